@@ -1,0 +1,164 @@
+"""What a model and a run are: checked dataclasses, to and from the sections of a config JSON file.
+
+The keys are HipGPT's own (`embed_dim`, `num_heads`, …), so that its readers find them; the command line's
+shorter flags (`--dim`, `--heads`, …) are in `FLAGS`. Defaults stand here and nowhere else.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gpt.errors import UserError
+
+ACTIVATIONS = ("gelu", "relu")
+SCHEDULES = ("cosine", "constant")
+SAMPLINGS = ("sequential", "random")
+TOKENIZERS = ("word", "byte")
+
+DATA_PATH = "data/data.txt"
+VOCAB_LIMIT = 5000
+
+FLAGS = {
+    "max_seq_len": "--seq",
+    "embed_dim": "--dim",
+    "num_heads": "--heads",
+    "ff_hidden_dim": "--ff",
+    "num_layers": "--layers",
+    "tie_embeddings": "--no-tie",
+    "batch_size": "--batch",
+    "total_steps": "--steps",
+    "learning_rate": "--lr",
+}
+
+
+def flag(key: str) -> str:
+    """The command-line flag that sets `key`: `embed_dim` → `--dim`, `grad_clip` → `--grad-clip`."""
+    return FLAGS.get(key, "--" + key.replace("_", "-"))
+
+
+def _check(ok: bool, key: str, value: object, wanted: str) -> None:
+    if not ok:
+        raise UserError(f"{flag(key)} is {value}, but must be {wanted}")
+
+
+def _check_types(config: Any) -> None:
+    """Flags arrive converted, but a config file can hold anything."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        fits = isinstance(value, field.type) or (type(value) is int and isinstance(float(value), field.type))
+        _check(fits and (type(value) is bool) == (field.type is bool), field.name, repr(value), f"of type {field.type}")
+
+
+def _known(cls: type, section: dict[str, Any]) -> dict[str, Any]:
+    return {field.name: section[field.name] for field in fields(cls) if field.name in section}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT-2: pre-LN blocks, learned positions, biases everywhere (Radford et al. 2019).
+
+    Raises UserError where a value cannot make a model.
+    """
+
+    vocab_size: int
+    max_seq_len: int = 256
+    embed_dim: int = 256
+    num_heads: int = 8
+    ff_hidden_dim: int = 1024
+    num_layers: int = 8
+    activation: str = "gelu"
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for key in ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"):
+            _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        if self.embed_dim % self.num_heads:
+            raise UserError(f"--dim {self.embed_dim} is not a multiple of --heads {self.num_heads}")
+        _check(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
+        _check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @classmethod
+    def from_json(cls, section: dict[str, Any]) -> "ModelConfig":
+        return cls(**_known(cls, section))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained. `warmup_steps` and `min_lr` of None are worked out from steps and learning rate.
+
+    Raises UserError where a value cannot train.
+    """
+
+    batch_size: int = 32
+    accumulate: int = 1
+    total_steps: int = 50_000
+    learning_rate: float = 3e-4
+    min_lr: float | None = None
+    warmup_steps: int | None = None
+    schedule: str = "cosine"
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    seed: int = 0
+    sampling: str = "sequential"
+    val_fraction: float = 0.05
+    log_every: int = 50
+    eval_every: int = 500
+    ckpt_every: int = 1000
+    keep_last: int = 5
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for key in ("batch_size", "accumulate", "total_steps", "log_every", "eval_every", "keep_last"):
+            _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        lr = self.learning_rate
+        _check(math.isfinite(lr) and lr > 0, "learning_rate", lr, "a number above 0")
+        if self.warmup_steps is None:
+            object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // 50))
+        if self.min_lr is None:
+            object.__setattr__(self, "min_lr", lr / 10)
+        for key in ("ckpt_every", "warmup_steps", "seed"):
+            _check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        _check(0 <= self.min_lr <= lr, "min_lr", self.min_lr, f"between 0 and --lr {lr}")
+        for key in ("weight_decay", "grad_clip"):
+            value = getattr(self, key)
+            _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
+        _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
+        _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
+
+    @classmethod
+    def from_json(cls, section: dict[str, Any]) -> "TrainConfig":
+        return cls(**_known(cls, section))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_GPT2 = {"tokenizer": "byte", "vocab_size": 50_257, "max_seq_len": 1024}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 1000, "max_seq_len": 64, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 2, "batch_size": 16, "total_steps": 1000, "learning_rate": 2e-3,
+    },
+    "small": {
+        "vocab_size": 2000, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 4, "batch_size": 16, "total_steps": 5000, "learning_rate": 1e-3,
+    },
+    "gpt2-124M": {
+        **_GPT2, "embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072, "num_layers": 12, "batch_size": 32,
+        "learning_rate": 6e-4,
+    },
+    "gpt2-350M": {
+        **_GPT2, "embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096, "num_layers": 24, "batch_size": 16,
+        "learning_rate": 3e-4,
+    },
+}

@@ -1,0 +1,49 @@
+"""What several test files share: the real text, and the command as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.load_profile("patient")
+
+ROOT = Path(__file__).parent.parent
+SHAKESPEARE = (
+    Path(os.environ.get("HIPGPT_SHAKESPEARE", "")),
+    ROOT / "data" / "shakespeare.txt",
+    ROOT.parent / "shared" / "data" / "tinyshakespeare.txt",
+)
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Path:
+    """Tiny Shakespeare, which `hipgpt fetch shakespeare` brings; tests that need it skip where it is absent."""
+    for path in SHAKESPEARE:
+        if path.is_file():
+            return path
+    pytest.skip("Tiny Shakespeare is absent: `hipgpt fetch shakespeare` brings it")
+
+
+@pytest.fixture
+def hipgpt(tmp_path, monkeypatch):
+    """Run the real command in a process of its own, in an empty directory: hipgpt("train", "--steps", 3)."""
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+
+    def run(*arguments: object, status: int = 0, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs
+        )
+        assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
+        if status == 2:
+            assert result.stderr.startswith("Error: ")
+            assert result.stderr.count("\n") == 1, "an error is one line"
+        return result
+
+    run.environment = environment
+    return run
