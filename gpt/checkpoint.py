@@ -1,0 +1,236 @@
+"""Checkpoints: safetensors and JSON on disk, so written that a kill at any moment leaves a run that loads.
+
+A checkpoint is three files, see `Run`. All three are written beside their targets first; then they are renamed into
+place, weights, optimizer, config, and the links `latest_*` follow. So whatever config there is has its weights, and
+`latest_config.json`, moved last, is the one truth about where a run stands. A step saved a second time is replaced
+by the same renames, and only between those could a kill leave files of both saves.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.files import atomic_path, link_atomically
+from gpt.model import parameter_shapes
+from gpt.optim import COUNTERS
+from gpt.run import Run
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_REQUIRED = {"model": ("vocab_size",), "training": (), "checkpoint": ("latest", "step")}
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk whose config and weights file have been found to agree."""
+
+    run: Run
+    step: int
+    model: ModelConfig
+    train: TrainConfig
+    path: Path  # the weights file
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Read the weights: float32, in the names, order and shapes of `parameter_shapes`.
+
+        Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
+        """
+        with _open_tensors(self.path, _weights_layout(self.model)) as file:
+            return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
+
+    def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, int]]:
+        """Read Adam's moments exp_avg and exp_avg_sq, float32 by parameter name, and the counters `COUNTERS`.
+
+        Raises UserError as `weights` does; only resuming needs this file.
+        """
+        path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
+        names = parameter_shapes(self.model)
+        with _open_tensors(path, _optimizer_layout(self.model)) as file:
+            exp_avg, exp_avg_sq = ({name: file.get_tensor(f"{moment}.{name}") for name in names} for moment in MOMENTS)
+            return exp_avg, exp_avg_sq, {name: int(file.get_tensor(name)) for name in COUNTERS}
+
+
+def save(
+    run: Run,
+    step: int,
+    model: ModelConfig,
+    train: TrainConfig,
+    weights: Mapping[str, np.ndarray],
+    exp_avg: Mapping[str, np.ndarray],
+    exp_avg_sq: Mapping[str, np.ndarray],
+    counters: Mapping[str, int],
+) -> Checkpoint:
+    """Write the checkpoint of `step` and make it the latest. The caller holds `run.lock()`.
+
+    Mappings go from parameter name to float32 array; `counters` has the names `COUNTERS`.
+    Raises UserError if the files cannot be written (no space, no permission); what was saved before is then intact.
+    """
+    names = parameter_shapes(model)
+    weights_path, config_path = run.weights_path(step), run.config_path(step)
+    config = {
+        "model": model.to_json(),
+        "tokenizer": {"path": run.tokenizer_path.name, "tokens_path": run.tokens_path.name},
+        "training": {**train.to_json(), "steps": step},
+        "checkpoint": {"latest": weights_path.name, "step": step},
+    }
+    try:
+        with (  # left innermost first: the weights are renamed before the optimizer, and the config comes last
+            atomic_path(config_path) as config_file,
+            atomic_path(run.optimizer_path(step)) as optimizer_file,
+            atomic_path(weights_path) as weights_file,
+        ):
+            _write_tensors(weights_file, {name: weights[name] for name in names})
+            moments = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+            tensors = {f"{moment}.{name}": moments[moment][name] for moment in MOMENTS for name in names}
+            _write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
+            config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        link_atomically(run.latest_weights_path, weights_path.name)
+        link_atomically(run.latest_config_path, config_path.name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
+    return Checkpoint(run, step, model, train, weights_path)
+
+
+def load(run: Run, step: int | None = None) -> Checkpoint:
+    """The run's checkpoint of `step`; for None the one `latest_config.json` names, be it a link or a plain file.
+
+    Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together.
+    """
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
+    steps = run.steps()
+    if step is not None:
+        if step not in steps:
+            there = f"there are steps {', '.join(map(str, steps))}" if steps else "there are none"
+            raise UserError(f"{run.path} has no checkpoint of step {step}: {there}")
+        return _read(run, run.config_path(step))
+    if not run.latest_config_path.exists():
+        if not steps:
+            raise UserError(f"{run.path} has no checkpoint yet: train it first")
+        example = f"--ckpt {run.config_path(steps[-1])}"
+        raise UserError(f"{run.latest_config_path} is missing or a broken link: name a checkpoint, as in {example}")
+    return _read(run, run.latest_config_path)
+
+
+def find(path: str | os.PathLike) -> Checkpoint:
+    """The checkpoint that a weights file, a config file or a `latest_*` link belongs to, in any directory.
+
+    Its `run` is the directory the file lies in. Raises UserError as `load` does.
+    """
+    path = Path(path).resolve()
+    run = Run.at(path.parent)
+    if not path.is_file():
+        raise UserError(f"--ckpt {path} is not a file: name a checkpoint's weights, its config or a latest_* link")
+    if path.suffix == ".json":
+        return _read(run, path)
+    if path.name == run.latest_weights_path.name:  # a run copied by something that follows links
+        return _read(run, run.latest_config_path)
+    return _read(run, path.with_name(f"{path.stem}_config.json"), path)
+
+
+def prune(run: Run, keep_last: int) -> None:
+    """Remove all checkpoints but the `keep_last` last written ones and what `latest_*` points at.
+
+    Also removes weights that a killed save left without a config. The caller holds `run.lock()`.
+    Raises UserError, having removed nothing, if the latest checkpoint does not load.
+    """
+    latest = {load(run).path.name, run.latest_weights_path.resolve().name}
+    by_age = sorted(run.steps(), key=lambda step: (run.config_path(step).stat().st_mtime_ns, step))
+    kept = by_age[-keep_last:]
+    part = re.compile(re.escape(run.name) + r"_step(0|[1-9][0-9]*)(?:(_config\.json)|(?:_optimizer)?\.safetensors)")
+    parts = filter(None, map(part.fullmatch, os.listdir(run.path)))
+    for match in sorted(parts, key=lambda match: match[2] is None):  # configs first: a step that has one is whole
+        step = int(match[1])
+        if step not in kept and run.weights_path(step).name not in latest:
+            (run.path / match[0]).unlink(missing_ok=True)
+
+
+def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Checkpoint:
+    """The checkpoint of a config file; its weights are the file it names, unless `weights_path` says otherwise."""
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {config_path}: {_reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{config_path} is not valid JSON: {_reason(error)}") from error
+    for section, keys in _REQUIRED.items():
+        found = config.get(section) if isinstance(config, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{config_path} is not a checkpoint's config: it has no section {section!r}")
+        for key in keys:
+            if key not in found:
+                raise UserError(f"{config_path} is not a checkpoint's config: its section {section!r} has no {key!r}")
+    try:
+        model, train = ModelConfig.from_json(config["model"]), TrainConfig.from_json(config["training"])
+        step = int(config["checkpoint"]["step"])
+        # The name alone counts: the file lies beside its config, wherever the directory has been moved.
+        named = config_path.with_name(Path(config["checkpoint"]["latest"]).name)
+        layout = _weights_layout(model)
+    except (TypeError, ValueError, UserError) as error:
+        raise UserError(f"{config_path} does not describe a model and its training: {_reason(error)}") from error
+    checkpoint = Checkpoint(run, step, model, train, weights_path or named)
+    with _open_tensors(checkpoint.path, layout):
+        return checkpoint
+
+
+def _weights_layout(model: ModelConfig) -> Layout:
+    return {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
+
+
+def _optimizer_layout(model: ModelConfig) -> Layout:
+    shapes = parameter_shapes(model)
+    moments: Layout = {f"{moment}.{name}": ("F32", shape) for moment in MOMENTS for name, shape in shapes.items()}
+    return moments | dict.fromkeys(COUNTERS, ("I64", ()))
+
+
+@contextmanager
+def _open_tensors(path: Path, layout: Layout) -> Iterator[Any]:
+    """The open safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            _check_layout(path, file, layout)
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: restore it, or name another checkpoint") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
+
+
+def _check_layout(path: Path, file: Any, layout: Layout) -> None:
+    names = set(file.keys())
+    for name, wanted in layout.items():
+        if name not in names:
+            raise UserError(f"{path} does not fit its config: it has no tensor {name}")
+        view = file.get_slice(name)
+        found = view.get_dtype(), tuple(view.get_shape())
+        if found != wanted:
+            raise UserError(f"{path} does not fit its config: {name} is {_words(*found)}, not {_words(*wanted)}")
+    if extra := names - layout.keys():
+        raise UserError(f"{path} does not fit its config: it has the unknown tensor {min(extra)}")
+
+
+def _words(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    # safetensors writes an array's memory as it lies, so strided views must be copied. Readers of PyTorch
+    # checkpoints ask for the format entry.
+    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path, {"format": "pt"})
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())

@@ -1,0 +1,351 @@
+"""GPT-2 (Radford et al. 2019): parameters, forward pass, backward pass.
+
+A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-LN, learned positions, biases everywhere.
+All arithmetic is asked of an operations object (gpt/ops); this file only says in which order. Three choices shape it:
+
+- All parameters lie in one flat buffer, and so do their gradients: clipping, AdamW and saving are one pass.
+- The residual add is fused with the layer norm that follows it, so every block ends by computing the norm that
+  the next one (or the head) starts with.
+- The head goes over the rows in chunks, each turned from logits into its gradient at once: no array of
+  [rows, vocabulary] ever exists.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt.config import ModelConfig
+from gpt.ops import Array, Dropout
+
+ALIGNMENT = 128  # elements: views start where vector loads and matrix products like it
+INIT_STD = 0.02
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every parameter, in GPT-2's names and order (weights are [in, out])."""
+    d, f = config.embed_dim, config.ff_hidden_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (config.vocab_size, d),
+        "transformer.wpe.weight": (config.max_seq_len, d),
+    }
+    for layer in range(config.num_layers):
+        for module, shape in zip(Block._fields, ((d,), (d, 3 * d), (d, d), (d,), (d, f), (f, d)), strict=True):
+            prefix = f"transformer.h.{layer}.{_MODULE_NAMES[module]}"
+            shapes[f"{prefix}.weight"] = shape
+            shapes[f"{prefix}.bias"] = shape[-1:]
+    shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (d,)
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, d)
+    return shapes
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """How many numbers a model of this shape learns."""
+    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+
+
+class Affine(NamedTuple):
+    """The two parameters of a linear layer or a layer norm."""
+
+    weight: Array
+    bias: Array
+
+
+class Block(NamedTuple):
+    """One transformer block's parameters, or their gradients."""
+
+    ln_1: Affine
+    attn_qkv: Affine
+    attn_proj: Affine
+    ln_2: Affine
+    mlp_fc: Affine
+    mlp_proj: Affine
+
+
+_MODULE_NAMES = {
+    "ln_1": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_proj": "attn.c_proj",
+    "ln_2": "ln_2",
+    "mlp_fc": "mlp.c_fc",
+    "mlp_proj": "mlp.c_proj",
+}
+
+
+class Parameters:
+    """Named views into one flat float32 buffer: the weights, their gradients, or an Adam moment.
+
+    Tensors that weight decay applies to (2-D ones) come first: they are `flat[:decayed]`. Gaps left by the alignment
+    stay zero, which neither a norm nor an update can tell.
+    """
+
+    def __init__(self, config: ModelConfig, allocate: Callable[..., Array]) -> None:
+        shapes = parameter_shapes(config)
+        offsets, end = {}, 0
+        for name in sorted(shapes, key=lambda name: len(shapes[name]) == 1):
+            if len(shapes[name]) == 2:
+                self.decayed = end + _aligned(math.prod(shapes[name]))
+            offsets[name] = end
+            end += _aligned(math.prod(shapes[name]))
+        self.flat = allocate(end)
+        self.named = {
+            name: self.flat[offsets[name] : offsets[name] + math.prod(shape)].reshape(shape)
+            for name, shape in shapes.items()
+        }
+
+        self.wte = self.named["transformer.wte.weight"]
+        self.wpe = self.named["transformer.wpe.weight"]
+        self.head = self.wte if config.tie_embeddings else self.named["lm_head.weight"]
+        self.ln_f = self._affine("transformer.ln_f")
+        self.blocks = [
+            Block(*(self._affine(f"transformer.h.{layer}.{_MODULE_NAMES[module]}") for module in Block._fields))
+            for layer in range(config.num_layers)
+        ]
+        self.norms = [block.ln_1 for block in self.blocks] + [self.ln_f]
+
+    def _affine(self, prefix: str) -> Affine:
+        return Affine(self.named[f"{prefix}.weight"], self.named[f"{prefix}.bias"])
+
+
+class Normed(NamedTuple):
+    """A point of the residual stream, its layer norm, and what that norm's backward needs."""
+
+    x: Array  # [rows, D]
+    out: Array  # [rows, D]
+    mean: Array  # [rows]
+    rstd: Array  # [rows]
+
+    def rows(self, rows: int) -> "Normed":
+        return Normed(*(array[:rows] for array in self))
+
+
+class BlockActivations(NamedTuple):
+    """What one block's forward pass leaves for its backward pass."""
+
+    ln_1: Normed
+    qkv: Array  # [rows, 3 D]
+    attended: Array  # [rows, D]
+    lse: Array  # [batch x heads x seq]
+    ln_2: Normed
+    fc: Array  # [rows, F], before the activation
+    activated: Array  # [rows, F]
+
+
+class Workspace:
+    """Every array that a pass over at most `batch` x `seq` tokens writes, allocated once.
+
+    For inference (`training` False) all blocks share one set of arrays.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, seq: int, head_rows: int, training: bool, allocate: Callable[..., Array]
+    ) -> None:
+        rows, d, f = batch * seq, config.embed_dim, config.ff_hidden_dim
+
+        def normed() -> Normed:
+            x, out = allocate((rows, d)), allocate((rows, d))
+            return Normed(x, out, mean=allocate(rows, "float32"), rstd=allocate(rows, "float32"))
+
+        def block(ln_1: Normed) -> BlockActivations:
+            lse = allocate(rows * config.num_heads, "float32")
+            fc, activated = allocate((rows, f)), allocate((rows, f))
+            return BlockActivations(ln_1, allocate((rows, 3 * d)), allocate((rows, d)), lse, normed(), fc, activated)
+
+        if training:
+            self.norms = [normed() for _ in range(config.num_layers + 1)]
+            self.blocks = [block(ln_1) for ln_1 in self.norms[:-1]]
+            self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
+            self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
+        else:
+            self.norms = [normed()] * (config.num_layers + 1)
+            self.blocks = [block(self.norms[0])] * config.num_layers
+        self.branch = allocate((rows, d))
+        self.logits = allocate((min(rows, head_rows), config.vocab_size))
+        self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
+
+
+class KVCache:
+    """Keys and values of the positions decoded so far, for one sequence: [layers, heads, max_seq_len, head_dim]."""
+
+    def __init__(self, config: ModelConfig, allocate: Callable[..., Array]) -> None:
+        shape = (config.num_layers, config.num_heads, config.max_seq_len, config.head_dim)
+        self.keys, self.values = allocate(shape), allocate(shape)
+        self.length = 0
+        self.capacity = config.max_seq_len
+
+
+class GPT:
+    """A GPT-2 on one device.
+
+    `batch` is the largest number of sequences, each of `config.max_seq_len` tokens or fewer, that one pass may take.
+    With `training` it also holds gradients and the activations that backward needs.
+    """
+
+    def __init__(self, config: ModelConfig, ops: Any, batch: int = 1, training: bool = False) -> None:
+        self.config, self.ops = config, ops
+        self.weights = Parameters(config, ops.zeros)
+        self.gradients = Parameters(config, ops.zeros) if training else None
+        self.workspace = Workspace(config, batch, config.max_seq_len, ops.head_rows, training, ops.empty)
+        self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
+        self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
+
+    # ---- parameters -----------------------------------------------------------------------------------------------
+
+    def initialize(self, seed: int) -> None:
+        """GPT-2's initialization: N(0, 0.02²), projections into the residual stream scaled by 1 / sqrt(2 layers)."""
+        rng = np.random.Generator(np.random.Philox(seed))
+        for name, view in self.weights.named.items():
+            if view.ndim == 1:
+                value = np.full(view.shape, 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
+            else:
+                std = INIT_STD / math.sqrt(2 * self.config.num_layers) if "c_proj" in name else INIT_STD
+                value = rng.standard_normal(view.shape, np.float32) * np.float32(std)
+            self.ops.copy(value, out=view)
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take over float32 tensors by name; names and shapes are those of `parameter_shapes`."""
+        for name, view in self.weights.named.items():
+            self.ops.copy(tensors[name], out=view)
+
+    # ---- passes ---------------------------------------------------------------------------------------------------
+
+    def loss(self, ids: Array, labels: Array) -> None:
+        """Add the cross-entropy and top-1 hits of int32 [batch, seq] ids and labels to `metrics`."""
+        self._forward(ids)
+        self._head(labels)
+
+    def loss_and_gradients(self, ids: Array, labels: Array, scale: float) -> None:
+        """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`."""
+        self._forward(ids, dropout=self.config.dropout)
+        self._head(labels, scale)
+        self._backward(ids)
+
+    def logits(self, ids: Array) -> np.ndarray:
+        """The full forward pass: float32 [batch, seq, vocab] logits, on the host, of int32 [batch, seq] ids."""
+        self._forward(ids)
+        chunks = [self.ops.to_host(logits).copy() for _, logits in self._logits(ids.size)]
+        return np.concatenate(chunks).reshape(*ids.shape, -1)
+
+    def decode(self, ids: Array, cache: KVCache) -> Array:
+        """Append int32 [n] ids to the cached sequence; the logits, float32 [vocab], that follow the last one.
+
+        Computes n positions, however long the sequence is; `cache.length` + n must not exceed its capacity.
+        """
+        self._forward(ids.reshape(1, -1), cache=cache)
+        cache.length += ids.size
+        last = self.workspace.norms[-1].out[ids.size - 1 : ids.size]
+        logits = self.workspace.logits[:1]
+        self.ops.linear(last, self.weights.head.T, None, out=logits)
+        return logits[0]
+
+    def _forward(self, ids: Array, dropout: float = 0.0, cache: KVCache | None = None) -> None:
+        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
+        drop = self._dropout(dropout)
+        branch = ws.branch[:rows]
+        stream = ws.norms[0].rows(rows)
+        ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, start=cache.length if cache else 0, dropout=drop(0))
+        ops.layernorm(stream.x, *weights.norms[0], out=stream.out, mean=stream.mean, rstd=stream.rstd)
+        for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
+            qkv, attended = act.qkv[:rows], act.attended[:rows]
+            ops.linear(stream.out, *w.attn_qkv, out=qkv)
+            if cache:
+                ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.length, out=attended)
+            else:
+                ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=drop(3 * layer + 1))
+            ops.linear(attended, *w.attn_proj, out=branch)
+            middle = act.ln_2.rows(rows)
+            ops.add_layernorm(stream.x, branch, *w.ln_2, *middle, dropout=drop(3 * layer + 2))
+            fc, activated = act.fc[:rows], act.activated[:rows]
+            ops.linear(middle.out, *w.mlp_fc, out=activated, before=fc, activation=self.config.activation)
+            ops.linear(activated, *w.mlp_proj, out=branch)
+            stream = ws.norms[layer + 1].rows(rows)
+            ops.add_layernorm(middle.x, branch, *weights.norms[layer + 1], *stream, dropout=drop(3 * layer + 3))
+
+    def _logits(self, rows: int) -> Iterator[tuple[slice, Array]]:
+        """Chunks of rows with their logits; a chunk's array is reused by the next."""
+        out, logits = self.workspace.norms[-1].out, self.workspace.logits
+        for start in range(0, rows, len(logits)):
+            chunk = slice(start, min(start + len(logits), rows))
+            self.ops.linear(out[chunk], self.weights.head.T, None, out=logits[: chunk.stop - start])
+            yield chunk, logits[: chunk.stop - start]
+
+    def _head(self, labels: Array, scale: float | None = None) -> None:
+        """Cross-entropy of the last norm's output; with `scale` also its gradient, into `dnormed` and the head's."""
+        ops, ws, labels = self.ops, self.workspace, labels.reshape(-1)
+        losses, hits = ws.losses[: labels.size], ws.hits[: labels.size]
+        for chunk, logits in self._logits(labels.size):
+            ops.softmax_cross_entropy(logits, labels[chunk], losses=losses[chunk], hits=hits[chunk], scale=scale)
+            if scale is not None:
+                out, dhead = ws.norms[-1].out[chunk], self.gradients.head
+                ops.linear_backward(logits, out, self.weights.head.T, dx=ws.dnormed[chunk], dweight=dhead.T, dbias=None)
+        ops.add_sums(losses, hits, out=self.metrics)
+
+    def _backward(self, ids: Array) -> None:
+        """From `dnormed`, the gradient of the last norm's output, down to the embedding."""
+        ops, weights, grads, ws, rows = self.ops, self.weights, self.gradients, self.workspace, ids.size
+        drop = self._dropout(self.config.dropout)
+        dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
+        ops.fill(dx, 0)
+
+        def norm_backward(norm: Normed, weight: Affine, grad: Affine) -> None:
+            ops.layernorm_backward(dnormed, norm.x, weight.weight, norm.mean, norm.rstd, dx, *grad)
+
+        def branch_gradient(site: int) -> Array:
+            if not drop(site):
+                return dx
+            ops.dropout(dx, out=ws.dbranch[:rows], dropout=drop(site))
+            return ws.dbranch[:rows]
+
+        for layer in reversed(range(self.config.num_layers)):
+            w, g, act = weights.blocks[layer], grads.blocks[layer], ws.blocks[layer]
+            activated, attended = act.activated[:rows], act.attended[:rows]
+            stream, middle = act.ln_1.rows(rows), act.ln_2.rows(rows)
+            after = ws.norms[layer + 1].rows(rows)
+
+            norm_backward(after, weights.norms[layer + 1], grads.norms[layer + 1])
+            ops.linear_backward(
+                branch_gradient(3 * layer + 3), activated, w.mlp_proj.weight, dfc, *g.mlp_proj,
+                before=act.fc[:rows], activation=self.config.activation,
+            )
+            ops.linear_backward(dfc, middle.out, w.mlp_fc.weight, dnormed, *g.mlp_fc)
+
+            norm_backward(middle, w.ln_2, g.ln_2)
+            dattended = dnormed  # free until attention's own backward is done
+            ops.linear_backward(branch_gradient(3 * layer + 2), attended, w.attn_proj.weight, dattended, *g.attn_proj)
+            ops.attention_backward(
+                dattended, act.qkv[:rows], attended, self._lse(act, ids), dqkv, dropout=drop(3 * layer + 1)
+            )
+            ops.linear_backward(dqkv, stream.out, w.attn_qkv.weight, dnormed, *g.attn_qkv)
+        norm_backward(ws.norms[0].rows(rows), weights.norms[0], grads.norms[0])
+        ops.embedding_backward(dx, ids, grads.wte, grads.wpe, dropout=drop(0))
+
+    def _dropout(self, rate: float) -> Callable[[int], Dropout | None]:
+        """The dropout of a site: the embedding is 0; a block's attention and two branches follow, three per block."""
+        return lambda site: Dropout(rate, self.dropout_key, site) if rate else None
+
+    def _lse(self, act: BlockActivations, ids: Array) -> Array:
+        batch, seq = ids.shape
+        return act.lse[: ids.size * self.config.num_heads].reshape(batch, self.config.num_heads, seq)
+
+
+def memory_bytes(config: ModelConfig, batch: int, head_rows: int, training: bool, itemsize: int = 4) -> int:
+    """Bytes that a GPT (with both Adam moments when `training`) will hold, known before anything is allocated."""
+    total = 0
+
+    def count(shape: int | tuple[int, ...], dtype: str = "") -> np.ndarray:
+        nonlocal total
+        size = math.prod(np.atleast_1d(shape).tolist())
+        total += size * (np.dtype(dtype).itemsize if dtype else itemsize)
+        return np.broadcast_to(np.float32(0), size)
+
+    copies = 4 if training else 1  # weights; gradients and two moments
+    Parameters(config, count)
+    total *= copies
+    Workspace(config, batch, config.max_seq_len, head_rows, training, count)
+    return total
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,41 @@
+"""The dozen operations a GPT needs, each as forward and backward, behind one face per kind of device.
+
+`select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
+neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpt.errors import UserError
+
+Array = Any  # a NumPy array on the CPU
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """One place where elements are zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
+
+    The mask is a pure function of (key, site, element index), so backward draws it again instead of storing it
+    and a resumed run replays it. `key` is a uint32 [2] array (seed, counter) in the device's memory; `site`
+    numbers the places within one model.
+    """
+
+    rate: float
+    key: Array
+    site: int
+
+
+def select(device: str = "auto") -> Any:
+    """The operations object for `--device` auto, cpu, gpu or gpu:N.
+
+    Raises UserError when the device does not exist here.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "gpu") or (index and (kind != "gpu" or not index.isdecimal())):
+        raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
+    if kind == "gpu":
+        raise UserError(f"--device {device}: this version of hipgpt computes on the CPU only; use --device cpu")
+    from gpt.ops.cpu import CpuOps
+
+    return CpuOps()

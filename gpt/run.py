@@ -1,0 +1,152 @@
+"""A run directory: its name, its files, its lock.
+
+Everything one training run owns lies in `checkpoints/RUN/`, and this file is where each of its files gets its name.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from gpt.errors import UserError
+
+ROOT = Path("checkpoints")
+NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a run adds 50 or so to the run's name
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # a first "." would hide the run, a first "-" reads as an option
+
+_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors does
+
+
+class Run:
+    """The run `name` under `root`: where its files are, whether they exist or not.
+
+    Raises UserError for a name that is not plain letters, digits, '.', '_' and '-', so that none can leave `root`.
+    """
+
+    name: str
+    path: Path
+
+    def __init__(self, name: str, root: Path = ROOT) -> None:
+        if len(name) > NAME_LIMIT:
+            raise UserError(f"--run-name has {len(name)} characters, but must have at most {NAME_LIMIT}")
+        if not _NAME.fullmatch(name):
+            wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-'"
+            raise UserError(f"--run-name is {name!r}, but must consist of {wanted}")
+        self.name, self.path = name, Path(root) / name
+
+    @classmethod
+    def at(cls, directory: Path) -> "Run":
+        """The run in a directory that exists already, wherever it lies and whatever it is called."""
+        run = cls.__new__(cls)
+        run.name, run.path = directory.name, directory
+        return run
+
+    @staticmethod
+    def new_name() -> str:
+        """A name from the local time: `run_20261123_114501`."""
+        return time.strftime("run_%Y%m%d_%H%M%S")
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def tokens_path(self) -> Path:
+        return self.path / "tokens.bin"
+
+    @property
+    def tokens_info_path(self) -> Path:
+        return self.path / "tokens.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def latest_weights_path(self) -> Path:
+        return self.path / "latest_checkpoint.safetensors"
+
+    @property
+    def latest_config_path(self) -> Path:
+        return self.path / "latest_config.json"
+
+    def weights_path(self, step: int) -> Path:
+        return self.path / f"{self.name}_step{step}.safetensors"
+
+    def optimizer_path(self, step: int) -> Path:
+        return self.path / f"{self.name}_step{step}_optimizer.safetensors"
+
+    def config_path(self, step: int) -> Path:
+        return self.path / f"{self.name}_step{step}_config.json"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, ascending: those whose config file, written last, exists."""
+        if not self.path.is_dir():
+            return []
+        config = re.compile(re.escape(self.name) + r"_step(0|[1-9][0-9]*)_config\.json")
+        return sorted(int(match[1]) for match in map(config.fullmatch, os.listdir(self.path)) if match)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""
+        entries = []
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError):
+                    entries.append(json.loads(line))
+        return entries
+
+    def disk_bytes(self) -> int:
+        """What the run's files take on disk, in bytes. Links count as links."""
+        total = 0
+        for directory, _, names in os.walk(self.path):
+            for name in names:
+                with suppress(FileNotFoundError):  # a trainer may be pruning meanwhile
+                    total += os.lstat(os.path.join(directory, name)).st_size
+        return total
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes to this run, inside the `with`.
+
+        Creates the directory, and removes it again if nothing has come to be in it. Temporary files of a process
+        that was killed are removed first.
+        The operating system releases the lock when the process ends, however it ends.
+        Raises UserError at once if another process holds it, or if the directory cannot be written to.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"run {self.name} is being trained by another process: wait for it, or take another --run-name"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+        try:
+            for name in filter(_TEMPORARY.fullmatch, os.listdir(self.path)):
+                (self.path / name).unlink()
+            yield
+        finally:
+            if os.listdir(self.path) == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
+            lock.release()
+
+
+def list_runs(root: Path = ROOT) -> list[Run]:
+    """The runs under `root` by name: directories that hold a tokenizer, tokens or a checkpoint."""
+    if not root.is_dir():
+        return []
+    runs = [Run(path.name, root) for path in sorted(root.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
+    return [
+        run
+        for run in runs
+        if run.tokenizer_path.exists() or run.tokens_path.exists() or run.latest_config_path.exists() or run.steps()
+    ]
