@@ -1,0 +1,330 @@
+"""From a text file to tokenizer.json, tokens.bin and tokens.json; and whether the three still belong together.
+
+tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536): np.memmap and nanoGPT read it as it
+is. tokens.json, written last, says what tokens.bin was made from. A file counts as unchanged while its size and its
+modification time are; otherwise its SHA-256 decides. Tokens that no longer match are refused, never returned.
+
+A text inside the project (the directory that holds checkpoints/) is remembered relative to the run, so that the
+project can move and be used from any working directory; a text outside it is remembered by its absolute path.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt.config import DATA_PATH, TOKENIZERS, VOCAB_LIMIT
+from gpt.errors import UserError
+from gpt.files import atomic_path, write_atomically
+from gpt.run import Run
+from gpt.text import read_blocks
+from gpt.tokenizer import Tokenizer
+
+DEFAULTS: Mapping[str, Any] = {"data_path": DATA_PATH, "vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
+
+_INFO_KEYS = {
+    "text": {"path", "size", "mtime_ns", "sha256"},
+    "tokenizer": {"kind", "vocab_limit", "sha256"},
+    "tokens": {"size", "mtime_ns", "sha256"},
+}
+
+Report = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def _silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda completed: None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized text. `tokens` is a read-only memory map (uint16 or uint32 [n]); `info` is what tokens.json holds.
+
+    `info`: dtype, count (tokens), vocab_size, characters (of the text), dropped (characters the vocabulary lacks), and
+    the sections text (path, size, mtime_ns, sha256), tokenizer (kind, vocab_limit, sha256) and tokens (size, mtime_ns,
+    sha256).
+    """
+
+    tokenizer: Tokenizer
+    tokens: np.ndarray
+    info: dict[str, Any]
+
+
+def prepare(
+    run: Run,
+    *,
+    data_path: str | None = None,
+    vocab_limit: int | None = None,
+    kind: str | None = None,
+    defaults: Mapping[str, Any] = DEFAULTS,
+    reset: bool = False,
+    report: Report = print,
+    progress: Progress = _silent,
+) -> Corpus:
+    """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
+
+    `data_path`, `vocab_limit` and `kind` are what the user asked for, None where nothing was: then what the run was
+    made with holds, and `defaults` for a run that has nothing yet. `reset` makes tokenizer and tokens anew. `report`
+    takes one line for the user; `progress(what, total)` yields a function that takes how much is done, in bytes.
+    Raises UserError where the text, the tokenizer, tokens.bin or a flag contradicts what the run was made with, where
+    a tokenizer would have to be made for a run that has checkpoints, and for a text that cannot be used. An error
+    leaves the three files as they were.
+    """
+    trained = bool(run.steps())  # then a model exists, and it knows this tokenizer only
+    has_tokenizer = run.tokenizer_path.exists()
+    if trained and reset:
+        raise UserError(f"--reset would part run {run.name} from its checkpoints' tokenizer: take another --run-name")
+    if trained and not has_tokenizer:
+        raise UserError(
+            f"{run.tokenizer_path} is missing, and the run's checkpoints are of no use without it: "
+            "put it back, or take another --run-name"
+        )
+    otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
+
+    info = _read_info(run)
+    if data_path is not None:
+        text = Path(data_path)
+    elif info is not None:
+        text = _located(run, info["text"]["path"])
+    else:
+        text = Path(defaults["data_path"])
+        if not text.exists():
+            raise UserError(
+                f"{text} does not exist: name a text with --data-path, or get one with `hipgpt fetch shakespeare`"
+            )
+
+    if reset or not has_tokenizer:
+        if not reset and (info is not None or run.tokens_path.exists()):
+            report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
+        settings = {**defaults, **(info["tokenizer"] if info else {})}
+        tokenizer = Tokenizer(
+            settings["vocab_limit"] if vocab_limit is None else vocab_limit, settings["kind"] if kind is None else kind
+        )
+        return _make(run, text, tokenizer, is_new=True, report=report, progress=progress)
+
+    if info is not None and (now := _sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
+        raise UserError(
+            f"{run.tokenizer_path} is not the tokenizer that {run.tokens_path.name} was made with "
+            f"(sha256 {then:.12}… then, {now:.12}… now): put that one back, or {otherwise}"
+        )
+    tokenizer = Tokenizer.load(run.tokenizer_path)
+    for flag, wanted, used in (
+        ("--vocab-size", vocab_limit, tokenizer.vocab_limit),
+        ("--tokenizer", kind, tokenizer.kind),
+    ):
+        if wanted not in (None, used):
+            raise UserError(f"{flag} is {wanted}, but {run.tokenizer_path} has {used}: leave it out, or {otherwise}")
+
+    if info is None:
+        lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
+        report(f"Note: {lost}: encoding {text} with the tokenizer that is there, {run.tokenizer_path}")
+        return _make(run, text, tokenizer, is_new=False, report=report, progress=progress)
+
+    current = {**info, "text": _checked_text(run, text, info["text"], otherwise, report)}
+    if not run.tokens_path.exists():
+        report(f"Note: {run.tokens_path} is missing: encoding {text} again")
+        return _make(run, text, tokenizer, is_new=False, report=report, progress=progress)
+    current["tokens"] = _checked(
+        run.tokens_path, info["tokens"], f"{run.tokens_path} is not what was written",
+        f"put it back, or delete it to encode {text} again",
+    )  # fmt: skip
+    if current != info:  # a new time or place for the same content, so that it need not be digested every time
+        write_atomically(run.tokens_info_path, _json(current))
+    return _opened(run, tokenizer, current)
+
+
+def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
+    """Give `run` the tokenizer of `source`, and its tokens too unless another text is to be encoded.
+
+    The caller holds the lock of `run`. Raises UserError if `source` has no tokenizer, or `run` another one.
+    """
+    if not source.tokenizer_path.exists():
+        raise UserError(f"{source.tokenizer_path} is missing, and the checkpoint is of no use without it: put it back")
+    if run.tokenizer_path.exists():
+        if run.tokenizer_path.read_bytes() != source.tokenizer_path.read_bytes():
+            raise UserError(f"run {run.name} has another tokenizer than {source.path}: take another --run-name")
+        return
+    _copy(source.tokenizer_path, run.tokenizer_path)
+    info = _read_info(source)
+    if with_tokens and info is not None:
+        if source.tokens_path.exists():
+            _copy(source.tokens_path, run.tokens_path)
+        info["text"]["path"] = _remembered(run, _located(source, info["text"]["path"]))
+        write_atomically(run.tokens_info_path, _json(info))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copy2(source, temporary)  # with its modification time, by which it counts as unchanged
+
+
+def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress) -> Corpus:
+    """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
+    _raise_if_unreadable(text)
+    before = _stamp(text)
+    if is_new:
+        _train(tokenizer, text, before["size"], progress)
+        if tokenizer.advice:
+            report(f"Note: {tokenizer.advice}")
+    new_tokenizer = atomic_path(run.tokenizer_path) if is_new else nullcontext(run.tokenizer_path)
+    # Left in reverse order, and only after everything has been written: tokens.json appears last.
+    with (
+        atomic_path(run.tokens_info_path) as info_file,
+        atomic_path(run.tokens_path) as tokens_file,
+        new_tokenizer as tokenizer_file,
+    ):
+        if is_new:
+            tokenizer.save(tokenizer_file)
+        dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        encoded = _encode(tokenizer, text, before["size"], tokens_file, dtype, progress)
+        if not encoded.count:
+            raise UserError(f"{text} holds nothing that the tokenizer knows, so it has no tokens: give another text")
+        if _stamp(text) != before:
+            raise UserError(f"{text} changed while it was being read: try again when nothing writes to it")
+        info = {
+            "dtype": dtype.name,
+            "count": encoded.count,
+            "vocab_size": tokenizer.vocab_size,
+            "characters": encoded.characters,
+            "dropped": encoded.dropped,
+            "text": {"path": _remembered(run, text), **before, "sha256": encoded.text_sha256},
+            "tokenizer": {
+                "kind": tokenizer.kind, "vocab_limit": tokenizer.vocab_limit, "sha256": _sha256(tokenizer_file),
+            },
+            "tokens": {**_stamp(tokens_file), "sha256": encoded.tokens_sha256},
+        }  # fmt: skip
+        info_file.write_text(_json(info), encoding="utf-8")
+    return _opened(run, tokenizer, info)
+
+
+def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> None:
+    with progress("Training tokenizer", 2 * size) as advance:  # one half is reading, the other merging
+
+        def blocks() -> Iterator[str]:
+            read = 0
+            for block in read_blocks(text):
+                yield block
+                read += len(block.encode())
+                advance(read)
+
+        tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
+
+
+class _Encoded(NamedTuple):
+    count: int
+    characters: int
+    dropped: int
+    text_sha256: str
+    tokens_sha256: str
+
+
+def _encode(
+    tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np.dtype, progress: Progress
+) -> _Encoded:
+    """Write the ids to `target` block by block, counting and digesting what passes."""
+    text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
+    characters = read = count = 0
+    dropped_before = tokenizer.dropped
+
+    def blocks() -> Iterator[str]:
+        nonlocal characters, read
+        for block in read_blocks(text):
+            data = block.encode()
+            text_digest.update(data)
+            characters += len(block)
+            read += len(data)
+            yield block
+
+    with progress("Encoding", size) as advance, open(target, "wb") as file:
+        for ids in tokenizer.encode_blocks(blocks()):
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            tokens_digest.update(data)
+            count += len(ids)
+            advance(read)
+    dropped = tokenizer.dropped - dropped_before
+    return _Encoded(count, characters, dropped, text_digest.hexdigest(), tokens_digest.hexdigest())
+
+
+def _opened(run: Run, tokenizer: Tokenizer, info: dict[str, Any]) -> Corpus:
+    dtype = np.dtype(info["dtype"]).newbyteorder("<")
+    return Corpus(tokenizer, np.memmap(run.tokens_path, dtype, mode="r", shape=(info["count"],)), info)
+
+
+def _read_info(run: Run) -> dict[str, Any] | None:
+    """What tokens.json says; None if it is missing, or damaged by something other than this program."""
+    try:
+        info = json.loads(run.tokens_info_path.read_text(encoding="utf-8"))
+        complete = all(info[section].keys() == keys for section, keys in _INFO_KEYS.items())
+        complete &= info["count"] * np.dtype(info["dtype"]).itemsize == info["tokens"]["size"]
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return info if complete else None
+
+
+def _checked_text(run: Run, text: Path, then: dict[str, Any], otherwise: str, report: Report) -> dict[str, Any]:
+    """The section `text` of tokens.json as it should read now. Raises UserError if `text` is not what was encoded."""
+    encoded = _located(run, then["path"])
+    is_another = os.path.abspath(text) != os.path.abspath(encoded)
+    if is_another or not run.tokens_path.exists():
+        _raise_if_unreadable(text)
+    if is_another:
+        moved = {**then, "path": _remembered(run, text), "mtime_ns": None}  # only the digest can tell
+        complaint = f"--data-path is {text}, but run {run.name} was made from {encoded}, and they differ"
+        return _checked(text, moved, complaint, f"leave it out, or {otherwise}")
+    if not text.exists():
+        report(f"Note: {text} is gone: going on with the tokens made from it")
+        return then
+    return _checked(text, then, f"{text} has changed since it was tokenized", f"restore it, or {otherwise}")
+
+
+def _checked(path: Path, then: dict[str, Any], complaint: str, advice: str) -> dict[str, Any]:
+    """`then`, a section of tokens.json, with the time that the file has now. UserError if its content differs."""
+    now = _stamp(path)
+    if now["size"] != then["size"]:
+        raise UserError(f"{complaint} ({then['size']} bytes then, {now['size']} now): {advice}")
+    if now["mtime_ns"] != then["mtime_ns"] and (digest := _sha256(path)) != then["sha256"]:
+        raise UserError(f"{complaint} (sha256 {then['sha256']:.12}… then, {digest:.12}… now): {advice}")
+    return {**then, **now}
+
+
+def _raise_if_unreadable(text: Path) -> None:
+    next(read_blocks(text))
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 16):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _remembered(run: Run, text: Path) -> str:
+    """How tokens.json names a text (see the top of this file)."""
+    directory, absolute = Path(os.path.abspath(run.path)), Path(os.path.abspath(text))
+    if absolute.is_relative_to(directory.parent.parent):
+        absolute = Path(os.path.relpath(absolute, directory))
+    return absolute.as_posix()
+
+
+def _located(run: Run, remembered: str) -> Path:
+    """The path that `_remembered` stands for. Links are not followed: `..` means what the user sees."""
+    return Path(os.path.normpath(run.path / remembered))
+
+
+def _json(info: dict[str, Any]) -> str:
+    return json.dumps(info, ensure_ascii=False, indent=2) + "\n"
