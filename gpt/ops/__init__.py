@@ -4,6 +4,7 @@
 neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
 """
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ Array = Any  # a NumPy array on the CPU
 class Dropout:
     """One place where elements are zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
 
-    The mask is a pure function of (key, site, element index), so backward draws it again instead of storing it
-    and a resumed run replays it. `key` is a uint32 [2] array (seed, counter) in the device's memory; `site`
-    numbers the places within one model.
+    The mask is a pure function of key, site, and the element's row and column, so backward draws it again instead of
+    storing it and a resumed run replays it. `key` is a uint32 [2] array (seed, counter) in the device's memory;
+    `site` numbers the places within one model.
     """
 
     rate: float
@@ -35,7 +36,12 @@ def select(device: str = "auto") -> Any:
     if kind not in ("auto", "cpu", "gpu") or (index and (kind != "gpu" or not index.isdecimal())):
         raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
     if kind == "gpu":
-        raise UserError(f"--device {device}: this version of hipgpt computes on the CPU only; use --device cpu")
+        if importlib.util.find_spec("cupy") is None:
+            raise UserError(
+                f"--device {device} needs CuPy: pip install 'hipgpt[rocm]' for an AMD GPU, 'hipgpt[cuda12]' or "
+                "'hipgpt[cuda13]' for an NVIDIA GPU; --device cpu needs nothing"
+            )
+        raise UserError(f"--device {device}: this version of hipgpt has no GPU kernels yet, use --device cpu")
     from gpt.ops.cpu import CpuOps
 
     return CpuOps()

@@ -1,0 +1,481 @@
+"""The operations in NumPy: the reference that defines each of them, and the embedded default.
+
+How all of them are built:
+
+- Work is cut into blocks that fit a core's cache, and threads share the blocks out. A block goes through a whole
+  chain of NumPy calls (product, bias, activation) while it is there. Less than one block runs in the calling thread.
+- A sum over rows is taken per block and then over the blocks, in order: timing changes no result.
+- Arrays of a block's size come from scratch memory, so a step allocates nothing large.
+
+Conventions: activations are C-contiguous [rows, D]. Weights are [in, out], and may be transposed views (the tied head
+is `wte.T`), as may their gradients. Results go into arrays that the caller gives and are overwritten, but gradients
+of weights and biases are added to. Outputs may alias inputs only where that is said.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+
+from gpt.ops import Dropout
+from gpt.ops.cpu_activations import ACTIVATIONS, backward
+from gpt.ops.cpu_attention import attend, attend_backward
+from gpt.ops.masks import Mask
+from gpt.ops.threads import QUIET, Scratch, Threads, available_threads
+
+EPS = 1e-5  # of a layer norm
+BLOCK = 2**16  # elements that an elementwise chain works on at a time: 256 KiB of float32
+PRODUCT_ROWS = 256  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
+PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
+SMALL_PRODUCT = 2**22  # multiplications that are not worth sharing out
+
+
+class CpuOps:
+    """The operations on `threads` threads; None: as many as CPUs this process may use, or OMP_NUM_THREADS.
+
+    With `dtype` "float64" every floating-point array is float64, also where float32 is asked for: for gradient checks.
+    """
+
+    is_cpu = True
+    head_rows = 512  # rows of logits at a time
+
+    def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
+        self.threads = Threads(threads or available_threads())
+        self.description = f"CPU, {self.threads.count} thread{'s' if self.threads.count > 1 else ''}"
+        self._dtype = np.dtype(dtype)
+        self._scratch = Scratch()
+
+    # ---- arrays ---------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: int | tuple[int, ...], dtype: str = "") -> np.ndarray:
+        """An array of undefined content; without `dtype` of the type that activations and weights have."""
+        return np.empty(shape, self._dtype if dtype in ("", "float32") else dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: str = "") -> np.ndarray:
+        """As `empty`, filled with 0."""
+        return np.zeros(shape, self._dtype if dtype in ("", "float32") else dtype)
+
+    def from_host(self, array: np.ndarray) -> np.ndarray:
+        """A NumPy array as one of the device's; it may share memory."""
+        return array
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        """The device's array as a NumPy one, after all work on it is done; it may share memory."""
+        return array
+
+    def copy(self, value: np.ndarray, out: np.ndarray) -> None:
+        """out[...] = value, from the host or the device; converts between floating-point types."""
+        np.copyto(out, value)
+
+    def fill(self, array: np.ndarray, value: float) -> None:
+        """array[...] = value."""
+        array.fill(value)
+
+    def free_bytes(self) -> int:
+        """Bytes that could be allocated now."""
+        return psutil.virtual_memory().available
+
+    # ---- embedding ------------------------------------------------------------------------------------------------
+
+    def embedding(
+        self,
+        ids: np.ndarray,
+        wte: np.ndarray,
+        wpe: np.ndarray,
+        out: np.ndarray,
+        start: int = 0,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """out[b·seq + s] = wte[ids[b, s]] + wpe[start + s], then dropout; ids int32 [batch, seq], out [rows, D].
+
+        Raises IndexError for an id outside of wte.
+        """
+        batch, seq = ids.shape
+        out_3d = out.reshape(batch, seq, -1)
+
+        def block(b: slice) -> None:
+            np.add(wte[ids[b]], wpe[start : start + seq], out=out_3d[b])
+
+        self.threads.run_blocks(block, batch, self._block_rows(seq * out.shape[-1]))
+        if dropout:
+            self.dropout(out, out, dropout)
+
+    def embedding_backward(
+        self, dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray, dropout: Dropout | None = None
+    ) -> None:
+        """Add the gradients of both tables; with dropout, `dout` is overwritten.
+
+        Rows of one token are summed in their order, whatever the number of threads.
+        """
+        if dropout:
+            self.dropout(dout, dout, dropout)
+        batch, seq = ids.shape
+        dout_3d = dout.reshape(batch, seq, -1)
+
+        def positions(s: slice) -> None:
+            for sequence in dout_3d[:, s]:
+                dwpe[s] += sequence
+
+        order = np.argsort(ids, axis=None, kind="stable")
+        sorted_ids = ids.reshape(-1)[order]
+        first = np.append(np.flatnonzero(np.diff(sorted_ids, prepend=-1)), ids.size)  # of each token in sorted_ids
+        tokens = sorted_ids[first[:-1]]
+
+        def rows_of_tokens(t: slice) -> None:
+            rows = dout[order[first[t.start] : first[t.stop]]]
+            dwte[tokens[t]] += np.add.reduceat(rows, first[t] - first[t.start], axis=0)
+
+        rows = self._block_rows(dout.shape[-1])
+        self.threads.run_blocks(positions, seq, rows)
+        self.threads.run_blocks(rows_of_tokens, len(tokens), max(1, rows * len(tokens) // ids.size))
+
+    # ---- layer norm -----------------------------------------------------------------------------------------------
+
+    def layernorm(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        out: np.ndarray,
+        mean: np.ndarray,
+        rstd: np.ndarray,
+    ) -> None:
+        """out = (x - mean) · rstd · weight + bias per row, rstd = 1 / sqrt(variance + 1e-5) (Ba et al. 2016).
+
+        x and out are [rows, D]; mean and rstd, which backward needs, are [rows]. The variance is that of the
+        differences from the mean, in a second pass: right also where the mean is far larger than the spread.
+        """
+        self._by_rows(lambda r: _layernorm(x[r], weight, bias, out[r], mean[r], rstd[r]), x)
+
+    def add_layernorm(
+        self,
+        x: np.ndarray,
+        branch: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        x_out: np.ndarray,
+        out: np.ndarray,
+        mean: np.ndarray,
+        rstd: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """x_out = x + dropout(branch), then out = the layer norm of x_out, as above. x_out may be x."""
+        mask = Mask(dropout, x.shape[1]) if dropout else None
+
+        def block(r: slice) -> None:
+            added = branch[r]
+            if mask:
+                added = np.multiply(added, self._draw(mask, r, x.shape[1]), out=out[r])
+            np.add(x[r], added, out=x_out[r])
+            _layernorm(x_out[r], weight, bias, out[r], mean[r], rstd[r])
+
+        self._by_rows(block, x)
+
+    def layernorm_backward(
+        self,
+        dout: np.ndarray,
+        x: np.ndarray,
+        weight: np.ndarray,
+        mean: np.ndarray,
+        rstd: np.ndarray,
+        dx: np.ndarray,
+        dweight: np.ndarray,
+        dbias: np.ndarray,
+    ) -> None:
+        """Add to dx (the residual stream's gradient), dweight and dbias what comes through a layer norm of x.
+
+        With n = (x - mean) · rstd and g = dout · weight:
+        dx += rstd · (g - mean(g) - n · mean(g · n)), dweight += Σ dout · n, dbias += Σ dout over rows.
+        """
+        rows, d = x.shape
+        block_rows = self._block_rows(d)
+        sums = self._scratch("layernorm sums", (2, -(-rows // block_rows), d), self._dtype)
+
+        def block(r: slice) -> None:
+            number = r.start // block_rows
+            normed = self._scratch("layernorm normed", (r.stop - r.start, d), self._dtype)
+            g = self._scratch("layernorm g", normed.shape, self._dtype)
+            np.subtract(x[r], mean[r, None], out=normed)
+            normed *= rstd[r, None]
+            np.multiply(dout[r], normed, out=g)
+            np.add.reduce(g, axis=0, out=sums[0, number])
+            np.add.reduce(dout[r], axis=0, out=sums[1, number])
+            np.multiply(dout[r], weight, out=g)
+            normed *= (np.einsum("ij,ij->i", g, normed) / d)[:, None]
+            g -= (np.add.reduce(g, axis=1) / d)[:, None]
+            g -= normed
+            g *= rstd[r, None]
+            dx[r] += g
+
+        self.threads.run_blocks(block, rows, block_rows)
+        _add_total(sums[0], dweight)
+        _add_total(sums[1], dbias)
+
+    # ---- linear ---------------------------------------------------------------------------------------------------
+
+    def linear(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        out: np.ndarray,
+        before: np.ndarray | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """out = x @ weight + bias; x [rows, in], out [rows, out].
+
+        With `activation`, "relu" or "gelu" (the tanh approximation of Hendrycks & Gimpel 2016), that sum goes into
+        `before`, for the backward pass, and out = activation(before).
+        """
+        product = before if activation else out
+
+        def block(r: slice) -> None:
+            np.matmul(x[r], weight, out=product[r])
+            if bias is not None:
+                product[r] += bias
+            if activation:
+                ACTIVATIONS[activation](before[r], out[r])
+
+        self.threads.run_blocks(block, len(x), self._product_rows(len(x)))
+
+    def linear_backward(
+        self,
+        dout: np.ndarray,
+        x: np.ndarray,
+        weight: np.ndarray,
+        dx: np.ndarray,
+        dweight: np.ndarray,
+        dbias: np.ndarray | None,
+        before: np.ndarray | None = None,
+        activation: str | None = None,
+    ) -> None:
+        """dx = dout @ weight.T; dweight += x.T @ dout; dbias += Σ dout over rows.
+
+        With `activation`, x was activation(before), and dx is the gradient of `before`: dx *= activation'(before).
+        """
+        rows, block_rows = len(x), self._product_rows(len(x))
+        sums = self._scratch("linear sums", (-(-rows // block_rows), dout.shape[1]), self._dtype)
+
+        def block(r: slice) -> None:
+            np.matmul(dout[r], weight.T, out=dx[r])
+            if activation:
+                backward(activation, before[r], dx[r], self._scratch)
+            if dbias is not None:
+                np.add.reduce(dout[r], axis=0, out=sums[r.start // block_rows])
+
+        self.threads.run_blocks(block, rows, block_rows)
+        if dbias is not None:
+            _add_total(sums, dbias)
+        self._add_product(x, dout, dweight)
+
+    def _add_product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        """out += a.T @ b, in blocks of rows of `out` as it lies in memory."""
+        if not out.flags.c_contiguous:
+            a, b, out = b, a, out.T
+        rows, columns = out.shape
+        block_rows = rows
+        if a.size * columns > SMALL_PRODUCT:
+            block_rows = min(-(-rows // self.threads.count), max(1, PRODUCT_BLOCK // columns))
+
+        def block(r: slice) -> None:
+            product = self._scratch("product", (r.stop - r.start, columns), self._dtype)
+            np.matmul(a[:, r].T, b, out=product)
+            out[r] += product
+
+        self.threads.run_blocks(block, rows, block_rows)
+
+    # ---- dropout --------------------------------------------------------------------------------------------------
+
+    def dropout(self, x: np.ndarray, out: np.ndarray, dropout: Dropout) -> None:
+        """out = x · mask / (1 - rate), [rows, D]; forward and backward alike (Srivastava et al. 2014). out may be x.
+
+        Which elements are kept: gpt/ops/masks.py.
+        """
+        mask = Mask(dropout, x.shape[1])
+        self._by_rows(lambda r: np.multiply(x[r], self._draw(mask, r, x.shape[1]), out=out[r]), x)
+
+    def _draw(self, mask: Mask, r: slice, columns: int) -> np.ndarray:
+        return mask.draw(np.arange(r.start, r.stop, dtype=np.uint32), columns, self._scratch, self._dtype)
+
+    # ---- attention ------------------------------------------------------------------------------------------------
+
+    def attention(self, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dropout: Dropout | None = None) -> None:
+        """Causal self-attention of every head: out = dropout(softmax(q kᵀ / sqrt(head_dim))) v.
+
+        qkv is [rows, 3 D]: a row's queries, keys and values, each by head. out is [rows, D]. lse, [batch, heads, seq],
+        says how rows form sequences and receives the log of every softmax's denominator, which backward needs.
+        Dropout sees the probabilities as an array [batch, heads, seq, seq].
+        """
+        batch, heads, seq = lse.shape
+        q, k, v = _by_head(qkv, 3, batch, heads)
+        (out,) = _by_head(out, 1, batch, heads)
+        attend(self.threads, self._scratch, q, k, v, out, lse, Mask(dropout, seq) if dropout else None)
+
+    def attention_backward(
+        self,
+        dout: np.ndarray,
+        qkv: np.ndarray,
+        out: np.ndarray,
+        lse: np.ndarray,
+        dqkv: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """dqkv = the gradient of qkv, [rows, 3 D], for that of out; out and lse are what `attention` wrote."""
+        batch, heads, seq = lse.shape
+        q, k, v = _by_head(qkv, 3, batch, heads)
+        dq, dk, dv = _by_head(dqkv, 3, batch, heads)
+        (out,), (dout,) = _by_head(out, 1, batch, heads), _by_head(dout, 1, batch, heads)
+        mask = Mask(dropout, seq) if dropout else None
+        attend_backward(self.threads, self._scratch, dout, q, k, v, out, lse, dq, dk, dv, mask)
+
+    def attention_cached(
+        self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, out: np.ndarray
+    ) -> None:
+        """Causal attention of n new positions, start … start + n - 1, of one sequence; qkv [n, 3 D], out [n, D].
+
+        Their keys and values are first written into keys and values, [heads, max_seq_len, head_dim], which hold those
+        of all positions before.
+        """
+        end = start + len(qkv)
+        q, k, v = _by_head(qkv, 3, 1, len(keys))
+        (out,) = _by_head(out, 1, 1, len(keys))
+        keys[:, start:end], values[:, start:end] = k[0], v[0]
+        attend(self.threads, self._scratch, q, keys[None, :, :end], values[None, :, :end], out)
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        losses: np.ndarray,
+        hits: np.ndarray,
+        scale: float | None = None,
+    ) -> None:
+        """losses = log Σ exp(logits) - logits[label] per row, hits = 1 where the label has the largest logit, else 0.
+
+        logits [rows, V], int32 labels, losses and hits [rows]. With `scale`, logits become their gradient:
+        scale · (softmax(logits) - onehot(label)).
+        """
+        rows, vocab = logits.shape
+
+        def block(r: slice) -> None:
+            x, each = logits[r], np.arange(r.stop - r.start)
+            best = np.argmax(x, axis=1)
+            largest, wanted = x[each, best], x[each, labels[r]]
+            e = self._scratch("softmax", x.shape, self._dtype) if scale is None else x
+            np.subtract(x, largest[:, None], out=e)
+            np.exp(e, out=e)
+            total = np.add.reduce(e, axis=1)
+            np.equal(best, labels[r], out=hits[r], casting="unsafe")
+            np.subtract(np.log(total), wanted - largest, out=losses[r])
+            if scale is not None:
+                e *= (scale / total)[:, None]
+                e[each, labels[r]] -= scale
+
+        self._by_rows(block, logits)
+
+    def add_sums(self, losses: np.ndarray, hits: np.ndarray, out: np.ndarray) -> None:
+        """out += [Σ losses, Σ hits], float64 [2], summed in float64."""
+        with QUIET():
+            out += [np.sum(losses, dtype=np.float64), np.sum(hits, dtype=np.float64)]
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
+        """out = the L2 norm of x [n], float64 [1], summed in float64; not finite if any element is not."""
+        sums = np.empty(-(-x.size // BLOCK))
+
+        def block(r: slice) -> None:
+            wide = self._scratch("norm", (r.stop - r.start,), np.dtype(np.float64))
+            np.copyto(wide, x[r])
+            sums[r.start // BLOCK] = np.dot(wide, wide)
+
+        self.threads.run_blocks(block, x.size, BLOCK)
+        out[0] = math.sqrt(np.sum(sums))
+
+    def adamw(
+        self,
+        weights: np.ndarray,
+        gradients: np.ndarray,
+        exp_avg: np.ndarray,
+        exp_avg_sq: np.ndarray,
+        *,
+        norm: np.ndarray,
+        loss: np.ndarray,
+        counters: np.ndarray,
+        lr: np.ndarray,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decayed: int,
+        clip: float,
+    ) -> None:
+        """One step of AdamW (Loshchilov & Hutter 2019) over flat arrays; weights[:decayed] decay.
+
+        Gradients count times min(1, clip / (norm + 1e-6)), norm being theirs; clip 0 is none. counters, int64 [3], are
+        Adam's step, the steps skipped, and those skipped in a row: where norm or an element of loss is not finite,
+        nothing but the last two changes.
+        """
+        if not (np.isfinite(norm).all() and np.isfinite(loss).all()):
+            counters[1:] += 1
+            return
+        counters[0] += 1
+        counters[2] = 0
+        step, rate, (beta1, beta2) = int(counters[0]), float(lr[0]), betas
+        scale = min(1.0, clip / (float(norm[0]) + 1e-6)) if clip else 1.0
+        step_size, correction = rate / (1 - beta1**step), math.sqrt(1 - beta2**step)
+
+        def block(r: slice) -> None:
+            w, m, v = weights[r], exp_avg[r], exp_avg_sq[r]
+            g, t = self._scratch("adamw g", w.shape, self._dtype), self._scratch("adamw t", w.shape, self._dtype)
+            np.multiply(gradients[r], scale, out=g)
+            m += np.multiply(np.subtract(g, m, out=t), 1 - beta1, out=t)
+            v *= beta2
+            v += np.multiply(np.multiply(g, g, out=t), 1 - beta2, out=t)
+            denominator = np.sqrt(v, out=g)
+            denominator /= correction
+            denominator += eps
+            weights[r.start : min(r.stop, decayed)] *= 1 - rate * weight_decay
+            w -= np.multiply(np.divide(m, denominator, out=t), step_size, out=t)
+
+        self.threads.run_blocks(block, weights.size, BLOCK)
+
+    # ---- blocks ---------------------------------------------------------------------------------------------------
+
+    def _block_rows(self, width: int) -> int:
+        return max(1, BLOCK // width)
+
+    def _by_rows(self, block: Callable[[slice], None], x: np.ndarray) -> None:
+        """Call block(slice) for blocks of the rows of x."""
+        self.threads.run_blocks(block, len(x), self._block_rows(x.shape[1]))
+
+    def _product_rows(self, rows: int) -> int:
+        return min(PRODUCT_ROWS, max(64, -(-rows // self.threads.count)))
+
+
+def _layernorm(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray, mean: np.ndarray, rstd: np.ndarray
+) -> None:
+    np.add.reduce(x, axis=1, out=mean)
+    mean /= x.shape[1]
+    np.subtract(x, mean[:, None], out=out)
+    np.einsum("ij,ij->i", out, out, out=rstd)
+    rstd /= x.shape[1]
+    rstd += EPS
+    np.divide(1, np.sqrt(rstd, out=rstd), out=rstd)
+    out *= rstd[:, None]
+    out *= weight
+    out += bias
+
+
+def _add_total(sums: np.ndarray, out: np.ndarray) -> None:
+    """Add what every block [blocks, D] summed up."""
+    with QUIET():
+        out += np.add.reduce(sums, axis=0)
+
+
+def _by_head(x: np.ndarray, parts: int, batch: int, heads: int) -> np.ndarray:
+    """[rows, parts · D] as a view [parts, batch, heads, seq, head_dim]."""
+    return x.reshape(batch, len(x) // batch, parts, heads, -1).transpose(2, 0, 3, 1, 4)

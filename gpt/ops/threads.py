@@ -1,0 +1,112 @@
+"""Threads for NumPy: a small pool that works through blocks, and scratch memory of each thread's own.
+
+NumPy lets go of the interpreter lock inside its loops and matrix products, so threads that each take a block which
+fits a core's cache keep all cores busy. BLAS itself is told to use one thread.
+"""
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+
+def available_threads() -> int:
+    """CPUs this process may use, or OMP_NUM_THREADS where that is set to a positive number."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+QUIET = partial(np.errstate, all="ignore")  # training that diverges is found by its loss; NumPy need not warn as well
+
+
+class Threads:
+    """`count` threads, the calling one among them, that share out numbered tasks.
+
+    Which thread gets which task is a matter of timing, so no result may depend on it: a task writes only what belongs
+    to its number. Not reentrant: a task must not call `run`, and only one thread at a time may.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._jobs = [SimpleQueue() for _ in range(count - 1)]
+        threadpool_limits(limits=1, user_api="blas")
+        for jobs in self._jobs:
+            threading.Thread(target=_serve, args=(jobs,), daemon=True).start()
+        weakref.finalize(self, _dismiss, self._jobs)
+
+    def run(self, task: Callable[[int], None], count: int) -> None:
+        """Call task(0) … task(count - 1) and return when all are done; a single one runs right here.
+
+        Raises what a task raised, after the others have stopped.
+        """
+        remaining = deque(range(count))
+        helpers = self._jobs[: count - 1]
+        failures = SimpleQueue()  # of each helper, in the end: its exception, or None
+        for jobs in helpers:
+            jobs.put((task, remaining, failures))
+        try:
+            _work(task, remaining)
+        finally:
+            failed = [failures.get() for _ in helpers]
+        for failure in filter(None, failed):
+            raise failure
+
+    def run_blocks(self, task: Callable[[slice], None], rows: int, block: int) -> None:
+        """Call task(slice) for every block of at most `block` of the `rows` rows."""
+        self.run(lambda i: task(slice(i * block, min(rows, (i + 1) * block))), -(-rows // block))
+
+
+def _work(task: Callable[[int], None], remaining: deque) -> None:
+    try:
+        with QUIET():
+            while remaining:
+                try:
+                    number = remaining.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                task(number)
+    except BaseException:
+        remaining.clear()
+        raise
+
+
+def _serve(jobs: SimpleQueue) -> None:
+    while job := jobs.get():
+        task, remaining, failures = job
+        failure = None
+        try:
+            _work(task, remaining)
+        except BaseException as error:
+            failure = error
+        failures.put(failure)
+        del job, task  # else the arrays they refer to would live until the next job
+
+
+def _dismiss(queues: list[SimpleQueue]) -> None:
+    for jobs in queues:
+        jobs.put(None)
+
+
+class Scratch(threading.local):
+    """Named arrays that every thread has for itself and that are reused by whoever asks for the name next."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, np.dtype], np.ndarray] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A C-contiguous array of undefined content; memory is allocated only when a larger one than ever is asked."""
+        size = 1
+        for length in shape:
+            size *= length
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.size < size:
+            buffer = self._buffers[name, dtype] = np.empty(size, dtype)
+        return buffer[:size].reshape(shape)

@@ -1,0 +1,333 @@
+"""Every operation against its literal formula, and every backward pass against central differences, in float64.
+
+How near a central difference is to the derivative along a unit direction: the truncation error is h²/6 times the third
+derivative (below 1000 for these functions of a few hundred numbers of size 1), the rounding error eps/h times the sum
+of the absolute values that were added. With h = 1e-5 that is below 2e-8 + 2.2e-11 · Σ|terms|.
+
+With "tiny blocks" the same small arrays are cut into many blocks and tiles.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt.ops import Dropout, cpu, cpu_activations, cpu_attention
+from gpt.ops.cpu import CpuOps
+
+H = 1e-5
+EXACT = {"rtol": 1e-12, "atol": 1e-12}  # two float64 formulas with fewer than 1000 roundings of numbers of size 1
+SIZES = [(1, 1, 1), (7, 5, 11), (64, 16, 32), (131, 13, 3)]  # rows, in, out
+SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (3, 1, 17, 2), (2, 2, 37, 3)]  # batch, heads, seq, head_dim
+
+
+def tiny_blocks(monkeypatch):
+    for name, size in {"BLOCK": 40, "PRODUCT_ROWS": 5, "PRODUCT_BLOCK": 30, "SMALL_PRODUCT": 0}.items():
+        monkeypatch.setattr(cpu, name, size)
+    monkeypatch.setattr(cpu_attention, "TILE", 600)
+    monkeypatch.setattr(cpu_activations, "PART", 40)
+
+
+@pytest.fixture(params=["blocks", "tiny blocks"])
+def ops(request, monkeypatch):
+    if request.param == "tiny blocks":
+        tiny_blocks(monkeypatch)
+    return CpuOps(threads=2, dtype="float64")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=[0.0, 0.3], ids=["no dropout", "dropout"])
+def dropout(request):
+    return Dropout(request.param, np.array([7, 3], np.uint32), site=2) if request.param else None
+
+
+def unset(*shape):
+    return np.full(shape, np.nan)
+
+
+def mask_of(ops, dropout, shape):
+    """The factors that dropout multiplies an array of this shape with."""
+    factors = np.ones((math.prod(shape[:-1]), shape[-1]))
+    if dropout:
+        ops.dropout(factors, factors, dropout)
+    return factors.reshape(shape)
+
+
+def check_gradients(forward, dout, inputs, gradients, rng):
+    """Compare Σ gradient · direction with the central difference of Σ dout · forward() for each of the inputs."""
+    for name, gradient in gradients.items():
+        x = inputs[name]
+        kept, direction = x.copy(), rng.standard_normal(x.shape)
+        direction /= np.linalg.norm(direction)
+        terms = []
+        for sign in (1, -1):
+            x[...] = kept + sign * H * direction
+            terms.append(dout * forward())
+        x[...] = kept
+        difference = (terms[0].sum() - terms[1].sum()) / (2 * H)
+        tolerance = 2e-8 + 2.2e-11 * np.abs(terms[0]).sum()
+        assert np.sum(gradient * direction) == pytest.approx(difference, rel=0, abs=tolerance), name
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "seq", "d"), [(1, 1, 1), (3, 5, 7), (5, 31, 2)])
+def test_embedding_adds_token_and_position_and_its_backward_sums_over_repeated_tokens(ops, rng, dropout, batch, seq, d):
+    ids = rng.integers(0, 6, (batch, seq)).astype(np.int32)
+    wte, wpe = rng.standard_normal((6, d)), rng.standard_normal((seq + 2, d))
+    out, mask = unset(batch * seq, d), mask_of(ops, dropout, (batch * seq, d))
+    ops.embedding(ids, wte, wpe, out, start=2, dropout=dropout)
+    np.testing.assert_allclose(out, (wte[ids] + wpe[2:]).reshape(-1, d) * mask, **EXACT)
+
+    dout = rng.standard_normal(out.shape)
+    dwte, dwpe = np.ones_like(wte), np.ones_like(wpe)
+    expected = [dwte.copy(), dwpe.copy()]
+    for row, token in enumerate(ids.reshape(-1)):
+        expected[0][token] += (dout * mask)[row]
+        expected[1][row % seq] += (dout * mask)[row]
+    ops.embedding_backward(dout, ids, dwte, dwpe, dropout=dropout)
+    np.testing.assert_allclose(dwte, expected[0], **EXACT)
+    np.testing.assert_allclose(dwpe, expected[1], **EXACT)
+
+
+def test_an_id_outside_of_the_vocabulary_is_an_error(ops):
+    with pytest.raises(IndexError):
+        ops.embedding(np.array([[5]], np.int32), np.ones((5, 2)), np.ones((1, 2)), unset(1, 2))
+
+
+# ---- layer norm ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "d"), [(1, 2), (7, 5), (64, 16), (13, 101)])
+def test_add_layernorm_and_its_backward(ops, rng, dropout, rows, d):
+    a = {"x": rng.standard_normal((rows, d)), "branch": rng.standard_normal((rows, d))}
+    a.update(weight=rng.standard_normal(d), bias=rng.standard_normal(d))
+    x_out, out, mean, rstd = unset(rows, d), unset(rows, d), unset(rows), unset(rows)
+    mask = mask_of(ops, dropout, (rows, d))
+
+    def formula():
+        total = a["x"] + a["branch"] * mask
+        centered = total - total.mean(1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-5) * a["weight"] + a["bias"]
+
+    ops.add_layernorm(*a.values(), x_out, out, mean, rstd, dropout=dropout)
+    np.testing.assert_allclose(x_out, a["x"] + a["branch"] * mask, **EXACT)
+    np.testing.assert_allclose(out, formula(), **EXACT)
+    plain = unset(rows, d)
+    ops.layernorm(x_out, a["weight"], a["bias"], plain, unset(rows), unset(rows))
+    assert np.array_equal(plain, out)
+
+    dout = rng.standard_normal(out.shape)
+    dx, dweight, dbias = np.ones((rows, d)), np.ones(d), np.ones(d)
+    ops.layernorm_backward(dout, x_out, a["weight"], mean, rstd, dx, dweight, dbias)
+    check_gradients(formula, dout, a, {"x": dx - 1, "weight": dweight - 1, "bias": dbias - 1}, rng)
+
+    ops.add_layernorm(*a.values(), a["x"], out, mean, rstd, dropout=dropout)
+    assert np.array_equal(a["x"], x_out), "the sum may overwrite x"
+
+
+def test_layernorm_in_float32_of_rows_far_from_zero(rng):
+    """x has an error of 2**-24 · 1e4 = 6e-4 by being float32, and so has the mean: each moves out by that much."""
+    x = (1e4 + rng.standard_normal((50, 256))).astype(np.float32)
+    out, mean, rstd = np.empty_like(x), np.empty(50, np.float32), np.empty(50, np.float32)
+    CpuOps(threads=1).layernorm(x, np.ones(256, np.float32), np.zeros(256, np.float32), out, mean, rstd)
+    exact = x.astype(np.float64)
+    exact -= exact.mean(1, keepdims=True)
+    exact /= exact.std(1, keepdims=True)
+    assert np.abs(out - exact).max() < 3 * 6e-4 * np.abs(exact).max()
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("rows", "d", "f"), SIZES)
+def test_linear_and_its_backward(ops, rng, rows, d, f, transposed):
+    weight = rng.standard_normal((f, d)).T if transposed else rng.standard_normal((d, f))
+    a = {"x": rng.standard_normal((rows, d)), "weight": weight, "bias": rng.standard_normal(f)}
+    out = unset(rows, f)
+    ops.linear(*a.values(), out)
+    np.testing.assert_allclose(out, a["x"] @ weight + a["bias"], **EXACT)
+    ops.linear(a["x"], weight, None, out)
+    np.testing.assert_allclose(out, a["x"] @ weight, **EXACT)
+
+    dout, dx, dbias = rng.standard_normal(out.shape), unset(rows, d), np.ones(f)
+    dweight = np.ones((f, d)).T if transposed else np.ones((d, f))
+    ops.linear_backward(dout, a["x"], weight, dx, dweight, dbias)
+    np.testing.assert_allclose(dx, dout @ weight.T, **EXACT)
+    np.testing.assert_allclose(dweight, 1 + a["x"].T @ dout, **EXACT)
+    np.testing.assert_allclose(dbias, 1 + dout.sum(0), **EXACT)
+
+
+@pytest.mark.parametrize(("activation", "formula"), [("gelu", gelu), ("relu", lambda x: np.maximum(x, 0))])
+@pytest.mark.parametrize(("rows", "d", "f"), SIZES)
+def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formula):
+    x, w1, b1 = rng.standard_normal((rows, d)), rng.standard_normal((d, f)), rng.standard_normal(f)
+    before, out = unset(rows, f), unset(rows, f)
+    ops.linear(x, w1, b1, out, before=before, activation=activation)
+    np.testing.assert_allclose(before, x @ w1 + b1, **EXACT)
+    np.testing.assert_allclose(out, formula(before), **EXACT)
+
+    w2, dout = rng.standard_normal((f, d)), rng.standard_normal((rows, d))
+    dbefore = unset(rows, f)
+    ops.linear_backward(dout, out, w2, dbefore, np.zeros((f, d)), np.zeros(d), before=before, activation=activation)
+    assert activation == "gelu" or np.abs(before).min() > H, "no difference quotient crosses relu's corner"
+    check_gradients(lambda: formula(before) @ w2, dout, {"before": before}, {"before": dbefore}, rng)
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def split_heads(x, parts, batch, heads):
+    return x.reshape(batch, len(x) // batch, parts, heads, -1).transpose(2, 0, 3, 1, 4)
+
+
+def naive_attention(qkv, batch, heads, mask):
+    q, k, v = split_heads(qkv, 3, batch, heads)
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    scores = np.where(np.tri(q.shape[2], dtype=bool), scores, -np.inf)
+    e = np.exp(scores)
+    out = (e / e.sum(-1, keepdims=True) * mask) @ v
+    return out.transpose(0, 2, 1, 3).reshape(len(qkv), -1), np.log(e.sum(-1))
+
+
+@pytest.mark.parametrize(("batch", "heads", "seq", "head_dim"), SHAPES)
+def test_attention_and_its_backward(ops, rng, dropout, batch, heads, seq, head_dim):
+    rows, d = batch * seq, heads * head_dim
+    qkv, out, lse = rng.standard_normal((rows, 3 * d)), unset(rows, d), unset(batch, heads, seq)
+    mask = mask_of(ops, dropout, (batch, heads, seq, seq))
+    ops.attention(qkv, out, lse, dropout=dropout)
+    expected, expected_lse = naive_attention(qkv, batch, heads, mask)
+    np.testing.assert_allclose(out, expected, **EXACT)
+    np.testing.assert_allclose(lse, expected_lse, **EXACT)
+
+    dout, dqkv = rng.standard_normal(out.shape), unset(rows, 3 * d)
+    ops.attention_backward(dout, qkv, out, lse, dqkv, dropout=dropout)
+    check_gradients(lambda: naive_attention(qkv, batch, heads, mask)[0], dout, {"qkv": qkv}, {"qkv": dqkv}, rng)
+
+
+@pytest.mark.parametrize("pieces", [(1, 1, 1), (5, 1, 2), (37, 1), (20, 17), (70,)])
+def test_cached_attention_continues_where_it_left_off(ops, rng, pieces):
+    heads, head_dim, seq = 3, 4, sum(pieces)
+    d = heads * head_dim
+    qkv = rng.standard_normal((seq, 3 * d))
+    keys, values = unset(heads, 80, head_dim), unset(heads, 80, head_dim)
+    expected, _ = naive_attention(qkv, 1, heads, 1)
+    start = 0
+    for n in pieces:
+        out = unset(n, d)
+        ops.attention_cached(qkv[start : start + n], keys, values, start, out)
+        np.testing.assert_allclose(out, expected[start : start + n], **EXACT)
+        start += n
+
+
+def test_attention_of_huge_scores_is_finite(rng):
+    qkv, out, lse = rng.standard_normal((40, 12)) * 1e3, unset(40, 4), unset(1, 1, 40)
+    CpuOps(threads=1, dtype="float64").attention(qkv, out, lse)
+    assert np.isfinite(out).all()
+    assert np.isfinite(lse).all()
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (1, 7), (5, 3), (33, 101)])
+def test_cross_entropy_and_its_gradient(ops, rng, rows, vocab):
+    logits, labels = rng.standard_normal((rows, vocab)), rng.integers(0, vocab, rows).astype(np.int32)
+    original, losses, hits, sums = logits.copy(), unset(rows), unset(rows), np.ones(2)
+
+    def formula():
+        return np.log(np.exp(original).sum(1)) - original[np.arange(rows), labels]
+
+    ops.softmax_cross_entropy(logits, labels, losses, hits)
+    np.testing.assert_allclose(losses, formula(), **EXACT)
+    assert np.array_equal(hits, original.argmax(1) == labels)
+    assert np.array_equal(logits, original), "without a scale logits stay"
+    ops.add_sums(losses, hits, sums)
+    np.testing.assert_allclose(sums, [1 + losses.sum(), 1 + hits.sum()], **EXACT)
+
+    ops.softmax_cross_entropy(logits, labels, losses, hits, scale=0.25)
+    np.testing.assert_allclose(losses, formula(), **EXACT)
+    check_gradients(formula, 0.25, {"logits": original}, {"logits": logits}, rng)
+
+
+def test_cross_entropy_of_huge_logits():
+    logits = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]], np.float32)
+    losses, hits = np.empty(2, np.float32), np.empty(2, np.float32)
+    CpuOps(threads=1).softmax_cross_entropy(logits, np.array([1, 2], np.int32), losses, hits, scale=1.0)
+    np.testing.assert_allclose(losses, [2e4, math.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(logits, [[1, -1, 0], [0, 0.5, -0.5]], atol=1e-7)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_makes_the_loss_not_finite(ops, poison):
+    logits, losses = np.array([[0.0, poison, 1.0]]), unset(1) * 0
+    with np.errstate(invalid="ignore"):
+        ops.softmax_cross_entropy(logits, np.array([0], np.int32), losses, unset(1))
+    assert not np.isfinite(losses[0])
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 1e-30, 1e38])
+def test_global_norm_of_any_finite_float32(rng, size):
+    x = (rng.uniform(-1, 1, 100_003) * size).astype(np.float32)
+    norm = np.zeros(1)
+    CpuOps(threads=2).global_norm(x, norm)
+    exact = size * math.sqrt(math.fsum((x.astype(np.float64) / size) ** 2))
+    assert norm[0] == pytest.approx(exact, rel=1e-12)
+    for poison in (np.nan, np.inf, -np.inf):
+        x[70_000] = poison
+        CpuOps(threads=2).global_norm(x, norm)
+        assert not np.isfinite(norm[0])
+
+
+def adamw_by_the_book(w, g, m, v, step, lr, betas, eps, weight_decay, decayed, clip, norm):
+    g = g * (min(1, clip / (norm + 1e-6)) if clip else 1)
+    w[:decayed] -= lr * weight_decay * w[:decayed]
+    m[...] = betas[0] * m + (1 - betas[0]) * g
+    v[...] = betas[1] * v + (1 - betas[1]) * g**2
+    w -= lr * (m / (1 - betas[0] ** step)) / (np.sqrt(v / (1 - betas[1] ** step)) + eps)
+
+
+@pytest.mark.parametrize(("n", "decayed"), [(1, 1), (97, 0), (150, 77), (150, 150)])
+@pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])
+def test_adamw_takes_the_steps_of_its_definition(ops, rng, n, decayed, clip):
+    w, m, v = rng.standard_normal(n), np.zeros(n), np.zeros(n)
+    expected = [w.copy(), m.copy(), v.copy()]
+    counters, lr, norm = np.array([0, 4, 3], np.int64), np.zeros(1), np.zeros(1)
+    fixed = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decayed": decayed, "clip": clip}
+    for step in (1, 2, 3):
+        g = rng.standard_normal(n)
+        lr[0] = 0.1 / step
+        ops.global_norm(g, norm)
+        kept = g.copy()
+        ops.adamw(w, g, m, v, norm=norm, loss=np.ones(2), counters=counters, lr=lr, **fixed)
+        w_, m_, v_ = expected
+        adamw_by_the_book(w_, g, m_, v_, step, lr[0], norm=norm[0], **fixed)
+        assert np.array_equal(g, kept), "gradients stay as they are"
+    for ours, theirs in zip((w, m, v), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, **EXACT)
+    assert counters.tolist() == [3, 4, 0]
+
+
+@pytest.mark.parametrize(("norm", "loss"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, -np.inf)])
+def test_adamw_skips_a_step_that_is_not_finite(ops, rng, norm, loss):
+    arrays = [rng.standard_normal(9) for _ in range(4)]
+    kept, counters = [array.copy() for array in arrays], np.array([5, 2, 1], np.int64)
+    ops.adamw(
+        *arrays, norm=np.array([norm]), loss=np.array([1.0, loss]), counters=counters, lr=np.ones(1), betas=(0.9, 0.95),
+        eps=1e-8, weight_decay=0.1, decayed=9, clip=1.0,
+    )  # fmt: skip
+    assert all(np.array_equal(a, b) for a, b in zip(arrays, kept, strict=True))
+    assert counters.tolist() == [5, 3, 2]
