@@ -1,0 +1,90 @@
+"""A directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from gpt.checkpoint import Checkpoint
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.files import sync_directory
+from gpt.text import END_OF_TEXT
+from gpt.tokenizer import Tokenizer
+
+_HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
+
+
+def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
+    """Write model.safetensors, config.json, tokenizer.json and tokenizer_config.json into `out`, which must be new.
+
+    Returns their paths. Raises UserError if `out` exists and is not an empty directory, if it cannot be written, or if
+    the run's tokenizer is missing or not the model's; `out` is then as it was.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
+    tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
+    if tokenizer.vocab_size != checkpoint.model.vocab_size:
+        raise UserError(
+            f"{checkpoint.run.tokenizer_path} has {tokenizer.vocab_size} tokens, but the model "
+            f"{checkpoint.model.vocab_size}: put the tokenizer back that it was trained with"
+        )
+    weights = checkpoint.weights()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside its place and renamed as a whole, so that a failure leaves nothing behind.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            made = Path(folder) / "made"
+            made.mkdir()
+            save_file(weights, made / "model.safetensors", {"format": "pt"})
+            _write_json(made / "config.json", _model_config(checkpoint.model))
+            tokenizer.save(made / "tokenizer.json")
+            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model))
+            names = sorted(os.listdir(made))
+            if out.exists():
+                out.rmdir()
+            made.rename(out)
+            sync_directory(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    return [out / name for name in names]
+
+
+def _model_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": model.vocab_size,
+        "n_positions": model.max_seq_len,
+        "n_embd": model.embed_dim,
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "n_inner": model.ff_hidden_dim,
+        "activation_function": _HF_ACTIVATIONS[model.activation],
+        "embd_pdrop": model.dropout,
+        "attn_pdrop": model.dropout,
+        "resid_pdrop": model.dropout,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": model.tie_embeddings,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the name that transformers below 4.56 look for
+    }
+
+
+def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.max_seq_len,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

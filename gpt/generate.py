@@ -1,0 +1,141 @@
+"""Text from a trained model: one token at a time, sampled, decoded and streamed.
+
+Keys and values of past positions are cached, so a token costs one position. The model's positions are learned and
+cannot be shifted: when the window is full, the last half of it is decoded anew from position 0 and becomes the new
+context. That costs half a window every half a window, so a token costs two positions then, however long the text.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpt.checkpoint import Checkpoint
+from gpt.errors import UserError
+from gpt.model import GPT, KVCache
+from gpt.tokenizer import Tokenizer
+
+
+def _check(ok: bool, flag: str, value: object, wanted: str) -> None:
+    if not ok:
+        raise UserError(f"{flag} is {value}, but must be {wanted}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Raises UserError for a value out of range.
+
+    Applied in this order: `repetition_penalty` (1 = off) makes tokens of the context less likely (Keskar et al. 2019);
+    `temperature` sharpens (below 1) or flattens, and 0 always takes the likeliest token; `top_k` (0 = off) keeps the
+    k likeliest; `top_p` (1 = off) keeps the fewest that together reach that probability (Holtzman et al. 2020).
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float = 1.1
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.temperature < math.inf, "--temp", self.temperature, "a number of at least 0")
+        _check(self.top_k >= 0, "--top-k", self.top_k, "at least 0")
+        _check(0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1")
+        _check(0 < self.repetition_penalty < math.inf, "--rep-penalty", self.repetition_penalty, "a number above 0")
+
+
+def load_model(checkpoint: Checkpoint, ops: Any) -> GPT:
+    """The checkpoint's model on `ops`, for inference of one sequence. Raises UserError as `Checkpoint.weights` does."""
+    model = GPT(checkpoint.model, ops)
+    model.load(checkpoint.weights())
+    return model
+
+
+def generate(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num_tokens: int = 100,
+    sampling: Sampling = Sampling(),
+    eos_id: int = -1,
+    seed: int = 0,
+    max_seq_len: int | None = None,
+) -> Iterator[str]:
+    """Continue `prompt` by up to `num_tokens` tokens, yielding text as soon as it is certain.
+
+    The pieces joined are decode(all ids) without decode(prompt ids) at its front; no piece ends within a character.
+    Stops before `eos_id` if that is drawn. Every draw is a function of `seed` and its position alone. The model looks
+    back on at most `max_seq_len` tokens (None: as many as it can), and so on the tail of a longer prompt.
+    Raises UserError, before anything is computed, for values out of range, a prompt without a known token, and a
+    tokenizer that is not the model's.
+    """
+    longest, vocab_size = model.config.max_seq_len, model.config.vocab_size
+    window = longest if max_seq_len is None else max_seq_len
+    _check(num_tokens >= 1, "--num-tokens", num_tokens, "at least 1")
+    _check(1 <= window <= longest, "--max-seq-len", window, f"between 1 and the model's {longest}")
+    _check(-1 <= eos_id < vocab_size, "--eos-id", eos_id, f"a token id below {vocab_size}, or -1 for none")
+    _check(seed >= 0, "--seed", seed, "at least 0")
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {vocab_size}: "
+            "put the tokenizer.json back that the model was trained with"
+        )
+    try:
+        ids = tokenizer.encode(prompt)
+    except ValueError:
+        raise UserError(f"--prompt {prompt!r} is not valid text: give it in UTF-8") from None
+    if not ids:
+        raise UserError(f"--prompt {prompt!r} has no token that the model knows: begin with words of its training text")
+    return _stream(model, tokenizer, ids, num_tokens, sampling, eos_id, seed, window)
+
+
+def next_token(logits: np.ndarray, context: Sequence[int], sampling: Sampling, uniform: float) -> int:
+    """The id that `sampling` chooses from logits [vocab] after `context`, `uniform` in [0, 1) being the draw.
+
+    Of equal logits the lowest id counts as the likeliest.
+    """
+    logits = logits.astype(np.float64)
+    seen = np.unique(np.asarray(context, np.int64))
+    penalty = sampling.repetition_penalty
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    candidates = np.arange(logits.size)
+    if 0 < sampling.top_k < logits.size:
+        least = np.partition(logits, -sampling.top_k)[-sampling.top_k]
+        candidates = np.flatnonzero(logits >= least)
+    candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: sampling.top_k or None]
+    # The largest is subtracted first, so that no temperature, however low, overflows.
+    weights = np.exp((logits[candidates] - logits[candidates[0]]) / sampling.temperature)
+    reached = np.cumsum(weights)
+    kept = int(np.searchsorted(reached, sampling.top_p * reached[-1])) + 1
+    reached = reached[:kept]
+    return int(candidates[np.searchsorted(reached, uniform * reached[-1], side="right")])
+
+
+def _stream(
+    model: GPT, tokenizer: Tokenizer, ids: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int,
+    window: int,
+) -> Iterator[str]:  # fmt: skip
+    decoder = tokenizer.decoder()
+    for id in ids:
+        decoder.feed(id)
+    cache = KVCache(model.config, model.ops.zeros)
+    context = ids[-window:]
+    new = context
+    for position in range(num_tokens):
+        logits = model.ops.to_host(model.decode(model.ops.from_host(np.array(new, np.int32)), cache))
+        if np.isnan(logits).any():
+            raise UserError("the model's logits are not numbers, as its training diverged: take an earlier --step")
+        draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
+        id = next_token(logits, context, sampling, draw)
+        if id == eos_id:
+            break
+        yield decoder.feed(id)
+        context.append(id)
+        new = [id]
+        if cache.length == window:
+            new = context = context[-max(1, window // 2) :]
+            cache.length = 0
+    yield decoder.finish()
