@@ -1,0 +1,332 @@
+"""The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import gpt
+from gpt.config import (
+    ACTIVATIONS,
+    DATA_PATH,
+    PRESETS,
+    SAMPLINGS,
+    SCHEDULES,
+    TOKENIZERS,
+    VOCAB_LIMIT,
+    ModelConfig,
+    TrainConfig,
+)  # fmt: skip
+from gpt.errors import UserError
+
+
+class Cli(click.Group):
+    """A group whose every error is one line on standard error and exit status 2."""
+
+    def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
+        try:
+            sys.exit(super().main(*args, **kwargs))
+        except click.ClickException as error:
+            _fail(f"{error.format_message()} (see {_command_path(error)} --help)")
+        except UserError as error:
+            _fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted", err=True)
+            sys.exit(130)
+        except BrokenPipeError:  # whoever read our output has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except MemoryError:
+            _fail("out of memory: lower --batch, --seq or the size of the model")
+
+
+def _fail(message: str) -> None:
+    click.echo("Error: " + " ".join(message.split()), err=True)
+    sys.exit(2)
+
+
+def _command_path(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "hipgpt"
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several options as one decorator, listed in the order of the help."""
+
+    def apply(command: Callable) -> Callable:
+        for decorate in reversed(decorators):
+            command = decorate(command)
+        return command
+
+    return apply
+
+
+def explicit(context: click.Context, *names: str) -> dict[str, Any]:
+    """The options among `names` (all, if none are given) that stand on the command line itself."""
+    return {
+        name: value
+        for name, value in context.params.items()
+        if (not names or name in names)
+        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+
+
+def option(*names: str, **kwargs: Any) -> Callable:
+    kwargs.setdefault("show_default", True)
+    return click.option(*names, **kwargs)
+
+
+def model_option(flag: str, key: str, **kwargs: Any) -> Callable:
+    return option(flag, key, default=getattr(ModelConfig, key), **kwargs)
+
+
+def train_option(flag: str, key: str, **kwargs: Any) -> Callable:
+    return option(flag, key, default=getattr(TrainConfig, key), **kwargs)
+
+
+TEXT_OPTIONS = options(
+    option("--data-path", default=DATA_PATH, metavar="FILE", help="UTF-8 text to learn from."),
+    option("--vocab-size", "vocab_size", default=VOCAB_LIMIT, metavar="N", help="Most tokens the tokenizer may have."),
+    option("--tokenizer", type=click.Choice(TOKENIZERS), default=TOKENIZERS[0],
+           help="word: split at white space, which decodes to single spaces. byte: lossless for any text."),
+    option("--reset", is_flag=True, show_default=False, help="Make tokenizer and tokens anew."),
+)  # fmt: skip
+
+DEVICE_OPTION = option("--device", default="auto", metavar="auto|cpu|gpu[:N]", help="Where to compute.")
+STEP_OPTION = option("--step", type=int, metavar="N", show_default="latest", help="Which checkpoint.")
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(gpt.__version__, prog_name="hipgpt")
+def main() -> None:
+    """Train GPT-2 style language models from a text file, on AMD GPUs, NVIDIA GPUs and plain CPUs.
+
+    A first run, on the text that comes with hipgpt:
+
+    \b
+      hipgpt train --preset tiny --run-name first
+      hipgpt generate --run-name first --prompt "One morning"
+    """
+
+
+@main.command()
+@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
+@option("--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins.")
+@DEVICE_OPTION
+@TEXT_OPTIONS
+@model_option("--dim", "embed_dim", metavar="N", help="Width of the residual stream; a multiple of --heads.")
+@model_option("--heads", "num_heads", metavar="N", help="Attention heads per layer.")
+@model_option("--ff", "ff_hidden_dim", metavar="N", help="Width of the feed-forward layer.")
+@model_option("--layers", "num_layers", metavar="N", help="Transformer blocks.")
+@model_option("--seq", "max_seq_len", metavar="N", help="Tokens per sequence.")
+@model_option("--dropout", "dropout", metavar="P", help="Share of activations dropped while training.")
+@model_option("--activation", "activation", type=click.Choice(ACTIVATIONS), help="Of the feed-forward layer.")
+@option("--no-tie", "tie_embeddings", is_flag=True, default=True, flag_value=False, show_default=False,
+        help="Give the head weights of its own instead of the embedding's.")  # fmt: skip
+@train_option("--batch", "batch_size", metavar="N", help="Sequences per forward pass.")
+@train_option("--accumulate", "accumulate", metavar="N", help="Forward passes per step.")
+@train_option("--steps", "total_steps", metavar="N", help="Steps to train; with --ckpt, steps to add.")
+@train_option("--lr", "learning_rate", metavar="LR", help="Peak learning rate.")
+@train_option("--min-lr", "min_lr", type=float, metavar="LR", show_default="lr / 10", help="Where cosine ends.")
+@train_option("--warmup-steps", "warmup_steps", type=int, metavar="N", show_default="2 % of steps, at most 2000",
+              help="Steps over which the rate rises to its peak.")  # fmt: skip
+@train_option("--schedule", "schedule", type=click.Choice(SCHEDULES), help="The learning rate after the warm-up.")
+@train_option("--weight-decay", "weight_decay", metavar="W", help="Decoupled decay of the 2-D weights.")
+@train_option("--grad-clip", "grad_clip", metavar="NORM", help="Largest global norm of the gradient; 0 = off.")
+@train_option("--sampling", "sampling", type=click.Choice(SAMPLINGS), help="Walk the text in order, or draw windows.")
+@train_option("--val-fraction", "val_fraction", metavar="P", help="Share of the text's end held out.")
+@train_option("--seed", "seed", metavar="N", help="Of weights, dropout and random sampling.")
+@train_option("--log-every", "log_every", metavar="N", help="Steps between log lines.")
+@train_option("--eval-every", "eval_every", metavar="N", help="Steps between evaluations of the held-out text.")
+@train_option("--ckpt-every", "ckpt_every", metavar="N", help="Steps between checkpoints; 0 = only the last.")
+@train_option("--keep-last", "keep_last", metavar="N", help="Checkpoints to keep.")
+@option("--resume", is_flag=True, show_default=False, help="Go on with the run's latest checkpoint.")
+@option("--ckpt", metavar="FILE", help="Go on from this checkpoint, for --steps more.")
+@click.pass_context
+def train(
+    context: click.Context, run_name: str | None, preset: str | None, device: str, reset: bool, resume: bool,
+    ckpt: str | None, **_: Any,
+) -> None:  # fmt: skip
+    """Train a model on a text file.
+
+    Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves; --resume goes on
+    exactly where that was. Flags left out on --resume or --ckpt keep the values the run was started with.
+    """
+    from gpt import plan
+    from gpt.console import Console
+    from gpt.ops import select
+
+    given, console = explicit(context), Console()
+    run, start = plan.locate(run_name, resume, ckpt)
+    model, settings = plan.settle(given, preset, start, resume)
+    ops = select(device)
+    console.line(f"Device: {ops.description}")
+    with run.lock():
+        chosen = plan.make(
+            run, start, model, settings, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"),
+            tokenizer=given.get("tokenizer"), preset=preset, reset=reset, console=console,
+        )  # fmt: skip
+        plan.announce(chosen, ops, console)
+        from gpt.trainer import Trainer
+
+        trainer = Trainer(run, chosen.model, settings, chosen.corpus.tokens, ops, console, start)
+        stopped_by = trainer.train()
+    if stopped_by:
+        console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
+        sys.exit(128 + stopped_by)
+    console.line(f'Done. Try it: hipgpt generate --run-name {run.name} --prompt "…"')
+
+
+@main.command()
+@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
+@TEXT_OPTIONS
+@option("--text", metavar="TEXT", help="Show the ids and pieces of TEXT in the run's tokenizer.")
+@option("--decode", "ids", metavar="IDS", help='Show the text of ids such as "17 4 256".')
+@click.pass_context
+def tokenize(
+    context: click.Context, run_name: str | None, reset: bool, text: str | None, ids: str | None, **_: Any
+) -> None:
+    """Train a run's tokenizer and encode its text, or look at what the tokenizer does.
+
+    Writes tokenizer.json (which Hugging Face's tokenizers reads) and tokens.bin (which numpy.memmap reads).
+    """
+    from gpt import plan
+    from gpt.console import Console
+    from gpt.prepare import prepare
+    from gpt.run import Run
+    from gpt.tokenizer import Tokenizer
+
+    run = Run(run_name or Run.new_name())
+    if text is not None:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        encoded = tokenizer.encode(text)
+        click.echo(" ".join(str(i) for i in encoded))
+        click.echo(" ".join(tokenizer.piece(i) for i in encoded))
+        return
+    if ids is not None:
+        click.echo(Tokenizer.load(run.tokenizer_path).decode(_parse_ids(ids)))
+        return
+    given, console = explicit(context), Console()
+    with run.lock():
+        info = prepare(
+            run, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"), kind=given.get("tokenizer"),
+            defaults=plan.tokenizer_defaults(None), reset=reset, report=console.line, progress=console.progress,
+        ).info  # fmt: skip
+    console.line(
+        f"{run.path}: {info['count']:,} tokens for {info['characters']:,} characters "
+        f"({info['characters'] / info['count']:.2f} a token), {info['dropped']:,} characters dropped, "
+        f"vocabulary {info['vocab_size']:,}"
+    )
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UserError(f'--decode is {text!r}, but must be ids such as "17 4 256"') from None
+
+
+@main.command()
+@option("--run-name", metavar="NAME", required=True, help="The run whose model writes.")
+@option("--prompt", metavar="TEXT", required=True, help="How the text begins; - reads standard input.")
+@STEP_OPTION
+@option("--num-tokens", "--num_tokens", default=100, metavar="N", help="Tokens to add.")
+@option("--temp", default=0.8, metavar="T", help="Temperature; 0 always takes the likeliest token.")
+@option("--top-k", "--top_k", default=50, metavar="K", help="Draw among the K likeliest tokens; 0 = all.")
+@option("--top-p", "--top_p", default=0.9, metavar="P", help="… and among the likeliest that reach probability P.")
+@option("--rep-penalty", "--rep_penalty", default=1.1, metavar="R", help="Above 1: avoid tokens already written.")
+@option("--eos-id", "--eos_id", default=-1, metavar="ID", help="Stop at this token; -1 = never.")
+@option("--seed", default=0, metavar="N", help="The same seed writes the same text.")
+@option("--max-seq-len", "--max_seq_len", type=int, metavar="N", show_default="the model's",
+        help="Tokens the model looks back on.")  # fmt: skip
+@DEVICE_OPTION
+def generate(
+    run_name: str, prompt: str, step: int | None, num_tokens: int, temp: float, top_k: int, top_p: float,
+    rep_penalty: float, eos_id: int, seed: int, max_seq_len: int | None, device: str,
+) -> None:  # fmt: skip
+    """Continue a prompt with a trained model."""
+    from gpt import checkpoint
+    from gpt import generate as generator
+    from gpt.ops import select
+    from gpt.run import Run
+    from gpt.tokenizer import Tokenizer
+
+    sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
+    run = Run(run_name)
+    model = generator.load_model(checkpoint.load(run, step), select(device))
+    text = sys.stdin.read() if prompt == "-" else prompt
+    pieces = generator.generate(
+        model, Tokenizer.load(run.tokenizer_path), text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,
+        seed=seed, max_seq_len=max_seq_len,
+    )  # fmt: skip
+    click.echo(text, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+@main.command()
+@option("--run-name", metavar="NAME", required=True, help="The run to export.")
+@option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="A directory to create.")
+@STEP_OPTION
+def export(run_name: str, out: Path, step: int | None) -> None:
+    """Write a directory that Hugging Face's from_pretrained loads, model and tokenizer."""
+    from gpt import checkpoint
+    from gpt import export as exporter
+    from gpt.run import Run
+
+    for path in exporter.export(checkpoint.load(Run(run_name), step), out):
+        click.echo(path)
+
+
+@main.command()
+def runs() -> None:
+    """List the runs under checkpoints/: steps done, last loss, parameters, size on disk."""
+    from gpt import checkpoint
+    from gpt.console import size
+    from gpt.model import parameter_count
+    from gpt.run import ROOT, list_runs
+
+    found = list_runs()
+    if not found:
+        click.echo(f"No runs in {ROOT}/ yet: hipgpt train makes one")
+        return
+    rows = [("RUN", "STEP", "LOSS", "PARAMETERS", "SIZE")]
+    for run in found:
+        step, loss, parameters = "-", "-", "-"
+        try:
+            latest = checkpoint.load(run)
+            step, parameters = f"{latest.step}/{latest.train.total_steps}", f"{parameter_count(latest.model):,}"
+        except UserError:  # tokenized only, or damaged: still worth a line
+            pass
+        for line in run.metrics():
+            loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss
+        rows.append((run.name, step, loss, parameters, size(run.disk_bytes())))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers in rows:
+        click.echo("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]))
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["shakespeare"]))
+def fetch(name: str) -> None:
+    """Download a text to train on into data/: shakespeare (1.1 MB)."""
+    from gpt import fetch as fetcher
+    from gpt.console import Console
+
+    console = Console()
+    path = fetcher.fetch(name, Path(DATA_PATH).parent)
+    console.line(f"{path} is there. Train on it: hipgpt train --data-path {path}")
+
+
+if __name__ == "__main__":
+    main()

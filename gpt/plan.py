@@ -1,0 +1,152 @@
+"""From flags and what lies on disk to a run that is ready to train: which model, on which tokens, for which steps.
+
+A value comes from the first of these that has it: an explicit flag, the checkpoint being continued, the preset, the
+default. Everything that can be refused is refused here, before anything is written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from gpt import checkpoint
+from gpt.checkpoint import Checkpoint
+from gpt.config import DATA_PATH, PRESETS, VOCAB_LIMIT, ModelConfig, TrainConfig, flag
+from gpt.console import Console, size
+from gpt.errors import UserError
+from gpt.model import memory_bytes, parameter_count
+from gpt.prepare import Corpus, adopt, prepare
+from gpt.run import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, and from where."""
+
+    run: Run
+    model: ModelConfig
+    train: TrainConfig
+    corpus: Corpus
+    start: Checkpoint | None
+
+
+def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, Checkpoint | None]:
+    """The run to train and the checkpoint to start from (None: fresh weights). Writes nothing.
+
+    Raises UserError where that would overwrite or mix up what is there already.
+    """
+    if resume and ckpt:
+        raise UserError("--resume and --ckpt exclude each other: --resume takes the run's latest checkpoint itself")
+    if resume:
+        if run_name is None:
+            raise UserError("--resume needs --run-name: which run is to go on? `hipgpt runs` lists them")
+        run = Run(run_name)
+        return run, checkpoint.load(run)
+    if ckpt is None:
+        run = Run(run_name or Run.new_name())
+        if run.steps() or run.latest_config_path.exists():
+            raise UserError(
+                f"run {run.name} already has checkpoints: go on with --resume or --ckpt, or take another --run-name"
+            )
+        return run, None
+    start = checkpoint.find(ckpt)
+    run = Run(run_name) if run_name else start.run
+    if run.path.exists() and run.path.samefile(start.run.path):
+        run, in_the_way = start.run, [step for step in start.run.steps() if step > start.step]
+    else:
+        in_the_way = run.steps()
+    if in_the_way:
+        raise UserError(
+            f"run {run.name} already has step {in_the_way[-1]}, which going on from {ckpt} would overwrite: "
+            "continue that one, or take another --run-name"
+        )
+    return run, start
+
+
+def settle(
+    flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
+) -> tuple[dict[str, Any], TrainConfig]:
+    """The model's values (all but the vocabulary's size) and the training's. `flags` holds explicit ones only.
+
+    With a checkpoint, `--steps` counts on from it, or is the total if this is a plain resume.
+    Raises UserError for values out of range and for flags that contradict the checkpoint's model.
+    """
+    wanted = {**PRESETS.get(preset or "", {}), **flags}
+    model = _pick(ModelConfig, wanted)
+    model.pop("vocab_size", None)
+    if start is None:
+        ModelConfig(vocab_size=1, **model)
+        return model, TrainConfig(**_pick(TrainConfig, wanted))
+    for key, value in model.items():
+        if value != (stored := getattr(start.model, key)):
+            raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
+    changes = _pick(TrainConfig, flags)
+    if not resume and "total_steps" in changes:
+        changes["total_steps"] += start.step
+    train = replace(start.train, **changes)
+    if train.total_steps <= start.step:
+        raise UserError(
+            f"run {start.run.name} has reached step {start.step} of {train.total_steps}: to train on, "
+            f"use --ckpt {start.run.latest_weights_path} --steps N"
+        )
+    return start.model.to_json(), train
+
+
+def make(
+    run: Run, start: Checkpoint | None, model: Mapping[str, Any], train: TrainConfig, *,
+    data_path: str | None, vocab_limit: int | None, tokenizer: str | None, preset: str | None, reset: bool,
+    console: Console,
+) -> Plan:  # fmt: skip
+    """Tokenize the text if need be, and fit the model to the tokenizer. The caller holds the run's lock."""
+    if start and reset:
+        raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
+    if start and start.run.path != run.path:
+        adopt(start.run, run, with_tokens=data_path is None)
+    corpus = prepare(
+        run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, defaults=tokenizer_defaults(preset),
+        reset=reset, report=console.line, progress=console.progress,
+    )  # fmt: skip
+    vocab_size = corpus.tokenizer.vocab_size
+    if start and start.model.vocab_size != vocab_size:
+        raise UserError(
+            f"{run.tokenizer_path} has {vocab_size} tokens, but the checkpoint's model {start.model.vocab_size}: "
+            "put the tokenizer back that it was trained with"
+        )
+    return Plan(run, ModelConfig(**{**model, "vocab_size": vocab_size}), train, corpus, start)
+
+
+def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
+    """How a text is tokenized where neither a flag nor the run itself says so."""
+    chosen = PRESETS.get(preset or "", {})
+    return {
+        "data_path": DATA_PATH,
+        "vocab_limit": chosen.get("vocab_size", VOCAB_LIMIT),
+        "kind": chosen.get("tokenizer", "word"),
+    }
+
+
+def announce(plan: Plan, ops: Any, console: Console) -> None:
+    """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
+    model, train, run = plan.model, plan.train, plan.run
+    needed = memory_bytes(model, train.batch_size, ops.head_rows, training=True)
+    free = ops.free_bytes()
+    first = plan.start.step + 1 if plan.start else 1
+    tokens = len(plan.corpus.tokens)
+    console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
+    console.line(
+        f"Model:  {parameter_count(model):,} parameters ({model.num_layers} layers, dim {model.embed_dim}, "
+        f"{model.num_heads} heads, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
+    )
+    console.line(
+        f"Data:   {tokens:,} tokens; a step takes {train.batch_size * train.accumulate} x {model.max_seq_len}"
+    )
+    console.line(f"Memory: {size(needed)} needed, {size(free)} free")
+    if needed > free:
+        raise UserError(
+            f"training needs {size(needed)} of memory, but {size(free)} is free: lower --batch (it is "
+            f"{train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the model's size"
+        )
+
+
+def _pick(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
+

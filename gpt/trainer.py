@@ -1,0 +1,246 @@
+"""The training loop: batch, forward, backward, clip, step; log, evaluate, checkpoint; stop when asked, resume exactly.
+
+Everything a step depends on is a function of its number: the batch, the dropout masks and the learning rate. A
+checkpoint therefore holds weights, moments and a step, and no generator state.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpt import checkpoint
+from gpt.checkpoint import Checkpoint
+from gpt.config import ModelConfig, TrainConfig
+from gpt.console import Console, duration
+from gpt.data import Batches
+from gpt.errors import UserError
+from gpt.files import write_atomically
+from gpt.model import GPT, Parameters
+from gpt.optim import AdamW, learning_rate
+from gpt.run import Run
+
+MAX_SKIPPED_IN_A_ROW = 10
+FORETOLD_AFTER = 3  # steps after the first: then the length of the whole run is foretold
+LONG_ON_A_CPU = 3600  # seconds: from here on a smaller model is suggested
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over the tokens of a step or an evaluation."""
+
+    loss: float
+    accuracy: float
+
+    @classmethod
+    def of(cls, sums: np.ndarray, tokens: int) -> "Metrics":
+        return cls(float(sums[0]) / tokens, float(sums[1]) / tokens)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def __str__(self) -> str:
+        return f"Loss: {self.loss:.4f} | Perplexity: {self.perplexity:.2f} | Accuracy: {self.accuracy:.2%}"
+
+
+class Trainer:
+    """Trains one run from `start` (a checkpoint, or None for fresh weights) to `config.total_steps`.
+
+    The caller holds the run's lock and has checked that the memory suffices.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: ModelConfig,
+        config: TrainConfig,
+        tokens: np.ndarray,
+        ops: Any,
+        console: Console,
+        start: Checkpoint | None = None,
+    ) -> None:
+        self.run, self.config, self.ops, self.console = run, config, ops, console
+        self.batches = Batches(
+            tokens, config.batch_size, model.max_seq_len,
+            sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
+        )  # fmt: skip
+        if self.batches.note:
+            console.line(self.batches.note)
+        self.model = GPT(model, ops, batch=config.batch_size, training=True)
+        self.ops.copy(np.array([config.seed, 0], np.uint32), out=self.model.dropout_key)
+        self.optimizer = AdamW(self.model, config)
+        self.step = start.step if start else 0
+        if start:
+            self.model.load(start.weights())
+            self.optimizer.load(*start.optimizer())
+        else:
+            self.model.initialize(config.seed)
+        self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
+
+    def train(self) -> int | None:
+        """Run the remaining steps. Returns None when all are done, or the number of the signal that stopped it.
+
+        Either way the last step is on disk. Raises UserError, after a checkpoint, when ten steps in a row were not
+        finite.
+        """
+        first, total = self.step + 1, self.config.total_steps
+        self._forget_metrics_after(self.step)
+        clock = _Clock(self.step)
+        with _StopSignal() as stop, self.console.progress("Training", total, completed=self.step) as advance:
+            for self.step in range(first, total + 1):
+                self._train_step()
+                stopping = stop.received is not None
+                last = stopping or self.step == total
+                if self.step == first + FORETOLD_AFTER:
+                    self._foretell(clock.seconds_per_step(self.step))
+                if clock.due():
+                    advance(self.step, self._status(clock.seconds_per_step(self.step)))
+                if last or self.step % self.config.log_every == 0:
+                    self._log(clock.lap(self.step))
+                elif self.step == first:
+                    clock.lap(self.step)  # the first step is no measure: it touches every page for the first time
+                with clock.paused():
+                    if not stopping and (last or self.step % self.config.eval_every == 0):
+                        self._evaluate()
+                    if self.step % MAX_SKIPPED_IN_A_ROW == 0:
+                        self._stop_if_diverged()
+                    if last or (self.config.ckpt_every and self.step % self.config.ckpt_every == 0):
+                        self._save()
+                if last:
+                    break
+        return stop.received if self.step < total else None
+
+    def _train_step(self) -> None:
+        config, model = self.config, self.model
+        self.ops.fill(model.gradients.flat, 0)
+        self.ops.fill(model.metrics, 0)
+        for index in range((self.step - 1) * config.accumulate, self.step * config.accumulate):
+            self.ops.fill(model.dropout_key[1:], index % 2**32)
+            ids, labels = self.batches.train(index)
+            model.loss_and_gradients(self.ops.from_host(ids), self.ops.from_host(labels), 1 / self.tokens_per_step)
+        self.optimizer.step(learning_rate(self.step, config))
+
+    def _step_metrics(self) -> Metrics:
+        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens_per_step)
+
+    def _log(self, seconds_per_step: float) -> None:
+        metrics, lr = self._step_metrics(), learning_rate(self.step, self.config)
+        norm, skipped = float(self.ops.to_host(self.optimizer.norm)[0]), self.optimizer.state()["skipped"]
+        speed = self.tokens_per_step / seconds_per_step
+        self.console.line(
+            f"[Step {self.step}] {metrics} | LR: {lr:.2e} | Grad: {norm:.2f} | Time: {seconds_per_step * 1e3:.1f} ms"
+            f" | {speed:.0f} tok/s" + (f" | Skipped: {skipped}" if skipped else "")
+        )
+        self._record(
+            loss=metrics.loss, perplexity=metrics.perplexity, accuracy=metrics.accuracy, lr=lr, grad_norm=norm,
+            ms=seconds_per_step * 1e3, tokens_per_second=speed, skipped=skipped,
+        )  # fmt: skip
+
+    def _evaluate(self) -> None:
+        self.ops.fill(self.model.metrics, 0)
+        tokens = 0
+        for ids, labels in self.batches.validation():
+            self.model.loss(self.ops.from_host(ids), self.ops.from_host(labels))
+            tokens += ids.size
+        if tokens:
+            metrics = Metrics.of(self.ops.to_host(self.model.metrics), tokens)
+            self.console.line(f"[Step {self.step}] Validation {metrics}")
+            self._record(val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy)
+
+    def _save(self) -> None:
+        def on_host(parameters: Parameters) -> dict[str, np.ndarray]:
+            return {name: self.ops.to_host(view) for name, view in parameters.named.items()}
+
+        optimizer = self.optimizer
+        checkpoint.save(
+            self.run, self.step, self.model.config, self.config, on_host(self.model.weights),
+            on_host(optimizer.exp_avg), on_host(optimizer.exp_avg_sq), optimizer.state(),
+        )  # fmt: skip
+        checkpoint.prune(self.run, self.config.keep_last)
+
+    def _status(self, seconds_per_step: float) -> str:
+        return f"loss {self._step_metrics().loss:.3f}, {self.tokens_per_step / seconds_per_step:,.0f} tok/s"
+
+    def _foretell(self, seconds_per_step: float) -> None:
+        seconds = seconds_per_step * (self.config.total_steps - self.step)
+        self.console.line(f"At {seconds_per_step * 1e3:.0f} ms a step the rest will take about {duration(seconds)}.")
+        if self.ops.is_cpu and seconds > LONG_ON_A_CPU:
+            self.console.line("That is long on a CPU: --preset tiny trains a small model in minutes.")
+
+    def _stop_if_diverged(self) -> None:
+        if self.optimizer.state()["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+            self._save()
+            raise UserError(
+                f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"{self.step} (saved); start again with a lower --lr (it is {self.config.learning_rate:g}), "
+                "a longer --warmup-steps or a --grad-clip above 0"
+            )
+
+    def _record(self, **values: float) -> None:
+        """Append one line to metrics.jsonl; JSON has no NaN, so what is not finite becomes null."""
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        with open(self.run.metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, **finite}) + "\n")
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop the lines that a killed run logged after the checkpoint it now goes on from."""
+        kept = [json.dumps(line) + "\n" for line in self.run.metrics() if line["step"] <= step]
+        write_atomically(self.run.metrics_path, "".join(kept))
+
+
+class _Clock:
+    """Seconds per step, not counting what happens while it is paused."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._start, self._shown = step, time.perf_counter(), 0.0
+
+    def seconds_per_step(self, step: int) -> float:
+        return (time.perf_counter() - self._start) / max(1, step - self._step)
+
+    def lap(self, step: int) -> float:
+        """Seconds per step since the last lap."""
+        seconds = self.seconds_per_step(step)
+        self._step, self._start = step, time.perf_counter()
+        return seconds
+
+    def due(self) -> bool:
+        """True at most twice a second: often enough for a progress bar."""
+        now = time.perf_counter()
+        if now - self._shown < 0.5:
+            return False
+        self._shown = now
+        return True
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+
+class _StopSignal:
+    """Remembers the first Ctrl-C or SIGTERM, so that the step can be finished and saved; a second one exits at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    received: int | None = None
+
+    def __enter__(self) -> "_StopSignal":
+        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number

@@ -1,0 +1,260 @@
+"""`hipgpt train`, through the front door: real files, real processes, stopped and resumed."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 200)
+LOG_LINE = re.compile(
+    r"\[Step (\d+)\] Loss: (\d+\.\d{4}) \| Perplexity: \d+\.\d\d \| Accuracy: \d+\.\d\d% \| LR: \d\.\d\de-\d\d"
+    r" \| Grad: \d+\.\d\d \| Time: \d+\.\d ms \| \d+ tok/s"
+)
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "text.txt"
+    sentence = "the {} cat sat on the {} mat and saw the {} dog run to the {} house .\n"
+    colors = ("red", "blue", "green", "old", "small")
+    path.write_text("".join(sentence.format(*(colors[(i * k) % 5] for k in (1, 2, 3, 7))) for i in range(300)))
+    return path
+
+
+@pytest.fixture
+def train(hipgpt, text):
+    def run(*arguments, **kwargs):
+        return hipgpt("train", "--data-path", text, *MODEL, *arguments, **kwargs)
+
+    return run
+
+
+def weights(run: str, step: int) -> bytes:
+    return Path(f"checkpoints/{run}/{run}_step{step}.safetensors").read_bytes()
+
+
+def moments(run: str, step: int) -> bytes:
+    return Path(f"checkpoints/{run}/{run}_step{step}_optimizer.safetensors").read_bytes()
+
+
+def logged(run: str) -> list[dict]:
+    return [json.loads(line) for line in Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_the_promised_directory(train):
+    out = train("--run-name", "r", "--steps", 60, "--lr", "1e-2", "--log-every", 20, "--eval-every", 30).stdout
+    lines = [match for match in map(LOG_LINE.fullmatch, out.splitlines()) if match]
+    assert [int(match[1]) for match in lines] == [20, 40, 60]
+    assert float(lines[-1][2]) < 0.6 * float(lines[0][2])
+    assert out.startswith("Device: CPU")
+    assert re.search(r"\[Step 30\] Validation Loss: \d", out)
+    assert re.search(r"\[Step 60\] Validation Loss: \d", out)
+    assert re.search(r"Model: +[\d,]+ parameters", out)
+    assert re.search(r"Memory: .* needed, .* free", out)
+    assert re.search(r"the rest will take about \d+ s", out)
+
+    files = {path.name for path in Path("checkpoints/r").iterdir()} - {".lock"}
+    assert files == {
+        "tokenizer.json", "tokens.bin", "tokens.json", "metrics.jsonl", "latest_checkpoint.safetensors",
+        "latest_config.json", "r_step60.safetensors", "r_step60_optimizer.safetensors", "r_step60_config.json",
+    }  # fmt: skip
+    config = json.loads(Path("checkpoints/r/latest_config.json").read_text())
+    assert config["model"]["embed_dim"] == 16
+    assert config["training"]["steps"] == 60
+    assert config["training"]["batch_size"] == 4
+    assert config["checkpoint"] == {"latest": "r_step60.safetensors", "step": 60}
+    assert config["tokenizer"] == {"path": "tokenizer.json", "tokens_path": "tokens.bin"}
+    assert [(line["step"], "loss" in line) for line in logged("r")] == [
+        (20, True), (30, False), (40, True), (60, True), (60, False),
+    ]  # fmt: skip
+
+
+def test_the_same_command_gives_the_same_bits(train):
+    for run in ("a", "b"):
+        train("--run-name", run, "--steps", 5, "--dropout", 0.2, "--sampling", "random", "--seed", 7)
+    assert weights("a", 5) == weights("b", 5)
+
+
+def test_ckpt_goes_on_for_more_steps_exactly_as_if_it_had_never_stopped(train):
+    steps = ("--dropout", 0.1, "--accumulate", 2, "--log-every", 5)
+    train("--run-name", "whole", "--steps", 20, "--ckpt-every", 10, *steps)
+    train("--ckpt", "checkpoints/whole/whole_step10.safetensors", "--run-name", "half", "--steps", 10)
+    assert weights("half", 20) == weights("whole", 20)
+    assert moments("half", 20) == moments("whole", 20)
+    tokenizers = [Path(f"checkpoints/{run}/tokenizer.json").read_bytes() for run in ("whole", "half")]
+    assert tokenizers[0] == tokenizers[1]
+
+
+def test_ckpt_takes_the_latest_link_and_stays_in_its_own_run(train, hipgpt):
+    train("--run-name", "r", "--steps", 4, "--schedule", "constant")
+    out = hipgpt("train", "--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--steps", 3).stdout
+    assert "steps 5 to 7" in out
+    assert json.loads(Path("checkpoints/r/latest_config.json").read_text())["checkpoint"]["step"] == 7
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_says_how_to_resume_and_ends_as_if_it_had_not_been_stopped(train, hipgpt, number, status):
+    steps = ("--steps", 400, "--log-every", 25, "--eval-every", 100, "--dropout", 0.1)
+    train("--run-name", "whole", *steps)
+    process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "cut", *steps)
+    wait_for_line(process, "[Step 25]")
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == status
+    stopped = int(re.search(r"Stopped at step (\d+), saved. Go on: hipgpt train --run-name cut --resume", out)[1])
+    assert 25 <= stopped < 400
+    hipgpt("train", "--run-name", "cut", "--resume")
+    assert weights("cut", 400) == weights("whole", 400)
+    assert moments("cut", 400) == moments("whole", 400)
+    same = [line["loss"] for line in logged("whole") if "loss" in line]
+    assert [line["loss"] for line in logged("cut") if "loss" in line and line["step"] % 25 == 0] == same
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(train, hipgpt):
+    steps = ("--steps", 300, "--log-every", 10, "--ckpt-every", 20, "--keep-last", 2)
+    train("--run-name", "whole", *steps)
+    process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "cut", *steps)
+    wait_for_line(process, "[Step 50]")
+    process.kill()
+    process.communicate()
+    hipgpt("train", "--run-name", "cut", "--resume")
+    assert weights("cut", 300) == weights("whole", 300)
+    steps_logged = [line["step"] for line in logged("cut") if "loss" in line]
+    assert steps_logged == list(range(10, 301, 10)), "each step is logged once, the repeated ones too"
+    assert len(list(Path("checkpoints/cut").glob("*_optimizer.safetensors"))) == 2
+    assert not list(Path("checkpoints/cut").glob(".*.tmp"))
+
+
+def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
+    process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "r", "--steps", 100_000)
+    wait_for_line(process, "[Step 50]")
+    assert "another process" in train("--run-name", "r", "--steps", 5, status=2).stderr
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+def start(hipgpt, *arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "gpt.cli", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=hipgpt.environment)
+
+
+def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.stdout.readline().startswith(beginning):
+            return
+    raise AssertionError(f"no line began with {beginning}")
+
+
+def test_a_run_with_checkpoints_is_not_started_again(train):
+    train("--run-name", "r", "--steps", 2)
+    before = weights("r", 2)
+    for extra in ((), ("--reset",)):
+        assert "--resume" in train("--run-name", "r", "--steps", 2, *extra, status=2).stderr
+    assert "--reset" in train("--run-name", "r", "--resume", "--reset", "--steps", 4, status=2).stderr
+    assert weights("r", 2) == before
+
+
+def test_a_finished_run_says_how_to_train_on(train, hipgpt):
+    train("--run-name", "r", "--steps", 2)
+    error = hipgpt("train", "--run-name", "r", "--resume", status=2).stderr
+    assert "--ckpt checkpoints/r/latest_checkpoint.safetensors --steps N" in error
+    assert "steps 3 to 5" in hipgpt("train", "--run-name", "r", "--resume", "--steps", 5).stdout
+
+
+def test_a_later_step_is_refused_before_it_would_be_overwritten(train, hipgpt):
+    train("--run-name", "r", "--steps", 4, "--ckpt-every", 2)
+    error = hipgpt("train", "--ckpt", "checkpoints/r/r_step2.safetensors", "--steps", 2, status=2).stderr
+    assert "already has step 4" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "both"),
+    [(("--dim", 32), ("32", "16")), (("--activation", "relu"), ("relu", "gelu")), (("--preset", "tiny"), ("64", "16"))],
+)
+def test_a_flag_that_contradicts_the_checkpoints_model_is_refused_with_both_values(train, hipgpt, flags, both):
+    train("--run-name", "r", "--steps", 2)
+    error = hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, *flags, status=2).stderr
+    assert all(value in error for value in both)
+
+
+def test_a_missing_optimizer_file_is_named(train, hipgpt):
+    train("--run-name", "r", "--steps", 2)
+    Path("checkpoints/r/r_step2_optimizer.safetensors").unlink()
+    error = hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, status=2).stderr
+    assert "r_step2_optimizer.safetensors" in error
+
+
+def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
+    error = train("--run-name", "r", "--steps", 200, "--lr", "1e30", "--warmup-steps", 0, status=2).stderr
+    assert "not finite" in error
+    assert "--lr" in error
+    assert Path("checkpoints/r/latest_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--dim", 15), "not a multiple"),
+        (("--heads", 0), "--heads is 0"),
+        (("--steps", 0), "--steps is 0"),
+        (("--lr", 0), "--lr is 0"),
+        (("--dropout", 1), "--dropout is 1.0"),
+        (("--seq", 100_000), "--seq"),
+        (("--batch", "many"), "--batch"),
+        (("--nonsense",), "--nonsense"),
+        (("--run-name", "../r"), "--run-name"),
+        (("--device", "tpu"), "--device is tpu"),
+        (("--device", "gpu:x"), "--device is gpu:x"),
+        (("--device", "gpu"), "--device gpu"),
+        (("--preset", "huge"), "huge"),
+        (("--resume",), "--run-name"),
+        (("--data-path", "missing.txt"), "missing.txt"),
+        (("--batch", 10_000_000), "memory"),
+    ],
+)
+def test_rubbish_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, complaint):
+    assert complaint in train(*flags, status=2).stderr
+    assert not list(Path(".").glob("checkpoints/*/*.safetensors"))
+
+
+def test_a_refused_first_command_leaves_no_run_behind(train):
+    train("--run-name", "r", "--data-path", "missing.txt", status=2)
+    assert not Path("checkpoints/r").exists()
+
+
+def test_without_its_text_the_default_names_fetch(hipgpt):
+    assert "hipgpt fetch" in hipgpt("train", status=2).stderr
+
+
+def test_an_explicit_flag_wins_over_the_preset(train):
+    out = train("--preset", "tiny", "--steps", 1, "--run-name", "r").stdout
+    assert "2 layers, dim 16, 2 heads, seq 16" in out
+    assert "a step takes 4 x 16" in out
+
+
+def test_tokenize_and_then_a_plain_train_just_works(hipgpt, text):
+    hipgpt("tokenize", "--data-path", text, "--vocab-size", 50, "--run-name", "r")
+    out = hipgpt("train", "--run-name", "r", "--preset", "tiny", "--steps", 1, "--seq", 8, "--batch", 2).stdout
+    assert "vocabulary 50)" in out
+
+
+def test_accumulated_batches_equal_one_large_batch(train):
+    """Both orders of summing the same 8 sequences' gradients round differently, about 1e-7 of each weight a step."""
+    train("--run-name", "a", "--steps", 3, "--batch", 8)
+    train("--run-name", "b", "--steps", 3, "--batch", 2, "--accumulate", 4)
+    losses = [[line["loss"] for line in logged(run) if "loss" in line] for run in ("a", "b")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_checkpoint_tensors_are_gpt2s_own(train):
+    train("--run-name", "r", "--steps", 1, "--no-tie")
+    tensors = load_file("checkpoints/r/r_step1.safetensors")
+    assert tensors["transformer.h.1.attn.c_attn.weight"].shape == (16, 48)
+    assert tensors["lm_head.weight"].shape == tensors["transformer.wte.weight"].shape
