@@ -324,7 +324,8 @@ def fetch(name: str) -> None:
     from gpt.console import Console
 
     console = Console()
-    path = fetcher.fetch(name, Path(DATA_PATH).parent)
+    with console.progress("Downloading", 0) as advance:
+        path = fetcher.fetch(name, Path(DATA_PATH).parent, lambda done, total: advance(done, total=total))
     console.line(f"{path} is there. Train on it: hipgpt train --data-path {path}")
 
 

@@ -21,9 +21,9 @@ class Console:
 
     @contextmanager
     def progress(self, what: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar named `what`; call what is yielded with the amount done, and optionally a short `status` text."""
+        """A bar named `what`; call what is yielded with the amount done, and as needed a `status` text or a `total`."""
         if not sys.stdout.isatty():
-            yield lambda done, status="": None
+            yield lambda done, **changes: None
             return
         # Imported here: a piped run and `--help` never pay for it.
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -35,7 +35,7 @@ class Console:
         with Progress(*columns, transient=True) as self._live:
             task = self._live.add_task(what, total=total, completed=completed, status="")
             try:
-                yield lambda done, status="": self._live.update(task, completed=done, status=status)
+                yield lambda done, **changes: self._live.update(task, completed=done, **changes)
             finally:
                 self._live = None
 

@@ -102,7 +102,7 @@ class Trainer:
                 if self.step == first + FORETOLD_AFTER:
                     self._foretell(clock.seconds_per_step(self.step))
                 if clock.due():
-                    advance(self.step, self._status(clock.seconds_per_step(self.step)))
+                    advance(self.step, status=self._status(clock.seconds_per_step(self.step)))
                 if last or self.step % self.config.log_every == 0:
                     self._log(clock.lap(self.step))
                 elif self.step == first:

@@ -34,7 +34,7 @@ def hipgpt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
-    def run(*arguments: object, status: int = 0, **kwargs) -> subprocess.CompletedProcess:
+    def run(*arguments: object, status: int = 0, environment=environment, **kwargs) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
         result = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs

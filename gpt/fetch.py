@@ -1,0 +1,78 @@
+"""Texts from the internet, checked against a known digest."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt.errors import UserError
+from gpt.files import atomic_path
+
+TIMEOUT = 30  # seconds without a byte
+
+
+class Source(NamedTuple):
+    """Where a text is, what its bytes hash to, and what its file is called here."""
+
+    url: str
+    sha256: str
+    file: str
+
+
+SOURCES = {
+    "shakespeare": Source(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        "shakespeare.txt",
+    )
+}
+
+
+def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Download the text `name` of SOURCES into `directory`; its path.
+
+    A file that is there already with the right digest is left alone, without asking the network; any other is
+    replaced only once the right bytes have arrived whole. `progress` is called as (bytes done, bytes in all, 0 if
+    unknown). Raises UserError if the text cannot be had, is not what it should be, or cannot be written.
+    """
+    source = SOURCES[name]
+    target = directory / source.file
+    instead = f"download {source.url} yourself and pass it with --data-path"
+    try:
+        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == source.sha256:
+            return target
+        directory.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            digest = _download(source.url, temporary, progress)
+            if digest != source.sha256:
+                raise UserError(
+                    f"{source.url} is not the text it was: its SHA-256 is {digest}, not {source.sha256}; "
+                    "nothing was written, try again later"
+                )
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{source.url} answers {error.code} {error.reason}: {instead}") from None
+    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        raise UserError(f"{source.url} cannot be downloaded ({reason}): check the network, or {instead}") from None
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    return target
+
+
+def _download(url: str, target: Path, progress: Callable[[int, int], None]) -> str:
+    """Write the bytes at `url` to `target`; their SHA-256."""
+    request = urllib.request.Request(url, headers={"User-Agent": "hipgpt"})
+    digest, done = hashlib.sha256(), 0
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(target, "wb") as file:
+        total = int(response.headers.get("Content-Length") or 0)
+        while data := response.read(1 << 16):
+            file.write(data)
+            digest.update(data)
+            done += len(data)
+            progress(done, total)
+    if done < total:
+        raise ConnectionError(f"only {done} of {total} bytes came")
+    return digest.hexdigest()
