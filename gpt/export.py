@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.files import sync_directory
+from gpt.files import atomic_path, sync_directory, write_atomically
 from gpt.text import END_OF_TEXT
 from gpt.tokenizer import Tokenizer
 
@@ -39,7 +40,8 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
             made = Path(folder) / "made"
             made.mkdir()
-            save_file(weights, made / "model.safetensors", {"format": "pt"})
+            with atomic_path(made / "model.safetensors") as file:  # on disk before the rename, and readable by others
+                save_file(weights, file, {"format": "pt"})
             _write_json(made / "config.json", _model_config(checkpoint.model))
             tokenizer.save(made / "tokenizer.json")
             _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model))
@@ -48,8 +50,8 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
                 out.rmdir()
             made.rename(out)
             sync_directory(out.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
     return [out / name for name in names]
 
 
@@ -87,4 +89,4 @@ def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=2) + "\n")

@@ -105,9 +105,10 @@ def next_token(logits: np.ndarray, context: Sequence[int], sampling: Sampling, u
     if 0 < sampling.top_k < logits.size:
         least = np.partition(logits, -sampling.top_k)[-sampling.top_k]
         candidates = np.flatnonzero(logits >= least)
-    candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: sampling.top_k or None]
+    if sampling.top_k or sampling.top_p < 1:  # a draw among all needs no order
+        candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: sampling.top_k or None]
     # The largest is subtracted first, so that no temperature, however low, overflows.
-    weights = np.exp((logits[candidates] - logits[candidates[0]]) / sampling.temperature)
+    weights = np.exp((logits[candidates] - logits.max()) / sampling.temperature)
     reached = np.cumsum(weights)
     kept = int(np.searchsorted(reached, sampling.top_p * reached[-1])) + 1
     reached = reached[:kept]
@@ -126,8 +127,8 @@ def _stream(
     new = context
     for position in range(num_tokens):
         logits = model.ops.to_host(model.decode(model.ops.from_host(np.array(new, np.int32)), cache))
-        if np.isnan(logits).any():
-            raise UserError("the model's logits are not numbers, as its training diverged: take an earlier --step")
+        if not np.isfinite(logits).all():
+            raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
         draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
         id = next_token(logits, context, sampling, draw)
         if id == eos_id:

@@ -17,6 +17,7 @@ from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat and the dog sat on the log . naïve 日本語 ends here .\n" * 3
+NOISE = 0.4  # enough for the two forms of GELU to differ by more than the tolerance
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
@@ -35,7 +36,7 @@ def saved(tmp_path):
         model.initialize(seed=1)
         named = model.weights.named
         for view in named.values():
-            view += 0.1 * np.random.default_rng(2).standard_normal(view.shape)  # no bias stays 0, no norm stays 1
+            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias stays 0, no norm stays 1
         counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
         return checkpoint.save(run, 3, model.config, TrainConfig(), named, named, named, counters)
 
@@ -49,12 +50,17 @@ def test_an_export_is_four_files_that_describe_the_model(saved, tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert (config["n_embd"], config["n_layer"], config["n_head"], config["n_inner"]) == (12, 2, 3, 20)
     assert (config["activation_function"], config["tie_word_embeddings"]) == ("relu", False)
+    assert config["n_positions"] == 24
     assert (config["bos_token_id"], config["eos_token_id"]) == (0, 0)
     with safe_open(out / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_slice("lm_head.weight").get_shape() == [found.model.vocab_size, 12]
+    described = json.loads((out / "tokenizer_config.json").read_text())
+    assert (described["bos_token"], described["eos_token"]) == ("<|endoftext|>", "<|endoftext|>")
+    assert (described["model_max_length"], described["clean_up_tokenization_spaces"]) == (24, False)
     ours = Tokenizer.load(found.run.tokenizer_path)
     assert Tokenizer.load(out / "tokenizer.json").encode(TEXT) == ours.encode(TEXT)
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
 
 
 def test_an_empty_directory_is_used_and_any_other_is_refused(saved, tmp_path):
@@ -79,6 +85,19 @@ def test_a_failing_export_leaves_nothing_behind(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("gpt.export.save_file", full)
     with pytest.raises(UserError, match=r"^cannot write .*hf: No space left on device$"):
         export(found, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing_behind(saved, tmp_path):
+    resource = pytest.importorskip("resource")
+    found = saved()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write [^\n]*hf: [^\n]*too large[^\n]*$"):
+            export(found, tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 

@@ -5,6 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
@@ -96,10 +98,22 @@ def test_the_repetition_penalty_acts_first_and_once_on_each_token_of_the_context
     assert next_token(np.array([2.0, 1.5]), [0, 0, 0], Sampling(temperature=0, repetition_penalty=1.3), 0.0) == 0
     assert next_token(np.array([2.0, 1.5]), [0], Sampling(temperature=0, repetition_penalty=1.4), 0.0) == 1
     assert next_token(np.array([-1.0, -1.5]), [0], Sampling(temperature=0, repetition_penalty=1.6), 0.0) == 1
+    assert set(distribution([2.0, 1.9, 1.8, 1.7], [0, 1], repetition_penalty=2, top_k=2)) == {2, 3}
 
 
 def test_temperature_zero_takes_the_largest_logit_and_the_lowest_id_among_equals():
     assert next_token(np.array([1.0, 3.0, 3.0]), [], GREEDY, 0.999) == 1
+
+
+def test_a_draw_on_the_border_of_two_tokens_takes_the_second():
+    assert [next_token(np.zeros(4), [], Sampling(**PLAIN), quarter / 4) for quarter in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6])
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_a_temperature_near_zero_takes_the_likeliest_however_large_the_logits(temperature, uniform, top_k):
+    assert next_token(np.array([-1e4, 1e4, 0.0]), [], Sampling(temperature, top_k, 1.0, 1.0), uniform) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1.0, 1e6])
@@ -131,22 +145,26 @@ def test_values_out_of_range_are_refused_by_the_name_of_their_flag(values, flag)
 # ---- generating ---------------------------------------------------------------------------------------------------
 
 
-def greedy_by_full_passes(model: GPT, ids: list[int], count: int, window: int) -> list[int]:
+def greedy_by_full_passes(model: GPT, ids: list[int], count: int, window: int, penalty: float = 1.0) -> list[int]:
     """Greedy decoding without a cache: the window grows to its length, then starts again from its last half."""
     start = max(0, len(ids) - window)
     for _ in range(count):
         if len(ids) - start > window:
             start = len(ids) - max(1, window // 2)
-        ids = [*ids, int(model.logits(np.array([ids[start:]], np.int32))[0, -1].argmax())]
+        logits = model.logits(np.array([ids[start:]], np.int32))[0, -1].astype(float)
+        for id in set(ids[start:]):
+            logits[id] *= penalty if logits[id] < 0 else 1 / penalty
+        ids = [*ids, int(logits.argmax())]
     return ids
 
 
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("window", [1, 2, 5, WINDOW])
-def test_greedy_text_is_the_argmax_of_full_forward_passes_across_sliding_windows(model, tokenizer, window):
-    prompt = "the cat sat on"
+def test_greedy_text_is_the_argmax_of_full_forward_passes_across_sliding_windows(model, tokenizer, window, penalty):
+    prompt, greedy = "the cat sat on", Sampling(temperature=0, repetition_penalty=penalty)
     ids = tokenizer.encode(prompt)
-    pieces = generate(model, tokenizer, prompt, num_tokens=40, sampling=GREEDY, max_seq_len=window)
-    expected = greedy_by_full_passes(model, ids, 40, window)
+    pieces = generate(model, tokenizer, prompt, num_tokens=40, sampling=greedy, max_seq_len=window)
+    expected = greedy_by_full_passes(model, ids, 40, window, penalty)
     assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(expected)
     assert len(set(expected)) > 3, "the model is varied enough for this to mean something"
 
@@ -176,15 +194,32 @@ class Recording:
         return self.inner.finish()
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_pieces_are_the_text_after_the_prompts_and_never_half_a_character(model, tokenizer, seed):
-    recording, prompt, count = Recording(tokenizer), "naïve 🙂", 3 * WINDOW
+FRAGMENTS = [*TEXT.split(), " ", "  ", "\n", "<|endoftext|>", "</w>"]
+PROMPTS = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8"))
+
+
+@given(prompt=PROMPTS.map("".join), seed=st.integers(0, 2**64 - 1))
+@settings(max_examples=60)
+def test_the_pieces_joined_are_the_text_of_all_ids_after_that_of_the_prompts(model, tokenizer, prompt, seed):
+    prompt_ids, recording, count = tokenizer.encode(prompt), Recording(tokenizer), 2 * WINDOW
+    assume(prompt_ids)
     wild = Sampling(temperature=5.0, top_k=0, top_p=1.0)
     pieces = list(generate(model, recording, prompt, num_tokens=count, sampling=wild, seed=seed))
-    prompt_ids = tokenizer.encode(prompt)
+    assert recording.ids[: len(prompt_ids)] == prompt_ids
     assert len(recording.ids) == len(prompt_ids) + count
     assert tokenizer.decode(prompt_ids) + "".join(pieces) == tokenizer.decode(recording.ids)
-    assert all(piece.encode().decode() == piece for piece in pieces)
+
+
+def test_the_draws_of_all_positions_are_even_and_independent(tokenizer):
+    model, recording, n = model_for(tokenizer), Recording(tokenizer), 1500
+    model.weights.flat.fill(0)  # all logits equal
+    list(generate(model, recording, "the", num_tokens=n, sampling=Sampling(**PLAIN), seed=3))
+    low = np.array(recording.ids[-n:]) < tokenizer.vocab_size // 2
+    p = (tokenizer.vocab_size // 2) / tokenizer.vocab_size
+    # Hoeffding: n independent draws miss their mean by t with a probability below 2 exp(-2 n t²), here 1e-8.
+    assert abs(low.mean() - p) < math.sqrt(math.log(2e8) / (2 * n))
+    pairs = low[0::2] & low[1::2]
+    assert abs(pairs.mean() - p * p) < math.sqrt(math.log(2e8) / n)
 
 
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(model, tokenizer):
@@ -231,6 +266,10 @@ def test_a_prompt_of_unknown_characters_and_a_foreign_tokenizer_are_refused():
 
 def test_a_model_that_diverged_is_refused(tokenizer):
     model = model_for(tokenizer)
+    model.weights.named["transformer.wte.weight"].fill(1)
+    model.weights.named["transformer.ln_f.bias"].fill(3e38)  # each logit is a sum that overflows
+    with np.errstate(over="ignore"), pytest.raises(UserError, match="not finite.*--step"):
+        list(generate(model, tokenizer, "the cat"))
     model.weights.flat.fill(np.nan)
-    with pytest.raises(UserError, match="--step"):
+    with pytest.raises(UserError, match="not finite.*--step"):
         list(generate(model, tokenizer, "the cat"))
