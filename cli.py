@@ -262,7 +262,7 @@ def generate(
     sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
     run = Run(run_name)
     model = generator.load_model(checkpoint.load(run, step), select(device))
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     pieces = generator.generate(
         model, Tokenizer.load(run.tokenizer_path), text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,
         seed=seed, max_seq_len=max_seq_len,

@@ -1,0 +1,161 @@
+"""The commands other than `train`, through the front door."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+TEXT = "the cat sat on the mat .\nthe dog sat on the log .\n" * 40
+MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 4, "--vocab-size", 100)
+
+
+@pytest.fixture
+def run(hipgpt):
+    """A trained run called `r`, in the directory where commands run."""
+    Path("text.txt").write_text(TEXT)
+    hipgpt("train", "--data-path", "text.txt", "--run-name", "r", "--steps", 4, "--ckpt-every", 2, *MODEL)
+    return "r"
+
+
+# ---- tokenize -----------------------------------------------------------------------------------------------------
+
+
+def test_tokenize_summarizes_what_it_made(hipgpt):
+    Path("text.txt").write_text(TEXT)
+    out = hipgpt("tokenize", "--data-path", "text.txt", "--run-name", "t", "--vocab-size", 60).stdout
+    info = json.loads(Path("checkpoints/t/tokens.json").read_text())
+    ratio = info["characters"] / info["count"]
+    assert f"{info['count']:,} tokens for {len(TEXT):,} characters ({ratio:.2f} a token)" in out
+    assert "0 characters dropped" in out
+
+
+def test_tokenize_shows_ids_and_pieces_and_the_way_back(hipgpt, run):
+    ids, pieces = hipgpt("tokenize", "--run-name", run, "--text", "the cat").stdout.splitlines()
+    theirs = HuggingFaceTokenizer.from_file("checkpoints/r/tokenizer.json").encode("the cat")
+    assert [int(id) for id in ids.split()] == theirs.ids
+    assert pieces.split() == theirs.tokens
+    assert hipgpt("tokenize", "--run-name", run, "--decode", ids).stdout == "the cat\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--run-name", "none", "--text", "a"), "tokenizer.json does not exist"),
+        (("--run-name", "r", "--decode", "1 x"), "--decode is '1 x'"),
+        (("--run-name", "r", "--decode", "5000"), "token id 5000"),
+        (("--run-name", "r", "--reset"), "--run-name"),
+        (("--run-name", "r", "--vocab-size", 50), "--vocab-size is 50"),
+        (("--run-name", "new", "--vocab-size", 1), "--vocab-size is 1"),
+        (("--run-name", "new", "--tokenizer", "byte", "--vocab-size", 256), "at least 257"),
+        (("--run-name", "r/../../x",), "--run-name"),
+    ],
+)
+def test_tokenize_refuses_in_one_line(hipgpt, run, flags, complaint):
+    assert complaint in hipgpt("tokenize", "--data-path", "text.txt", *flags, status=2).stderr
+    assert not Path("checkpoints/new").exists()
+
+
+# ---- generate -----------------------------------------------------------------------------------------------------
+
+
+def test_generate_continues_the_prompt_and_repeats_itself_for_a_seed(hipgpt, run):
+    texts = [
+        hipgpt("generate", "--run-name", run, "--prompt", "the cat", "--num-tokens", 12, "--seed", seed).stdout
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0].startswith("the cat ")
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_generate_reads_a_prompt_from_standard_input_without_its_last_newline(hipgpt, run):
+    flags = ("generate", "--run-name", run, "--temp", 0, "--num-tokens", 5)
+    assert hipgpt(*flags, "--prompt", "-", input="the cat\n").stdout == hipgpt(*flags, "--prompt", "the cat").stdout
+
+
+def test_generate_takes_an_earlier_step_and_hipgpts_own_spellings(hipgpt, run):
+    hipgpt(
+        "generate", "--run-name", run, "--prompt", "the", "--step", 2, "--num_tokens", 3, "--top_k", 5, "--top_p", 0.5,
+        "--rep-penalty", 1.2, "--eos_id", 0, "--max_seq_len", 8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--run-name", "none"), "there is no run checkpoints/none"),
+        (("--step", 3), "has no checkpoint of step 3: there are steps 2, 4"),
+        (("--temp", -1), "--temp is -1.0"),
+        (("--num-tokens", 0), "--num-tokens is 0"),
+        (("--max-seq-len", 17), "--max-seq-len is 17"),
+        (("--prompt", "ЖЖ"), "--prompt 'ЖЖ' has no token"),
+        (("--prompt", ""), "--prompt '' has no token"),
+        (("--device", "gpu"), "--device gpu"),
+    ],
+)
+def test_generate_refuses_in_one_line(hipgpt, run, flags, complaint):
+    assert complaint in hipgpt("generate", "--run-name", run, "--prompt", "the", *flags, status=2).stderr
+
+
+@pytest.mark.parametrize("file", ["r_step4.safetensors", "latest_config.json", "tokenizer.json"])
+def test_a_corrupt_file_is_named_in_one_line(hipgpt, run, file):
+    path = Path("checkpoints/r") / file
+    path.write_bytes(path.read_bytes()[:40])
+    named = "r_step4_config.json" if file == "latest_config.json" else file
+    error = hipgpt("generate", "--run-name", run, "--prompt", "the", status=2).stderr
+    assert file in error or named in error
+
+
+# ---- export, runs -------------------------------------------------------------------------------------------------
+
+
+def test_export_lists_the_files_it_wrote(hipgpt, run):
+    out = hipgpt("export", "--run-name", run, "--out", "hf").stdout
+    assert sorted(out.split()) == sorted(str(path) for path in Path("hf").iterdir())
+    assert "exists already" in hipgpt("export", "--run-name", run, "--out", "hf", status=2).stderr
+
+
+def test_runs_lists_step_loss_parameters_and_size(hipgpt, run):
+    hipgpt("tokenize", "--data-path", "text.txt", "--run-name", "only_tokens")
+    Path("checkpoints/not_a_run").mkdir()
+    header, tokens_only, trained = hipgpt("runs").stdout.splitlines()
+    assert header.split() == ["RUN", "STEP", "LOSS", "PARAMETERS", "SIZE"]
+    assert tokens_only.split()[:4] == ["only_tokens", "-", "-", "-"]
+    assert trained.split()[:2] == ["r", "4/4"]
+    loss = json.loads(Path("checkpoints/r/metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert trained.split()[2] == f"{loss:.4f}"
+
+
+def test_runs_says_so_when_there_are_none(hipgpt):
+    assert "No runs" in hipgpt("runs").stdout
+
+
+# ---- what holds for every command ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [(), ("--nonsense",), ("nonsense",), ("train", "--steps"), ("fetch", "bible")])
+def test_a_wrong_command_line_is_one_line_too(hipgpt, command):
+    hipgpt(*command, status=2)
+
+
+def test_output_that_the_terminal_cannot_show_does_not_end_the_command(hipgpt, run):
+    environment = {**hipgpt.environment, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+    flags = ("generate", "--run-name", run, "--prompt", "the Ж cat", "--num-tokens", 2)
+    assert hipgpt(*flags, environment=environment).stdout.startswith("the \\u0416 cat")
+
+
+def test_a_prompt_in_another_encoding_is_refused_in_one_line(hipgpt, run):
+    environment = {**hipgpt.environment, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flags = ("generate", "--run-name", run, "--prompt", "the Ж cat")
+    assert "is not valid text" in hipgpt(*flags, environment=environment, status=2).stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(hipgpt, run):
+    command = f"{sys.executable} -m gpt.cli runs | true"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=hipgpt.environment, check=False
+    )
+    assert "Traceback" not in result.stderr
+    assert "Error" not in result.stderr
