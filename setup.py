@@ -1,0 +1,43 @@
+"""hipgpt's package: `gpt`, which reaches cli.py and kernels/ through links inside it.
+
+Neither may become a top-level name of site-packages: other distributions ship a `kernels`, and `cli` is anybody's.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "gpt/__init__.py").read_text()).group(1)
+
+setup(
+    name="hipgpt",
+    version=VERSION,
+    description="Train GPT-2 style language models from a text file on AMD GPUs, NVIDIA GPUs and CPUs, without PyTorch",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=["gpt", "gpt.ops"],
+    package_data={"gpt": ["kernels/*"]},
+    install_requires=[
+        "numpy>=1.26",
+        "click>=8.1",
+        "safetensors>=0.4.3",
+        "rich>=13",  # progress bars
+        "regex>=2022.1.18",  # GPT-2's split pattern needs \p{L}
+        "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
+        "psutil>=5.9",  # free memory, before it runs out
+        "filelock>=3.12",  # one process per run
+    ],
+    extras_require={
+        "rocm": ["cupy-rocm-7-0"],
+        "cuda12": ["cupy-cuda12x[ctk]"],
+        "cuda13": ["cupy-cuda13x[ctk]"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "tokenizers>=0.20"],
+        "peers": ["torch", "transformers"],
+    },
+    entry_points={"console_scripts": ["hipgpt = gpt.cli:main"]},
+)
