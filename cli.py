@@ -30,6 +30,7 @@ class Cli(click.Group):
         kwargs["standalone_mode"] = False
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
+        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read; what is no text is refused later
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.ClickException as error:
@@ -242,7 +243,8 @@ def _parse_ids(text: str) -> list[int]:
 @option("--temp", default=0.8, metavar="T", help="Temperature; 0 always takes the likeliest token.")
 @option("--top-k", "--top_k", default=50, metavar="K", help="Draw among the K likeliest tokens; 0 = all.")
 @option("--top-p", "--top_p", default=0.9, metavar="P", help="… and among the likeliest that reach probability P.")
-@option("--rep-penalty", "--rep_penalty", default=1.1, metavar="R", help="Above 1: avoid tokens already written.")
+@option("--rep-penalty", "--rep_penalty", type=float, metavar="R", show_default="1.1, or 1 with --temp 0",
+        help="Above 1: avoid tokens already written.")  # fmt: skip
 @option("--eos-id", "--eos_id", default=-1, metavar="ID", help="Stop at this token; -1 = never.")
 @option("--seed", default=0, metavar="N", help="The same seed writes the same text.")
 @option("--max-seq-len", "--max_seq_len", type=int, metavar="N", show_default="the model's",
@@ -250,7 +252,7 @@ def _parse_ids(text: str) -> list[int]:
 @DEVICE_OPTION
 def generate(
     run_name: str, prompt: str, step: int | None, num_tokens: int, temp: float, top_k: int, top_p: float,
-    rep_penalty: float, eos_id: int, seed: int, max_seq_len: int | None, device: str,
+    rep_penalty: float | None, eos_id: int, seed: int, max_seq_len: int | None, device: str,
 ) -> None:  # fmt: skip
     """Continue a prompt with a trained model."""
     from gpt import checkpoint

@@ -27,17 +27,20 @@ def _check(ok: bool, flag: str, value: object, wanted: str) -> None:
 class Sampling:
     """How the next token is chosen. Raises UserError for a value out of range.
 
-    Applied in this order: `repetition_penalty` (1 = off) makes tokens of the context less likely (Keskar et al. 2019);
-    `temperature` sharpens (below 1) or flattens, and 0 always takes the likeliest token; `top_k` (0 = off) keeps the
-    k likeliest; `top_p` (1 = off) keeps the fewest that together reach that probability (Holtzman et al. 2020).
+    Applied in this order: `repetition_penalty` (1 = off) makes tokens of the context less likely (Keskar et al. 2019),
+    None standing for 1.1, or for 1 where `temperature` is 0; `temperature` sharpens (below 1) or flattens, and 0 always
+    takes the likeliest token; `top_k` (0 = off) keeps the k likeliest; `top_p` (1 = off) keeps the fewest that together
+    reach that probability (Holtzman et al. 2020).
     """
 
     temperature: float = 0.8
     top_k: int = 50
     top_p: float = 0.9
-    repetition_penalty: float = 1.1
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
+        if self.repetition_penalty is None:
+            object.__setattr__(self, "repetition_penalty", 1.1 if self.temperature else 1.0)
         _check(0 <= self.temperature < math.inf, "--temp", self.temperature, "a number of at least 0")
         _check(self.top_k >= 0, "--top-k", self.top_k, "at least 0")
         _check(0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1")

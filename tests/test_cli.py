@@ -75,6 +75,22 @@ def test_generate_reads_a_prompt_from_standard_input_without_its_last_newline(hi
     assert hipgpt(*flags, "--prompt", "-", input="the cat\n").stdout == hipgpt(*flags, "--prompt", "the cat").stdout
 
 
+def test_temperature_zero_is_plain_argmax_unless_a_penalty_is_asked_for(hipgpt, run):
+    flags = ("generate", "--run-name", run, "--prompt", "the cat", "--num-tokens", 8, "--temp", 0)
+    greedy = hipgpt(*flags).stdout
+    assert greedy == hipgpt(*flags, "--rep-penalty", 1).stdout
+    assert greedy != hipgpt(*flags, "--rep-penalty", 100).stdout
+
+
+def test_a_prompt_on_standard_input_that_is_no_text_is_refused(hipgpt, run):
+    environment = {**hipgpt.environment, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "gpt.cli", "generate", "--run-name", run, "--prompt", "-"]
+    result = subprocess.run(command, input=b"the \xff", capture_output=True, env=environment, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count(b"\n") == 1
+    assert b"is not valid text" in result.stderr
+
+
 def test_generate_takes_an_earlier_step_and_hipgpts_own_spellings(hipgpt, run):
     hipgpt(
         "generate", "--run-name", run, "--prompt", "the", "--step", 2, "--num_tokens", 3, "--top_k", 5, "--top_p", 0.5,
