@@ -116,6 +116,20 @@ def test_a_stopped_run_saves_says_how_to_resume_and_ends_as_if_it_had_not_been_s
     assert [line["loss"] for line in logged("cut") if "loss" in line and line["step"] % 25 == 0] == same
 
 
+def test_a_second_interrupt_exits_at_once_without_saving(hipgpt, text):
+    """One step of this model takes far longer than the time between the two signals."""
+    large = ("--dim", 256, "--heads", 8, "--ff", 1024, "--layers", 8, "--seq", 256, "--batch", 64)
+    process = start(hipgpt, "--data-path", text, *large, "--vocab-size", 200, "--run-name", "r")
+    wait_for_line(process, "Memory:")
+    time.sleep(1)  # into the first step
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    process.communicate(timeout=1)
+    assert process.returncode == 130
+    assert not Path("checkpoints/r/latest_config.json").exists()
+
+
 def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(train, hipgpt):
     steps = ("--steps", 300, "--log-every", 10, "--ckpt-every", 20, "--keep-last", 2)
     train("--run-name", "whole", *steps)
