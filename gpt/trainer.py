@@ -75,7 +75,7 @@ class Trainer:
         if self.batches.note:
             console.line(self.batches.note)
         self.model = GPT(model, ops, batch=config.batch_size, training=True)
-        self.ops.copy(np.array([config.seed, 0], np.uint32), out=self.model.dropout_key)
+        self.ops.copy(np.array([config.seed % 2**32, 0], np.uint32), out=self.model.dropout_key)
         self.optimizer = AdamW(self.model, config)
         self.step = start.step if start else 0
         if start:
@@ -108,8 +108,8 @@ class Trainer:
                 elif self.step == first:
                     clock.lap(self.step)  # the first step is no measure: it touches every page for the first time
                 with clock.paused():
-                    if not stopping and (last or self.step % self.config.eval_every == 0):
-                        self._evaluate()
+                    if last or self.step % self.config.eval_every == 0:
+                        self._evaluate(stop)
                     if self.step % MAX_SKIPPED_IN_A_ROW == 0:
                         self._stop_if_diverged()
                     if last or (self.config.ckpt_every and self.step % self.config.ckpt_every == 0):
@@ -144,10 +144,12 @@ class Trainer:
             ms=seconds_per_step * 1e3, tokens_per_second=speed, skipped=skipped,
         )  # fmt: skip
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: "_StopSignal") -> None:
         self.ops.fill(self.model.metrics, 0)
         tokens = 0
         for ids, labels in self.batches.validation():
+            if stop.received is not None:
+                return
             self.model.loss(self.ops.from_host(ids), self.ops.from_host(labels))
             tokens += ids.size
         if tokens:

@@ -77,7 +77,7 @@ def test_a_run_learns_and_leaves_the_promised_directory(train):
 
 def test_the_same_command_gives_the_same_bits(train):
     for run in ("a", "b"):
-        train("--run-name", run, "--steps", 5, "--dropout", 0.2, "--sampling", "random", "--seed", 7)
+        train("--run-name", run, "--steps", 5, "--dropout", 0.2, "--sampling", "random", "--seed", 10**12)
     assert weights("a", 5) == weights("b", 5)
 
 
