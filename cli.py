@@ -1,8 +1,9 @@
 """The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
 
-import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ class Cli(click.Group):
     """A group whose every error is one line on standard error and exit status 2."""
 
     def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        kwargs["standalone_mode"] = False
-        for stream in (sys.stdout, sys.stderr):
+        kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
-        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read; what is no text is refused later
+        if sys.stdin:  # read as arguments are: what is no text is refused by those who need text
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files go
         try:
             sys.exit(super().main(*args, **kwargs))
         except click.ClickException as error:
@@ -40,11 +43,8 @@ class Cli(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("Interrupted", err=True)
             sys.exit(130)
-        except BrokenPipeError:  # whoever read our output has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
         except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            _fail(f"{error.filename or 'cannot write the output'}: {error.strerror}")
         except MemoryError:
             _fail("out of memory: lower --batch, --seq or the size of the model")
 
@@ -105,9 +105,13 @@ DEVICE_OPTION = option("--device", default="auto", metavar="auto|cpu|gpu[:N]", h
 STEP_OPTION = option("--step", type=int, metavar="N", show_default="latest", help="Which checkpoint.")
 
 
-@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Cli, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)  # fmt: skip
 @click.version_option(gpt.__version__, prog_name="hipgpt")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Train GPT-2 style language models from a text file, on AMD GPUs, NVIDIA GPUs and plain CPUs.
 
     A first run, on the text that comes with hipgpt:
@@ -116,6 +120,8 @@ def main() -> None:
       hipgpt train --preset tiny --run-name first
       hipgpt generate --run-name first --prompt "One morning"
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @main.command()
@@ -178,7 +184,7 @@ def train(
         plan.announce(chosen, ops, console)
         from gpt.trainer import Trainer
 
-        trainer = Trainer(run, chosen.model, settings, chosen.corpus.tokens, ops, console, start)
+        trainer = Trainer(run, chosen.model, settings, chosen.batches, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
         console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
@@ -186,7 +192,7 @@ def train(
     console.line(f'Done. Try it: hipgpt generate --run-name {run.name} --prompt "…"')
 
 
-@main.command()
+@main.command(short_help="Train a tokenizer and encode a text, or look at ids.")
 @option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
 @TEXT_OPTIONS
 @option("--text", metavar="TEXT", help="Show the ids and pieces of TEXT in the run's tokenizer.")
@@ -205,17 +211,22 @@ def tokenize(
     from gpt.run import Run
     from gpt.tokenizer import Tokenizer
 
-    run = Run(run_name or Run.new_name())
-    if text is not None:
-        tokenizer = Tokenizer.load(run.tokenizer_path)
-        encoded = tokenizer.encode(text)
-        click.echo(" ".join(str(i) for i in encoded))
-        click.echo(" ".join(tokenizer.piece(i) for i in encoded))
-        return
-    if ids is not None:
-        click.echo(Tokenizer.load(run.tokenizer_path).decode(_parse_ids(ids)))
-        return
     given, console = explicit(context), Console()
+    if text is not None or ids is not None:
+        if run_name is None or len(given) > 2:
+            raise UserError("--text and --decode need --run-name, and go with no other option")
+        tokenizer = Tokenizer.load(Run(run_name).tokenizer_path)
+        if ids is not None:
+            click.echo(tokenizer.decode(_parse_ids(ids)))
+            return
+        try:
+            encoded = tokenizer.encode(text)
+        except ValueError:
+            raise UserError(f"--text {text!r} is not valid text: give it in UTF-8") from None
+        click.echo(" ".join(map(str, encoded)))
+        click.echo(" ".join(map(tokenizer.piece, encoded)))
+        return
+    run = Run(Run.new_name() if run_name is None else run_name)
     with run.lock():
         info = prepare(
             run, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"), kind=given.get("tokenizer"),
@@ -276,7 +287,7 @@ def generate(
     click.echo()
 
 
-@main.command()
+@main.command(short_help="Write a directory that Hugging Face loads.")
 @option("--run-name", metavar="NAME", required=True, help="The run to export.")
 @option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="A directory to create.")
 @STEP_OPTION
@@ -290,7 +301,7 @@ def export(run_name: str, out: Path, step: int | None) -> None:
         click.echo(path)
 
 
-@main.command()
+@main.command(short_help="List the runs: steps, loss, parameters, size.")
 def runs() -> None:
     """List the runs under checkpoints/: steps done, last loss, parameters, size on disk."""
     from gpt import checkpoint
@@ -305,11 +316,9 @@ def runs() -> None:
     rows = [("RUN", "STEP", "LOSS", "PARAMETERS", "SIZE")]
     for run in found:
         step, loss, parameters = "-", "-", "-"
-        try:
+        with suppress(UserError, OSError):  # tokenized only, or damaged: still worth a line
             latest = checkpoint.load(run)
             step, parameters = f"{latest.step}/{latest.train.total_steps}", f"{parameter_count(latest.model):,}"
-        except UserError:  # tokenized only, or damaged: still worth a line
-            pass
         for line in run.metrics():
             loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss
         rows.append((run.name, step, loss, parameters, size(run.disk_bytes())))

@@ -34,11 +34,11 @@ def main(text: str, steps: int) -> None:
             corpus = prepare(run, data_path=text, vocab_limit=2000, defaults={"kind": "word"}, report=console.line)
             model = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
             config = TrainConfig(batch_size=16, total_steps=steps, learning_rate=1e-3, eval_every=steps)
-            Trainer(run, model, config, corpus.tokens, select("cpu"), console).train()
-        batches = Batches(
-            corpus.tokens, config.batch_size, model.max_seq_len,
-            sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
-        )  # fmt: skip
+            batches = Batches(
+                corpus.tokens, config.batch_size, model.max_seq_len,
+                sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
+            )  # fmt: skip
+            Trainer(run, model, config, batches, select("cpu"), console).train()
         train_peer(peer_of(model, config), config, batches)
 
 

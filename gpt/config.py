@@ -45,6 +45,7 @@ def _check_types(config: Any) -> None:
     """Flags arrive converted, but a config file can hold anything."""
     for field in fields(config):
         value = getattr(config, field.name)
+        _check(type(value) is not int or value < 2**31 or field.name == "seed", field.name, value, "below 2147483648")
         fits = isinstance(value, field.type) or (type(value) is int and isinstance(float(value), field.type))
         _check(fits and (type(value) is bool) == (field.type is bool), field.name, repr(value), f"of type {field.type}")
 
@@ -120,7 +121,7 @@ class TrainConfig:
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "eval_every", "keep_last"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         lr = self.learning_rate
-        _check(math.isfinite(lr) and lr > 0, "learning_rate", lr, "a number above 0")
+        _check(0 < lr < 1e38, "learning_rate", lr, "a number above 0 (and below 1e38)")
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // 50))
         if self.min_lr is None:

@@ -12,6 +12,7 @@ All arithmetic is asked of an operations object (gpt/ops); this file only says i
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def parameter_count(config: ModelConfig) -> int:
     """How many numbers a model of this shape learns."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    return _over_layers(config, lambda few: sum(math.prod(shape) for shape in parameter_shapes(few).values()))
 
 
 class Affine(NamedTuple):
@@ -331,20 +332,26 @@ class GPT:
 
 
 def memory_bytes(config: ModelConfig, batch: int, head_rows: int, training: bool, itemsize: int = 4) -> int:
-    """Bytes that a GPT (with both Adam moments when `training`) will hold, known before anything is allocated."""
-    total = 0
+    """Bytes that a GPT (with gradients and both Adam moments when `training`) holds; nothing is allocated."""
 
-    def count(shape: int | tuple[int, ...], dtype: str = "") -> np.ndarray:
-        nonlocal total
-        size = math.prod(np.atleast_1d(shape).tolist())
-        total += size * (np.dtype(dtype).itemsize if dtype else itemsize)
-        return np.broadcast_to(np.float32(0), size)
+    def total(few: ModelConfig) -> int:
+        parameters = sum(_aligned(math.prod(shape)) for shape in parameter_shapes(few).values())
+        sizes = [4 * parameters * (4 if training else 1)]
 
-    copies = 4 if training else 1  # weights; gradients and two moments
-    Parameters(config, count)
-    total *= copies
-    Workspace(config, batch, config.max_seq_len, head_rows, training, count)
-    return total
+        def count(shape: int | tuple[int, ...], dtype: str = "") -> None:
+            size = shape if isinstance(shape, int) else math.prod(shape)
+            sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
+
+        Workspace(few, batch, few.max_seq_len, head_rows, training, count)
+        return sum(sizes)
+
+    return _over_layers(config, total)
+
+
+def _over_layers(config: ModelConfig, total: Callable[[ModelConfig], int]) -> int:
+    """`total` of a model of any depth, at the cost of two shallow ones: every layer adds the same."""
+    one, two = (total(replace(config, num_layers=layers)) for layers in (1, 2))
+    return one + (config.num_layers - 1) * (two - one)
 
 
 def _aligned(size: int) -> int:

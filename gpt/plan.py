@@ -1,7 +1,8 @@
 """From flags and what lies on disk to a run that is ready to train: which model, on which tokens, for which steps.
 
 A value comes from the first of these that has it: an explicit flag, the checkpoint being continued, the preset, the
-default. Everything that can be refused is refused here, before anything is written.
+default. What can be refused is refused here, before the run has anything that it had not before; only a tokenized text
+stays, for it serves the corrected command too.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from gpt import checkpoint
 from gpt.checkpoint import Checkpoint
 from gpt.config import DATA_PATH, PRESETS, VOCAB_LIMIT, ModelConfig, TrainConfig, flag
 from gpt.console import Console, size
+from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.model import memory_bytes, parameter_count
 from gpt.prepare import Corpus, adopt, prepare
@@ -26,6 +28,7 @@ class Plan:
     model: ModelConfig
     train: TrainConfig
     corpus: Corpus
+    batches: Batches
     start: Checkpoint | None
 
 
@@ -42,14 +45,14 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
         run = Run(run_name)
         return run, checkpoint.load(run)
     if ckpt is None:
-        run = Run(run_name or Run.new_name())
-        if run.steps() or run.latest_config_path.exists():
+        run = Run(Run.new_name() if run_name is None else run_name)
+        if run.has_checkpoints:
             raise UserError(
                 f"run {run.name} already has checkpoints: go on with --resume or --ckpt, or take another --run-name"
             )
         return run, None
     start = checkpoint.find(ckpt)
-    run = Run(run_name) if run_name else start.run
+    run = start.run if run_name is None else Run(run_name)
     if run.path.exists() and run.path.samefile(start.run.path):
         run, in_the_way = start.run, [step for step in start.run.steps() if step > start.step]
     else:
@@ -64,8 +67,8 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
 
 def settle(
     flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
-) -> tuple[dict[str, Any], TrainConfig]:
-    """The model's values (all but the vocabulary's size) and the training's. `flags` holds explicit ones only.
+) -> tuple[ModelConfig, TrainConfig]:
+    """What to train and how, but for the vocabulary's size, which is the tokenizer's. `flags` are explicit ones only.
 
     With a checkpoint, `--steps` counts on from it, or is the total if this is a plain resume.
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
@@ -74,8 +77,7 @@ def settle(
     model = _pick(ModelConfig, wanted)
     model.pop("vocab_size", None)
     if start is None:
-        ModelConfig(vocab_size=1, **model)
-        return model, TrainConfig(**_pick(TrainConfig, wanted))
+        return ModelConfig(vocab_size=1, **model), TrainConfig(**_pick(TrainConfig, wanted))
     for key, value in model.items():
         if value != (stored := getattr(start.model, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
@@ -88,30 +90,43 @@ def settle(
             f"run {start.run.name} has reached step {start.step} of {train.total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"
         )
-    return start.model.to_json(), train
+    return start.model, train
 
 
 def make(
-    run: Run, start: Checkpoint | None, model: Mapping[str, Any], train: TrainConfig, *,
+    run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *,
     data_path: str | None, vocab_limit: int | None, tokenizer: str | None, preset: str | None, reset: bool,
     console: Console,
 ) -> Plan:  # fmt: skip
-    """Tokenize the text if need be, and fit the model to the tokenizer. The caller holds the run's lock."""
+    """Tokenize the text if need be, and fit the model to the tokenizer. The caller holds the run's lock.
+
+    Raises UserError if that cannot be done; a run that had no tokenizer then has none.
+    """
     if start and reset:
         raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
-    if start and start.run.path != run.path:
-        adopt(start.run, run, with_tokens=data_path is None)
-    corpus = prepare(
-        run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, defaults=tokenizer_defaults(preset),
-        reset=reset, report=console.line, progress=console.progress,
-    )  # fmt: skip
+    is_new = not run.tokenizer_path.exists()
+    try:
+        if start and start.run.path != run.path:
+            adopt(start.run, run, with_tokens=data_path is None)
+        corpus = prepare(
+            run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, defaults=tokenizer_defaults(preset),
+            reset=reset, report=console.line, progress=console.progress,
+        )  # fmt: skip
+        batches = Batches(
+            corpus.tokens, train.batch_size, model.max_seq_len,
+            sampling=train.sampling, seed=train.seed, val_fraction=train.val_fraction,
+        )  # fmt: skip
+    except UserError:
+        if is_new:
+            run.discard_tokens()
+        raise
     vocab_size = corpus.tokenizer.vocab_size
     if start and start.model.vocab_size != vocab_size:
         raise UserError(
             f"{run.tokenizer_path} has {vocab_size} tokens, but the checkpoint's model {start.model.vocab_size}: "
             "put the tokenizer back that it was trained with"
         )
-    return Plan(run, ModelConfig(**{**model, "vocab_size": vocab_size}), train, corpus, start)
+    return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start)
 
 
 def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
@@ -139,6 +154,8 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     console.line(
         f"Data:   {tokens:,} tokens; a step takes {train.batch_size * train.accumulate} x {model.max_seq_len}"
     )
+    if plan.batches.note:
+        console.line(plan.batches.note)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     if needed > free:
         raise UserError(

@@ -29,10 +29,10 @@ from gpt.tokenizer import Tokenizer
 
 DEFAULTS: Mapping[str, Any] = {"data_path": DATA_PATH, "vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
 
-_INFO_KEYS = {
-    "text": {"path", "size", "mtime_ns", "sha256"},
-    "tokenizer": {"kind", "vocab_limit", "sha256"},
-    "tokens": {"size", "mtime_ns", "sha256"},
+_INFO_TYPES = {
+    "text": {"path": str, "size": int, "mtime_ns": int, "sha256": str},
+    "tokenizer": {"kind": str, "vocab_limit": int, "sha256": str},
+    "tokens": {"size": int, "mtime_ns": int, "sha256": str},
 }
 
 Report = Callable[[str], None]
@@ -78,7 +78,7 @@ def prepare(
     a tokenizer would have to be made for a run that has checkpoints, and for a text that cannot be used. An error
     leaves the three files as they were.
     """
-    trained = bool(run.steps())  # then a model exists, and it knows this tokenizer only
+    trained = run.has_checkpoints  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
     if trained and reset:
         raise UserError(f"--reset would part run {run.name} from its checkpoints' tokenizer: take another --run-name")
@@ -94,12 +94,17 @@ def prepare(
         text = Path(data_path)
     elif info is not None:
         text = _located(run, info["text"]["path"])
+    elif trained:
+        raise UserError(
+            f"{run.tokens_info_path} is missing or damaged, so nothing says what text the run was trained on: "
+            "put it back, or name the text with --data-path"
+        )
     else:
         text = Path(defaults["data_path"])
-        if not text.exists():
-            raise UserError(
-                f"{text} does not exist: name a text with --data-path, or get one with `hipgpt fetch shakespeare`"
-            )
+    if text == Path(defaults["data_path"]) and info is None and not text.exists():
+        raise UserError(
+            f"{text} does not exist: name a text with --data-path, or get one with `hipgpt fetch shakespeare`"
+        )
 
     if reset or not has_tokenizer:
         if not reset and (info is not None or run.tokens_path.exists()):
@@ -148,13 +153,12 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
     """
     if not source.tokenizer_path.exists():
         raise UserError(f"{source.tokenizer_path} is missing, and the checkpoint is of no use without it: put it back")
-    if run.tokenizer_path.exists():
-        if run.tokenizer_path.read_bytes() != source.tokenizer_path.read_bytes():
-            raise UserError(f"run {run.name} has another tokenizer than {source.path}: take another --run-name")
-        return
-    _copy(source.tokenizer_path, run.tokenizer_path)
+    if not run.tokenizer_path.exists():
+        _copy(source.tokenizer_path, run.tokenizer_path)
+    elif run.tokenizer_path.read_bytes() != source.tokenizer_path.read_bytes():
+        raise UserError(f"run {run.name} has another tokenizer than {source.path}: take another --run-name")
     info = _read_info(source)
-    if with_tokens and info is not None:
+    if with_tokens and info is not None and not run.tokens_info_path.exists():
         if source.tokens_path.exists():
             _copy(source.tokens_path, run.tokens_path)
         info["text"]["path"] = _remembered(run, _located(source, info["text"]["path"]))
@@ -263,7 +267,8 @@ def _read_info(run: Run) -> dict[str, Any] | None:
     """What tokens.json says; None if it is missing, or damaged by something other than this program."""
     try:
         info = json.loads(run.tokens_info_path.read_text(encoding="utf-8"))
-        complete = all(info[section].keys() == keys for section, keys in _INFO_KEYS.items())
+        found = {section: {key: type(value) for key, value in info[section].items()} for section in _INFO_TYPES}
+        complete = found == _INFO_TYPES
         complete &= info["count"] * np.dtype(info["dtype"]).itemsize == info["tokens"]["size"]
     except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
         return None
@@ -327,4 +332,4 @@ def _located(run: Run, remembered: str) -> Path:
 
 
 def _json(info: dict[str, Any]) -> str:
-    return json.dumps(info, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(info, indent=2) + "\n"  # in ASCII: a path need not be valid Unicode

@@ -92,14 +92,24 @@ class Run:
         config = re.compile(re.escape(self.name) + r"_step(0|[1-9][0-9]*)_config\.json")
         return sorted(int(match[1]) for match in map(config.fullmatch, os.listdir(self.path)) if match)
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether a model has been trained here, under this name or, if the directory was renamed, another."""
+        return bool(self.steps()) or os.path.lexists(self.latest_config_path)
+
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""
         entries = []
         if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+            for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(json.JSONDecodeError):
                     entries.append(json.loads(line))
-        return entries
+        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+
+    def discard_tokens(self) -> None:
+        """Remove the tokenizer and the tokens, where there are any."""
+        for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path):
+            path.unlink(missing_ok=True)
 
     def disk_bytes(self) -> int:
         """What the run's files take on disk, in bytes. Links count as links."""
@@ -145,8 +155,5 @@ def list_runs(root: Path = ROOT) -> list[Run]:
     if not root.is_dir():
         return []
     runs = [Run(path.name, root) for path in sorted(root.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
-    return [
-        run
-        for run in runs
-        if run.tokenizer_path.exists() or run.tokens_path.exists() or run.latest_config_path.exists() or run.steps()
-    ]
+    readable = [run for run in runs if os.access(run.path, os.R_OK | os.X_OK)]
+    return [run for run in readable if run.tokenizer_path.exists() or run.tokens_path.exists() or run.has_checkpoints]

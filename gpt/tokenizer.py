@@ -138,15 +138,15 @@ class Tokenizer:
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist: give the path of a tokenizer.json") from None
+            raise UserError(f"{path} does not exist: `hipgpt tokenize` or `hipgpt train` makes it") from None
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: {error}: train the tokenizer again") from None
+            raise UserError(f"{path} is damaged ({error}): put it back, or take another --run-name") from None
         try:
             return cls._from_document(document)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            raise UserError(f"{path} is not a tokenizer of hipgpt: train one with hipgpt") from None
+            raise UserError(f"{path} is not a tokenizer of hipgpt: put back the one that was there") from None
 
     def _document(self) -> dict[str, Any]:
         special = {"id": 0, "content": END_OF_TEXT, "special": True}

@@ -45,7 +45,7 @@ class Metrics:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     def __str__(self) -> str:
         return f"Loss: {self.loss:.4f} | Perplexity: {self.perplexity:.2f} | Accuracy: {self.accuracy:.2%}"
@@ -62,18 +62,12 @@ class Trainer:
         run: Run,
         model: ModelConfig,
         config: TrainConfig,
-        tokens: np.ndarray,
+        batches: Batches,
         ops: Any,
         console: Console,
         start: Checkpoint | None = None,
     ) -> None:
-        self.run, self.config, self.ops, self.console = run, config, ops, console
-        self.batches = Batches(
-            tokens, config.batch_size, model.max_seq_len,
-            sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
-        )  # fmt: skip
-        if self.batches.note:
-            console.line(self.batches.note)
+        self.run, self.config, self.batches, self.ops, self.console = run, config, batches, ops, console
         self.model = GPT(model, ops, batch=config.batch_size, training=True)
         self.ops.copy(np.array([config.seed % 2**32, 0], np.uint32), out=self.model.dropout_key)
         self.optimizer = AdamW(self.model, config)

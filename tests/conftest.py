@@ -35,7 +35,7 @@ def hipgpt(tmp_path, monkeypatch):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
     def run(*arguments: object, status: int = 0, environment=environment, **kwargs) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "gpt.cli", *(a if isinstance(a, bytes) else str(a) for a in arguments)]
         result = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs
         )

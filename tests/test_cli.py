@@ -1,6 +1,7 @@
 """The commands other than `train`, through the front door."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def test_tokenize_summarizes_what_it_made(hipgpt):
     assert "0 characters dropped" in out
 
 
+def test_a_text_whose_name_is_not_unicode_is_tokenized_like_any_other(hipgpt):
+    name = b"text\xff.txt"
+    Path(os.fsdecode(name)).write_text(TEXT)
+    hipgpt("tokenize", "--data-path", name, "--run-name", "t")
+    hipgpt("tokenize", "--run-name", "t")
+
+
 def test_tokenize_shows_ids_and_pieces_and_the_way_back(hipgpt, run):
     ids, pieces = hipgpt("tokenize", "--run-name", run, "--text", "the cat").stdout.splitlines()
     theirs = HuggingFaceTokenizer.from_file("checkpoints/r/tokenizer.json").encode("the cat")
@@ -46,15 +54,20 @@ def test_tokenize_shows_ids_and_pieces_and_the_way_back(hipgpt, run):
         (("--run-name", "none", "--text", "a"), "tokenizer.json does not exist"),
         (("--run-name", "r", "--decode", "1 x"), "--decode is '1 x'"),
         (("--run-name", "r", "--decode", "5000"), "token id 5000"),
+        (("--run-name", "r", "--text", b"\xff"), "is not valid text"),
+        (("--text", "a"), "need --run-name"),
+        (("--run-name", "r", "--text", "a", "--decode", "3"), "no other option"),
+        (("--run-name", "r", "--text", "a", "--reset"), "no other option"),
         (("--run-name", "r", "--reset"), "--run-name"),
         (("--run-name", "r", "--vocab-size", 50), "--vocab-size is 50"),
-        (("--run-name", "new", "--vocab-size", 1), "--vocab-size is 1"),
-        (("--run-name", "new", "--tokenizer", "byte", "--vocab-size", 256), "at least 257"),
-        (("--run-name", "r/../../x",), "--run-name"),
+        (("--run-name", "new", "--data-path", "text.txt", "--vocab-size", 1), "--vocab-size is 1"),
+        (("--run-name", "new", "--data-path", "text.txt", "--tokenizer", "byte", "--vocab-size", 9), "at least 257"),
+        (("--run-name", "r/../../x"), "--run-name"),
+        (("--run-name", ""), "--run-name"),
     ],
 )
 def test_tokenize_refuses_in_one_line(hipgpt, run, flags, complaint):
-    assert complaint in hipgpt("tokenize", "--data-path", "text.txt", *flags, status=2).stderr
+    assert complaint in hipgpt("tokenize", *flags, status=2).stderr
     assert not Path("checkpoints/new").exists()
 
 
@@ -144,6 +157,13 @@ def test_runs_lists_step_loss_parameters_and_size(hipgpt, run):
     assert trained.split()[2] == f"{loss:.4f}"
 
 
+@pytest.mark.parametrize("damage", [b"\xff\n", b"[]\n", b'{"loss": 1}\n', b'{"step": 4, "lo'])
+def test_damaged_metrics_do_not_hide_a_run(hipgpt, run, damage):
+    with open("checkpoints/r/metrics.jsonl", "ab") as file:
+        file.write(damage)
+    assert "4/4" in hipgpt("runs").stdout
+
+
 def test_runs_says_so_when_there_are_none(hipgpt):
     assert "No runs" in hipgpt("runs").stdout
 
@@ -151,7 +171,18 @@ def test_runs_says_so_when_there_are_none(hipgpt):
 # ---- what holds for every command ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), ("--nonsense",), ("nonsense",), ("train", "--steps"), ("fetch", "bible")])
+def test_without_a_command_the_help_is_shown(hipgpt):
+    assert hipgpt().stdout == hipgpt("--help").stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_standard_stream_is_no_error(hipgpt, run, closed):
+    command = ["bash", "-c", f"{sys.executable} -m gpt.cli runs {closed}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=hipgpt.environment, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [("--nonsense",), ("nonsense",), ("train", "--steps"), ("fetch", "bible")])
 def test_a_wrong_command_line_is_one_line_too(hipgpt, command):
     hipgpt(*command, status=2)
 

@@ -248,13 +248,22 @@ def test_lost_tokens_are_encoded_again_with_the_same_tokenizer(made, lost, train
     for name in lost:
         (made.run.path / name).unlink()
     monkeypatch.delattr(Tokenizer, "train_bpe")
-    made.prepare()
+    made.prepare(data_path="data/data.txt" if trained and "tokens.json" in lost else None)
     assert len(made.notes) == 1
     assert "encoding data/data.txt" in made.notes[0]
     assert made.snapshot()["tokenizer.json"] == before["tokenizer.json"]
     assert made.snapshot()["tokens.bin"] == before["tokens.bin"]
     made.prepare()
     assert made.notes == []
+
+
+def test_a_trained_run_is_not_given_another_text_because_its_own_was_forgotten(made):
+    made.add_checkpoint()
+    made.run.tokens_info_path.unlink()
+    before = made.snapshot()
+    with pytest.raises(UserError, match=r"tokens\.json is missing or damaged.* --data-path"):
+        made.prepare()
+    assert made.snapshot() == before
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"text": 1}', "\0", "{"])

@@ -188,6 +188,37 @@ def test_a_later_step_is_refused_before_it_would_be_overwritten(train, hipgpt):
     assert "already has step 4" in error
 
 
+def test_a_run_whose_text_is_no_longer_known_is_not_trained_on_another(train, hipgpt, text):
+    train("--run-name", "r", "--steps", 2)
+    Path("checkpoints/r/tokens.json").unlink()
+    Path("data").mkdir()
+    Path("data/data.txt").write_text("another text altogether . " * 500)
+    assert "--data-path" in hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, status=2).stderr
+    hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, "--data-path", text)
+
+
+@pytest.mark.parametrize("mistake", [("--data-path", "missing.txt"), ("--vocab-size", 77)])
+def test_a_refused_branch_leaves_nothing_and_the_corrected_command_goes_on_with_the_runs_own_text(
+    train, hipgpt, mistake
+):
+    train("--run-name", "r", "--steps", 2)
+    branch = ("train", "--ckpt", "checkpoints/r/r_step2.safetensors", "--run-name", "branch", "--steps", 1)
+    hipgpt(*branch, *mistake, status=2)
+    assert not Path("checkpoints/branch").exists()
+    hipgpt(*branch)
+    tokens = [Path(f"checkpoints/{run}/tokens.bin").read_bytes() for run in ("r", "branch")]
+    assert tokens[0] == tokens[1]
+
+
+def test_a_renamed_run_keeps_its_tokenizer_and_goes_on(train, hipgpt, text):
+    train("--run-name", "old", "--steps", 2)
+    Path("checkpoints/old").rename("checkpoints/new")
+    assert "--reset" in hipgpt("tokenize", "--run-name", "new", "--reset", "--data-path", text, status=2).stderr
+    assert "--resume" in train("--run-name", "new", "--steps", 2, status=2).stderr
+    hipgpt("train", "--run-name", "new", "--resume", "--steps", 4)
+    assert Path("checkpoints/new/new_step4.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "both"),
     [(("--dim", 32), ("32", "16")), (("--activation", "relu"), ("relu", "gelu")), (("--preset", "tiny"), ("64", "16"))],
@@ -218,6 +249,8 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
         (("--dim", 15), "not a multiple"),
         (("--heads", 0), "--heads is 0"),
         (("--steps", 0), "--steps is 0"),
+        (("--steps", 10**400), "--steps is 1000"),
+        (("--lr", 1e300), "--lr is 1e+300"),
         (("--lr", 0), "--lr is 0"),
         (("--dropout", 1), "--dropout is 1.0"),
         (("--seq", 100_000), "--seq"),
@@ -226,11 +259,15 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
         (("--run-name", "../r"), "--run-name"),
         (("--device", "tpu"), "--device is tpu"),
         (("--device", "gpu:x"), "--device is gpu:x"),
+        (("--device", "gpu:"), "--device is gpu:"),
+        (("--run-name", ""), "--run-name"),
         (("--device", "gpu"), "--device gpu"),
         (("--preset", "huge"), "huge"),
         (("--resume",), "--run-name"),
         (("--data-path", "missing.txt"), "missing.txt"),
         (("--batch", 10_000_000), "memory"),
+        (("--dim", 2_000_000_000), "memory"),
+        (("--layers", 3_000_000), "memory"),
     ],
 )
 def test_rubbish_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, complaint):
@@ -239,12 +276,14 @@ def test_rubbish_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, 
 
 
 def test_a_refused_first_command_leaves_no_run_behind(train):
-    train("--run-name", "r", "--data-path", "missing.txt", status=2)
-    assert not Path("checkpoints/r").exists()
+    for mistake in (("--data-path", "missing.txt"), ("--seq", 100_000), ("--dim", 15)):
+        train("--run-name", "r", *mistake, status=2)
+        assert not Path("checkpoints/r").exists()
 
 
 def test_without_its_text_the_default_names_fetch(hipgpt):
     assert "hipgpt fetch" in hipgpt("train", status=2).stderr
+    assert "hipgpt fetch" in hipgpt("train", "--data-path", "data/data.txt", status=2).stderr
 
 
 def test_an_explicit_flag_wins_over_the_preset(train):

@@ -5,6 +5,7 @@ neither which array library runs nor where memory lies. `cpu.py` is the referenc
 """
 
 import importlib.util
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,9 @@ def select(device: str = "auto") -> Any:
 
     Raises UserError when the device does not exist here.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "gpu") or (index and (kind != "gpu" or not index.isdecimal())):
+    if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
         raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
-    if kind == "gpu":
+    if device.startswith("gpu"):
         if importlib.util.find_spec("cupy") is None:
             raise UserError(
                 f"--device {device} needs CuPy: pip install 'hipgpt[rocm]' for an AMD GPU, 'hipgpt[cuda12]' or "
