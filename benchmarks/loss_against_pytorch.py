@@ -31,7 +31,7 @@ def main(text: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, console = Run("peer", Path(folder)), Console()
         with run.lock():
-            corpus = prepare(run, data_path=text, vocab_limit=2000, defaults={"kind": "word"}, report=console.line)
+            corpus = prepare(run, data_path=text, vocab_limit=2000, kind="word", report=console.line)
             model = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
             config = TrainConfig(batch_size=16, total_steps=steps, learning_rate=1e-3, eval_every=steps)
             batches = Batches(
