@@ -118,7 +118,7 @@ def main(context: click.Context) -> None:
 
     \b
       hipgpt train --preset tiny --run-name first
-      hipgpt generate --run-name first --prompt "One morning"
+      hipgpt generate --run-name first --prompt "On a bright morning"
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

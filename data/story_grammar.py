@@ -27,13 +27,13 @@ ELDERS = [
 ]
 
 THINGS = {
-    "town": ["Alderbay", "Brackenford", "Coldwell", "Dunmere", "Eastholm", "Fernhollow", "Greywater", "Harrowgate",
+    "town": ["Alderbay", "Brackenford", "Coldwell", "Dunmere", "Eastholm", "Fernhollow", "Graywater", "Harrowgate",
              "Larkhill", "Marshend", "Oakridge", "Stonebridge", "Thornby", "Willowdale"],
     "home": ["cottage", "farmhouse", "small house", "house by the river", "house at the edge of the wood",
              "room above the bakery"],
     "spot": ["garden", "orchard", "barn", "kitchen", "meadow behind the school", "yard", "old mill"],
     "wild": ["forest", "marsh", "hills", "valley", "mountains", "moor"],
-    "weather": ["bright", "cold", "windy", "rainy", "foggy", "warm", "grey", "frosty"],
+    "weather": ["bright", "cold", "windy", "rainy", "foggy", "warm", "gray", "frosty"],
     "season": ["spring", "summer", "autumn", "winter"],
     "treasure": ["silver ring", "brass key", "wooden flute", "red scarf", "glass marble", "pocket watch", "blue kite",
                  "leather bag", "carved whistle", "gold coin", "music box", "painted cup"],
@@ -583,7 +583,7 @@ GARDEN = [
 
 STRANGER = [
     [
-        "One evening a stranger came to {town}, with torn shoes and a long grey coat.",
+        "One evening a stranger came to {town}, with torn shoes and a long gray coat.",
         "At the side of the road sat a woman with a broken {vehicle}.",
     ],
     [
@@ -615,7 +615,7 @@ STRANGER = [
         "Then there came a hard {season}, and there was little to eat in {town}.",
     ],
     [
-        "There somebody called {his} name, and it was the stranger in the grey coat.",
+        "There somebody called {his} name, and it was the stranger in the gray coat.",
         "One day a cart stopped at {his} door, full of flour, and on top sat the stranger.",
     ],
     [
