@@ -3,7 +3,7 @@
 import hashlib
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -40,39 +40,46 @@ def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lam
     """
     source = SOURCES[name]
     target = directory / source.file
-    instead = f"download {source.url} yourself and pass it with --data-path"
     try:
         if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == source.sha256:
             return target
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
-            digest = _download(source.url, temporary, progress)
-            if digest != source.sha256:
+            digest = hashlib.sha256()
+            with open(temporary, "wb") as file:
+                for data, done, total in _stream(source.url):
+                    file.write(data)
+                    digest.update(data)
+                    progress(done, total)
+            if digest.hexdigest() != source.sha256:
                 raise UserError(
-                    f"{source.url} is not the text it was: its SHA-256 is {digest}, not {source.sha256}; "
+                    f"{source.url} is not the text it was: its SHA-256 is {digest.hexdigest()}, not {source.sha256}; "
                     "nothing was written, try again later"
                 )
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{source.url} answers {error.code} {error.reason}: {instead}") from None
-    except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
-        raise UserError(f"{source.url} cannot be downloaded ({reason}): check the network, or {instead}") from None
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
     return target
 
 
-def _download(url: str, target: Path, progress: Callable[[int, int], None]) -> str:
-    """Write the bytes at `url` to `target`; their SHA-256."""
+def _stream(url: str) -> Iterator[tuple[bytes, int, int]]:
+    """The bytes at `url`, piece by piece: (piece, bytes so far, bytes in all, 0 if unknown).
+
+    Raises UserError for whatever the network does, so that a caller's own OSError can only be the disk's.
+    """
+    instead = f"download {url} yourself and pass it with --data-path"
     request = urllib.request.Request(url, headers={"User-Agent": "hipgpt"})
-    digest, done = hashlib.sha256(), 0
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response, open(target, "wb") as file:
-        total = int(response.headers.get("Content-Length") or 0)
-        while data := response.read(1 << 16):
-            file.write(data)
-            digest.update(data)
-            done += len(data)
-            progress(done, total)
-    if done < total:
-        raise ConnectionError(f"only {done} of {total} bytes came")
-    return digest.hexdigest()
+    done = 0
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            length = response.headers.get("Content-Length", "")
+            total = int(length) if length.isdecimal() else 0
+            while data := response.read(1 << 16):
+                done += len(data)
+                yield data, done, total
+        if done < total:
+            raise ConnectionError(f"only {done} of {total} bytes came")
+    except urllib.error.HTTPError as error:
+        raise UserError(f"{url} answers {error.code} {error.reason}: {instead}") from None
+    except (OSError, HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+        raise UserError(f"{url} cannot be downloaded ({reason}): check the network, or {instead}") from None

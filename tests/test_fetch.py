@@ -1,8 +1,11 @@
 """`hipgpt fetch`, against a real server on this machine."""
 
+import errno
 import hashlib
 import os
+import ssl
 import threading
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -21,7 +24,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing":
             return self.send_error(404)
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.text)))
+        self.send_header("Content-Length", "?" if self.path == "/unknown" else str(len(self.server.text)))
         self.end_headers()
         if self.path == "/silent":
             self.server.released.wait(10)
@@ -35,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")  # a proxy of this machine has no way to its loopback
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.text, server.asked, server.released = TEXT, 0, threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -58,6 +62,13 @@ def test_a_text_is_downloaded_whole_with_its_progress_into_a_new_directory(serve
     assert path.read_bytes() == TEXT
     assert seen[-1] == (len(TEXT), len(TEXT))
     assert seen == sorted(seen)
+
+
+def test_a_text_of_unknown_length_is_downloaded_too(server, tmp_path):
+    server.offer("/unknown")
+    seen = []
+    assert fetch("shakespeare", tmp_path, lambda *progress: seen.append(progress)).read_bytes() == TEXT
+    assert seen[-1] == (len(TEXT), 0)
 
 
 def test_a_text_that_is_there_is_not_downloaded_again_and_a_damaged_one_is_replaced(server, tmp_path):
@@ -104,9 +115,32 @@ def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
         fetch("shakespeare", tmp_path / "data")
 
 
+@pytest.mark.parametrize("fault", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "bad record")])
+def test_a_network_that_fails_midway_is_not_taken_for_the_disk(server, tmp_path, monkeypatch, fault):
+    """Faults that a loopback server cannot make: they are raised where the real ones are, in the read."""
+
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(HTTPResponse, "read", fail)
+    with pytest.raises(UserError, match=f"cannot be downloaded .*{fault.strerror}"):
+        fetch("shakespeare", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpt.files.os.fsync", fail)
+    with pytest.raises(UserError, match="^cannot write .*: No space left on device"):
+        fetch("shakespeare", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_a_network_the_command_says_so_in_one_line(hipgpt):
     """A proxy that refuses stands for a network that is down."""
-    environment = {**hipgpt.environment, "https_proxy": "http://127.0.0.1:1"}
+    environment = {**hipgpt.environment, "https_proxy": "http://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
     error = hipgpt("fetch", "shakespeare", status=2, environment=environment).stderr
     assert "cannot be downloaded" in error
     assert not os.path.exists("data/shakespeare.txt")
