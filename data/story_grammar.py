@@ -82,7 +82,7 @@ LOST = [
         "On {his} last birthday, {hero} had got {a treasure} from {elder}.",
     ],
     [
-        "But that day {he} put {his} hand in {his} pocket, and the {treasure} was gone.",
+        "But that day {he} looked into {his} bag, and the {treasure} was gone.",
         "But when {he} came home from the {wild}, the {treasure} was no longer there.",
         "One moment the {treasure} was on the table, and the next moment it had disappeared.",
     ],
@@ -321,7 +321,7 @@ REPAIR = [
     ],
     [
         "{He} took it apart and laid all the pieces on the floor, one beside the other.",
-        "{He} opened it with {a tool}, and out fell dust, a dead spider and a small {part}.",
+        "{He} opened it carefully, and out fell dust, a dead spider and a small {part}.",
     ],
     [
         "{He} cleaned every piece, and then {he} saw it: the {part} was broken.",
@@ -431,8 +431,8 @@ SECRET = [
         "On the table lay {a treasure} that {friend} had made with {friend_his} own hands.",
     ],
     [
-        '"It was to be a surprise for your birthday," said {friend}. "Now you have seen it."',
-        '"I was afraid that somebody would send it away," said {friend}. "Please do not tell."',
+        '"It was not ready yet," said {friend}. "Now you have seen it."',
+        '"I was afraid that somebody would laugh," said {friend}. "Please do not tell."',
     ],
     [
         "{hero} was ashamed, because {he} had thought the worst of {his} best friend.",
@@ -479,7 +479,7 @@ MISTAKE = [
     ],
     [
         "It was only hungry, and it had three little ones in a hole under the {spot}.",
-        "{hero} called {elder}, and together they watched how it carried the food away.",
+        "{hero} called {elder}, and together they watched how it slipped back through the fence.",
     ],
     [
         '"I was wrong about you," said {elder}, "and I am sorry." "It is forgiven," said {hero}.',
@@ -493,7 +493,7 @@ MISTAKE = [
 
 VISIT = [
     [
-        "A letter came one day: {elder} was coming to visit, for the first time in seven years.",
+        "A letter came one day: {elder} was coming to visit, and would stay for a week.",
         '"We have a guest tomorrow," said the father of {hero}. "{Elder} is coming."',
     ],
     [
