@@ -13,6 +13,7 @@ import gpt
 from gpt.config import (
     ACTIVATIONS,
     DATA_PATH,
+    PRECISIONS,
     PRESETS,
     SAMPLINGS,
     SCHEDULES,
@@ -102,6 +103,10 @@ TEXT_OPTIONS = options(
 )  # fmt: skip
 
 DEVICE_OPTION = option("--device", default="auto", metavar="auto|cpu|gpu[:N]", help="Where to compute.")
+PRECISION_OPTION = train_option(
+    "--precision", "precision", type=click.Choice(PRECISIONS),
+    help="Of activations and matrix products. auto: bf16 where the GPU has matrix units for it, else fp32.",
+)  # fmt: skip
 STEP_OPTION = option("--step", type=int, metavar="N", show_default="latest", help="Which checkpoint.")
 
 
@@ -128,6 +133,7 @@ def main(context: click.Context) -> None:
 @option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
 @option("--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins.")
 @DEVICE_OPTION
+@PRECISION_OPTION
 @TEXT_OPTIONS
 @model_option("--dim", "embed_dim", metavar="N", help="Width of the residual stream; a multiple of --heads.")
 @model_option("--heads", "num_heads", metavar="N", help="Attention heads per layer.")
@@ -174,7 +180,7 @@ def train(
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt)
     model, settings = plan.settle(given, preset, start, resume)
-    ops = select(device)
+    ops = select(device, settings.precision)
     console.line(f"Device: {ops.description}")
     with run.lock():
         chosen = plan.make(
@@ -261,9 +267,11 @@ def _parse_ids(text: str) -> list[int]:
 @option("--max-seq-len", "--max_seq_len", type=int, metavar="N", show_default="the model's",
         help="Tokens the model looks back on.")  # fmt: skip
 @DEVICE_OPTION
+@PRECISION_OPTION
 def generate(
     run_name: str, prompt: str, step: int | None, num_tokens: int, temp: float, top_k: int, top_p: float,
     rep_penalty: float | None, eos_id: int, seed: int, max_seq_len: int | None, device: str,
+    precision: str,
 ) -> None:  # fmt: skip
     """Continue a prompt with a trained model."""
     from gpt import checkpoint
@@ -274,7 +282,7 @@ def generate(
 
     sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
     run = Run(run_name)
-    model = generator.load_model(checkpoint.load(run, step), select(device))
+    model = generator.load_model(checkpoint.load(run, step), select(device, precision))
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     pieces = generator.generate(
         model, Tokenizer.load(run.tokenizer_path), text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,

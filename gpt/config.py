@@ -13,6 +13,7 @@ from gpt.errors import UserError
 ACTIVATIONS = ("gelu", "relu")
 SCHEDULES = ("cosine", "constant")
 SAMPLINGS = ("sequential", "random")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte")
 
 DATA_PATH = "data/data.txt"
@@ -101,6 +102,7 @@ class TrainConfig:
 
     batch_size: int = 32
     accumulate: int = 1
+    precision: str = "auto"
     total_steps: int = 50_000
     learning_rate: float = 3e-4
     min_lr: float | None = None
@@ -133,6 +135,7 @@ class TrainConfig:
             value = getattr(self, key)
             _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
         _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
+        _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
 

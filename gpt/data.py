@@ -16,6 +16,11 @@ EVAL_BATCHES = 20  # an evaluation's length stays the same however long the held
 Batch = tuple[np.ndarray, np.ndarray]
 
 
+def token_order(ids: np.ndarray) -> np.ndarray:
+    """The places of ids sorted by id and then by place, int32 [ids.size]: what sums up gradients of equal tokens."""
+    return np.argsort(ids, axis=None, kind="stable").astype(np.int32)
+
+
 class Batches:
     """Training and validation batches of `tokens` (an array of ids [n], memory-mapped or not).
 

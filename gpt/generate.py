@@ -6,8 +6,8 @@ context. That costs half a window every half a window, so a token costs two posi
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -93,31 +93,6 @@ def generate(
     return _stream(model, tokenizer, ids, num_tokens, sampling, eos_id, seed, window)
 
 
-def next_token(logits: np.ndarray, context: Sequence[int], sampling: Sampling, uniform: float) -> int:
-    """The id that `sampling` chooses from logits [vocab] after `context`, `uniform` in [0, 1) being the draw.
-
-    Of equal logits the lowest id counts as the likeliest.
-    """
-    logits = logits.astype(np.float64)
-    seen = np.unique(np.asarray(context, np.int64))
-    penalty = sampling.repetition_penalty
-    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
-    if sampling.temperature == 0:
-        return int(np.argmax(logits))
-    candidates = np.arange(logits.size)
-    if 0 < sampling.top_k < logits.size:
-        least = np.partition(logits, -sampling.top_k)[-sampling.top_k]
-        candidates = np.flatnonzero(logits >= least)
-    if sampling.top_k or sampling.top_p < 1:  # a draw among all needs no order
-        candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: sampling.top_k or None]
-    # The largest is subtracted first, so that no temperature, however low, overflows.
-    weights = np.exp((logits[candidates] - logits.max()) / sampling.temperature)
-    reached = np.cumsum(weights)
-    kept = int(np.searchsorted(reached, sampling.top_p * reached[-1])) + 1
-    reached = reached[:kept]
-    return int(candidates[np.searchsorted(reached, uniform * reached[-1], side="right")])
-
-
 def _stream(
     model: GPT, tokenizer: Tokenizer, ids: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int,
     window: int,
@@ -129,11 +104,11 @@ def _stream(
     context = ids[-window:]
     new = context
     for position in range(num_tokens):
-        logits = model.ops.to_host(model.decode(model.ops.from_host(np.array(new, np.int32)), cache))
-        if not np.isfinite(logits).all():
-            raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
+        logits = model.decode(model.ops.from_host(np.array(new, np.int32)), cache)
         draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
-        id = next_token(logits, context, sampling, draw)
+        id = model.ops.sample(logits, context, uniform=draw, **asdict(sampling))
+        if id < 0:
+            raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
         if id == eos_id:
             break
         yield decoder.feed(id)

@@ -76,20 +76,22 @@ _MODULE_NAMES = {
 
 
 class Parameters:
-    """Named views into one flat float32 buffer: the weights, their gradients, or an Adam moment.
+    """Named views into one flat buffer: the weights, their low-precision copy, their gradients, or an Adam moment.
 
     Tensors that weight decay applies to (2-D ones) come first: they are `flat[:decayed]`. Gaps left by the alignment
-    stay zero, which neither a norm nor an update can tell.
+    stay zero, which neither a norm nor an update can tell. So do the rows from `vocab_size` to the next multiple of
+    `vocab_multiple` that `head` [V', D] has and the named view has not.
     """
 
-    def __init__(self, config: ModelConfig, allocate: Callable[..., Array]) -> None:
+    def __init__(self, config: ModelConfig, allocate: Callable[..., Array], vocab_multiple: int) -> None:
         shapes = parameter_shapes(config)
+        head_shape = (padded_vocab(config, vocab_multiple), config.embed_dim)
         offsets, end = {}, 0
         for name in sorted(shapes, key=lambda name: len(shapes[name]) == 1):
             if len(shapes[name]) == 2:
-                self.decayed = end + _aligned(math.prod(shapes[name]))
+                self.decayed = end + _aligned(_padded_size(name, shapes[name], head_shape))
             offsets[name] = end
-            end += _aligned(math.prod(shapes[name]))
+            end += _aligned(_padded_size(name, shapes[name], head_shape))
         self.flat = allocate(end)
         self.named = {
             name: self.flat[offsets[name] : offsets[name] + math.prod(shape)].reshape(shape)
@@ -98,7 +100,8 @@ class Parameters:
 
         self.wte = self.named["transformer.wte.weight"]
         self.wpe = self.named["transformer.wpe.weight"]
-        self.head = self.wte if config.tie_embeddings else self.named["lm_head.weight"]
+        head = offsets["transformer.wte.weight" if config.tie_embeddings else "lm_head.weight"]
+        self.head = self.flat[head : head + math.prod(head_shape)].reshape(head_shape)
         self.ln_f = self._affine("transformer.ln_f")
         self.blocks = [
             Block(*(self._affine(f"transformer.h.{layer}.{_MODULE_NAMES[module]}") for module in Block._fields))
@@ -141,7 +144,7 @@ class Workspace:
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, seq: int, head_rows: int, training: bool, allocate: Callable[..., Array]
+        self, config: ModelConfig, batch: int, seq: int, ops: Any, training: bool, allocate: Callable[..., Array]
     ) -> None:
         rows, d, f = batch * seq, config.embed_dim, config.ff_hidden_dim
 
@@ -163,7 +166,7 @@ class Workspace:
             self.norms = [normed()] * (config.num_layers + 1)
             self.blocks = [block(self.norms[0])] * config.num_layers
         self.branch = allocate((rows, d))
-        self.logits = allocate((min(rows, head_rows), config.vocab_size))
+        self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
 
 
@@ -185,10 +188,16 @@ class GPT:
     """
 
     def __init__(self, config: ModelConfig, ops: Any, batch: int = 1, training: bool = False) -> None:
+        ops.check(config)
         self.config, self.ops = config, ops
-        self.weights = Parameters(config, ops.zeros)
-        self.gradients = Parameters(config, ops.zeros) if training else None
-        self.workspace = Workspace(config, batch, config.max_seq_len, ops.head_rows, training, ops.empty)
+
+        def parameters(dtype: str) -> Parameters:
+            return Parameters(config, lambda size: ops.zeros(size, dtype), ops.vocab_multiple)
+
+        self.weights = parameters("float32")
+        self.compute = parameters("") if ops.low_precision else self.weights  # what the passes read
+        self.gradients = parameters("float32") if training else None
+        self.workspace = Workspace(config, batch, config.max_seq_len, ops, training, ops.empty)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
 
@@ -204,11 +213,19 @@ class GPT:
                 std = INIT_STD / math.sqrt(2 * self.config.num_layers) if "c_proj" in name else INIT_STD
                 value = rng.standard_normal(view.shape, np.float32) * np.float32(std)
             self.ops.copy(value, out=view)
+        self._refresh()
 
     def load(self, tensors: Mapping[str, np.ndarray]) -> None:
         """Take over float32 tensors by name; names and shapes are those of `parameter_shapes`."""
         for name, view in self.weights.named.items():
             self.ops.copy(tensors[name], out=view)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring the copy that the passes read up to the weights; from then on the optimizer keeps it there."""
+        if self.compute is not self.weights:
+            for name, view in self.compute.named.items():
+                self.ops.copy(self.weights.named[name], out=view)
 
     # ---- passes ---------------------------------------------------------------------------------------------------
 
@@ -217,17 +234,21 @@ class GPT:
         self._forward(ids)
         self._head(labels)
 
-    def loss_and_gradients(self, ids: Array, labels: Array, scale: float) -> None:
-        """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`."""
+    def loss_and_gradients(self, ids: Array, labels: Array, order: Array, scale: float) -> None:
+        """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`.
+
+        order, int32 [batch x seq], is a stable argsort of ids (`gpt.data.token_order`).
+        """
         self._forward(ids, dropout=self.config.dropout)
         self._head(labels, scale)
-        self._backward(ids)
+        self._backward(ids, order)
 
     def logits(self, ids: Array) -> np.ndarray:
         """The full forward pass: float32 [batch, seq, vocab] logits, on the host, of int32 [batch, seq] ids."""
         self._forward(ids)
-        chunks = [self.ops.to_host(logits).copy() for _, logits in self._logits(ids.size)]
-        return np.concatenate(chunks).reshape(*ids.shape, -1)
+        vocab = self.config.vocab_size
+        chunks = [self.ops.to_host(logits)[:, :vocab].copy() for _, logits in self._logits(ids.size)]
+        return np.concatenate(chunks).reshape(*ids.shape, vocab)
 
     def decode(self, ids: Array, cache: KVCache) -> Array:
         """Append int32 [n] ids to the cached sequence; the logits, float32 [vocab], that follow the last one.
@@ -238,11 +259,11 @@ class GPT:
         cache.length += ids.size
         last = self.workspace.norms[-1].out[ids.size - 1 : ids.size]
         logits = self.workspace.logits[:1]
-        self.ops.linear(last, self.weights.head.T, None, out=logits)
-        return logits[0]
+        self.ops.linear(last, self.compute.head.T, None, out=logits)
+        return logits[0, : self.config.vocab_size]
 
     def _forward(self, ids: Array, dropout: float = 0.0, cache: KVCache | None = None) -> None:
-        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
+        ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
         drop = self._dropout(dropout)
         branch = ws.branch[:rows]
         stream = ws.norms[0].rows(rows)
@@ -269,23 +290,23 @@ class GPT:
         out, logits = self.workspace.norms[-1].out, self.workspace.logits
         for start in range(0, rows, len(logits)):
             chunk = slice(start, min(start + len(logits), rows))
-            self.ops.linear(out[chunk], self.weights.head.T, None, out=logits[: chunk.stop - start])
+            self.ops.linear(out[chunk], self.compute.head.T, None, out=logits[: chunk.stop - start])
             yield chunk, logits[: chunk.stop - start]
 
     def _head(self, labels: Array, scale: float | None = None) -> None:
         """Cross-entropy of the last norm's output; with `scale` also its gradient, into `dnormed` and the head's."""
         ops, ws, labels = self.ops, self.workspace, labels.reshape(-1)
-        losses, hits = ws.losses[: labels.size], ws.hits[: labels.size]
+        losses, hits, vocab = ws.losses[: labels.size], ws.hits[: labels.size], self.config.vocab_size
         for chunk, logits in self._logits(labels.size):
-            ops.softmax_cross_entropy(logits, labels[chunk], losses=losses[chunk], hits=hits[chunk], scale=scale)
+            ops.softmax_cross_entropy(logits, labels[chunk], losses[chunk], hits[chunk], vocab=vocab, scale=scale)
             if scale is not None:
                 out, dhead = ws.norms[-1].out[chunk], self.gradients.head
-                ops.linear_backward(logits, out, self.weights.head.T, dx=ws.dnormed[chunk], dweight=dhead.T, dbias=None)
+                ops.linear_backward(logits, out, self.compute.head.T, dx=ws.dnormed[chunk], dweight=dhead.T, dbias=None)
         ops.add_sums(losses, hits, out=self.metrics)
 
-    def _backward(self, ids: Array) -> None:
+    def _backward(self, ids: Array, order: Array) -> None:
         """From `dnormed`, the gradient of the last norm's output, down to the embedding."""
-        ops, weights, grads, ws, rows = self.ops, self.weights, self.gradients, self.workspace, ids.size
+        ops, weights, grads, ws, rows = self.ops, self.compute, self.gradients, self.workspace, ids.size
         drop = self._dropout(self.config.dropout)
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         ops.fill(dx, 0)
@@ -320,7 +341,7 @@ class GPT:
             )
             ops.linear_backward(dqkv, stream.out, w.attn_qkv.weight, dnormed, *g.attn_qkv)
         norm_backward(ws.norms[0].rows(rows), weights.norms[0], grads.norms[0])
-        ops.embedding_backward(dx, ids, grads.wte, grads.wpe, dropout=drop(0))
+        ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=drop(0))
 
     def _dropout(self, rate: float) -> Callable[[int], Dropout | None]:
         """The dropout of a site: the embedding is 0; a block's attention and two branches follow, three per block."""
@@ -331,21 +352,39 @@ class GPT:
         return act.lse[: ids.size * self.config.num_heads].reshape(batch, self.config.num_heads, seq)
 
 
-def memory_bytes(config: ModelConfig, batch: int, head_rows: int, training: bool, itemsize: int = 4) -> int:
-    """Bytes that a GPT (with gradients and both Adam moments when `training`) holds; nothing is allocated."""
+def memory_bytes(config: ModelConfig, batch: int, ops: Any, training: bool) -> int:
+    """Bytes that a GPT on `ops` (with gradients and both Adam moments when `training`) holds; nothing is allocated."""
+    itemsize = 2 if ops.low_precision else 4
 
     def total(few: ModelConfig) -> int:
-        parameters = sum(_aligned(math.prod(shape)) for shape in parameter_shapes(few).values())
-        sizes = [4 * parameters * (4 if training else 1)]
+        sizes = []
 
         def count(shape: int | tuple[int, ...], dtype: str = "") -> None:
             size = shape if isinstance(shape, int) else math.prod(shape)
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
 
-        Workspace(few, batch, few.max_seq_len, head_rows, training, count)
+        head_shape = (padded_vocab(few, ops.vocab_multiple), few.embed_dim)
+        parameters = sum(
+            _aligned(_padded_size(name, shape, head_shape)) for name, shape in parameter_shapes(few).items()
+        )
+        for _ in range(4 if training else 1):
+            count(parameters, "float32")
+        if ops.low_precision:
+            count(parameters)
+        Workspace(few, batch, few.max_seq_len, ops, training, count)
         return sum(sizes)
 
     return _over_layers(config, total)
+
+
+def padded_vocab(config: ModelConfig, multiple: int) -> int:
+    """The rows of the head's matrix in memory: the vocabulary, up to the next multiple."""
+    return -(-config.vocab_size // multiple) * multiple
+
+
+def _padded_size(name: str, shape: tuple[int, ...], head_shape: tuple[int, int]) -> int:
+    """Elements that a parameter takes in the flat buffer: matrices of the whole vocabulary are padded."""
+    return math.prod(head_shape if name in ("transformer.wte.weight", "lm_head.weight") else shape)
 
 
 def _over_layers(config: ModelConfig, total: Callable[[ModelConfig], int]) -> int:

@@ -36,8 +36,10 @@ class AdamW:
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.ops, self.config = model, model.ops, config
-        self.exp_avg = Parameters(model.config, self.ops.zeros)
-        self.exp_avg_sq = Parameters(model.config, self.ops.zeros)
+        self.exp_avg, self.exp_avg_sq = (
+            Parameters(model.config, lambda size: self.ops.zeros(size, "float32"), self.ops.vocab_multiple)
+            for _ in range(2)
+        )
         self.norm = self.ops.zeros(1, "float64")
         self.counters = self.ops.zeros(len(COUNTERS), "int64")
         self.lr = self.ops.zeros(1, "float32")
@@ -53,13 +55,14 @@ class AdamW:
 
     def step(self, lr: float) -> None:
         """Clip the model's gradients to a global norm of `grad_clip` and move its weights."""
-        weights, gradients = self.model.weights, self.model.gradients
+        weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
         self.ops.fill(self.lr, lr)
         self.ops.global_norm(gradients.flat, out=self.norm)
         self.ops.adamw(
             weights.flat, gradients.flat, self.exp_avg.flat, self.exp_avg_sq.flat,
-            norm=self.norm, loss=self.model.metrics, counters=self.counters, lr=self.lr, betas=BETAS, eps=EPS,
-            weight_decay=self.config.weight_decay, decayed=weights.decayed, clip=self.config.grad_clip,
+            copy=None if compute is weights else compute.flat, norm=self.norm, loss=self.model.metrics,
+            counters=self.counters, lr=self.lr, betas=BETAS, eps=EPS, weight_decay=self.config.weight_decay,
+            decayed=weights.decayed, clip=self.config.grad_clip,
         )  # fmt: skip
 
     def state(self) -> dict[str, int]:

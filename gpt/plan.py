@@ -142,7 +142,7 @@ def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
 def announce(plan: Plan, ops: Any, console: Console) -> None:
     """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
     model, train, run = plan.model, plan.train, plan.run
-    needed = memory_bytes(model, train.batch_size, ops.head_rows, training=True)
+    needed = memory_bytes(model, train.batch_size, ops, training=True)
     free = ops.free_bytes()
     first = plan.start.step + 1 if plan.start else 1
     tokens = len(plan.corpus.tokens)
@@ -154,8 +154,9 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     console.line(
         f"Data:   {tokens:,} tokens; a step takes {train.batch_size * train.accumulate} x {model.max_seq_len}"
     )
-    if plan.batches.note:
-        console.line(plan.batches.note)
+    for note in (*ops.notes, plan.batches.note):
+        if note:
+            console.line(note)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     if needed > free:
         raise UserError(

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from gpt import checkpoint
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.console import Console, duration
-from gpt.data import Batches
+from gpt.data import Batches, token_order
 from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.model import GPT, Parameters
@@ -87,7 +87,7 @@ class Trainer:
         """
         first, total = self.step + 1, self.config.total_steps
         self._forget_metrics_after(self.step)
-        clock = _Clock(self.step)
+        clock = _Clock(self.step, wait=self._step_metrics)
         with _StopSignal() as stop, self.console.progress("Training", total, completed=self.step) as advance:
             for self.step in range(first, total + 1):
                 self._train_step()
@@ -97,17 +97,22 @@ class Trainer:
                     self._foretell(clock.seconds_per_step(self.step))
                 if clock.due():
                     advance(self.step, status=self._status(clock.seconds_per_step(self.step)))
-                if last or self.step % self.config.log_every == 0:
+                logging, evaluating, saving = (
+                    last or (every and self.step % every == 0)
+                    for every in (self.config.log_every, self.config.eval_every, self.config.ckpt_every)
+                )
+                if logging:
                     self._log(clock.lap(self.step))
                 elif self.step == first:
                     clock.lap(self.step)  # the first step is no measure: it touches every page for the first time
-                with clock.paused():
-                    if last or self.step % self.config.eval_every == 0:
-                        self._evaluate(stop)
-                    if self.step % MAX_SKIPPED_IN_A_ROW == 0:
-                        self._stop_if_diverged()
-                    if last or (self.config.ckpt_every and self.step % self.config.ckpt_every == 0):
-                        self._save()
+                if logging or evaluating or saving:  # else nothing waits for the device
+                    with clock.paused():
+                        if evaluating:
+                            self._evaluate(stop)
+                        if logging or saving:
+                            self._stop_if_diverged()
+                        if saving:
+                            self._save()
                 if last:
                     break
         return stop.received if self.step < total else None
@@ -119,7 +124,8 @@ class Trainer:
         for index in range((self.step - 1) * config.accumulate, self.step * config.accumulate):
             self.ops.fill(model.dropout_key[1:], index % 2**32)
             ids, labels = self.batches.train(index)
-            model.loss_and_gradients(self.ops.from_host(ids), self.ops.from_host(labels), 1 / self.tokens_per_step)
+            arrays = map(self.ops.from_host, (ids, labels, token_order(ids)))
+            model.loss_and_gradients(*arrays, scale=1 / self.tokens_per_step)
         self.optimizer.step(learning_rate(self.step, config))
 
     def _step_metrics(self) -> Metrics:
@@ -193,12 +199,13 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds per step, not counting what happens while it is paused."""
+    """Seconds per step, not counting what happens while it is paused; `wait` returns when all steps so far are done."""
 
-    def __init__(self, step: int) -> None:
-        self._step, self._start, self._shown = step, time.perf_counter(), 0.0
+    def __init__(self, step: int, wait: Callable[[], object]) -> None:
+        self._step, self._start, self._shown, self._wait = step, time.perf_counter(), 0.0, wait
 
     def seconds_per_step(self, step: int) -> float:
+        self._wait()
         return (time.perf_counter() - self._start) / max(1, step - self._step)
 
     def lap(self, step: int) -> float:
@@ -217,6 +224,7 @@ class _Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        self._wait()
         begin = time.perf_counter()
         yield
         self._start += time.perf_counter() - begin

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from tests.conftest import ROOT
 
 DATA = ROOT / "data"
 

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.generate import Sampling, generate, next_token
+from gpt.generate import Sampling, generate
 from gpt.model import GPT
 from gpt.ops.cpu import CpuOps
 from gpt.tokenizer import Tokenizer
@@ -47,6 +48,10 @@ def model(tokenizer) -> GPT:
 
 
 # ---- choosing a token ---------------------------------------------------------------------------------------------
+
+
+def next_token(logits, context, sampling, uniform):
+    return CpuOps(threads=1).sample(logits, context, uniform=uniform, **asdict(sampling))
 
 
 def distribution(logits, context, **changes) -> dict[int, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpt.config import ModelConfig
+from gpt.data import token_order
 from gpt.model import GPT, KVCache, memory_bytes, parameter_count
 from gpt.ops.cpu import CpuOps
 
@@ -46,7 +47,7 @@ def tokens(config, seq=None):
 def mean_loss_and_gradients(model, ids, labels):
     model.metrics[...] = 0
     model.gradients.flat[...] = 0
-    model.loss_and_gradients(ids, labels, 1 / ids.size)
+    model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
     return model.metrics[0] / ids.size
 
 
@@ -76,7 +77,7 @@ def test_gradients_add_up_over_calls(config):
     model, (ids, labels) = build(config), tokens(config)
     mean_loss_and_gradients(model, ids, labels)
     once = model.gradients.flat.copy()
-    model.loss_and_gradients(ids, labels, 1 / ids.size)
+    model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
     np.testing.assert_allclose(model.gradients.flat, 2 * once, rtol=1e-12, atol=1e-14)
 
 
@@ -150,7 +151,7 @@ def test_memory_is_known_before_it_is_allocated(config):
 
     model = GPT(config, Counting(threads=1), batch=BATCH, training=True)
     allocated = sum(asked) - model.metrics.nbytes - model.dropout_key.nbytes + 2 * model.weights.flat.nbytes
-    assert memory_bytes(config, BATCH, model.ops.head_rows, training=True) == allocated
+    assert memory_bytes(config, BATCH, model.ops, training=True) == allocated
     assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
 
 

@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 
+from gpt.data import token_order
 from gpt.ops import Dropout, cpu, cpu_activations, cpu_attention
 from gpt.ops.cpu import CpuOps
 
@@ -90,7 +91,7 @@ def test_embedding_adds_token_and_position_and_its_backward_sums_over_repeated_t
     for row, token in enumerate(ids.reshape(-1)):
         expected[0][token] += (dout * mask)[row]
         expected[1][row % seq] += (dout * mask)[row]
-    ops.embedding_backward(dout, ids, dwte, dwpe, dropout=dropout)
+    ops.embedding_backward(dout, ids, token_order(ids), dwte, dwpe, dropout=dropout)
     np.testing.assert_allclose(dwte, expected[0], **EXACT)
     np.testing.assert_allclose(dwpe, expected[1], **EXACT)
 
@@ -248,14 +249,14 @@ def test_cross_entropy_and_its_gradient(ops, rng, rows, vocab):
     def formula():
         return np.log(np.exp(original).sum(1)) - original[np.arange(rows), labels]
 
-    ops.softmax_cross_entropy(logits, labels, losses, hits)
+    ops.softmax_cross_entropy(logits, labels, losses, hits, logits.shape[1])
     np.testing.assert_allclose(losses, formula(), **EXACT)
     assert np.array_equal(hits, original.argmax(1) == labels)
     assert np.array_equal(logits, original), "without a scale logits stay"
     ops.add_sums(losses, hits, sums)
     np.testing.assert_allclose(sums, [1 + losses.sum(), 1 + hits.sum()], **EXACT)
 
-    ops.softmax_cross_entropy(logits, labels, losses, hits, scale=0.25)
+    ops.softmax_cross_entropy(logits, labels, losses, hits, logits.shape[1], scale=0.25)
     np.testing.assert_allclose(losses, formula(), **EXACT)
     check_gradients(formula, 0.25, {"logits": original}, {"logits": logits}, rng)
 
@@ -263,7 +264,7 @@ def test_cross_entropy_and_its_gradient(ops, rng, rows, vocab):
 def test_cross_entropy_of_huge_logits():
     logits = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]], np.float32)
     losses, hits = np.empty(2, np.float32), np.empty(2, np.float32)
-    CpuOps(threads=1).softmax_cross_entropy(logits, np.array([1, 2], np.int32), losses, hits, scale=1.0)
+    CpuOps(threads=1).softmax_cross_entropy(logits, np.array([1, 2], np.int32), losses, hits, 3, scale=1.0)
     np.testing.assert_allclose(losses, [2e4, math.log(2)], rtol=1e-6)
     np.testing.assert_allclose(logits, [[1, -1, 0], [0, 0.5, -0.5]], atol=1e-7)
 
@@ -272,7 +273,7 @@ def test_cross_entropy_of_huge_logits():
 def test_a_logit_that_is_not_finite_makes_the_loss_not_finite(ops, poison):
     logits, losses = np.array([[0.0, poison, 1.0]]), unset(1) * 0
     with np.errstate(invalid="ignore"):
-        ops.softmax_cross_entropy(logits, np.array([0], np.int32), losses, unset(1))
+        ops.softmax_cross_entropy(logits, np.array([0], np.int32), losses, unset(1), logits.shape[1])
     assert not np.isfinite(losses[0])
 
 
@@ -312,7 +313,7 @@ def test_adamw_takes_the_steps_of_its_definition(ops, rng, n, decayed, clip):
         lr[0] = 0.1 / step
         ops.global_norm(g, norm)
         kept = g.copy()
-        ops.adamw(w, g, m, v, norm=norm, loss=np.ones(2), counters=counters, lr=lr, **fixed)
+        ops.adamw(w, g, m, v, copy=None, norm=norm, loss=np.ones(2), counters=counters, lr=lr, **fixed)
         w_, m_, v_ = expected
         adamw_by_the_book(w_, g, m_, v_, step, lr[0], norm=norm[0], **fixed)
         assert np.array_equal(g, kept), "gradients stay as they are"
@@ -326,8 +327,8 @@ def test_adamw_skips_a_step_that_is_not_finite(ops, rng, norm, loss):
     arrays = [rng.standard_normal(9) for _ in range(4)]
     kept, counters = [array.copy() for array in arrays], np.array([5, 2, 1], np.int64)
     ops.adamw(
-        *arrays, norm=np.array([norm]), loss=np.array([1.0, loss]), counters=counters, lr=np.ones(1), betas=(0.9, 0.95),
-        eps=1e-8, weight_decay=0.1, decayed=9, clip=1.0,
+        *arrays, copy=None, norm=np.array([norm]), loss=np.array([1.0, loss]), counters=counters, lr=np.ones(1),
+        betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, decayed=9, clip=1.0,
     )  # fmt: skip
     assert all(np.array_equal(a, b) for a, b in zip(arrays, kept, strict=True))
     assert counters.tolist() == [5, 3, 2]

@@ -2,6 +2,7 @@
 
 `select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
 neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
+`gpu.py` is the other set, over the kernels in kernels/.
 """
 
 import importlib.util
@@ -11,7 +12,7 @@ from typing import Any
 
 from gpt.errors import UserError
 
-Array = Any  # a NumPy array on the CPU
+Array = Any  # NumPy's on the CPU, CuPy's on a GPU
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,36 @@ class Dropout:
     site: int
 
 
-def select(device: str = "auto") -> Any:
-    """The operations object for `--device` auto, cpu, gpu or gpu:N.
+def select(device: str = "auto", precision: str = "auto") -> Any:
+    """The operations object for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
-    Raises UserError when the device does not exist here.
+    auto is the first GPU that works, else the CPU, and on a GPU bf16 where it has matrix units for it, else fp32.
+    Raises UserError when the device does not exist here or cannot compute so.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
         raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
-    if device.startswith("gpu"):
-        if importlib.util.find_spec("cupy") is None:
-            raise UserError(
-                f"--device {device} needs CuPy: pip install 'hipgpt[rocm]' for an AMD GPU, 'hipgpt[cuda12]' or "
-                "'hipgpt[cuda13]' for an NVIDIA GPU; --device cpu needs nothing"
-            )
-        raise UserError(f"--device {device}: this version of hipgpt has no GPU kernels yet, use --device cpu")
-    from gpt.ops.cpu import CpuOps
+    gpu, note = None, None
+    if device != "cpu":
+        try:
+            from gpt.ops.cupy_device import CupyDevice
 
-    return CpuOps()
+            gpu = CupyDevice(int(device[4:] or 0))
+        except UserError as error:
+            if device != "auto":
+                raise
+            note = f"Note: on the CPU, for {error}" if importlib.util.find_spec("cupy") else None
+    if gpu is None:
+        if precision in ("tf32", "bf16"):
+            raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
+        from gpt.ops.cpu import CpuOps
+
+        ops = CpuOps()
+        ops.notes = [note] if note else []
+        return ops
+    from gpt.ops.gpu import GpuOps
+
+    if precision == "bf16" and not gpu.has_bf16:
+        raise UserError(f"--precision bf16 needs matrix units that {gpu.description} lacks: use --precision fp32")
+    if precision == "tf32" and not gpu.target.startswith("sm_"):
+        raise UserError(f"--precision tf32 exists on NVIDIA GPUs alone, not on {gpu.description}: use fp32 or bf16")
+    return GpuOps(gpu, {"auto": "bf16" if gpu.has_bf16 else "fp32"}.get(precision, precision))

@@ -13,14 +13,16 @@ of weights and biases are added to. Outputs may alias inputs only where that is 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import psutil
 
+from gpt.config import ModelConfig
 from gpt.ops import Dropout
 from gpt.ops.cpu_activations import ACTIVATIONS, backward
 from gpt.ops.cpu_attention import attend, attend_backward
+from gpt.ops.cpu_sampling import choose
 from gpt.ops.masks import Mask
 from gpt.ops.threads import QUIET, Scratch, Threads, available_threads
 
@@ -38,13 +40,19 @@ class CpuOps:
     """
 
     is_cpu = True
+    low_precision = False  # whether products read a bf16 copy of the weights
     head_rows = 512  # rows of logits at a time
+    vocab_multiple = 1  # what the vocabulary is padded to in memory
+    notes = ()  # what a user should know about the device
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = Threads(threads or available_threads())
         self.description = f"CPU, {self.threads.count} thread{'s' if self.threads.count > 1 else ''}"
         self._dtype = np.dtype(dtype)
         self._scratch = Scratch()
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError for a model that cannot run here: there is none."""
 
     # ---- arrays ---------------------------------------------------------------------------------------------------
 
@@ -102,11 +110,18 @@ class CpuOps:
             self.dropout(out, out, dropout)
 
     def embedding_backward(
-        self, dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray, dropout: Dropout | None = None
+        self,
+        dout: np.ndarray,
+        ids: np.ndarray,
+        order: np.ndarray,
+        dwte: np.ndarray,
+        dwpe: np.ndarray,
+        dropout: Dropout | None = None,
     ) -> None:
         """Add the gradients of both tables; with dropout, `dout` is overwritten.
 
-        Rows of one token are summed in their order, whatever the number of threads.
+        order, int32 [rows], is a stable argsort of ids: rows of one token are summed in their order, and nobody has to
+        look for them.
         """
         if dropout:
             self.dropout(dout, dout, dropout)
@@ -117,7 +132,6 @@ class CpuOps:
             for sequence in dout_3d[:, s]:
                 dwpe[s] += sequence
 
-        order = np.argsort(ids, axis=None, kind="stable")
         sorted_ids = ids.reshape(-1)[order]
         first = np.append(np.flatnonzero(np.diff(sorted_ids, prepend=-1)), ids.size)  # of each token in sorted_ids
         tokens = sorted_ids[first[:-1]]
@@ -351,14 +365,19 @@ class CpuOps:
         labels: np.ndarray,
         losses: np.ndarray,
         hits: np.ndarray,
+        vocab: int,
         scale: float | None = None,
     ) -> None:
         """losses = log Σ exp(logits) - logits[label] per row, hits = 1 where the label has the largest logit, else 0.
 
-        logits [rows, V], int32 labels, losses and hits [rows]. With `scale`, logits become their gradient:
-        scale · (softmax(logits) - onehot(label)).
+        logits [rows, V], of which the first `vocab` columns count and the rest is padding; int32 labels, losses and
+        hits [rows]. With `scale`, logits become their gradient, scale · (softmax(logits) - onehot(label)), and 0 in the
+        padding.
         """
-        rows, vocab = logits.shape
+        if vocab < logits.shape[1]:
+            if scale is not None:
+                logits[:, vocab:] = 0
+            logits = logits[:, :vocab]
 
         def block(r: slice) -> None:
             x, each = logits[r], np.arange(r.stop - r.start)
@@ -381,6 +400,28 @@ class CpuOps:
         with QUIET():
             out += [np.sum(losses, dtype=np.float64), np.sum(hits, dtype=np.float64)]
 
+    def sample(
+        self,
+        logits: np.ndarray,
+        context: Sequence[int],
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        repetition_penalty: float,
+        uniform: float,
+    ) -> int:
+        """The id that is drawn by `uniform` in [0, 1) from logits [vocab] after `context`; -1 if one is not finite.
+
+        First the logits of the context's tokens are divided (where negative: multiplied) by `repetition_penalty`
+        (Keskar et al. 2019); then exp(logits / temperature) are weights, temperature 0 taking the largest. `top_k`
+        above 0 keeps the k heaviest, and `top_p` below 1 the fewest of these that reach that share of their weight
+        (Holtzman et al. 2020); of equal ones the lowest id comes first. The draw goes through the kept in order of id.
+        """
+        if not np.isfinite(logits).all():
+            return -1
+        return choose(logits, context, temperature, top_k, top_p, repetition_penalty, uniform)
+
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
@@ -402,6 +443,7 @@ class CpuOps:
         exp_avg: np.ndarray,
         exp_avg_sq: np.ndarray,
         *,
+        copy: np.ndarray | None,
         norm: np.ndarray,
         loss: np.ndarray,
         counters: np.ndarray,
@@ -414,6 +456,7 @@ class CpuOps:
     ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019) over flat arrays; weights[:decayed] decay.
 
+        `copy` receives the weights in the type that products read, if that is another (never here).
         Gradients count times min(1, clip / (norm + 1e-6)), norm being theirs; clip 0 is none. counters, int64 [3], are
         Adam's step, the steps skipped, and those skipped in a row: where norm or an element of loss is not finite,
         nothing but the last two changes.

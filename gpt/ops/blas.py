@@ -1,0 +1,209 @@
+"""The vendors' matrix products, cuBLASLt and hipBLASLt, behind one call.
+
+The two libraries have the same functions under different prefixes and other numbers for the same things; `_CUDA` and
+`_ROCM` hold those. They are called through ctypes: hipBLASLt has no maintained Python binding, CuPy's own calls refuse
+to be captured in a graph, and a second binding for cuBLASLt alone would be a second way to do one thing. A product is
+planned once (descriptors, and the library's own first choice of algorithm) and then costs one foreign call.
+
+Both libraries think in columns. A row-major matrix is a column-major one transposed, so out = a b is asked for as
+outᵀ = bᵀ aᵀ, operands swapped.
+"""
+
+import ctypes
+import glob
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FLOAT32, BF16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF and HIP_R_32F, HIP_R_16BF are the same
+MAX_WORKSPACE_BYTES = 1  # the preference's number, in both
+HEURISTIC_BYTES = 512  # more than either library's result, which begins with the algorithm
+EPILOGUES = {"none": 1, "bias": 4, "gelu": 164, "dgelu": 192}  # gelu: GELU_AUX_BIAS; the same in both
+
+
+class _Vendor(NamedTuple):
+    """What differs: names, and the numbers of cublasLt.h or of hipblas-common.h and hipblaslt.h."""
+
+    prefix: str
+    libraries: tuple[str, ...]
+    package: str
+    float32: int  # the compute types
+    tf32: int
+    normal: int  # the operations
+    transposed: int
+    trans_a: int  # the attributes of a product
+    trans_b: int
+    epilogue: int
+    bias_pointer: int
+    bias_type: int
+    aux_pointer: int
+    aux_ld: int
+    not_supported: int  # the status
+
+
+_CUDA = _Vendor(
+    prefix="cublasLt", libraries=("libcublasLt.so.13", "libcublasLt.so.12"), package="nvidia-cublas, or CUDA's cuBLAS",
+    float32=68, tf32=77, normal=0, transposed=1, trans_a=3, trans_b=4, epilogue=7, bias_pointer=8, bias_type=26,
+    aux_pointer=11, aux_ld=12, not_supported=15,
+)  # fmt: skip
+_ROCM = _Vendor(
+    prefix="hipblasLt", libraries=("libhipblaslt.so.1", "libhipblaslt.so.0"), package="ROCm's hipblaslt",
+    float32=2, tf32=2, normal=111, transposed=112, trans_a=0, trans_b=1, epilogue=2, bias_pointer=3, bias_type=4,
+    aux_pointer=10, aux_ld=11, not_supported=7,
+)  # fmt: skip
+
+
+class BlasMissingError(OSError):
+    """The library is not there; the message names the package to install."""
+
+
+class BlasError(RuntimeError):
+    """The library failed where it should not."""
+
+
+class Blas:
+    """The library of `kind` "cuda" or "rocm", with `workspace_bytes` of device memory at `workspace` to work in.
+
+    `library` is a loaded one to use instead. Raises BlasMissingError where there is none.
+    """
+
+    def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL | None = None) -> None:
+        self._vendor = {"cuda": _CUDA, "rocm": _ROCM}[kind]
+        self._library = library or _load(self._vendor)
+        self._workspace, self._workspace_bytes = ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes)
+        self._handle = ctypes.c_void_p()
+        self._call("Create", ctypes.byref(self._handle))
+        self._matmul = getattr(self._library, f"{self._vendor.prefix}Matmul")
+        self._plans: dict[tuple, _Plan | None] = {}
+
+    def product(
+        self, a: Any, b: Any, out: Any, *, stream: int, epilogue: str = "none", accumulate: bool = False,
+        bias: Any = None, activation_input: Any = None, tf32: bool = False,
+    ) -> bool:  # fmt: skip
+        """out [M, N] = a [M, K] @ b [K, N], on `stream`; False where the library cannot, and nothing has happened.
+
+        a and b are both bf16 (dtype uint16) or both float32, C-contiguous or transposed views of what is; out is
+        C-contiguous, of either type, and with `accumulate` is added to. Sums are float32; `tf32` lets float32 operands
+        be rounded to 10 bits of mantissa. Epilogues, with bias [N] and activation_input [M, N] of out's type:
+        - bias: out = a @ b + bias;
+        - gelu: activation_input = a @ b + bias, out = gelu(activation_input), by the tanh approximation;
+        - dgelu: out = (a @ b) · gelu'(activation_input).
+        Raises BlasError.
+        """
+        a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
+        itemsizes = a.dtype.itemsize, out.dtype.itemsize
+        key = (a.shape, b.shape[1], a_transposed, b_transposed, *itemsizes, epilogue, accumulate, tf32)
+        if key in self._plans:
+            plan = self._plans[key]
+        else:
+            plan = self._plans[key] = self._plan(*key)
+        if plan is None:
+            return False
+        if bias is not None:
+            self._set(plan.product, self._vendor.bias_pointer, ctypes.c_void_p(_address(bias)))
+        if activation_input is not None:
+            self._set(plan.product, self._vendor.aux_pointer, ctypes.c_void_p(_address(activation_input)))
+        target = ctypes.c_void_p(_address(out))
+        status = self._matmul(
+            self._handle, plan.product, plan.one, ctypes.c_void_p(_address(b)), plan.left,
+            ctypes.c_void_p(_address(a)), plan.right, plan.beta, target, plan.out, target, plan.out,
+            plan.algorithm, self._workspace, self._workspace_bytes, ctypes.c_void_p(stream),
+        )  # fmt: skip
+        if status == self._vendor.not_supported:
+            self._plans[key] = None
+            return False
+        self._check("Matmul", status)
+        return True
+
+    def _plan(
+        self, a_shape: tuple[int, int], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
+        out_itemsize: int, epilogue: str, accumulate: bool, tf32: bool,
+    ) -> "_Plan | None":  # fmt: skip
+        """How to compute such products, or None where the library knows no way."""
+        vendor, (m, k) = self._vendor, a_shape
+        kind, out_kind = (BF16 if size == 2 else FLOAT32 for size in (itemsize, out_itemsize))
+        product = ctypes.c_void_p()
+        compute = vendor.tf32 if tf32 and kind == FLOAT32 else vendor.float32
+        self._call("MatmulDescCreate", ctypes.byref(product), ctypes.c_int(compute), ctypes.c_int(FLOAT32))
+        for attribute, transposed in ((vendor.trans_a, b_transposed), (vendor.trans_b, a_transposed)):
+            self._set(product, attribute, ctypes.c_int32(vendor.transposed if transposed else vendor.normal))
+        self._set(product, vendor.epilogue, ctypes.c_int32(EPILOGUES[epilogue]))
+        if epilogue in ("bias", "gelu"):
+            self._set(product, vendor.bias_type, ctypes.c_int32(out_kind))
+        if epilogue in ("gelu", "dgelu"):
+            self._set(product, vendor.aux_ld, ctypes.c_int64(n))
+        left = self._layout(kind, k, n) if b_transposed else self._layout(kind, n, k)
+        right = self._layout(kind, m, k) if a_transposed else self._layout(kind, k, m)
+        out = self._layout(out_kind, n, m)
+        algorithm = self._algorithm(product, left, right, out)
+        if algorithm is None:
+            return None
+        one, beta = ctypes.c_float(1), ctypes.c_float(1 if accumulate else 0)
+        return _Plan(product, left, right, out, algorithm, ctypes.byref(one), ctypes.byref(beta))
+
+    def _layout(self, kind: int, rows: int, columns: int) -> ctypes.c_void_p:
+        """A column-major matrix without gaps."""
+        layout = ctypes.c_void_p()
+        sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
+        self._call("MatrixLayoutCreate", ctypes.byref(layout), ctypes.c_int(kind), *sizes)
+        return layout
+
+    def _algorithm(self, product: Any, left: Any, right: Any, out: Any) -> ctypes.Array | None:
+        """The library's first choice within the workspace, or None where it has no choice."""
+        preference, found = ctypes.c_void_p(), ctypes.c_int()
+        self._call("MatmulPreferenceCreate", ctypes.byref(preference))
+        size = self._workspace_bytes
+        self._call(
+            "MatmulPreferenceSetAttribute", preference, ctypes.c_int(MAX_WORKSPACE_BYTES), ctypes.byref(size),
+            ctypes.c_size_t(ctypes.sizeof(size)),
+        )  # fmt: skip
+        result = ctypes.create_string_buffer(HEURISTIC_BYTES)
+        status = getattr(self._library, f"{self._vendor.prefix}MatmulAlgoGetHeuristic")(
+            self._handle, product, left, right, out, out, preference, ctypes.c_int(1), result, ctypes.byref(found)
+        )
+        self._call("MatmulPreferenceDestroy", preference)
+        return result if status == 0 and found.value else None
+
+    def _set(self, product: Any, attribute: int, value: Any) -> None:
+        size = ctypes.c_size_t(ctypes.sizeof(value))
+        self._call("MatmulDescSetAttribute", product, ctypes.c_int(attribute), ctypes.byref(value), size)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        self._check(name, getattr(self._library, self._vendor.prefix + name)(*arguments))
+
+    def _check(self, name: str, status: int) -> None:
+        if status:
+            raise BlasError(f"{self._vendor.prefix}{name} failed with status {status}")
+
+
+class _Plan(NamedTuple):
+    product: Any
+    left: Any
+    right: Any
+    out: Any
+    algorithm: Any
+    one: Any
+    beta: Any
+
+
+def _address(array: Any) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def _load(vendor: _Vendor) -> ctypes.CDLL:
+    for name in _candidates(vendor):
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise BlasMissingError(f"{vendor.libraries[0]} is not there: install {vendor.package}")
+
+
+def _candidates(vendor: _Vendor) -> Iterator[str]:
+    """Where the library may be: on the loader's path, or in the folders of NVIDIA's wheels."""
+    yield from vendor.libraries
+    for name in vendor.libraries:
+        for folder in sys.path:
+            yield from glob.glob(f"{folder}/nvidia/*/lib/{name}")

@@ -1,0 +1,30 @@
+"""The choice of the next token in NumPy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def choose(
+    logits: np.ndarray, context: Sequence[int], temperature: float, top_k: int, top_p: float, repetition_penalty: float,
+    uniform: float,
+) -> int:  # fmt: skip
+    """The id drawn from finite logits [vocab] after `context`, as `CpuOps.sample` says."""
+    logits = logits.astype(np.float64)
+    seen = np.unique(np.asarray(context, np.int64))
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
+    if temperature == 0:
+        return int(np.argmax(logits))
+    candidates = np.arange(logits.size)
+    if 0 < top_k < logits.size:
+        least = np.partition(logits, -top_k)[-top_k]
+        candidates = np.flatnonzero(logits >= least)
+    # The largest is subtracted first, so that no temperature, however low, overflows.
+    weights = np.exp((logits - logits.max()) / temperature)
+    if top_k or top_p < 1:  # a draw among all needs no order
+        candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: top_k or None]
+        reached = np.cumsum(weights[candidates])
+        kept = int(np.searchsorted(reached, top_p * reached[-1])) + 1
+        candidates = np.sort(candidates[:kept])
+    reached = np.cumsum(weights[candidates])
+    return int(candidates[np.searchsorted(reached, uniform * reached[-1], side="right")])

@@ -1,0 +1,370 @@
+"""The operations on a GPU: which kernel of kernels/ runs on what. gpt/ops/cpu.py defines each operation.
+
+- A device object (gpt/ops/cupy_device.py) brings the array module, compiles kernels and starts them; nothing here knows
+  whose GPU it is, and tests put a CPU or an emulator in its place.
+- Activations and the weights that products read are bf16 or float32; everything that accumulates (gradients of weights,
+  moments, statistics, losses) is float32 or float64. bf16 arrays have dtype uint16: only kernels look inside.
+- Matrix products are the vendor's where the device has its library and that knows the problem, else matmul.hip's.
+- Scratch memory is made at its first use and kept: a training step allocates nothing from its second run on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.ops import Array, Dropout
+
+HEAD_ROWS = 8192  # rows of logits at a time
+MAX_HEAD_DIM = 128
+CHUNK = 256  # rows that one block of a column sum adds up
+NORM_BLOCKS = 1024  # `PARTS` in norm.hip
+LARGEST = 3e38  # that a float32 may be
+LAYERNORM_BLOCKS = 256  # rows of partial sums that layernorm_backward leaves
+
+_int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
+
+
+class GpuOps:
+    """The operations on one GPU; `precision` is "fp32", "tf32" (float32 whose vendor products may round to 10 bits of
+    mantissa) or "bf16".
+    """  # fmt: skip
+
+    is_cpu = False
+    head_rows = HEAD_ROWS
+    vocab_multiple = 128  # what matrix products like the vocabulary padded to
+
+    def __init__(self, device: Any, precision: str) -> None:
+        self.device, self.precision, self._xp = device, precision, device.xp
+        self.description, self.notes = f"{device.description}, {precision}", device.notes
+        self.low_precision = precision == "bf16"
+        self._type = "bf16" if self.low_precision else "float"
+        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
+        self._vector = 16 // self._dtype.itemsize
+        self._kernels: dict[tuple, Callable] = {}
+        self._scratch_arrays: dict[str, Array] = {}
+        self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError for a model that the kernels cannot run."""
+        if config.head_dim > MAX_HEAD_DIM:
+            raise UserError(
+                f"--dim {config.embed_dim} with --heads {config.num_heads} makes heads of {config.head_dim}, but the "
+                f"GPU's attention takes up to {MAX_HEAD_DIM}: use at least {-(-config.embed_dim // MAX_HEAD_DIM)} heads"
+            )
+
+    # ---- arrays ---------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+        return self._allocate(self._xp.empty, shape, dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+        return self._allocate(self._xp.zeros, shape, dtype)
+
+    def _allocate(self, make: Callable, shape: int | tuple[int, ...], dtype: str) -> Array:
+        dtype = np.dtype(dtype) if dtype else self._dtype
+        try:
+            return make(shape, dtype)
+        except MemoryError:  # CuPy's OutOfMemoryError is one
+            wanted = math.prod(shape if isinstance(shape, tuple) else (shape,)) * dtype.itemsize
+            raise UserError(
+                f"out of GPU memory: {wanted / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
+                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size"
+            ) from None
+
+    def from_host(self, array: np.ndarray) -> Array:
+        return self._xp.asarray(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        host = self.device.to_host(array)
+        return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
+
+    def copy(self, value: Array, out: Array) -> None:
+        if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
+            value = self.to_host(value)
+            value = _to_bf16(value) if out.dtype == np.uint16 else value
+        out[...] = self._xp.asarray(value)
+
+    def fill(self, array: Array, value: float) -> None:
+        array.fill(value)
+
+    def free_bytes(self) -> int:
+        return self.device.free_bytes()
+
+    # ---- embedding ------------------------------------------------------------------------------------------------
+
+    def embedding(
+        self, ids: Array, wte: Array, wpe: Array, out: Array, start: int = 0, dropout: Dropout | None = None
+    ) -> None:
+        d = out.shape[-1]
+        kernel = self._kernel("embedding.hip", "embedding", D=d, WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
+        arguments = (ids, wte, wpe, out, _int(len(wte)), _int(ids.shape[1]), _int(start), *self._mask(dropout))
+        kernel((ids.size,), (128,), arguments)
+
+    def embedding_backward(
+        self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
+    ) -> None:
+        if dropout:
+            self.dropout(dout, dout, dropout)
+        (batch, seq), d = ids.shape, dout.shape[-1]
+        defines = {"D": d, "WIDTH": self._width(d), "DROPOUT": 0}
+        tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
+        tokens((ids.size,), (128,), (dout, ids, order, dwte, _int(ids.size)))
+        positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
+        positions((seq,), (128,), (dout, dwpe, _int(batch), _int(seq)))
+
+    # ---- layer norm -----------------------------------------------------------------------------------------------
+
+    def layernorm(self, x: Array, weight: Array, bias: Array, out: Array, mean: Array, rstd: Array) -> None:
+        kernel, grid = self._by_rows("layernorm", x)
+        kernel(grid, (256,), (x, weight, bias, out, mean, rstd, _int(len(x))))
+
+    def add_layernorm(
+        self, x: Array, branch: Array, weight: Array, bias: Array, x_out: Array, out: Array, mean: Array, rstd: Array,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        kernel, grid = self._by_rows("add_layernorm", x, dropout)
+        arguments = (x, branch, weight, bias, x_out, out, mean, rstd, _int(len(x)), *self._mask(dropout))
+        kernel(grid, (256,), arguments)
+
+    def layernorm_backward(
+        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
+    ) -> None:
+        rows, d = x.shape
+        kernel, grid = self._by_rows("layernorm_backward", x)
+        blocks = min(grid[0], LAYERNORM_BLOCKS)
+        partials = self._scratch("layernorm partials", 2 * LAYERNORM_BLOCKS * d)
+        dweight_partials, dbias_partials = partials[: blocks * d], partials[blocks * d : 2 * blocks * d]
+        arguments = (dout, x, weight, mean, rstd, dx, dweight_partials, dbias_partials, _int(rows), _int(blocks))
+        kernel((blocks,), (256,), arguments)
+        self._add_partials(dweight_partials, dweight, blocks)
+        self._add_partials(dbias_partials, dbias, blocks)
+
+    def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
+        kernel, grid = self._by_rows("dropout_rows", x, dropout)
+        kernel(grid, (256,), (x, out, _int(len(x)), *self._mask(dropout)))
+
+    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Callable, tuple[int]]:
+        """A kernel of layernorm.hip and its grid: a warp a row, or a block where rows are long."""
+        rows, d = x.shape
+        rows_per_block = 256 // self.device.warp if d <= 1024 else 1
+        kernel = self._kernel("layernorm.hip", name, D=d, WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
+        return kernel, (-(-rows // rows_per_block),)
+
+    # ---- linear ---------------------------------------------------------------------------------------------------
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
+        activation: str | None = None,
+    ) -> None:  # fmt: skip
+        if self._has_fused(activation) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
+            return
+        product = before if activation else out
+        has_product = self._blas(x, weight, product, "bias" if bias is not None else "none", bias=bias)
+        if not has_product and bias is not None and self._blas(x, weight, product, "none"):
+            has_product = True
+            kernel = self._elementwise("add_bias", product.shape[1], activation)
+            kernel(self._grid(product), (256,), (product, bias, _int(product.shape[1]), _long(product.size)))
+        if not has_product:
+            epilogue = "BIAS_ACTIVATION" if activation else "BIAS" if bias is not None else "STORE"
+            self._matmul(x, weight, out, epilogue, activation, bias, before)
+        elif activation:
+            kernel = self._elementwise("activation", out.shape[1], activation)
+            kernel(self._grid(out), (256,), (before, out, _long(out.size)))
+
+    def linear_backward(
+        self, dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array | None,
+        before: Array | None = None, activation: str | None = None,
+    ) -> None:  # fmt: skip
+        self._input_gradient(dout, weight.T, dx, before, activation)
+        if dweight.flags.c_contiguous:
+            a, b, out = x.T, dout, dweight
+        else:
+            a, b, out = dout.T, x, dweight.T
+        if not self._blas(a, b, out, "none", accumulate=True):
+            self._matmul(a, b, out, "ACCUMULATE")
+        if dbias is not None:
+            self._add_column_sums(dout, dbias)
+
+    def _input_gradient(
+        self, dout: Array, weight: Array, dx: Array, before: Array | None, activation: str | None
+    ) -> None:
+        if self._has_fused(activation) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
+            return
+        if not self._blas(dout, weight, dx, "none"):
+            self._matmul(dout, weight, dx, "ACTIVATION_BACKWARD" if activation else "STORE", activation, before=before)
+        elif activation:
+            kernel = self._elementwise("activation_backward", dx.shape[1], activation)
+            kernel(self._grid(dx), (256,), (before, dx, _long(dx.size)))
+
+    def _has_fused(self, activation: str | None) -> bool:
+        """Whether the vendors' products may apply the activation: their GELU is good to 2^-18 alone, not to float32."""
+        return activation == "gelu" and self.precision != "fp32"
+
+    def _blas(self, a: Array, b: Array, out: Array, epilogue: str, **options: Any) -> bool:
+        """out = a @ b by the vendor's library; False where there is none or it does not know how."""
+        blas = self.device.blas
+        return blas is not None and blas.product(
+            a, b, out, stream=self.device.stream, epilogue=epilogue, tf32=self.precision == "tf32", **options
+        )
+
+    def _matmul(
+        self, a: Array, b: Array, out: Array, epilogue: str, activation: str | None = None, bias: Array | None = None,
+        before: Array | None = None,
+    ) -> None:  # fmt: skip
+        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views."""
+        (m, k), n = a.shape, b.shape[1]
+        a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
+        row_a, row_b = m if a_transposed else k, k if b_transposed else n
+        kernel = self._kernel(
+            "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
+            A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
+            EPILOGUE=epilogue, ACTIVATION=activation or "gelu",
+        )  # fmt: skip
+        a, b = a.T if a_transposed else a, b.T if b_transposed else b
+        nothing = out  # where an epilogue takes no bias or no input of the activation
+        arguments = (a, b, out, nothing if bias is None else bias, nothing if before is None else before)
+        kernel((-(-n // 64), -(-m // 64)), (4 * self.device.warp,), (*arguments, _int(m), _int(n), _int(k)))
+
+    def _elementwise(self, name: str, columns: int, activation: str | None) -> Callable:
+        return self._kernel("gelu.hip", name, WIDTH=self._width(columns), ACTIVATION=activation or "gelu")
+
+    def _grid(self, x: Array) -> tuple[int]:
+        """The grid of an elementwise kernel over x [rows, columns]."""
+        return (-(-x.size // (256 * self._width(x.shape[1]))),)
+
+    def _add_column_sums(self, x: Array, out: Array) -> None:
+        rows, columns = x.shape
+        chunks, width = -(-rows // CHUNK), self._width(columns)
+        partials = self._scratch("column sums", chunks * columns)
+        kernel = self._kernel("sums.hip", "column_sums", WIDTH=width, CHUNK=CHUNK)
+        kernel((-(-columns // (32 * width)), chunks), (256,), (x, partials, _int(rows), _int(columns)))
+        self._add_partials(partials, out, chunks)
+
+    def _add_partials(self, partials: Array, out: Array, rows: int) -> None:
+        width = self._width(out.size)
+        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, CHUNK=CHUNK)
+        kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(rows), _int(out.size)))
+
+    # ---- attention ------------------------------------------------------------------------------------------------
+
+    def attention(self, qkv: Array, out: Array, lse: Array, dropout: Dropout | None = None) -> None:
+        batch, heads, seq = lse.shape
+        kernel = self._attention("attention", out.shape[1] // heads, dropout)
+        arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
+        kernel((batch * heads, -(-seq // 64)), (4 * self.device.warp,), arguments)
+
+    def attention_backward(
+        self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
+    ) -> None:
+        batch, heads, seq = lse.shape
+        head_dim = out.shape[1] // heads
+        delta = self._scratch("delta", lse.size)
+        kernel = self._attention("attention_delta", head_dim, dropout)
+        rows = batch * seq
+        kernel((-(-rows * heads // 256),), (256,), (dout, out, delta, _int(rows), _int(heads), _int(seq)))
+        for name in ("attention_backward_keys", "attention_backward_queries"):
+            kernel = self._attention(name, head_dim, dropout)
+            arguments = (dout, qkv, lse, delta, dqkv, _int(heads), _int(seq), *self._mask(dropout))
+            kernel((batch * heads, -(-seq // 64)), (4 * self.device.warp,), arguments)
+
+    def attention_cached(self, qkv: Array, keys: Array, values: Array, start: int, out: Array) -> None:
+        heads, capacity, head_dim = keys.shape
+        place = (_int(heads), _int(capacity), _int(start))
+        self._attention("cache_append", head_dim)((len(qkv),), (128,), (qkv, keys, values, *place))
+        kernel = self._attention("attention_cached", head_dim)
+        kernel((len(qkv), heads), (128,), (qkv, keys, values, out, *place))
+
+    def _attention(self, name: str, head_dim: int, dropout: Dropout | None = None) -> Callable:
+        return self._kernel("attention.hip", name, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)))
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
+    ) -> None:
+        kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None))
+        rows, stride = logits.shape
+        kernel((rows,), (256,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
+
+    def softmax(self, logits: Array, out: Array, vocab: int) -> None:
+        """out [rows, vocab], float32, = the softmax of the first `vocab` columns of logits [rows, V]."""
+        kernel = self._kernel("softmax.hip", "softmax", GRADIENT=0)
+        kernel((len(logits),), (256,), (logits, out, _int(vocab), _int(logits.shape[1])))
+
+    def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
+        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, CHUNK=CHUNK)
+        kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
+
+    def sample(
+        self, logits: Array, context: Sequence[int], *, temperature: float, top_k: int, top_p: float,
+        repetition_penalty: float, uniform: float,
+    ) -> int:  # fmt: skip
+        vocab = logits.size
+        keys, token = self._scratch("sample keys", vocab, "uint32"), self._scratch("sample token", 1, "int32")
+        self._kernel("sample.hip", "sample_keys")((-(-vocab // 256),), (256,), (logits, keys, _int(vocab)))
+        if repetition_penalty != 1 and len(context):
+            seen = self.from_host(np.asarray(context, np.int32))
+            arguments = (logits, seen, keys, _int(len(context)), _float(repetition_penalty))
+            self._kernel("sample.hip", "sample_penalize")((-(-len(context) // 256),), (256,), arguments)
+        rate = _float(min(math.log2(math.e) / temperature, LARGEST) if temperature else 0)
+        arguments = (keys, token, _int(vocab), rate, _int(top_k), _float(top_p), _float(uniform))
+        self._kernel("sample.hip", "sample")((1,), (512,), arguments)
+        return int(self.to_host(token)[0])
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def global_norm(self, x: Array, out: Array) -> None:
+        partials = self._scratch("norm", NORM_BLOCKS, "float64")
+        self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (256,), (x, partials, _long(x.size)))
+        self._kernel("norm.hip", "global_norm")((1,), (256,), (partials, out))
+
+    def adamw(
+        self, weights: Array, gradients: Array, exp_avg: Array, exp_avg_sq: Array, *, copy: Array | None,
+        norm: Array, loss: Array, counters: Array, lr: Array, betas: tuple[float, float], eps: float,
+        weight_decay: float, decayed: int, clip: float,
+    ) -> None:  # fmt: skip
+        plan, (beta1, beta2) = self._scratch("adamw plan", 8), betas
+        defines = {"COPY": int(copy is not None)}
+        factors = map(np.float64, (beta1, beta2, weight_decay, clip))
+        self._kernel("adamw.hip", "adamw_plan", **defines)((1,), (1,), (norm, loss, counters, lr, plan, *factors))
+        arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
+        scalars = (_float(beta1), _float(beta2), _float(eps), _long(decayed), _long(weights.size))
+        self._kernel("adamw.hip", "adamw", **defines)((-(-weights.size // 1024),), (256,), (*arrays, *scalars))
+
+    # ---- kernels --------------------------------------------------------------------------------------------------
+
+    def _kernel(self, file: str, name: str, **defines: object) -> Callable:
+        """A kernel, compiled at its first use; call it with (grid, block, arguments)."""
+        key = (name, *defines.values())
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self.device.kernel(file, name, {"T": self._type, **defines})
+        return kernel
+
+    def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
+        array = self._scratch_arrays.get(name)
+        if array is None or array.size < size:
+            array = self._scratch_arrays[name] = self.empty(size, dtype)
+        return array[:size]
+
+    def _width(self, columns: int) -> int:
+        """Elements that a thread takes at a time of rows of `columns`: a vector if rows are whole vectors."""
+        return self._vector if columns % self._vector == 0 else 1
+
+    def _mask(self, dropout: Dropout | None) -> tuple:
+        """A dropout as the kernels take it: key, site, threshold and scale."""
+        if not dropout:
+            return self._no_key, _uint(0), _uint(0), _float(1)
+        threshold = int(dropout.rate * 2**32)
+        return dropout.key, _uint(dropout.site), _uint(threshold), _float(1 / (1 - dropout.rate))
+
+
+def _to_bf16(x: np.ndarray) -> np.ndarray:
+    """Float32 rounded to the nearest bf16, ties to even, as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)

@@ -1,0 +1,15 @@
+"""What a kernel has to know about a GPU, by the name that its compiler gives it; kernels/common.h decides the same."""
+
+import re
+
+
+def warp_size(target: str) -> int:
+    """Lanes of a warp: 64 on gfx9 (CDNA and older), 32 on RDNA and NVIDIA."""
+    return 64 if target.startswith("gfx9") else 32
+
+
+def has_bf16(target: str) -> bool:
+    """Whether the GPU has a matrix unit for bf16 that common.h has a tile for."""
+    if target.startswith("sm_"):
+        return int(target[3:]) >= 80
+    return re.fullmatch(r"gfx(90a|94[0-2]|950|11\w\w|12\w\w)", target) is not None

@@ -1,0 +1,1 @@
+"""AMD GPUs without one: kernels compiled by real compilers, their resources read, their machine code emulated."""

@@ -1,0 +1,202 @@
+"""Compile kernels for AMD GPUs, with no GPU and no ROCm at hand, and judge the machine code's use of the hardware.
+
+Two compilers: clang 19 for every target that hipgpt supports, and hiprtc 5.2, the compiler that CuPy calls on ROCm, for
+the two targets that this old one knows. What a kernel takes (registers, shared memory) is in a code object's notes.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from ctypes.util import find_library
+from pathlib import Path
+from typing import NamedTuple
+
+CLANG = "clang-19"
+READELF = "llvm-readelf-19"
+TARGETS = {
+    "clang": ("gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201"),
+    "hiprtc": ("gfx90a", "gfx1030"),
+}
+MATRIX_TARGETS = TARGETS["clang"]  # those with a matrix unit for bf16
+LDS_LIMIT = 64 * 1024  # bytes that one workgroup may have, on every target
+LEAST_WAVES = 2  # per SIMD: with one, whatever it waits for leaves the SIMD idle
+
+
+class CompileError(Exception):
+    """A compiler refused a source; the message is the compiler's own."""
+
+
+class Processor(NamedTuple):
+    """What the waves of a workgroup share: a compute unit of CDNA, a workgroup processor of RDNA; both have 4 SIMDs.
+
+    Registers, granules, waves and workgroups are those of LLVM's AMDGPUBaseInfo.cpp (getTotalNumVGPRs,
+    getVGPRAllocGranule, getMaxWavesPerEU, getMaxWorkGroupsPerCU), and AMDGPU.td's FeatureISAVersion… say which chip has
+    which; LDS sizes and their granule those of https://llvm.org/docs/AMDGPUUsage.html (GRANULATED_LDS_SIZE).
+    """
+
+    wave: int  # lanes of a wave
+    vgprs: int  # vector registers of a SIMD's lane, for all its waves
+    granule: int  # they are handed out in multiples of this
+    waves: int  # that a SIMD can hold
+    lds: int  # bytes
+    workgroups: int  # that the barrier unit can hold; a workgroup of a single wave needs no barrier
+
+    SIMDS = 4
+    LDS_GRANULE = 512
+
+    def waves_per_simd(self, vgprs: int, sgprs: int, lds: int, threads: int) -> float:
+        """How many waves of a kernel each SIMD can hold at once, given what one workgroup of it takes."""
+        waves = _blocks(threads, self.wave)
+        per_simd = min(self.waves, self.vgprs // (_blocks(max(vgprs, 1), self.granule) * self.granule))
+        if self.wave == 64:  # GCN and CDNA share 800 scalar registers out; RDNA gives every wave the same 128
+            per_simd = min(per_simd, 800 // max(sgprs, 1))
+        workgroups = per_simd * self.SIMDS // waves
+        if waves > 1:
+            workgroups = min(workgroups, self.workgroups)
+        if lds:
+            workgroups = min(workgroups, self.lds // (_blocks(lds, self.LDS_GRANULE) * self.LDS_GRANULE))
+        return workgroups * waves / self.SIMDS
+
+
+_CDNA = Processor(wave=64, vgprs=512, granule=8, waves=8, lds=64 * 1024, workgroups=16)  # 2 and 3, AGPRs included
+_RDNA2 = Processor(wave=32, vgprs=1024, granule=16, waves=16, lds=128 * 1024, workgroups=32)
+_RDNA3 = Processor(wave=32, vgprs=1536, granule=24, waves=16, lds=128 * 1024, workgroups=32)  # FullVGPRs; RDNA 4 too
+PROCESSORS = {
+    "gfx90a": _CDNA,
+    "gfx942": _CDNA,
+    "gfx1030": _RDNA2,
+    "gfx1100": _RDNA3,
+    "gfx1151": _RDNA3,
+    "gfx1201": _RDNA3,
+}
+
+
+class Argument(NamedTuple):
+    """Where a kernel expects an argument, in bytes, and what: "global_buffer" (a pointer), "by_value", "hidden_…"."""
+
+    offset: int
+    size: int
+    kind: str
+
+
+class Kernel(NamedTuple):
+    """One kernel of a code object: what its notes say that it takes."""
+
+    name: str
+    target: str
+    threads: int  # the largest workgroup that it was compiled for
+    vgprs: int  # accumulation registers included
+    agprs: int
+    sgprs: int
+    spills: int  # registers of both kinds that had to be kept elsewhere
+    lds: int  # bytes of a workgroup
+    private: int  # bytes of memory for each thread: arrays that did not fit, or could not be put, into registers
+    dynamic_stack: bool
+    arguments: tuple[Argument, ...]
+
+    @property
+    def waves(self) -> float:
+        """Per SIMD."""
+        return PROCESSORS[self.target].waves_per_simd(self.vgprs, self.sgprs, self.lds, self.threads)
+
+    def complaints(self, asked_threads: int) -> list[str]:
+        """What is wrong with it, for a launch with `asked_threads` threads per block; empty if it is fit to be run."""
+        found = []
+        if self.threads != asked_threads:
+            found.append(f"compiled for workgroups of {self.threads} threads, not of {asked_threads}")
+        if self.spills:
+            found.append(f"{self.spills} registers spilled")
+        if self.private or self.dynamic_stack:
+            found.append(f"{self.private or 'an unknown number of'} bytes of private memory a thread")
+        if self.lds > LDS_LIMIT:
+            found.append(f"{self.lds} bytes of LDS, over the limit of {LDS_LIMIT}")
+        if self.waves < LEAST_WAVES:
+            found.append(f"{self.waves:g} waves per SIMD, under {LEAST_WAVES}")
+        return found
+
+
+def missing(compiler: str) -> str | None:
+    """Why `compiler` ("clang" or "hiprtc") cannot be used here; None if it can."""
+    for tool in (CLANG, "ld.lld-19", READELF):
+        if not shutil.which(tool):
+            return f"{tool} is absent (apt-get install clang-19 lld-19 llvm-19)"
+    if compiler == "hiprtc" and not find_library("amdhip64"):
+        return "hiprtc 5.2 is absent (apt-get install libamdhip64-5 libhiprtc-builtins5 rocm-device-libs)"
+    return None
+
+
+def compile_source(source: str, compiler: str, target: str, *options: str) -> bytes:
+    """The code object of a whole source. Raises CompileError with the compiler's messages."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "kernel.hsaco"
+        if compiler == "clang":
+            command = [*clang_command(target), *options, "-", "-o", str(result)]
+        else:  # in a process of its own, for it can crash
+            command = [sys.executable, str(Path(__file__).with_name("hiprtc.py")), target, str(result), *options]
+        _run(command, source, f"{compiler} for {target}")
+        return result.read_bytes()
+
+
+def asked_threads(source: str, target: str) -> dict[str, int]:
+    """By name, the kernels of a source with what stands in their KERNEL(threads)."""
+    expanded = _run([*clang_command(target), "-E", "-P", "-"], source, f"clang for {target}")
+    declaration = r"amdgpu_flat_work_group_size\(1, ([^;{]*?)\)\)\)\s+void\s+(\w+)\("
+    return {name: _product(threads) for threads, name in re.findall(declaration, expanded)}
+
+
+def read_kernels(code: bytes) -> list[Kernel]:
+    """The kernels of a code object, in its order."""
+    with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
+        file.write(code)
+        file.flush()
+        notes = _run([READELF, "-n", file.name], None, READELF)
+    target = re.search(r"amdhsa\.target:\s+\S*-(gfx\w+)", notes)[1]
+    # Every kernel is one item of a YAML list; its own keys are indented by 4, those of its arguments by more.
+    items = re.split(r"^  - ", notes.split("amdhsa.kernels:")[1].split("amdhsa.target:")[0], flags=re.MULTILINE)[1:]
+    return [_kernel(item, target) for item in items]
+
+
+def _kernel(item: str, target: str) -> Kernel:
+    field = dict(re.findall(r"^    \.(\w+):\s+(\S+)$", "    " + item, re.MULTILINE))
+    arguments = re.findall(r"\.offset:\s+(\d+)\n\s+\.size:\s+(\d+)\n\s+\.value_kind:\s+(\w+)", item)
+    return Kernel(
+        name=field["name"],
+        target=target,
+        threads=int(field["max_flat_workgroup_size"]),
+        vgprs=int(field["vgpr_count"]),
+        agprs=int(field.get("agpr_count", 0)),
+        sgprs=int(field["sgpr_count"]),
+        spills=int(field["vgpr_spill_count"]) + int(field["sgpr_spill_count"]),
+        lds=int(field["group_segment_fixed_size"]),
+        private=int(field["private_segment_fixed_size"]),
+        dynamic_stack=field.get("uses_dynamic_stack") == "true",
+        arguments=tuple(Argument(int(offset), int(size), kind) for offset, size, kind in arguments),
+    )
+
+
+def clang_command(target: str) -> list[str]:
+    """A command whose options are CuPy's and hiprtc's: C++17, optimized, denormals flushed; no warning passes."""
+    options = "-x hip --cuda-device-only --no-gpu-bundle-output -nogpulib -nogpuinc -std=c++17 -O3 -Wall -Werror"
+    header = "-Wno-pragma-once-outside-header -Wno-unused-const-variable"  # common.h stands in the source itself
+    return [CLANG, *options.split(), *header.split(), "-fcuda-flush-denormals-to-zero", f"--offload-arch={target}"]
+
+
+def _run(command: list[str], text: str | None, what: str) -> str:
+    result = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode:
+        raise CompileError(f"{what} ended with status {result.returncode}\n{result.stderr}")
+    return result.stdout
+
+
+def _product(expression: str) -> int:
+    """The value of `4 * 64`; raises ValueError for anything but a product of numbers."""
+    value = 1
+    for factor in expression.replace("(", "").replace(")", "").split("*"):
+        value *= int(factor)
+    return value
+
+
+def _blocks(count: int, size: int) -> int:
+    return -(-count // size)

@@ -1,0 +1,71 @@
+"""What every kernel takes of every AMD GPU: `python -m tests.amd.table` prints it, and ends with 1 if one is unfit."""
+
+import os
+import sys
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from gpt.ops.kernels import Instance
+from tests.amd.compile import MATRIX_TARGETS, PROCESSORS, TARGETS, Kernel, asked_threads, compile_source, read_kernels
+from tests.instances import instances
+
+HEADINGS = ("kernel", "instance", "target", "VGPRs", "SGPRs", "LDS", "waves", "")
+
+
+class Case(NamedTuple):
+    """One compilation that has to succeed."""
+
+    compiler: str
+    target: str
+    instance: Instance
+
+    def __str__(self) -> str:
+        return f"{self.compiler} {self.target} {self.instance}"
+
+    def compile(self) -> list[tuple[Kernel, list[str]]]:
+        """The kernels, each with what is wrong with it. Raises CompileError."""
+        source = self.instance.source
+        kernels = read_kernels(compile_source(source, self.compiler, self.target))
+        asked = asked_threads(source, self.target)
+        return [(kernel, kernel.complaints(asked[kernel.name])) for kernel in kernels]
+
+
+def cases() -> list[Case]:
+    """Every compiler, target and instance that training and generation need there."""
+    return [
+        Case(compiler, target, instance)
+        for compiler, targets in TARGETS.items()
+        for target in targets
+        for instance in instances(target, PROCESSORS[target].wave, target in MATRIX_TARGETS)
+    ]
+
+
+def executor() -> Executor:
+    """Threads enough to keep every core at a compiler of its own."""
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+def compile_all(chosen: list[Case], pool: Executor) -> dict[Case, Future]:
+    """The results of Case.compile, as they come."""
+    return {case: pool.submit(case.compile) for case in chosen}
+
+
+def main() -> int:
+    """Print the table; the number of unfit kernels, 1 at most."""
+    rows, unfit = [HEADINGS], 0
+    with executor() as pool:
+        for case, result in compile_all(cases(), pool).items():
+            for kernel, complaints in result.result():
+                unfit += bool(complaints)
+                defines = " ".join(f"{name}={value}" for name, value in case.instance.defines)
+                target = f"{case.target} ({case.compiler})"
+                numbers = (kernel.vgprs, kernel.sgprs, kernel.lds, f"{kernel.waves:g}")
+                rows.append((kernel.name, defines, target, *map(str, numbers), "; ".join(complaints)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return min(unfit, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+/* A stand-in for cuBLASLt or hipBLASLt on the host: it believes nothing but what the descriptors say, and computes the
+ * product from them, in columns, as both libraries do. -DROCM gives the functions hipBLASLt's names and the constants its
+ * numbers, as they are in hipblaslt.h; without, cuBLASLt's, as in cublasLt.h. `refuse` makes it know no algorithm for an
+ * epilogue (or, with -1, for anything); `failure` is the status that every product ends with. */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef ROCM
+#define NAME(x) hipblasLt##x
+enum { TRANSA = 0, TRANSB = 1, EPILOGUE = 2, BIAS = 3, BIAS_TYPE = 4, AUX = 10, AUX_LD = 11, OP_N = 111, OP_T = 112 };
+enum { COMPUTE = 2, COMPUTE_TF32 = 2, INVALID = 3 };
+#else
+#define NAME(x) cublasLt##x
+enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS = 8, BIAS_TYPE = 26, AUX = 11, AUX_LD = 12, OP_N = 0, OP_T = 1 };
+enum { COMPUTE = 68, COMPUTE_TF32 = 77, INVALID = 7 };
+#endif
+enum { F32 = 0, BF16 = 14, E_BIAS = 4, E_GELU = 32, E_GELU_AUX_BIAS = 164, E_DGELU = 192 };
+
+typedef struct { int compute, transa, transb, epilogue, bias_type; void *bias, *aux; int64_t aux_ld; } Desc;
+typedef struct { int type; uint64_t rows, columns; int64_t ld; } Layout;
+
+int refuse = 0, failure = 0, heuristics = 0, last_compute = 0;
+
+int NAME(Create)(void** handle) { *handle = (void*)0x1234; return 0; }
+int NAME(MatmulDescCreate)(Desc** d, int compute, int scale) {
+  if ((compute != COMPUTE && compute != COMPUTE_TF32) || scale != F32) return INVALID;
+  *d = calloc(1, sizeof **d);
+  (*d)->compute = compute; (*d)->transa = (*d)->transb = OP_N; (*d)->epilogue = 1;
+  return 0;
+}
+int NAME(MatmulDescSetAttribute)(Desc* d, int attribute, const void* v, size_t size) {
+  if (attribute == BIAS || attribute == AUX) { if (size != 8) return INVALID; memcpy(attribute == BIAS ? &d->bias : &d->aux, v, 8); return 0; }
+  if (attribute == AUX_LD) { if (size != 8) return INVALID; memcpy(&d->aux_ld, v, 8); return 0; }
+  if (size != 4) return INVALID;
+  int value = *(const int*)v;
+  if (attribute == TRANSA) d->transa = value;
+  else if (attribute == TRANSB) d->transb = value;
+  else if (attribute == EPILOGUE) d->epilogue = value;
+  else if (attribute == BIAS_TYPE) d->bias_type = value;
+  else return INVALID;
+  return attribute <= TRANSB && value != OP_N && value != OP_T && (attribute == TRANSA || attribute == TRANSB) ? INVALID : 0;
+}
+int NAME(MatrixLayoutCreate)(Layout** l, int type, uint64_t rows, uint64_t columns, int64_t ld) {
+  if (type != F32 && type != BF16) return INVALID;
+  *l = malloc(sizeof **l); **l = (Layout){type, rows, columns, ld}; return 0;
+}
+int NAME(MatmulPreferenceCreate)(void** p) { *p = calloc(1, 64); return 0; }
+int NAME(MatmulPreferenceDestroy)(void* p) { free(p); return 0; }
+int NAME(MatmulPreferenceSetAttribute)(void* p, int attribute, const void* v, size_t size) { return attribute == 1 && size == 8 ? 0 : INVALID; }
+int NAME(MatmulAlgoGetHeuristic)(void* h, Desc* d, Layout* a, Layout* b, Layout* c, Layout* o, void* p, int wanted, void* result, int* found) {
+  heuristics++;
+  *found = !(refuse == -1 || (refuse && d->epilogue == refuse));
+  memset(result, 0x5a, 64);
+  return 0;
+}
+static float get(const void* p, int type, int64_t i) {
+  if (type == F32) return ((const float*)p)[i];
+  uint32_t bits = (uint32_t)((const uint16_t*)p)[i] << 16; float f; memcpy(&f, &bits, 4); return f;
+}
+static void set(void* p, int type, int64_t i, float v) {
+  if (type == F32) { ((float*)p)[i] = v; return; }
+  uint32_t bits; memcpy(&bits, &v, 4); ((uint16_t*)p)[i] = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+int NAME(Matmul)(void* h, Desc* d, const float* alpha, const void* a, Layout* la, const void* b, Layout* lb, const float* beta,
+                 const void* c, Layout* lc, void* o, Layout* lo, const void* algorithm, void* workspace, size_t bytes, void* stream) {
+  if (h != (void*)0x1234 || *(const unsigned char*)algorithm != 0x5a) return INVALID;
+  last_compute = d->compute;
+  if (failure) return failure;
+  uint64_t m = lo->rows, n = lo->columns, k = d->transa == OP_N ? la->columns : la->rows;
+  if ((d->transa == OP_N ? la->rows : la->columns) != m || (d->transb == OP_N ? lb->columns : lb->rows) != n) return INVALID;
+  if ((d->transb == OP_N ? lb->rows : lb->columns) != k || la->type != lb->type) return INVALID;
+  for (uint64_t j = 0; j < n; j++) for (uint64_t i = 0; i < m; i++) {
+    double sum = 0;
+    for (uint64_t q = 0; q < k; q++) {
+      float x = get(a, la->type, d->transa == OP_N ? i + q * la->ld : q + i * la->ld);
+      sum += (double)x * get(b, lb->type, d->transb == OP_N ? q + j * lb->ld : j + q * lb->ld);
+    }
+    double v = *alpha * sum + (*beta ? *beta * get(c, lc->type, i + j * lc->ld) : 0);
+    if (d->epilogue == E_BIAS || d->epilogue == E_GELU_AUX_BIAS) v += get(d->bias, d->bias_type, i);
+    int64_t at = i + j * d->aux_ld;
+    if (d->epilogue == E_GELU_AUX_BIAS) {
+      set(d->aux, lo->type, at, v);
+      v = v / 2 * (1 + tanh(0.7978845608 * (v + 0.044715 * v * v * v)));
+    } else if (d->epilogue == E_DGELU) {
+      double x = get(d->aux, lo->type, at), u = 0.7978845608 * (x + 0.044715 * x * x * x), t = tanh(u);
+      v *= (1 + t) / 2 + x / 2 * (1 - t * t) * 0.7978845608 * (1 + 3 * 0.044715 * x * x);
+    }
+    set(o, lo->type, i + j * lo->ld, v);
+  }
+  return 0;
+}

@@ -1,0 +1,92 @@
+"""The devices that kernels are tested on: a GPU, where there is one, and a CPU that stands in for every kind."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from gpt.errors import UserError
+
+GUARD = 64  # elements before and after a guarded array, a multiple of every vector
+UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321}
+
+
+@functools.cache
+def gpu():
+    """This machine's GPU; skips where there is none."""
+    pytest.importorskip("cupy")
+    from gpt.ops.cupy_device import CupyDevice
+
+    try:
+        return CupyDevice()
+    except UserError as error:
+        pytest.skip(f"no GPU: {error}")
+
+
+@functools.cache
+def executor(layout: str, order: str = "forward"):
+    """The CPU executor for one tile layout; skips where there is no C++ compiler."""
+    from tests.executor import ExecutorDevice, compiler
+
+    if compiler() is None:
+        pytest.skip("no C++ compiler: install g++")
+    return ExecutorDevice(layout, order)
+
+
+@functools.cache
+def emulator(target: str):
+    """An emulated AMD GPU; skips where there is no emulator."""
+    from tests.amd.emulator import EmulatorDevice, unavailable
+
+    if unavailable():
+        pytest.skip(unavailable())
+    return EmulatorDevice(target)
+
+
+# A GPU, one of each on a CPU (layouts of the tile, warps of 64 and 32, orders of the threads), and AMD's machine code.
+DEVICES = [
+    pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
+    pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
+    pytest.param(functools.partial(executor, "mfma", "seeded"), id="mfma"),
+    pytest.param(functools.partial(executor, "wmma11", "reversed"), id="wmma11"),
+    pytest.param(functools.partial(executor, "wmma12", "seeded"), id="wmma12"),
+    *(
+        pytest.param(functools.partial(emulator, target), id=target, marks=pytest.mark.amd)
+        for target in ("gfx90a", "gfx942", "gfx1100", "gfx1201")
+    ),
+]
+
+
+class Arrays:
+    """Makes arrays for GpuOps `ops` and finds out afterward who wrote where they should not."""
+
+    def __init__(self, ops) -> None:
+        self.ops, self._guarded = ops, []
+
+    def of(self, value: np.ndarray, dtype: str = "") -> object:
+        """`value` on the device, in the type of activations unless `dtype` says otherwise, between guard bands."""
+        value = np.asarray(value)
+        whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
+        whole.fill(UNTOUCHED[whole.dtype.kind])
+        view = whole[GUARD : GUARD + value.size].reshape(value.shape)
+        if value.dtype.kind == "f":
+            value = value.astype(dtype or np.float32)
+        self.ops.copy(value, out=view)
+        self._guarded.append((whole, value.size))
+        return view
+
+    def poisoned(self, *shape: int, dtype: str = "") -> object:
+        """An array of NaN, for a kernel to overwrite."""
+        return self.of(np.full(shape, np.nan), dtype)
+
+    def rounded(self, value: np.ndarray) -> np.ndarray:
+        """`value` as float64 after a trip through the type of activations."""
+        array = self.ops.empty(value.shape)
+        self.ops.copy(value.astype(np.float32), out=array)
+        return self.ops.to_host(array).astype(np.float64)
+
+    def check(self) -> None:
+        for whole, size in self._guarded:
+            host = self.ops.device.to_host(whole)
+            band = np.concatenate([host[:GUARD], host[GUARD + size :]])
+            assert (band == UNTOUCHED[whole.dtype.kind]).all(), "a kernel wrote outside of its array"

@@ -1,0 +1,62 @@
+"""Every kernel instance that models of hipgpt ask for: found by running them on a device that only takes notes."""
+
+import numpy as np
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.data import token_order
+from gpt.model import GPT, KVCache
+from gpt.ops.gpu import GpuOps
+from gpt.ops.kernels import Instance
+from gpt.optim import AdamW
+
+# Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
+# and rows for a block, both activations, and dropout or none.
+MODELS = [
+    {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 64},  # heads of 16
+    {"embed_dim": 256, "num_heads": 8, "ff_hidden_dim": 1024, "dropout": 0.1},  # the default: 32
+    {"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072},  # gpt2-124M: 64
+    {"embed_dim": 1600, "num_heads": 25, "ff_hidden_dim": 6400, "dropout": 0.1},  # gpt2-xl: 64, rows for a block
+    {"embed_dim": 160, "num_heads": 2, "ff_hidden_dim": 80, "dropout": 0.1},  # 80
+    {"embed_dim": 192, "num_heads": 2, "ff_hidden_dim": 64, "dropout": 0.1},  # 96
+    {"embed_dim": 128, "num_heads": 1, "ff_hidden_dim": 64, "dropout": 0.1},  # 128
+    {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: nothing is even
+]
+
+
+class NotingDevice:
+    """A device whose kernels do nothing but be remembered."""
+
+    xp, blas, notes, stream, description = np, None, (), 0, "a device that takes notes"
+
+    def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
+        self.target, self.warp, self.has_bf16 = target, warp, has_bf16
+        self.instances: dict[Instance, None] = {}
+
+    def kernel(self, file, name, defines):
+        self.instances[Instance.of(file, defines)] = None
+        return lambda grid, block, arguments: None
+
+    def to_host(self, array):
+        return array
+
+    def free_bytes(self):
+        return 2**40
+
+
+def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
+    """What training, evaluating and writing text compile on `target`, in fp32 and, where it can, in bf16."""
+    device = NotingDevice(target, warp, has_bf16)
+    for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
+        for shape in MODELS:
+            ops = GpuOps(device, precision)
+            model = GPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, training=True)
+            ids = np.zeros((1, 8), np.int32)
+            model.loss(ids, ids)
+            model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+            AdamW(model, TrainConfig()).step(1e-3)
+            logits = model.decode(ids[0], KVCache(model.config, ops.zeros))
+            ops.sample(
+                logits, [1], temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=1.1, uniform=0.5
+            )
+            ops.softmax(model.workspace.logits, np.empty((1, 40), np.float32), 40)
+    return list(device.instances)

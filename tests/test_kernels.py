@@ -1,0 +1,510 @@
+"""Every kernel against the NumPy reference in float64, on every device there is.
+
+Inputs are rounded to the type of activations first, so that both sides see the same numbers. Outputs are NaN before
+the call and lie between guard bands. Bounds follow from the arithmetic: u = 2^-24 is a rounding of float32 and
+U = 2^-8 one of bf16 (u in fp32 mode); a sum of n terms, in whatever order, is off by at most n u times the sum of the
+absolute values; the GPU's exp2 is good to 2^-21 relative, which stands for exp2, its argument's rounding not counted.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt.data import token_order
+from gpt.ops import Dropout
+from gpt.ops.cpu import CpuOps
+from gpt.ops.gpu import GpuOps
+from tests.devices import DEVICES, Arrays
+
+u, EXP = 2.0**-24, 2.0**-21
+REFERENCE = CpuOps(threads=1, dtype="float64")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param()
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def ops(request, device):
+    if request.param == "bf16" and not device.has_bf16:
+        pytest.skip("no matrix unit for bf16")
+    return GpuOps(device, request.param)
+
+
+@pytest.fixture
+def arrays(ops):
+    made = Arrays(ops)
+    yield made
+    made.check()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def U(ops):
+    return 2.0**-8 if ops.low_precision else u
+
+
+def near(ops, ours, reference, bound):
+    """|ours - reference| <= bound everywhere, and ours is finite."""
+    ours = ops.to_host(ours).astype(np.float64)
+    assert np.isfinite(ours).all(), "an element was not written, or is not finite"
+    off = np.abs(ours - reference)
+    worst = np.unravel_index(np.argmax(off - bound), off.shape)
+    assert (off <= bound).all(), f"{ours[worst]} for {reference[worst]} at {worst}, off by more than the bound"
+
+
+def dropout(ops, rate, site=3):
+    key = np.array([17, 4], np.uint32)
+    mine = Dropout(rate, ops.from_host(key), site) if rate else None
+    return mine, Dropout(rate, key, site) if rate else None
+
+
+# ---- embedding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch", "seq", "d", "start"), [(1, 1, 1, 0), (2, 7, 24, 3), (3, 5, 30, 0), (2, 33, 136, 0)])
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_embedding(ops, arrays, rng, U, batch, seq, d, start, rate):
+    wte, wpe = (arrays.rounded(rng.standard_normal((n, d))) for n in (11, seq + start))
+    ids = rng.integers(0, 11, (batch, seq)).astype(np.int32)
+    mine, theirs = dropout(ops, rate)
+    expected = np.empty((batch * seq, d))
+    REFERENCE.embedding(ids, wte, wpe, expected, start, theirs)
+    out = arrays.poisoned(batch * seq, d)
+    ops.embedding(arrays.of(ids), arrays.of(wte), arrays.of(wpe), out, start, mine)
+    near(ops, out, expected, (U + 4 * u) * (np.abs(expected) + 1e-6))
+
+
+def test_an_id_outside_of_the_vocabulary_makes_its_row_nan(ops, arrays, rng):
+    ids, out = np.array([[1, 4, -1]], np.int32), arrays.of(np.zeros((3, 8)))
+    ops.embedding(arrays.of(ids), arrays.of(np.ones((4, 8))), arrays.of(np.ones((3, 8))), out)
+    assert np.isnan(ops.to_host(out)).all(axis=1).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(("batch", "seq", "d"), [(1, 1, 1), (2, 7, 24), (3, 5, 30), (4, 33, 136)])
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_embedding_backward_adds(ops, arrays, rng, U, batch, seq, d, rate):
+    dout = arrays.rounded(rng.standard_normal((batch * seq, d)))
+    ids = rng.integers(0, 5, (batch, seq)).astype(np.int32)
+    before = [rng.standard_normal((n, d)).astype(np.float32).astype(np.float64) for n in (9, seq + 2)]
+    mine, theirs = dropout(ops, rate)
+    expected, size = [x.copy() for x in before], [np.abs(x) for x in before]
+    REFERENCE.embedding_backward(dout.copy(), ids, token_order(ids), *expected, theirs)
+    REFERENCE.embedding_backward(np.abs(dout), ids, token_order(ids), *size, theirs)
+    outs = [arrays.of(x, "float32") for x in before]
+    ops.embedding_backward(arrays.of(dout), arrays.of(ids), arrays.of(token_order(ids)), *outs, mine)
+    rounding = (U + 2 * u if rate else 0) + batch * seq * u
+    for out, wanted, scale in zip(outs, expected, size, strict=True):
+        near(ops, out, wanted, rounding * scale)
+
+
+# ---- layer norm ------------------------------------------------------------------------------------------------------
+
+ROWS = [(1, 1), (5, 7), (9, 24), (3, 64), (67, 136), (4, 768), (3, 1030), (2, 1600)]
+
+
+def norm_bound(x, weight, bias, mean, rstd, U):
+    """n = (x - mean) rstd: the mean is off by d u mean|x|, each difference by that and its rounding; rstd by d u."""
+    d = x.shape[1]
+    off = (d + 4) * u * (np.abs(x).mean(1, keepdims=True) + np.abs(x)) * rstd[:, None]
+    n = np.abs(x - mean[:, None]) * rstd[:, None]
+    spread = off * (1 + n * n.mean(1, keepdims=True))  # the mean's error goes into rstd too
+    return (spread + (2 * d + 8) * u * n) * np.abs(weight) + (U + 4 * u) * (np.abs(n * weight) + np.abs(bias)) + 1e-30
+
+
+def offset_rows(rng, rows, d, offset, scale):
+    return offset + scale * rng.standard_normal((rows, d))
+
+
+@pytest.mark.parametrize(("rows", "d"), ROWS)
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1e4, 1), (0, 1e-3), (-3, 1e4)])
+def test_layernorm(ops, arrays, rng, U, rows, d, offset, scale):
+    x = arrays.rounded(offset_rows(rng, rows, d, offset, scale))
+    weight, bias = (arrays.rounded(rng.standard_normal(d)) for _ in range(2))
+    expected, mean, rstd = np.empty((rows, d)), np.empty(rows), np.empty(rows)
+    REFERENCE.layernorm(x, weight, bias, expected, mean, rstd)
+    out, m, r = arrays.poisoned(rows, d), *(arrays.poisoned(rows, dtype="float32") for _ in range(2))
+    ops.layernorm(arrays.of(x), arrays.of(weight), arrays.of(bias), out, m, r)
+    near(ops, out, expected, norm_bound(x, weight, bias, mean, rstd, U))
+    near(ops, m, mean, (d + 2) * u * np.abs(x).mean(1))
+    relative = (2 * d + 8) * u + 2 * (d + 4) * u * np.abs(x).mean(1) * rstd
+    near(ops, r, rstd, relative * rstd)
+
+
+@pytest.mark.parametrize(("rows", "d"), ROWS)
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_add_layernorm(ops, arrays, rng, U, rows, d, rate):
+    x, branch = (arrays.rounded(rng.standard_normal((rows, d))) for _ in range(2))
+    weight, bias = (arrays.rounded(rng.standard_normal(d)) for _ in range(2))
+    mine, theirs = dropout(ops, rate)
+    summed, expected, mean, rstd = np.empty((rows, d)), np.empty((rows, d)), np.empty(rows), np.empty(rows)
+    REFERENCE.add_layernorm(x, branch, weight, bias, summed, expected, mean, rstd, theirs)
+    x_out, out, m, r = (
+        arrays.poisoned(rows, d), arrays.poisoned(rows, d), *(arrays.poisoned(rows, dtype="float32") for _ in range(2))
+    )  # fmt: skip
+    ops.add_layernorm(arrays.of(x), arrays.of(branch), arrays.of(weight), arrays.of(bias), x_out, out, m, r, mine)
+    near(ops, x_out, summed, U * np.abs(summed) + 3 * u * (np.abs(x) + 1.5 * np.abs(branch)))
+    stored = ops.to_host(x_out).astype(np.float64)  # the norm is that of what was stored
+    REFERENCE.layernorm(stored, weight, bias, expected, mean, rstd)
+    near(ops, out, expected, norm_bound(stored, weight, bias, mean, rstd, U))
+
+
+@pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64)])
+def test_layernorm_backward_adds(ops, arrays, rng, U, rows, d):
+    x, dout, dx = (arrays.rounded(rng.standard_normal((rows, d))) for _ in range(3))
+    weight = arrays.rounded(rng.standard_normal(d))
+    dweight, dbias = (rng.standard_normal(d).astype(np.float32).astype(np.float64) for _ in range(2))
+    mean, rstd = np.empty(rows), np.empty(rows)
+    REFERENCE.layernorm(x, weight, weight, np.empty((rows, d)), mean, rstd)
+    mean, rstd = (a.astype(np.float32).astype(np.float64) for a in (mean, rstd))
+    outs = arrays.of(dx), arrays.of(dweight, "float32"), arrays.of(dbias, "float32")
+    statistics = arrays.of(mean, "float32"), arrays.of(rstd, "float32")
+    ops.layernorm_backward(arrays.of(dout), arrays.of(x), arrays.of(weight), *statistics, *outs)
+
+    n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
+    n_error = 3 * u * np.abs(n) + 2 * u * np.abs(x) * rstd[:, None]
+    g_mean, gn_mean = np.abs(g).mean(1, keepdims=True), np.abs(g * n).mean(1, keepdims=True)
+    each = (np.abs(g) + g_mean + np.abs(n) * gn_mean) * (d + 6) * u
+    each += n_error * gn_mean + np.abs(n) * (np.abs(g) * n_error).mean(1, keepdims=True)
+    weight_error = (rows * u + 3 * u) * np.abs(dout * n).sum(0) + (np.abs(dout) * n_error).sum(0)
+    before = np.abs(dx)
+    REFERENCE.layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias)
+    near(ops, outs[0], dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + 1e-30)
+    near(ops, outs[1], dweight, weight_error + 2 * u * np.abs(dweight) + 1e-30)
+    near(ops, outs[2], dbias, rows * u * np.abs(dout).sum(0) + 2 * u * np.abs(dbias) + 1e-30)
+
+
+@pytest.mark.parametrize(("rows", "d"), [(1, 1), (5, 7), (67, 136)])
+def test_dropout_drops_the_same_elements_everywhere(ops, arrays, rng, U, rows, d):
+    x = arrays.rounded(rng.standard_normal((rows, d)))
+    mine, theirs = dropout(ops, 0.3)
+    expected, out = np.empty((rows, d)), arrays.poisoned(rows, d)
+    REFERENCE.dropout(x, expected, theirs)
+    ops.dropout(arrays.of(x), out, mine)
+    assert np.array_equal(ops.to_host(out) == 0, expected == 0)
+    near(ops, out, expected, (U + 2 * u) * np.abs(expected))
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
+SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200)]  # rows, in, out
+
+
+def product_bound(a, b, U, extra=0.0):
+    """An element of a @ b is off by its terms' sum and its own rounding; `extra` is added before that."""
+    size = np.abs(a) @ np.abs(b) + extra
+    return (a.shape[1] + 3) * u * size + U * size + 1e-30
+
+
+def activation_bound(x, error, U):
+    """gelu' is at most 1.13; its tanh form's own error is below 16 u |x| plus exp2's."""
+    return 1.13 * error + (16 * u + EXP + U) * np.abs(x) + 1e-30
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
+@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
+def test_linear(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
+    x, weight = (arrays.rounded(rng.standard_normal(s)) for s in ((rows, d_in), (d_in, d_out)))
+    bias = None if transposed else arrays.rounded(rng.standard_normal(d_out))
+    expected, before = np.empty((rows, d_out)), np.empty((rows, d_out))
+    REFERENCE.linear(x, weight, bias, expected, before, activation)
+    out, mine = arrays.poisoned(rows, d_out), arrays.poisoned(rows, d_out)
+    w = arrays.of(weight.T).T if transposed else arrays.of(weight)
+    ops.linear(arrays.of(x), w, None if bias is None else arrays.of(bias), out, mine, activation)
+    error = product_bound(x, weight, U, 0 if bias is None else np.abs(bias))
+    if activation:
+        near(ops, mine, before, error)
+        near(ops, out, expected, activation_bound(before, error, U))
+    else:
+        near(ops, out, expected, error)
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
+@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
+def test_linear_backward(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
+    x, before = (arrays.rounded(rng.standard_normal((rows, d_in))) for _ in range(2))
+    dout, weight = (arrays.rounded(rng.standard_normal(s)) for s in ((rows, d_out), (d_in, d_out)))
+    dweight, dbias = (rng.standard_normal(s).astype(np.float32).astype(np.float64) for s in (weight.shape, d_out))
+    dx = arrays.poisoned(rows, d_in)
+    if transposed:
+        w, dw, db = arrays.of(weight.T).T, arrays.of(dweight.T, "float32").T, None
+    else:
+        w, dw, db = arrays.of(weight), arrays.of(dweight, "float32"), arrays.of(dbias, "float32")
+    ops.linear_backward(arrays.of(dout), arrays.of(x), w, dx, dw, db, arrays.of(before), activation)
+    dx_, size_w, size_b = np.empty((rows, d_in)), np.abs(dweight), np.abs(dbias)
+    REFERENCE.linear_backward(dout, x, weight, dx_, dweight, dbias, before, activation)
+    size = np.abs(dout) @ np.abs(weight.T)  # gelu' is at most 1.13, and off by less than 64 u + 4 EXP
+    near(ops, dx, dx_, 1.13 * product_bound(dout, weight.T, U) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size)
+    near(ops, dw, dweight, (rows + 3) * u * (np.abs(x.T) @ np.abs(dout) + size_w))
+    if db is not None:
+        near(ops, db, dbias, (rows + 3) * u * (np.abs(dout).sum(0) + size_b))
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+HEADS = [
+    (1, 1, 1, 16), (2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128), (2, 1, 97, 15),
+    (1, 2, 16, 8), (1, 1, 200, 24),
+]  # batch, heads, seq, head_dim  # fmt: skip
+
+
+class AttentionBounds:
+    """All that attention computes, [batch, heads, seq, …] in float64, and how far off each may be."""
+
+    def __init__(self, qkv, heads, batch, U, mask):
+        seq, d = len(qkv) // batch, qkv.shape[1] // 3
+        self.q, self.k, self.v = qkv.reshape(batch, seq, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+        self.scale, hd = 1 / math.sqrt(d // heads), d // heads
+        future = np.triu(np.full((seq, seq), -np.inf), 1)
+        scores = self.q @ self.k.swapaxes(-1, -2) * self.scale + future
+        self.p = np.exp(scores - scores.max(-1, keepdims=True))
+        self.p /= self.p.sum(-1, keepdims=True)
+        size = np.abs(self.q) @ np.abs(self.k).swapaxes(-1, -2) * self.scale
+        self.score_error = (hd + 4) * u * size  # of the product, its scaling and log2(e)
+        self.p_error = self.p * (2 * self.score_error.max(-1, keepdims=True) + (seq + 4) * u + 2 * EXP)
+        self.mask, self.U, self.seq, self.hd = mask, U, seq, hd
+
+    def rows(self, x):
+        """[batch, heads, seq, head_dim] as [rows, D]."""
+        return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1] * x.shape[3])
+
+    def heads(self, x):
+        return x.reshape(self.p.shape[0], self.seq, self.p.shape[1], -1).transpose(0, 2, 1, 3)
+
+    def out(self):
+        p = self.p * self.mask
+        off = (self.p_error * self.mask + (self.U + self.seq * u) * p) @ np.abs(self.v)
+        return self.rows(off + self.U * np.abs(p @ self.v)) + 1e-30
+
+    def gradients(self, dout, delta):
+        do = self.heads(dout)
+        p, U = self.p * self.mask, self.U
+        dp = do @ self.v.swapaxes(-1, -2) * self.mask
+        dp_error = (self.hd + 3) * u * (np.abs(do) @ np.abs(self.v).swapaxes(-1, -2)) * self.mask
+        ds = self.p * (dp - delta)
+        ds_error = self.p * (dp_error + 2 * u * np.abs(dp)) + self.p_error * np.abs(dp - delta) + U * np.abs(ds)
+        ds_error += self.p * (self.hd + 3) * u * np.abs(self.delta_size(do, dout))[..., None]
+        dv = (self.p_error * self.mask + (U + self.seq * u) * p).swapaxes(-1, -2) @ np.abs(do)
+        ds_error += self.seq * u * np.abs(ds)
+        dq, dk = ds_error @ np.abs(self.k) * self.scale, ds_error.swapaxes(-1, -2) @ np.abs(self.q) * self.scale
+        exact = ds @ self.k * self.scale, ds.swapaxes(-1, -2) @ self.q * self.scale, p.swapaxes(-1, -2) @ do
+        return [self.rows(off + (U + 4 * u) * np.abs(x)) + 1e-30 for off, x in zip((dq, dk, dv), exact, strict=True)]
+
+    def delta_size(self, do, dout):
+        return np.sum(np.abs(do * self.attended), -1)
+
+
+def attention_case(ops, arrays, rng, U, shape, rate, magnitude=1.0):
+    batch, heads, seq, hd = shape
+    d = heads * hd
+    qkv = arrays.rounded(rng.standard_normal((batch * seq, 3 * d)) * magnitude)
+    mine, theirs = dropout(ops, rate)
+    mask = np.ones((batch * heads * seq, seq))
+    if theirs:
+        REFERENCE.dropout(np.ones((batch * heads * seq, seq)), mask, theirs)
+    bounds = AttentionBounds(qkv, heads, batch, U, mask.reshape(batch, heads, seq, seq))
+    out, lse = np.empty((batch * seq, d)), np.empty((batch, heads, seq))
+    REFERENCE.attention(qkv, out, lse, theirs)
+    return qkv, out, lse, bounds, mine, theirs
+
+
+@pytest.mark.parametrize("shape", HEADS)
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_attention(ops, arrays, rng, U, shape, rate):
+    qkv, expected, expected_lse, bounds, mine, _ = attention_case(ops, arrays, rng, U, shape, rate)
+    out, lse = arrays.poisoned(*expected.shape), arrays.poisoned(*expected_lse.shape, dtype="float32")
+    ops.attention(arrays.of(qkv), out, lse, mine)
+    near(ops, out, expected, bounds.out())
+    off = 2 * bounds.score_error.max(-1) + (bounds.seq + 4) * u + 2 * EXP + 4 * u * np.abs(expected_lse)
+    near(ops, lse, expected_lse, off)
+
+
+@pytest.mark.parametrize("magnitude", [1e-3, 30.0])
+def test_attention_of_large_and_tiny_scores(ops, arrays, rng, U, magnitude):
+    qkv, expected, lse, bounds, mine, _ = attention_case(ops, arrays, rng, U, (1, 2, 37, 32), 0, magnitude)
+    out = arrays.poisoned(*expected.shape)
+    ops.attention(arrays.of(qkv), out, arrays.poisoned(*lse.shape, dtype="float32"), mine)
+    near(ops, out, expected, bounds.out())
+
+
+@pytest.mark.parametrize("shape", HEADS)
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_attention_backward(ops, arrays, rng, U, shape, rate):
+    qkv, out, lse, bounds, mine, theirs = attention_case(ops, arrays, rng, U, shape, rate)
+    dout, out = arrays.rounded(rng.standard_normal(out.shape)), arrays.rounded(out)
+    expected = np.empty_like(qkv)
+    REFERENCE.attention_backward(dout, qkv, out, lse, expected, theirs)
+    dqkv = arrays.poisoned(*qkv.shape)
+    ops.attention_backward(arrays.of(dout), arrays.of(qkv), arrays.of(out), arrays.of(lse, "float32"), dqkv, mine)
+    bounds.attended = bounds.heads(out)
+    delta = np.sum(bounds.heads(dout) * bounds.attended, -1, keepdims=True)
+    near(ops, dqkv, expected, np.concatenate(bounds.gradients(dout, delta), axis=1))
+
+
+@pytest.mark.parametrize(("n", "start", "heads", "hd"), [(1, 0, 1, 16), (5, 0, 2, 32), (1, 150, 2, 64), (3, 40, 1, 15)])
+def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, start, heads, hd):
+    past = start + n
+    qkv = arrays.rounded(rng.standard_normal((past, 3 * heads * hd)))
+    keys, values = (np.zeros((heads, past + 3, hd)) for _ in range(2))
+    keys[:, :start], values[:, :start] = (
+        qkv[:start].reshape(start, 3, heads, hd)[:, part].swapaxes(0, 1) for part in (1, 2)
+    )
+    mine = arrays.of(keys), arrays.of(values)
+    expected, out = np.empty((n, heads * hd)), arrays.poisoned(n, heads * hd)
+    REFERENCE.attention_cached(qkv[start:], keys, values, start, expected)
+    ops.attention_cached(arrays.of(qkv[start:]), *mine, start, out)
+    for cache, wanted in zip(mine, (keys, values), strict=True):
+        assert np.array_equal(ops.to_host(cache), wanted)
+    bounds = AttentionBounds(qkv, heads, 1, U, 1.0)
+    near(ops, out, expected, bounds.out()[start:])
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 50257)])
+@pytest.mark.parametrize("magnitude", [1e-3, 3.0, 1e4])
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_cross_entropy_and_its_gradient(ops, arrays, rng, U, rows, vocab, magnitude, scale):
+    padded = -(-vocab // 128) * 128
+    logits = arrays.rounded(rng.standard_normal((rows, padded)) * magnitude)
+    logits[:, vocab:] = 1e30  # padding must not count, whatever it holds
+    labels = rng.integers(0, vocab, rows).astype(np.int32)
+    labels[0] = np.argmax(logits[0, :vocab])
+    mine = arrays.of(logits), arrays.of(labels), *(arrays.poisoned(rows, dtype="float32") for _ in range(2))
+    ops.softmax_cross_entropy(*mine, vocab, scale)
+    losses, hits, p = np.empty(rows), np.empty(rows), logits.copy()
+    REFERENCE.softmax_cross_entropy(p, labels, losses, hits, vocab, scale)
+    largest = np.abs(logits[:, :vocab]).max(1)
+    exponent = 4 * u * largest  # the rounding of (x - max) log2 e
+    near(ops, mine[2], losses, (vocab + 4) * u + 2 * EXP + 2 * exponent + 4 * u * np.abs(losses))
+    assert np.array_equal(ops.to_host(mine[3]), hits)
+    if scale is None:
+        assert np.array_equal(ops.to_host(mine[0])[:, :vocab], logits[:, :vocab]), "nothing may change"
+    else:
+        size = np.abs(p) + 2 * scale * (np.arange(padded) == labels[:, None])
+        near(ops, mine[0], p, ((vocab + 4) * u + 2 * EXP + 2 * exponent[:, None] + U) * size + 1e-30)
+
+
+def test_softmax(ops, arrays, rng):
+    logits, out = arrays.rounded(rng.standard_normal((3, 128)) * 5), arrays.poisoned(3, 77, dtype="float32")
+    ops.softmax(arrays.of(logits), out, 77)
+    e = np.exp(logits[:, :77])
+    expected = e / e.sum(1, keepdims=True)
+    near(ops, out, expected, (200 * u + 3 * EXP) * expected)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_a_logit_that_is_not_finite_makes_the_loss_not_finite(ops, arrays, poison):
+    logits = np.zeros((1, 128))
+    logits[0, 3] = poison
+    losses, hits = (arrays.of(np.zeros(1), "float32") for _ in range(2))
+    ops.softmax_cross_entropy(arrays.of(logits), arrays.of(np.array([1], np.int32)), losses, hits, 5)
+    assert not np.isfinite(ops.to_host(losses)).any()
+
+
+@pytest.mark.parametrize("rows", [1, 255, 1000])
+def test_the_metrics_are_sums_in_float64(ops, arrays, rng, rows):
+    losses, hits = rng.standard_normal(rows).astype(np.float32), rng.integers(0, 2, rows).astype(np.float32)
+    out = arrays.of(np.array([10.0, 20.0]), "float64")
+    ops.add_sums(arrays.of(losses, "float32"), arrays.of(hits, "float32"), out)
+    expected = np.array([10 + losses.sum(dtype=np.float64), 20 + hits.sum(dtype=np.float64)])
+    near(ops, out, expected, rows * 2.0**-52 * (np.abs(losses).sum(dtype=np.float64) + 20))
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 1000, 2100])
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6)]
+)
+def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temperature, top_k, top_p):
+    """Sums of weights are off by 1e-4 of their total at most; where a draw is nearer to a boundary either may be."""
+    logits = arrays.rounded(rng.standard_normal(vocab) * 2)
+    logits[rng.integers(0, vocab, vocab // 4)] = logits[0]  # equal ones
+    context = rng.integers(0, vocab, 9).tolist()
+    mine = arrays.of(logits)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": 1.3}
+    for uniform in np.append(rng.random(8), [0, 1 - 2**-24]):
+        near_by = {
+            REFERENCE.sample(logits, context, uniform=float(np.clip(uniform + shift, 0, 1 - 2**-40)), **options)
+            for shift in (-1e-4, 0, 1e-4)
+        }
+        if top_p < 1:
+            near_by |= {
+                REFERENCE.sample(logits, context, uniform=float(uniform), **{**options, "top_p": top_p + shift})
+                for shift in (-1e-4, 1e-4)
+            }
+        assert ops.sample(mine, context, uniform=float(uniform), **options) in near_by
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
+    logits = arrays.of(np.array([1.0, poison, 2.0]))
+    options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
+    assert ops.sample(logits, [0], uniform=0.5, **options) == -1
+
+
+# ---- optimizer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 7, 1024, 70_000])
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+def test_the_global_norm_over_and_underflows_nowhere(ops, arrays, rng, n, magnitude):
+    x = (rng.standard_normal(n) * magnitude).astype(np.float32)
+    out = arrays.poisoned(1, dtype="float64")
+    ops.global_norm(arrays.of(x, "float32"), out)
+    expected = np.linalg.norm(x.astype(np.float64))
+    near(ops, out, np.array([expected]), n * 2.0**-52 * expected)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 4, 6])
+def test_a_gradient_that_is_not_finite_makes_the_norm_not_finite(ops, arrays, poison, place):
+    x = np.zeros(7, np.float32)
+    x[place] = poison
+    out = arrays.of(np.zeros(1), "float64")
+    ops.global_norm(arrays.of(x, "float32"), out)
+    assert not np.isfinite(ops.to_host(out)).any()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adamw(ops, arrays, rng, U, clip):
+    n, decayed = 1280, 512
+    host = [rng.standard_normal(n).astype(np.float32).astype(np.float64) for _ in range(4)]
+    host[3] **= 2
+    mine = [arrays.of(x, "float32") for x in host]
+    copy = arrays.poisoned(n)
+    fixed = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "decayed": decayed, "clip": clip}
+    norm, loss, lr = np.array([3.0]), np.ones(2), np.full(1, 1e-3, np.float32)
+    counters = np.array([6, 2, 1])
+    small = arrays.of(norm, "float64"), arrays.of(loss, "float64"), arrays.of(counters), arrays.of(lr, "float32")
+    named = dict(zip(("norm", "loss", "counters", "lr"), small, strict=True))
+    ops.adamw(*mine, copy=copy if ops.low_precision else None, **named, **fixed)
+    step = np.abs(host[0]).copy()
+    REFERENCE.adamw(*host, copy=None, norm=norm, loss=loss, counters=counters, lr=lr, **fixed)
+    assert ops.to_host(small[2]).tolist() == counters.tolist() == [7, 2, 0]
+    near(ops, mine[0], host[0], 4 * u * step + 40 * u * 0.1)  # a step is below lr · 10 / (1 - 0.9^7) < 0.1
+    near(ops, mine[2], host[2], 8 * u * (np.abs(host[2]) + np.abs(host[1])))
+    near(ops, mine[3], host[3], 8 * u * np.abs(host[3]))
+    if ops.low_precision:
+        weights = ops.to_host(mine[0])
+        near(ops, copy, weights, U * np.abs(weights))
+
+
+@pytest.mark.parametrize(("norm", "loss"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, -np.inf)])
+def test_adamw_skips_a_step_that_is_not_finite(ops, arrays, rng, norm, loss):
+    host = [rng.standard_normal(256).astype(np.float32) for _ in range(4)]
+    mine, counters = [arrays.of(x, "float32") for x in host], arrays.of(np.array([5, 2, 1]))
+    ops.adamw(
+        *mine, copy=None, norm=arrays.of(np.array([norm]), "float64"), loss=arrays.of(np.array([1.0, loss]), "float64"),
+        counters=counters, lr=arrays.of(np.ones(1), "float32"), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1,
+        decayed=256, clip=1.0,
+    )  # fmt: skip
+    assert all(np.array_equal(ops.to_host(a), b) for a, b in zip(mine, host, strict=True))
+    assert ops.to_host(counters).tolist() == [5, 3, 2]
