@@ -4,59 +4,59 @@
 // no atomics: the host gives a stable argsort of the ids, a block takes each place of it, and the block at the first
 // place of a token's run adds up the run. Positions are simpler: a block per position goes through the batch.
 //
-// Set by the host: T (bf16 | float), D (embed_dim), WIDTH (elements per thread at a time; divides D), DROPOUT (0 | 1).
+// Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT (0 | 1).
 #include "common.h"
 
-// out [rows, D] = wte[ids] + wpe[start + row % seq]; a row whose id is not in the vocabulary becomes NaN
-KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int seq, int start,
+// out [rows, d] = wte[ids] + wpe[start + row % seq]; a row whose id is not in the vocabulary becomes NaN
+KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq, int start,
                       const uint32* key, uint32 site, uint32 threshold, float scale) {
   int row = block_x(), id = ids[row];
-  const T* token = wte + (index_t)id * D;
-  const T* position = wpe + (index_t)(start + row % seq) * D;
+  const T* token = wte + (index_t)id * d;
+  const T* position = wpe + (index_t)(start + row % seq) * d;
 #if DROPOUT
   Dropout dropout(key, site, threshold, scale);
   uint32 hash = dropout.row_hash(row);
 #endif
-  for (int d = thread_id() * WIDTH; d < D; d += 128 * WIDTH) {
+  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
     Floats<WIDTH> sum;
     if (id < 0 || id >= vocab) {
       UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] = float_of(0x7fc00000u);
     } else {
-      sum = Floats<WIDTH>::load(token + d);
-      auto added = Floats<WIDTH>::load(position + d);
+      sum = Floats<WIDTH>::load(token + i);
+      auto added = Floats<WIDTH>::load(position + i);
       UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += added.v[e];
     }
 #if DROPOUT
-    UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] *= dropout.factor(hash, d + e);
+    UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] *= dropout.factor(hash, i + e);
 #endif
-    sum.store(out + (index_t)row * D + d);
+    sum.store(out + (index_t)row * d + i);
   }
 }
 
-// dwte[id] += the rows of dout [rows, D] that belong to id, in their order; order [rows] is a stable argsort of ids
-KERNEL(128) embedding_backward_tokens(const T* dout, const int* ids, const int* order, float* dwte, int rows) {
+// dwte[id] += the rows of dout [rows, d] that belong to id, in their order; order [rows] is a stable argsort of ids
+KERNEL(128) embedding_backward_tokens(const T* dout, const int* ids, const int* order, float* dwte, int rows, int d) {
   int first = block_x(), id = ids[order[first]];
   if (first > 0 && ids[order[first - 1]] == id) return;
-  for (int d = thread_id() * WIDTH; d < D; d += 128 * WIDTH) {
-    float* out = dwte + (index_t)id * D + d;
+  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
+    float* out = dwte + (index_t)id * d + i;
     auto sum = Floats<WIDTH>::load(out);
-    for (int i = first; i < rows && ids[order[i]] == id; i++) {
-      auto part = Floats<WIDTH>::load(dout + (index_t)order[i] * D + d);
+    for (int place = first; place < rows && ids[order[place]] == id; place++) {
+      auto part = Floats<WIDTH>::load(dout + (index_t)order[place] * d + i);
       UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
     }
     sum.store(out);
   }
 }
 
-// dwpe[s] += the rows of dout [batch x seq, D] at position s; a block per position
-KERNEL(128) embedding_backward_positions(const T* dout, float* dwpe, int batch, int seq) {
+// dwpe[s] += the rows of dout [batch x seq, d] at position s; a block per position
+KERNEL(128) embedding_backward_positions(const T* dout, float* dwpe, int batch, int seq, int d) {
   int s = block_x();
-  for (int d = thread_id() * WIDTH; d < D; d += 128 * WIDTH) {
-    auto sum = Floats<WIDTH>::load(dwpe + (index_t)s * D + d);
+  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
+    auto sum = Floats<WIDTH>::load(dwpe + (index_t)s * d + i);
     for (int b = 0; b < batch; b++) {
-      auto part = Floats<WIDTH>::load(dout + ((index_t)b * seq + s) * D + d);
+      auto part = Floats<WIDTH>::load(dout + ((index_t)b * seq + s) * d + i);
       UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
     }
-    sum.store(dwpe + (index_t)s * D + d);
+    sum.store(dwpe + (index_t)s * d + i);
   }
 }

@@ -19,20 +19,12 @@ NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
 needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
 
 
-@pytest.fixture(scope="session")
-def compiled(request):
-    """The results of all cases that this run asks for, at work on every core."""
-    chosen = [item.callspec.params["case"] for item in request.session.items if "compiled" in item.fixturenames]
-    with table.executor() as pool:
-        yield table.compile_all([case for case in chosen if not amd.missing(case.compiler)], pool)
-
-
 @pytest.mark.parametrize("case", table.cases(), ids=str)
-def test_every_kernel_is_fit_to_be_run(case, compiled):
+def test_every_kernel_is_fit_to_be_run(case):
     reason = amd.missing(case.compiler)
     if reason:
         pytest.skip(reason)
-    kernels = compiled[case].result()
+    kernels = case.compile()
     assert {kernel.name for kernel, _ in kernels} == set(case.instance.names)
     assert {kernel.name: complaints for kernel, complaints in kernels if complaints} == {}
 

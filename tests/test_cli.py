@@ -121,7 +121,7 @@ def test_generate_takes_an_earlier_step_and_hipgpts_own_spellings(hipgpt, run):
         (("--max-seq-len", 17), "--max-seq-len is 17"),
         (("--prompt", "ЖЖ"), "--prompt 'ЖЖ' has no token"),
         (("--prompt", ""), "--prompt '' has no token"),
-        (("--device", "gpu"), "--device gpu"),
+        (("--device", "gpu:99"), "--device gpu"),
     ],
 )
 def test_generate_refuses_in_one_line(hipgpt, run, flags, complaint):

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from tests.conftest import ROOT
 
 DATA = ROOT / "data"

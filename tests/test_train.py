@@ -261,7 +261,7 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
         (("--device", "gpu:x"), "--device is gpu:x"),
         (("--device", "gpu:"), "--device is gpu:"),
         (("--run-name", ""), "--run-name"),
-        (("--device", "gpu"), "--device gpu"),
+        (("--device", "gpu:99"), "--device gpu"),
         (("--preset", "huge"), "huge"),
         (("--resume",), "--run-name"),
         (("--data-path", "missing.txt"), "missing.txt"),

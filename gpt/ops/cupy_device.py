@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.ops.blas import Blas, BlasMissingError
+from gpt.ops.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.kernels import Instance
 from gpt.ops.targets import has_bf16, warp_size
 
@@ -64,7 +64,7 @@ class CupyDevice:
         self._workspace = self.xp.empty(BLAS_WORKSPACE, np.uint8)
         try:
             return Blas(kind, self._workspace.data.ptr, BLAS_WORKSPACE)
-        except BlasMissingError as error:
+        except (BlasMissingError, BlasError) as error:
             self.notes.append(f"Note: {error}; until then matrix products run on hipgpt's own, slower kernel")
             return None
 

@@ -100,9 +100,9 @@ class GpuOps:
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: int = 0, dropout: Dropout | None = None
     ) -> None:
         d = out.shape[-1]
-        kernel = self._kernel("embedding.hip", "embedding", D=d, WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
-        arguments = (ids, wte, wpe, out, _int(len(wte)), _int(ids.shape[1]), _int(start), *self._mask(dropout))
-        kernel((ids.size,), (128,), arguments)
+        kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
+        sizes = map(_int, (len(wte), d, ids.shape[1], start))
+        kernel((ids.size,), (128,), (ids, wte, wpe, out, *sizes, *self._mask(dropout)))
 
     def embedding_backward(
         self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
@@ -110,11 +110,11 @@ class GpuOps:
         if dropout:
             self.dropout(dout, dout, dropout)
         (batch, seq), d = ids.shape, dout.shape[-1]
-        defines = {"D": d, "WIDTH": self._width(d), "DROPOUT": 0}
+        defines = {"WIDTH": self._width(d), "DROPOUT": 0}
         tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
-        tokens((ids.size,), (128,), (dout, ids, order, dwte, _int(ids.size)))
+        tokens((ids.size,), (128,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
         positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
-        positions((seq,), (128,), (dout, dwpe, _int(batch), _int(seq)))
+        positions((seq,), (128,), (dout, dwpe, _int(batch), _int(seq), _int(d)))
 
     # ---- layer norm -----------------------------------------------------------------------------------------------
 

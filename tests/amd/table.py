@@ -2,7 +2,7 @@
 
 import os
 import sys
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from gpt.ops.kernels import Instance
@@ -40,22 +40,13 @@ def cases() -> list[Case]:
     ]
 
 
-def executor() -> Executor:
-    """Threads enough to keep every core at a compiler of its own."""
-    return ThreadPoolExecutor(os.cpu_count())
-
-
-def compile_all(chosen: list[Case], pool: Executor) -> dict[Case, Future]:
-    """The results of Case.compile, as they come."""
-    return {case: pool.submit(case.compile) for case in chosen}
-
-
 def main() -> int:
     """Print the table; the number of unfit kernels, 1 at most."""
     rows, unfit = [HEADINGS], 0
-    with executor() as pool:
-        for case, result in compile_all(cases(), pool).items():
-            for kernel, complaints in result.result():
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler, which is a process, for each core
+        everything = cases()
+        for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
+            for kernel, complaints in kernels:
                 unfit += bool(complaints)
                 defines = " ".join(f"{name}={value}" for name, value in case.instance.defines)
                 target = f"{case.target} ({case.compiler})"
