@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.amd import errors
+
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("patient")
 
@@ -47,3 +49,12 @@ def hipgpt(tmp_path, monkeypatch):
 
     run.environment = environment
     return run
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = errors.few(items)
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in errors.table():
+        terminalreporter.write_line(line)

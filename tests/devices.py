@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.errors import UserError
+from tests.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
 GUARD = 64  # elements before and after a guarded array, a multiple of every vector
 UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321}
@@ -36,8 +37,6 @@ def executor(layout: str, order: str = "forward"):
 @functools.cache
 def emulator(target: str):
     """An emulated AMD GPU; skips where there is no emulator."""
-    from tests.amd.emulator import EmulatorDevice, unavailable
-
     if unavailable():
         pytest.skip(unavailable())
     return EmulatorDevice(target)
@@ -52,7 +51,7 @@ DEVICES = [
     pytest.param(functools.partial(executor, "wmma12", "seeded"), id="wmma12"),
     *(
         pytest.param(functools.partial(emulator, target), id=target, marks=pytest.mark.amd)
-        for target in ("gfx90a", "gfx942", "gfx1100", "gfx1201")
+        for target in TARGETS
     ),
 ]
 

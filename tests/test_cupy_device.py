@@ -13,11 +13,11 @@ from gpt.ops.cupy_device import CupyDevice
 from gpt.ops.gpu import GpuOps
 
 
-class RuntimeFailure(Exception):
+class RuntimeFailureError(Exception):
     pass
 
 
-class CompileException(Exception):
+class CompileError(Exception):
     pass
 
 
@@ -26,19 +26,19 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
 
     def device_count():
         if failure:
-            raise RuntimeFailure(failure)
+            raise RuntimeFailureError(failure)
         return count
 
     cupy = types.ModuleType("cupy")
     cupy.empty, cupy.zeros, cupy.asarray, cupy.asnumpy = np.empty, np.zeros, np.asarray, np.asarray
     properties = properties or {"name": b"A GPU", "major": 9, "minor": 0, "gcnArchName": b"gfx942:sramecc+:xnack-"}
     runtime = types.SimpleNamespace(
-        is_hip=hip, getDeviceCount=device_count, CUDARuntimeError=RuntimeFailure,
+        is_hip=hip, getDeviceCount=device_count, CUDARuntimeError=RuntimeFailureError,
         getDeviceProperties=lambda index: properties, memGetInfo=lambda: (2**30, 2**34),
     )  # fmt: skip
     cupy.cuda = types.SimpleNamespace(
         runtime=runtime, Device=lambda index: types.SimpleNamespace(use=lambda: None),
-        compiler=types.SimpleNamespace(CompileException=CompileException),
+        compiler=types.SimpleNamespace(CompileException=CompileError),
     )  # fmt: skip
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.RawModule = module
@@ -70,8 +70,9 @@ def test_without_cupy_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("library", "package"), [("libamdhip64.so.7", "hip-runtime-amd"), ("libhipfft.so.0", "hipfft"), ("librccl.so.1", "rccl")]
-)  # fmt: skip
+    ("library", "package"),
+    [("libamdhip64.so.7", "hip-runtime-amd"), ("libhipfft.so.0", "hipfft"), ("librccl.so.1", "rccl")],
+)
 def test_a_missing_rocm_library_names_its_package(monkeypatch, library, package):
     failing_import(monkeypatch, ImportError(f"{library}: cannot open shared object file: No such file or directory"))
     assert f"install {package}," in refusal()
@@ -126,7 +127,7 @@ def test_a_kernel_that_does_not_compile_names_file_line_and_target(monkeypatch):
             pass
 
         def compile(self):
-            raise CompileException('a warning first\ngelu.hip(12): error: identifier "x" is undefined\nmore')
+            raise CompileError('a warning first\ngelu.hip(12): error: identifier "x" is undefined\nmore')
 
     machine(monkeypatch, module=Module)
     message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})

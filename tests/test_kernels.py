@@ -15,6 +15,7 @@ from gpt.data import token_order
 from gpt.ops import Dropout
 from gpt.ops.cpu import CpuOps
 from gpt.ops.gpu import GpuOps
+from tests.amd import errors
 from tests.devices import DEVICES, Arrays
 
 u, EXP = 2.0**-24, 2.0**-21
@@ -55,6 +56,7 @@ def near(ops, ours, reference, bound):
     ours = ops.to_host(ours).astype(np.float64)
     assert np.isfinite(ours).all(), "an element was not written, or is not finite"
     off = np.abs(ours - reference)
+    errors.note(ops, off, np.broadcast_to(bound, off.shape))
     worst = np.unravel_index(np.argmax(off - bound), off.shape)
     assert (off <= bound).all(), f"{ours[worst]} for {reference[worst]} at {worst}, off by more than the bound"
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from tests.amd.compile import CLANG, PROCESSORS, Argument, Kernel, compile_sourc
 FAMILIES = {"gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
 TARGETS = tuple(FAMILIES)
 OBJDUMP = "llvm-objdump-19"
+ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")  # of such stores it writes a part
 # The bits that say which instruction it is, and what they are in gfx942 for the same or the fused one.
 GFX942_NUMBERS = {
     "v_mfma_f32_16x16x16bf16_1k": (0xFFFF0000, 0xD3E10000),
@@ -64,7 +65,7 @@ class EmulatorDevice:
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
         """A kernel of a whole source."""
         if source not in self._compiled:
-            self._compiled[source] = CodeObject(compile_source(source, "clang", self.target))
+            self._compiled[source] = CodeObject(compile_source(source, "clang", self.target, *ALIGNED))
         code = self._compiled[source]
         return lambda grid, block, args: code.launch(name, grid, block, args)
 
@@ -157,9 +158,9 @@ class CodeObject:
     def _patch(self, code: bytes) -> None:
         """Make of the machine code what the emulator knows.
 
-        Cache write-backs and invalidations become s_nop, there being no caches; so do changes of the mode in which
-        denormals are flushed, none ever being. Instructions of gfx90a get the numbers that they have in gfx942, the only
-        CDNA that the emulator knows; its multiply-add with two roundings, which gfx942 lacks, becomes the fused one.
+        Cache write-backs and invalidations become s_nop, there being no caches; so do changes of how denormals are
+        treated, which the emulator cannot change. Instructions of gfx90a get the numbers that they have in gfx942, the
+        only CDNA that it knows; the multiply-add with two roundings, which gfx942 lacks, becomes the fused one.
         """
         with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
             file.write(code)
@@ -217,21 +218,35 @@ def _run_asm() -> Callable[..., int]:
     sys.path.insert(0, os.environ["AMD_EMU"])
     from test.mockgpu.amd import emu
 
-    class Masked(emu._Ctx):
-        """Lanes that are switched off have the address 0. The emulator reads shared memory for them, too, and then drops
-        what it read; but what their registers hold is no address, and the read would be a segmentation fault.
-        """  # fmt: skip
+    _mend(emu)
+    return emu.run_asm
 
+
+def _mend(emu: Any) -> None:
+    """Compile some instructions otherwise than the emulator does by itself."""
+
+    class Masked(emu._Ctx):
         __slots__ = ()
 
         def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
             value = super().rvgpr_dyn(register, lane, valid)
             return emu._lane_active(self.rexec(), lane).where(value, value.const_like(0))
 
-    def masked(instruction: Any, context: Any) -> Any:
+    def shared_memory(instruction: Any, context: Any) -> Any:
+        """The emulator reads shared memory for lanes that are switched off, too, and drops what it read; but what their
+        registers hold need not be an address, and the read may be a segmentation fault. Let them read from 0."""
         context.__class__ = Masked
         return emu._compile_mem_op(instruction, context)
 
-    for kind in [kind for kind in emu._INST_HANDLERS if kind.__name__ == "DS"]:
-        emu._INST_HANDLERS[kind] = masked
-    return emu.run_asm
+    def of_16_bits(compile_it: Callable, instruction: Any, context: Any) -> Any:
+        """In RDNA v130 of a 16-bit instruction is the upper half of v2, which the emulator does for CDNA, too."""
+        bits = {name: max(32, size) for name, size in instruction.canonical_op_bits.items()}
+        vars(instruction)["canonical_op_bits"] = bits
+        return compile_it(instruction, context)
+
+    handlers = emu._INST_HANDLERS
+    for kind in handlers:
+        if kind.__name__ == "DS":
+            handlers[kind] = shared_memory
+    for kind in (emu.irc.VOP1, emu.irc.VOP2, emu.irc.VOPC):
+        handlers[kind] = partial(of_16_bits, handlers[kind])

@@ -1,0 +1,33 @@
+"""A few steps of a tiny model on any operations."""
+
+from typing import Any
+
+import numpy as np
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.data import token_order
+from gpt.model import GPT
+from gpt.optim import AdamW
+
+CONFIG = ModelConfig(
+    vocab_size=40, max_seq_len=16, num_layers=1, embed_dim=32, num_heads=2, ff_hidden_dim=64, dropout=0.1
+)
+BATCH, STEPS, LEARNING_RATE = 2, 3, 1e-3
+
+
+def train(ops: Any) -> tuple[list[float], np.ndarray]:
+    """The mean loss of each step, and all weights after them, of the same model on the same tokens."""
+    rng = np.random.default_rng(0)
+    model = GPT(CONFIG, ops, BATCH, training=True)
+    model.initialize(0)
+    optimizer = AdamW(model, TrainConfig())
+    losses = []
+    for _ in range(STEPS):
+        tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, CONFIG.max_seq_len + 1), dtype=np.int32)
+        ids, labels = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+        for cleared in (model.metrics, model.gradients.flat):
+            ops.fill(cleared, 0)
+        model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids))), 1 / ids.size)
+        optimizer.step(LEARNING_RATE)
+        losses.append(float(ops.to_host(model.metrics)[0]) / ids.size)
+    return losses, np.concatenate([ops.to_host(view).ravel() for view in model.weights.named.values()])
