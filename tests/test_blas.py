@@ -127,6 +127,16 @@ def test_a_product_that_turns_out_not_to_be_supported_is_declined(kind, blas, li
     assert not blas.product(a, a, a.copy(), stream=0)
 
 
+def test_a_library_that_fails_is_given_up_with_a_warning(blas, library):
+    ctypes.c_int.in_dll(library, "failure").value = 14
+    device = NotingDevice("sm_90", 32, True)
+    device.blas = blas
+    x = np.ones((8, 8), np.float32)
+    with pytest.warns(UserWarning, match="failed with status 14; from here on"):
+        GpuOps(device, "fp32").linear(x, x, None, x.copy())
+    assert device.blas is None
+
+
 def test_a_missing_library_names_its_package(kind, monkeypatch):
     def refuse(name):
         raise OSError(name)

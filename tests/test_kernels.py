@@ -350,6 +350,14 @@ def test_attention_backward(ops, arrays, rng, U, shape, rate):
     near(ops, dqkv, expected, np.concatenate(bounds.gradients(dout, delta), axis=1))
 
 
+@pytest.mark.parametrize("device", DEVICES[:1], indirect=True)  # a GPU: elsewhere it takes minutes
+@pytest.mark.parametrize("shape", [(1, 2, 1023, 64), (1, 1, 2048, 32), (1, 1, 2048, 128)])
+@pytest.mark.parametrize("rate", [0, 0.3])
+def test_attention_of_long_sequences(ops, arrays, rng, U, shape, rate):
+    test_attention(ops, arrays, rng, U, shape, rate)
+    test_attention_backward(ops, arrays, rng, U, shape, rate)
+
+
 @pytest.mark.parametrize(("n", "start", "heads", "hd"), [(1, 0, 1, 16), (5, 0, 2, 32), (1, 150, 2, 64), (3, 40, 1, 15)])
 def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, start, heads, hd):
     past = start + n
@@ -371,7 +379,7 @@ def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, star
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 50257)])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 50257), (1, 2**17)])
 @pytest.mark.parametrize("magnitude", [1e-3, 3.0, 1e4])
 @pytest.mark.parametrize("scale", [None, 0.25])
 def test_cross_entropy_and_its_gradient(ops, arrays, rng, U, rows, vocab, magnitude, scale):

@@ -98,7 +98,7 @@ class Blas:
         if key in self._plans:
             plan = self._plans[key]
         else:
-            plan = self._plans[key] = self._plan(*key)
+            plan = self._plans[key] = self._plan_or_none(*key)
         if plan is None:
             return False
         if bias is not None:
@@ -117,11 +117,17 @@ class Blas:
         self._check("Matmul", status)
         return True
 
+    def _plan_or_none(self, *key: Any) -> "_Plan | None":
+        """How to compute such products, or None where the library knows no way, or not even the question."""
+        try:
+            return self._plan(*key)
+        except BlasError:
+            return None
+
     def _plan(
         self, a_shape: tuple[int, int], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
         out_itemsize: int, epilogue: str, accumulate: bool, tf32: bool,
     ) -> "_Plan | None":  # fmt: skip
-        """How to compute such products, or None where the library knows no way."""
         vendor, (m, k) = self._vendor, a_shape
         kind, out_kind = (BF16 if size == 2 else FLOAT32 for size in (itemsize, out_itemsize))
         product = ctypes.c_void_p()

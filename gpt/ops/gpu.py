@@ -9,6 +9,7 @@
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops import Array, Dropout
+from gpt.ops.blas import BlasError
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
@@ -86,10 +88,13 @@ class GpuOps:
         if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
             value = self.to_host(value)
             value = _to_bf16(value) if out.dtype == np.uint16 else value
-        out[...] = self._xp.asarray(value)
+        self._xp.copyto(out, self._xp.asarray(value))
 
     def fill(self, array: Array, value: float) -> None:
-        array.fill(value)
+        if value == 0:
+            array.fill(0)
+        else:  # a copy, for which CuPy compiles no kernel of its own: on ROCm those need headers that may not be there
+            self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
 
     def free_bytes(self) -> int:
         return self.device.free_bytes()
@@ -206,10 +211,15 @@ class GpuOps:
 
     def _blas(self, a: Array, b: Array, out: Array, epilogue: str, **options: Any) -> bool:
         """out = a @ b by the vendor's library; False where there is none or it does not know how."""
-        blas = self.device.blas
-        return blas is not None and blas.product(
-            a, b, out, stream=self.device.stream, epilogue=epilogue, tf32=self.precision == "tf32", **options
-        )
+        blas, tf32 = self.device.blas, self.precision == "tf32"
+        if blas is None:
+            return False
+        try:
+            return blas.product(a, b, out, stream=self.device.stream, epilogue=epilogue, tf32=tf32, **options)
+        except BlasError as error:
+            self.device.blas = None
+            warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
+            return False
 
     def _matmul(
         self, a: Array, b: Array, out: Array, epilogue: str, activation: str | None = None, bias: Array | None = None,
