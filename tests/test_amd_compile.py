@@ -1,7 +1,7 @@
-"""Every kernel compiles for every AMD target, with no GPU, and is fit to be run there: nothing spilled, nothing in
-private memory, the workgroup that was asked for, and enough waves to hide memory's latency.
+"""What is looked for in the code that AMD's compilers make: spills, private memory, workgroups of another size than was
+asked for, too few waves to hide memory's latency.
 
-`python -m tests.amd.table` prints what they take.
+`python -m tests.amd.table` looks for it in every kernel, for every target: that takes minutes.
 """
 
 import re
@@ -12,21 +12,10 @@ import pytest
 
 import gpt
 from tests.amd import compile as amd
-from tests.amd import table
 
 COMMON = (Path(gpt.__file__).parent / "kernels" / "common.h").read_text(encoding="utf-8")
 NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
 needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
-
-
-@pytest.mark.parametrize("case", table.cases(), ids=str)
-def test_every_kernel_is_fit_to_be_run(case):
-    reason = amd.missing(case.compiler)
-    if reason:
-        pytest.skip(reason)
-    kernels = case.compile()
-    assert {kernel.name for kernel, _ in kernels} == set(case.instance.names)
-    assert {kernel.name: complaints for kernel, complaints in kernels if complaints} == {}
 
 
 def only_kernel(source, target="gfx1100", compiler="clang"):
