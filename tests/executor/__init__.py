@@ -1,7 +1,11 @@
 """A device on the CPU: kernels compiled by the host's C++ compiler and run on NumPy arrays, thread by thread.
 
-With HIPGPT_SANITIZE=1 kernels are built with AddressSanitizer and UndefinedBehaviorSanitizer; Python then has to be
-started with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and ASAN_OPTIONS=detect_leaks=0.
+What a GPU would refuse, or forgive only sometimes, raises ExecutorError: executor.cpp lists it.
+
+HIPGPT_EXECUTOR_CACHE names the folder for compiled kernels, by default one among the system's temporary files. With
+HIPGPT_SANITIZE=1 kernels are built with AddressSanitizer, which sees accesses outside of NumPy's arrays, and with
+UndefinedBehaviorSanitizer; Python then has to be started with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and
+ASAN_OPTIONS=detect_leaks=0.
 """
 
 import ctypes
@@ -20,16 +24,28 @@ import numpy as np
 from gpt.ops.kernels import Instance
 
 HERE = Path(__file__).parent
-LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64), "wmma11": (3, 32), "wmma12": (4, 32)}
-ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}
 CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir()) / f"hipgpt-executor-{os.getuid()}"))
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-DEXECUTOR", "-Wall", "-Wextra", "-Werror", "-Wno-parentheses"]
-FLAGS += ["-Wno-unused", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers", "-Wno-ignored-qualifiers"]
-SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+
+# How a matrix tile lies in registers, as common.h numbers it, and how wide a warp is.
+LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64), "wmma11": (3, 32), "wmma12": (4, 32)}
+ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # in which the threads of a block take their turns
+LARGEST_GRID = (2**31 - 1, 65535, 1)  # on NVIDIA; kernels do not use z
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+if os.environ.get("HIPGPT_SANITIZE"):
+    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack
+else:
+    FLAGS += ["-Wframe-larger-than=32768"]
+KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
+KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers"]
+
+# How a parameter is passed, as executor.h names it, by what NumPy calls the argument's type.
+CODES = {"array": "p", "f4": "f", "f8": "d", "i4": "i", "u4": "i", "i8": "l", "u8": "l"}
 
 
 class ExecutorError(RuntimeError):
-    """What a kernel did that a GPU would not forgive."""
+    """What a kernel or its launch did that a GPU would not forgive; or what the compiler said."""
 
 
 @functools.cache
@@ -49,72 +65,98 @@ class ExecutorDevice:
         self.target = self.description = f"executor-{layout}"
         self.has_bf16 = self._layout != 0
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
         """Kernel `name` of an instance; call it with (grid, block, arguments)."""
         return self.kernel_of(Instance.of(file, defines).source, name)
 
-    def kernel_of(self, source: str, name: str) -> Callable:
-        """Kernel `name` of a whole source text. Raises ExecutorError for what does not compile, and for what goes
-        wrong in a launch."""
-        library = _build(source, self._layout, self.warp)
-        run, signature, most = (getattr(library, f"{what}_{name}") for what in ("run", "signature", "threads"))
-        run.restype = signature.restype = ctypes.c_char_p
-        run.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
-        kinds, most = signature().decode(), most()
-
-        def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
-            if block[0] > most:
-                raise ExecutorError(f"{name}: a block of {block[0]} threads, but it was made for {most}")
-            pointers = _pointers(name, kinds, arguments)
-            error = run(pointers, *(*grid, 1)[:2], block[0], self._seed)
-            if error:
-                raise ExecutorError(f"{name}: {error.decode()}")
-
-        return launch
+    def kernel_of(self, source: str, name: str) -> Callable[..., None]:
+        """Kernel `name` of a whole source text, common.h and all. Raises ExecutorError if that does not compile."""
+        kernels = re.findall(r"^KERNEL\((.*?)\) (\w+)\(", source, re.MULTILINE)
+        entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
+        source += f'#line 1 "executor.h"\n{entries}'
+        flags = (*KERNEL_FLAGS, f"-DLAYOUT={self._layout}", f"-DWARP={self.warp}")
+        return _Kernel(_compile(source, flags), name, self.warp, self._seed)
 
     def to_host(self, array: np.ndarray) -> np.ndarray:
-        return array
+        return array.copy()
 
     def free_bytes(self) -> int:
         return 2**40
 
 
-def _pointers(name: str, kinds: str, arguments: tuple) -> ctypes.Array:
-    """The arguments as a kernel's entry takes them: a pointer to each. The array keeps what it points at alive."""
-    given = "".join(
-        "p" if isinstance(argument, np.ndarray) else str(argument.dtype.itemsize) for argument in arguments
-    )
-    if given != kinds:
-        raise ExecutorError(f"{name}: takes {kinds} (p: a pointer, else bytes), but was given {given}")
-    kept = []
-    for number, argument in enumerate(arguments):
-        if isinstance(argument, np.ndarray):
-            if not argument.flags.c_contiguous:
-                raise ExecutorError(f"{name}: argument {number} is not contiguous")
-            argument = np.array(argument.ctypes.data, np.uint64)
-        kept.append(np.asarray(argument))
-    pointers = (ctypes.c_void_p * len(kept))(*(value.ctypes.data for value in kept))
-    pointers.kept = kept
-    return pointers
+class _Kernel:
+    """A kernel of a compiled library."""
+
+    def __init__(self, path: Path, name: str, warp: int, seed: int) -> None:
+        self._path, self._name, self._warp, self._seed = path, name, warp, seed
+        self._run = _runtime().executor_run
+        library = ctypes.CDLL(str(path))
+        self._call = ctypes.cast(library[f"call_{name}"], ctypes.c_void_p)
+        self._most_threads = library[f"threads_{name}"]()
+        parameters = library[f"parameters_{name}"]
+        parameters.restype = ctypes.c_char_p
+        self._parameters = parameters().decode()
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+        """Runs it. Raises ExecutorError, in one line, for what is wrong with the launch, or goes wrong in it."""
+        self._check(grid, block, arguments)
+        cells = [np.array(x.ctypes.data if isinstance(x, np.ndarray) else x) for x in arguments]
+        pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
+        error = ctypes.create_string_buffer(2048)
+        self._run(self._call, pointers, *(*grid, 1)[:2], block[0], self._warp, self._seed, error, len(error))
+        if error.value:
+            message, *calls = error.value.decode().splitlines()
+            raise ExecutorError(f"{self._name}: {message}{_places(self._path, calls)}")
+
+    def _check(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+        """Arrays go where pointers are expected, NumPy scalars where numbers of their kind and size are."""
+        if any(not 1 <= n <= most for n, most in zip(grid, LARGEST_GRID, strict=False)):
+            blocks = " x ".join(map(str, grid))
+            raise ExecutorError(f"{self._name}: a grid of {blocks} blocks, but none may be 0 or above {LARGEST_GRID}")
+        if not 1 <= block[0] <= self._most_threads or any(n != 1 for n in block[1:]):
+            threads = " x ".join(map(str, block))
+            raise ExecutorError(f"{self._name}: a block of {threads} threads, but it was made for {self._most_threads}")
+        types = ["array" if isinstance(x, np.ndarray) else np.asarray(x).dtype.str[1:] for x in arguments]
+        given = "".join(CODES.get(each, "?") for each in types)
+        if given != self._parameters:
+            raise ExecutorError(f"{self._name}: it takes {self._parameters}, but was given {given}")
+        for number, argument in enumerate(arguments):
+            if isinstance(argument, np.ndarray) and not argument.flags.c_contiguous:
+                raise ExecutorError(f"{self._name}: argument {number} is not contiguous")
+
+
+def _places(library: Path, calls: list[str]) -> str:
+    """Where in the source `calls` were, offsets in the library, as " (common.h:12, gelu.hip:34)"."""
+    if not calls or not shutil.which("addr2line"):
+        return ""
+    result = subprocess.run(["addr2line", "-i", "-e", library, *calls], capture_output=True, text=True, check=True)
+    places = [Path(line.split(" (")[0]).name for line in result.stdout.splitlines()]  # without discriminators
+    return f" ({', '.join(place for place in places if not place.startswith(('?', 'executor.h')))})"
 
 
 @functools.cache
-def _build(source: str, layout: int, warp: int) -> ctypes.CDLL:
-    """The source as a loaded library, from the cache on disk if it was compiled before."""
-    kernels = re.findall(r"^KERNEL\((.*?)\) (\w+)\(", source, re.MULTILINE)
-    text = source + "".join(f"EXECUTOR_ENTRY({name}, ({threads}))\n" for threads, name in kernels)
-    command = [compiler(), *FLAGS, f"-DLAYOUT={layout}", f"-DWARP={warp}", "-I", str(HERE), "-x", "c++", "-"]
-    if os.environ.get("HIPGPT_SANITIZE"):
-        command[1:1] = SANITIZE
-    key = hashlib.sha256("\0".join([text, *command, (HERE / "executor.h").read_text()]).encode()).hexdigest()
-    path = CACHE / f"{key}.so"
+def _runtime() -> ctypes.CDLL:
+    """executor.cpp, for kernels to call."""
+    path = _compile((HERE / "executor.cpp").read_text(), ("-O2",))
+    library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.executor_run.argtypes = [pointer, pointer, *[number] * 4, ctypes.c_uint64, pointer, ctypes.c_size_t]
+    library.executor_run.restype = None
+    return library
+
+
+@functools.cache
+def _compile(source: str, flags: tuple[str, ...]) -> Path:
+    """The source as a library, from the cache if it was compiled before."""
+    command = [compiler(), *FLAGS, *flags, "-I", str(HERE), "-x", "c++", "-"]
+    headers = [(HERE / header).read_text() for header in ("executor.h", "fiber.h")]
+    path = CACHE / f"{hashlib.sha256(chr(0).join([source, *command, *headers]).encode()).hexdigest()}.so"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as file:
-            command += ["-o", file.name]
-            result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-        if result.returncode:
-            os.unlink(file.name)
-            raise ExecutorError(result.stderr)
-        os.replace(file.name, path)
-    return ctypes.CDLL(str(path))
+        CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            made = Path(folder) / path.name
+            result = subprocess.run([*command, "-o", made], input=source, capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise ExecutorError(result.stderr)
+            os.replace(made, path)  # at once: others may look for it now
+    return path
