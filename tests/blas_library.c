@@ -51,7 +51,8 @@ int NAME(MatmulPreferenceDestroy)(void* p) { free(p); return 0; }
 int NAME(MatmulPreferenceSetAttribute)(void* p, int attribute, const void* v, size_t size) { return attribute == 1 && size == 8 ? 0 : INVALID; }
 int NAME(MatmulAlgoGetHeuristic)(void* h, Desc* d, Layout* a, Layout* b, Layout* c, Layout* o, void* p, int wanted, void* result, int* found) {
   heuristics++;
-  *found = !(refuse == -1 || (refuse && d->epilogue == refuse));
+  int needs_bias = d->epilogue == E_BIAS || d->epilogue == E_GELU_AUX_BIAS, needs_aux = d->epilogue == E_GELU_AUX_BIAS || d->epilogue == E_DGELU;
+  *found = !(refuse == -1 || (refuse && d->epilogue == refuse) || (needs_bias && !d->bias) || (needs_aux && !d->aux));
   memset(result, 0x5a, 64);
   return 0;
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt.ops.blas import Blas, BlasError, BlasMissingError
+from gpt.ops.blas import ALIGNMENT, Blas, BlasError, BlasMissingError
 from gpt.ops.gpu import GpuOps
 from tests.instances import NotingDevice
 
@@ -45,9 +45,22 @@ def values(x):
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
 
 
+def aligned(x):
+    """A copy that begins where the libraries want it."""
+    memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def ones(*shape):
+    return aligned(np.ones(shape, np.float32))
+
+
 def stored(rng, shape, low_precision, transposed=False):
     x = rng.standard_normal(shape[::-1] if transposed else shape).astype(np.float32)
-    x = to_bf16(x) if low_precision else x
+    x = aligned(to_bf16(x) if low_precision else x)
     return x.T if transposed else x
 
 
@@ -66,7 +79,7 @@ def gelu_derivative(x, h=1e-6):
 def test_products(blas, low, transposed, m, k, n, accumulate):
     rng = np.random.default_rng(1)
     a, b = stored(rng, (m, k), low, transposed[0]), stored(rng, (k, n), low, transposed[1])
-    out = rng.standard_normal((m, n)).astype(np.float32)
+    out = stored(rng, (m, n), False)
     expected = values(a) @ values(b) + (out if accumulate else 0)
     assert blas.product(a, b, out, stream=0, accumulate=accumulate)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
@@ -99,41 +112,51 @@ def test_a_plan_is_made_once(blas, library):
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tf32_is_asked_for_where_the_vendor_has_it(kind, blas, library, tf32):
-    a = np.ones((2, 2), np.float32)
-    blas.product(a, a, a.copy(), stream=0, tf32=tf32)
+    a = ones(2, 2)
+    blas.product(a, a, ones(2, 2), stream=0, tf32=tf32)
     asked = ctypes.c_int.in_dll(library, "last_compute").value
     assert asked == {"cuda": {False: 68, True: 77}, "rocm": {False: 2, True: 2}}[kind][tf32]
 
 
 def test_what_the_library_does_not_know_is_declined_and_remembered(blas, library):
     ctypes.c_int.in_dll(library, "refuse").value = -1
-    a, out = np.ones((2, 2), np.float32), np.full((2, 2), 7, np.float32)
+    a, out = ones(2, 2), aligned(np.full((2, 2), 7, np.float32))
     for _ in range(2):
         assert not blas.product(a, a, out, stream=0)
     assert (out == 7).all()
     assert ctypes.c_int.in_dll(library, "heuristics").value == 1
 
 
+@pytest.mark.parametrize("which", ["a", "b", "out", "bias"])
+def test_an_array_that_begins_anywhere_is_declined(blas, library, which):
+    """A plan holds for arrays that begin where it was made for; the last row of a prompt may begin elsewhere."""
+    arrays = {name: ones(2, 2) for name in ("a", "b", "out")} | {"bias": ones(2)}
+    memory = ones(5)
+    arrays[which] = memory[1 : 1 + arrays[which].size].reshape(arrays[which].shape)
+    assert not blas.product(arrays["a"], arrays["b"], arrays["out"], stream=0, epilogue="bias", bias=arrays["bias"])
+    assert ctypes.c_int.in_dll(library, "heuristics").value == 0
+
+
 def test_a_failure_is_an_error(blas, library):
     ctypes.c_int.in_dll(library, "failure").value = 14
-    a = np.ones((2, 2), np.float32)
+    a = ones(2, 2)
     with pytest.raises(BlasError, match="failed with status 14"):
-        blas.product(a, a, a.copy(), stream=0)
+        blas.product(a, a, ones(2, 2), stream=0)
 
 
 def test_a_product_that_turns_out_not_to_be_supported_is_declined(kind, blas, library):
     ctypes.c_int.in_dll(library, "failure").value = {"cuda": 15, "rocm": 7}[kind]
-    a = np.ones((2, 2), np.float32)
-    assert not blas.product(a, a, a.copy(), stream=0)
+    a = ones(2, 2)
+    assert not blas.product(a, a, ones(2, 2), stream=0)
 
 
 def test_a_library_that_fails_is_given_up_with_a_warning(blas, library):
     ctypes.c_int.in_dll(library, "failure").value = 14
     device = NotingDevice("sm_90", 32, True)
     device.blas = blas
-    x = np.ones((8, 8), np.float32)
+    x = ones(8, 8)
     with pytest.warns(UserWarning, match="failed with status 14; from here on"):
-        GpuOps(device, "fp32").linear(x, x, None, x.copy())
+        GpuOps(device, "fp32").linear(x, x, None, ones(8, 8))
     assert device.blas is None
 
 

@@ -20,6 +20,7 @@ import numpy as np
 FLOAT32, BF16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF and HIP_R_32F, HIP_R_16BF are the same
 MAX_WORKSPACE_BYTES = 1  # the preference's number, in both
 HEURISTIC_BYTES = 512  # more than either library's result, which begins with the algorithm
+ALIGNMENT = 256  # bytes: what cuBLASLt takes for granted unless told otherwise
 EPILOGUES = {"none": 1, "bias": 4, "gelu": 164, "dgelu": 192}  # gelu: GELU_AUX_BIAS; the same in both
 
 
@@ -86,7 +87,8 @@ class Blas:
 
         a and b are both bf16 (dtype uint16) or both float32, C-contiguous or transposed views of what is; out is
         C-contiguous, of either type, and with `accumulate` is added to. Sums are float32; `tf32` lets float32 operands
-        be rounded to 10 bits of mantissa. Epilogues, with bias [N] and activation_input [M, N] of out's type:
+        be rounded to 10 bits of mantissa. Arrays that do not begin at multiples of ALIGNMENT bytes are declined.
+        Epilogues, with bias [N] and activation_input [M, N] of out's type:
         - bias: out = a @ b + bias;
         - gelu: activation_input = a @ b + bias, out = gelu(activation_input), by the tanh approximation;
         - dgelu: out = (a @ b) · gelu'(activation_input).
@@ -95,16 +97,17 @@ class Blas:
         a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
         itemsizes = a.dtype.itemsize, out.dtype.itemsize
         key = (a.shape, b.shape[1], a_transposed, b_transposed, *itemsizes, epilogue, accumulate, tf32)
+        extras = (self._vendor.bias_pointer, bias), (self._vendor.aux_pointer, activation_input)
+        pointers = {attribute: _address(array) for attribute, array in extras if array is not None}
+        if any(address % ALIGNMENT for address in (_address(a), _address(b), _address(out), *pointers.values())):
+            return False
         if key in self._plans:
             plan = self._plans[key]
         else:
-            plan = self._plans[key] = self._plan_or_none(*key)
+            plan = self._plans[key] = self._plan_or_none(*key, pointers)
         if plan is None:
             return False
-        if bias is not None:
-            self._set(plan.product, self._vendor.bias_pointer, ctypes.c_void_p(_address(bias)))
-        if activation_input is not None:
-            self._set(plan.product, self._vendor.aux_pointer, ctypes.c_void_p(_address(activation_input)))
+        self._point(plan.product, pointers)
         target = ctypes.c_void_p(_address(out))
         status = self._matmul(
             self._handle, plan.product, plan.one, ctypes.c_void_p(_address(b)), plan.left,
@@ -126,7 +129,7 @@ class Blas:
 
     def _plan(
         self, a_shape: tuple[int, int], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
-        out_itemsize: int, epilogue: str, accumulate: bool, tf32: bool,
+        out_itemsize: int, epilogue: str, accumulate: bool, tf32: bool, pointers: dict[int, int],
     ) -> "_Plan | None":  # fmt: skip
         vendor, (m, k) = self._vendor, a_shape
         kind, out_kind = (BF16 if size == 2 else FLOAT32 for size in (itemsize, out_itemsize))
@@ -140,6 +143,7 @@ class Blas:
             self._set(product, vendor.bias_type, ctypes.c_int32(out_kind))
         if epilogue in ("gelu", "dgelu"):
             self._set(product, vendor.aux_ld, ctypes.c_int64(n))
+        self._point(product, pointers)  # before the library is asked: it judges by where they point, and whether
         left = self._layout(kind, k, n) if b_transposed else self._layout(kind, n, k)
         right = self._layout(kind, m, k) if a_transposed else self._layout(kind, k, m)
         out = self._layout(out_kind, n, m)
@@ -171,6 +175,11 @@ class Blas:
         )
         self._call("MatmulPreferenceDestroy", preference)
         return result if status == 0 and found.value else None
+
+    def _point(self, product: Any, pointers: dict[int, int]) -> None:
+        """Sets the addresses of what an epilogue reads or writes, by their attributes' numbers."""
+        for attribute, address in pointers.items():
+            self._set(product, attribute, ctypes.c_void_p(address))
 
     def _set(self, product: Any, attribute: int, value: Any) -> None:
         size = ctypes.c_size_t(ctypes.sizeof(value))
