@@ -1,28 +1,37 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
 // A block of four warps takes SIDE rows of one head, a warp 16 of them, and goes over the other side's rows a slice of
-// OTHERS at a time through shared memory. The product of queries and keys stays in registers: softmax works on the
-// accumulator, which then is the next product's left operand. Forward keeps a running maximum m and sum l of each row
-// (online softmax) and writes lse = m + log l. Backward computes the probabilities again from lse, in two kernels without
-// atomics, hence deterministic: `attention_backward_keys` has keys for rows and loops over queries (Sᵀ = K Qᵀ),
-// `attention_backward_queries` has queries for rows and loops over keys. With p the probabilities, f the dropout factors,
-// dp = f (dO Vᵀ) and delta = sum of dO O per query: ds = p (dp - delta), dQ = ds K / sqrt(HEAD_DIM),
+// OTHERS at a time through shared memory; where copies are asynchronous, the next slice is on its way meanwhile. The
+// product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
+// left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
+// Backward computes the probabilities again from lse, in two kernels without atomics, hence deterministic:
+// `attention_backward_queries` has queries for rows and loops over keys, `attention_backward_keys` has keys for rows
+// and loops over queries (Sᵀ = K Qᵀ). With p the probabilities, f the dropout factors, dp = f (dO Vᵀ) and delta = sum
+// of dO O per query, which the first of the two leaves for the second: ds = p (dp - delta), dQ = ds K / sqrt(HEAD_DIM),
 // dK = dsᵀ Q / sqrt(HEAD_DIM), dV = (f p)ᵀ dO.
 //
-// Traffic: each operand once per block row of the other side, from the cache; nothing else but the outputs.
+// Traffic: each operand once per block row of the other side, from the cache, for blocks of one head run side by side;
+// nothing else but the outputs.
 //
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
-// float [batch, heads, seq]. block_x is a head of a sequence, block_y SIDE of its rows.
+// float [batch, heads, seq]. Blocks count the SIDE rows of a head of a sequence first.
 //
 // Set by the host: T (bf16 | float), HEAD_DIM (up to 128; 0-padded to whole tiles in registers), DROPOUT (0 | 1).
-#include "common.h"
+#include "tile.h"
 
 typedef Tile<T> M;
 constexpr int CHUNKS = (HEAD_DIM + 15) / 16, PADDED = CHUNKS * 16;
 constexpr int WARPS = 4, THREADS = WARPS * WARP, SIDE = WARPS * 16;
-constexpr int VECTOR = Vector<T>::SIZE, STRIDE = PADDED + VECTOR;  // rows apart by 16 bytes more: other banks
-constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // two slices and two blocks fit 64 KiB
+constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
+constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four slices fit 48 KiB, two and two blocks 64
 constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
+typedef Slice<T, OTHERS, PADDED> Others;
+constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
+// Rows of a slice that backward takes at once: as many as registers have sums for.
+constexpr int STEP = Others::WIDE ? OTHERS : 16;
+constexpr int BACKWARD_BLOCKS = Others::WIDE && !DROPOUT ? 3 : 1;
+// Queries that go through shared memory together: on Hopper the keys and values need a part of it.
+constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others::WIDE ? QUERIES : 16;
 // Whether a warp's own rows stay in registers, beside the sums that it keeps there, or are read again each time.
 DEVICE constexpr bool hold(int slabs, int sums) {
   return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 384);
@@ -30,112 +39,147 @@ DEVICE constexpr bool hold(int slabs, int sums) {
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
 
-// Where a head's rows are: row s is p + s * stride.
-template <class P> struct Rows {
-  P p;
-  index_t stride;
-};
+// The first and the last of the rows that have their products together with those from `first` on.
+DEVICE int first_of_strip(int first) { return first / Others::STRIP * Others::STRIP; }
+DEVICE int last_of_strip(int first) { return first_of_strip(first) + Others::STRIP - 1; }
 
+// The head of a sequence that a block is for, and where its rows lie.
 struct Head {
-  int batch, head, heads, seq;
+  int heads, seq, index, batch, head;
 
-  DEVICE Head(int heads, int seq) : batch(block_x() / heads), head(block_x() % heads), heads(heads), seq(seq) {}
+  DEVICE Head(int heads, int seq) : heads(heads), seq(seq) {
+    index = block_x() / parts();
+    batch = index / heads, head = index % heads;
+  }
   // Part 0, 1, 2: queries, keys, values of qkv
   template <class P> DEVICE Rows<P> part(P qkv, int part) const {
-    return {qkv + ((index_t)batch * seq * 3 + part) * heads * HEAD_DIM + head * HEAD_DIM, (index_t)3 * heads * HEAD_DIM};
+    index_t first = (index_t)batch * seq * 3 + part;
+    return {qkv + (first * heads + head) * HEAD_DIM, (index_t)3 * heads * HEAD_DIM};
   }
   template <class P> DEVICE Rows<P> of(P out) const {
     return {out + (index_t)batch * seq * heads * HEAD_DIM + head * HEAD_DIM, (index_t)heads * HEAD_DIM};
   }
-  DEVICE index_t scalar(int s) const { return (index_t)block_x() * seq + s; }  // of lse, delta, and rows of the mask
+  DEVICE index_t scalar(int s) const { return (index_t)index * seq + s; }  // of lse, delta, and rows of the mask
+  // The first of the block's rows, if blocks take them in order, or from the end: the longest first, for they take the
+  // longest.
+  DEVICE int in_order() const { return block_x() % parts() * SIDE; }
+  DEVICE int longest_first() const { return (parts() - 1) * SIDE - in_order(); }
+  DEVICE int parts() const { return (seq + SIDE - 1) / SIDE; }
 };
 
-// The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM.
-template <bool HOLD> struct Slab {
-  Window<T, HEAD_DIM % 2 == 0> window;
-  M::A held[HOLD ? CHUNKS : 1];
+// 16 rows from `first` on and their columns from 16 chunk on, as a left operand
+DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
+  Window<T, HEAD_DIM % 2 == 0> window{rows.p + opaque(16 * chunk), rows.stride, first, seq - 1, HEAD_DIM - 16 * chunk};
+  return M::load_a(window, 16);
+}
 
-  DEVICE Slab(Rows<const T*> rows, int first, int seq) : window{rows.p, rows.stride, first, seq - 1, 0} {
-    if constexpr (HOLD) {
-      UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read(chunk);
+// The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM: kept in registers, or read again
+// each time, or, on Hopper, kept in shared memory, where they are from the first call of Pipeline::next on.
+typedef Slice<T, SIDE, PADDED> Own;
+constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for that
+
+template <bool HOLD> struct Slab {
+  Rows<const T*> source;
+  int first, seq;
+  Own own;
+  M::A held[HOLD && !Own::WIDE ? CHUNKS : 1];
+
+  DEVICE Slab(Rows<const T*> source, int first, int seq, Shared<T> memory)
+      : source(source), first(first), seq(seq), own{memory} {
+    if constexpr (Own::WIDE) {
+      own.template copy<THREADS, WIDTH>(source, first - 16 * warp_id(), seq, HEAD_DIM);
+    } else if constexpr (HOLD) {
+      UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read_chunk(source, first, seq, chunk);
     }
   }
   DEVICE M::A operator[](int chunk) const {
+#if HOPPER
+    if constexpr (Own::WIDE) return own.rows(16 * warp_id(), chunk);
+#endif
     if constexpr (HOLD) return held[chunk];
-    else return read(chunk);
-  }
-  DEVICE M::A read(int chunk) const {
-    auto part = window;
-    part.p += opaque(16 * chunk);
-    part.columns = HEAD_DIM - 16 * chunk;
-    return M::load_a(part, 16);
+    else return read_chunk(source, first, seq, chunk);
   }
 };
 
-// slice [OTHERS, STRIDE] = rows first ... first + OTHERS - 1, 0 from row `seq` and column HEAD_DIM on
-DEVICE void fill(Shared<T> slice, Rows<const T*> rows, int first, int seq) {
-  constexpr int WIDTH = HEAD_DIM % VECTOR == 0 ? VECTOR : 1;
-  for (int i = thread_id() * WIDTH; i < OTHERS * PADDED; i += THREADS * WIDTH) {
-    int r = i / PADDED, c = i % PADDED;
-    bool inside = first + r < seq && c < HEAD_DIM;
-    const T* from = rows.p + (first + r) * rows.stride + c;
-    if constexpr (WIDTH > 1) {
-      Vector<T> v = {};
-      if (inside) v = *(const Vector<T>*)from;
-      slice.set_vector(r * STRIDE + c, v);
-    } else {
-      slice[r * STRIDE + c] = inside ? *from : T{};
+// Slices of two parts of the other side's rows, ROWS at a time, for the whole block to use.
+template <int ROWS> struct Pair {
+  typedef Slice<T, ROWS, PADDED> Part;
+  Shared<T> first, second;  // STAGES slices each
+  Rows<const T*> first_rows, second_rows;
+  int seq;
+
+  DEVICE Part first_slice(int stage) const { return Part{first + stage * Part::SIZE}; }
+  DEVICE Part second_slice(int stage) const { return Part{second + stage * Part::SIZE}; }
+  DEVICE void copy(int start, int stage) const {
+    first_slice(stage).template copy<THREADS, WIDTH>(first_rows, start, seq, HEAD_DIM);
+    second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
+  }
+};
+
+// Takes slices of `source` through shared memory, those from `start` to `end` in turn.
+template <int ROWS, class Source> struct Pipeline {
+  const Source& source;
+  int end, stage;
+
+  DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
+    if (STAGES == 2) source.copy(start, stage);
+  }
+  // The stage in which the slices at `start` are, until the next call. The copy of those after them begins.
+  DEVICE int next(int start) {
+    if (STAGES == 1) {
+      sync();
+      source.copy(start, stage);
+    }
+    copies_done();
+    sync();
+    int ready = stage;
+    if (STAGES == 2 && start + ROWS < end) {
+      stage = 1 - stage;
+      source.copy(start + ROWS, stage);
+    }
+    return ready;
+  }
+};
+
+// Products of queries and keys that may not be, as minus infinity: keys after their query. Rows from `row` and columns
+// from `column` on are queries and keys, or, with KEY_ROWS, keys and queries.
+template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row, int column) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+      int r = row + M::row(e), c = column + 16 * i + M::column(e);
+      if (KEY_ROWS ? r > c : c > r) products[i].v[e] = -infinity();
     }
   }
 }
 
-// The warp's 16 rows times the transpose of 16 rows of a slice.
-template <bool HOLD> DEVICE M::Acc times_transposed(const Slab<HOLD>& slab, Shared<T> slice, int first) {
-  M::Acc acc = {};
-  UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
-    M::multiply_add(acc, slab[chunk], M::load_b_transposed(slice + (first * STRIDE + 16 * chunk), STRIDE));
-    pin(acc.v);
+// The rows of a sum times one factor per slot
+DEVICE void multiply_rows(M::Acc (&sum)[CHUNKS], const float* factors) {
+  UNROLL for (int i = 0; i < CHUNKS; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) sum[i].v[e] *= factors[M::slot(e)];
   }
-  return acc;
 }
 
-// 16 x HEAD_DIM in registers, the sum of 16 x 16 matrices times 16 rows of slices.
-struct Sum {
-  M::Acc parts[CHUNKS];
-
-  DEVICE void add_product(M::Acc left, Shared<T> slice, int first) {
-    M::A a = M::to_a(left);
-    UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      M::multiply_add(parts[chunk], a, M::load_b(slice + (first * STRIDE + 16 * chunk), STRIDE));
-      pin(parts[chunk].v);
+DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq) {
+  UNROLL for (int i = 0; i < CHUNKS; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+      int row = first + M::row(e), column = 16 * i + M::column(e);
+      if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_float<T>(sum[i].v[e]);
     }
   }
-  // factors: one per slot
-  DEVICE void multiply(const float* factors) {
-    UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) parts[chunk].v[e] *= factors[M::slot(e)];
-    }
-  }
-  DEVICE void store(Rows<T*> rows, int first, int seq) const {
-    UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        int row = first + M::row(e), column = 16 * chunk + M::column(e);
-        if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_float<T>(parts[chunk].v[e]);
-      }
-    }
-  }
-};
+}
 
 KERNEL(4 * WARP) attention(const T* qkv, T* out, float* lse, int heads, int seq, const uint32* key, uint32 site,
                            uint32 threshold, float keep_scale) {
-  SHARED(T, keys, OTHERS * STRIDE);
-  SHARED(T, values, OTHERS * STRIDE);
+  SHARED(T, keys, STAGES * Others::SIZE);
+  SHARED(T, values, STAGES * Others::SIZE);
+  SHARED(T, own, OWN);
   Head head(heads, seq);
-  int block_first = ((seq - 1) / SIDE - block_y()) * SIDE;  // the longest rows first: they take the longest
-  int first = block_first + 16 * warp_id();
-  Slab<hold(1, 1)> q(head.part(qkv, 0), first, seq);
-  Sum o = {};
-  float m[M::SLOTS], l[M::SLOTS];  // l: of this lane's columns
+  int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
+  Pair<OTHERS> pair{keys, values, head.part(qkv, 1), head.part(qkv, 2), seq};
+  Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
+  Slab<hold(1, 1)> q(head.part(qkv, 0), first, seq, own);
+  M::Acc o[CHUNKS] = {};
+  float m[M::SLOTS], l[M::SLOTS], exponent = scale() * LOG2E;  // l: of this lane's columns
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     m[s] = -infinity();
     l[s] = 0;
@@ -146,40 +190,39 @@ KERNEL(4 * WARP) attention(const T* qkv, T* out, float* lse, int heads, int seq,
   UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = dropout.row_hash(head.scalar(first + M::slot_row(s)));
 #endif
 
-  for (int start = 0; start < minimum(seq, block_first + SIDE); start += OTHERS) {
-    sync();
-    fill(keys, head.part(qkv, 1), start, seq);
-    fill(values, head.part(qkv, 2), start, seq);
-    sync();
-    if (start > first + 15) continue;  // all of it comes after this warp's queries
+  for (int start = 0; start < end; start += OTHERS) {
+    int stage = pipeline.next(start);
+    if (start > last_of_strip(first)) continue;
     M::Acc p[OTHERS / 16];
-    float largest[M::SLOTS], factors[M::SLOTS];
-    UNROLL for (int s = 0; s < M::SLOTS; s++) largest[s] = m[s];
-    UNROLL for (int t = 0; t < OTHERS / 16; t++) {
-      p[t] = times_transposed(q, keys, 16 * t);
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        bool past = start + 16 * t + M::column(e) <= first + M::row(e);
-        p[t].v[e] = past ? p[t].v[e] * (scale() * LOG2E) : -infinity();
-        largest[M::slot(e)] = maximum(largest[M::slot(e)], p[t].v[e]);
-      }
-    }
+    pair.first_slice(stage).template multiply_transposed<OTHERS>(p, q, 0);
+    products_done(p);
+    if (start + OTHERS - 1 > first) mask<false>(p, first, start);
+    float factors[M::SLOTS], shift[M::SLOTS];
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
-      largest[s] = M::row_max(largest[s]);
-      factors[s] = exp2_fast(m[s] - largest[s]);
-      m[s] = largest[s];
+      float largest = m[s];
+      UNROLL for (int i = 0; i < OTHERS / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+          if (M::slot(e) == s) largest = maximum(largest, p[i].v[e]);
+        }
+      }
+      largest = M::row_max(largest);
+      factors[s] = exp2_fast((m[s] - largest) * exponent);
+      m[s] = largest;
       l[s] *= factors[s];
+      shift[s] = largest * exponent;
     }
-    o.multiply(factors);
-    UNROLL for (int t = 0; t < OTHERS / 16; t++) {
+    multiply_rows(o, factors);
+    UNROLL for (int i = 0; i < OTHERS / 16; i++) {
       UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        p[t].v[e] = exp2_fast(p[t].v[e] - m[M::slot(e)]);
-        l[M::slot(e)] += p[t].v[e];
+        p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
+        l[M::slot(e)] += p[i].v[e];
 #if DROPOUT
-        p[t].v[e] *= dropout.factor(hash[M::slot(e)], start + 16 * t + M::column(e));
+        p[i].v[e] *= dropout.factor(hash[M::slot(e)], start + 16 * i + M::column(e));
 #endif
       }
-      o.add_product(p[t], values, 16 * t);
     }
+    pair.second_slice(stage).template add_product<OTHERS>(o, p, 0);
+    products_done(o);
   }
 
   float factors[M::SLOTS];
@@ -187,95 +230,35 @@ KERNEL(4 * WARP) attention(const T* qkv, T* out, float* lse, int heads, int seq,
     l[s] = M::row_sum(l[s]);
     factors[s] = 1 / l[s];
     int row = first + M::slot_row(s);
-    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] + log2_of(l[s])) * LN2;
+    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
-  o.multiply(factors);
-  o.store(head.of(out), first, seq);
+  multiply_rows(o, factors);
+  store(o, head.of(out), first, seq);
 }
 
-// delta [batch, heads, seq] = sum over HEAD_DIM of dout out; a thread per row and head
-KERNEL(256) attention_delta(const T* dout, const T* out, float* delta, int rows, int heads, int seq) {
-  int i = block_x() * 256 + thread_id(), row = i / heads, head = i % heads;
-  if (row >= rows) return;
-  constexpr int WIDTH = HEAD_DIM % VECTOR == 0 ? VECTOR : 1;
-  float sum = 0;
-  for (int d = 0; d < HEAD_DIM; d += WIDTH) {
-    auto a = Floats<WIDTH>::load(dout + (index_t)i * HEAD_DIM + d), b = Floats<WIDTH>::load(out + (index_t)i * HEAD_DIM + d);
-    UNROLL for (int e = 0; e < WIDTH; e++) sum += a.v[e] * b.v[e];
-  }
-  delta[((index_t)(row / seq) * heads + head) * seq + row % seq] = sum;
-}
-
-// dK and dV: rows of everything here are keys, columns queries.
-KERNEL(4 * WARP) attention_backward_keys(const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv,
-                                         int heads, int seq, const uint32* key, uint32 site, uint32 threshold,
-                                         float keep_scale) {
-  SHARED(T, queries, OTHERS * STRIDE);
-  SHARED(T, gradients, OTHERS * STRIDE);
-  SHARED(float, query_lse, OTHERS);
-  SHARED(float, query_delta, OTHERS);
+// dQ, and delta for the next kernel
+KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_queries(
+    const T* dout, const T* qkv, const T* out, const float* lse, float* delta, T* dqkv, int heads, int seq,
+    const uint32* key, uint32 site, uint32 threshold, float keep_scale) {
+  SHARED(T, keys, STAGES * Others::SIZE);
+  SHARED(T, values, STAGES * Others::SIZE);
+  SHARED(T, own_queries, OWN);
+  SHARED(T, own_gradients, OWN);
   Head head(heads, seq);
-  int block_first = block_y() * SIDE, first = block_first + 16 * warp_id();
-  Slab<hold(2, 2)> k(head.part(qkv, 1), first, seq), v(head.part(qkv, 2), first, seq);
-  Sum dk = {}, dv = {};
-#if DROPOUT
-  SHARED(uint32, query_hash, OTHERS);
-  Dropout dropout(key, site, threshold, keep_scale);
-#endif
-
-  for (int start = block_first / OTHERS * OTHERS; start < seq; start += OTHERS) {
-    sync();
-    fill(queries, head.part(qkv, 0), start, seq);
-    fill(gradients, head.of(dout), start, seq);
-    for (int i = thread_id(); i < OTHERS; i += THREADS) {
-      bool inside = start + i < seq;
-      query_lse[i] = inside ? lse[head.scalar(start + i)] * LOG2E : infinity();  // p = 0 beyond the end
-      query_delta[i] = inside ? delta[head.scalar(start + i)] : 0;
-#if DROPOUT
-      query_hash[i] = dropout.row_hash(head.scalar(start + i));
-#endif
-    }
-    sync();
-    NO_UNROLL for (int t = 0; t < OTHERS; t += 16) {
-      if (start + t + 15 < first) continue;  // these queries come before all of the warp's keys
-      M::Acc p = times_transposed(k, queries, t), dp = times_transposed(v, gradients, t);
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        int query = t + M::column(e), position = first + M::row(e);
-        float exponential = exp2_fast(p.v[e] * (scale() * LOG2E) - query_lse[query]), shift = query_delta[query];
-        float probability = position <= start + query ? exponential : 0;
-        float factor = 1;
-#if DROPOUT
-        factor = dropout.factor(query_hash[query], position);
-#endif
-        p.v[e] = probability * factor;
-        dp.v[e] = probability * (dp.v[e] * factor - shift);
-      }
-      dv.add_product(p, gradients, t);
-      dk.add_product(dp, queries, t);
-    }
+  int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
+  Pair<OTHERS> pair{keys, values, head.part(qkv, 1), head.part(qkv, 2), seq};
+  Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
+  Slab<hold(2, 1)> q(head.part(qkv, 0), first, seq, own_queries), gradient(head.of(dout), first, seq, own_gradients);
+  M::Acc dq[CHUNKS] = {};
+  float exponent = scale() * LOG2E, shift[M::SLOTS], row_delta[M::SLOTS] = {};
+  UNROLL for (int i = 0; i < CHUNKS; i++) {
+    M::add_dots(row_delta, read_chunk(head.of(dout), first, seq, i), read_chunk(head.of(out), first, seq, i));
   }
-
-  float factors[M::SLOTS];
-  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  dk.multiply(factors);
-  dk.store(head.part(dqkv, 1), first, seq);
-  dv.store(head.part(dqkv, 2), first, seq);
-}
-
-KERNEL(4 * WARP) attention_backward_queries(const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv,
-                                            int heads, int seq, const uint32* key, uint32 site, uint32 threshold,
-                                            float keep_scale) {
-  SHARED(T, keys, OTHERS * STRIDE);
-  SHARED(T, values, OTHERS * STRIDE);
-  Head head(heads, seq);
-  int block_first = ((seq - 1) / SIDE - block_y()) * SIDE, first = block_first + 16 * warp_id();
-  Slab<hold(2, 1)> q(head.part(qkv, 0), first, seq), gradient(head.of(dout), first, seq);
-  Sum dq = {};
-  float row_lse[M::SLOTS], row_delta[M::SLOTS];
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     int row = first + M::slot_row(s);
-    row_lse[s] = row < seq ? lse[head.scalar(row)] * LOG2E : infinity();
-    row_delta[s] = row < seq ? delta[head.scalar(row)] : 0;
+    row_delta[s] = M::row_sum(row_delta[s]);
+    shift[s] = row < seq ? lse[head.scalar(row)] * LOG2E : infinity();
+    if (row < seq && M::column(0) == 0) delta[head.scalar(row)] = row_delta[s];
   }
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
@@ -283,35 +266,128 @@ KERNEL(4 * WARP) attention_backward_queries(const T* dout, const T* qkv, const f
   UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = dropout.row_hash(head.scalar(first + M::slot_row(s)));
 #endif
 
-  for (int start = 0; start < minimum(seq, block_first + SIDE); start += OTHERS) {
-    sync();
-    fill(keys, head.part(qkv, 1), start, seq);
-    fill(values, head.part(qkv, 2), start, seq);
-    sync();
-    NO_UNROLL for (int t = 0; t < OTHERS; t += 16) {
-      if (start + t > first + 15) break;  // from here on all keys come after the warp's queries
-      M::Acc p = times_transposed(q, keys, t), dp = times_transposed(gradient, values, t);
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        int s = M::slot(e), position = start + t + M::column(e);
-        float exponential = exp2_fast(p.v[e] * (scale() * LOG2E) - row_lse[s]);
-        float probability = position <= first + M::row(e) ? exponential : 0;
-        float factor = 1;
+  for (int start = 0; start < end; start += OTHERS) {
+    int stage = pipeline.next(start);
+    auto key_slice = pair.first_slice(stage), value_slice = pair.second_slice(stage);
+    NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
+      if (start + t > last_of_strip(first)) break;
+      M::Acc p[STEP / 16], dp[STEP / 16];
+      key_slice.template multiply_transposed<STEP>(p, q, t);
+      value_slice.template multiply_transposed<STEP>(dp, gradient, t);
+      products_done(p);
+      products_done(dp);
+      if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
+      UNROLL for (int i = 0; i < STEP / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+          int s = M::slot(e);
+          float probability = exp2_fast(p[i].v[e] * exponent - shift[s]);
 #if DROPOUT
-        factor = dropout.factor(hash[s], position);
+          dp[i].v[e] *= dropout.factor(hash[s], start + t + 16 * i + M::column(e));
 #endif
-        dp.v[e] = probability * (dp.v[e] * factor - row_delta[s]);
+          dp[i].v[e] = probability * (dp[i].v[e] - row_delta[s]);
+        }
       }
-      dq.add_product(dp, keys, t);
+      key_slice.template add_product<STEP>(dq, dp, t);
+      products_done(dq);
     }
   }
 
   float factors[M::SLOTS];
   UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  dq.multiply(factors);
-  dq.store(head.part(dqkv, 0), first, seq);
+  multiply_rows(dq, factors);
+  store(dq, head.part(dqkv, 0), first, seq);
 }
 
-// keys and values [heads, capacity, HEAD_DIM] at `start` + row = those of qkv [rows, 3, heads, HEAD_DIM]; a block per row
+// Slices of queries and of their gradients, with what there is of each query. Rows after the last are zeros, and add
+// none.
+struct Queries : Pair<QUERIES> {
+  Shared<float> lse, delta;  // STAGES x QUERIES
+  const float *lse_from, *delta_from;
+#if DROPOUT
+  Shared<uint32> hash;
+  Dropout dropout;
+  index_t first_hashed;
+#endif
+
+  DEVICE void copy(int start, int stage) const {
+    Pair<QUERIES>::copy(start, stage);
+    for (int i = thread_id(); i < QUERIES; i += THREADS) {
+      bool inside = start + i < seq;
+      int from = inside ? start + i : 0;
+      copy_float(lse + (stage * QUERIES + i), lse_from + from, inside);
+      copy_float(delta + (stage * QUERIES + i), delta_from + from, inside);
+#if DROPOUT
+      hash[stage * QUERIES + i] = dropout.row_hash(first_hashed + start + i);
+#endif
+    }
+  }
+};
+
+// dK and dV: rows of everything here are keys, columns queries.
+KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_keys(
+    const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv, int heads, int seq, const uint32* key,
+    uint32 site, uint32 threshold, float keep_scale) {
+  SHARED(T, queries, STAGES * Queries::Part::SIZE);
+  SHARED(T, gradients, STAGES * Queries::Part::SIZE);
+  SHARED(float, query_lse, STAGES * QUERIES);
+  SHARED(float, query_delta, STAGES * QUERIES);
+  SHARED(T, own_keys, OWN);
+  SHARED(T, own_values, OWN);
+  Head head(heads, seq);
+  int block_first = head.in_order(), first = block_first + 16 * warp_id();
+  Pair<QUERIES> pair{queries, gradients, head.part(qkv, 0), head.of(dout), seq};
+#if DROPOUT
+  SHARED(uint32, query_hash, STAGES * QUERIES);
+  Dropout dropout(key, site, threshold, keep_scale);
+  Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0), query_hash, dropout,
+                 head.scalar(0)};
+#else
+  Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0)};
+#endif
+  int begin = block_first / QUERIES * QUERIES;
+  Pipeline<QUERIES, Queries> pipeline(source, begin, seq);
+  Slab<hold(2, 2)> k(head.part(qkv, 1), first, seq, own_keys), v(head.part(qkv, 2), first, seq, own_values);
+  M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
+  float exponent = scale() * LOG2E;
+
+  for (int start = begin; start < seq; start += QUERIES) {
+    int stage = pipeline.next(start);
+    auto query_slice = source.first_slice(stage), gradient_slice = source.second_slice(stage);
+    NO_UNROLL for (int t = 0; t < QUERIES; t += QUERY_STEP) {
+      if (start + t + QUERY_STEP - 1 < first_of_strip(first)) continue;
+      M::Acc p[QUERY_STEP / 16], dp[QUERY_STEP / 16];
+      query_slice.template multiply_transposed<QUERY_STEP>(p, k, t);
+      gradient_slice.template multiply_transposed<QUERY_STEP>(dp, v, t);
+      products_done(p);
+      products_done(dp);
+      if (start + t < first + 15) mask<true>(p, first, start + t);
+      UNROLL for (int i = 0; i < QUERY_STEP / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+          int query = stage * QUERIES + t + 16 * i + M::column(e);
+          float probability = exp2_fast(p[i].v[e] * exponent - query_lse[query] * LOG2E), factor = 1;
+#if DROPOUT
+          factor = dropout.factor(query_hash[query], first + M::row(e));
+#endif
+          p[i].v[e] = probability * factor;
+          dp[i].v[e] = probability * (dp[i].v[e] * factor - query_delta[query]);
+        }
+      }
+      gradient_slice.template add_product<QUERY_STEP>(dv, p, t);
+      query_slice.template add_product<QUERY_STEP>(dk, dp, t);
+      products_done(dv);
+      products_done(dk);
+    }
+  }
+
+  float factors[M::SLOTS];
+  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
+  multiply_rows(dk, factors);
+  store(dk, head.part(dqkv, 1), first, seq);
+  store(dv, head.part(dqkv, 2), first, seq);
+}
+
+// keys and values [heads, capacity, HEAD_DIM] at `start` + row = those of qkv [rows, 3, heads, HEAD_DIM]; a block per
+// row
 KERNEL(128) cache_append(const T* qkv, T* keys, T* values, int heads, int capacity, int start) {
   const T* row = qkv + (index_t)block_x() * 3 * heads * HEAD_DIM;
   for (int i = thread_id(); i < heads * HEAD_DIM; i += 128) {
@@ -321,8 +397,8 @@ KERNEL(128) cache_append(const T* qkv, T* keys, T* values, int heads, int capaci
   }
 }
 
-// One query against the cached keys and values of positions 0 ... start + its row: out [rows, heads, HEAD_DIM]. block_x is
-// the row, block_y the head. Keys come 128 at a time, a thread each, with an online softmax over those parts.
+// One query against the cached keys and values of positions 0 ... start + its row: out [rows, heads, HEAD_DIM]. block_x
+// is the row, block_y the head. Keys come 128 at a time, a thread each, with an online softmax over those parts.
 KERNEL(128) attention_cached(const T* qkv, const T* keys, const T* values, T* out, int heads, int capacity, int start) {
   SHARED(float, query, HEAD_DIM);
   SHARED(float, weights, 128);

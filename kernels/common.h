@@ -1,8 +1,8 @@
-// What every kernel needs and no two compilers agree on: thread numbers, barriers, shuffles, fast math, bf16, shared
-// memory, and the 16 x 16 x 16 matrix tile. No vendor header is included: all of it rests on compiler builtins.
+// What every kernel needs and no two compilers agree on: thread numbers, barriers, shuffles, fast math, bf16 and shared
+// memory. No vendor header is included: all of it rests on compiler builtins.
 //
-// One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, under which the tests
-// run every kernel (EXECUTOR, whose own header stands in for the GPU).
+// One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, under which the
+// tests run every kernel (EXECUTOR, whose own header stands in for the GPU).
 //
 // The warp is 64 lanes wide on CDNA (gfx9) and 32 on RDNA and NVIDIA: kernels say WARP and never a number.
 
@@ -51,11 +51,14 @@
 #define __shared__ __attribute__((shared))
 #endif
 // clang ignores __launch_bounds__ where no HIP header defines it, and then assumes 1024 threads and spills.
-#define BLOCK_OF(threads) __attribute__((amdgpu_flat_work_group_size(1, threads)))
+#define BLOCK_OF(...) __attribute__((amdgpu_flat_work_group_size(1, FIRST_OF(__VA_ARGS__, 0))))
+#define FIRST_OF(first, ...) first
 #else
-#define BLOCK_OF(threads) __launch_bounds__(threads)
+#define BLOCK_OF(...) __launch_bounds__(__VA_ARGS__)
 #endif
-#define KERNEL(threads) extern "C" __global__ BLOCK_OF(threads) void
+// KERNEL(threads) or KERNEL(threads, blocks): the most threads of a block, and on NVIDIA the fewest blocks that
+// registers are to leave room for on a multiprocessor.
+#define KERNEL(...) extern "C" __global__ BLOCK_OF(__VA_ARGS__) void
 #define DEVICE __device__ inline __attribute__((always_inline))
 #if defined(ON_CUDA)
 #undef DEVICE
@@ -99,8 +102,8 @@ using executor::sync;
 using executor::thread_id;
 #endif
 
-// Nothing that makes or uses the values moves over this, nor does any access to memory. AMD's compiler otherwise moves the
-// loads of a whole unrolled loop to its front, and products away from their operands, and runs out of registers.
+// Nothing that makes or uses the values moves over this, nor does any access to memory. AMD's compiler otherwise moves
+// the loads of a whole unrolled loop to its front, and products away from their operands, and runs out of registers.
 template <int N> DEVICE void pin(float (&values)[N]) {
 #if defined(ON_AMD)
   UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+v"(values[i])::"memory");
@@ -154,8 +157,13 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 DEVICE float infinity() { return float_of(0x7f800000u); }
 DEVICE bool is_finite(float v) { return (bits_of(v) & 0x7f800000u) != 0x7f800000u; }
-DEVICE float maximum(float a, float b) { return a > b ? a : b; }
-DEVICE float minimum(float a, float b) { return a < b ? a : b; }
+#if defined(ON_CUDA)
+DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+DEVICE float minimum(float a, float b) { return fminf(a, b); }
+#else
+DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
+DEVICE float minimum(float a, float b) { return __builtin_fminf(a, b); }
+#endif
 DEVICE int minimum(int a, int b) { return a < b ? a : b; }
 DEVICE int maximum(int a, int b) { return a > b ? a : b; }
 DEVICE index_t minimum(index_t a, index_t b) { return a < b ? a : b; }
@@ -241,8 +249,38 @@ template <class T> struct Shared {
   DEVICE uint32 word(int i) const { return *(const uint32*)(p + i); }  // two bf16, the first at an even place
 };
 #define SHARED(T, name, count)                         \
-  alignas(16) __shared__ T name##_memory[count];        \
+  alignas(sizeof(T) * (count) < 1024 ? 16 : 1024) __shared__ T name##_memory[count]; \
   const gpt::Shared<T> name { name##_memory }
+#endif
+
+// Copies from global to shared memory, of zeros where not `inside`, that go on while the thread does, where the target
+// has such. copies_done waits for those that this thread began; after the next sync the block may use what they
+// brought.
+#if defined(ON_CUDA) && __CUDA_ARCH__ >= 800
+constexpr bool ASYNCHRONOUS = true;
+template <class T> DEVICE void copy_vector(Shared<T> to, const T* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :: "r"((uint32)__cvta_generic_to_shared(to.p)), "l"(from), "r"(inside ? 16 : 0) : "memory");
+}
+DEVICE void copy_float(Shared<float> to, const float* from, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :: "r"((uint32)__cvta_generic_to_shared(to.p)), "l"(from), "r"(inside ? 4 : 0) : "memory");
+}
+DEVICE void copies_done() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the matrix unit reads shared memory by another way
+#endif
+}
+#else
+constexpr bool ASYNCHRONOUS = LAYOUT == LAYOUT_MMA;  // NVIDIA's, on the executor
+template <class T> DEVICE void copy_vector(Shared<T> to, const T* from, bool inside) {
+  Vector<T> v = {};
+  if (inside) v = *(const Vector<T>*)from;
+  to.set_vector(0, v);
+}
+DEVICE void copy_float(Shared<float> to, const float* from, bool inside) { to[0] = inside ? *from : 0; }
+DEVICE void copies_done() {}
 #endif
 
 // 16 rows and 16 columns of a matrix in global memory, read as if rows were 16 apart: what Tile's load_a takes, with a
@@ -334,284 +372,6 @@ DEVICE float gelu_derivative(float x) {
 }
 DEVICE float relu(float x) { return x > 0 ? x : 0; }
 DEVICE float relu_derivative(float x) { return x > 0 ? 1 : 0; }
-
-// ---- the matrix tile ------------------------------------------------------------------------------------------------
-
-// Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B, for T bf16 (on the matrix unit)
-// or float (everywhere). Its members:
-//   A, B, Acc                       a lane's part of each matrix
-//   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
-//   load_b(p, stride)               B(k, n) = p[k * stride + n]; load_b_transposed: B(k, n) = p[n * stride + k]
-//   multiply_add(acc, a, b)
-//   to_a(acc)                       an accumulator as the next product's A, with no shared memory between
-//   ELEMENTS, column(i)             how many elements of an accumulator a lane has, and the column of element i
-//   SLOTS, slot(i), slot_row(s)     the rows a lane has a part of, which of them element i is in, and where they are
-//   row(i)                          slot_row(slot(i))
-//   row_sum(v), row_max(v)          over the lanes that hold parts of one row, for one slot
-// On AMD the instruction gets A and B swapped, so that what a lane accumulates are parts of one row, as in its A.
-template <class T> struct Tile;
-
-DEVICE int lane_low() { return lane_id() % 16; }
-DEVICE int lane_high() { return lane_id() / 16; }
-
-#if LAYOUT
-// Where a lane's values stand: what depends on the lane, plus constant steps, which addresses can take as offsets. A word
-// is two bf16 of neighboring k.
-struct Bf16Layout {
-#if LAYOUT == LAYOUT_MMA
-  static constexpr int WORDS = 4, ELEMENTS = 8, SLOTS = 2;
-  static DEVICE int lane_row() { return lane_id() / 4; }
-  static DEVICE int lane_k() { return lane_id() % 4 * 2; }
-  static DEVICE constexpr int a_row_step(int j) { return 8 * (j % 2); }
-  static DEVICE constexpr int a_k_step(int j) { return 8 * (j / 2); }
-  static DEVICE constexpr int b_column_step(int j) { return 8 * (j / 2); }
-  static DEVICE constexpr int b_k_step(int j) { return 8 * (j % 2); }
-  static DEVICE int slot(int i) { return i / 2 % 2; }
-  static DEVICE int slot_row(int s) { return lane_row() + 8 * s; }
-  static DEVICE int column(int i) { return lane_k() + i % 2 + 8 * (i / 4); }
-#else
-#if LAYOUT == LAYOUT_MFMA
-  static constexpr int WORDS = 2, ELEMENTS = 4, SLOTS = 1;
-  static DEVICE int lane_k() { return 4 * lane_high(); }
-  static DEVICE int column(int i) { return 4 * lane_high() + i; }
-#elif LAYOUT == LAYOUT_WMMA11
-  static constexpr int WORDS = 8, ELEMENTS = 8, SLOTS = 1;
-  static DEVICE int lane_k() { return 0; }
-  static DEVICE int column(int i) { return 2 * i + lane_high(); }
-#else
-  static constexpr int WORDS = 4, ELEMENTS = 8, SLOTS = 1;
-  static DEVICE int lane_k() { return 8 * lane_high(); }
-  static DEVICE int column(int i) { return 8 * lane_high() + i; }
-#endif
-  static DEVICE int lane_row() { return lane_low(); }
-  static DEVICE constexpr int a_row_step(int) { return 0; }
-  static DEVICE constexpr int a_k_step(int j) { return 2 * j; }
-  static DEVICE constexpr int b_column_step(int) { return 0; }
-  static DEVICE constexpr int b_k_step(int j) { return 2 * j; }
-  static DEVICE int slot(int) { return 0; }
-  static DEVICE int slot_row(int) { return lane_row(); }
-#endif
-  static DEVICE int row(int i) { return slot_row(slot(i)); }
-  static DEVICE int a_row(int j) { return lane_row() + a_row_step(j); }
-  static DEVICE int a_k(int j) { return lane_k() + a_k_step(j); }
-  static DEVICE int b_column(int j) { return lane_row() + b_column_step(j); }
-  static DEVICE int b_k(int j) { return lane_k() + b_k_step(j); }
-};
-
-template <> struct Tile<bf16> : Bf16Layout {
-  struct A {
-    uint32 w[WORDS];
-  };
-  struct B {
-    uint32 w[WORDS];
-  };
-  struct Acc {
-    float v[ELEMENTS];
-  };
-
-  template <bool EVEN> static DEVICE A load_a(Window<bf16, EVEN> p, int stride) {
-    A a;
-    UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(a_row(j) * stride + a_k(j));
-    return a;
-  }
-#if defined(ON_CUDA)
-  // ldmatrix hands lane l's address to matrix l / 8, row l % 8: the four 8 x 8 quarters in the order of the words.
-  static DEVICE A load_a(Shared<bf16> p, int stride) {
-    A a;
-    ldmatrix(a.w, p + (lane_low() * stride + 8 * lane_high()));
-    return a;
-  }
-  static DEVICE A load_a_transposed(Shared<bf16> p, int stride) {
-    A a;
-    ldmatrix_transposed(a.w, p + ((lane_id() % 8 + 8 * lane_high()) * stride + 8 * (lane_id() / 8 % 2)));
-    return a;
-  }
-  static DEVICE B load_b(Shared<bf16> p, int stride) {
-    B b;
-    ldmatrix_transposed(b.w, p + (lane_low() * stride + 8 * lane_high()));
-    return b;
-  }
-  static DEVICE B load_b_transposed(Shared<bf16> p, int stride) {
-    B b;
-    ldmatrix(b.w, p + ((lane_id() % 8 + 8 * lane_high()) * stride + 8 * (lane_id() / 8 % 2)));
-    return b;
-  }
-  static DEVICE void ldmatrix(uint32* w, Shared<bf16> row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                 : "r"((uint32)__cvta_generic_to_shared(row.p)) : "memory");
-  }
-  static DEVICE void ldmatrix_transposed(uint32* w, Shared<bf16> row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                 : "r"((uint32)__cvta_generic_to_shared(row.p)) : "memory");
-  }
-  static DEVICE void multiply_add(Acc& c, A a, B b) {
-    UNROLL for (int half = 0; half < 2; half++) {
-      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-          "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-          : "+f"(c.v[4 * half]), "+f"(c.v[4 * half + 1]), "+f"(c.v[4 * half + 2]), "+f"(c.v[4 * half + 3])
-          : "r"(a.w[0]), "r"(a.w[1]), "r"(a.w[2]), "r"(a.w[3]), "r"(b.w[2 * half]), "r"(b.w[2 * half + 1]));
-    }
-  }
-#else
-  static DEVICE A load_a(Shared<bf16> p, int stride) {
-    A a;
-    p = p + (lane_row() * stride + lane_k());
-    UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(a_row_step(j) * stride + a_k_step(j));
-    return a;
-  }
-  static DEVICE A load_a_transposed(Shared<bf16> p, int stride) {
-    A a;
-    p = p + (lane_k() * stride + lane_row());
-    UNROLL for (int j = 0; j < WORDS; j++) {
-      int at = a_k_step(j) * stride + a_row_step(j);
-      a.w[j] = pack(p[at], p[at + stride]);
-    }
-    return a;
-  }
-  static DEVICE B load_b(Shared<bf16> p, int stride) {
-    B b;
-    p = p + (lane_k() * stride + lane_row());
-    UNROLL for (int j = 0; j < WORDS; j++) {
-      int at = b_k_step(j) * stride + b_column_step(j);
-      b.w[j] = pack(p[at], p[at + stride]);
-    }
-    return b;
-  }
-  static DEVICE B load_b_transposed(Shared<bf16> p, int stride) {
-    B b;
-    p = p + (lane_row() * stride + lane_k());
-    UNROLL for (int j = 0; j < WORDS; j++) b.w[j] = p.word(b_column_step(j) * stride + b_k_step(j));
-    return b;
-  }
-#if defined(EXECUTOR)
-  static void multiply_add(Acc& c, A a, B b) { executor::multiply_add<Bf16Layout>(c.v, a.w, b.w); }
-#else
-  typedef short Words __attribute__((ext_vector_type(2 * WORDS)));
-  typedef float Elements __attribute__((ext_vector_type(ELEMENTS)));
-  static DEVICE void multiply_add(Acc& c, A a, B b) {
-    Words x = __builtin_bit_cast(Words, a), y = __builtin_bit_cast(Words, b);
-    Elements z = __builtin_bit_cast(Elements, c);
-#if LAYOUT == LAYOUT_MFMA
-    z = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(y, x, z, 0, 0, 0);
-#elif LAYOUT == LAYOUT_WMMA11
-    z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(y, x, z);
-#else
-    z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(y, x, z);
-#endif
-    c = __builtin_bit_cast(Acc, z);
-  }
-#endif
-#endif
-
-  static DEVICE A to_a(Acc c) {
-    A a;
-#if LAYOUT == LAYOUT_MMA
-    UNROLL for (int j = 0; j < WORDS; j++) {
-      int i = 4 * (j / 2) + 2 * (j % 2);
-      a.w[j] = pack(c.v[i], c.v[i + 1]);
-    }
-#elif LAYOUT == LAYOUT_WMMA11  // the other half of the row is in the lane 16 away
-    bool upper = lane_high();
-    UNROLL for (int j = 0; j < WORDS; j++) {
-      float mine = c.v[j], other = shuffle_xor(mine, 16);
-      a.w[j] = upper ? pack(other, mine) : pack(mine, other);
-    }
-#else
-    UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = pack(c.v[2 * j], c.v[2 * j + 1]);
-#endif
-    return a;
-  }
-
-#if LAYOUT == LAYOUT_MMA
-  static DEVICE float row_sum(float v) {
-    v += shuffle_xor(v, 1);
-    return v + shuffle_xor(v, 2);
-  }
-  static DEVICE float row_max(float v) {
-    v = maximum(v, shuffle_xor(v, 1));
-    return maximum(v, shuffle_xor(v, 2));
-  }
-#else
-  static DEVICE float row_sum(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    return v;
-  }
-  static DEVICE float row_max(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
-    return v;
-  }
-#endif
-};
-#endif  // LAYOUT
-
-// In float32 by plain multiply-adds. A lane has all of its row of A, and reads the part of B that it needs from where it
-// lies: lanes of one half (or quarter) warp read the same addresses, which shared memory serves at once.
-template <> struct Tile<float> {
-  static constexpr int ELEMENTS = 256 / WARP, SLOTS = 1;
-  struct A {
-    float v[16];
-  };
-  template <bool TRANSPOSED> struct B {
-    Shared<float> p;
-    int stride;
-  };
-  struct Acc {
-    float v[ELEMENTS];
-  };
-  static DEVICE int slot(int) { return 0; }
-  static DEVICE int slot_row(int) { return lane_low(); }
-  static DEVICE int row(int) { return lane_low(); }
-  static DEVICE int column(int i) { return ELEMENTS * lane_high() + i; }
-
-  template <class P> static DEVICE A load_a(P p, int stride) {
-    A a;
-    UNROLL for (int k = 0; k < 16; k++) a.v[k] = p[lane_low() * stride + k];
-    return a;
-  }
-  template <class P> static DEVICE A load_a_transposed(P p, int stride) {
-    A a;
-    UNROLL for (int k = 0; k < 16; k++) a.v[k] = p[k * stride + lane_low()];
-    return a;
-  }
-  static DEVICE B<false> load_b(Shared<float> p, int stride) { return B<false>{p, stride}; }
-  static DEVICE B<true> load_b_transposed(Shared<float> p, int stride) { return B<true>{p, stride}; }
-
-  static DEVICE void multiply_add(Acc& c, const A& a, B<false> b) {
-    Shared<float> p = b.p + column(0);
-    UNROLL for (int k = 0; k < 16; k++) {
-      UNROLL for (int i = 0; i < ELEMENTS; i += 4) {
-        Vector<float> row = p.vector(k * b.stride + i);
-        UNROLL for (int e = 0; e < 4; e++) c.v[i + e] += a.v[k] * row.v[e];
-      }
-      if (k % 4 == 3) pin(c.v);
-    }
-  }
-  static DEVICE void multiply_add(Acc& c, const A& a, B<true> b) {
-    Shared<float> p = b.p + column(0) * b.stride;
-    UNROLL for (int i = 0; i < ELEMENTS; i++) {
-      UNROLL for (int k = 0; k < 16; k += 4) {
-        Vector<float> part = p.vector(i * b.stride + k);
-        UNROLL for (int e = 0; e < 4; e++) c.v[i] += a.v[k + e] * part.v[e];
-      }
-      if (i % 2 == 1) pin(c.v);
-    }
-  }
-  static DEVICE A to_a(const Acc& c) {
-    A a;
-    UNROLL for (int k = 0; k < 16; k++) a.v[k] = shuffle(c.v[k % ELEMENTS], lane_low() + 16 * (k / ELEMENTS));
-    return a;
-  }
-  static DEVICE float row_sum(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    return v;
-  }
-  static DEVICE float row_max(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
-    return v;
-  }
-};
 
 }  // namespace gpt
 

@@ -7,7 +7,7 @@
 //
 // Set by the host: T (bf16 | float), OUT (bf16 | float), A_TRANSPOSED, B_TRANSPOSED (0 | 1), WIDTH (1 if a row of A or B
 // is not whole vectors, else a vector's elements), EPILOGUE (see below), ACTIVATION (gelu | relu).
-#include "common.h"
+#include "tile.h"
 
 #define STORE 0                // C = A B
 #define ACCUMULATE 1           // C += A B
@@ -21,7 +21,7 @@ constexpr int DEPTH = 32, PAD = 16 / sizeof(T);
 
 // How a slice of an operand lies in shared memory: as in global memory, [SIDE][DEPTH] or [DEPTH][SIDE], rows padded by
 // sixteen bytes so that lanes of a column fall on different banks.
-template <bool DEPTH_FIRST> struct Slice {
+template <bool DEPTH_FIRST> struct Operand {
   static constexpr int ROWS = DEPTH_FIRST ? DEPTH : SIDE, COLUMNS = DEPTH_FIRST ? SIDE : DEPTH, STRIDE = COLUMNS + PAD;
 
   // Element (r, c) of the slice is element (row + r, column + c) of p [rows, columns], 0 outside.
@@ -43,34 +43,34 @@ template <bool DEPTH_FIRST> struct Slice {
 
 // A is [M, K] or, transposed, [K, M]; B is [K, N] or [N, K]; C and before are [M, N].
 KERNEL(4 * WARP) matmul(const T* a, const T* b, OUT* c, const T* bias, T* before, int m, int n, int k) {
-  typedef Slice<A_TRANSPOSED> SliceA;
-  typedef Slice<!B_TRANSPOSED> SliceB;
-  SHARED(T, slice_a, SliceA::ROWS * SliceA::STRIDE);
-  SHARED(T, slice_b, SliceB::ROWS * SliceB::STRIDE);
+  typedef Operand<A_TRANSPOSED> OperandA;
+  typedef Operand<!B_TRANSPOSED> OperandB;
+  SHARED(T, slice_a, OperandA::ROWS * OperandA::STRIDE);
+  SHARED(T, slice_b, OperandB::ROWS * OperandB::STRIDE);
   int row = block_y() * SIDE, column = block_x() * SIDE;
   int warp_row = warp_id() / 2 * WARP_SIDE, warp_column = warp_id() % 2 * WARP_SIDE;
   M::Acc acc[TILES][TILES] = {};
 
   for (int depth = 0; depth < k; depth += DEPTH) {
-    if (A_TRANSPOSED) SliceA::fill(slice_a, a, depth, row, k, m);
-    else SliceA::fill(slice_a, a, row, depth, m, k);
-    if (B_TRANSPOSED) SliceB::fill(slice_b, b, column, depth, n, k);
-    else SliceB::fill(slice_b, b, depth, column, k, n);
+    if (A_TRANSPOSED) OperandA::fill(slice_a, a, depth, row, k, m);
+    else OperandA::fill(slice_a, a, row, depth, m, k);
+    if (B_TRANSPOSED) OperandB::fill(slice_b, b, column, depth, n, k);
+    else OperandB::fill(slice_b, b, depth, column, k, n);
     sync();
     UNROLL for (int step = 0; step < DEPTH; step += 16) {
       M::A left[TILES];
       UNROLL for (int i = 0; i < TILES; i++) {
         int r = warp_row + 16 * i;
-        if constexpr (A_TRANSPOSED) left[i] = M::load_a_transposed(slice_a + (step * SliceA::STRIDE + r), SliceA::STRIDE);
-        else left[i] = M::load_a(slice_a + (r * SliceA::STRIDE + step), SliceA::STRIDE);
+        if constexpr (A_TRANSPOSED) left[i] = M::load_a_transposed(slice_a + (step * OperandA::STRIDE + r), OperandA::STRIDE);
+        else left[i] = M::load_a(slice_a + (r * OperandA::STRIDE + step), OperandA::STRIDE);
       }
       UNROLL for (int j = 0; j < TILES; j++) {
         int s = warp_column + 16 * j;
         if constexpr (B_TRANSPOSED) {
-          auto right = M::load_b_transposed(slice_b + (s * SliceB::STRIDE + step), SliceB::STRIDE);
+          auto right = M::load_b_transposed(slice_b + (s * OperandB::STRIDE + step), OperandB::STRIDE);
           UNROLL for (int i = 0; i < TILES; i++) M::multiply_add(acc[i][j], left[i], right);
         } else {
-          auto right = M::load_b(slice_b + (step * SliceB::STRIDE + s), SliceB::STRIDE);
+          auto right = M::load_b(slice_b + (step * OperandB::STRIDE + s), OperandB::STRIDE);
           UNROLL for (int i = 0; i < TILES; i++) M::multiply_add(acc[i][j], left[i], right);
         }
       }

@@ -6,21 +6,20 @@ asked for, too few waves to hide memory's latency.
 
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-import gpt
+from gpt.ops.kernels import expanded
 from tests.amd import compile as amd
 
-COMMON = (Path(gpt.__file__).parent / "kernels" / "common.h").read_text(encoding="utf-8")
+HEADERS = expanded("tile.h")
 NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
 needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
 
 
 def only_kernel(source, target="gfx1100", compiler="clang"):
     """The single kernel of a little source, and what is wrong with it."""
-    source = COMMON + source
+    source = HEADERS + source
     (kernel,) = amd.read_kernels(amd.compile_source(source, compiler, target))
     return kernel, kernel.complaints(amd.asked_threads(source, target)[kernel.name])
 
@@ -66,7 +65,7 @@ def test_an_array_in_private_memory_is_found():
 def test_an_ignored_workgroup_size_is_found():
     """What clang does, without a word, where it does not know __launch_bounds__."""
     source = "#undef BLOCK_OF\n#define BLOCK_OF(n)\nKERNEL(64) k(float* y) { y[thread_id()] = 0; }"
-    kernel = amd.read_kernels(amd.compile_source(COMMON + source, "clang", "gfx942"))[0]
+    kernel = amd.read_kernels(amd.compile_source(HEADERS + source, "clang", "gfx942"))[0]
     assert kernel.complaints(64) == ["compiled for workgroups of 1024 threads, not of 64"]
 
 
@@ -90,7 +89,7 @@ def test_too_few_waves_are_found(target, waves):
 @needs_clang
 def test_a_compilers_message_is_kept():
     with pytest.raises(amd.CompileError, match="use of undeclared identifier 'nonsense'"):
-        amd.compile_source(COMMON + "KERNEL(64) k(float* y) { y[0] = nonsense; }", "clang", "gfx942")
+        amd.compile_source(HEADERS + "KERNEL(64) k(float* y) { y[0] = nonsense; }", "clang", "gfx942")
 
 
 @pytest.mark.skipif(bool(NO_HIPRTC), reason=str(NO_HIPRTC))
@@ -106,7 +105,7 @@ def test_hiprtc_compiles_common_h_beside_its_own_header(target):
 def test_registers_allow_as_many_waves_as_clang_says(target, vgprs):
     processor = amd.PROCESSORS[target]
     body = f'asm volatile("" ::: "v{vgprs - 1}"); y[thread_id()] = 0;'
-    source = f"{COMMON}\nKERNEL(WARP) k(float* y) {{ {body} }}"
+    source = f"{HEADERS}\nKERNEL(WARP) k(float* y) {{ {body} }}"
     remark = "-Rpass-analysis=kernel-resource-usage"
     command = [*amd.clang_command(target), remark, "-c", "-o", "/dev/null", "-"]
     said = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stderr

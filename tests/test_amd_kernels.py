@@ -1,15 +1,14 @@
-"""What common.h gives to kernels, as machine code of four AMD targets, on an emulator (needs AMD_EMU, see tests/amd).
+"""What the headers of kernels/ offer, as machine code of four AMD targets, on an emulator (AMD_EMU, see tests/amd).
 
 Matrices hold small integers, so that products and sums are exact and results can be compared for equality.
 """
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import gpt
+from gpt.ops.kernels import expanded
 from tests.amd import emulator
 
 pytestmark = [
@@ -17,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(bool(emulator.unavailable()), reason=str(emulator.unavailable())),
 ]
 
-COMMON = (Path(gpt.__file__).parent / "kernels" / "common.h").read_text(encoding="utf-8")
+HEADERS = expanded("tile.h")
 
 PRODUCTS = """
 // c [variant, 16, 16] = A B, for every way to load A and B; memory is as wide as STRIDE.
@@ -112,7 +111,7 @@ def device(request):
 
 
 def launch(device, source, name, grid, block, *args):
-    device.kernel_of(COMMON + source, name)((grid,), (block,), args)
+    device.kernel_of(HEADERS + source, name)((grid,), (block,), args)
 
 
 def integers(*shape):

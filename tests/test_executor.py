@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from gpt.ops import Dropout
-from gpt.ops.kernels import Instance
+from gpt.ops.kernels import expanded
 from gpt.ops.masks import Mask, mix
 from gpt.ops.threads import Scratch
 from tests.executor import LAYOUTS, ORDERS, ExecutorDevice, ExecutorError, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: install g++")
-COMMON = Instance.of("gelu.hip", {}).source.split('#line 1 "gelu.hip"')[0]
+HEADERS = expanded("tile.h")
 ROOT = Path(__file__).parent.parent
 BF16_LAYOUTS = [name for name, (layout, _) in LAYOUTS.items() if layout]
 
@@ -30,7 +30,7 @@ def order(request):
 
 def launch(body, *arguments, layout="mma", order="forward", threads=64, block=None, grid=(1,), parameters="float* y"):
     device = ExecutorDevice(layout, order)
-    source = f'{COMMON}\n#line 1 "kernel.hip"\nKERNEL({threads}) kernel({parameters}) {{ {body} }}\n'
+    source = f'{HEADERS}\n#line 1 "kernel.hip"\nKERNEL({threads}) kernel({parameters}) {{ {body} }}\n'
     device.kernel_of(source, "kernel")(grid, (block or threads,), arguments)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.instances import instances
 
-TARGETS = ("sm_80", "sm_90", "sm_120")
+TARGETS = ("sm_80", "sm_90a", "sm_120")
 MEMORY_LIMIT = 384  # bytes a thread may keep in memory: what float32 heads of 128 take (328), less than an array
 
 

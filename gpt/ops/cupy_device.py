@@ -59,6 +59,9 @@ class CupyDevice:
         self.notes: list[str] = []
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
+        self._options = ("-std=c++17",)
+        if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
+            self._options += ("-arch=sm_90a",)
 
     def _load_blas(self, kind: str) -> Blas | None:
         self._workspace = self.xp.empty(BLAS_WORKSPACE, np.uint8)
@@ -81,7 +84,7 @@ class CupyDevice:
         instance = Instance.of(file, defines)
         module = self._modules.get(instance)
         if module is None:
-            module = self.xp.RawModule(code=instance.source, options=("-std=c++17",))
+            module = self.xp.RawModule(code=instance.source, options=self._options)
             try:
                 module.compile()
             except self.xp.cuda.compiler.CompileException as error:

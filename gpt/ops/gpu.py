@@ -265,7 +265,7 @@ class GpuOps:
         batch, heads, seq = lse.shape
         kernel = self._attention("attention", out.shape[1] // heads, dropout)
         arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
-        kernel((batch * heads, -(-seq // 64)), (4 * self.device.warp,), arguments)
+        kernel((batch * heads * -(-seq // 64),), (4 * self.device.warp,), arguments)
 
     def attention_backward(
         self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
@@ -273,13 +273,12 @@ class GpuOps:
         batch, heads, seq = lse.shape
         head_dim = out.shape[1] // heads
         delta = self._scratch("delta", lse.size)
-        kernel = self._attention("attention_delta", head_dim, dropout)
-        rows = batch * seq
-        kernel((-(-rows * heads // 256),), (256,), (dout, out, delta, _int(rows), _int(heads), _int(seq)))
-        for name in ("attention_backward_keys", "attention_backward_queries"):
-            kernel = self._attention(name, head_dim, dropout)
-            arguments = (dout, qkv, lse, delta, dqkv, _int(heads), _int(seq), *self._mask(dropout))
-            kernel((batch * heads, -(-seq // 64)), (4 * self.device.warp,), arguments)
+        grid, block = (batch * heads * -(-seq // 64),), (4 * self.device.warp,)
+        place = (_int(heads), _int(seq), *self._mask(dropout))
+        queries = self._attention("attention_backward_queries", head_dim, dropout)
+        queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
+        keys = self._attention("attention_backward_keys", head_dim, dropout)
+        keys(grid, block, (dout, qkv, lse, delta, dqkv, *place))
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: int, out: Array) -> None:
         heads, capacity, head_dim = keys.shape

@@ -1,10 +1,12 @@
-"""The sources in kernels/ as text for a compiler: one instance is a file, common.h and a set of #defines."""
+"""The sources in kernels/ as text for a compiler: one instance is a file, its headers and a set of #defines."""
 
 import functools
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import NamedTuple
+
+_INCLUDE = re.compile(r'^#include "(common\.h|tile\.h)"$', re.MULTILINE)
 
 
 class Instance(NamedTuple):
@@ -20,9 +22,7 @@ class Instance(NamedTuple):
     @property
     def source(self) -> str:
         """The whole text; a compiler's messages name the file and line that a reader knows."""
-        macros = "".join(f"#define {name} {value}\n" for name, value in self.defines)
-        body = _text(self.file).replace('#include "common.h"', "", 1)
-        return f'#line 1 "common.h"\n{_text("common.h")}\n{macros}#line 1 "{self.file}"\n{body}'
+        return expanded(self.file, "".join(f"#define {name} {value}\n" for name, value in self.defines))
 
     @property
     def names(self) -> list[str]:
@@ -31,6 +31,14 @@ class Instance(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file} ({', '.join(f'{name}={value}' for name, value in self.defines)})"
+
+
+def expanded(file: str, macros: str = "") -> str:
+    """The text of a file of kernels/: the header that it includes, if any, then `macros`, then its own."""
+    text = _text(file)
+    include = _INCLUDE.search(text)
+    header = expanded(include[1]) if include else ""
+    return f'{header}{macros}#line 1 "{file}"\n{_INCLUDE.sub("", text)}'
 
 
 @functools.cache

@@ -71,7 +71,7 @@ class ExecutorDevice:
 
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
         """Kernel `name` of a whole source text, common.h and all. Raises ExecutorError if that does not compile."""
-        kernels = re.findall(r"^KERNEL\((.*?)\) (\w+)\(", source, re.MULTILINE)
+        kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
         entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
         source += f'#line 1 "executor.h"\n{entries}'
         flags = (*KERNEL_FLAGS, f"-DLAYOUT={self._layout}", f"-DWARP={self.warp}")

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#define KERNEL(threads) void
+#define KERNEL(...) void
 #define DEVICE inline
 #define UNROLL
 #define NO_UNROLL
