@@ -51,6 +51,33 @@ class Metrics:
         return f"Loss: {self.loss:.4f} | Perplexity: {self.perplexity:.2f} | Accuracy: {self.accuracy:.2%}"
 
 
+class Training:
+    """A model, its optimizer and its batches: everything that a step of training reads and writes."""
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Any) -> None:
+        self.config, self.batches, self.ops = config, batches, ops
+        self.model = GPT(model, ops, batch=config.batch_size, training=True)
+        ops.copy(np.array([config.seed % 2**32, 0], np.uint32), out=self.model.dropout_key)
+        self.optimizer = AdamW(self.model, config)
+        self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
+
+    def step(self, number: int) -> None:
+        """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing."""
+        config, model = self.config, self.model
+        self.ops.fill(model.gradients.flat, 0)
+        self.ops.fill(model.metrics, 0)
+        for index in range((number - 1) * config.accumulate, number * config.accumulate):
+            self.ops.fill(model.dropout_key[1:], index % 2**32)
+            ids, labels = self.batches.train(index)
+            arrays = map(self.ops.from_host, (ids, labels, token_order(ids)))
+            model.loss_and_gradients(*arrays, scale=1 / self.tokens_per_step)
+        self.optimizer.step(learning_rate(number, config))
+
+    def metrics(self) -> Metrics:
+        """The last step's, once all work so far is done."""
+        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens_per_step)
+
+
 class Trainer:
     """Trains one run from `start` (a checkpoint, or None for fresh weights) to `config.total_steps`.
 
@@ -68,16 +95,14 @@ class Trainer:
         start: Checkpoint | None = None,
     ) -> None:
         self.run, self.config, self.batches, self.ops, self.console = run, config, batches, ops, console
-        self.model = GPT(model, ops, batch=config.batch_size, training=True)
-        self.ops.copy(np.array([config.seed % 2**32, 0], np.uint32), out=self.model.dropout_key)
-        self.optimizer = AdamW(self.model, config)
+        self.training = Training(model, config, batches, ops)
+        self.model, self.optimizer = self.training.model, self.training.optimizer
         self.step = start.step if start else 0
         if start:
             self.model.load(start.weights())
             self.optimizer.load(*start.optimizer())
         else:
             self.model.initialize(config.seed)
-        self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
 
     def train(self) -> int | None:
         """Run the remaining steps. Returns None when all are done, or the number of the signal that stopped it.
@@ -87,10 +112,10 @@ class Trainer:
         """
         first, total = self.step + 1, self.config.total_steps
         self._forget_metrics_after(self.step)
-        clock = _Clock(self.step, wait=self._step_metrics)
+        clock = _Clock(self.step, wait=self.training.metrics)
         with _StopSignal() as stop, self.console.progress("Training", total, completed=self.step) as advance:
             for self.step in range(first, total + 1):
-                self._train_step()
+                self.training.step(self.step)
                 stopping = stop.received is not None
                 last = stopping or self.step == total
                 if self.step == first + FORETOLD_AFTER:
@@ -117,24 +142,10 @@ class Trainer:
                     break
         return stop.received if self.step < total else None
 
-    def _train_step(self) -> None:
-        config, model = self.config, self.model
-        self.ops.fill(model.gradients.flat, 0)
-        self.ops.fill(model.metrics, 0)
-        for index in range((self.step - 1) * config.accumulate, self.step * config.accumulate):
-            self.ops.fill(model.dropout_key[1:], index % 2**32)
-            ids, labels = self.batches.train(index)
-            arrays = map(self.ops.from_host, (ids, labels, token_order(ids)))
-            model.loss_and_gradients(*arrays, scale=1 / self.tokens_per_step)
-        self.optimizer.step(learning_rate(self.step, config))
-
-    def _step_metrics(self) -> Metrics:
-        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens_per_step)
-
     def _log(self, seconds_per_step: float) -> None:
-        metrics, lr = self._step_metrics(), learning_rate(self.step, self.config)
+        metrics, lr = self.training.metrics(), learning_rate(self.step, self.config)
         norm, skipped = float(self.ops.to_host(self.optimizer.norm)[0]), self.optimizer.state()["skipped"]
-        speed = self.tokens_per_step / seconds_per_step
+        speed = self.training.tokens_per_step / seconds_per_step
         self.console.line(
             f"[Step {self.step}] {metrics} | LR: {lr:.2e} | Grad: {norm:.2f} | Time: {seconds_per_step * 1e3:.1f} ms"
             f" | {speed:.0f} tok/s" + (f" | Skipped: {skipped}" if skipped else "")
@@ -169,7 +180,7 @@ class Trainer:
         checkpoint.prune(self.run, self.config.keep_last)
 
     def _status(self, seconds_per_step: float) -> str:
-        return f"loss {self._step_metrics().loss:.3f}, {self.tokens_per_step / seconds_per_step:,.0f} tok/s"
+        return f"loss {self.training.metrics().loss:.3f}, {self.training.tokens_per_step / seconds_per_step:,.0f} tok/s"
 
     def _foretell(self, seconds_per_step: float) -> None:
         seconds = seconds_per_step * (self.config.total_steps - self.step)
