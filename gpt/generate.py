@@ -90,31 +90,36 @@ def generate(
         raise UserError(f"--prompt {prompt!r} is not valid text: give it in UTF-8") from None
     if not ids:
         raise UserError(f"--prompt {prompt!r} has no token that the model knows: begin with words of its training text")
-    return _stream(model, tokenizer, ids, num_tokens, sampling, eos_id, seed, window)
+    return _text(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
 
 
-def _stream(
-    model: GPT, tokenizer: Tokenizer, ids: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int,
-    window: int,
-) -> Iterator[str]:  # fmt: skip
+def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iterator[str]:
     decoder = tokenizer.decoder()
-    for id in ids:
+    for id in prompt:
         decoder.feed(id)
+    for id in drawn:
+        yield decoder.feed(id)
+    yield decoder.finish()
+
+
+def draw(
+    model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
+) -> Iterator[int]:
+    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite."""
     cache = KVCache(model.config, model.ops.zeros)
-    context = ids[-window:]
+    context = prompt[-window:]
     new = context
     for position in range(num_tokens):
         logits = model.decode(model.ops.from_host(np.array(new, np.int32)), cache)
-        draw = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
-        id = model.ops.sample(logits, context, uniform=draw, **asdict(sampling))
+        uniform = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
+        id = model.ops.sample(logits, context, uniform=uniform, **asdict(sampling))
         if id < 0:
             raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
         if id == eos_id:
-            break
-        yield decoder.feed(id)
+            return
+        yield id
         context.append(id)
         new = [id]
         if cache.length == window:
             new = context = context[-max(1, window // 2) :]
             cache.length = 0
-    yield decoder.finish()
