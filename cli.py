@@ -1,9 +1,12 @@
 """The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
 
+import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,24 @@ TEXT_OPTIONS = options(
     option("--reset", is_flag=True, show_default=False, help="Make tokenizer and tokens anew."),
 )  # fmt: skip
 
+MODEL_OPTIONS = options(
+    model_option("--dim", "embed_dim", metavar="N", help="Width of the residual stream; a multiple of --heads."),
+    model_option("--heads", "num_heads", metavar="N", help="Attention heads per layer."),
+    model_option("--ff", "ff_hidden_dim", metavar="N", help="Width of the feed-forward layer."),
+    model_option("--layers", "num_layers", metavar="N", help="Transformer blocks."),
+    model_option("--seq", "max_seq_len", metavar="N", help="Tokens per sequence."),
+    model_option("--dropout", "dropout", metavar="P", help="Share of activations dropped while training."),
+    model_option("--activation", "activation", type=click.Choice(ACTIVATIONS), help="Of the feed-forward layer."),
+    option("--no-tie", "tie_embeddings", is_flag=True, default=True, flag_value=False, show_default=False,
+           help="Give the head weights of its own instead of the embedding's."),
+)  # fmt: skip
+BATCH_OPTIONS = options(
+    train_option("--batch", "batch_size", metavar="N", help="Sequences per forward pass."),
+    train_option("--accumulate", "accumulate", metavar="N", help="Forward passes per step."),
+)
+PRESET_OPTION = option(
+    "--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins."
+)
 DEVICE_OPTION = option("--device", default="auto", metavar="auto|cpu|gpu[:N]", help="Where to compute.")
 PRECISION_OPTION = train_option(
     "--precision", "precision", type=click.Choice(PRECISIONS),
@@ -131,21 +152,12 @@ def main(context: click.Context) -> None:
 
 @main.command()
 @option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
-@option("--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins.")
+@PRESET_OPTION
 @DEVICE_OPTION
 @PRECISION_OPTION
 @TEXT_OPTIONS
-@model_option("--dim", "embed_dim", metavar="N", help="Width of the residual stream; a multiple of --heads.")
-@model_option("--heads", "num_heads", metavar="N", help="Attention heads per layer.")
-@model_option("--ff", "ff_hidden_dim", metavar="N", help="Width of the feed-forward layer.")
-@model_option("--layers", "num_layers", metavar="N", help="Transformer blocks.")
-@model_option("--seq", "max_seq_len", metavar="N", help="Tokens per sequence.")
-@model_option("--dropout", "dropout", metavar="P", help="Share of activations dropped while training.")
-@model_option("--activation", "activation", type=click.Choice(ACTIVATIONS), help="Of the feed-forward layer.")
-@option("--no-tie", "tie_embeddings", is_flag=True, default=True, flag_value=False, show_default=False,
-        help="Give the head weights of its own instead of the embedding's.")  # fmt: skip
-@train_option("--batch", "batch_size", metavar="N", help="Sequences per forward pass.")
-@train_option("--accumulate", "accumulate", metavar="N", help="Forward passes per step.")
+@MODEL_OPTIONS
+@BATCH_OPTIONS
 @train_option("--steps", "total_steps", metavar="N", help="Steps to train; with --ckpt, steps to add.")
 @train_option("--lr", "learning_rate", metavar="LR", help="Peak learning rate.")
 @train_option("--min-lr", "min_lr", type=float, metavar="LR", show_default="lr / 10", help="Where cosine ends.")
@@ -307,6 +319,39 @@ def export(run_name: str, out: Path, step: int | None) -> None:
 
     for path in exporter.export(checkpoint.load(Run(run_name), step), out):
         click.echo(path)
+
+
+@main.command(short_help="Measure how fast a model trains here, and where the time goes.")
+@PRESET_OPTION
+@DEVICE_OPTION
+@PRECISION_OPTION
+@option("--vocab-size", "vocab_size", default=VOCAB_LIMIT, metavar="N", help="Size of the vocabulary.")
+@MODEL_OPTIONS
+@BATCH_OPTIONS
+@option("--steps", "total_steps", type=int, metavar="N", show_default="a second's worth",
+        help="Steps in a row that are timed together, three times.")  # fmt: skip
+@option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object.")
+@click.pass_context
+def bench(context: click.Context, preset: str | None, device: str, as_json: bool, **_: Any) -> None:
+    """Measure how fast a model of some shape trains and generates here, and where the time goes.
+
+    Trains on random tokens, with the defaults and presets of `hipgpt train`, and writes no files.
+    """
+    began = time.perf_counter()
+    from gpt import bench as benchmark
+    from gpt import plan
+    from gpt.console import Console
+    from gpt.ops import select
+
+    given, console = explicit(context), Console()
+    model, settings = plan.settle(given, preset, start=None, resume=False)
+    model = replace(model, vocab_size=given.get("vocab_size", plan.tokenizer_defaults(preset)["vocab_limit"]))
+    with console.progress("Measuring", 4) as advance:
+        report = benchmark.measure(
+            model, settings, select(device, settings.precision), steps=given.get("total_steps"), began=began,
+            advance=advance,
+        )  # fmt: skip
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
 
 
 @main.command(short_help="List the runs: steps, loss, parameters, size.")

@@ -142,27 +142,37 @@ def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
 def announce(plan: Plan, ops: Any, console: Console) -> None:
     """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
     model, train, run = plan.model, plan.train, plan.run
-    needed = memory_bytes(model, train.batch_size, ops, training=True)
-    free = ops.free_bytes()
     first = plan.start.step + 1 if plan.start else 1
     tokens = len(plan.corpus.tokens)
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
-    console.line(
-        f"Model:  {parameter_count(model):,} parameters ({model.num_layers} layers, dim {model.embed_dim}, "
-        f"{model.num_heads} heads, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
-    )
+    console.line(f"Model:  {describe(model)}")
     console.line(
         f"Data:   {tokens:,} tokens; a step takes {train.batch_size * train.accumulate} x {model.max_seq_len}"
     )
     for note in (*ops.notes, plan.batches.note):
         if note:
             console.line(note)
+    needed, free = memory(model, train, ops)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
+
+
+def describe(model: ModelConfig) -> str:
+    """A model's size and shape in a line."""
+    return (
+        f"{parameter_count(model):,} parameters ({model.num_layers} layers, dim {model.embed_dim}, "
+        f"{model.num_heads} heads, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
+    )
+
+
+def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
+    """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer."""
+    needed, free = memory_bytes(model, train.batch_size, ops, training=True), ops.free_bytes()
     if needed > free:
         raise UserError(
             f"training needs {size(needed)} of memory, but {size(free)} is free: lower --batch (it is "
             f"{train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the model's size"
         )
+    return needed, free
 
 
 def _pick(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

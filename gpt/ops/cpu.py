@@ -25,6 +25,7 @@ from gpt.ops.cpu_attention import attend, attend_backward
 from gpt.ops.cpu_sampling import choose
 from gpt.ops.masks import Mask
 from gpt.ops.threads import QUIET, Scratch, Threads, available_threads
+from gpt.ops.timeline import HostTimeline
 
 EPS = 1e-5  # of a layer norm
 BLOCK = 2**16  # elements that an elementwise chain works on at a time: 256 KiB of float32
@@ -40,10 +41,12 @@ class CpuOps:
     """
 
     is_cpu = True
+    precision = "fp32"
     low_precision = False  # whether products read a bf16 copy of the weights
     head_rows = 512  # rows of logits at a time
     vocab_multiple = 1  # what the vocabulary is padded to in memory
     notes = ()  # what a user should know about the device
+    timeline = HostTimeline()
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
         self.threads = Threads(threads or available_threads())
@@ -83,6 +86,10 @@ class CpuOps:
     def free_bytes(self) -> int:
         """Bytes that could be allocated now."""
         return psutil.virtual_memory().available
+
+    def held_bytes(self) -> int:
+        """Bytes of the device's memory that this process holds."""
+        return psutil.Process().memory_info().rss
 
     # ---- embedding ------------------------------------------------------------------------------------------------
 

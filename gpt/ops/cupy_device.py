@@ -11,6 +11,7 @@ from gpt.errors import UserError
 from gpt.ops.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.kernels import Instance
 from gpt.ops.targets import has_bf16, warp_size
+from gpt.ops.timeline import CupyTimeline
 
 OLDEST_NVIDIA = 70  # sm_70, Volta: what CuPy's wheels still know
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
@@ -57,6 +58,7 @@ class CupyDevice:
         self.description = f"{properties['name'].decode()} ({self.target})"
         self.warp, self.has_bf16 = warp_size(self.target), has_bf16(self.target)
         self.notes: list[str] = []
+        self.timeline = CupyTimeline(cupy)
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
         self._options = ("-std=c++17",)
@@ -102,6 +104,10 @@ class CupyDevice:
     def free_bytes(self) -> int:
         """Bytes that could be allocated now."""
         return self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes()
+
+    def held_bytes(self) -> int:
+        """Bytes that CuPy's memory pool holds: all that arrays have ever taken at once, as it gives nothing back."""
+        return self.xp.get_default_memory_pool().total_bytes()
 
 
 def _import_cupy() -> Any:

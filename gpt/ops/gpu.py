@@ -99,6 +99,13 @@ class GpuOps:
     def free_bytes(self) -> int:
         return self.device.free_bytes()
 
+    def held_bytes(self) -> int:
+        return self.device.held_bytes()
+
+    @property
+    def timeline(self) -> Any:
+        return self.device.timeline
+
     # ---- embedding ------------------------------------------------------------------------------------------------
 
     def embedding(

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.ops.kernels import Instance
+from gpt.ops.timeline import HostTimeline
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir()) / f"hipgpt-executor-{os.getuid()}"))
@@ -57,7 +58,7 @@ def compiler() -> str | None:
 class ExecutorDevice:
     """Warps as wide, and tiles laid out, as LAYOUTS[layout] says; threads take turns in the order ORDERS[order]."""
 
-    xp, blas, stream, notes = np, None, 0, ()
+    xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
 
     def __init__(self, layout: str, order: str = "forward") -> None:
         self._layout, self.warp = LAYOUTS[layout]
@@ -82,6 +83,9 @@ class ExecutorDevice:
 
     def free_bytes(self) -> int:
         return 2**40
+
+    def held_bytes(self) -> int:
+        return 0
 
 
 class _Kernel:
