@@ -58,5 +58,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             ops.sample(
                 logits, [1], temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=1.1, uniform=0.5
             )
-            ops.softmax(model.workspace.logits, np.empty((1, 40), np.float32), 40)
+        large = ops.empty((1, 50304))  # logits
+        for scale in (None, 1.0):
+            ops.softmax_cross_entropy(large, ids, np.empty(1), np.empty(1), vocab=50257, scale=scale)
     return list(device.instances)

@@ -25,6 +25,7 @@ MAX_HEAD_DIM = 128
 CHUNK = 256  # rows that one block of a column sum adds up
 NORM_BLOCKS = 1024  # `PARTS` in norm.hip
 LARGEST = 3e38  # that a float32 may be
+LONG_LOGITS = 16384  # from here on a row of them keeps a large block busy
 LAYERNORM_BLOCKS = 256  # rows of partial sums that layernorm_backward leaves
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
@@ -302,14 +303,10 @@ class GpuOps:
     def softmax_cross_entropy(
         self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
     ) -> None:
-        kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None))
         rows, stride = logits.shape
-        kernel((rows,), (256,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
-
-    def softmax(self, logits: Array, out: Array, vocab: int) -> None:
-        """out [rows, vocab], float32, = the softmax of the first `vocab` columns of logits [rows, V]."""
-        kernel = self._kernel("softmax.hip", "softmax", GRADIENT=0)
-        kernel((len(logits),), (256,), (logits, out, _int(vocab), _int(logits.shape[1])))
+        threads = 1024 if stride > LONG_LOGITS else 128
+        kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None), THREADS=threads)
+        kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
         kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, CHUNK=CHUNK)
