@@ -81,9 +81,15 @@ class Parameters:
     Tensors that weight decay applies to (2-D ones) come first: they are `flat[:decayed]`. Gaps left by the alignment
     stay zero, which neither a norm nor an update can tell. So do the rows from `vocab_size` to the next multiple of
     `vocab_multiple` that `head` [V', D] has and the named view has not.
+
+    Gradients of vectors are sums over all rows of a batch, which operations leave as up to `parts` partial sums. With
+    `parts`, all of those lie side by side in `partials` [parts, all vectors], to be added to `vectors` at once, and
+    `blocks`, `norms` and `ln_f` have views [parts, n] into it in place of vectors.
     """
 
-    def __init__(self, config: ModelConfig, allocate: Callable[..., Array], vocab_multiple: int) -> None:
+    def __init__(
+        self, config: ModelConfig, allocate: Callable[..., Array], vocab_multiple: int, parts: int = 0
+    ) -> None:
         shapes = parameter_shapes(config)
         head_shape = (padded_vocab(config, vocab_multiple), config.embed_dim)
         offsets, end = {}, 0
@@ -97,6 +103,13 @@ class Parameters:
             name: self.flat[offsets[name] : offsets[name] + math.prod(shape)].reshape(shape)
             for name, shape in shapes.items()
         }
+        self.vectors = self.flat[self.decayed :]
+        self._views = self.named
+        if parts:
+            self.partials = allocate((parts, len(self.vectors)))
+            starts = {name: offset - self.decayed for name, offset in offsets.items() if offset >= self.decayed}
+            vectors = {name: self.partials[:, start : start + shapes[name][0]] for name, start in starts.items()}
+            self._views = {**self.named, **vectors}
 
         self.wte = self.named["transformer.wte.weight"]
         self.wpe = self.named["transformer.wpe.weight"]
@@ -110,7 +123,7 @@ class Parameters:
         self.norms = [block.ln_1 for block in self.blocks] + [self.ln_f]
 
     def _affine(self, prefix: str) -> Affine:
-        return Affine(self.named[f"{prefix}.weight"], self.named[f"{prefix}.bias"])
+        return Affine(self._views[f"{prefix}.weight"], self._views[f"{prefix}.bias"])
 
 
 class Normed(NamedTuple):
@@ -191,12 +204,12 @@ class GPT:
         ops.check(config)
         self.config, self.ops = config, ops
 
-        def parameters(dtype: str) -> Parameters:
-            return Parameters(config, lambda size: ops.zeros(size, dtype), ops.vocab_multiple)
+        def parameters(dtype: str, parts: int = 0) -> Parameters:
+            return Parameters(config, lambda shape: ops.zeros(shape, dtype), ops.vocab_multiple, parts)
 
         self.weights = parameters("float32")
         self.compute = parameters("") if ops.low_precision else self.weights  # what the passes read
-        self.gradients = parameters("float32") if training else None
+        self.gradients = parameters("float32", ops.parts(batch * config.max_seq_len)) if training else None
         self.workspace = Workspace(config, batch, config.max_seq_len, ops, training, ops.empty)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
@@ -342,6 +355,7 @@ class GPT:
             ops.linear_backward(dqkv, stream.out, w.attn_qkv.weight, dnormed, *g.attn_qkv)
         norm_backward(ws.norms[0].rows(rows), weights.norms[0], grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=drop(0))
+        ops.add_partials(grads.partials[: ops.parts(rows)], out=grads.vectors)
 
     def _dropout(self, rate: float) -> Callable[[int], Dropout | None]:
         """The dropout of a site: the embedding is 0; a block's attention and two branches follow, three per block."""
@@ -364,11 +378,13 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Any, training: bool) -> i
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
 
         head_shape = (padded_vocab(few, ops.vocab_multiple), few.embed_dim)
-        parameters = sum(
-            _aligned(_padded_size(name, shape, head_shape)) for name, shape in parameter_shapes(few).items()
-        )
+        aligned = {name: _aligned(_padded_size(name, s, head_shape)) for name, s in parameter_shapes(few).items()}
+        parameters = sum(aligned.values())
         for _ in range(4 if training else 1):
             count(parameters, "float32")
+        if training:
+            vectors = sum(aligned[name] for name, shape in parameter_shapes(few).items() if len(shape) == 1)
+            count((ops.parts(batch * few.max_seq_len), vectors), "float32")
         if ops.low_precision:
             count(parameters)
         Workspace(few, batch, few.max_seq_len, ops, training, count)

@@ -3,8 +3,8 @@
 //
 // A row belongs to one warp (to the whole block where D is large) and stays in registers: one read of each input and one
 // write of each output. The variance is that of the differences from the mean, so rows with a mean far larger than their
-// spread come out right. Backward adds into dx; dweight and dbias are reduced in two fixed stages: a block keeps sums
-// over its rows in registers and writes one row of partials, which sums.hip's add_partials adds up.
+// spread come out right. Backward adds into dx; for dweight and dbias a block keeps sums over its rows in registers and
+// leaves them as one of the partial sums that sums.hip adds up.
 //
 // Set by the host: T (bf16 | float), D, WIDTH (elements per thread at a time; divides D), DROPOUT (0 | 1).
 #include "common.h"
@@ -103,9 +103,9 @@ KERNEL(256) dropout_rows(const T* x, T* out, int rows, const uint32* key, uint32
 }
 
 // With n = (x - mean) rstd and g = dout weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes every
-// blocks-th group of rows and leaves its sums of dout n and dout in row b of dweight_partials and dbias_partials.
+// blocks-th group of rows and leaves its sums of dout n and dout in row b of dweight_sums and dbias_sums, `stride` apart.
 KERNEL(256) layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
-                               float* dweight_partials, float* dbias_partials, int rows, int blocks) {
+                               float* dweight_sums, float* dbias_sums, int rows, int blocks, int stride) {
   SHARED(float, scratch, THREADS / WARP);
   SHARED(float, sums, ROWS > 1 ? D : 1);
   Row dweight = {}, dbias = {}, w = Row::load(weight);
@@ -125,7 +125,7 @@ KERNEL(256) layernorm_backward(const T* dout, const T* x, const T* weight, const
     EACH(i, e) total.parts[i].v[e] += row_rstd * (g.parts[i].v[e] - g_mean - n.parts[i].v[e] * gn_mean);
     total.store(dx + (index_t)row * D);
   }
-  float* outs[2] = {dweight_partials + (index_t)block_x() * D, dbias_partials + (index_t)block_x() * D};
+  float* outs[2] = {dweight_sums + (index_t)block_x() * stride, dbias_sums + (index_t)block_x() * stride};
   UNROLL for (int which = 0; which < 2; which++) {
     const Row& mine = which ? dbias : dweight;
     if constexpr (ROWS == 1) {

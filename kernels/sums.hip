@@ -1,11 +1,12 @@
 // Sums in a fixed order, so that the same input gives the same bits: column sums for the gradients of biases and of layer
 // norms' parameters, and the step's metrics.
 //
-// A column sum takes two stages. `column_sums`: a block adds up CHUNK rows of 32 x WIDTH columns, its 8 groups of threads
-// every eighth row each, and writes one row of partial sums; `add_partials` does the same with all rows of those.
-// Traffic: the matrix once; the partial sums are 1 / CHUNK of it.
+// A column sum takes two stages. `column_sums` leaves partial sums: a block adds up some rows of 32 x WIDTH columns, its
+// 8 groups of threads every eighth row each. layernorm.hip leaves such partial sums too. `add_partials` adds up those of
+// all the vectors of a model at once.
+// Traffic: the matrix once; the partial sums are a small part of it.
 //
-// Set by the host: T (bf16 | float), WIDTH (columns per thread; divides the row's length), CHUNK (rows per block).
+// Set by the host: T (bf16 | float), WIDTH (columns per thread; divides the row's length).
 #include "common.h"
 
 constexpr int GROUPS = 8, COLUMNS = 32 * WIDTH;
@@ -30,13 +31,13 @@ DEVICE void block_column_sums(const X* x, int first, int end, int columns, Share
   }
 }
 
-// partials [ceil(rows / CHUNK), columns] = sums over CHUNK rows each of x [rows, columns]
-KERNEL(256) column_sums(const T* x, float* partials, int rows, int columns) {
+// partials [parts, columns], `stride` apart, = sums over `chunk` rows each of x [rows, columns]; a row of blocks per part
+KERNEL(256) column_sums(const T* x, float* partials, int rows, int columns, int chunk, int stride) {
   SHARED(float, sums, GROUPS * COLUMNS);
-  block_column_sums(x, block_y() * CHUNK, minimum(rows, (block_y() + 1) * CHUNK), columns, sums);
+  block_column_sums(x, block_y() * chunk, minimum(rows, (block_y() + 1) * chunk), columns, sums);
   for (int i = thread_id(); i < COLUMNS; i += 256) {
     int column = block_x() * COLUMNS + i;
-    if (column < columns) partials[(index_t)block_y() * columns + column] = sums[i];
+    if (column < columns) partials[(index_t)block_y() * stride + column] = sums[i];
   }
 }
 

@@ -67,6 +67,21 @@ def dropout(ops, rate, site=3):
     return mine, Dropout(rate, key, site) if rate else None
 
 
+class Sums:
+    """Room for a vector's partial sums over `rows` rows, between columns that belong to others."""
+
+    def __init__(self, ops, arrays, rows, n):
+        self.ops, self.n = ops, n
+        self.whole = arrays.poisoned(ops.parts(rows), n + 256, dtype="float32")
+        self.partials = self.whole[:, 128 : 128 + n]
+
+    def total(self):
+        host = self.ops.to_host(self.whole).astype(np.float64)
+        assert np.isnan(host[:, :128]).all(), "a kernel wrote into another vector's sums"
+        assert np.isnan(host[:, 128 + self.n :]).all(), "a kernel wrote into another vector's sums"
+        return host[:, 128 : 128 + self.n].sum(0)
+
+
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 
@@ -158,16 +173,16 @@ def test_add_layernorm(ops, arrays, rng, U, rows, d, rate):
 
 
 @pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64)])
-def test_layernorm_backward_adds(ops, arrays, rng, U, rows, d):
+def test_layernorm_backward(ops, arrays, rng, U, rows, d):
     x, dout, dx = (arrays.rounded(rng.standard_normal((rows, d))) for _ in range(3))
     weight = arrays.rounded(rng.standard_normal(d))
-    dweight, dbias = (rng.standard_normal(d).astype(np.float32).astype(np.float64) for _ in range(2))
     mean, rstd = np.empty(rows), np.empty(rows)
     REFERENCE.layernorm(x, weight, weight, np.empty((rows, d)), mean, rstd)
     mean, rstd = (a.astype(np.float32).astype(np.float64) for a in (mean, rstd))
-    outs = arrays.of(dx), arrays.of(dweight, "float32"), arrays.of(dbias, "float32")
+    mine, dweight, dbias = arrays.of(dx), Sums(ops, arrays, rows, d), Sums(ops, arrays, rows, d)
     statistics = arrays.of(mean, "float32"), arrays.of(rstd, "float32")
-    ops.layernorm_backward(arrays.of(dout), arrays.of(x), arrays.of(weight), *statistics, *outs)
+    sums = dweight.partials, dbias.partials
+    ops.layernorm_backward(arrays.of(dout), arrays.of(x), arrays.of(weight), *statistics, mine, *sums)
 
     n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
     n_error = 3 * u * np.abs(n) + 2 * u * np.abs(x) * rstd[:, None]
@@ -175,11 +190,11 @@ def test_layernorm_backward_adds(ops, arrays, rng, U, rows, d):
     each = (np.abs(g) + g_mean + np.abs(n) * gn_mean) * (d + 6) * u
     each += n_error * gn_mean + np.abs(n) * (np.abs(g) * n_error).mean(1, keepdims=True)
     weight_error = (rows * u + 3 * u) * np.abs(dout * n).sum(0) + (np.abs(dout) * n_error).sum(0)
-    before = np.abs(dx)
-    REFERENCE.layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias)
-    near(ops, outs[0], dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + 1e-30)
-    near(ops, outs[1], dweight, weight_error + 2 * u * np.abs(dweight) + 1e-30)
-    near(ops, outs[2], dbias, rows * u * np.abs(dout).sum(0) + 2 * u * np.abs(dbias) + 1e-30)
+    before, expected = np.abs(dx), np.empty((2, 1, d))
+    REFERENCE.layernorm_backward(dout, x, weight, mean, rstd, dx, *expected)
+    near(ops, mine, dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + 1e-30)
+    near(ops, dweight.total(), expected[0, 0], weight_error + 1e-30)
+    near(ops, dbias.total(), expected[1, 0], rows * u * np.abs(dout).sum(0) + 1e-30)
 
 
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (5, 7), (67, 136)])
@@ -233,20 +248,30 @@ def test_linear(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
 def test_linear_backward(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
     x, before = (arrays.rounded(rng.standard_normal((rows, d_in))) for _ in range(2))
     dout, weight = (arrays.rounded(rng.standard_normal(s)) for s in ((rows, d_out), (d_in, d_out)))
-    dweight, dbias = (rng.standard_normal(s).astype(np.float32).astype(np.float64) for s in (weight.shape, d_out))
-    dx = arrays.poisoned(rows, d_in)
+    dweight = rng.standard_normal(weight.shape).astype(np.float32).astype(np.float64)
+    dx, dbias = arrays.poisoned(rows, d_in), None if transposed else Sums(ops, arrays, rows, d_out)
     if transposed:
-        w, dw, db = arrays.of(weight.T).T, arrays.of(dweight.T, "float32").T, None
+        w, dw = arrays.of(weight.T).T, arrays.of(dweight.T, "float32").T
     else:
-        w, dw, db = arrays.of(weight), arrays.of(dweight, "float32"), arrays.of(dbias, "float32")
-    ops.linear_backward(arrays.of(dout), arrays.of(x), w, dx, dw, db, arrays.of(before), activation)
-    dx_, size_w, size_b = np.empty((rows, d_in)), np.abs(dweight), np.abs(dbias)
-    REFERENCE.linear_backward(dout, x, weight, dx_, dweight, dbias, before, activation)
+        w, dw = arrays.of(weight), arrays.of(dweight, "float32")
+    sums = dbias.partials if dbias else None
+    ops.linear_backward(arrays.of(dout), arrays.of(x), w, dx, dw, sums, arrays.of(before), activation)
+    dx_, size_w, dbias_ = np.empty((rows, d_in)), np.abs(dweight), np.empty((1, d_out))
+    REFERENCE.linear_backward(dout, x, weight, dx_, dweight, dbias_, before, activation)
     size = np.abs(dout) @ np.abs(weight.T)  # gelu' is at most 1.13, and off by less than 64 u + 4 EXP
     near(ops, dx, dx_, 1.13 * product_bound(dout, weight.T, U) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size)
     near(ops, dw, dweight, (rows + 3) * u * (np.abs(x.T) @ np.abs(dout) + size_w))
-    if db is not None:
-        near(ops, db, dbias, (rows + 3) * u * (np.abs(dout).sum(0) + size_b))
+    if dbias:
+        near(ops, dbias.total(), dbias_[0], rows * u * np.abs(dout).sum(0) + 1e-30)
+
+
+@pytest.mark.parametrize(("parts", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])
+def test_partial_sums_are_added(ops, arrays, rng, parts, n):
+    partials, before = (rng.standard_normal(s).astype(np.float32).astype(np.float64) for s in ((parts, n), n))
+    out, expected = arrays.of(before, "float32"), before.copy()
+    ops.add_partials(arrays.of(partials, "float32"), out)
+    REFERENCE.add_partials(partials, expected)
+    near(ops, out, expected, (parts + 1) * u * (np.abs(partials).sum(0) + np.abs(before)))
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ How all of them are built:
 
 Conventions: activations are C-contiguous [rows, D]. Weights are [in, out], and may be transposed views (the tied head
 is `wte.T`), as may their gradients. Results go into arrays that the caller gives and are overwritten, but gradients
-of weights and biases are added to. Outputs may alias inputs only where that is said.
+of weight matrices are added to. Gradients of vectors (biases, layer norms), sums over rows, are left as partial sums
+[parts(rows), n] or more, which `add_partials` adds up. Outputs may alias inputs only where that is said.
 """
 
 import math
@@ -204,10 +205,10 @@ class CpuOps:
         dweight: np.ndarray,
         dbias: np.ndarray,
     ) -> None:
-        """Add to dx (the residual stream's gradient), dweight and dbias what comes through a layer norm of x.
+        """Add to dx (the residual stream's gradient) what comes through a layer norm of x.
 
-        With n = (x - mean) · rstd and g = dout · weight:
-        dx += rstd · (g - mean(g) - n · mean(g · n)), dweight += Σ dout · n, dbias += Σ dout over rows.
+        With n = (x - mean) · rstd and g = dout · weight: dx += rstd · (g - mean(g) - n · mean(g · n)); dweight and
+        dbias [parts, D] get partial sums over rows of dout · n and of dout.
         """
         rows, d = x.shape
         block_rows = self._block_rows(d)
@@ -230,8 +231,8 @@ class CpuOps:
             dx[r] += g
 
         self.threads.run_blocks(block, rows, block_rows)
-        _add_total(sums[0], dweight)
-        _add_total(sums[1], dbias)
+        _leave_total(sums[0], dweight)
+        _leave_total(sums[1], dbias)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class CpuOps:
         before: np.ndarray | None = None,
         activation: str | None = None,
     ) -> None:
-        """dx = dout @ weight.T; dweight += x.T @ dout; dbias += Σ dout over rows.
+        """dx = dout @ weight.T; dweight += x.T @ dout; dbias [parts, out] gets partial sums over rows of dout.
 
         With `activation`, x was activation(before), and dx is the gradient of `before`: dx *= activation'(before).
         """
@@ -287,7 +288,7 @@ class CpuOps:
 
         self.threads.run_blocks(block, rows, block_rows)
         if dbias is not None:
-            _add_total(sums, dbias)
+            _leave_total(sums, dbias)
         self._add_product(x, dout, dweight)
 
     def _add_product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
@@ -305,6 +306,17 @@ class CpuOps:
             out[r] += product
 
         self.threads.run_blocks(block, rows, block_rows)
+
+    # ---- gradients of vectors -------------------------------------------------------------------------------------
+
+    def parts(self, rows: int) -> int:
+        """How many partial sums the gradient of a vector has in a batch of `rows` rows."""
+        return 1
+
+    def add_partials(self, partials: np.ndarray, out: np.ndarray) -> None:
+        """out [n] += Σ partials [parts, n]."""
+        with QUIET():
+            out += np.add.reduce(partials, axis=0)
 
     # ---- dropout --------------------------------------------------------------------------------------------------
 
@@ -520,10 +532,11 @@ def _layernorm(
     out += bias
 
 
-def _add_total(sums: np.ndarray, out: np.ndarray) -> None:
-    """Add what every block [blocks, D] summed up."""
+def _leave_total(sums: np.ndarray, out: np.ndarray) -> None:
+    """What every block [blocks, D] summed up, as partial sums [parts, D]: all of it in the first."""
     with QUIET():
-        out += np.add.reduce(sums, axis=0)
+        np.add.reduce(sums, axis=0, out=out[0])
+    out[1:] = 0
 
 
 def _by_head(x: np.ndarray, parts: int, batch: int, heads: int) -> np.ndarray:

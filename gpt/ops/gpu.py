@@ -22,11 +22,11 @@ from gpt.ops.blas import BlasError
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
-CHUNK = 256  # rows that one block of a column sum adds up
+MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
+PART_ROWS = 8  # rows that at least are worth a part
 NORM_BLOCKS = 1024  # `PARTS` in norm.hip
 LARGEST = 3e38  # that a float32 may be
 LONG_LOGITS = 16384  # from here on a row of them keeps a large block busy
-LAYERNORM_BLOCKS = 256  # rows of partial sums that layernorm_backward leaves
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -146,15 +146,10 @@ class GpuOps:
     def layernorm_backward(
         self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
     ) -> None:
-        rows, d = x.shape
-        kernel, grid = self._by_rows("layernorm_backward", x)
-        blocks = min(grid[0], LAYERNORM_BLOCKS)
-        partials = self._scratch("layernorm partials", 2 * LAYERNORM_BLOCKS * d)
-        dweight_partials, dbias_partials = partials[: blocks * d], partials[blocks * d : 2 * blocks * d]
-        arguments = (dout, x, weight, mean, rstd, dx, dweight_partials, dbias_partials, _int(rows), _int(blocks))
-        kernel((blocks,), (256,), arguments)
-        self._add_partials(dweight_partials, dweight, blocks)
-        self._add_partials(dbias_partials, dbias, blocks)
+        rows, parts = len(x), self.parts(len(x))
+        kernel, _ = self._by_rows("layernorm_backward", x)
+        arguments = (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], _int(rows), _int(parts), _stride(dweight))
+        kernel((parts,), (256,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
         kernel, grid = self._by_rows("dropout_rows", x, dropout)
@@ -200,7 +195,7 @@ class GpuOps:
         if not self._blas(a, b, out, "none", accumulate=True):
             self._matmul(a, b, out, "ACCUMULATE")
         if dbias is not None:
-            self._add_column_sums(dout, dbias)
+            self._column_sums(dout, dbias)
 
     def _input_gradient(
         self, dout: Array, weight: Array, dx: Array, before: Array | None, activation: str | None
@@ -254,18 +249,22 @@ class GpuOps:
         """The grid of an elementwise kernel over x [rows, columns]."""
         return (-(-x.size // (256 * self._width(x.shape[1]))),)
 
-    def _add_column_sums(self, x: Array, out: Array) -> None:
-        rows, columns = x.shape
-        chunks, width = -(-rows // CHUNK), self._width(columns)
-        partials = self._scratch("column sums", chunks * columns)
-        kernel = self._kernel("sums.hip", "column_sums", WIDTH=width, CHUNK=CHUNK)
-        kernel((-(-columns // (32 * width)), chunks), (256,), (x, partials, _int(rows), _int(columns)))
-        self._add_partials(partials, out, chunks)
+    # ---- gradients of vectors -------------------------------------------------------------------------------------
 
-    def _add_partials(self, partials: Array, out: Array, rows: int) -> None:
-        width = self._width(out.size)
-        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, CHUNK=CHUNK)
-        kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(rows), _int(out.size)))
+    def parts(self, rows: int) -> int:
+        return min(MOST_PARTS, -(-rows // PART_ROWS))
+
+    def _column_sums(self, x: Array, partials: Array) -> None:
+        (rows, columns), parts = x.shape, self.parts(len(x))
+        width, chunk = self._width(columns), -(-rows // parts)
+        sizes = map(_int, (rows, columns, chunk))
+        grid = (-(-columns // (32 * width)), parts)
+        self._kernel("sums.hip", "column_sums", WIDTH=width)(grid, (256,), (x, partials[0], *sizes, _stride(partials)))
+
+    def add_partials(self, partials: Array, out: Array) -> None:
+        width = 4 if out.size % 4 == 0 else 1  # float32, whatever activations are
+        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width)
+        kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(len(partials)), _int(out.size)))
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -309,7 +308,7 @@ class GpuOps:
         kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
-        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, CHUNK=CHUNK)
+        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1)
         kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
 
     def sample(
@@ -374,6 +373,11 @@ class GpuOps:
             return self._no_key, _uint(0), _uint(0), _float(1)
         threshold = int(dropout.rate * 2**32)
         return dropout.key, _uint(dropout.site), _uint(threshold), _float(1 / (1 - dropout.rate))
+
+
+def _stride(partials: Array) -> np.int32:
+    """Elements from one row to the next."""
+    return _int(partials.strides[0] // partials.itemsize)
 
 
 def _to_bf16(x: np.ndarray) -> np.ndarray:
