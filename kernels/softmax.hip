@@ -1,8 +1,8 @@
 // Softmax over the vocabulary: the cross-entropy loss, fused with its gradient.
 //
-// A block per row, a vector of logits per thread at a time. One pass finds the largest logit, where it stands, and the
+// A block per row, two vectors of logits per thread at a time. One pass finds the largest logit, where it stands, and the
 // sum of exponentials relative to it (online: a thread rescales its sum when its maximum grows; Milakov & Gimelshein
-// 2018). A second pass turns logits into their gradient in place. Blocks are large where rows are long: few rows are
+// 2018). A second pass turns logits into their gradient in place. Blocks are larger where rows are longer: few rows are
 // then at work at once, and the second pass finds its row in the cache. Memory traffic: the logits once in and, for a
 // gradient, once out. Subtracting the largest first makes logits of any size safe. Columns from `vocab` on are padding,
 // up to a stride of whole vectors: what they hold does not count, and their gradient is 0.
@@ -13,9 +13,10 @@
 constexpr int WARPS = THREADS / WARP, WIDTH = Vector<T>::SIZE;
 static_assert(WARPS <= WARP, "a warp puts the results of all of them together");
 
-// WIDTH logits from `column` on; -infinity from `vocab` on.
-DEVICE Floats<WIDTH> load_logits(const T* row, int column, int vocab) {
-  auto logits = Floats<WIDTH>::load(row + column);
+// WIDTH logits from `column` on; -infinity from `vocab` on, and from `stride` on without a look.
+DEVICE Floats<WIDTH> load_logits(const T* row, int column, int vocab, int stride) {
+  Floats<WIDTH> logits = {};
+  if (column < stride) logits = Floats<WIDTH>::load(row + column);
   if (column + WIDTH > vocab) {
     UNROLL for (int e = 0; e < WIDTH; e++) {
       if (column + e >= vocab) logits.v[e] = -infinity();
@@ -61,9 +62,14 @@ DEVICE Partial warp_partial(Partial p) {
   return p;
 }
 
-DEVICE Partial row_partial(const T* row, int vocab, Shared<float> largest, Shared<float> sums, Shared<int> places) {
+DEVICE Partial row_partial(const T* row, int vocab, int stride, Shared<float> largest, Shared<float> sums,
+                           Shared<int> places) {
   Partial p;
-  for (int c = thread_id() * WIDTH; c < vocab; c += THREADS * WIDTH) p.add(load_logits(row, c, vocab), c);
+  for (int c = thread_id() * WIDTH; c < vocab; c += 2 * THREADS * WIDTH) {
+    auto logits = load_logits(row, c, vocab, stride), next = load_logits(row, c + THREADS * WIDTH, vocab, stride);
+    p.add(logits, c);
+    p.add(next, c + THREADS * WIDTH);
+  }
   p = warp_partial(p);
   if (lane_id() == 0) {
     largest[warp_id()] = p.largest;
@@ -86,7 +92,7 @@ KERNEL(THREADS) cross_entropy(T* logits, const int* labels, float* losses, float
   T* row = logits + (index_t)block_x() * stride;
   int label = labels[block_x()];
   float labels_logit = to_float(row[label]);  // read before the barrier after which it is overwritten
-  Partial p = row_partial(row, vocab, largest, sums, places);
+  Partial p = row_partial(row, vocab, stride, largest, sums, places);
   if (thread_id() == 0) {
     losses[block_x()] = (p.largest - labels_logit) + log2_of(p.sum) * LN2;
     hits[block_x()] = p.place == label;
@@ -94,7 +100,7 @@ KERNEL(THREADS) cross_entropy(T* logits, const int* labels, float* losses, float
 #if GRADIENT
   float factor = scale / p.sum;
   for (int c = thread_id() * WIDTH; c < stride; c += THREADS * WIDTH) {
-    auto x = load_logits(row, c, vocab);
+    auto x = load_logits(row, c, vocab, stride);
     UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] = exp2_fast((x.v[e] - p.largest) * LOG2E) * factor;
     if (c <= label && label < c + WIDTH) {
       UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] -= c + e == label ? scale : 0;

@@ -58,7 +58,8 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             ops.sample(
                 logits, [1], temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=1.1, uniform=0.5
             )
-        large = ops.empty((1, 50304))  # logits
-        for scale in (None, 1.0):
-            ops.softmax_cross_entropy(large, ids, np.empty(1), np.empty(1), vocab=50257, scale=scale)
+        for vocab in (16384, 50304):  # rows of logits for blocks of each size
+            logits = ops.empty((1, vocab))
+            for scale in (None, 1.0):
+                ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
     return list(device.instances)

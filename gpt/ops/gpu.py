@@ -25,8 +25,10 @@ MAX_HEAD_DIM = 128
 MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
 PART_ROWS = 8  # rows that at least are worth a part
 NORM_BLOCKS = 1024  # `PARTS` in norm.hip
+# Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
+# multiprocessor holds, their rows in its cache (measured on an H100).
+LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 LARGEST = 3e38  # that a float32 may be
-LONG_LOGITS = 16384  # from here on a row of them keeps a large block busy
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -303,7 +305,8 @@ class GpuOps:
         self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
     ) -> None:
         rows, stride = logits.shape
-        threads = 1024 if stride > LONG_LOGITS else 128
+        size = stride * self._dtype.itemsize
+        threads = next(threads for largest, threads in LOGITS_THREADS if size <= largest)
         kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None), THREADS=threads)
         kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
 
