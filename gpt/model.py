@@ -322,38 +322,38 @@ class GPT:
         ops, weights, grads, ws, rows = self.ops, self.compute, self.gradients, self.workspace, ids.size
         drop = self._dropout(self.config.dropout)
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
+        dbranch = ws.dbranch[:rows] if drop(0) else dx
         ops.fill(dx, 0)
 
-        def norm_backward(norm: Normed, weight: Affine, grad: Affine) -> None:
-            ops.layernorm_backward(dnormed, norm.x, weight.weight, norm.mean, norm.rstd, dx, *grad)
-
-        def branch_gradient(site: int) -> Array:
-            if not drop(site):
-                return dx
-            ops.dropout(dx, out=ws.dbranch[:rows], dropout=drop(site))
-            return ws.dbranch[:rows]
+        def norm_backward(norm: Normed, weight: Affine, grad: Affine, branch: Affine, site: int) -> None:
+            """Through a norm into the stream, and on to the branch that was added to it and that branch's bias."""
+            x, _, mean, rstd = norm.rows(rows)
+            ops.add_layernorm_backward(
+                dnormed, x, weight.weight, mean, rstd, dx, dbranch, *grad, branch.bias, dropout=drop(site)
+            )
 
         for layer in reversed(range(self.config.num_layers)):
             w, g, act = weights.blocks[layer], grads.blocks[layer], ws.blocks[layer]
             activated, attended = act.activated[:rows], act.attended[:rows]
             stream, middle = act.ln_1.rows(rows), act.ln_2.rows(rows)
-            after = ws.norms[layer + 1].rows(rows)
 
-            norm_backward(after, weights.norms[layer + 1], grads.norms[layer + 1])
+            after, after_weight, after_grad = (each.norms[layer + 1] for each in (ws, weights, grads))
+            norm_backward(after, after_weight, after_grad, g.mlp_proj, 3 * layer + 3)
             ops.linear_backward(
-                branch_gradient(3 * layer + 3), activated, w.mlp_proj.weight, dfc, *g.mlp_proj,
+                dbranch, activated, w.mlp_proj.weight, dfc, g.mlp_proj.weight, None,
                 before=act.fc[:rows], activation=self.config.activation,
             )
             ops.linear_backward(dfc, middle.out, w.mlp_fc.weight, dnormed, *g.mlp_fc)
 
-            norm_backward(middle, w.ln_2, g.ln_2)
+            norm_backward(act.ln_2, w.ln_2, g.ln_2, g.attn_proj, 3 * layer + 2)
             dattended = dnormed  # free until attention's own backward is done
-            ops.linear_backward(branch_gradient(3 * layer + 2), attended, w.attn_proj.weight, dattended, *g.attn_proj)
+            ops.linear_backward(dbranch, attended, w.attn_proj.weight, dattended, g.attn_proj.weight, None)
             ops.attention_backward(
                 dattended, act.qkv[:rows], attended, self._lse(act, ids), dqkv, dropout=drop(3 * layer + 1)
             )
             ops.linear_backward(dqkv, stream.out, w.attn_qkv.weight, dnormed, *g.attn_qkv)
-        norm_backward(ws.norms[0].rows(rows), weights.norms[0], grads.norms[0])
+        first = ws.norms[0].rows(rows)
+        ops.layernorm_backward(dnormed, first.x, weights.norms[0].weight, first.mean, first.rstd, dx, *grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=drop(0))
         ops.add_partials(grads.partials[: ops.parts(rows)], out=grads.vectors)
 

@@ -1,19 +1,19 @@
 // Layer norm (Ba et al. 2016) of the rows of x [rows, D], alone or fused with the residual add before it, and its
-// gradients; and dropout alone, which backward needs on the residual stream's gradient.
+// gradients; and dropout alone.
 //
-// A row belongs to one warp (to the whole block where D is large) and stays in registers: one read of each input and one
-// write of each output. The variance is that of the differences from the mean, so rows with a mean far larger than their
-// spread come out right. Backward adds into dx; for dweight and dbias a block keeps sums over its rows in registers and
-// leaves them as one of the partial sums that sums.hip adds up.
+// A row belongs to LANES threads, one warp or more of a block, and stays in their registers: one read of each input and
+// one write of each output. The variance is that of the differences from the mean, so rows with a mean far larger than
+// their spread come out right. Backward adds into dx; what has to be summed over rows a block sums up in registers and
+// leaves as one of the partial sums that sums.hip adds up.
 //
-// Set by the host: T (bf16 | float), D, WIDTH (elements per thread at a time; divides D), DROPOUT (0 | 1).
+// Set by the host: T (bf16 | float), D, WIDTH (elements per thread at a time; divides D), LANES, DROPOUT (0 | 1).
 #include "common.h"
 
 constexpr float EPS = 1e-5f;
 constexpr int THREADS = 256;
-constexpr int LANES = D <= 1024 ? WARP : THREADS;  // threads that share a row
-constexpr int ROWS = THREADS / LANES;                   // rows that a block works on at once
+constexpr int ROWS = THREADS / LANES;  // rows that a block works on at once
 constexpr int PARTS = (D + LANES * WIDTH - 1) / (LANES * WIDTH);
+constexpr int SCRATCH = 4 * (THREADS / WARP);  // two halves for two sums of each warp
 
 DEVICE int lane() { return thread_id() % LANES; }
 DEVICE int column(int part) { return (part * LANES + lane()) * WIDTH; }
@@ -41,36 +41,59 @@ struct Row {
   UNROLL for (int i = 0; i < PARTS; i++)     \
     if (column(i) < D) UNROLL for (int e = 0; e < WIDTH; e++)
 
-DEVICE float row_sum(float v, Shared<float> scratch) {
-  if constexpr (LANES == WARP) return warp_sum(v);
-  else return block_sum<THREADS / WARP>(v, scratch);
+// N sums, each over the lanes of a row; all threads of the block come here together. The warps of a row meet in one half
+// of `scratch`, and at the next call in the other, so that one barrier a call is enough.
+template <int N> DEVICE void row_sums(float (&v)[N], Shared<float> scratch, int half) {
+  UNROLL for (int i = 0; i < N; i++) v[i] = warp_sum(v[i]);
+  if constexpr (LANES > WARP) {
+    Shared<float> mine = scratch + half * (SCRATCH / 2);
+    if (lane_id() == 0) {
+      UNROLL for (int i = 0; i < N; i++) mine[warp_id() * N + i] = v[i];
+    }
+    sync();
+    int first = thread_id() / LANES * (LANES / WARP);
+    UNROLL for (int i = 0; i < N; i++) {
+      v[i] = 0;
+      for (int w = 0; w < LANES / WARP; w++) v[i] += mine[(first + w) * N + i];
+    }
+  }
 }
 
-DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean_out, float* rstd_out, int row,
-                      Shared<float> scratch) {
-  float sum = 0, squares = 0;
-  EACH(i, e) sum += x.parts[i].v[e];
-  float mean = row_sum(sum, scratch) / D;
+// The row of this thread's group of lanes. Behind the last one there is none: the last is computed again, to no effect.
+struct Place {
+  int row;
+  bool real;
+  DEVICE Place(int first, int rows) : row(first + thread_id() / LANES), real(row < rows) {
+    if (!real) row = rows - 1;
+  }
+};
+
+DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean_out, float* rstd_out, Place place) {
+  SHARED(float, scratch, SCRATCH);
+  float sum[1] = {}, squares[1] = {};
+  EACH(i, e) sum[0] += x.parts[i].v[e];
+  row_sums(sum, scratch, 0);
+  float mean = sum[0] / D;
   EACH(i, e) {
     x.parts[i].v[e] -= mean;
-    squares += x.parts[i].v[e] * x.parts[i].v[e];
+    squares[0] += x.parts[i].v[e] * x.parts[i].v[e];
   }
-  float rstd = rsqrt_of(row_sum(squares, scratch) / D + EPS);
+  row_sums(squares, scratch, 1);
+  float rstd = rsqrt_of(squares[0] / D + EPS);
   Row w = Row::load(weight), b = Row::load(bias);
   EACH(i, e) x.parts[i].v[e] = x.parts[i].v[e] * rstd * w.parts[i].v[e] + b.parts[i].v[e];
-  x.store(out + (index_t)row * D);
+  if (!place.real) return;
+  x.store(out + (index_t)place.row * D);
   if (lane() == 0) {
-    mean_out[row] = mean;
-    rstd_out[row] = rstd;
+    mean_out[place.row] = mean;
+    rstd_out[place.row] = rstd;
   }
 }
 
 // out = (x - mean) rstd weight + bias
 KERNEL(256) layernorm(const T* x, const T* weight, const T* bias, T* out, float* mean, float* rstd, int rows) {
-  SHARED(float, scratch, THREADS / WARP);
-  int row = block_x() * ROWS + thread_id() / LANES;
-  if (row >= rows) return;
-  normalize(Row::load(x + (index_t)row * D), weight, bias, out, mean, rstd, row, scratch);
+  Place place(block_x() * ROWS, rows);
+  normalize(Row::load(x + (index_t)place.row * D), weight, bias, out, mean, rstd, place);
 }
 
 DEVICE void apply_dropout(Row& x, const Dropout& dropout, int row) {
@@ -81,67 +104,101 @@ DEVICE void apply_dropout(Row& x, const Dropout& dropout, int row) {
 // x_out = x + dropout(branch); out = the layer norm of x_out as it was stored. x_out may be x.
 KERNEL(256) add_layernorm(const T* x, const T* branch, const T* weight, const T* bias, T* x_out, T* out, float* mean,
                           float* rstd, int rows, const uint32* key, uint32 site, uint32 threshold, float scale) {
-  SHARED(float, scratch, THREADS / WARP);
-  int row = block_x() * ROWS + thread_id() / LANES;
-  if (row >= rows) return;
-  Row sum = Row::load(x + (index_t)row * D), added = Row::load(branch + (index_t)row * D);
+  Place place(block_x() * ROWS, rows);
+  index_t at = (index_t)place.row * D;
+  Row sum = Row::load(x + at), added = Row::load(branch + at);
 #if DROPOUT
-  apply_dropout(added, Dropout(key, site, threshold, scale), row);
+  apply_dropout(added, Dropout(key, site, threshold, scale), place.row);
 #endif
   EACH(i, e) sum.parts[i].v[e] = to_float(from_float<T>(sum.parts[i].v[e] + added.parts[i].v[e]));
-  sum.store(x_out + (index_t)row * D);
-  normalize(sum, weight, bias, out, mean, rstd, row, scratch);
+  if (place.real) sum.store(x_out + at);
+  normalize(sum, weight, bias, out, mean, rstd, place);
 }
 
 // out = dropout(x); out may be x.
 KERNEL(256) dropout_rows(const T* x, T* out, int rows, const uint32* key, uint32 site, uint32 threshold, float scale) {
-  int row = block_x() * ROWS + thread_id() / LANES;
-  if (row >= rows) return;
-  Row value = Row::load(x + (index_t)row * D);
-  apply_dropout(value, Dropout(key, site, threshold, scale), row);
-  value.store(out + (index_t)row * D);
+  Place place(block_x() * ROWS, rows);
+  if (!place.real) return;
+  Row value = Row::load(x + (index_t)place.row * D);
+  apply_dropout(value, Dropout(key, site, threshold, scale), place.row);
+  value.store(out + (index_t)place.row * D);
+}
+
+// out [D] = the sum of what each of the block's groups of lanes has in `mine`
+DEVICE void store_sum(const Row& mine, float* out, Shared<float> all) {
+  EACH(i, e) all[thread_id() / LANES * D + column(i) + e] = mine.parts[i].v[e];
+  sync();
+  for (int c = thread_id(); c < D; c += THREADS) {
+    float sum = 0;
+    for (int group = 0; group < ROWS; group++) sum += all[group * D + c];
+    out[c] = sum;
+  }
+  sync();
 }
 
 // With n = (x - mean) rstd and g = dout weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes every
-// blocks-th group of rows and leaves its sums of dout n and dout in row b of dweight_sums and dbias_sums, `stride` apart.
-KERNEL(256) layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
-                               float* dweight_sums, float* dbias_sums, int rows, int blocks, int stride) {
-  SHARED(float, scratch, THREADS / WARP);
-  SHARED(float, sums, ROWS > 1 ? D : 1);
-  Row dweight = {}, dbias = {}, w = Row::load(weight);
-  for (int row = block_x() * ROWS + thread_id() / LANES; row < rows; row += blocks * ROWS) {
-    Row n = Row::load(x + (index_t)row * D), g = Row::load(dout + (index_t)row * D);
-    float row_mean = mean[row], row_rstd = rstd[row], g_sum = 0, gn_sum = 0;
+// blocks-th group of rows. Its sums of dout n and of dout go to row b of dweight and dbias, rows `stride` apart, and with
+// BRANCH that of dx, as branch(dx's row, number) leaves it, to row b of dbranch.
+template <bool BRANCH, class F>
+DEVICE void backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
+                     float* dweight, float* dbias, float* dbranch, int rows, int blocks, int stride, F branch) {
+  SHARED(float, scratch, SCRATCH);
+  SHARED(float, all, ROWS * D);
+  Row weight_sum = {}, bias_sum = {}, branch_sum = {}, w = Row::load(weight);
+  int half = 0;
+  for (int first = block_x() * ROWS; first < rows; first += blocks * ROWS, half ^= 1) {
+    Place place(first, rows);
+    index_t at = (index_t)place.row * D;
+    Row n = Row::load(x + at), g = Row::load(dout + at), total = Row::load(dx + at);  // before anything waits for them
+    float row_mean = mean[place.row], row_rstd = rstd[place.row], sums[2] = {};
     EACH(i, e) {
+      float d = place.real ? g.parts[i].v[e] : 0;
       n.parts[i].v[e] = (n.parts[i].v[e] - row_mean) * row_rstd;
-      dweight.parts[i].v[e] += g.parts[i].v[e] * n.parts[i].v[e];
-      dbias.parts[i].v[e] += g.parts[i].v[e];
-      g.parts[i].v[e] *= w.parts[i].v[e];
-      g_sum += g.parts[i].v[e];
-      gn_sum += g.parts[i].v[e] * n.parts[i].v[e];
+      weight_sum.parts[i].v[e] += d * n.parts[i].v[e];
+      bias_sum.parts[i].v[e] += d;
+      g.parts[i].v[e] = d * w.parts[i].v[e];
+      sums[0] += g.parts[i].v[e];
+      sums[1] += g.parts[i].v[e] * n.parts[i].v[e];
     }
-    float g_mean = row_sum(g_sum, scratch) / D, gn_mean = row_sum(gn_sum, scratch) / D;
-    Row total = Row::load(dx + (index_t)row * D);
-    EACH(i, e) total.parts[i].v[e] += row_rstd * (g.parts[i].v[e] - g_mean - n.parts[i].v[e] * gn_mean);
-    total.store(dx + (index_t)row * D);
-  }
-  float* outs[2] = {dweight_sums + (index_t)block_x() * stride, dbias_sums + (index_t)block_x() * stride};
-  UNROLL for (int which = 0; which < 2; which++) {
-    const Row& mine = which ? dbias : dweight;
-    if constexpr (ROWS == 1) {
-      mine.store(outs[which]);
-    } else {  // the groups add to the block's sums one after another
-      for (int group = 0; group < ROWS; group++) {
-        if (thread_id() / LANES == group) {
-          EACH(i, e) {
-            int c = column(i) + e;
-            sums[c] = group ? sums[c] + mine.parts[i].v[e] : mine.parts[i].v[e];
-          }
-        }
-        sync();
-      }
-      for (int c = thread_id(); c < D; c += THREADS) outs[which][c] = sums[c];
-      sync();
+    row_sums(sums, scratch, half);
+    if (!place.real) continue;
+    float g_mean = sums[0] / D, gn_mean = sums[1] / D;
+    EACH(i, e) {
+      float change = row_rstd * (g.parts[i].v[e] - g_mean - n.parts[i].v[e] * gn_mean);
+      total.parts[i].v[e] = to_float(from_float<T>(total.parts[i].v[e] + change));
+    }
+    total.store(dx + at);
+    if constexpr (BRANCH) {
+      branch(total, place.row);
+      EACH(i, e) branch_sum.parts[i].v[e] += total.parts[i].v[e];
     }
   }
+  index_t mine = (index_t)block_x() * stride;
+  store_sum(weight_sum, dweight + mine, all);
+  store_sum(bias_sum, dbias + mine, all);
+  if constexpr (BRANCH) store_sum(branch_sum, dbranch + mine, all);
+}
+
+KERNEL(256) layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
+                               float* dweight, float* dbias, int rows, int blocks, int stride) {
+  auto branch = [](Row&, int) {};
+  backward<false>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbias, rows, blocks, stride, branch);
+}
+
+// As layernorm_backward of add_layernorm's x_out. The branch's gradient is dropout(dx), for dbranch, or dx itself.
+KERNEL(256) add_layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd,
+                                   T* dx, T* dbranch, float* dweight, float* dbias, float* dbranch_sums, int rows,
+                                   int blocks, int stride, const uint32* key, uint32 site, uint32 threshold,
+                                   float scale) {
+#if DROPOUT
+  Dropout dropout(key, site, threshold, scale);
+  auto branch = [&](Row& gradient, int row) {
+    apply_dropout(gradient, dropout, row);
+    EACH(i, e) gradient.parts[i].v[e] = to_float(from_float<T>(gradient.parts[i].v[e]));
+    gradient.store(dbranch + (index_t)row * D);
+  };
+#else
+  auto branch = [](Row&, int) {};
+#endif
+  backward<true>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbranch_sums, rows, blocks, stride, branch);
 }

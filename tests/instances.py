@@ -10,12 +10,13 @@ from gpt.ops.kernels import Instance
 from gpt.optim import AdamW
 
 # Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
-# and rows for a block, both activations, and dropout or none.
+# and rows for more, both activations, and dropout or none.
 MODELS = [
     {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 64},  # heads of 16
     {"embed_dim": 256, "num_heads": 8, "ff_hidden_dim": 1024, "dropout": 0.1},  # the default: 32
     {"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072},  # gpt2-124M: 64
-    {"embed_dim": 1600, "num_heads": 25, "ff_hidden_dim": 6400, "dropout": 0.1},  # gpt2-xl: 64, rows for a block
+    {"embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096},  # gpt2-350M: 64
+    {"embed_dim": 1600, "num_heads": 25, "ff_hidden_dim": 6400, "dropout": 0.1},  # gpt2-xl: 64
     {"embed_dim": 160, "num_heads": 2, "ff_hidden_dim": 80, "dropout": 0.1},  # 80
     {"embed_dim": 192, "num_heads": 2, "ff_hidden_dim": 64, "dropout": 0.1},  # 96
     {"embed_dim": 128, "num_heads": 1, "ff_hidden_dim": 64, "dropout": 0.1},  # 128

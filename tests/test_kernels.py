@@ -172,8 +172,9 @@ def test_add_layernorm(ops, arrays, rng, U, rows, d, rate):
     near(ops, out, expected, norm_bound(stored, weight, bias, mean, rstd, U))
 
 
-@pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64)])
-def test_layernorm_backward(ops, arrays, rng, U, rows, d):
+@pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64), (70, 800)])
+@pytest.mark.parametrize("branch", [None, 0, 0.3])  # none, or one with this dropout
+def test_layernorm_backward(ops, arrays, rng, U, rows, d, branch):
     x, dout, dx = (arrays.rounded(rng.standard_normal((rows, d))) for _ in range(3))
     weight = arrays.rounded(rng.standard_normal(d))
     mean, rstd = np.empty(rows), np.empty(rows)
@@ -182,7 +183,13 @@ def test_layernorm_backward(ops, arrays, rng, U, rows, d):
     mine, dweight, dbias = arrays.of(dx), Sums(ops, arrays, rows, d), Sums(ops, arrays, rows, d)
     statistics = arrays.of(mean, "float32"), arrays.of(rstd, "float32")
     sums = dweight.partials, dbias.partials
-    ops.layernorm_backward(arrays.of(dout), arrays.of(x), arrays.of(weight), *statistics, mine, *sums)
+    inputs = arrays.of(dout), arrays.of(x), arrays.of(weight), *statistics
+    if branch is None:
+        ops.layernorm_backward(*inputs, mine, *sums)
+    else:
+        dbranch, dbranch_sums = arrays.poisoned(rows, d) if branch else mine, Sums(ops, arrays, rows, d)
+        mask, its_mask = dropout(ops, branch)
+        ops.add_layernorm_backward(*inputs, mine, dbranch, *sums, dbranch_sums.partials, mask)
 
     n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
     n_error = 3 * u * np.abs(n) + 2 * u * np.abs(x) * rstd[:, None]
@@ -195,6 +202,13 @@ def test_layernorm_backward(ops, arrays, rng, U, rows, d):
     near(ops, mine, dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + 1e-30)
     near(ops, dweight.total(), expected[0, 0], weight_error + 1e-30)
     near(ops, dbias.total(), expected[1, 0], rows * u * np.abs(dout).sum(0) + 1e-30)
+    if branch is not None:  # its gradient is that of the dx that was stored, and its sums those of what was stored
+        dx, branch_gradient = ops.to_host(mine).astype(np.float64), np.empty((rows, d))
+        if branch:
+            REFERENCE.dropout(dx, branch_gradient, its_mask)
+            near(ops, dbranch, branch_gradient, (U + 2 * u) * np.abs(branch_gradient))
+        stored = ops.to_host(dbranch).astype(np.float64)
+        near(ops, dbranch_sums.total(), stored.sum(0), rows * u * np.abs(stored).sum(0) + 1e-30)
 
 
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (5, 7), (67, 136)])

@@ -128,6 +128,14 @@ def test_add_layernorm_and_its_backward(ops, rng, dropout, rows, d):
     ops.layernorm_backward(dout, x_out, a["weight"], mean, rstd, dx, dweight, dbias)
     check_gradients(formula, dout, a, {"x": dx - 1, "weight": dweight.sum(0), "bias": dbias.sum(0)}, rng)
 
+    dsum, dweight, dbias, dbranch_sums = np.zeros((rows, d)), unset(2, d), unset(2, d), unset(2, d)
+    dbranch = unset(rows, d) if dropout else dsum
+    inputs = dout, x_out, a["weight"], mean, rstd
+    ops.add_layernorm_backward(*inputs, dsum, dbranch, dweight, dbias, dbranch_sums, dropout=dropout)
+    gradients = {"x": dsum, "branch": dbranch, "weight": dweight.sum(0), "bias": dbias.sum(0)}
+    check_gradients(formula, dout, a, gradients, rng)
+    np.testing.assert_allclose(dbranch_sums.sum(0), dbranch.sum(0), **EXACT)
+
     ops.add_layernorm(*a.values(), a["x"], out, mean, rstd, dropout=dropout)
     assert np.array_equal(a["x"], x_out), "the sum may overwrite x"
 

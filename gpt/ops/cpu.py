@@ -210,9 +210,35 @@ class CpuOps:
         With n = (x - mean) · rstd and g = dout · weight: dx += rstd · (g - mean(g) - n · mean(g · n)); dweight and
         dbias [parts, D] get partial sums over rows of dout · n and of dout.
         """
+        self._layernorm_backward(dout, x, weight, mean, rstd, dx, (dweight, dbias), lambda r, out: None)
+
+    def add_layernorm_backward(
+        self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
+        dbranch: np.ndarray, dweight: np.ndarray, dbias: np.ndarray, dbranch_sums: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        """As `layernorm_backward`, of the x_out of `add_layernorm`, and on to the branch that was added to it.
+
+        dbranch = dx · mask / (1 - rate), and dbranch_sums [parts, D] gets partial sums of it over rows, the gradient of
+        a bias at the branch's end. Without dropout dbranch is dx.
+        """
+        mask = Mask(dropout, x.shape[1]) if dropout else None
+
+        def branch(r: slice, out: np.ndarray) -> None:
+            if mask:
+                np.multiply(dx[r], self._draw(mask, r, x.shape[1]), out=dbranch[r])
+            np.add.reduce(dbranch[r], axis=0, out=out)
+
+        self._layernorm_backward(dout, x, weight, mean, rstd, dx, (dweight, dbias, dbranch_sums), branch)
+
+    def _layernorm_backward(
+        self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
+        outs: tuple[np.ndarray, ...], branch: Callable[[slice, np.ndarray], None],
+    ) -> None:  # fmt: skip
+        """`branch` gets rows of dx that are complete, and room for sums over them."""
         rows, d = x.shape
         block_rows = self._block_rows(d)
-        sums = self._scratch("layernorm sums", (2, -(-rows // block_rows), d), self._dtype)
+        sums = self._scratch("layernorm sums", (3, -(-rows // block_rows), d), self._dtype)
 
         def block(r: slice) -> None:
             number = r.start // block_rows
@@ -229,10 +255,11 @@ class CpuOps:
             g -= normed
             g *= rstd[r, None]
             dx[r] += g
+            branch(r, sums[2, number])
 
         self.threads.run_blocks(block, rows, block_rows)
-        _leave_total(sums[0], dweight)
-        _leave_total(sums[1], dbias)
+        for total, out in zip(sums, outs, strict=False):
+            _leave_total(total, out)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 

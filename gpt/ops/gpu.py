@@ -24,6 +24,7 @@ HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
 MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
 PART_ROWS = 8  # rows that at least are worth a part
+LANE_ELEMENTS = 24  # of a row of a layer norm that a thread may have: backward holds seven arrays of them in registers
 NORM_BLOCKS = 1024  # `PARTS` in norm.hip
 # Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
 # multiprocessor holds, their rows in its cache (measured on an H100).
@@ -148,9 +149,19 @@ class GpuOps:
     def layernorm_backward(
         self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
     ) -> None:
-        rows, parts = len(x), self.parts(len(x))
         kernel, _ = self._by_rows("layernorm_backward", x)
-        arguments = (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], _int(rows), _int(parts), _stride(dweight))
+        parts = self.parts(len(x))
+        sizes = _int(len(x)), _int(parts), _stride(dweight)
+        kernel((parts,), (256,), (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], *sizes))
+
+    def add_layernorm_backward(
+        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dbranch: Array,
+        dweight: Array, dbias: Array, dbranch_sums: Array, dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        kernel, _ = self._by_rows("add_layernorm_backward", x, dropout)
+        parts = self.parts(len(x))
+        sums, sizes = (dweight[0], dbias[0], dbranch_sums[0]), (_int(len(x)), _int(parts), _stride(dweight))
+        arguments = (dout, x, weight, mean, rstd, dx, dbranch, *sums, *sizes, *self._mask(dropout))
         kernel((parts,), (256,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
@@ -158,11 +169,12 @@ class GpuOps:
         kernel(grid, (256,), (x, out, _int(len(x)), *self._mask(dropout)))
 
     def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Callable, tuple[int]]:
-        """A kernel of layernorm.hip and its grid: a warp a row, or a block where rows are long."""
-        rows, d = x.shape
-        rows_per_block = 256 // self.device.warp if d <= 1024 else 1
-        kernel = self._kernel("layernorm.hip", name, D=d, WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
-        return kernel, (-(-rows // rows_per_block),)
+        """A kernel of layernorm.hip, and a grid for all rows at once."""
+        (rows, d), lanes = x.shape, self.device.warp
+        while lanes < 256 and lanes * LANE_ELEMENTS < d:
+            lanes *= 2
+        defines = {"D": d, "WIDTH": self._width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
+        return self._kernel("layernorm.hip", name, **defines), (-(-rows * lanes // 256),)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
