@@ -7,6 +7,7 @@ import numpy as np
 
 from gpt.config import TrainConfig
 from gpt.model import GPT, Parameters
+from gpt.ops import Array
 
 BETAS = (0.9, 0.95)
 EPS = 1e-8
@@ -42,7 +43,6 @@ class AdamW:
         )
         self.norm = self.ops.zeros(1, "float64")
         self.counters = self.ops.zeros(len(COUNTERS), "int64")
-        self.lr = self.ops.zeros(1, "float32")
 
     def load(
         self, exp_avg: Mapping[str, np.ndarray], exp_avg_sq: Mapping[str, np.ndarray], counters: Mapping[str, int]
@@ -53,15 +53,14 @@ class AdamW:
                 self.ops.copy(tensors[name], out=view)
         self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
 
-    def step(self, lr: float) -> None:
-        """Clip the model's gradients to a global norm of `grad_clip` and move its weights."""
+    def step(self, lr: Array) -> None:
+        """Clip the model's gradients to a global norm of `grad_clip` and move its weights. lr is float32 [1]."""
         weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
-        self.ops.fill(self.lr, lr)
         self.ops.global_norm(gradients.flat, out=self.norm)
         self.ops.adamw(
             weights.flat, gradients.flat, self.exp_avg.flat, self.exp_avg_sq.flat,
             copy=None if compute is weights else compute.flat, norm=self.norm, loss=self.model.metrics,
-            counters=self.counters, lr=self.lr, betas=BETAS, eps=EPS, weight_decay=self.config.weight_decay,
+            counters=self.counters, lr=lr, betas=BETAS, eps=EPS, weight_decay=self.config.weight_decay,
             decayed=weights.decayed, clip=self.config.grad_clip,
         )  # fmt: skip
 

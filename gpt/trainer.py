@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,21 +59,37 @@ class Training:
     def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Any) -> None:
         self.config, self.batches, self.ops = config, batches, ops
         self.model = GPT(model, ops, batch=config.batch_size, training=True)
-        ops.copy(np.array([config.seed % 2**32, 0], np.uint32), out=self.model.dropout_key)
         self.optimizer = AdamW(self.model, config)
+        shape = (config.batch_size, model.max_seq_len)
+        self.inputs = ops.inputs(
+            ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
+            dropout_key=((2,), "uint32"), lr=((1,), "float32"),
+        )  # fmt: skip
+        self.model.dropout_key = self.inputs.device["dropout_key"]
+        self._passes = {each: ops.replayed(partial(self._pass, *each)) for each in product((True, False), repeat=2)}
         self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
 
     def step(self, number: int) -> None:
         """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing."""
-        config, model = self.config, self.model
-        self.ops.fill(model.gradients.flat, 0)
-        self.ops.fill(model.metrics, 0)
-        for index in range((number - 1) * config.accumulate, number * config.accumulate):
-            self.ops.fill(model.dropout_key[1:], index % 2**32)
-            ids, labels = self.batches.train(index)
-            arrays = map(self.ops.from_host, (ids, labels, token_order(ids)))
-            model.loss_and_gradients(*arrays, scale=1 / self.tokens_per_step)
-        self.optimizer.step(learning_rate(number, config))
+        config = self.config
+        for micro_step in range(config.accumulate):
+            index = (number - 1) * config.accumulate + micro_step
+            with self.inputs.written() as inputs:
+                self.batches.train(index, out=(inputs["ids"], inputs["labels"]))
+                inputs["order"][...] = token_order(inputs["ids"])
+                inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
+                inputs["lr"][...] = learning_rate(number, config)
+            self._passes[micro_step == 0, micro_step == config.accumulate - 1]()
+
+    def _pass(self, first: bool, last: bool) -> None:
+        """A micro-batch; before the step's first gradients and metrics are zero, after its last the weights move."""
+        inputs, model = self.inputs.device, self.model
+        if first:
+            self.ops.fill(model.gradients.flat, 0)
+            self.ops.fill(model.metrics, 0)
+        model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens_per_step)
+        if last:
+            self.optimizer.step(inputs["lr"])
 
     def metrics(self) -> Metrics:
         """The last step's, once all work so far is done."""

@@ -8,6 +8,7 @@ from gpt.model import GPT, KVCache
 from gpt.ops.gpu import GpuOps
 from gpt.ops.kernels import Instance
 from gpt.optim import AdamW
+from tests.host_device import HostDevice
 
 # Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
 # and rows for more, both activations, and dropout or none.
@@ -24,10 +25,10 @@ MODELS = [
 ]
 
 
-class NotingDevice:
+class NotingDevice(HostDevice):
     """A device whose kernels do nothing but be remembered."""
 
-    xp, blas, notes, stream, description = np, None, (), 0, "a device that takes notes"
+    description = "a device that takes notes"
 
     def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
         self.target, self.warp, self.has_bf16 = target, warp, has_bf16
@@ -36,12 +37,6 @@ class NotingDevice:
     def kernel(self, file, name, defines):
         self.instances[Instance.of(file, defines)] = None
         return lambda grid, block, arguments: None
-
-    def to_host(self, array):
-        return array
-
-    def free_bytes(self):
-        return 2**40
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
@@ -54,7 +49,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             ids = np.zeros((1, 8), np.int32)
             model.loss(ids, ids)
             model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
-            AdamW(model, TrainConfig()).step(1e-3)
+            AdamW(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
             logits = model.decode(ids[0], KVCache(model.config, ops.zeros))
             ops.sample(
                 logits, [1], temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=1.1, uniform=0.5

@@ -136,7 +136,7 @@ def train(threads, steps=3):
         model.gradients.flat.fill(0)
         ids = rng.integers(0, 301, (5, 70)).astype(np.int32)
         model.loss_and_gradients(ids, np.roll(ids, -1), token_order(ids), 1 / ids.size)
-        optimizer.step(1e-3)
+        optimizer.step(np.array([1e-3], np.float32))
     return model.gradients.flat.copy(), model.weights.flat.copy()
 
 

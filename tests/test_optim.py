@@ -37,6 +37,11 @@ def model():
     return model
 
 
+def lr(rate):
+    """A learning rate where the optimizer reads it."""
+    return np.array([rate], np.float32)
+
+
 def set_gradients(model, rng, size=1.0):
     for view in model.gradients.named.values():
         view[...] = size * rng.standard_normal(view.shape)
@@ -45,30 +50,30 @@ def set_gradients(model, rng, size=1.0):
 def test_a_step_that_is_not_finite_changes_nothing_but_its_counters(model):
     optimizer, rng = AdamW(model, TrainConfig()), np.random.default_rng(0)
     set_gradients(model, rng)
-    optimizer.step(1e-3)
+    optimizer.step(lr(1e-3))
     before = [array.copy() for array in (model.weights.flat, optimizer.exp_avg.flat, optimizer.exp_avg_sq.flat)]
     for poison in (np.nan, np.inf):
         set_gradients(model, rng)
         model.gradients.named["transformer.h.0.mlp.c_fc.bias"][3] = poison
-        optimizer.step(1e-3)
+        optimizer.step(lr(1e-3))
     after = [model.weights.flat, optimizer.exp_avg.flat, optimizer.exp_avg_sq.flat]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert optimizer.state() == {"adam_step": 1, "skipped": 2, "skipped_in_a_row": 2}
     set_gradients(model, rng)
-    optimizer.step(1e-3)
+    optimizer.step(lr(1e-3))
     assert optimizer.state() == {"adam_step": 2, "skipped": 2, "skipped_in_a_row": 0}
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_too(model):
     optimizer = AdamW(model, TrainConfig())
     model.metrics[0] = np.inf
-    optimizer.step(1e-3)
+    optimizer.step(lr(1e-3))
     assert optimizer.state() == {"adam_step": 0, "skipped": 1, "skipped_in_a_row": 1}
 
 
 def test_only_two_dimensional_tensors_decay(model):
     before = {name: view.copy() for name, view in model.weights.named.items()}
-    AdamW(model, TrainConfig(weight_decay=0.5)).step(0.1)  # no gradient: decay is all that moves
+    AdamW(model, TrainConfig(weight_decay=0.5)).step(lr(0.1))  # no gradient: decay is all that moves
     for name, view in model.weights.named.items():
         assert np.allclose(view, before[name] * (0.95 if view.ndim == 2 else 1.0), rtol=1e-6), name
 
@@ -85,7 +90,7 @@ def test_steps_equal_pytorchs(model, weight_decay, grad_clip):
     ]
     peer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     optimizer, rng = AdamW(model, TrainConfig(weight_decay=weight_decay, grad_clip=grad_clip)), np.random.default_rng(1)
-    steps, lr = 20, 1e-2
+    steps, rate = 20, 1e-2
     for _ in range(steps):
         set_gradients(model, rng, size=rng.choice([1e-3, 1.0]))
         for name, parameter in theirs.items():
@@ -93,13 +98,13 @@ def test_steps_equal_pytorchs(model, weight_decay, grad_clip):
         if grad_clip:
             norm = torch.nn.utils.clip_grad_norm_(theirs.values(), grad_clip)
         for group in peer.param_groups:
-            group["lr"] = lr
+            group["lr"] = rate
         peer.step()
-        optimizer.step(lr)
+        optimizer.step(lr(rate))
         if grad_clip:
             assert optimizer.norm[0] == pytest.approx(norm.item(), rel=1e-5)
-    # Each step moves a weight by about lr with a handful of float32 roundings (2**-24 each) of that move, and rounds
-    # the weight (below 2) once: 20 steps differ by less than 20 x (10 x lr + 2) x 2**-24.
-    bound = steps * (10 * lr + 2) * 2**-24
+    # Each step moves a weight by about the rate, with a handful of float32 roundings (2**-24 each) of that, and rounds
+    # the weight (below 2) once: 20 steps differ by less than 20 x (10 x rate + 2) x 2**-24.
+    bound = steps * (10 * rate + 2) * 2**-24
     for name, parameter in theirs.items():
         assert np.abs(parameter.detach().numpy() - ours[name]).max() < bound, name

@@ -25,6 +25,7 @@ from gpt.ops.cpu_activations import ACTIVATIONS, backward
 from gpt.ops.cpu_attention import attend, attend_backward
 from gpt.ops.cpu_sampling import choose
 from gpt.ops.masks import Mask
+from gpt.ops.replay import HostInputs
 from gpt.ops.threads import QUIET, Scratch, Threads, available_threads
 from gpt.ops.timeline import HostTimeline
 
@@ -83,6 +84,17 @@ class CpuOps:
     def fill(self, array: np.ndarray, value: float) -> None:
         """array[...] = value."""
         array.fill(value)
+
+    def inputs(self, **fields: tuple[tuple[int, ...], str]) -> HostInputs:
+        """Arrays that the host writes for every step: name = (shape, dtype). See gpt/ops/replay.py."""
+        return HostInputs(fields)
+
+    def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
+        """As cheap a way as there is to run, over and over, a function that asks for the same work every time.
+
+        It must read nothing from the host that varies, and allocate nothing after its first run.
+        """
+        return function
 
     def free_bytes(self) -> int:
         """Bytes that could be allocated now."""

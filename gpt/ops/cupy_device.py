@@ -1,5 +1,6 @@
 """A GPU through CuPy: its arrays, its memory, and kernels that NVRTC or hiprtc compiles when they are first needed."""
 
+import ctypes
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -61,6 +62,9 @@ class CupyDevice:
         self.timeline = CupyTimeline(cupy)
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
+        # CUDA's own stream cannot be recorded. This one is everybody's: CuPy's, the kernels' and the libraries'.
+        cupy.cuda.Stream(non_blocking=True).use()
+        self.records = True
         self._options = ("-std=c++17",)
         if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
             self._options += ("-arch=sm_90a",)
@@ -100,6 +104,32 @@ class CupyDevice:
     def to_host(self, array: Any) -> np.ndarray:
         """The array as a NumPy one, after all work before it."""
         return self.xp.asnumpy(array)
+
+    def clear(self, array: Any) -> None:
+        """array = 0"""
+        array.fill(0)
+
+    def pinned(self, size: int) -> np.ndarray:
+        """Memory of the host, uint8 [size], that the GPU can read by itself."""
+        return np.frombuffer(self.xp.cuda.alloc_pinned_memory(size), np.uint8, size)
+
+    def upload(self, host: np.ndarray, out: Any) -> Callable[[], object]:
+        """Copy pinned memory, after all work before it, while the host goes on. What returns waits until it is done."""
+        cuda = self.xp.cuda
+        out.data.copy_from_host_async(ctypes.c_void_p(host.ctypes.data), host.nbytes)
+        done = cuda.Event(disable_timing=True)
+        done.record(cuda.get_current_stream())
+        return done.synchronize
+
+    def record(self, work: Callable[[], object]) -> Callable[[], object]:
+        """What `work` asks the GPU for, without doing it, as a graph; calling what returns does it."""
+        stream = self.xp.cuda.get_current_stream()
+        stream.begin_capture()
+        try:
+            work()
+        finally:
+            graph = stream.end_capture()
+        return graph.launch
 
     def free_bytes(self) -> int:
         """Bytes that could be allocated now."""

@@ -19,6 +19,7 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops import Array, Dropout
 from gpt.ops.blas import BlasError
+from gpt.ops.replay import Inputs, Replayed
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
@@ -96,9 +97,15 @@ class GpuOps:
 
     def fill(self, array: Array, value: float) -> None:
         if value == 0:
-            array.fill(0)
+            self.device.clear(array)
         else:  # a copy, for which CuPy compiles no kernel of its own: on ROCm those need headers that may not be there
             self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
+
+    def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
+        return Inputs(self.device, fields)
+
+    def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
+        return Replayed(self.device, function)
 
     def free_bytes(self) -> int:
         return self.device.free_bytes()

@@ -23,6 +23,7 @@ import numpy as np
 
 from gpt.ops.kernels import Instance
 from tests.amd.compile import CLANG, PROCESSORS, Argument, Kernel, compile_source, missing, read_kernels
+from tests.host_device import HostDevice
 
 FAMILIES = {"gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
 TARGETS = tuple(FAMILIES)
@@ -45,11 +46,9 @@ def unavailable() -> str | None:
     return missing("clang")
 
 
-class EmulatorDevice:
+class EmulatorDevice(HostDevice):
     """What GpuOps asks of a device, on an emulated GPU; its arrays are NumPy's."""
 
-    xp = np
-    blas, notes, stream = None, (), 0
     has_bf16 = True
 
     def __init__(self, target: str) -> None:
@@ -60,7 +59,8 @@ class EmulatorDevice:
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
         """A kernel of kernels/ as a function of grid, block and arguments."""
-        return self.kernel_of(Instance.of(file, defines).source, name)
+        kernel = self.kernel_of(Instance.of(file, defines).source, name)
+        return lambda *launch: self.ask(partial(kernel, *launch))
 
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
         """A kernel of a whole source."""
@@ -68,14 +68,6 @@ class EmulatorDevice:
             self._compiled[source] = CodeObject(compile_source(source, "clang", self.target, *ALIGNED))
         code = self._compiled[source]
         return lambda grid, block, args: code.launch(name, grid, block, args)
-
-    def to_host(self, array: np.ndarray) -> np.ndarray:
-        """The array itself, which is complete: launches have ended when they return."""
-        return array
-
-    def free_bytes(self) -> int:
-        """Memory is the host's; as much as a small GPU has."""
-        return 8 << 30
 
 
 class CodeObject:

@@ -17,12 +17,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gpt.ops.kernels import Instance
-from gpt.ops.timeline import HostTimeline
+from tests.host_device import HostDevice
 
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir()) / f"hipgpt-executor-{os.getuid()}"))
@@ -55,10 +56,8 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
-class ExecutorDevice:
+class ExecutorDevice(HostDevice):
     """Warps as wide, and tiles laid out, as LAYOUTS[layout] says; threads take turns in the order ORDERS[order]."""
-
-    xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
 
     def __init__(self, layout: str, order: str = "forward") -> None:
         self._layout, self.warp = LAYOUTS[layout]
@@ -68,7 +67,8 @@ class ExecutorDevice:
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
         """Kernel `name` of an instance; call it with (grid, block, arguments)."""
-        return self.kernel_of(Instance.of(file, defines).source, name)
+        kernel = self.kernel_of(Instance.of(file, defines).source, name)
+        return lambda *launch: self.ask(partial(kernel, *launch))
 
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
         """Kernel `name` of a whole source text, common.h and all. Raises ExecutorError if that does not compile."""
@@ -77,15 +77,6 @@ class ExecutorDevice:
         source += f'#line 1 "executor.h"\n{entries}'
         flags = (*KERNEL_FLAGS, f"-DLAYOUT={self._layout}", f"-DWARP={self.warp}")
         return _Kernel(_compile(source, flags), name, self.warp, self._seed)
-
-    def to_host(self, array: np.ndarray) -> np.ndarray:
-        return array.copy()
-
-    def free_bytes(self) -> int:
-        return 2**40
-
-    def held_bytes(self) -> int:
-        return 0
 
 
 class _Kernel:

@@ -28,6 +28,6 @@ def train(ops: Any) -> tuple[list[float], np.ndarray]:
         for cleared in (model.metrics, model.gradients.flat):
             ops.fill(cleared, 0)
         model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids))), 1 / ids.size)
-        optimizer.step(LEARNING_RATE)
+        optimizer.step(ops.from_host(np.full(1, LEARNING_RATE, np.float32)))
         losses.append(float(ops.to_host(model.metrics)[0]) / ids.size)
     return losses, np.concatenate([ops.to_host(view).ravel() for view in model.weights.named.values()])

@@ -1,0 +1,51 @@
+"""What devices that stand in for a GPU have in common: NumPy's arrays, and work that can be recorded."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from gpt.ops.timeline import HostTimeline
+
+
+class HostDevice:
+    """What GpuOps asks of a device apart from kernels; those go through `ask`, so that they are recorded too."""
+
+    xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
+    records = True
+    _recorded: list[Callable[[], object]] | None = None
+
+    def ask(self, work: Callable[[], object]) -> None:
+        """Do it now, or note it where work is being recorded."""
+        if self._recorded is None:
+            work()
+        else:
+            self._recorded.append(work)
+
+    def record(self, work: Callable[[], object]) -> Callable[[], object]:
+        self._recorded = recorded = []
+        try:
+            work()
+        finally:
+            self._recorded = None
+        return lambda: [each() for each in recorded]
+
+    def clear(self, array: np.ndarray) -> None:
+        self.ask(partial(array.fill, 0))
+
+    def pinned(self, size: int) -> np.ndarray:
+        return np.empty(size, np.uint8)
+
+    def upload(self, host: np.ndarray, out: np.ndarray) -> Callable[[], object]:
+        out[...] = host
+        host[...] = 0xA5  # nobody may count on what an earlier step wrote
+        return lambda: None
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def free_bytes(self) -> int:
+        return 2**40
+
+    def held_bytes(self) -> int:
+        return 0

@@ -1,0 +1,103 @@
+"""A step that is recorded and replayed does what it does when it is run, for every input."""
+
+import numpy as np
+import pytest
+
+from gpt.config import ModelConfig, TrainConfig
+from gpt.data import Batches
+from gpt.ops.cpu import CpuOps
+from gpt.ops.gpu import GpuOps
+from gpt.ops.replay import SLOTS, Inputs, Replayed
+from gpt.trainer import Training
+from tests.devices import executor, gpu
+from tests.host_device import HostDevice
+
+MODEL = ModelConfig(
+    vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
+)
+STEPS = 6
+
+
+def train(ops, accumulate, steps=STEPS):
+    """Every step's loss, and all weights after them."""
+    config = TrainConfig(batch_size=2, accumulate=accumulate, total_steps=STEPS, learning_rate=1e-2, warmup_steps=2)
+    tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 500, dtype=np.uint16)
+    batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
+    training = Training(MODEL, config, batches, ops)
+    training.model.initialize(3)
+    losses = []
+    for number in range(1, steps + 1):
+        training.step(number)
+        losses.append(training.metrics().loss)
+    return losses, ops.to_host(training.model.weights.flat).copy()
+
+
+@pytest.fixture(params=[pytest.param(gpu, id="gpu", marks=pytest.mark.gpu), "mma"])
+def device(request, monkeypatch):
+    device = executor(request.param) if isinstance(request.param, str) else request.param()
+    monkeypatch.setattr(device, "records", True)
+    return device
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, accumulate, monkeypatch):
+    """Batches, learning rates and dropout masks are different in every step: nothing of that may be recorded."""
+    replayed_losses, replayed = train(GpuOps(device, precision), accumulate)
+    assert device.records
+    monkeypatch.setattr(device, "records", False)
+    run_losses, run = train(GpuOps(device, precision), accumulate)
+    assert replayed_losses == run_losses
+    assert np.array_equal(replayed, run)
+    assert len(set(run_losses)) == STEPS
+
+
+def test_on_a_cpu_steps_are_run():
+    function = lambda: None  # noqa: E731
+    assert CpuOps(threads=1).replayed(function) is function
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_device_that_cannot_record_says_so_once_and_trains_on(device, monkeypatch):
+    expected = train(GpuOps(device, "fp32"), 1)
+
+    def refuse(work):
+        raise RuntimeError("graphs are not supported\nhere")
+
+    monkeypatch.setattr(device, "record", refuse)
+    with pytest.warns(UserWarning, match=r"^steps are not recorded as a graph \(graphs are not supported\), which"):
+        losses, weights = train(GpuOps(device, "fp32"), 1)
+    assert losses == expected[0]
+    assert np.array_equal(weights, expected[1])
+    Replayed(device, lambda: None)()  # would warn again
+
+
+def test_what_is_recorded_is_not_done_until_it_is_replayed():
+    device, array = HostDevice(), np.ones(3)
+    replayed = Replayed(device, lambda: device.ask(lambda: np.add(array, 1, out=array)))
+    for call in range(1, 5):
+        replayed()
+        assert array[0] == 1 + call
+
+
+def test_inputs_are_written_again_only_when_their_upload_is_done():
+    waited = []
+
+    class Slow(HostDevice):
+        uploads = 0
+
+        def upload(self, host, out):
+            super().upload(host, out)
+            self.uploads += 1
+            return lambda number=self.uploads: waited.append(number)
+
+    inputs = Inputs(Slow(), {"ids": ((2, 3), "int32"), "lr": ((1,), "float32")})
+    for step in range(SLOTS + 2):
+        with inputs.written() as host:
+            host["ids"][...] = step
+            host["lr"][...] = step / 2
+        assert (inputs.device["ids"] == step).all()
+        assert inputs.device["lr"].tolist() == [step / 2]
+    assert waited == [1, 2]
+    assert inputs.device["ids"].shape == (2, 3)
+    assert inputs.device["ids"].ctypes.data % 4 == 0
