@@ -341,9 +341,9 @@ class GPT:
             norm_backward(after, after_weight, after_grad, g.mlp_proj, 3 * layer + 3)
             ops.linear_backward(
                 dbranch, activated, w.mlp_proj.weight, dfc, g.mlp_proj.weight, None,
-                before=act.fc[:rows], activation=self.config.activation,
+                before=act.fc[:rows], activation=self.config.activation, dx_sums=g.mlp_fc.bias,
             )
-            ops.linear_backward(dfc, middle.out, w.mlp_fc.weight, dnormed, *g.mlp_fc)
+            ops.linear_backward(dfc, middle.out, w.mlp_fc.weight, dnormed, g.mlp_fc.weight, None)
 
             norm_backward(act.ln_2, w.ln_2, g.ln_2, g.attn_proj, 3 * layer + 2)
             dattended = dnormed  # free until attention's own backward is done

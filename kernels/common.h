@@ -137,6 +137,11 @@ DEVICE float exp2_fast(float v) {
 }
 DEVICE float log2_of(float v) { return log2f(v); }
 DEVICE float rsqrt_of(float v) { return rsqrtf(v); }
+DEVICE float reciprocal(float v) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
 DEVICE float sqrt_of(float v) { return sqrtf(v); }
 DEVICE double sqrt_of(double v) { return sqrt(v); }
 #else
@@ -146,8 +151,10 @@ DEVICE float exp2_fast(float v) { return __builtin_exp2f(v); }
 DEVICE float log2_of(float v) { return __builtin_log2f(v); }
 #if defined(ON_AMD)
 DEVICE float rsqrt_of(float v) { return __builtin_amdgcn_rsqf(v); }
+DEVICE float reciprocal(float v) { return __builtin_amdgcn_rcpf(v); }  // as NVIDIA's, off by a unit in the last place
 #else
 DEVICE float rsqrt_of(float v) { return 1 / __builtin_sqrtf(v); }
+DEVICE float reciprocal(float v) { return 1 / v; }
 #endif
 DEVICE float sqrt_of(float v) { return __builtin_sqrtf(v); }
 DEVICE double sqrt_of(double v) { return __builtin_sqrt(v); }
@@ -363,7 +370,7 @@ struct Dropout {
 constexpr float GELU_SCALE = 0.7978845608028654f, GELU_CUBIC = 0.044715f;
 
 DEVICE float gelu_sigmoid(float x) {
-  return 1 / (1 + exp2_fast(-2 * LOG2E * GELU_SCALE * x * (1 + GELU_CUBIC * x * x)));
+  return reciprocal(1 + exp2_fast(-2 * LOG2E * GELU_SCALE * x * (1 + GELU_CUBIC * x * x)));
 }
 DEVICE float gelu(float x) { return x * gelu_sigmoid(x); }
 DEVICE float gelu_derivative(float x) {

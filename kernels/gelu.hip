@@ -1,7 +1,7 @@
 // The feed-forward layer's activation, GELU or ReLU, where no matrix product has it for an epilogue.
 //
-// Elementwise: each thread takes WIDTH neighboring elements. Forward reads and writes each element once; backward reads
-// two arrays and writes one. `add_bias` is for a vendor's product that cannot add one itself.
+// Elementwise: each thread takes WIDTH neighboring elements, and each is read and written once. sums.hip has the way back,
+// which sums up what it computes. `add_bias` is for a vendor's product that cannot add one itself.
 //
 // Set by the host: T (bf16 | float), ACTIVATION (gelu | relu), WIDTH (elements per thread; divides the row's length).
 #include "common.h"
@@ -13,15 +13,6 @@ KERNEL(256) activation(const T* before, T* out, index_t count) {
   auto x = Floats<WIDTH>::load(before + i);
   UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] = ACTIVATION(x.v[e]);
   x.store(out + i);
-}
-
-// dx *= activation'(before), both [count]
-KERNEL(256) activation_backward(const T* before, T* dx, index_t count) {
-  index_t i = ((index_t)block_x() * 256 + thread_id()) * WIDTH;
-  if (i >= count) return;
-  auto x = Floats<WIDTH>::load(before + i), gradient = Floats<WIDTH>::load(dx + i);
-  UNROLL for (int e = 0; e < WIDTH; e++) gradient.v[e] *= JOIN(ACTIVATION, _derivative)(x.v[e]);
-  gradient.store(dx + i);
 }
 
 // x [rows, columns] += bias [columns]; count = rows x columns

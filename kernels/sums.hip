@@ -1,54 +1,78 @@
 // Sums in a fixed order, so that the same input gives the same bits: column sums for the gradients of biases and of layer
 // norms' parameters, and the step's metrics.
 //
-// A column sum takes two stages. `column_sums` leaves partial sums: a block adds up some rows of 32 x WIDTH columns, its
-// 8 groups of threads every eighth row each. layernorm.hip leaves such partial sums too. `add_partials` adds up those of
-// all the vectors of a model at once.
-// Traffic: the matrix once; the partial sums are a small part of it.
+// A column sum takes two stages. The first leaves partial sums: a block adds up some rows of 32 x WIDTH columns, its 8
+// groups of threads every eighth row each, with four rows on their way at a time. Kernels that write a gradient leave
+// such partial sums of it as they go: layernorm.hip's, and here the one that takes a gradient through an activation.
+// `add_partials` adds up those of all the vectors of a model at once.
+// Traffic: each matrix once; the partial sums are a small part of it.
 //
-// Set by the host: T (bf16 | float), WIDTH (columns per thread; divides the row's length).
+// Set by the host: T (bf16 | float), WIDTH (columns per thread; divides the row's length), ACTIVATION (gelu | relu).
 #include "common.h"
 
-constexpr int GROUPS = 8, COLUMNS = 32 * WIDTH;
+constexpr int GROUPS = 8, AHEAD = 4, COLUMNS = 32 * WIDTH;
 
-// The sum of rows first ... end - 1 of this block's columns of x, in `sums`: column i's is sums[i].
-template <class X>
-DEVICE void block_column_sums(const X* x, int first, int end, int columns, Shared<float> sums) {
+// The sums of this block's columns over rows first ... end - 1 go to store(column, sum). take(from, at) is what to add up
+// of what load(at) brought, `at` being the place of the first of WIDTH elements of a matrix with so many columns.
+template <class Load, class Take, class Store>
+DEVICE void column_sums_of(int first, int end, int columns, Load load, Take take, Store store) {
+  SHARED(float, sums, GROUPS * COLUMNS);
   int group = thread_id() / 32, place = thread_id() % 32 * WIDTH, column = block_x() * COLUMNS + place;
   Floats<WIDTH> sum = {};
-  if (column < columns) {
-    _Pragma("unroll 4") for (int row = first + group; row < end; row += GROUPS) {
-      auto part = Floats<WIDTH>::load(x + (index_t)row * columns + column);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
+  for (int row = first + group; row < end && column < columns; row += AHEAD * GROUPS) {
+    decltype(load(index_t{})) from[AHEAD];
+    UNROLL for (int i = 0; i < AHEAD; i++) {
+      if (row + i * GROUPS < end) from[i] = load((index_t)(row + i * GROUPS) * columns + column);
+    }
+    UNROLL for (int i = 0; i < AHEAD; i++) {
+      if (row + i * GROUPS < end) {
+        Floats<WIDTH> part = take(from[i], (index_t)(row + i * GROUPS) * columns + column);
+        UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
+      }
     }
   }
   UNROLL for (int e = 0; e < WIDTH; e++) sums[group * COLUMNS + place + e] = sum.v[e];
   sync();
-  for (int i = thread_id(); i < COLUMNS; i += 256) {
+  for (int i = thread_id(); i < COLUMNS && block_x() * COLUMNS + i < columns; i += 256) {
     float total = 0;
     for (int g = 0; g < GROUPS; g++) total += sums[g * COLUMNS + i];
-    sums[i] = total;  // only this thread reads or writes column i from here on
+    store(block_x() * COLUMNS + i, total);
   }
 }
 
 // partials [parts, columns], `stride` apart, = sums over `chunk` rows each of x [rows, columns]; a row of blocks per part
 KERNEL(256) column_sums(const T* x, float* partials, int rows, int columns, int chunk, int stride) {
-  SHARED(float, sums, GROUPS * COLUMNS);
-  block_column_sums(x, block_y() * chunk, minimum(rows, (block_y() + 1) * chunk), columns, sums);
-  for (int i = thread_id(); i < COLUMNS; i += 256) {
-    int column = block_x() * COLUMNS + i;
-    if (column < columns) partials[(index_t)block_y() * stride + column] = sums[i];
-  }
+  int first = block_y() * chunk;
+  auto load = [&](index_t at) { return Floats<WIDTH>::load(x + at); };
+  auto take = [](Floats<WIDTH> part, index_t) { return part; };
+  auto store = [&](int column, float sum) { partials[(index_t)block_y() * stride + column] = sum; };
+  column_sums_of(first, minimum(rows, first + chunk), columns, load, take, store);
+}
+
+// dx [rows, columns] *= activation'(before), and column_sums of what becomes of it
+KERNEL(256) activation_backward(const T* before, T* dx, float* partials, int rows, int columns, int chunk, int stride) {
+  struct Pair {
+    Floats<WIDTH> before, dx;
+  };
+  int first = block_y() * chunk;
+  auto load = [&](index_t at) { return Pair{Floats<WIDTH>::load(before + at), Floats<WIDTH>::load(dx + at)}; };
+  auto take = [&](Pair pair, index_t at) {
+    UNROLL for (int e = 0; e < WIDTH; e++) {
+      float gradient = pair.dx.v[e] * JOIN(ACTIVATION, _derivative)(pair.before.v[e]);
+      pair.dx.v[e] = to_float(from_float<T>(gradient));
+    }
+    pair.dx.store(dx + at);
+    return pair.dx;
+  };
+  auto store = [&](int column, float sum) { partials[(index_t)block_y() * stride + column] = sum; };
+  column_sums_of(first, minimum(rows, first + chunk), columns, load, take, store);
 }
 
 // out [columns] += the sum over rows of partials [rows, columns]
 KERNEL(256) add_partials(const float* partials, float* out, int rows, int columns) {
-  SHARED(float, sums, GROUPS * COLUMNS);
-  block_column_sums(partials, 0, rows, columns, sums);
-  for (int i = thread_id(); i < COLUMNS; i += 256) {
-    int column = block_x() * COLUMNS + i;
-    if (column < columns) out[column] += sums[i];
-  }
+  auto load = [&](index_t at) { return Floats<WIDTH>::load(partials + at); };
+  auto take = [](Floats<WIDTH> part, index_t) { return part; };
+  column_sums_of(0, rows, columns, load, take, [&](int column, float sum) { out[column] += sum; });
 }
 
 // out [2] += (sum of losses, sum of hits), both [count], in float64; one block

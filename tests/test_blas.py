@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt.ops import gpu
 from gpt.ops.blas import ALIGNMENT, Blas, BlasError, BlasMissingError
 from gpt.ops.gpu import GpuOps
 from tests.instances import NotingDevice
@@ -169,11 +170,9 @@ def test_a_missing_library_names_its_package(kind, monkeypatch):
         Blas(kind, 0, 0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("refused", [0, 4, 164, 192, -1])
-def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(blas, library, precision, refused):
-    """The kernels that step in are checked elsewhere; here only that they are asked for, and nothing else."""
-    ctypes.c_int.in_dll(library, "refuse").value = refused
+@pytest.fixture(params=["fp32", "tf32", "bf16"])
+def asking(request, blas):
+    """Operations whose products `blas` computes, and the names of the kernels that they launch."""
     asked = []
 
     class Device(NotingDevice):
@@ -182,14 +181,39 @@ def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(blas
 
     device = Device("sm_90", 32, True)
     device.blas = blas
-    ops, rng = GpuOps(device, precision), np.random.default_rng(0)
-    low = precision == "bf16"
+    return GpuOps(device, request.param), asked
+
+
+@pytest.mark.parametrize("large", [False, True])  # more than the GPU's cache holds
+@pytest.mark.parametrize("refused", [0, 4, 164, 192, -1])
+def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
+    asking, library, refused, large, monkeypatch
+):
+    """The kernels that step in are checked elsewhere; here only that they are asked for, and nothing else."""
+    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    ctypes.c_int.in_dll(library, "refuse").value = refused
+    (ops, asked), rng = asking, np.random.default_rng(0)
+    low = ops.low_precision
     x, w, bias, out, before = (stored(rng, s, low) for s in ((8, 8), (8, 16), (16,), (8, 16), (8, 16)))
     ops.linear(x, w, bias, out, before, "gelu")
-    fused = low and refused in (0, 4, 192)
+    fused = low and large and refused in (0, 4, 192)
     expected = ["matmul"] if refused == -1 else [] if fused else ["activation"]
     if refused == 4 and not fused:
         expected = ["add_bias", "activation"]
     assert asked == expected
     if refused != -1 and "add_bias" not in asked:
         np.testing.assert_allclose(values(before), values(x) @ values(w) + values(bias), rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("refused", [0, 192, -1])
+def test_the_way_back_through_an_activation_sums_up_what_it_finds(asking, library, refused, large, monkeypatch):
+    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    ctypes.c_int.in_dll(library, "refuse").value = refused
+    (ops, asked), rng = asking, np.random.default_rng(0)
+    dout, x, before, w = (stored(rng, s, ops.low_precision) for s in ((8, 16), (8, 8), (8, 8), (8, 16)))
+    dx, dw, sums = x.copy(), aligned(np.zeros((8, 16), np.float32)), np.zeros((1, 8), np.float32)
+    ops.linear_backward(dout, x, w, aligned(dx), dw, None, before, "gelu", sums)
+    fused = ops.low_precision and large and refused == 0
+    products = ["matmul"] if refused == -1 else []
+    assert asked == [*products, "column_sums" if fused else "activation_backward", *products]

@@ -268,15 +268,19 @@ def test_linear_backward(ops, arrays, rng, U, rows, d_in, d_out, transposed, act
         w, dw = arrays.of(weight.T).T, arrays.of(dweight.T, "float32").T
     else:
         w, dw = arrays.of(weight), arrays.of(dweight, "float32")
-    sums = dbias.partials if dbias else None
-    ops.linear_backward(arrays.of(dout), arrays.of(x), w, dx, dw, sums, arrays.of(before), activation)
+    sums, dx_sums = dbias.partials if dbias else None, Sums(ops, arrays, rows, d_in)
+    inputs = arrays.of(dout), arrays.of(x), w
+    ops.linear_backward(*inputs, dx, dw, sums, arrays.of(before), activation, dx_sums.partials)
     dx_, size_w, dbias_ = np.empty((rows, d_in)), np.abs(dweight), np.empty((1, d_out))
-    REFERENCE.linear_backward(dout, x, weight, dx_, dweight, dbias_, before, activation)
+    REFERENCE.linear_backward(dout, x, weight, dx_, dweight, dbias_, before, activation, np.empty((1, d_in)))
     size = np.abs(dout) @ np.abs(weight.T)  # gelu' is at most 1.13, and off by less than 64 u + 4 EXP
     near(ops, dx, dx_, 1.13 * product_bound(dout, weight.T, U) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size)
     near(ops, dw, dweight, (rows + 3) * u * (np.abs(x.T) @ np.abs(dout) + size_w))
     if dbias:
         near(ops, dbias.total(), dbias_[0], rows * u * np.abs(dout).sum(0) + 1e-30)
+    if activation:  # the sums are those of the dx that was stored
+        stored = ops.to_host(dx).astype(np.float64)
+        near(ops, dx_sums.total(), stored.sum(0), rows * u * np.abs(stored).sum(0) + 1e-30)
 
 
 @pytest.mark.parametrize(("parts", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])

@@ -189,8 +189,9 @@ def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formul
     np.testing.assert_allclose(out, formula(before), **EXACT)
 
     w2, dout = rng.standard_normal((f, d)), rng.standard_normal((rows, d))
-    dbefore = unset(rows, f)
-    ops.linear_backward(dout, out, w2, dbefore, np.zeros((f, d)), None, before=before, activation=activation)
+    dbefore, sums, options = unset(rows, f), unset(2, f), {"before": before, "activation": activation}
+    ops.linear_backward(dout, out, w2, dbefore, np.zeros((f, d)), None, **options, dx_sums=sums)
+    np.testing.assert_allclose(sums.sum(0), dbefore.sum(0), **EXACT)
     assert activation == "gelu" or np.abs(before).min() > H, "no difference quotient crosses relu's corner"
     check_gradients(lambda: formula(before) @ w2, dout, {"before": before}, {"before": dbefore}, rng)
 

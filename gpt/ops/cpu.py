@@ -310,24 +310,33 @@ class CpuOps:
         dbias: np.ndarray | None,
         before: np.ndarray | None = None,
         activation: str | None = None,
+        dx_sums: np.ndarray | None = None,
     ) -> None:
-        """dx = dout @ weight.T; dweight += x.T @ dout; dbias [parts, out] gets partial sums over rows of dout.
+        """dx = dout @ weight.T; dweight += x.T @ dout.
 
-        With `activation`, x was activation(before), and dx is the gradient of `before`: dx *= activation'(before).
+        dbias [parts, out] gets partial sums over rows of dout, unless it is None: then whoever wrote dout left them.
+        With `activation`, x was activation(before), and dx is the gradient of `before`: dx *= activation'(before), and
+        dx_sums [parts, in] gets partial sums of it, the gradient of the bias in `before`.
         """
         rows, block_rows = len(x), self._product_rows(len(x))
-        sums = self._scratch("linear sums", (-(-rows // block_rows), dout.shape[1]), self._dtype)
+        blocks = -(-rows // block_rows)
+        dout_sums = self._scratch("linear dout sums", (blocks, dout.shape[1]), self._dtype)
+        sums = self._scratch("linear dx sums", (blocks, dx.shape[1]), self._dtype)
 
         def block(r: slice) -> None:
+            number = r.start // block_rows
             np.matmul(dout[r], weight.T, out=dx[r])
             if activation:
                 backward(activation, before[r], dx[r], self._scratch)
+                np.add.reduce(dx[r], axis=0, out=sums[number])
             if dbias is not None:
-                np.add.reduce(dout[r], axis=0, out=sums[r.start // block_rows])
+                np.add.reduce(dout[r], axis=0, out=dout_sums[number])
 
         self.threads.run_blocks(block, rows, block_rows)
         if dbias is not None:
-            _leave_total(sums, dbias)
+            _leave_total(dout_sums, dbias)
+        if activation:
+            _leave_total(sums, dx_sums)
         self._add_product(x, dout, dweight)
 
     def _add_product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:

@@ -27,6 +27,7 @@ MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
 PART_ROWS = 8  # rows that at least are worth a part
 LANE_ELEMENTS = 24  # of a row of a layer norm that a thread may have: backward holds seven arrays of them in registers
 NORM_BLOCKS = 1024  # `PARTS` in norm.hip
+CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when the next kernel reads it
 # Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
 # multiprocessor holds, their rows in its cache (measured on an H100).
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
@@ -189,7 +190,7 @@ class GpuOps:
         self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
         activation: str | None = None,
     ) -> None:  # fmt: skip
-        if self._has_fused(activation) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
+        if self._has_fused(activation, out) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
             return
         product = before if activation else out
         has_product = self._blas(x, weight, product, "bias" if bias is not None else "none", bias=bias)
@@ -206,9 +207,12 @@ class GpuOps:
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array | None,
-        before: Array | None = None, activation: str | None = None,
+        before: Array | None = None, activation: str | None = None, dx_sums: Array | None = None,
     ) -> None:  # fmt: skip
-        self._input_gradient(dout, weight.T, dx, before, activation)
+        if activation:
+            self._gradient_before(dout, weight.T, dx, before, activation, dx_sums)
+        elif not self._blas(dout, weight.T, dx, "none"):
+            self._matmul(dout, weight.T, dx, "STORE")
         if dweight.flags.c_contiguous:
             a, b, out = x.T, dout, dweight
         else:
@@ -218,20 +222,22 @@ class GpuOps:
         if dbias is not None:
             self._column_sums(dout, dbias)
 
-    def _input_gradient(
-        self, dout: Array, weight: Array, dx: Array, before: Array | None, activation: str | None
+    def _gradient_before(
+        self, dout: Array, weight: Array, dx: Array, before: Array, activation: str, dx_sums: Array
     ) -> None:
-        if self._has_fused(activation) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
+        """dx = (dout @ weight) · activation'(before), and partial sums of it."""
+        if self._has_fused(activation, dx) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
+            self._column_sums(dx, dx_sums)
             return
         if not self._blas(dout, weight, dx, "none"):
-            self._matmul(dout, weight, dx, "ACTIVATION_BACKWARD" if activation else "STORE", activation, before=before)
-        elif activation:
-            kernel = self._elementwise("activation_backward", dx.shape[1], activation)
-            kernel(self._grid(dx), (256,), (before, dx, _long(dx.size)))
+            self._matmul(dout, weight, dx, "STORE")
+        self._launch_sums("activation_backward", (before, dx), dx_sums, activation)
 
-    def _has_fused(self, activation: str | None) -> bool:
-        """Whether the vendors' products may apply the activation: their GELU is good to 2^-18 alone, not to float32."""
-        return activation == "gelu" and self.precision != "fp32"
+    def _has_fused(self, activation: str | None, out: Array) -> bool:
+        """Whether the vendors' products should apply the activation: their GELU is good to 2^-18 alone, not to float32,
+        and slows their tf32 products, and bf16 ones too, by more than a pass of ours over what the cache still holds.
+        """
+        return activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES
 
     def _blas(self, a: Array, b: Array, out: Array, epilogue: str, **options: Any) -> bool:
         """out = a @ b by the vendor's library; False where there is none or it does not know how."""
@@ -276,15 +282,19 @@ class GpuOps:
         return min(MOST_PARTS, -(-rows // PART_ROWS))
 
     def _column_sums(self, x: Array, partials: Array) -> None:
-        (rows, columns), parts = x.shape, self.parts(len(x))
-        width, chunk = self._width(columns), -(-rows // parts)
-        sizes = map(_int, (rows, columns, chunk))
-        grid = (-(-columns // (32 * width)), parts)
-        self._kernel("sums.hip", "column_sums", WIDTH=width)(grid, (256,), (x, partials[0], *sizes, _stride(partials)))
+        self._launch_sums("column_sums", (x,), partials)
+
+    def _launch_sums(self, name: str, arrays: tuple[Array, ...], partials: Array, activation: str = "gelu") -> None:
+        """A kernel of sums.hip that leaves partial sums of [rows, columns]."""
+        (rows, columns), parts = arrays[0].shape, self.parts(len(arrays[0]))
+        width = self._width(columns)
+        kernel = self._kernel("sums.hip", name, WIDTH=width, ACTIVATION=activation)
+        sizes = map(_int, (rows, columns, -(-rows // parts)))
+        kernel((-(-columns // (32 * width)), parts), (256,), (*arrays, partials[0], *sizes, _stride(partials)))
 
     def add_partials(self, partials: Array, out: Array) -> None:
         width = 4 if out.size % 4 == 0 else 1  # float32, whatever activations are
-        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width)
+        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu")
         kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(len(partials)), _int(out.size)))
 
     # ---- attention ------------------------------------------------------------------------------------------------
@@ -330,7 +340,7 @@ class GpuOps:
         kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
-        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1)
+        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")
         kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
 
     def sample(
