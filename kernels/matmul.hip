@@ -9,11 +9,10 @@
 // is not whole vectors, else a vector's elements), EPILOGUE (see below), ACTIVATION (gelu | relu).
 #include "tile.h"
 
-#define STORE 0                // C = A B
-#define ACCUMULATE 1           // C += A B
-#define BIAS 2                 // C = A B + bias
-#define BIAS_ACTIVATION 3      // before = A B + bias, C = activation(before)
-#define ACTIVATION_BACKWARD 4  // C = A B activation'(before)
+#define STORE 0            // C = A B
+#define ACCUMULATE 1       // C += A B
+#define BIAS 2             // C = A B + bias
+#define BIAS_ACTIVATION 3  // before = A B + bias, C = activation(before)
 
 typedef Tile<T> M;
 constexpr int SIDE = 64, WARP_SIDE = 32, TILES = WARP_SIDE / 16, THREADS = 4 * WARP;
@@ -93,8 +92,6 @@ KERNEL(4 * WARP) matmul(const T* a, const T* b, OUT* c, const T* bias, T* before
         T sum = from_float<T>(v + to_float(bias[s]));
         before[at] = sum;
         v = ACTIVATION(to_float(sum));
-#elif EPILOGUE == ACTIVATION_BACKWARD
-        v *= JOIN(ACTIVATION, _derivative)(to_float(before[at]));
 #endif
         c[at] = from_float<OUT>(v);
       }
