@@ -126,14 +126,18 @@ KERNEL(256) dropout_rows(const T* x, T* out, int rows, const uint32* key, uint32
 
 // out [D] = the sum of what each of the block's groups of lanes has in `mine`
 DEVICE void store_sum(const Row& mine, float* out, Shared<float> all) {
-  EACH(i, e) all[thread_id() / LANES * D + column(i) + e] = mine.parts[i].v[e];
-  sync();
-  for (int c = thread_id(); c < D; c += THREADS) {
-    float sum = 0;
-    for (int group = 0; group < ROWS; group++) sum += all[group * D + c];
-    out[c] = sum;
+  if constexpr (ROWS == 1) {
+    mine.store(out);
+  } else {
+    EACH(i, e) all[thread_id() / LANES * D + column(i) + e] = mine.parts[i].v[e];
+    sync();
+    for (int c = thread_id(); c < D; c += THREADS) {
+      float sum = 0;
+      for (int group = 0; group < ROWS; group++) sum += all[group * D + c];
+      out[c] = sum;
+    }
+    sync();
   }
-  sync();
 }
 
 // With n = (x - mean) rstd and g = dout weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes every
@@ -143,7 +147,7 @@ template <bool BRANCH, class F>
 DEVICE void backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
                      float* dweight, float* dbias, float* dbranch, int rows, int blocks, int stride, F branch) {
   SHARED(float, scratch, SCRATCH);
-  SHARED(float, all, ROWS * D);
+  SHARED(float, all, ROWS > 1 ? ROWS * D : 1);
   Row weight_sum = {}, bias_sum = {}, branch_sum = {}, w = Row::load(weight);
   int half = 0;
   for (int first = block_x() * ROWS; first < rows; first += blocks * ROWS, half ^= 1) {

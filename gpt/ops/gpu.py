@@ -234,8 +234,8 @@ class GpuOps:
         self._launch_sums("activation_backward", (before, dx), dx_sums, activation)
 
     def _has_fused(self, activation: str | None, out: Array) -> bool:
-        """Whether the vendors' products should apply the activation: their GELU is good to 2^-18 alone, not to float32,
-        and slows their tf32 products, and bf16 ones too, by more than a pass of ours over what the cache still holds.
+        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32, slows
+        tf32 products down fourfold, and takes longer than a pass of ours over an `out` that the cache still holds.
         """
         return activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES
 
