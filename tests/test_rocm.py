@@ -75,7 +75,7 @@ def test_auto_is_the_gpu_in_bf16(simulation):
 # ---- without, or with less of, hipBLASLt -----------------------------------------------------------------------------
 
 
-OWN_PRODUCTS, PLAIN_ACTIVATIONS = {"matmul"}, {"activation", "activation_backward"}
+OWN_PRODUCTS, PLAIN_ACTIVATIONS = {"matmul", "activation_backward"}, {"activation", "activation_backward"}
 PLAIN_EPILOGUES = PLAIN_ACTIVATIONS | {"add_bias"}
 
 
