@@ -15,6 +15,7 @@ import numpy as np
 from gpt.checkpoint import Checkpoint
 from gpt.errors import UserError
 from gpt.model import GPT, KVCache
+from gpt.ops import Array
 from gpt.tokenizer import Tokenizer
 
 
@@ -106,20 +107,39 @@ def draw(
     model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
 ) -> Iterator[int]:
     """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite."""
-    cache = KVCache(model.config, model.ops.zeros)
-    context = prompt[-window:]
-    new = context
+    ops = model.ops
+    inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
+    cache = KVCache(model.config, ops.zeros, inputs.device["start"])
+    seen, drawn = ops.zeros(model.config.vocab_size, "uint8"), ops.zeros(1, "int32")
+
+    def step(ids: Array) -> None:
+        """Decode ids, and draw the next one."""
+        ops.sample(model.decode(ids, cache), seen, inputs.device["uniform"], out=drawn, **asdict(sampling))
+
+    go_on = ops.replayed(lambda: step(drawn))
+    context, new, length = prompt[-window:], len(prompt[-window:]), 0  # ids, how many are not in the cache, and are
     for position in range(num_tokens):
-        logits = model.decode(model.ops.from_host(np.array(new, np.int32)), cache)
-        uniform = np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
-        id = model.ops.sample(logits, context, uniform=uniform, **asdict(sampling))
+        with inputs.written() as values:
+            values["start"][...] = length
+            values["uniform"][...] = _uniform(seed, position)
+        if length:
+            go_on()
+        else:
+            ops.copy(np.isin(np.arange(seen.size), context).astype(np.uint8), out=seen)
+            step(ops.from_host(np.array(context, np.int32)))
+        id = int(ops.to_host(drawn)[0])
         if id < 0:
             raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
         if id == eos_id:
             return
         yield id
+        length, new = length + new, 1
         context.append(id)
-        new = [id]
-        if cache.length == window:
-            new = context = context[-max(1, window // 2) :]
-            cache.length = 0
+        if length == window:
+            context = context[-max(1, window // 2) :]
+            length, new = 0, len(context)
+
+
+def _uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that is a function of the two alone."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()

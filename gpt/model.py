@@ -184,13 +184,15 @@ class Workspace:
 
 
 class KVCache:
-    """Keys and values of the positions decoded so far, for one sequence: [layers, heads, max_seq_len, head_dim]."""
+    """Keys and values of the positions decoded so far, for one sequence: [layers, heads, max_seq_len, head_dim].
 
-    def __init__(self, config: ModelConfig, allocate: Callable[..., Array]) -> None:
+    `start`, int32 [1] on the device, is where decoding goes on; whoever decodes writes it.
+    """
+
+    def __init__(self, config: ModelConfig, allocate: Callable[..., Array], start: Array) -> None:
         shape = (config.num_layers, config.num_heads, config.max_seq_len, config.head_dim)
         self.keys, self.values = allocate(shape), allocate(shape)
-        self.length = 0
-        self.capacity = config.max_seq_len
+        self.start = start
 
 
 class GPT:
@@ -264,12 +266,11 @@ class GPT:
         return np.concatenate(chunks).reshape(*ids.shape, vocab)
 
     def decode(self, ids: Array, cache: KVCache) -> Array:
-        """Append int32 [n] ids to the cached sequence; the logits, float32 [vocab], that follow the last one.
+        """The logits, [vocab], that follow int32 [n] ids at the positions from `cache.start` on, now in the cache.
 
-        Computes n positions, however long the sequence is; `cache.length` + n must not exceed its capacity.
+        Computes n positions, however long the sequence is; the last one must be below max_seq_len.
         """
         self._forward(ids.reshape(1, -1), cache=cache)
-        cache.length += ids.size
         last = self.workspace.norms[-1].out[ids.size - 1 : ids.size]
         logits = self.workspace.logits[:1]
         self.ops.linear(last, self.compute.head.T, None, out=logits)
@@ -280,13 +281,14 @@ class GPT:
         drop = self._dropout(dropout)
         branch = ws.branch[:rows]
         stream = ws.norms[0].rows(rows)
-        ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, start=cache.length if cache else 0, dropout=drop(0))
+        start = cache.start if cache else None
+        ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, start=start, dropout=drop(0))
         ops.layernorm(stream.x, *weights.norms[0], out=stream.out, mean=stream.mean, rstd=stream.rstd)
         for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
             qkv, attended = act.qkv[:rows], act.attended[:rows]
             ops.linear(stream.out, *w.attn_qkv, out=qkv)
             if cache:
-                ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.length, out=attended)
+                ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
             else:
                 ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=drop(3 * layer + 1))
             ops.linear(attended, *w.attn_proj, out=branch)

@@ -7,12 +7,12 @@
 // Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT (0 | 1).
 #include "common.h"
 
-// out [rows, d] = wte[ids] + wpe[start + row % seq]; a row whose id is not in the vocabulary becomes NaN
-KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq, int start,
-                      const uint32* key, uint32 site, uint32 threshold, float scale) {
+// out [rows, d] = wte[ids] + wpe[start[0] + row % seq]; a row whose id is not in the vocabulary becomes NaN
+KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq,
+                      const int* start, const uint32* key, uint32 site, uint32 threshold, float scale) {
   int row = block_x(), id = ids[row];
   const T* token = wte + (index_t)id * d;
-  const T* position = wpe + (index_t)(start + row % seq) * d;
+  const T* position = wpe + (index_t)(start[0] + row % seq) * d;
 #if DROPOUT
   Dropout dropout(key, site, threshold, scale);
   uint32 hash = dropout.row_hash(row);

@@ -2,15 +2,14 @@
 // temperature, top-k, top-p (Holtzman et al. 2020), as gpt/generate.py defines them.
 //
 // No sort: a threshold on the logits is found bit by bit, the highest first, by counting (top-k) or weighing (top-p) what
-// lies at or above it; that is 32 passes over a row that stays in the cache. Of equal logits at a threshold those of lower
-// ids come first. The draw walks the ids in their order. Sums have a fixed order: the same seed draws the same token.
+// lies at or above it: 32 passes over integers in the order of the floats, which one block keeps in registers where HELD of
+// them per thread are enough, and else in memory. Of equal logits at a threshold those of lower ids come first. The draw
+// walks the ids in their order. Sums have a fixed order: the same seed draws the same token.
 //
-// Logits become keys, integers in the order of the floats, in two kernels of many blocks; `sample` is one block.
-//
-// Set by the host: T (bf16 | float).
+// Set by the host: T (bf16 | float), HELD (keys that a thread keeps; 0 where that would be too many).
 #include "common.h"
 
-constexpr int THREADS = 512;
+constexpr int THREADS = 1024, WARPS = THREADS / WARP;
 
 // Floats as integers of the same order, and back; 0, which stands below every number, for one that is not finite.
 DEVICE uint32 key_of(float v) {
@@ -19,66 +18,57 @@ DEVICE uint32 key_of(float v) {
 }
 DEVICE float value_of(uint32 key) { return float_of(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-// keys [vocab] of the logits
-KERNEL(256) sample_keys(const T* logits, uint32* keys, int vocab) {
-  int i = block_x() * 256 + thread_id();
-  if (i < vocab) keys[i] = key_of(to_float(logits[i]));
-}
-
-// The keys of the context's tokens [count] with the penalty; every place of a token writes the same.
-KERNEL(256) sample_penalize(const T* logits, const int* context, uint32* keys, int count, float penalty) {
-  int i = block_x() * 256 + thread_id();
-  if (i >= count) return;
-  float v = to_float(logits[context[i]]);
-  keys[context[i]] = key_of(v > 0 ? v / penalty : v * penalty);
-}
-
-// A row of keys as one block sees it.
+// The keys of a row as one thread of its block sees it: those of a stretch of neighboring ids.
 struct Row {
-  const uint32* keys;
-  int vocab;
+  uint32* keys;  // in memory, for what is not held
+  int first, end;
+  uint32 held[HELD > 0 ? HELD : 1];
   float largest, rate;  // weights are 2^((value - largest) rate)
-  Shared<float> floats;  // [THREADS] each
-  Shared<int> ints;
+  Shared<float> scratch;  // [WARPS]
 
   DEVICE float weight(uint32 key) const { return exp2_fast((value_of(key) - largest) * rate); }
 
+  // Calls f(id, key) for the ids in their order.
+  template <class F> DEVICE void each(F f) const {
+    if (HELD > 0) {
+      UNROLL for (int i = 0; i < HELD; i++) {
+        if (first + i < end) f(first + i, held[i]);
+      }
+    } else {
+      for (int i = first; i < end; i++) f(i, keys[i]);
+    }
+  }
   // How many keys are at or above `least`, and their weights' sum.
   DEVICE int count_from(uint32 least) const {
     int count = 0;
-    for (int i = thread_id(); i < vocab; i += THREADS) count += keys[i] >= least;
-    return sum(count, ints);
+    each([&](int, uint32 key) { count += key >= least; });
+    return (int)block_sum<WARPS>((float)count, scratch);  // exact: below 2^24
   }
   DEVICE float weight_from(uint32 least) const {
     float total = 0;
-    for (int i = thread_id(); i < vocab; i += THREADS) {
-      if (keys[i] >= least) total += weight(keys[i]);
-    }
-    return sum(total, floats);
+    each([&](int, uint32 key) { total += key >= least ? weight(key) : 0; });
+    return block_sum<WARPS>(total, scratch);
   }
-  template <class V> static DEVICE V sum(V mine, Shared<V> scratch) {
-    scratch[thread_id()] = mine;
-    sync();
-    for (int half = THREADS / 2; half; half /= 2) {
-      if (thread_id() < half) scratch[thread_id()] += scratch[thread_id() + half];
-      sync();
+
+  // The sum of `mine` over the threads before this one (before) and with it (through), and over all of them. One thread's
+  // `through` is the next one's `before`, to the bit: no number falls between two threads.
+  DEVICE void sum_up(float mine, float& before, float& through, float& all) {
+    float in_warp = 0, warp_total = 0, earlier = 0;
+    for (int lane = 0; lane < WARP; lane++) {
+      float v = shuffle(mine, lane);
+      if (lane == lane_id()) in_warp = warp_total;
+      warp_total += v;
     }
-    V total = scratch[0];
+    if (lane_id() == 0) scratch[warp_id()] = warp_total;
     sync();
-    return total;
-  }
-  // The sum over the threads before this one, and over all of them.
-  template <class V> static DEVICE V sum_before(V mine, Shared<V> scratch, V& all) {
-    scratch[thread_id()] = mine;
-    sync();
-    V before = 0;
     all = 0;
-    for (int t = 0; t < THREADS; t++) {
-      if (t == thread_id()) before = all;
-      all += scratch[t];
+    for (int warp = 0; warp < WARPS; warp++) {
+      if (warp == warp_id()) earlier = all;
+      all += scratch[warp];
     }
     sync();
-    return before;
+    before = earlier + in_warp;
+    through = earlier + (in_warp + mine);
   }
 };
 
@@ -91,18 +81,36 @@ template <class Enough> DEVICE uint32 highest(Enough enough) {
   return key;
 }
 
-// token [1] = the id that is drawn by `uniform` in [0, 1); -1 where a logit is not finite. rate is log2(e) / temperature,
-// or 0 for the likeliest token; top_k 0 and top_p 1 are off.
-KERNEL(512) sample(const uint32* keys, int* token, int vocab, float rate, int top_k, float top_p, float uniform) {
-  SHARED(float, floats, THREADS);
-  SHARED(int, ints, THREADS);
-  Row row{keys, vocab, 0, rate, floats, ints};
-  if (row.count_from(1) < vocab) {
+// token [1] = the id that uniform [1], in [0, 1), draws; -1 where a logit is not finite. seen [vocab] marks the tokens that
+// the penalty is for, and from then on this one. keys [vocab] is scratch memory. rate is log2(e) / temperature, or 0 for
+// the likeliest token; top_k 0 and top_p 1 are off.
+KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, uint32* keys, int vocab,
+                    float penalty, float rate, int top_k, float top_p) {
+  SHARED(float, scratch, WARPS);
+  int stretch = HELD > 0 ? HELD : (vocab + THREADS - 1) / THREADS, first = minimum(vocab, thread_id() * stretch);
+  Row row{keys, first, minimum(vocab, first + stretch), {}, 0, rate, scratch};
+  float mine = -infinity();
+  bool finite = true;
+  auto key_at = [&](int i) {
+    float v = to_float(logits[i]);
+    finite = finite && is_finite(v);
+    if (seen[i]) v = v > 0 ? v / penalty : v * penalty;
+    mine = maximum(mine, v);
+    return key_of(v);
+  };
+  if (HELD > 0) {
+    UNROLL for (int i = 0; i < HELD; i++) {
+      if (first + i < row.end) row.held[i] = key_at(first + i);
+    }
+  } else {
+    for (int i = first; i < row.end; i++) keys[i] = key_at(i);
+  }
+  if (block_max<WARPS>(finite ? 0.0f : 1.0f, scratch) > 0) {
     if (thread_id() == 0) token[0] = -1;
     return;
   }
-  uint32 largest = highest([&](uint32 key) { return row.count_from(key) > 0; });
-  row.largest = value_of(largest);
+  row.largest = block_max<WARPS>(mine, scratch);
+  uint32 largest = key_of(row.largest);
 
   // Kept are the keys above `least`, and of those equal to it the first `ties`.
   uint32 least = rate > 0 ? 1 : largest;
@@ -124,24 +132,27 @@ KERNEL(512) sample(const uint32* keys, int* token, int vocab, float rate, int to
     }
   }
 
-  // Each thread walks a stretch of neighboring ids.
-  int stretch = (vocab + THREADS - 1) / THREADS, first = thread_id() * stretch, end = minimum(vocab, first + stretch);
-  int equal = 0, all_equal;
-  for (int i = first; i < end; i++) equal += keys[i] == least;
-  int rank = Row::sum_before(equal, ints, all_equal);
-  float weight = 0, all;
-  for (int i = first, r = rank; i < end; i++) {
-    if (keys[i] > least || (keys[i] == least && r++ < ties)) weight += rate > 0 ? row.weight(keys[i]) : 1;
-  }
-  float before = Row::sum_before(weight, floats, all);
-  float drawn = minimum(uniform * all, float_of(bits_of(all) - 1));  // below the sum, whatever the rounding
-  if (drawn < before || drawn >= before + weight) return;
-  int chosen = 0;
-  for (int i = first, r = rank; i < end; i++) {
-    if (!(keys[i] > least || (keys[i] == least && r++ < ties))) continue;
-    chosen = i;
-    before += rate > 0 ? row.weight(keys[i]) : 1;
-    if (drawn < before) break;
-  }
+  float equal = 0, weight = 0, rank, before, through, all;
+  row.each([&](int, uint32 key) { equal += key == least; });
+  row.sum_up(equal, rank, through, all);
+  auto add_kept = [&](float& sum, int& place, uint32 key) {
+    bool kept = key > least || (key == least && place++ < ties);
+    if (kept) sum += rate > 0 ? row.weight(key) : 1;
+    return kept;
+  };
+  int place = (int)rank;
+  row.each([&](int, uint32 key) { add_kept(weight, place, key); });
+  row.sum_up(weight, before, through, all);
+  float drawn = minimum((float)uniform[0] * all, float_of(bits_of(all) - 1));  // below the sum, whatever the rounding
+  if (drawn < before || drawn >= through) return;
+  // Among this thread's the last that is kept, unless an earlier one reaches what is drawn.
+  int chosen = -1;
+  float sum = 0;
+  place = (int)rank;
+  row.each([&](int i, uint32 key) {
+    bool reached = chosen >= 0 && drawn - before < sum;
+    if (add_kept(sum, place, key) && !reached) chosen = i;
+  });
   token[0] = chosen;
+  seen[chosen] = 1;
 }

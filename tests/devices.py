@@ -9,7 +9,7 @@ from gpt.errors import UserError
 from tests.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
 GUARD = 64  # elements before and after a guarded array, a multiple of every vector
-UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321}
+UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}  # by kind, or kind and bytes
 
 
 @functools.cache
@@ -56,6 +56,10 @@ DEVICES = [
 ]
 
 
+def _untouched(dtype: np.dtype) -> float:
+    return UNTOUCHED.get(dtype.str[1:], UNTOUCHED[dtype.kind])
+
+
 class Arrays:
     """Makes arrays for GpuOps `ops` and finds out afterward who wrote where they should not."""
 
@@ -66,7 +70,7 @@ class Arrays:
         """`value` on the device, in the type of activations unless `dtype` says otherwise, between guard bands."""
         value = np.asarray(value)
         whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
-        whole.fill(UNTOUCHED[whole.dtype.kind])
+        whole.fill(_untouched(whole.dtype))
         view = whole[GUARD : GUARD + value.size].reshape(value.shape)
         if value.dtype.kind == "f":
             value = value.astype(dtype or np.float32)
@@ -88,4 +92,4 @@ class Arrays:
         for whole, size in self._guarded:
             host = self.ops.device.to_host(whole)
             band = np.concatenate([host[:GUARD], host[GUARD + size :]])
-            assert (band == UNTOUCHED[whole.dtype.kind]).all(), "a kernel wrote outside of its array"
+            assert (band == _untouched(whole.dtype)).all(), "a kernel wrote outside of its array"

@@ -50,12 +50,15 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             model.loss(ids, ids)
             model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
             AdamW(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
-            logits = model.decode(ids[0], KVCache(model.config, ops.zeros))
-            ops.sample(
-                logits, [1], temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=1.1, uniform=0.5
-            )
+            cache = KVCache(model.config, ops.zeros, ops.zeros(1, "int32"))
+            for count in (2, 1):
+                model.decode(ids[0, :count], cache)
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
             for scale in (None, 1.0):
                 ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
+        for vocab in (40, 5000, 50257, 60_000):
+            place, options = np.zeros(1, np.int32), {"top_k": 3, "top_p": 0.9, "repetition_penalty": 1.1}
+            logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
+            ops.sample(logits, seen, np.empty(1), place, temperature=0.5, **options)
     return list(device.instances)

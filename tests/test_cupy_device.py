@@ -39,6 +39,7 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     cupy.cuda = types.SimpleNamespace(
         runtime=runtime, Device=lambda index: types.SimpleNamespace(use=lambda: None),
         compiler=types.SimpleNamespace(CompileException=CompileError),
+        Stream=lambda non_blocking: types.SimpleNamespace(use=lambda: None),
     )  # fmt: skip
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.RawModule = module

@@ -51,7 +51,9 @@ def model(tokenizer) -> GPT:
 
 
 def next_token(logits, context, sampling, uniform):
-    return CpuOps(threads=1).sample(logits, context, uniform=uniform, **asdict(sampling))
+    seen, out = np.isin(np.arange(len(logits)), context).astype(np.uint8), np.zeros(1, np.int32)
+    CpuOps(threads=1).sample(logits, seen, np.array([uniform]), out, **asdict(sampling))
+    return int(out[0])
 
 
 def distribution(logits, context, **changes) -> dict[int, float]:

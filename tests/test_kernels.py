@@ -92,9 +92,10 @@ def test_embedding(ops, arrays, rng, U, batch, seq, d, start, rate):
     ids = rng.integers(0, 11, (batch, seq)).astype(np.int32)
     mine, theirs = dropout(ops, rate)
     expected = np.empty((batch * seq, d))
-    REFERENCE.embedding(ids, wte, wpe, expected, start, theirs)
+    place = np.array([start], np.int32) if start else None
+    REFERENCE.embedding(ids, wte, wpe, expected, place, theirs)
     out = arrays.poisoned(batch * seq, d)
-    ops.embedding(arrays.of(ids), arrays.of(wte), arrays.of(wpe), out, start, mine)
+    ops.embedding(arrays.of(ids), arrays.of(wte), arrays.of(wpe), out, place if place is None else arrays.of(place), mine)
     near(ops, out, expected, (U + 4 * u) * (np.abs(expected) + 1e-6))
 
 
@@ -225,7 +226,8 @@ def test_dropout_drops_the_same_elements_everywhere(ops, arrays, rng, U, rows, d
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
-SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200)]  # rows, in, out
+SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 776, 264)]
+# rows, in, out; the last two are one row of whole vectors
 
 
 def product_bound(a, b, U, extra=0.0):
@@ -401,7 +403,9 @@ def test_attention_of_long_sequences(ops, arrays, rng, U, shape, rate):
     test_attention_backward(ops, arrays, rng, U, shape, rate)
 
 
-@pytest.mark.parametrize(("n", "start", "heads", "hd"), [(1, 0, 1, 16), (5, 0, 2, 32), (1, 150, 2, 64), (3, 40, 1, 15)])
+@pytest.mark.parametrize(
+    ("n", "start", "heads", "hd"), [(1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128)]
+)
 def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, start, heads, hd):
     past = start + n
     qkv = arrays.rounded(rng.standard_normal((past, 3 * heads * hd)))
@@ -411,8 +415,9 @@ def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, star
     )
     mine = arrays.of(keys), arrays.of(values)
     expected, out = np.empty((n, heads * hd)), arrays.poisoned(n, heads * hd)
-    REFERENCE.attention_cached(qkv[start:], keys, values, start, expected)
-    ops.attention_cached(arrays.of(qkv[start:]), *mine, start, out)
+    place = np.array([start], np.int32)
+    REFERENCE.attention_cached(qkv[start:], keys, values, place, expected)
+    ops.attention_cached(arrays.of(qkv[start:]), *mine, arrays.of(place), out)
     for cache, wanted in zip(mine, (keys, values), strict=True):
         assert np.array_equal(ops.to_host(cache), wanted)
     bounds = AttentionBounds(qkv, heads, 1, U, 1.0)
@@ -464,7 +469,16 @@ def test_the_metrics_are_sums_in_float64(ops, arrays, rng, rows):
     near(ops, out, expected, rows * 2.0**-52 * (np.abs(losses).sum(dtype=np.float64) + 20))
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 1000, 2100])
+def sampled(ops, arrays, logits, seen, uniform, **options):
+    """The id that `ops` draw; they must mark it, and no other."""
+    marks, out = arrays.of(seen), arrays.of(np.array([-7], np.int32))
+    ops.sample(arrays.of(logits), marks, arrays.of(np.array([uniform]), "float64"), out, **options)
+    (id,) = ops.to_host(out).tolist()
+    assert np.array_equal(ops.to_host(marks), seen | (np.arange(seen.size) == id))
+    return id
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 1000, 2100, 60_000])
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6)]
 )
@@ -472,27 +486,26 @@ def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temper
     """Sums of weights are off by 1e-4 of their total at most; where a draw is nearer to a boundary either may be."""
     logits = arrays.rounded(rng.standard_normal(vocab) * 2)
     logits[rng.integers(0, vocab, vocab // 4)] = logits[0]  # equal ones
-    context = rng.integers(0, vocab, 9).tolist()
-    mine = arrays.of(logits)
+    seen = np.isin(np.arange(vocab), rng.integers(0, vocab, 9)).astype(np.uint8)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": 1.3}
     for uniform in np.append(rng.random(8), [0, 1 - 2**-24]):
         near_by = {
-            REFERENCE.sample(logits, context, uniform=float(np.clip(uniform + shift, 0, 1 - 2**-40)), **options)
+            sampled(REFERENCE, Arrays(REFERENCE), logits, seen, np.clip(uniform + shift, 0, 1 - 2**-40), **options)
             for shift in (-1e-4, 0, 1e-4)
         }
         if top_p < 1:
             near_by |= {
-                REFERENCE.sample(logits, context, uniform=float(uniform), **{**options, "top_p": top_p + shift})
+                sampled(REFERENCE, Arrays(REFERENCE), logits, seen, uniform, **{**options, "top_p": top_p + shift})
                 for shift in (-1e-4, 1e-4)
             }
-        assert ops.sample(mine, context, uniform=float(uniform), **options) in near_by
+        assert sampled(ops, arrays, logits, seen, uniform, **options) in near_by
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
-    logits = arrays.of(np.array([1.0, poison, 2.0]))
     options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
-    assert ops.sample(logits, [0], uniform=0.5, **options) == -1
+    logits, seen = np.array([1.0, poison, 2.0]), np.zeros(3, np.uint8)
+    assert sampled(ops, arrays, logits, seen, 0.5, **options) == -1
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_embedding_adds_token_and_position_and_its_backward_sums_over_repeated_t
     ids = rng.integers(0, 6, (batch, seq)).astype(np.int32)
     wte, wpe = rng.standard_normal((6, d)), rng.standard_normal((seq + 2, d))
     out, mask = unset(batch * seq, d), mask_of(ops, dropout, (batch * seq, d))
-    ops.embedding(ids, wte, wpe, out, start=2, dropout=dropout)
+    ops.embedding(ids, wte, wpe, out, start=np.array([2], np.int32), dropout=dropout)
     np.testing.assert_allclose(out, (wte[ids] + wpe[2:]).reshape(-1, d) * mask, **EXACT)
 
     dout = rng.standard_normal(out.shape)
@@ -237,7 +237,7 @@ def test_cached_attention_continues_where_it_left_off(ops, rng, pieces):
     start = 0
     for n in pieces:
         out = unset(n, d)
-        ops.attention_cached(qkv[start : start + n], keys, values, start, out)
+        ops.attention_cached(qkv[start : start + n], keys, values, np.array([start], np.int32), out)
         np.testing.assert_allclose(out, expected[start : start + n], **EXACT)
         start += n
 

@@ -14,7 +14,7 @@ of weight matrices are added to. Gradients of vectors (biases, layer norms), sum
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import psutil
@@ -112,18 +112,19 @@ class CpuOps:
         wte: np.ndarray,
         wpe: np.ndarray,
         out: np.ndarray,
-        start: int = 0,
+        start: np.ndarray | None = None,
         dropout: Dropout | None = None,
     ) -> None:
         """out[b·seq + s] = wte[ids[b, s]] + wpe[start + s], then dropout; ids int32 [batch, seq], out [rows, D].
 
-        Raises IndexError for an id outside of wte.
+        start is int32 [1], or None for 0. Raises IndexError for an id outside of wte.
         """
         batch, seq = ids.shape
+        first = 0 if start is None else int(start[0])
         out_3d = out.reshape(batch, seq, -1)
 
         def block(b: slice) -> None:
-            np.add(wte[ids[b]], wpe[start : start + seq], out=out_3d[b])
+            np.add(wte[ids[b]], wpe[first : first + seq], out=out_3d[b])
 
         self.threads.run_blocks(block, batch, self._block_rows(seq * out.shape[-1]))
         if dropout:
@@ -411,17 +412,17 @@ class CpuOps:
         attend_backward(self.threads, self._scratch, dout, q, k, v, out, lse, dq, dk, dv, mask)
 
     def attention_cached(
-        self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: int, out: np.ndarray
+        self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: np.ndarray, out: np.ndarray
     ) -> None:
-        """Causal attention of n new positions, start … start + n - 1, of one sequence; qkv [n, 3 D], out [n, D].
+        """Causal attention of n new positions, from start (int32 [1]) on, of one sequence; qkv [n, 3 D], out [n, D].
 
         Their keys and values are first written into keys and values, [heads, max_seq_len, head_dim], which hold those
         of all positions before.
         """
-        end = start + len(qkv)
+        first, end = int(start[0]), int(start[0]) + len(qkv)
         q, k, v = _by_head(qkv, 3, 1, len(keys))
         (out,) = _by_head(out, 1, 1, len(keys))
-        keys[:, start:end], values[:, start:end] = k[0], v[0]
+        keys[:, first:end], values[:, first:end] = k[0], v[0]
         attend(self.threads, self._scratch, q, keys[None, :, :end], values[None, :, :end], out)
 
     # ---- loss -----------------------------------------------------------------------------------------------------
@@ -470,24 +471,28 @@ class CpuOps:
     def sample(
         self,
         logits: np.ndarray,
-        context: Sequence[int],
+        seen: np.ndarray,
+        uniform: np.ndarray,
+        out: np.ndarray,
         *,
         temperature: float,
         top_k: int,
         top_p: float,
         repetition_penalty: float,
-        uniform: float,
-    ) -> int:
-        """The id that is drawn by `uniform` in [0, 1) from logits [vocab] after `context`; -1 if one is not finite.
+    ) -> None:
+        """out (int32 [1]) = the id that uniform (float64 [1], in [0, 1)) draws from logits [vocab]; -1 if one is not
+        finite. It is then marked in seen, uint8 [vocab].
 
-        First the logits of the context's tokens are divided (where negative: multiplied) by `repetition_penalty`
+        First the logits of tokens that are marked are divided (where negative: multiplied) by `repetition_penalty`
         (Keskar et al. 2019); then exp(logits / temperature) are weights, temperature 0 taking the largest. `top_k`
         above 0 keeps the k heaviest, and `top_p` below 1 the fewest of these that reach that share of their weight
         (Holtzman et al. 2020); of equal ones the lowest id comes first. The draw goes through the kept in order of id.
         """
         if not np.isfinite(logits).all():
-            return -1
-        return choose(logits, context, temperature, top_k, top_p, repetition_penalty, uniform)
+            out[0] = -1
+            return
+        out[0] = choose(logits, seen, temperature, top_k, top_p, repetition_penalty, uniform[0])
+        seen[out[0]] = 1
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

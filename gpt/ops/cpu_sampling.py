@@ -1,17 +1,15 @@
 """The choice of the next token in NumPy."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
 def choose(
-    logits: np.ndarray, context: Sequence[int], temperature: float, top_k: int, top_p: float, repetition_penalty: float,
+    logits: np.ndarray, seen: np.ndarray, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
     uniform: float,
 ) -> int:  # fmt: skip
-    """The id drawn from finite logits [vocab] after `context`, as `CpuOps.sample` says."""
+    """The id drawn from finite logits [vocab], as `CpuOps.sample` says."""
     logits = logits.astype(np.float64)
-    seen = np.unique(np.asarray(context, np.int64))
+    seen = np.flatnonzero(seen)
     logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
     if temperature == 0:
         return int(np.argmax(logits))

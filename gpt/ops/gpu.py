@@ -10,7 +10,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when t
 # multiprocessor holds, their rows in its cache (measured on an H100).
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 LARGEST = 3e38  # that a float32 may be
+SAMPLE_THREADS, SAMPLE_HELD = 1024, 50  # of the block that samples; logits that one of them keeps in registers at most
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -55,6 +56,7 @@ class GpuOps:
         self._kernels: dict[tuple, Callable] = {}
         self._scratch_arrays: dict[str, Array] = {}
         self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
+        self._zero = self.zeros(1, "int32")
 
     def check(self, config: ModelConfig) -> None:
         """Raises UserError for a model that the kernels cannot run."""
@@ -121,12 +123,13 @@ class GpuOps:
     # ---- embedding ------------------------------------------------------------------------------------------------
 
     def embedding(
-        self, ids: Array, wte: Array, wpe: Array, out: Array, start: int = 0, dropout: Dropout | None = None
+        self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
         d = out.shape[-1]
         kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
-        sizes = map(_int, (len(wte), d, ids.shape[1], start))
-        kernel((ids.size,), (128,), (ids, wte, wpe, out, *sizes, *self._mask(dropout)))
+        sizes = map(_int, (len(wte), d, ids.shape[1]))
+        start = self._zero if start is None else start
+        kernel((ids.size,), (128,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
 
     def embedding_backward(
         self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
@@ -190,6 +193,8 @@ class GpuOps:
         self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
         activation: str | None = None,
     ) -> None:  # fmt: skip
+        if len(x) == 1 and self._matvec(x, weight, bias, out, before, activation):
+            return
         if self._has_fused(activation, out) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
             return
         product = before if activation else out
@@ -204,6 +209,24 @@ class GpuOps:
         elif activation:
             kernel = self._elementwise("activation", out.shape[1], activation)
             kernel(self._grid(out), (256,), (before, out, _long(out.size)))
+
+    def _matvec(
+        self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None, activation: str | None
+    ) -> bool:
+        """The linear layer of one row; False where a row of the weights is not whole vectors."""
+        k, n = weight.shape
+        transposed = not weight.flags.c_contiguous
+        if self._width(k if transposed else n) == 1:
+            return False
+        kernel = self._kernel(
+            "matvec.hip", "matvec_transposed" if transposed else "matvec", WIDTH=self._vector,
+            BIAS=int(bias is not None), ACTIVATED=int(bool(activation)), ACTIVATION=activation or "gelu",
+        )  # fmt: skip
+        blocks = -(-n // (256 // self.device.warp)) if transposed else -(-n // (4 * self._vector))
+        w = weight.T if transposed else weight
+        arguments = (x, w, w if bias is None else bias, out if before is None else before, out, _int(k), _int(n))
+        kernel((blocks,), (256,), arguments)
+        return True
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array | None,
@@ -318,14 +341,16 @@ class GpuOps:
         keys = self._attention("attention_backward_keys", head_dim, dropout)
         keys(grid, block, (dout, qkv, lse, delta, dqkv, *place))
 
-    def attention_cached(self, qkv: Array, keys: Array, values: Array, start: int, out: Array) -> None:
+    def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
         heads, capacity, head_dim = keys.shape
-        place = (_int(heads), _int(capacity), _int(start))
-        self._attention("cache_append", head_dim)((len(qkv),), (128,), (qkv, keys, values, *place))
-        kernel = self._attention("attention_cached", head_dim)
+        defines = {"HEAD_DIM": head_dim, "WIDTH": self._width(head_dim)}
+        place = (_int(heads), _int(capacity), start)
+        kernel = self._kernel("attention_cached.hip", "cache_append", **defines)
+        kernel((len(qkv),), (128,), (qkv, keys, values, *place))
+        kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
         kernel((len(qkv), heads), (128,), (qkv, keys, values, out, *place))
 
-    def _attention(self, name: str, head_dim: int, dropout: Dropout | None = None) -> Callable:
+    def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
         return self._kernel("attention.hip", name, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)))
 
     # ---- loss -----------------------------------------------------------------------------------------------------
@@ -344,20 +369,16 @@ class GpuOps:
         kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
 
     def sample(
-        self, logits: Array, context: Sequence[int], *, temperature: float, top_k: int, top_p: float,
-        repetition_penalty: float, uniform: float,
-    ) -> int:  # fmt: skip
+        self, logits: Array, seen: Array, uniform: Array, out: Array, *, temperature: float, top_k: int, top_p: float,
+        repetition_penalty: float,
+    ) -> None:  # fmt: skip
         vocab = logits.size
-        keys, token = self._scratch("sample keys", vocab, "uint32"), self._scratch("sample token", 1, "int32")
-        self._kernel("sample.hip", "sample_keys")((-(-vocab // 256),), (256,), (logits, keys, _int(vocab)))
-        if repetition_penalty != 1 and len(context):
-            seen = self.from_host(np.asarray(context, np.int32))
-            arguments = (logits, seen, keys, _int(len(context)), _float(repetition_penalty))
-            self._kernel("sample.hip", "sample_penalize")((-(-len(context) // 256),), (256,), arguments)
+        held = -(-vocab // SAMPLE_THREADS)
+        kernel = self._kernel("sample.hip", "sample", HELD=held if held <= SAMPLE_HELD else 0)
+        keys = self._scratch("sample keys", vocab, "uint32")
         rate = _float(min(math.log2(math.e) / temperature, LARGEST) if temperature else 0)
-        arguments = (keys, token, _int(vocab), rate, _int(top_k), _float(top_p), _float(uniform))
-        self._kernel("sample.hip", "sample")((1,), (512,), arguments)
-        return int(self.to_host(token)[0])
+        choice = (_float(repetition_penalty), rate, _int(min(top_k, vocab)), _float(top_p))
+        kernel((1,), (SAMPLE_THREADS,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
