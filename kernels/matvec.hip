@@ -4,12 +4,13 @@
 // threads, whose sums it adds up in a fixed order. W [n, k] (`matvec_transposed`): a warp per element of out. Traffic: W
 // once, all else from the cache.
 //
-// Set by the host: T (bf16 | float), WIDTH (elements at a time; divides a row of W), ACTIVATION (gelu | relu), and which of
+// Set by the host: T (bf16 | float), WIDTH (a vector's elements, which divide a row of W), ACTIVATION (gelu | relu), and which of
 // the rest there is: BIAS, ACTIVATED (0 | 1).
 #include "common.h"
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
-constexpr int LANES = 4, DEPTH = THREADS / LANES;  // vectors of columns, rows of W at a time
+constexpr int LANES = 2, DEPTH = THREADS / LANES;  // vectors of columns, rows of W at a time
+constexpr int AHEAD = 6;                           // rows of a thread that are on their way at once
 
 DEVICE void finish(float v, int column, const T* bias, T* before, T* out) {
 #if BIAS
@@ -28,10 +29,17 @@ KERNEL(256) matvec(const T* x, const T* w, const T* bias, T* before, T* out, int
   int lane = thread_id() % LANES, column = (block_x() * LANES + lane) * WIDTH;
   Floats<WIDTH> sum = {};
   if (column < n) {
-    UNROLL for (int row = thread_id() / LANES; row < k; row += DEPTH) {
-      auto part = Floats<WIDTH>::load(w + (index_t)row * n + column);
-      float factor = to_float(x[row]);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += factor * part.v[e];
+    for (int first = thread_id() / LANES; first < k; first += AHEAD * DEPTH) {
+      Vector<T> parts[AHEAD];
+      float factors[AHEAD];
+      UNROLL for (int i = 0; i < AHEAD; i++) {
+        int row = first + i * DEPTH;
+        factors[i] = row < k ? to_float(x[row]) : 0;
+        parts[i] = *(const Vector<T>*)(w + (index_t)minimum(row, k - 1) * n + column);
+      }
+      UNROLL for (int i = 0; i < AHEAD; i++) {
+        UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += factors[i] * to_float(parts[i].v[e]);
+      }
     }
   }
   UNROLL for (int e = 0; e < WIDTH; e++) {

@@ -57,7 +57,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             logits = ops.empty((1, vocab))
             for scale in (None, 1.0):
                 ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
-        for vocab in (40, 5000, 50257, 60_000):
+        for vocab in (40, 5000):
             place, options = np.zeros(1, np.int32), {"top_k": 3, "top_p": 0.9, "repetition_penalty": 1.1}
             logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
             ops.sample(logits, seen, np.empty(1), place, temperature=0.5, **options)

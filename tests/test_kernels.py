@@ -95,7 +95,8 @@ def test_embedding(ops, arrays, rng, U, batch, seq, d, start, rate):
     place = np.array([start], np.int32) if start else None
     REFERENCE.embedding(ids, wte, wpe, expected, place, theirs)
     out = arrays.poisoned(batch * seq, d)
-    ops.embedding(arrays.of(ids), arrays.of(wte), arrays.of(wpe), out, place if place is None else arrays.of(place), mine)
+    start = None if place is None else arrays.of(place)
+    ops.embedding(arrays.of(ids), arrays.of(wte), arrays.of(wpe), out, start, mine)
     near(ops, out, expected, (U + 4 * u) * (np.abs(expected) + 1e-6))
 
 

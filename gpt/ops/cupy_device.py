@@ -1,6 +1,7 @@
 """A GPU through CuPy: its arrays, its memory, and kernels that NVRTC or hiprtc compiles when they are first needed."""
 
 import ctypes
+import functools
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -63,7 +64,7 @@ class CupyDevice:
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. This one is everybody's: CuPy's, the kernels' and the libraries'.
-        cupy.cuda.Stream(non_blocking=True).use()
+        _stream(cupy, index).use()
         self.records = True
         self._options = ("-std=c++17",)
         if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
@@ -138,6 +139,11 @@ class CupyDevice:
     def held_bytes(self) -> int:
         """Bytes that CuPy's memory pool holds: all that arrays have ever taken at once, as it gives nothing back."""
         return self.xp.get_default_memory_pool().total_bytes()
+
+
+@functools.cache  # for CuPy itself forgets a stream that nobody keeps
+def _stream(cupy: Any, index: int) -> Any:
+    return cupy.cuda.Stream(non_blocking=True)
 
 
 def _import_cupy() -> Any:

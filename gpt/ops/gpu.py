@@ -32,7 +32,6 @@ CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when t
 # multiprocessor holds, their rows in its cache (measured on an H100).
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 LARGEST = 3e38  # that a float32 may be
-SAMPLE_THREADS, SAMPLE_HELD = 1024, 50  # of the block that samples; logits that one of them keeps in registers at most
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -222,7 +221,7 @@ class GpuOps:
             "matvec.hip", "matvec_transposed" if transposed else "matvec", WIDTH=self._vector,
             BIAS=int(bias is not None), ACTIVATED=int(bool(activation)), ACTIVATION=activation or "gelu",
         )  # fmt: skip
-        blocks = -(-n // (256 // self.device.warp)) if transposed else -(-n // (4 * self._vector))
+        blocks = -(-n // (256 // self.device.warp)) if transposed else -(-n // (2 * self._vector))
         w = weight.T if transposed else weight
         arguments = (x, w, w if bias is None else bias, out if before is None else before, out, _int(k), _int(n))
         kernel((blocks,), (256,), arguments)
@@ -373,12 +372,11 @@ class GpuOps:
         repetition_penalty: float,
     ) -> None:  # fmt: skip
         vocab = logits.size
-        held = -(-vocab // SAMPLE_THREADS)
-        kernel = self._kernel("sample.hip", "sample", HELD=held if held <= SAMPLE_HELD else 0)
+        kernel = self._kernel("sample.hip", "sample")
         keys = self._scratch("sample keys", vocab, "uint32")
         rate = _float(min(math.log2(math.e) / temperature, LARGEST) if temperature else 0)
         choice = (_float(repetition_penalty), rate, _int(min(top_k, vocab)), _float(top_p))
-        kernel((1,), (SAMPLE_THREADS,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
+        kernel((1,), (1024,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
