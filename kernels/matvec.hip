@@ -59,7 +59,7 @@ KERNEL(256) matvec_transposed(const T* x, const T* w, const T* bias, T* before, 
   int row = block_x() * WARPS + warp_id();
   if (row >= n) return;
   float sum = 0;
-  UNROLL for (int i = lane_id() * WIDTH; i < k; i += WARP * WIDTH) {
+  for (int i = lane_id() * WIDTH; i < k; i += WARP * WIDTH) {
     auto a = Floats<WIDTH>::load(x + i), b = Floats<WIDTH>::load(w + (index_t)row * k + i);
     UNROLL for (int e = 0; e < WIDTH; e++) sum += a.v[e] * b.v[e];
   }

@@ -207,3 +207,26 @@ def test_arguments_that_the_kernel_does_not_take_are_refused(device):
         launch(device, REDUCTIONS, "reductions", 1, 256, x, np.int32(3))
     with pytest.raises(ValueError, match="compiled for 256 threads, not for 512"):
         launch(device, REDUCTIONS, "reductions", 1, 512, x, out)
+
+
+SUMMANDS = """
+KERNEL(WARP) summands(float* c) {
+#if LAYOUT == LAYOUT_WMMA11 || LAYOUT == LAYOUT_WMMA12
+  typedef Tile<bf16> M;
+  M::Words zeros = 0;
+  M::Elements first, second;
+  asm volatile("v_mov_b32 v128, 1.0\\n"
+               "v_wmma_f32_16x16x16_bf16 %0, %2, %2, 0\\n"
+               "v_wmma_f32_16x16x16_bf16 %1, %2, %2, 2.0"
+               : "=&v"(first), "=&v"(second) : "v"(zeros) : "v128");
+  c[thread_id()] = first[0], c[WARP + thread_id()] = second[0];
+#endif
+}
+"""
+
+
+@pytest.mark.parametrize("target", ["gfx1100", "gfx1201"])
+def test_the_emulated_matrix_unit_adds_constants(target):
+    sums = np.full((2, 32), np.nan, np.float32)
+    launch(emulator.EmulatorDevice(target), SUMMANDS, "summands", 1, 32, sums)
+    assert (sums.T == (0, 2)).all(), "0 is not v128"

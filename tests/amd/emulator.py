@@ -236,6 +236,27 @@ def _mend(emu: Any) -> None:
         vars(instruction)["canonical_op_bits"] = bits
         return compile_it(instruction, context)
 
+    matrix_product = emu._compile_wmma
+
+    def of_any_summand(instruction: Any, context: Any) -> Any:
+        """The emulator takes a constant that RDNA's matrix unit is to add to a product for a vector register, 0 for
+        v128, which has other things in it where a kernel has that many."""
+
+        class Adding(emu._Ctx):
+            __slots__ = ()
+
+            def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
+                summand = self.inst_field(type(instruction).src2)  # from 256 on a vector register
+                if summand not in register.toposort():
+                    return super().rvgpr_dyn(register, lane, valid)
+                is_vector = summand >= summand.const_like(256)
+                vector = super().rvgpr_dyn(register, lane, is_vector)
+                return is_vector.where(vector, self.rsgpr_dyn(summand, is_vector.ne(True)))
+
+        context.__class__ = Adding
+        return matrix_product(instruction, context)
+
+    emu._compile_wmma = of_any_summand
     handlers = emu._INST_HANDLERS
     for kind in handlers:
         if kind.__name__ == "DS":
