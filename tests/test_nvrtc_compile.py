@@ -69,7 +69,7 @@ def test_shared_memory_beyond_what_is_static_is_refused():
 
 
 def test_memory_in_place_of_registers_is_found():
-    body = "float v[100]; for (int i = 0; i < 100; i++) v[at[i]] = y[i]; *y = v[at[0]];"
+    body = "float v[200]; for (int i = 0; i < 200; i++) v[at[i]] = y[i]; *y = v[at[0]];"
     succeeded, log = compile_source(f'extern "C" __global__ void k(float* y, int* at) {{ {body} }}', "sm_90")
     assert succeeded
     assert len(complaints(log)) == 1
