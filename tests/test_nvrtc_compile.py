@@ -73,4 +73,4 @@ def test_memory_in_place_of_registers_is_found():
     succeeded, log = compile_source(f'extern "C" __global__ void k(float* y, int* at) {{ {body} }}', "sm_90")
     assert succeeded
     assert len(complaints(log)) == 1
-    assert "400 bytes stack frame" in complaints(log)[0]
+    assert "800 bytes stack frame" in complaints(log)[0]
