@@ -66,7 +66,7 @@ struct Row {
   // `through` is the next one's `before`, to the bit: no number falls between two threads.
   DEVICE void sum_up(float mine, float& before, float& through, float& all) {
     float in_warp = 0, warp_total = 0, earlier = 0;
-    for (int lane = 0; lane < WARP; lane++) {
+    NO_UNROLL for (int lane = 0; lane < WARP; lane++) {
       float v = shuffle(mine, lane);
       if (lane == lane_id()) in_warp = warp_total;
       warp_total += v;
@@ -74,7 +74,7 @@ struct Row {
     if (lane_id() == 0) scratch[warp_id()] = warp_total;
     sync();
     all = 0;
-    for (int warp = 0; warp < WARPS; warp++) {
+    NO_UNROLL for (int warp = 0; warp < WARPS; warp++) {
       if (warp == warp_id()) earlier = all;
       all += scratch[warp];
     }
