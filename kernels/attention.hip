@@ -16,16 +16,17 @@
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
 // float [batch, heads, seq]. Blocks count the SIDE rows of a head of a sequence first.
 //
-// Set by the host: T (bf16 | float), HEAD_DIM (up to 128; 0-padded to whole tiles in registers), DROPOUT (0 | 1).
+// Set by the host: T (bf16 | float), MATRIX (T, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
+// registers), DROPOUT (0 | 1).
 #include "tile.h"
 
-typedef Tile<T> M;
+typedef Tile<MATRIX> M;
 constexpr int CHUNKS = (HEAD_DIM + 15) / 16, PADDED = CHUNKS * 16;
 constexpr int WARPS = 4, THREADS = WARPS * WARP, SIDE = WARPS * 16;
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
 constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four slices fit 48 KiB, two and two blocks 64
 constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
-typedef Slice<T, OTHERS, PADDED> Others;
+typedef Slice<MATRIX, OTHERS, PADDED> Others;
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Rows of a slice that backward takes at once: as many as registers have sums for.
 constexpr int STEP = Others::WIDE ? OTHERS : 16;
@@ -75,7 +76,7 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
 
 // The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM: kept in registers, or read again
 // each time, or, on Hopper, kept in shared memory, where they are from the first call of Pipeline::next on.
-typedef Slice<T, SIDE, PADDED> Own;
+typedef Slice<MATRIX, SIDE, PADDED> Own;
 constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for that
 
 template <bool HOLD> struct Slab {
@@ -103,7 +104,7 @@ template <bool HOLD> struct Slab {
 
 // Slices of two parts of the other side's rows, ROWS at a time, for the whole block to use.
 template <int ROWS> struct Pair {
-  typedef Slice<T, ROWS, PADDED> Part;
+  typedef Slice<MATRIX, ROWS, PADDED> Part;
   Shared<T> first, second;  // STAGES slices each
   Rows<const T*> first_rows, second_rows;
   int seq;

@@ -7,7 +7,8 @@ namespace gpt {
 // ---- the tile -------------------------------------------------------------------------------------------------------
 
 // Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B, for T bf16 (on the matrix
-// unit) or float (everywhere). Its members:
+// unit), tf32 (on NVIDIA's, and only what attention takes) or float (everywhere). Its members:
+//   Element                         what matrices are made of in memory
 //   A, B, Acc                       a lane's part of each matrix
 //   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
 //   load_b(p, stride)               B(k, n) = p[k * stride + n]; load_b_transposed: B(k, n) = p[n * stride + k]
@@ -20,6 +21,7 @@ namespace gpt {
 //   add_dots(sums, a, b)            adds to a sum per slot what this lane has of the dot products of a's and b's rows
 // On AMD the instruction gets A and B swapped, so that what a lane accumulates are parts of one row, as in its A.
 template <class T> struct Tile;
+struct tf32 {};  // float32, of whose mantissas products take 10 bits
 
 DEVICE int lane_low() { return lane_id() % 16; }
 DEVICE int lane_high() { return lane_id() / 16; }
@@ -66,9 +68,30 @@ struct Bf16Layout {
   static DEVICE int a_k(int j) { return lane_k() + a_k_step(j); }
   static DEVICE int b_column(int j) { return lane_row() + b_column_step(j); }
   static DEVICE int b_k(int j) { return lane_k() + b_k_step(j); }
+
+#if LAYOUT == LAYOUT_MMA
+  static DEVICE float row_sum(float v) {
+    v += shuffle_xor(v, 1);
+    return v + shuffle_xor(v, 2);
+  }
+  static DEVICE float row_max(float v) {
+    v = maximum(v, shuffle_xor(v, 1));
+    return maximum(v, shuffle_xor(v, 2));
+  }
+#else
+  static DEVICE float row_sum(float v) {
+    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
+    return v;
+  }
+  static DEVICE float row_max(float v) {
+    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
+    return v;
+  }
+#endif
 };
 
 template <> struct Tile<bf16> : Bf16Layout {
+  typedef bf16 Element;
   struct A {
     uint32 w[WORDS];
   };
@@ -203,31 +226,99 @@ template <> struct Tile<bf16> : Bf16Layout {
     }
   }
 
-#if LAYOUT == LAYOUT_MMA
-  static DEVICE float row_sum(float v) {
-    v += shuffle_xor(v, 1);
-    return v + shuffle_xor(v, 2);
-  }
-  static DEVICE float row_max(float v) {
-    v = maximum(v, shuffle_xor(v, 1));
-    return maximum(v, shuffle_xor(v, 2));
-  }
-#else
-  static DEVICE float row_sum(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    return v;
-  }
-  static DEVICE float row_max(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
-    return v;
-  }
-#endif
 };
 #endif  // LAYOUT
+
+#if LAYOUT == LAYOUT_MMA
+// Float32 in memory, rounded to tf32 on the way into the matrix unit, whose instructions take 8 of the 16 k: the first
+// operands' in words 0 to 3, or 0, 1, 4 and 5. Sums lie as bf16's do, so a lane has neighboring columns of them where
+// as an A it would have columns 4 apart. Nobody minds: to_a leaves k in the order of the sums, which load_b takes too;
+// load_a and load_b_transposed keep the order of memory.
+struct Tf32Layout : Bf16Layout {
+  static constexpr int WORDS = 8;
+  static DEVICE int lane_k() { return lane_id() % 4; }
+  static DEVICE int a_row(int j) { return lane_row() + 8 * (j % 2); }
+  static DEVICE int a_k(int j) { return lane_k() + 4 * (j / 2); }
+  static DEVICE int b_column(int j) { return lane_row() + 8 * (j / 4); }
+  static DEVICE int b_k(int j) { return lane_k() + 4 * (j % 4); }
+};
+
+template <> struct Tile<tf32> : Tf32Layout {
+  typedef float Element;
+  struct A {
+    float v[WORDS];
+  };
+  struct B {
+    float v[WORDS];
+  };
+  struct Acc {
+    float v[ELEMENTS];
+  };
+
+  template <class P> static DEVICE A load_a(P p, int stride) {
+    A a;
+    UNROLL for (int j = 0; j < WORDS; j++) a.v[j] = p[a_row(j) * stride + a_k(j)];
+    return a;
+  }
+  static DEVICE B load_b(Shared<float> p, int stride) {
+    B b;
+    p = p + (2 * lane_k() * stride + lane_row());
+    UNROLL for (int j = 0; j < WORDS; j++) b.v[j] = p[(8 * (j / 2 % 2) + j % 2) * stride + 8 * (j / 4)];
+    return b;
+  }
+  static DEVICE A to_a(const Acc& c) {
+    A a;
+    UNROLL for (int j = 0; j < WORDS; j++) a.v[j] = c.v[j / 4 * 4 + j % 2 * 2 + j / 2 % 2];
+    return a;
+  }
+  static DEVICE void add_dots(float* sums, const A& a, const A& b) {
+    UNROLL for (int j = 0; j < WORDS; j++) sums[j % 2] += a.v[j] * b.v[j];
+  }
+
+#if defined(ON_CUDA)
+  // To ldmatrix the 16 bytes of a row are eight bf16; a lane gets four bytes of them, which are a float.
+  static DEVICE B load_b_transposed(Shared<float> p, int stride) {
+    B b;
+    UNROLL for (int half = 0; half < 2; half++) {
+      uint32 w[4];
+      const float* row = (p + ((8 * half + lane_id() % 8) * stride + 4 * (lane_id() / 8))).p;
+      Tile<bf16>::ldmatrix(w, Shared<bf16>{(bf16*)row});
+      UNROLL for (int j = 0; j < 4; j++) b.v[4 * half + j] = float_of(w[j]);
+    }
+    return b;
+  }
+  static DEVICE uint32 rounded(float v) {
+    uint32 w;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w) : "f"(v));
+    return w;
+  }
+  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
+    uint32 x[WORDS], y[WORDS];
+    UNROLL for (int j = 0; j < WORDS; j++) x[j] = rounded(a.v[j]), y[j] = rounded(b.v[j]);
+    UNROLL for (int i = 0; i < 4; i++) {
+      int half = 4 * (i / 2), step = i % 2;
+      asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+          "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+          : "+f"(c.v[half]), "+f"(c.v[half + 1]), "+f"(c.v[half + 2]), "+f"(c.v[half + 3])
+          : "r"(x[4 * step]), "r"(x[4 * step + 1]), "r"(x[4 * step + 2]), "r"(x[4 * step + 3]),
+            "r"(y[half + 2 * step]), "r"(y[half + 2 * step + 1]));
+    }
+  }
+#else
+  static B load_b_transposed(Shared<float> p, int stride) {
+    B b;
+    for (int j = 0; j < WORDS; j++) b.v[j] = p[b_column(j) * stride + b_k(j)];
+    return b;
+  }
+  static void multiply_add(Acc& c, const A& a, const B& b) { executor::multiply_add_tf32<Tf32Layout>(c.v, a.v, b.v); }
+#endif
+};
+#endif
 
 // In float32 by plain multiply-adds. A lane has all of its row of A, and reads the part of B that it needs from where
 // it lies: lanes of one half (or quarter) warp read the same addresses, which shared memory serves at once.
 template <> struct Tile<float> {
+  typedef float Element;
   static constexpr int ELEMENTS = 256 / WARP, SLOTS = 1;
   struct A {
     float v[16];
@@ -355,8 +446,9 @@ template <class Acc, int N> DEVICE void products_done(Acc (&acc)[N]) {
 // ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is as many rows as one
 // product takes: a warp's 16, or, WIDE, on Hopper the 64 of four neighboring warps, which then all have to be there.
 // Either way a warp holds 16 of the rows, in the parts that Tile says.
-template <class T, int ROWS, int COLUMNS> struct Slice {
-  typedef Tile<T> M;
+template <class Matrix, int ROWS, int COLUMNS> struct Slice {
+  typedef Tile<Matrix> M;
+  typedef typename M::Element T;
   static constexpr bool WIDE = HOPPER && sizeof(T) == 2 && (COLUMNS == 16 || COLUMNS == 32 || COLUMNS == 64);
   static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
   static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks

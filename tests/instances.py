@@ -7,6 +7,7 @@ from gpt.data import token_order
 from gpt.model import GPT, KVCache
 from gpt.ops.gpu import GpuOps
 from gpt.ops.kernels import Instance
+from gpt.ops.targets import has_tf32
 from gpt.optim import AdamW
 from tests.host_device import HostDevice
 
@@ -31,7 +32,7 @@ class NotingDevice(HostDevice):
     description = "a device that takes notes"
 
     def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
-        self.target, self.warp, self.has_bf16 = target, warp, has_bf16
+        self.target, self.warp, self.has_bf16, self.has_tf32 = target, warp, has_bf16, has_tf32(target)
         self.instances: dict[Instance, None] = {}
 
     def kernel(self, file, name, defines):
@@ -40,9 +41,9 @@ class NotingDevice(HostDevice):
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
-    """What training, evaluating and writing text compile on `target`, in fp32 and, where it can, in bf16."""
+    """What training, evaluating and writing text compile on `target`, in fp32 and, where it can, in bf16 and tf32."""
     device = NotingDevice(target, warp, has_bf16)
-    for precision in ("fp32", "bf16") if has_bf16 else ("fp32",):
+    for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
         for shape in MODELS:
             ops = GpuOps(device, precision)
             model = GPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, training=True)

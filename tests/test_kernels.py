@@ -19,6 +19,7 @@ from tests.amd import errors
 from tests.devices import DEVICES, Arrays
 
 u, EXP = 2.0**-24, 2.0**-21
+TF32 = 2.0**-10  # of a product whose two operands are rounded to tf32, half of it each
 REFERENCE = CpuOps(threads=1, dtype="float64")
 
 
@@ -29,8 +30,10 @@ def device(request):
 
 @pytest.fixture(params=["fp32", "bf16"])
 def ops(request, device):
-    if request.param == "bf16" and not device.has_bf16:
-        pytest.skip("no matrix unit for bf16")
+    if request.param != "fp32" and not device.has_bf16:
+        pytest.skip("no matrix unit")
+    if request.param == "tf32" and not device.has_tf32:
+        pytest.skip("tf32 is NVIDIA's")
     return GpuOps(device, request.param)
 
 
@@ -48,7 +51,7 @@ def rng():
 
 @pytest.fixture
 def U(ops):
-    return 2.0**-8 if ops.low_precision else u
+    return {"fp32": u, "tf32": TF32, "bf16": 2.0**-8}[ops.precision]
 
 
 def near(ops, ours, reference, bound):
@@ -306,7 +309,7 @@ HEADS = [
 class AttentionBounds:
     """All that attention computes, [batch, heads, seq, …] in float64, and how far off each may be."""
 
-    def __init__(self, qkv, heads, batch, U, mask):
+    def __init__(self, qkv, heads, batch, U, mask, product=0.0):
         seq, d = len(qkv) // batch, qkv.shape[1] // 3
         self.q, self.k, self.v = qkv.reshape(batch, seq, 3, heads, -1).transpose(2, 0, 3, 1, 4)
         self.scale, hd = 1 / math.sqrt(d // heads), d // heads
@@ -315,9 +318,9 @@ class AttentionBounds:
         self.p = np.exp(scores - scores.max(-1, keepdims=True))
         self.p /= self.p.sum(-1, keepdims=True)
         size = np.abs(self.q) @ np.abs(self.k).swapaxes(-1, -2) * self.scale
-        self.score_error = (hd + 4) * u * size  # of the product, its scaling and log2(e)
+        self.score_error = ((hd + 4) * u + product) * size  # of the product, its scaling and log2(e)
         self.p_error = self.p * (2 * self.score_error.max(-1, keepdims=True) + (seq + 4) * u + 2 * EXP)
-        self.mask, self.U, self.seq, self.hd = mask, U, seq, hd
+        self.mask, self.U, self.product, self.seq, self.hd = mask, U, product, seq, hd
 
     def rows(self, x):
         """[batch, heads, seq, head_dim] as [rows, D]."""
@@ -335,7 +338,7 @@ class AttentionBounds:
         do = self.heads(dout)
         p, U = self.p * self.mask, self.U
         dp = do @ self.v.swapaxes(-1, -2) * self.mask
-        dp_error = (self.hd + 3) * u * (np.abs(do) @ np.abs(self.v).swapaxes(-1, -2)) * self.mask
+        dp_error = ((self.hd + 3) * u + self.product) * (np.abs(do) @ np.abs(self.v).swapaxes(-1, -2)) * self.mask
         ds = self.p * (dp - delta)
         ds_error = self.p * (dp_error + 2 * u * np.abs(dp)) + self.p_error * np.abs(dp - delta) + U * np.abs(ds)
         ds_error += self.p * (self.hd + 3) * u * np.abs(self.delta_size(do, dout))[..., None]
@@ -357,12 +360,14 @@ def attention_case(ops, arrays, rng, U, shape, rate, magnitude=1.0):
     mask = np.ones((batch * heads * seq, seq))
     if theirs:
         REFERENCE.dropout(np.ones((batch * heads * seq, seq)), mask, theirs)
-    bounds = AttentionBounds(qkv, heads, batch, U, mask.reshape(batch, heads, seq, seq))
+    product = TF32 if ops.precision == "tf32" else 0.0  # bf16's operands are what they are rounded to
+    bounds = AttentionBounds(qkv, heads, batch, U, mask.reshape(batch, heads, seq, seq), product)
     out, lse = np.empty((batch * seq, d)), np.empty((batch, heads, seq))
     REFERENCE.attention(qkv, out, lse, theirs)
     return qkv, out, lse, bounds, mine, theirs
 
 
+@pytest.mark.parametrize("ops", ["fp32", "tf32", "bf16"], indirect=True)
 @pytest.mark.parametrize("shape", HEADS)
 @pytest.mark.parametrize("rate", [0, 0.3])
 def test_attention(ops, arrays, rng, U, shape, rate):
@@ -382,6 +387,7 @@ def test_attention_of_large_and_tiny_scores(ops, arrays, rng, U, magnitude):
     near(ops, out, expected, bounds.out())
 
 
+@pytest.mark.parametrize("ops", ["fp32", "tf32", "bf16"], indirect=True)
 @pytest.mark.parametrize("shape", HEADS)
 @pytest.mark.parametrize("rate", [0, 0.3])
 def test_attention_backward(ops, arrays, rng, U, shape, rate):

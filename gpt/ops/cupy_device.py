@@ -12,7 +12,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.ops.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.kernels import Instance
-from gpt.ops.targets import has_bf16, warp_size
+from gpt.ops.targets import has_bf16, has_tf32, warp_size
 from gpt.ops.timeline import CupyTimeline
 
 OLDEST_NVIDIA = 70  # sm_70, Volta: what CuPy's wheels still know
@@ -58,7 +58,7 @@ class CupyDevice:
                     f"GPU {index} is too old: {self.target}, and sm_{OLDEST_NVIDIA} is the least; use --device cpu"
                 )
         self.description = f"{properties['name'].decode()} ({self.target})"
-        self.warp, self.has_bf16 = warp_size(self.target), has_bf16(self.target)
+        self.warp, self.has_bf16, self.has_tf32 = (of(self.target) for of in (warp_size, has_bf16, has_tf32))
         self.notes: list[str] = []
         self.timeline = CupyTimeline(cupy)
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")

@@ -37,9 +37,9 @@ _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
 
 class GpuOps:
-    """The operations on one GPU; `precision` is "fp32", "tf32" (float32 whose vendor products may round to 10 bits of
-    mantissa) or "bf16".
-    """  # fmt: skip
+    """The operations on one GPU; `precision` is "fp32", "tf32" (float32 whose products round to 10 bits of mantissa
+    where the matrix unit makes them) or "bf16".
+    """
 
     is_cpu = False
     head_rows = HEAD_ROWS
@@ -350,7 +350,9 @@ class GpuOps:
         kernel((len(qkv), heads), (128,), (qkv, keys, values, out, *place))
 
     def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
-        return self._kernel("attention.hip", name, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)))
+        matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
+        defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
+        return self._kernel("attention.hip", name, **defines)
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 

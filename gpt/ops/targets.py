@@ -11,5 +11,10 @@ def warp_size(target: str) -> int:
 def has_bf16(target: str) -> bool:
     """Whether the GPU has a matrix unit for bf16 that common.h has a tile for."""
     if target.startswith("sm_"):
-        return int(target[3:]) >= 80
+        return int(target[3:].rstrip("a")) >= 80
     return re.fullmatch(r"gfx(90a|94[0-2]|950|11\w\w|12\w\w)", target) is not None
+
+
+def has_tf32(target: str) -> bool:
+    """Whether its matrix unit takes float32 rounded to tf32: on NVIDIA's."""
+    return target.startswith("sm_") and has_bf16(target)

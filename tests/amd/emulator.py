@@ -49,7 +49,7 @@ def unavailable() -> str | None:
 class EmulatorDevice(HostDevice):
     """What GpuOps asks of a device, on an emulated GPU; its arrays are NumPy's."""
 
-    has_bf16 = True
+    has_bf16, has_tf32 = True, False
 
     def __init__(self, target: str) -> None:
         self.target = target

@@ -63,7 +63,7 @@ class ExecutorDevice(HostDevice):
         self._layout, self.warp = LAYOUTS[layout]
         self._seed = ORDERS[order]
         self.target = self.description = f"executor-{layout}"
-        self.has_bf16 = self._layout != 0
+        self.has_bf16, self.has_tf32 = self._layout != 0, layout == "mma"
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
         """Kernel `name` of an instance; call it with (grid, block, arguments)."""

@@ -55,6 +55,24 @@ inline float bf16_value(uint32_t half) {
   return value;
 }
 
+inline float tf32_value(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7f800000) != 0x7f800000) bits += 0x1000;
+  bits &= ~0x1fffu;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// A lane's part of the product, once the whole warp has left its operands
+template <class Layout> void add_products(float* c, const Operands& all) {
+  wait_for_operands();
+  for (int i = 0; i < Layout::ELEMENTS; i++) {
+    int row = Layout::row(i), column = Layout::column(i);
+    for (int k = 0; k < 16; k++) c[i] += all.a[row][k] * all.b[k][column];
+  }
+}
+
 // c += a b, 16 x 16 x 16, each lane with the parts that Layout says.
 template <class Layout> void multiply_add(float* c, const uint32_t* a, const uint32_t* b) {
   Operands& all = operands();
@@ -64,11 +82,17 @@ template <class Layout> void multiply_add(float* c, const uint32_t* a, const uin
       all.b[Layout::b_k(j) + half][Layout::b_column(j)] = bf16_value(b[j] >> 16 * half & 0xffff);
     }
   }
-  wait_for_operands();
-  for (int i = 0; i < Layout::ELEMENTS; i++) {
-    int row = Layout::row(i), column = Layout::column(i);
-    for (int k = 0; k < 16; k++) c[i] += all.a[row][k] * all.b[k][column];
+  add_products<Layout>(c, all);
+}
+
+// The same for parts of float32, rounded to tf32's 10 bits of mantissa, halves away from zero
+template <class Layout> void multiply_add_tf32(float* c, const float* a, const float* b) {
+  Operands& all = operands();
+  for (int j = 0; j < Layout::WORDS; j++) {
+    all.a[Layout::a_row(j)][Layout::a_k(j)] = tf32_value(a[j]);
+    all.b[Layout::b_k(j)][Layout::b_column(j)] = tf32_value(b[j]);
   }
+  add_products<Layout>(c, all);
 }
 
 // ---- shared memory ----------------------------------------------------------------------------------------------------
