@@ -1,94 +1,83 @@
-"""Train the same GPT-2 twice, with hipgpt and with PyTorch: same first weights, same batches, same schedule.
+"""Train the same GPT-2 twice, with hipgpt and with PyTorch: same first weights, batches, schedule and precision.
 
-    python benchmarks/loss_against_pytorch.py data/shakespeare.txt [STEPS]
+    python benchmarks/loss_against_pytorch.py data/shakespeare.txt --preset small --device cpu
+    python benchmarks/loss_against_pytorch.py data/shakespeare.txt --preset gpt2-124M --steps 200
 
-Prints both training losses every 50 steps and both validation losses at the end. The peer is GPT2LMHeadModel
-(transformers) under torch.optim.AdamW; only the initial weights, the batches and the learning rates are hipgpt's.
-Needs `pip install "hipgpt[peers]"`; about four minutes on two cores.
+Prints both losses on the way, and at the end how far the two curves lie apart, over all steps. Of hipgpt's, PyTorch
+gets the first weights, the batches and the learning rates, and nothing after that. In bf16 it computes under autocast,
+which keeps the residual stream in float32. Needs PyTorch; 200 steps of `--preset small` take two minutes on two cores.
 """
 
-import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import click
+import numpy as np
+import pytorch_gpt2
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt.config import ModelConfig, TrainConfig
-from gpt.console import Console
+from gpt import plan
+from gpt.config import PRECISIONS, PRESETS
 from gpt.data import Batches
-from gpt.model import GPT
+from gpt.errors import UserError
 from gpt.ops import select
-from gpt.optim import BETAS, EPS, learning_rate
+from gpt.optim import learning_rate
 from gpt.prepare import prepare
 from gpt.run import Run
-from gpt.trainer import Trainer
-
-SHAPE = {"embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512, "num_layers": 4, "max_seq_len": 128}
+from gpt.trainer import Training
 
 
-def main(text: str, steps: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        run, console = Run("peer", Path(folder)), Console()
-        with run.lock():
-            corpus = prepare(run, data_path=text, vocab_limit=2000, kind="word", report=console.line)
-            model = ModelConfig(vocab_size=corpus.tokenizer.vocab_size, **SHAPE)
-            config = TrainConfig(batch_size=16, total_steps=steps, learning_rate=1e-3, eval_every=steps)
-            batches = Batches(
-                corpus.tokens, config.batch_size, model.max_seq_len,
-                sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
-            )  # fmt: skip
-            Trainer(run, model, config, batches, select("cpu"), console).train()
-        train_peer(peer_of(model, config), config, batches)
+@click.command()
+@click.argument("text", type=click.Path(exists=True, dir_okay=False))
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="As of hipgpt train; without it, the default model.")
+@click.option("--steps", default=200, show_default=True, metavar="N")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|gpu")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+def main(text: str, preset: str | None, steps: int, device: str, precision: str) -> None:
+    """Train the same GPT-2 on TEXT with hipgpt and with PyTorch, and compare their losses."""
+    try:
+        model, config = plan.settle({"total_steps": steps}, preset, start=None, resume=False)
+        ops = select(device, precision)
+        tokens, vocab_size = tokenized(text, preset)
+        model = replace(model, vocab_size=vocab_size)
+        batches = Batches(
+            tokens, config.batch_size, model.max_seq_len,
+            sampling=config.sampling, seed=config.seed, val_fraction=config.val_fraction,
+        )  # fmt: skip
+    except UserError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"{ops.description}; PyTorch {torch.__version__}; {plan.describe(model)}")
 
+    training = Training(model, config, batches, ops)
+    training.model.initialize(config.seed)
+    torch_device = "cpu" if ops.is_cpu else "cuda"
+    peer = pytorch_gpt2.Training(model, config, torch_device, ops.precision, mode="eager")
+    peer.module.load({name: ops.to_host(view) for name, view in training.model.weights.named.items()})
 
-def peer_of(model: ModelConfig, config: TrainConfig) -> GPT2LMHeadModel:
-    """The peer, with the weights hipgpt starts from."""
-    ours = GPT(model, select("cpu"))
-    ours.initialize(config.seed)
-    peer = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.embed_dim,
-            n_layer=model.num_layers, n_head=model.num_heads, n_inner=model.ff_hidden_dim,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )
-    )  # fmt: skip
-    state = {name: torch.tensor(view) for name, view in ours.weights.named.items()}
-    peer.load_state_dict({**state, "lm_head.weight": state["transformer.wte.weight"]})
-    return peer
-
-
-def train_peer(peer: GPT2LMHeadModel, config: TrainConfig, batches: Batches) -> None:
-    parameters = list(peer.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-        ],
-        betas=BETAS, eps=EPS,
-    )  # fmt: skip
-    for step in range(1, config.total_steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
-        loss = summed_loss(peer, *batches.train(step - 1)) / (config.batch_size * batches.seq)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        optimizer.step()
-        if step % config.log_every == 0:
-            print(f"[Step {step}] PyTorch Loss: {loss.item():.4f}", flush=True)
-    with torch.no_grad():
-        validation = [(summed_loss(peer, ids, labels).item(), labels.size) for ids, labels in batches.validation()]
-    total, tokens = map(sum, zip(*validation, strict=True))
-    print(f"[Step {config.total_steps}] PyTorch Validation Loss: {total / tokens:.4f}")
-
-
-def summed_loss(peer: GPT2LMHeadModel, ids, labels) -> torch.Tensor:
-    logits = peer(torch.from_numpy(ids).long()).logits
-    return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.from_numpy(labels).long().flatten(), reduction="sum"
+    losses = np.empty((steps, 2))
+    for step in range(1, steps + 1):
+        training.step(step)
+        ids, labels = (torch.from_numpy(array).to(torch_device).long() for array in batches.train(step - 1))
+        theirs = peer.step(ids, labels, learning_rate(step, config))
+        losses[step - 1] = training.metrics().loss, theirs.item()
+        if step % max(1, steps // 10) == 0:
+            click.echo("[Step {}] hipgpt {:.4f}, PyTorch {:.4f}".format(step, *losses[step - 1]))
+    apart = np.abs(np.diff(losses, axis=1))
+    click.echo(
+        f"Apart: {apart.mean():.1e} in the mean, {apart.max():.1e} at most (step {apart.argmax() + 1}), "
+        f"{apart[-1, 0]:.1e} at the end"
     )
 
 
+def tokenized(text: str, preset: str | None) -> tuple[np.ndarray, int]:
+    """The ids of a text as `hipgpt train` makes them, and the size of their vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run("peer", Path(folder))
+        with run.lock():
+            corpus = prepare(run, data_path=text, defaults=plan.tokenizer_defaults(preset), report=click.echo)
+        return np.array(corpus.tokens), corpus.tokenizer.vocab_size
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 300)
+    main()

@@ -1,0 +1,207 @@
+"""GPT-2 in PyTorch, trained as fast as PyTorch's users train it, and Hugging Face's to generate with: the peers.
+
+    python benchmarks/pytorch_gpt2.py train --preset gpt2-124M --mode graphs
+    python benchmarks/pytorch_gpt2.py generate --preset gpt2-124M
+
+Each prints one JSON object with keys as of `hipgpt bench --json`. A training step is what is usual: activations by
+autocast and the residual stream in float32, PyTorch's own choice of attention kernel, clipping by the global norm,
+fused AdamW; the tokens are on the device before the clock starts. Both need a GPU, `generate` transformers too.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gpt.bench import GENERATED, GROUP_SECONDS, GROUPS
+from gpt.config import PRECISIONS, PRESETS, ModelConfig, TrainConfig
+from gpt.generate import Sampling
+from gpt.model import INIT_STD, padded_vocab
+from gpt.optim import BETAS, EPS
+from gpt.plan import settle, tokenizer_defaults
+
+MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # how torch.compile calls them
+WARM_UP = 8  # steps after the first: graphs are recorded in them
+BATCHES = 4  # of random tokens, over and over
+VOCAB_MULTIPLE = 128  # to which vocabularies are padded, as hipgpt's are
+
+
+class Block(nn.Module):
+    """As hipgpt's: pre-LN, biases everywhere, GELU by the tanh approximation."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, f = config.embed_dim, config.ff_hidden_dim
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(d, 3 * d), "c_proj": nn.Linear(d, d)})
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(d, f), "c_proj": nn.Linear(f, d)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.attn["c_attn"](self.ln_1(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, seq, head_dim]
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn["c_proj"](attended.transpose(1, 2).flatten(2))
+        return x + self.mlp["c_proj"](functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
+
+
+class GPT2(nn.Module):
+    """A GPT-2 with a tied head, its parameters named as GPT-2's; only Linear keeps its weights as [out, in]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.embed_dim
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, d),
+                "wpe": nn.Embedding(config.max_seq_len, d),
+                "h": nn.ModuleList(Block(config) for _ in range(config.num_layers)),
+                "ln_f": nn.LayerNorm(d),
+            }
+        )
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=INIT_STD)
+
+    def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of int64 [batch, seq] ids and labels."""
+        wte, wpe = self.transformer["wte"], self.transformer["wpe"]
+        x = wte(ids) + wpe.weight[: ids.shape[1]]
+        for block in self.transformer["h"]:
+            x = block(x)
+        logits = functional.linear(self.transformer["ln_f"](x), wte.weight)
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Take over hipgpt's weights, by name."""
+        self.load_state_dict({name: torch.tensor(linear_layout(name, array)) for name, array in tensors.items()})
+
+
+def linear_layout(name: str, array: np.ndarray) -> np.ndarray:
+    """A tensor of hipgpt's, or its gradient, as GPT2 has it: the weight of a Linear is transposed."""
+    return array.T if array.ndim == 2 and ".c_" in name else array
+
+
+class Training:
+    """A GPT2, its optimizer, and a step. `mode` is one of MODES; `precision` "fp32", "tf32" or "bf16"."""
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, device: str, precision: str, mode: str) -> None:
+        torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+        self.module = GPT2(model).to(device)
+        parameters = list(self.module.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=EPS, fused=True)
+        self._loss = torch.compile(self.module, mode=MODES[mode]) if MODES[mode] else self.module
+        self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        self._parameters, self._clip, self._mode = parameters, config.grad_clip, mode
+
+    def step(self, ids: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+        """One step on int64 [batch, seq] ids and labels; returns their loss before it. Waits for nothing."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self._mode == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        with self._autocast:
+            loss = self._loss(ids, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+def median_ms(once: Callable[[], object]) -> float:
+    """The median over groups of about a second's worth of calls, as `hipgpt bench` takes it."""
+
+    def seconds(count: int) -> float:
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(count):
+            once()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - begin) / count
+
+    count = max(1, round(GROUP_SECONDS / seconds(1)))
+    return statistics.median(seconds(count) for _ in range(GROUPS)) * 1e3
+
+
+def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
+    """What `hipgpt bench` trains with that preset (None: the default)."""
+    model, config = settle({}, preset, start=None, resume=False)
+    return replace(model, vocab_size=tokenizer_defaults(preset)["vocab_limit"]), config
+
+
+@click.group()
+def main() -> None:
+    """What PyTorch and Hugging Face take for what hipgpt does, on the first GPU."""
+
+
+PRESET = click.option("--preset", type=click.Choice(list(PRESETS)))
+
+
+@main.command()
+@PRESET
+@click.option("--mode", type=click.Choice(list(MODES)), default="eager")
+@click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="bf16")
+def train(preset: str | None, mode: str, precision: str) -> None:
+    """Train on random tokens. The first step's end is told on standard error, for those who time it."""
+    model, config = shape(preset)
+    ids, labels = torch.randint(
+        model.vocab_size, (2, BATCHES, config.batch_size, model.max_seq_len), device="cuda"
+    ).unbind()  # fmt: skip
+    padded = replace(model, vocab_size=padded_vocab(model, VOCAB_MULTIPLE))
+    training, numbers = Training(padded, config, "cuda", precision, mode), itertools.count()
+
+    def step() -> None:
+        batch = next(numbers) % BATCHES
+        training.step(ids[batch], labels[batch], config.learning_rate)
+
+    step()
+    torch.cuda.synchronize()
+    click.echo("[Step 1]", err=True)
+    for _ in range(WARM_UP):
+        step()
+    ms = median_ms(step)
+    click.echo(json.dumps({"ms_per_step": ms, "held_bytes": torch.cuda.max_memory_allocated()}))
+
+
+@main.command()
+@PRESET
+def generate(preset: str | None) -> None:
+    """Draw tokens one by one from GPT2LMHeadModel in bf16, with its cache and hipgpt's sampling."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model, sampling = shape(preset)[0], Sampling()
+    config = GPT2Config(
+        vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.embed_dim, n_layer=model.num_layers,
+        n_head=model.num_heads, n_inner=model.ff_hidden_dim, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    peer = GPT2LMHeadModel(config).to("cuda", torch.bfloat16).eval()
+    prompt = torch.zeros((1, 1), dtype=torch.long, device="cuda")
+
+    def draw(count: int) -> None:
+        peer.generate(
+            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=count, max_new_tokens=count, do_sample=True,
+            temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
+            repetition_penalty=sampling.repetition_penalty,
+        )  # fmt: skip
+
+    draw(WARM_UP)
+    ms = median_ms(lambda: draw(GENERATED))
+    click.echo(json.dumps({"generated_tokens_per_second": GENERATED / ms * 1e3}))
+
+
+if __name__ == "__main__":
+    main()
