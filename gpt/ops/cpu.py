@@ -2,8 +2,9 @@
 
 How all of them are built:
 
-- Work is cut into blocks that fit a core's cache, and threads share the blocks out. A block goes through a whole
-  chain of NumPy calls (product, bias, activation) while it is there. Less than one block runs in the calling thread.
+- Work is cut into blocks, and threads share the blocks out. A block goes through a whole chain of NumPy calls (product,
+  bias, activation) while it is in the cache. Blocks are as large as that allows: between two calls a thread needs the
+  interpreter, and threads that often do so wait for one another. Little work is one block, in the calling thread.
 - A sum over rows is taken per block and then over the blocks, in order: timing changes no result.
 - Arrays of a block's size come from scratch memory, so a step allocates nothing large.
 
@@ -26,14 +27,15 @@ from gpt.ops.cpu_attention import attend, attend_backward
 from gpt.ops.cpu_sampling import choose
 from gpt.ops.masks import Mask
 from gpt.ops.replay import HostInputs
-from gpt.ops.threads import QUIET, Scratch, Threads, available_threads
+from gpt.ops.threads import QUIET, Scratch, Threads, available_threads, blocks
 from gpt.ops.timeline import HostTimeline
 
 EPS = 1e-5  # of a layer norm
-BLOCK = 2**16  # elements that an elementwise chain works on at a time: 256 KiB of float32
-PRODUCT_ROWS = 256  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
+BLOCK = 2**18  # elements that an elementwise chain works on at a time, at most: 1 MiB of float32
+LEAST_BLOCK = 2**16  # elements below which another thread does not pay
+PRODUCT_ROWS = 512  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
 PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
-SMALL_PRODUCT = 2**22  # multiplications that are not worth sharing out
+SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
 
 
 class CpuOps:
@@ -126,7 +128,7 @@ class CpuOps:
         def block(b: slice) -> None:
             np.add(wte[ids[b]], wpe[first : first + seq], out=out_3d[b])
 
-        self.threads.run_blocks(block, batch, self._block_rows(seq * out.shape[-1]))
+        self.threads.run_blocks(block, batch, self._block_rows(batch, seq * out.shape[-1]))
         if dropout:
             self.dropout(out, out, dropout)
 
@@ -161,9 +163,8 @@ class CpuOps:
             rows = dout[order[first[t.start] : first[t.stop]]]
             dwte[tokens[t]] += np.add.reduceat(rows, first[t] - first[t.start], axis=0)
 
-        rows = self._block_rows(dout.shape[-1])
-        self.threads.run_blocks(positions, seq, rows)
-        self.threads.run_blocks(rows_of_tokens, len(tokens), max(1, rows * len(tokens) // ids.size))
+        self.threads.run_blocks(positions, seq, self._block_rows(seq, batch * dout.shape[-1]))
+        self.threads.run_blocks(rows_of_tokens, len(tokens), self._block_rows(len(tokens), dout.size // len(tokens)))
 
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
@@ -250,7 +251,7 @@ class CpuOps:
     ) -> None:  # fmt: skip
         """`branch` gets rows of dx that are complete, and room for sums over them."""
         rows, d = x.shape
-        block_rows = self._block_rows(d)
+        block_rows = self._block_rows(rows, d)
         sums = self._scratch("layernorm sums", (3, -(-rows // block_rows), d), self._dtype)
 
         def block(r: slice) -> None:
@@ -294,12 +295,13 @@ class CpuOps:
 
         def block(r: slice) -> None:
             np.matmul(x[r], weight, out=product[r])
-            if bias is not None:
-                product[r] += bias
-            if activation:
-                ACTIVATIONS[activation](before[r], out[r])
+            for part in blocks(r, max(1, BLOCK // weight.shape[1])):
+                if bias is not None:
+                    product[part] += bias
+                if activation:
+                    ACTIVATIONS[activation](before[part], out[part])
 
-        self.threads.run_blocks(block, len(x), self._product_rows(len(x)))
+        self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
 
     def linear_backward(
         self,
@@ -319,42 +321,32 @@ class CpuOps:
         With `activation`, x was activation(before), and dx is the gradient of `before`: dx *= activation'(before), and
         dx_sums [parts, in] gets partial sums of it, the gradient of the bias in `before`.
         """
-        rows, block_rows = len(x), self._product_rows(len(x))
-        blocks = -(-rows // block_rows)
-        dout_sums = self._scratch("linear dout sums", (blocks, dout.shape[1]), self._dtype)
-        sums = self._scratch("linear dx sums", (blocks, dx.shape[1]), self._dtype)
+        block_rows = self._product_rows(x, weight)
+        rows = blocks(slice(0, len(x)), block_rows)
+        dout_sums = self._scratch("linear dout sums", (len(rows), dout.shape[1]), self._dtype)
+        dx_sums_of = self._scratch("linear dx sums", (len(rows), dx.shape[1]), self._dtype)
 
-        def block(r: slice) -> None:
+        def dx_block(r: slice) -> None:
             number = r.start // block_rows
             np.matmul(dout[r], weight.T, out=dx[r])
             if activation:
-                backward(activation, before[r], dx[r], self._scratch)
-                np.add.reduce(dx[r], axis=0, out=sums[number])
+                backward(activation, before[r], dx[r], dx_sums_of[number], self._scratch)
             if dbias is not None:
                 np.add.reduce(dout[r], axis=0, out=dout_sums[number])
 
-        self.threads.run_blocks(block, rows, block_rows)
+        a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
+
+        def dweight_block(r: slice) -> None:
+            added = np.matmul(a[:, r].T, b, out=self._scratch("product", product[r].shape, self._dtype))
+            product[r] += added
+
+        tasks = [(dx_block, r) for r in rows]
+        tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), self._gradient_rows(len(x), product))]
+        self.threads.run(lambda number: tasks[number][0](tasks[number][1]), len(tasks))
         if dbias is not None:
             _leave_total(dout_sums, dbias)
         if activation:
-            _leave_total(sums, dx_sums)
-        self._add_product(x, dout, dweight)
-
-    def _add_product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        """out += a.T @ b, in blocks of rows of `out` as it lies in memory."""
-        if not out.flags.c_contiguous:
-            a, b, out = b, a, out.T
-        rows, columns = out.shape
-        block_rows = rows
-        if a.size * columns > SMALL_PRODUCT:
-            block_rows = min(-(-rows // self.threads.count), max(1, PRODUCT_BLOCK // columns))
-
-        def block(r: slice) -> None:
-            product = self._scratch("product", (r.stop - r.start, columns), self._dtype)
-            np.matmul(a[:, r].T, b, out=product)
-            out[r] += product
-
-        self.threads.run_blocks(block, rows, block_rows)
+            _leave_total(dx_sums_of, dx_sums)
 
     # ---- gradients of vectors -------------------------------------------------------------------------------------
 
@@ -498,14 +490,15 @@ class CpuOps:
 
     def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = the L2 norm of x [n], float64 [1], summed in float64; not finite if any element is not."""
-        sums = np.empty(-(-x.size // BLOCK))
+        size = self._block_rows(x.size, 1)
+        sums = np.empty(-(-x.size // size))
 
         def block(r: slice) -> None:
             wide = self._scratch("norm", (r.stop - r.start,), np.dtype(np.float64))
             np.copyto(wide, x[r])
-            sums[r.start // BLOCK] = np.dot(wide, wide)
+            sums[r.start // size] = np.dot(wide, wide)
 
-        self.threads.run_blocks(block, x.size, BLOCK)
+        self.threads.run_blocks(block, x.size, size)
         out[0] = math.sqrt(np.sum(sums))
 
     def adamw(
@@ -555,19 +548,31 @@ class CpuOps:
             weights[r.start : min(r.stop, decayed)] *= 1 - rate * weight_decay
             w -= np.multiply(np.divide(m, denominator, out=t), step_size, out=t)
 
-        self.threads.run_blocks(block, weights.size, BLOCK)
+        self.threads.run_blocks(block, weights.size, self._block_rows(weights.size, 1))
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 
-    def _block_rows(self, width: int) -> int:
-        return max(1, BLOCK // width)
+    def _block_rows(self, rows: int, width: int) -> int:
+        """Rows of an elementwise chain at a time: as many for every thread, unless that is too little or too much."""
+        turns = -(-rows * width // (BLOCK * self.threads.count))
+        return max(-(-rows // (turns * self.threads.count)), -(-LEAST_BLOCK // width))
 
     def _by_rows(self, block: Callable[[slice], None], x: np.ndarray) -> None:
         """Call block(slice) for blocks of the rows of x."""
-        self.threads.run_blocks(block, len(x), self._block_rows(x.shape[1]))
+        self.threads.run_blocks(block, len(x), self._block_rows(*x.shape))
 
-    def _product_rows(self, rows: int) -> int:
-        return min(PRODUCT_ROWS, max(64, -(-rows // self.threads.count)))
+    def _product_rows(self, x: np.ndarray, weight: np.ndarray) -> int:
+        """Rows of x at a time, in a product with weight or its transpose."""
+        if x.shape[0] * weight.size <= SMALL_PRODUCT:
+            return len(x)
+        return min(PRODUCT_ROWS, max(64, -(-len(x) // self.threads.count)))
+
+    def _gradient_rows(self, rows: int, product: np.ndarray) -> int:
+        """Rows of a weight's gradient at a time."""
+        height, width = product.shape
+        if rows * product.size <= SMALL_PRODUCT:
+            return height
+        return min(-(-height // self.threads.count), max(1, PRODUCT_BLOCK // width))
 
 
 def _layernorm(

@@ -13,7 +13,7 @@ import numpy as np
 from gpt.ops.masks import Mask
 from gpt.ops.threads import Scratch, Threads
 
-TILE = 2**17  # elements of a tile: 512 KiB of float32
+TILE = 2**18  # elements of a tile, at most: 1 MiB of float32
 QUERIES = 64  # rows of a tile: few enough to skip most of the upper triangle
 
 
@@ -31,7 +31,7 @@ def attend(
 
     lse [batch, heads, queries] receives log Σ exp of each row's scores.
     """
-    tiles = _Tiles(q, k, scratch)
+    tiles = _Tiles(threads, q, k, scratch)
 
     def task(part: tuple[slice, slice]) -> None:
         for i in tiles.queries():
@@ -49,7 +49,7 @@ def attend(
             np.matmul(p, v[part][..., :end, :], out=o)
             o /= total
 
-    tiles.run(threads, task)
+    tiles.run(task)
 
 
 def attend_backward(
@@ -71,7 +71,7 @@ def attend_backward(
     With p the probabilities, dp = dout vᵀ (both after dropout) and delta = Σ dout · out per query:
     ds = p · (dp - delta), dq = ds k, dk = dsᵀ q (both / sqrt(head_dim)), dv = pᵀ dout.
     """
-    tiles = _Tiles(q, k, scratch)
+    tiles = _Tiles(threads, q, k, scratch)
 
     def task(part: tuple[slice, slice]) -> None:
         delta = np.einsum("bhsd,bhsd->bhs", dout[part], out[part])
@@ -95,26 +95,27 @@ def attend_backward(
             np.matmul(ds, k[part][..., keys, :], out=dq_i)
             dq_i *= tiles.scale
 
-    tiles.run(threads, task)
+    tiles.run(task)
 
 
 class _Tiles:
     """How the tiles of one attention lie, and what forward and backward both do with one."""
 
-    def __init__(self, q: np.ndarray, k: np.ndarray, scratch: Scratch) -> None:
+    def __init__(self, threads: Threads, q: np.ndarray, k: np.ndarray, scratch: Scratch) -> None:
         self._batch, self._heads, self._seq, head_dim = q.shape
         keys = k.shape[2]
         self.past = keys - self._seq  # keys that stand before the first query
         self.scale = 1 / math.sqrt(head_dim)
-        self._scratch = scratch
+        self._threads, self._scratch = threads, scratch
         self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
-        self._fit = max(1, TILE // (self._rows * keys))  # heads in one tile
+        all_heads = self._batch * self._heads
+        self._fit = min(max(1, TILE // (self._rows * keys)), -(-all_heads // threads.count))  # heads in one tile
         self._future = np.triu(np.full((self._rows, self._rows), -np.inf, q.dtype), 1)
 
-    def run(self, threads: Threads, task: Callable[[tuple[slice, slice]], None]) -> None:
+    def run(self, task: Callable[[tuple[slice, slice]], None]) -> None:
         """Call task((batch slice, head slice)) for parts of all heads that fit one tile."""
         parts = list(self._parts())
-        threads.run(lambda number: task(parts[number]), len(parts))
+        self._threads.run(lambda number: task(parts[number]), len(parts))
 
     def _parts(self) -> Iterator[tuple[slice, slice]]:
         heads = min(self._heads, self._fit)

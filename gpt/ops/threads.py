@@ -61,7 +61,13 @@ class Threads:
 
     def run_blocks(self, task: Callable[[slice], None], rows: int, block: int) -> None:
         """Call task(slice) for every block of at most `block` of the `rows` rows."""
-        self.run(lambda i: task(slice(i * block, min(rows, (i + 1) * block))), -(-rows // block))
+        parts = blocks(slice(0, rows), block)
+        self.run(lambda number: task(parts[number]), len(parts))
+
+
+def blocks(rows: slice, block: int) -> list[slice]:
+    """`rows` in slices of `block` rows, but for the last."""
+    return [slice(start, min(start + block, rows.stop)) for start in range(rows.start, rows.stop, block)]
 
 
 def _work(task: Callable[[int], None], remaining: deque) -> None:

@@ -1,0 +1,297 @@
+"""hipgpt on this CPU beside PyTorch and transformers: steps, generated tokens, memory, start-up times.
+
+    python benchmarks/cpu.py [ROW …] [--rounds N]
+
+Rows are those of ROWS (default: all, about ten minutes on two cores). Every measurement is a process of its own, and a
+round measures hipgpt and each peer right after one another: machines drift, so the ratio printed is the median over
+rounds of the ratio to the fastest peer of that round. Of a step, each process reports the median after a warm-up and
+its largest resident memory (ru_maxrss). All sides may use all cores, in float32.
+
+The peer of the steps is a GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both
+eager and compiled; that of generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are
+random. Needs `pip install "hipgpt[peers]"`, and for "compile" a C++ compiler.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+WARM_UP, SECONDS, LEAST = 2, 4.0, 3  # steps; how long steps are timed, and how many at least
+GENERATED = 200  # tokens
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "32 x 256, dim 256, 8 layers (default)": {"vocab_size": 5000, "batch": 32},
+    "16 x 128, dim 128, 4 layers": {
+        "vocab_size": 2000, "batch": 16, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 4,
+    },
+    "4 x 32, dim 128, 2 layers": {
+        "vocab_size": 1000, "batch": 4, "max_seq_len": 32, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 2,
+    },
+}  # fmt: skip
+DEFAULT, MEDIUM, SMALL = SHAPES
+ROWS = {
+    "default": ("step", DEFAULT, ("hipgpt", "eager", "compile")),
+    "medium": ("step", MEDIUM, ("hipgpt", "eager", "compile")),
+    "small": ("step", SMALL, ("hipgpt", "eager", "compile")),
+    "generate": ("generate", DEFAULT, ("hipgpt", "transformers")),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join([*ROWS, 'start'])}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # the process of one measurement
+    arguments = parser.parse_args()
+    if unknown := set(arguments.rows) - {*ROWS, "start"}:
+        parser.error(f"there is no row {unknown.pop()}")
+    if arguments.side:
+        what, shape, _ = ROWS[arguments.rows[0]]
+        print(json.dumps({"seconds": MEASUREMENTS[what, arguments.side](SHAPES[shape]), "bytes": peak_bytes()}))
+        return
+    for row in arguments.rows or [*ROWS, "start"]:
+        if row == "start":
+            print_start(arguments.rounds)
+        else:
+            print_row(row, arguments.rounds)
+
+
+def print_row(row: str, rounds: int) -> None:
+    what, shape, sides = ROWS[row]
+    command = [sys.executable, __file__, row, "--side"]
+    results = [{side: json.loads(output([*command, side])) for side in sides} for _ in range(rounds)]
+    print(f"{what}, {shape}")
+    for side in sides:
+        seconds, size = (statistics.median(each[side][key] for each in results) for key in ("seconds", "bytes"))
+        speed = f"{1 / seconds:,.0f} tokens/s" if what == "generate" else f"{seconds * 1e3:,.2f} ms"
+        print(f"  {side:<14}{speed:>20}{size / 2**20:>12,.0f} MiB at most")
+    peers = sides[1:]
+    faster, smaller = (
+        statistics.median(min(each[peer][key] for peer in peers) / each["hipgpt"][key] for each in results)
+        for key in ("seconds", "bytes")
+    )
+    print(f"  hipgpt is {faster:.2f} times as fast, in {1 / smaller:.2f} of the memory", flush=True)
+
+
+def print_start(rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        times = [start_times(Path(folder), f"run{number}") for number in range(rounds + 1)][1:]  # files are cached then
+    for name, seconds in zip(times[0], zip(*(each.values() for each in times), strict=True), strict=True):
+        print(f"start: {name:<52}{statistics.median(seconds):>6.2f} s", flush=True)
+
+
+def start_times(folder: Path, name: str) -> dict[str, float]:
+    """Seconds from the start of a process."""
+    hipgpt = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); from gpt.cli import main; main()"]
+    data = ["--data-path", str(ROOT / "data/data.txt"), "--run-name", name]
+    begin = time.perf_counter()
+    output([*hipgpt, "--help"])
+    help_seconds = time.perf_counter() - begin
+    first = until_step_1([*hipgpt, "train", "--preset", "tiny", "--steps", "1", "--log-every", "1", *data], folder)
+    data[-1] += "-tokenized"
+    output([*hipgpt, "tokenize", *data], folder)
+    ready = until_step_1([*hipgpt, "train", "--steps", "1", "--log-every", "1", *data], folder)
+    return {
+        "hipgpt --help": help_seconds,
+        "to the begin of step 1, default, tokens ready": ready[0],
+        "to the end of step 1, --preset tiny, tokenizing too": first[1],
+    }
+
+
+def until_step_1(command: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds until a training process begins its first step, and until it has logged that."""
+    begin = time.perf_counter()
+    with subprocess.Popen([*command, "--device", "cpu"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("[Step 1] Loss"):
+                end = time.perf_counter() - begin
+                step = float(line.partition("Time: ")[2].split()[0]) / 1e3
+        process.stdout.close()
+    return end - step, end
+
+
+def output(command: list[str], folder: Path = ROOT) -> str:
+    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def median_seconds(step: Callable[[int], object]) -> float:
+    """Of step(0), step(1), … after a warm-up."""
+    numbers, times = itertools.count(), []
+    for _ in range(WARM_UP):
+        step(next(numbers))
+    while len(times) < LEAST or sum(times) < SECONDS:
+        begin = time.perf_counter()
+        step(next(numbers))
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+# ---- hipgpt ----------------------------------------------------------------------------------------------------------
+
+
+def model_config(shape: dict[str, Any]) -> Any:
+    sys.path.insert(0, str(ROOT))
+    from gpt.config import ModelConfig
+
+    return ModelConfig(**{key: value for key, value in shape.items() if key != "batch"})
+
+
+def hipgpt_step(shape: dict[str, Any]) -> float:
+    model = model_config(shape)
+    from gpt.config import TrainConfig
+    from gpt.data import Batches
+    from gpt.ops import select
+    from gpt.trainer import Training
+
+    config = TrainConfig(batch_size=shape["batch"])
+    tokens = np.random.default_rng(0).integers(
+        model.vocab_size, size=4 * shape["batch"] * model.max_seq_len + 1, dtype=np.uint16
+    )
+    batches = Batches(tokens, shape["batch"], model.max_seq_len, sampling="sequential", seed=0, val_fraction=0)
+    training = Training(model, config, batches, select("cpu"))
+    training.model.initialize(0)
+    return median_seconds(lambda number: training.step(number + 1))
+
+
+def hipgpt_generate(shape: dict[str, Any]) -> float:
+    config = model_config(shape)
+    from gpt.generate import Sampling, draw
+    from gpt.model import GPT
+    from gpt.ops import select
+
+    model = GPT(config, select("cpu"))
+    model.initialize(0)
+
+    def generate(seed: int) -> None:
+        list(draw(model, [0], GENERATED, Sampling(), eos_id=-1, seed=seed, window=config.max_seq_len))
+
+    return median_seconds(generate) / GENERATED
+
+
+# ---- PyTorch and transformers ----------------------------------------------------------------------------------------
+
+
+def torch_model(shape: dict[str, Any]) -> Any:
+    """A GPT-2 as hipgpt's: pre-LN, learned positions, GELU (tanh), biases, tied head; its loss of ids and labels."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    config = model_config(shape)
+    d = config.embed_dim
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
+            self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+            self.fc, self.out = nn.Linear(d, config.ff_hidden_dim), nn.Linear(config.ff_hidden_dim, d)
+
+        def forward(self, x: Any) -> Any:
+            batch, seq, _ = x.shape
+            q, k, v = (
+                each.view(batch, seq, config.num_heads, -1).transpose(1, 2)
+                for each in self.qkv(self.ln_1(x)).split(d, 2)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.proj(attended.transpose(1, 2).reshape(batch, seq, d))
+            return x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(config.vocab_size, d), nn.Embedding(config.max_seq_len, d)
+            self.h = nn.ModuleList(Block() for _ in range(config.num_layers))
+            self.ln_f = nn.LayerNorm(d)
+            for parameter in self.parameters():
+                if parameter.dim() == 2:
+                    nn.init.normal_(parameter, std=0.02)
+
+        def forward(self, ids: Any, labels: Any) -> Any:
+            x = self.wte(ids) + self.wpe.weight
+            for block in self.h:
+                x = block(x)
+            return F.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
+
+    torch.manual_seed(0)
+    return Model()
+
+
+def torch_step(shape: dict[str, Any], compiled: bool) -> float:
+    import torch
+
+    model = torch_model(shape)
+    decayed = [each for each in model.parameters() if each.dim() > 1]
+    others = [each for each in model.parameters() if each.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=3e-4, betas=(0.9, 0.95), fused=True,
+    )  # fmt: skip
+    loss_of = torch.compile(model) if compiled else model
+    config = model_config(shape)
+    tokens = torch.randint(config.vocab_size, (4, shape["batch"], config.max_seq_len + 1))
+
+    def step(number: int) -> None:
+        batch = tokens[number % 4]
+        loss_of(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return median_seconds(step)
+
+
+def transformers_generate(shape: dict[str, Any]) -> float:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = model_config(shape)
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.max_seq_len, n_embd=config.embed_dim,
+            n_layer=config.num_layers, n_head=config.num_heads, n_inner=config.ff_hidden_dim,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+    ).eval()
+    prompt = torch.zeros((1, 1), dtype=torch.long)
+    options = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1, "do_sample": True}
+
+    def generate(_number: int) -> None:
+        model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), **options, min_new_tokens=GENERATED,
+            max_new_tokens=GENERATED,
+        )  # fmt: skip
+
+    return median_seconds(generate) / GENERATED
+
+
+MEASUREMENTS = {
+    ("step", "hipgpt"): hipgpt_step,
+    ("step", "eager"): lambda shape: torch_step(shape, compiled=False),
+    ("step", "compile"): lambda shape: torch_step(shape, compiled=True),
+    ("generate", "hipgpt"): hipgpt_generate,
+    ("generate", "transformers"): transformers_generate,
+}
+
+if __name__ == "__main__":
+    main()
