@@ -23,9 +23,11 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (3, 1, 17, 2), (2, 2, 37, 3)]  # batch, he
 
 
 def tiny_blocks(monkeypatch):
-    for name, size in {"BLOCK": 40, "LEAST_BLOCK": 10, "PRODUCT_ROWS": 5, "PRODUCT_BLOCK": 30, "SMALL_PRODUCT": 0}.items():
+    sizes = {"BLOCK": 40, "LEAST_BLOCK": 10, "PRODUCT_ROWS": 5, "PRODUCT_BLOCK": 30, "SMALL_PRODUCT": 0}
+    for name, size in sizes.items():
         monkeypatch.setattr(cpu, name, size)
     monkeypatch.setattr(cpu_attention, "TILE", 600)
+    monkeypatch.setattr(cpu_attention, "LEAST_TILE", 1)
     monkeypatch.setattr(cpu_activations, "PART", 40)
 
 

@@ -142,7 +142,8 @@ def train(threads, steps=3):
 
 @pytest.fixture
 def _small_blocks(monkeypatch):
-    for name, size in {"BLOCK": 1000, "LEAST_BLOCK": 100, "PRODUCT_ROWS": 32, "PRODUCT_BLOCK": 500, "SMALL_PRODUCT": 0}.items():
+    sizes = {"BLOCK": 1000, "LEAST_BLOCK": 100, "PRODUCT_ROWS": 32, "PRODUCT_BLOCK": 500, "SMALL_PRODUCT": 0}
+    for name, size in sizes.items():
         monkeypatch.setattr(cpu, name, size)
 
 

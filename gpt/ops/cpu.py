@@ -3,8 +3,9 @@
 How all of them are built:
 
 - Work is cut into blocks, and threads share the blocks out. A block goes through a whole chain of NumPy calls (product,
-  bias, activation) while it is in the cache. Blocks are as large as that allows: between two calls a thread needs the
-  interpreter, and threads that often do so wait for one another. Little work is one block, in the calling thread.
+  bias, activation) while it is in the cache, and is as large as that allows: between two calls a thread needs the
+  interpreter's lock, and waking up from a wait for it takes 20 µs or so, so that threads with calls shorter than that
+  get no more done than one. Little work is one block, in the calling thread.
 - A sum over rows is taken per block and then over the blocks, in order: timing changes no result.
 - Arrays of a block's size come from scratch memory, so a step allocates nothing large.
 
@@ -32,7 +33,7 @@ from gpt.ops.timeline import HostTimeline
 
 EPS = 1e-5  # of a layer norm
 BLOCK = 2**18  # elements that an elementwise chain works on at a time, at most: 1 MiB of float32
-LEAST_BLOCK = 2**16  # elements below which another thread does not pay
+LEAST_BLOCK = 2**17  # elements below which another thread does not pay
 PRODUCT_ROWS = 512  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
 PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
 SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
@@ -536,17 +537,17 @@ class CpuOps:
         step_size, correction = rate / (1 - beta1**step), math.sqrt(1 - beta2**step)
 
         def block(r: slice) -> None:
-            w, m, v = weights[r], exp_avg[r], exp_avg_sq[r]
-            g, t = self._scratch("adamw g", w.shape, self._dtype), self._scratch("adamw t", w.shape, self._dtype)
-            np.multiply(gradients[r], scale, out=g)
-            m += np.multiply(np.subtract(g, m, out=t), 1 - beta1, out=t)
+            w, m, v, t = weights[r], exp_avg[r], exp_avg_sq[r], self._scratch("adamw", (r.stop - r.start,), self._dtype)
+            m *= beta1
+            m += np.multiply(gradients[r], scale * (1 - beta1), out=t)
+            np.multiply(gradients[r], scale * math.sqrt(1 - beta2), out=t)
             v *= beta2
-            v += np.multiply(np.multiply(g, g, out=t), 1 - beta2, out=t)
-            denominator = np.sqrt(v, out=g)
-            denominator /= correction
-            denominator += eps
+            v += np.multiply(t, t, out=t)
+            denominator = np.sqrt(v, out=t)
+            denominator += eps * correction
+            np.divide(m, denominator, out=t)
             weights[r.start : min(r.stop, decayed)] *= 1 - rate * weight_decay
-            w -= np.multiply(np.divide(m, denominator, out=t), step_size, out=t)
+            w -= np.multiply(t, step_size * correction, out=t)
 
         self.threads.run_blocks(block, weights.size, self._block_rows(weights.size, 1))
 

@@ -14,6 +14,7 @@ from gpt.ops.masks import Mask
 from gpt.ops.threads import Scratch, Threads
 
 TILE = 2**18  # elements of a tile, at most: 1 MiB of float32
+LEAST_TILE = 2**17  # elements below which another thread does not pay
 QUERIES = 64  # rows of a tile: few enough to skip most of the upper triangle
 
 
@@ -108,8 +109,8 @@ class _Tiles:
         self.scale = 1 / math.sqrt(head_dim)
         self._threads, self._scratch = threads, scratch
         self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
-        all_heads = self._batch * self._heads
-        self._fit = min(max(1, TILE // (self._rows * keys)), -(-all_heads // threads.count))  # heads in one tile
+        share = max(-(-self._batch * self._heads // threads.count), -(-LEAST_TILE // (self._rows * keys)))
+        self._fit = min(share, max(1, TILE // (self._rows * keys)))  # heads in one tile
         self._future = np.triu(np.full((self._rows, self._rows), -np.inf, q.dtype), 1)
 
     def run(self, task: Callable[[tuple[slice, slice]], None]) -> None:
