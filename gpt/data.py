@@ -16,8 +16,13 @@ EVAL_BATCHES = 20  # an evaluation's length stays the same however long the held
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-def token_order(ids: np.ndarray) -> np.ndarray:
-    """The places of ids sorted by id and then by place, int32 [ids.size]: what sums up gradients of equal tokens."""
+def token_order(ids: np.ndarray, sequences: int | None = None) -> np.ndarray:
+    """The places of ids sorted by id and then by place, int32 [ids.size]: what sums up gradients of equal tokens.
+
+    With `sequences`, that of every so many rows of ids by themselves, one behind the other.
+    """
+    if sequences and sequences < len(ids):
+        return np.concatenate([token_order(ids[start : start + sequences]) for start in range(0, len(ids), sequences)])
     if ids.max() < 2**16:
         ids = ids.astype(np.uint16)  # which NumPy sorts by radix, several times as fast
     return np.argsort(ids, axis=None, kind="stable").astype(np.int32)

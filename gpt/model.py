@@ -8,6 +8,7 @@ All arithmetic is asked of an operations object (gpt/ops); this file only says i
   the next one (or the head) starts with.
 - The head goes over the rows in chunks, each turned from logits into its gradient at once: no array of
   [rows, vocabulary] ever exists.
+- A pass takes as many sequences of a batch as the device asks for, so that activations need only so much memory.
 """
 
 import math
@@ -19,6 +20,8 @@ import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.ops import Array, Dropout
+
+Drop = Callable[..., Dropout | None]  # of a site, and of how many rows its mask has for a token
 
 ALIGNMENT = 128  # elements: views start where vector loads and matrix products like it
 INIT_STD = 0.02
@@ -151,15 +154,15 @@ class BlockActivations(NamedTuple):
 
 
 class Workspace:
-    """Every array that a pass over at most `batch` x `seq` tokens writes, allocated once.
+    """Every array that a pass over at most `sequences` x `seq` tokens writes, allocated once.
 
     For inference (`training` False) all blocks share one set of arrays.
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, seq: int, ops: Any, training: bool, allocate: Callable[..., Array]
+        self, config: ModelConfig, sequences: int, seq: int, ops: Any, training: bool, allocate: Callable[..., Array]
     ) -> None:
-        rows, d, f = batch * seq, config.embed_dim, config.ff_hidden_dim
+        rows, d, f = sequences * seq, config.embed_dim, config.ff_hidden_dim
 
         def normed() -> Normed:
             x, out = allocate((rows, d)), allocate((rows, d))
@@ -198,21 +201,23 @@ class KVCache:
 class GPT:
     """A GPT-2 on one device.
 
-    `batch` is the largest number of sequences, each of `config.max_seq_len` tokens or fewer, that one pass may take.
-    With `training` it also holds gradients and the activations that backward needs.
+    `batch` is the largest number of sequences, each of `config.max_seq_len` tokens or fewer, that it is ever given;
+    `sequences` of them go through it at a time. With `training` it also holds gradients and the activations that
+    backward needs.
     """
 
     def __init__(self, config: ModelConfig, ops: Any, batch: int = 1, training: bool = False) -> None:
         ops.check(config)
         self.config, self.ops = config, ops
+        self.sequences = ops.sequences(batch, config.max_seq_len)
 
         def parameters(dtype: str, parts: int = 0) -> Parameters:
             return Parameters(config, lambda shape: ops.zeros(shape, dtype), ops.vocab_multiple, parts)
 
         self.weights = parameters("float32")
         self.compute = parameters("") if ops.low_precision else self.weights  # what the passes read
-        self.gradients = parameters("float32", ops.parts(batch * config.max_seq_len)) if training else None
-        self.workspace = Workspace(config, batch, config.max_seq_len, ops, training, ops.empty)
+        self.gradients = parameters("float32", ops.parts(self.sequences * config.max_seq_len)) if training else None
+        self.workspace = Workspace(config, self.sequences, config.max_seq_len, ops, training, ops.empty)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
 
@@ -246,23 +251,28 @@ class GPT:
 
     def loss(self, ids: Array, labels: Array) -> None:
         """Add the cross-entropy and top-1 hits of int32 [batch, seq] ids and labels to `metrics`."""
-        self._forward(ids)
-        self._head(labels)
+        for part in self._parts(ids):
+            self._forward(ids[part])
+            self._head(labels[part])
 
     def loss_and_gradients(self, ids: Array, labels: Array, order: Array, scale: float) -> None:
         """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`.
 
-        order, int32 [batch x seq], is a stable argsort of ids (`gpt.data.token_order`).
+        order, int32 [batch x seq], is a stable argsort of every `sequences` ids (`gpt.data.token_order`).
         """
-        self._forward(ids, dropout=self.config.dropout)
-        self._head(labels, scale)
-        self._backward(ids, order)
+        seq = ids.shape[1]
+        for part in self._parts(ids):
+            drop = self._dropout(part.start * seq)
+            self._forward(ids[part], drop)
+            self._head(labels[part], scale)
+            self._backward(ids[part], order[part.start * seq : part.stop * seq], drop)
 
     def logits(self, ids: Array) -> np.ndarray:
         """The full forward pass: float32 [batch, seq, vocab] logits, on the host, of int32 [batch, seq] ids."""
-        self._forward(ids)
-        vocab = self.config.vocab_size
-        chunks = [self.ops.to_host(logits)[:, :vocab].copy() for _, logits in self._logits(ids.size)]
+        vocab, chunks = self.config.vocab_size, []
+        for part in self._parts(ids):
+            self._forward(ids[part])
+            chunks += [self.ops.to_host(logits)[:, :vocab].copy() for _, logits in self._logits(ids[part].size)]
         return np.concatenate(chunks).reshape(*ids.shape, vocab)
 
     def decode(self, ids: Array, cache: KVCache) -> Array:
@@ -276,9 +286,13 @@ class GPT:
         self.ops.linear(last, self.compute.head.T, None, out=logits)
         return logits[0, : self.config.vocab_size]
 
-    def _forward(self, ids: Array, dropout: float = 0.0, cache: KVCache | None = None) -> None:
+    def _parts(self, ids: Array) -> list[slice]:
+        """Which sequences of a batch go through the model together."""
+        starts = range(0, len(ids), self.sequences)
+        return [slice(start, min(start + self.sequences, len(ids))) for start in starts]
+
+    def _forward(self, ids: Array, drop: Drop = lambda *_: None, cache: KVCache | None = None) -> None:
         ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
-        drop = self._dropout(dropout)
         branch = ws.branch[:rows]
         stream = ws.norms[0].rows(rows)
         start = cache.start if cache else None
@@ -290,7 +304,8 @@ class GPT:
             if cache:
                 ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
             else:
-                ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=drop(3 * layer + 1))
+                dropped = drop(3 * layer + 1, self.config.num_heads)
+                ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=dropped)
             ops.linear(attended, *w.attn_proj, out=branch)
             middle = act.ln_2.rows(rows)
             ops.add_layernorm(stream.x, branch, *w.ln_2, *middle, dropout=drop(3 * layer + 2))
@@ -319,10 +334,9 @@ class GPT:
                 ops.linear_backward(logits, out, self.compute.head.T, dx=ws.dnormed[chunk], dweight=dhead.T, dbias=None)
         ops.add_sums(losses, hits, out=self.metrics)
 
-    def _backward(self, ids: Array, order: Array) -> None:
+    def _backward(self, ids: Array, order: Array, drop: Drop) -> None:
         """From `dnormed`, the gradient of the last norm's output, down to the embedding."""
         ops, weights, grads, ws, rows = self.ops, self.compute, self.gradients, self.workspace, ids.size
-        drop = self._dropout(self.config.dropout)
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         dbranch = ws.dbranch[:rows] if drop(0) else dx
         ops.fill(dx, 0)
@@ -350,18 +364,21 @@ class GPT:
             norm_backward(act.ln_2, w.ln_2, g.ln_2, g.attn_proj, 3 * layer + 2)
             dattended = dnormed  # free until attention's own backward is done
             ops.linear_backward(dbranch, attended, w.attn_proj.weight, dattended, g.attn_proj.weight, None)
-            ops.attention_backward(
-                dattended, act.qkv[:rows], attended, self._lse(act, ids), dqkv, dropout=drop(3 * layer + 1)
-            )
+            dropped = drop(3 * layer + 1, self.config.num_heads)
+            ops.attention_backward(dattended, act.qkv[:rows], attended, self._lse(act, ids), dqkv, dropout=dropped)
             ops.linear_backward(dqkv, stream.out, w.attn_qkv.weight, dnormed, *g.attn_qkv)
         first = ws.norms[0].rows(rows)
         ops.layernorm_backward(dnormed, first.x, weights.norms[0].weight, first.mean, first.rstd, dx, *grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=drop(0))
         ops.add_partials(grads.partials[: ops.parts(rows)], out=grads.vectors)
 
-    def _dropout(self, rate: float) -> Callable[[int], Dropout | None]:
-        """The dropout of a site: the embedding is 0; a block's attention and two branches follow, three per block."""
-        return lambda site: Dropout(rate, self.dropout_key, site) if rate else None
+    def _dropout(self, first: int) -> Drop:
+        """The dropout of a site: the embedding is 0; a block's attention and two branches follow, three per block.
+
+        `first` is the token of the batch that a pass begins with; attention's mask has as many rows a token as heads.
+        """
+        rate = self.config.dropout
+        return lambda site, heads=1: Dropout(rate, self.dropout_key, site, first * heads) if rate else None
 
     def _lse(self, act: BlockActivations, ids: Array) -> Array:
         batch, seq = ids.shape
@@ -380,16 +397,17 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Any, training: bool) -> i
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
 
         head_shape = (padded_vocab(few, ops.vocab_multiple), few.embed_dim)
+        sequences = ops.sequences(batch, few.max_seq_len)
         aligned = {name: _aligned(_padded_size(name, s, head_shape)) for name, s in parameter_shapes(few).items()}
         parameters = sum(aligned.values())
         for _ in range(4 if training else 1):
             count(parameters, "float32")
         if training:
             vectors = sum(aligned[name] for name, shape in parameter_shapes(few).items() if len(shape) == 1)
-            count((ops.parts(batch * few.max_seq_len), vectors), "float32")
+            count((ops.parts(sequences * few.max_seq_len), vectors), "float32")
         if ops.low_precision:
             count(parameters)
-        Workspace(few, batch, few.max_seq_len, ops, training, count)
+        Workspace(few, sequences, few.max_seq_len, ops, training, count)
         return sum(sizes)
 
     return _over_layers(config, total)

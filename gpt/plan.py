@@ -19,6 +19,8 @@ from gpt.model import memory_bytes, parameter_count
 from gpt.prepare import Corpus, adopt, prepare
 from gpt.run import Run
 
+BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -166,7 +168,8 @@ def describe(model: ModelConfig) -> str:
 
 def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer."""
-    needed, free = memory_bytes(model, train.batch_size, ops, training=True), ops.free_bytes()
+    inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
+    needed, free = memory_bytes(model, train.batch_size, ops, training=True) + inputs, ops.free_bytes()
     if needed > free:
         raise UserError(
             f"training needs {size(needed)} of memory, but {size(free)} is free: lower --batch (it is "

@@ -76,7 +76,7 @@ class Training:
             index = (number - 1) * config.accumulate + micro_step
             with self.inputs.written() as inputs:
                 self.batches.train(index, out=(inputs["ids"], inputs["labels"]))
-                inputs["order"][...] = token_order(inputs["ids"])
+                inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
                 inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
                 inputs["lr"][...] = learning_rate(number, config)
             self._passes[micro_step == 0, micro_step == config.accumulate - 1]()

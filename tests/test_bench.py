@@ -75,7 +75,7 @@ def test_a_person_reads_the_same_and_no_file_is_written(hipgpt):
         (("--dim", 15, "--heads", 2), "not a multiple"),
         (("--vocab-size", 0), "--vocab-size is 0"),
         (("--preset", "huge"), "huge"),
-        (("--batch", 10_000_000), "memory"),
+        (("--batch", 1_000_000_000), "memory"),
         (("--layers", 3_000_000), "memory"),
         (("--device", "tpu"), "--device is tpu"),
         (("--precision", "bf16"), "--precision bf16 needs a GPU"),

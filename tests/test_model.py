@@ -9,6 +9,7 @@ import pytest
 from gpt.config import ModelConfig
 from gpt.data import token_order
 from gpt.model import GPT, KVCache, memory_bytes, parameter_count
+from gpt.ops import cpu
 from gpt.ops.cpu import CpuOps
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
@@ -47,7 +48,7 @@ def tokens(config, seq=None):
 def mean_loss_and_gradients(model, ids, labels):
     model.metrics[...] = 0
     model.gradients.flat[...] = 0
-    model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
+    model.loss_and_gradients(ids, labels, token_order(ids, model.sequences), 1 / ids.size)
     return model.metrics[0] / ids.size
 
 
@@ -79,6 +80,20 @@ def test_gradients_add_up_over_calls(config):
     once = model.gradients.flat.copy()
     model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
     np.testing.assert_allclose(model.gradients.flat, 2 * once, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_batch_taken_in_parts_gives_what_it_gives_as_a_whole(config, dropout, monkeypatch):
+    config = replace(config, dropout=dropout)
+    ids, labels = tokens(config)
+    whole = build(config)
+    expected = mean_loss_and_gradients(whole, ids, labels)
+    monkeypatch.setattr(cpu, "PASS_ROWS", config.max_seq_len)  # two threads: two of the three sequences
+    model = build(config)
+    assert (whole.sequences, model.sequences) == (3, 2)
+    assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(model.gradients.flat, whole.gradients.flat, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
 
 
 def test_float32_agrees_with_float64(config):

@@ -42,6 +42,12 @@ def test_the_documented_formula_gives_the_mask():
     assert kept(rate, seed, counter, site, rows=5, columns=9).tolist() == expected
 
 
+def test_a_mask_can_begin_with_any_row_of_it():
+    mask = Mask(Dropout(0.5, np.zeros(2, np.uint32), site=0, first=30), 100)
+    later = mask.draw(np.arange(20, dtype=np.uint32), 100, Scratch(), FLOAT) > 0
+    assert np.array_equal(later, kept(rows=50)[30:])
+
+
 @pytest.mark.parametrize("rate", [1e-4, 0.1, 0.5, 0.9])
 def test_the_rate_is_met_within_the_binomial_spread(rate):
     sample = kept(rate, seed=3)

@@ -265,7 +265,7 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
         (("--preset", "huge"), "huge"),
         (("--resume",), "--run-name"),
         (("--data-path", "missing.txt"), "missing.txt"),
-        (("--batch", 10_000_000), "memory"),
+        (("--batch", 1_000_000_000), "memory"),
         (("--dim", 2_000_000_000), "memory"),
         (("--layers", 3_000_000), "memory"),
     ],

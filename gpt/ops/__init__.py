@@ -21,12 +21,14 @@ class Dropout:
 
     The mask is a pure function of key, site, and the element's row and column, so backward draws it again instead of
     storing it and a resumed run replays it. `key` is a uint32 [2] array (seed, counter) in the device's memory;
-    `site` numbers the places within one model.
+    `site` numbers the places within one model. `first` is the row of the mask that belongs to an array's first row,
+    above 0 only on devices that take a batch in parts.
     """
 
     rate: float
     key: Array
     site: int
+    first: int = 0
 
 
 def select(device: str = "auto", precision: str = "auto") -> Any:

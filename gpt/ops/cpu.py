@@ -35,6 +35,7 @@ EPS = 1e-5  # of a layer norm
 BLOCK = 2**18  # elements that an elementwise chain works on at a time, at most: 1 MiB of float32
 LEAST_BLOCK = 2**17  # elements below which another thread does not pay
 PRODUCT_ROWS = 512  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
+PASS_ROWS = 1024  # tokens for every thread that make a pass: more would only take more memory
 PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
 SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
 
@@ -61,6 +62,11 @@ class CpuOps:
 
     def check(self, config: ModelConfig) -> None:
         """Raises UserError for a model that cannot run here: there is none."""
+
+    def sequences(self, batch: int, seq: int) -> int:
+        """How many sequences of a batch a pass takes: enough rows for all threads, in parts as equal as may be."""
+        parts = -(-batch * seq // (PASS_ROWS * self.threads.count))
+        return -(-batch // parts)
 
     # ---- arrays ---------------------------------------------------------------------------------------------------
 

@@ -65,6 +65,9 @@ class GpuOps:
                 f"GPU's attention takes up to {MAX_HEAD_DIM}: use at least {-(-config.embed_dim // MAX_HEAD_DIM)} heads"
             )
 
+    def sequences(self, batch: int, seq: int) -> int:
+        return batch
+
     # ---- arrays ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:

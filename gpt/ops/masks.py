@@ -40,11 +40,11 @@ class Mask:
         self._key0, self._key1 = key
         self._column_hashes = mix(np.arange(columns, dtype=np.uint32))
         self._threshold = np.uint32(int(dropout.rate * 2**32))
-        self._scale = 1 / (1 - dropout.rate)
+        self._scale, self._first = 1 / (1 - dropout.rate), np.uint32(dropout.first % 2**32)
 
     def draw(self, rows: np.ndarray, columns: int, scratch: Scratch, dtype: np.dtype) -> np.ndarray:
         """For uint32 [...] row numbers: [..., columns] of 0 (drop) or 1 / (1 - rate), in the thread's scratch."""
-        row_hashes = mix(mix(rows ^ self._key0) ^ self._key1)
+        row_hashes = mix(mix(rows + self._first ^ self._key0) ^ self._key1)
         shape = (*rows.shape, columns)
         bits, spare = scratch("mask bits", shape, _UINT32), scratch("mask spare", shape, _UINT32)
         np.bitwise_xor(self._column_hashes[:columns], row_hashes[..., None], out=bits)
