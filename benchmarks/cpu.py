@@ -194,7 +194,7 @@ def torch_model(shape: dict[str, Any]) -> Any:
     """A GPT-2 as hipgpt's: pre-LN, learned positions, GELU (tanh), biases, tied head; its loss of ids and labels."""
     import torch
     from torch import nn
-    from torch.nn import functional as F
+    from torch.nn import functional
 
     config = model_config(shape)
     d = config.embed_dim
@@ -212,9 +212,9 @@ def torch_model(shape: dict[str, Any]) -> Any:
                 each.view(batch, seq, config.num_heads, -1).transpose(1, 2)
                 for each in self.qkv(self.ln_1(x)).split(d, 2)
             )
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.proj(attended.transpose(1, 2).reshape(batch, seq, d))
-            return x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+            return x + self.out(functional.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
 
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -230,7 +230,7 @@ def torch_model(shape: dict[str, Any]) -> Any:
             x = self.wte(ids) + self.wpe.weight
             for block in self.h:
                 x = block(x)
-            return F.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
+            return functional.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
 
     torch.manual_seed(0)
     return Model()
@@ -266,13 +266,12 @@ def transformers_generate(shape: dict[str, Any]) -> float:
 
     config = model_config(shape)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.max_seq_len, n_embd=config.embed_dim,
-            n_layer=config.num_layers, n_head=config.num_heads, n_inner=config.ff_hidden_dim,
-            bos_token_id=0, eos_token_id=0, pad_token_id=0,
-        )  # fmt: skip
-    ).eval()
+    shape_of_peer = GPT2Config(
+        vocab_size=config.vocab_size, n_positions=config.max_seq_len, n_embd=config.embed_dim,
+        n_layer=config.num_layers, n_head=config.num_heads, n_inner=config.ff_hidden_dim,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(shape_of_peer).eval()
     prompt = torch.zeros((1, 1), dtype=torch.long)
     options = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1, "do_sample": True}
 

@@ -1,4 +1,4 @@
-"""The comparison with PyTorch that anyone can run, run for a few steps."""
+"""The comparisons with PyTorch that anyone can run, run for a moment."""
 
 import os
 import re
@@ -23,3 +23,16 @@ def test_the_same_training_in_pytorch_ends_at_the_same_loss(tmp_path):
     )  # fmt: skip
     ours, theirs = (float(loss) for loss in re.findall(r"Validation Loss: (\d+\.\d+)", result.stdout))
     assert abs(ours - theirs) <= 1e-4 * theirs
+
+
+@pytest.mark.peers
+def test_a_step_beside_pytorch_and_the_start_up_times():
+    pytest.importorskip("torch")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "cpu.py"), "small", "start", "--rounds", "1"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert re.findall(r"^  (hipgpt|eager|compile) .* [1-9][\d.]* ms .* [1-9]\d* MiB at most$", result.stdout, re.M) == [
+        "hipgpt", "eager", "compile",
+    ]  # fmt: skip
+    assert len(re.findall(r"^start: .* \d+\.\d+ s$", result.stdout, re.M)) == 3

@@ -47,6 +47,10 @@ class Threads:
 
         Raises what a task raised, after the others have stopped.
         """
+        if count == 1:
+            with QUIET():
+                task(0)
+            return
         remaining = deque(range(count))
         helpers = self._jobs[: count - 1]
         failures = SimpleQueue()  # of each helper, in the end: its exception, or None
