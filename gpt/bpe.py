@@ -1,25 +1,30 @@
-"""Byte-pair encoding, the algorithm alone: learn merges from counted words, apply merges to a word.
+"""Byte-pair encoding, the algorithm alone: learn merges from counted words, apply merges to words.
 
 Symbols are ids. The alphabet has the ids 0 … size − 1, and merge number k joins a pair of ids into the id size + k.
 So an id made by a merge is also its rank, and the ids of a pair are always smaller than the id it becomes.
 
-Both directions keep their symbols in one flat row and never move them: an id stands at the first and at the last
-position that it covers, and `width` says how many those are. The neighbors of a symbol are then found by adding and
-subtracting, merging costs the same in a word of five characters and in one of five million, and nothing is rescanned.
+Words come as one row of ids, int32 [n], with GAP before the first word, between any two and after the last. NumPy
+then works on many words at once, and what it is called for is a merge (in learning) or a round of merges (in
+applying), never a word.
 """
 
-from array import array
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
+import numpy as np
+
 Pair = tuple[int, int]
-GONE = -1  # inside a merged symbol, and between words
+GAP = -1  # between words
+GONE = -2  # inside a merged symbol
+
+_LONG = 128  # symbols; a longer word is merged by itself, as rounds over it would take the square of its length
+_NEVER = np.iinfo(np.int32).max  # the rank of a pair that no merge joins
 
 
 def learn(
-    words: Iterable[tuple[Sequence[int], int]],
+    row: np.ndarray,
+    counts: np.ndarray,
     alphabet: Sequence[str],
     most: int,
     joinable: Callable[[str, str], bool] = lambda left, right: True,
@@ -27,74 +32,150 @@ def learn(
 ) -> list[Pair]:
     """Merge the most frequent pair again and again (Sennrich et al. 2016); return the pairs in that order.
 
-    `words` are distinct words as (ids, how often the word occurs), in any order; `alphabet[id]` is the string of an id.
-    Learning ends after `most` merges or when no pair occurs twice. Of equally frequent pairs the one with the smaller
-    left id comes first, then the smaller right id. A pair is passed over for good if its string exists already (two
-    ids would look alike) or if `joinable(left string, right string)` is false.
+    `row` holds distinct words in any order, `counts` (int64 [words]) how often each occurs; `alphabet[id]` is the
+    string of an id. Learning ends after `most` merges or when no pair occurs twice. Of equally frequent pairs the one
+    with the smaller left id comes first, then the smaller right id. A pair is passed over for good if its string
+    exists already (two ids would look alike) or if `joinable(left string, right string)` is false.
     `progress` is called as (merges done, most) after every merge.
+
+    Once the younger of its ids has been made, a pair's count can only fall. So a count in the queue is a bound: the
+    pair that comes first is counted again, and goes back in line if it has lost places. And as no merge makes a pair
+    more frequent than its own, rare pairs can wait: the queue holds those that occur at least `floor` times, and
+    when it is empty, the words are searched again with a lower floor.
     """
-    row, weight = [GONE], [0]
-    for ids, count in words:
-        row += ids
-        row.append(GONE)
-        weight += [count] * (len(ids) + 1)
-
-    counts: dict[Pair, int] = defaultdict(int)
-    places: dict[Pair, array] = defaultdict(lambda: array("q"))  # where a pair began; some are merged away since
-    for at, pair in enumerate(pairwise(row)):
-        if GONE not in pair:
-            counts[pair] += weight[at]
-            places[pair].append(at)
-
-    pieces, known, width = list(alphabet), set(alphabet), [1] * len(alphabet)
+    words = _Words(row, counts)
+    pieces, known = list(alphabet), set(alphabet)
     merges: list[Pair] = []
-    queue = [(-count, pair) for pair, count in counts.items() if count > 1]
-    heapify(queue)
-    while queue and len(merges) < most:
-        expected, pair = heappop(queue)
-        if counts[pair] != -expected:  # it has lost places to other merges: back in line
-            if counts[pair] > 1:
-                heappush(queue, (-counts[pair], pair))
-            continue
-        left, right = pair
-        piece = pieces[left] + pieces[right]
-        if piece in known or not joinable(pieces[left], pieces[right]):
-            continue
-
-        made = len(pieces)
-        pieces.append(piece)
-        known.add(piece)
-        width.append(width[left] + width[right])
-        merges.append(pair)
-
-        born = set()
-        for start in places.pop(pair):  # ascending, so that aaa becomes aa a
-            middle = start + width[left]
-            if row[start] != left or row[middle] != right:
+    floor = _NEVER
+    while floor > 2 and len(merges) < most:
+        words.close_up(len(alphabet) + most)
+        floor, places = words.frequent(len(pieces), floor, max(_AT_ONCE, (most - len(merges)) // 4))
+        queue = [(-count, pair) for pair, (count, _) in places.items()]
+        heapify(queue)
+        while queue and len(merges) < most:
+            bound, pair = heappop(queue)
+            count, start = words.count(pair, places.pop(pair)[1])
+            if count < -bound:
+                if count >= floor:
+                    places[pair] = count, start
+                    heappush(queue, (-count, pair))
                 continue
-            end = start + width[made]
-            before, after, count = row[start - 1], row[end], weight[start]
-            row[middle - 1] = row[middle] = GONE
-            row[start] = row[end - 1] = made
-            if before != GONE:
-                counts[before, left] -= count
-                counts[before, made] += count
-                places[before, made].append(start - width[before])
-                born.add((before, made))
-            if after != GONE:
-                counts[right, after] -= count
-                counts[made, after] += count
-                places[made, after].append(start)
-                born.add((made, after))
-        del counts[pair]
-        for pair in born:
-            if counts[pair] > 1:
-                heappush(queue, (-counts[pair], pair))
-            else:  # only this merge could make more of them
-                del places[pair]
-        if progress:
-            progress(len(merges), most)
+            left, right = pair
+            piece = pieces[left] + pieces[right]
+            if piece in known or not joinable(pieces[left], pieces[right]):
+                continue
+            for count, new, where in words.merge(pair, start, len(pieces), floor):
+                places[new] = count, where
+                heappush(queue, (-count, new))
+            pieces.append(piece)
+            known.add(piece)
+            merges.append(pair)
+            if progress:
+                progress(len(merges), most)
     return merges
+
+
+_AT_ONCE = 1000
+
+
+class _Words:
+    """The words of a row while pairs are merged in them. No symbol moves: an id stands at the first and at the last
+    position that it covers, and `width` says how many those are, so that neighbors are found by adding and
+    subtracting, and the places of a pair remain where they are.
+    """
+
+    def __init__(self, row: np.ndarray, counts: np.ndarray):
+        self._row = row.copy()
+        gaps = np.flatnonzero(row == GAP)
+        self._weight = np.repeat(np.append(counts, 0), np.diff(gaps, append=len(row)))  # [n], how often the word occurs
+        self._inner = np.zeros(len(row), bool)
+
+    def close_up(self, size: int) -> None:
+        """Let every symbol cover one position again. At most `size` ids will be known."""
+        self._row = self._row[~self._inner]
+        self._weight = self._weight[~self._inner]
+        self._inner = np.zeros(len(self._row), bool)
+        self._width = np.ones(size, np.int32)
+
+    def frequent(self, size: int, below: int, wanted: int):
+        """After `close_up`: a floor under `below`, and {pair: (count, places)} of all pairs that reach it."""
+        row = self._row
+        start = np.flatnonzero((row[:-1] != GAP) & (row[1:] != GAP))
+        # Sorted, a pair's number and its place in one integer are faster than an argsort, in half the memory
+        bits = len(row).bit_length()
+        packed = row[start].astype(np.int64)
+        packed *= size
+        packed += row[start + 1]
+        packed <<= bits
+        packed |= start
+        packed.sort()
+        start = (packed & ((1 << bits) - 1)).astype(np.int32)
+        packed >>= bits
+        first = np.flatnonzero(np.diff(packed, prepend=-1))
+        pair = packed[first]
+        del packed
+        if not len(pair):
+            return 2, {}
+        count = np.add.reduceat(self._weight[start], first)
+        floor = np.partition(count, -wanted)[-wanted] if len(count) > wanted else 2
+        floor = max(2, min(int(floor), below - 1))
+        after = np.append(first[1:], len(start))
+        return floor, {
+            divmod(pair[i].item(), size): (count[i].item(), start[first[i] : after[i]].copy())
+            for i in np.flatnonzero(count >= floor)
+        }
+
+    def count(self, pair: Pair, start: np.ndarray) -> tuple[int, np.ndarray]:
+        """How often a pair occurs, and those places of `start` where it still does."""
+        row, (left, right) = self._row, pair
+        start = start[(row[start] == left) & (row[start + self._width[left]] == right)]
+        return int(self._weight[start].sum()), start
+
+    def merge(self, pair: Pair, start: np.ndarray, made: int, floor: int):
+        """Put `made` for the pair at its places; (count, pair, places) of each new pair whose count reaches `floor`."""
+        row, width, (left, right) = self._row, self._width, pair
+        if left == right:
+            start = _from_the_left(start, width[left])
+        width[made] = width[left] + width[right]
+        middle, end = start + width[left], start + width[made]
+        row[middle - 1] = GONE
+        row[middle] = GONE
+        row[start] = made
+        row[end - 1] = made
+        self._inner[middle] = True
+        weight = self._weight[start]
+        before, after = row[start - 1], row[end]
+        for other, count, at in _grouped(before, weight, start, floor):
+            yield count, (other, made), at - width[other]
+        for other, count, at in _grouped(np.where(after == made, GONE, after), weight, start, floor):
+            yield count, (made, other), at
+
+
+def _grouped(other: np.ndarray, weight: np.ndarray, start: np.ndarray, floor: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Of each neighbor in `other` whose weights reach `floor` together: the neighbor, their sum, its places."""
+    (inside,) = (other >= 0).nonzero()
+    if not len(inside):
+        return
+    order = inside[other[inside].argsort()]
+    other, start = other[order], start[order]
+    first = np.concatenate([_FIRST, (other[1:] != other[:-1]).nonzero()[0] + 1])
+    count = np.add.reduceat(weight[order], first)
+    for i in (count >= floor).nonzero()[0].tolist():
+        end = first[i + 1] if i + 1 < len(first) else len(order)
+        yield int(other[first[i]]), int(count[i]), start[first[i] : end]
+
+
+_FIRST = np.zeros(1, np.intp)
+
+
+def _from_the_left(start: np.ndarray, width: int) -> np.ndarray:
+    """Places of a pair of equal ids, less those that overlap: aaa becomes aa a."""
+    start = np.sort(start)
+    if not (start[1:] - start[:-1] == width).any():
+        return start
+    index = np.arange(len(start))
+    begins_run = np.diff(start, prepend=start[0] - width - 1) != width
+    return start[(index - np.maximum.accumulate(np.where(begins_run, index, 0))) % 2 == 0]
 
 
 class Merges:
@@ -107,11 +188,70 @@ class Merges:
         self._width = [1] * size
         for left, right in self.pairs:
             self._width.append(self._width[left] + self._width[right])
+        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
+        key = self._key(left, right)
+        order = np.argsort(key)
+        self._keys = np.append(key[order], np.iinfo(np.int64).max)
+        self._becomes = np.append(order + size, _NEVER).astype(np.int32)
 
-    def apply(self, ids: Sequence[int]) -> list[int]:
-        """Merge a word's ids, lowest rank first and leftmost first among equals. O(n log n) in the word's length."""
+    def apply(self, row: np.ndarray) -> np.ndarray:
+        """Merge in each word of a row, lowest rank first and leftmost first among equals; the row of what is left."""
+        gap = np.flatnonzero(row == GAP)
+        length = np.diff(gap)  # of a word, with the gap that ends it
+        long = length > _LONG
+        merged, kept = row.copy(), np.zeros(len(row), bool)
+        kept[gap[:1]] = True
+        for word in np.flatnonzero(long).tolist():
+            start, end = gap[word] + 1, gap[word + 1]
+            ids = self._apply_to_one(row[start:end].tolist())
+            merged[start : start + len(ids)] = ids
+            kept[start : start + len(ids)] = kept[end] = True
+
+        # A round merges in every word the pair that is next there. Finished words go home.
+        home = gap[:-1][~long] + 1
+        ids = row[1:][np.repeat(~long, length)]
+        length = length[~long]
+        rank = self._rank(ids[:-1], ids[1:])
+        rank = np.append(rank, _NEVER)  # of the pair that begins here
+        while len(home):
+            start = np.cumsum(length) - length
+            first = np.minimum.reduceat(rank, start)
+            done = first == _NEVER
+            if done.any():
+                done_ids = np.repeat(done, length)
+                at = np.flatnonzero(done_ids) + np.repeat((home - start)[done], length[done])
+                merged[at] = ids[done_ids]
+                kept[at] = True
+                ids, rank = ids[~done_ids], rank[~done_ids]
+                home, length, first = home[~done], length[~done], first[~done]
+            at = _from_the_left(np.flatnonzero(rank == np.repeat(first, length)), 1)
+            stays = np.ones(len(ids), bool)
+            stays[at + 1] = False
+            ids[at] = rank[at]
+            ids, rank = ids[stays], rank[stays]
+            at -= np.arange(len(at))
+            rank[at] = self._rank(ids[at], ids[at + 1])
+            at = at[at > 0]
+            rank[at - 1] = self._rank(ids[at - 1], ids[at])
+            length = np.diff(np.flatnonzero(ids == GAP), prepend=-1)
+        return merged[kept]
+
+    def _rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """What each pair becomes, int32; _NEVER where it is not merged, or one of the two is GAP."""
+        key = self._key(left, right)
+        at = np.searchsorted(self._keys, key)
+        return np.where(self._keys[at] == key, self._becomes[at], _NEVER)
+
+    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        key = left.astype(np.int64)
+        key *= self.size + len(self.pairs) + 1  # so that with GAP, which is -1, it is no other pair's
+        key += right
+        return key
+
+    def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
+        """O(n log n) in the word's length."""
         made_of, width, size = self._made, self._width, self.size
-        row = [GONE, *ids, GONE]
+        row = [GAP, *ids, GAP]
         span = len(row)  # made * span + start sorts like (made, start), in half the memory
         queue = [made_of[pair] * span + at for at, pair in enumerate(pairwise(row)) if pair in made_of]
         heapify(queue)

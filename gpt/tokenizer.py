@@ -6,44 +6,25 @@ Two kinds share one algorithm (gpt/bpe.py) and differ in what they merge:
 - `byte` (Radford et al. 2019): GPT-2's pieces, spelled in UTF-8 bytes. Lossless for any text.
 
 Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A text is split into
-words, each distinct word is merged once, and a table does the rest.
+words, each distinct word is merged once, and a table does the rest (gpt/encoding.py).
 """
 
-import codecs
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import regex
 
 from gpt.bpe import Merges, learn
 from gpt.config import TOKENIZERS, VOCAB_LIMIT
+from gpt.encoding import Counting, Encoding
 from gpt.errors import UserError
 from gpt.files import write_atomically
+from gpt.spelling import SPELLINGS, Decoder, Spelling
 from gpt.text import END_OF_TEXT
-
-END_OF_WORD = "</w>"
-
-_CACHED_WORDS = 1 << 17
-_CACHED_WORD_CHARS = 100
-
-# str.split() takes these for white space, Unicode (and so Hugging Face) does not
-_SEPARATORS = "\x1c\x1d\x1e\x1f"
-_WORD = regex.compile(r"\S+")
-# English contractions, then runs of letters, of digits or of other signs with the space before them, then white space
-_PIECE = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-
-
-class Decoder(Protocol):
-    """Ids to text, one at a time: what `feed` and `finish` return, joined, is what `decode` gives for all the ids."""
-
-    def feed(self, id: int) -> str: ...
-
-    def finish(self) -> str: ...
+from gpt.workers import map_blocks
 
 
 class Tokenizer:
@@ -55,24 +36,23 @@ class Tokenizer:
     """
 
     def __init__(self, vocab_limit: int = VOCAB_LIMIT, kind: str = "word"):
-        if kind not in _SPELLINGS:
+        if kind not in SPELLINGS:
             raise UserError(f"--tokenizer is {kind}, but must be one of {', '.join(TOKENIZERS)}")
-        least = _SPELLINGS[kind].least
+        least = SPELLINGS[kind].least
         if vocab_limit < least:
             raise UserError(f"--vocab-size is {vocab_limit}, but must be at least {least} with --tokenizer {kind}")
         self.kind = kind
         self.vocab_limit = vocab_limit
         self.advice: str | None = None
         self.dropped = 0
-        self._become(_SPELLINGS[kind](), [])
+        self._become(SPELLINGS[kind](), [])
 
-    def _become(self, spelling: "_Spelling", pairs: Sequence[tuple[int, int]]) -> None:
+    def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
         self._spelling = spelling
-        self._merges = Merges(len(spelling.alphabet), pairs)
         self._pieces = list(spelling.alphabet)
         for left, right in pairs:
             self._pieces.append(self._pieces[left] + self._pieces[right])
-        self._ids_of_word = _WordTable(lambda word: self._merges.apply(spelling.spell(word)))
+        self._encoding = Encoding(spelling, Merges(len(spelling.alphabet), pairs))
 
     @property
     def vocab_size(self) -> int:
@@ -84,34 +64,27 @@ class Tokenizer:
         Memory follows the number of distinct words. `progress` is called as (merges done, merges planned).
         Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
         """
-        words: Counter[str] = Counter()
-        for block in [text] if isinstance(text, str) else text:
-            for document in _documents(block):
-                words.update(self._spelling.split(document))
-        spelling, self.advice = _SPELLINGS[self.kind].fit(words, self.vocab_limit)
-        pairs = learn(
-            ((spelling.spell(word), count) for word, count in words.items()),
-            spelling.alphabet,
-            self.vocab_limit - len(spelling.alphabet),
-            spelling.joinable,
-            progress,
-        )
-        self._become(spelling, pairs)
+        counts: Counter[str] = Counter()
+        for some in map_blocks(Counting(SPELLINGS[self.kind]), [text] if isinstance(text, str) else text):
+            counts.update(some)
+        spelling, self.advice = SPELLINGS[self.kind].fit(counts, self.vocab_limit)
+        row, _ = spelling.spell(counts)
+        count = np.fromiter(counts.values(), np.int64, len(counts))
+        del counts  # learning can use the memory
+        most = self.vocab_limit - len(spelling.alphabet)
+        self._become(spelling, learn(row, count, spelling.alphabet, most, spelling.joinable, progress))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
-        ids: list[int] = []
-        for number, document in enumerate(_documents(text)):
-            if number:
-                ids.append(0)
-            ids += chain.from_iterable(map(self._ids_of_word.__getitem__, self._spelling.split(document)))
-            self.dropped += self._spelling.count_unknown(document)
-        return ids
+        ids, dropped = self._encoding(text)
+        self.dropped += dropped
+        return ids.tolist()
 
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block."""
-        for block in blocks:
-            yield np.array(self.encode(block), dtype=np.int32)
+        for ids, dropped in map_blocks(self._encoding, blocks):
+            self.dropped += dropped
+            yield ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
@@ -171,7 +144,7 @@ class Tokenizer:
                 "ignore_merges": False,
                 "vocab_limit": self.vocab_limit,  # ours; inside the model Hugging Face passes over unknown keys
                 "vocab": {piece: id for id, piece in enumerate(self._pieces)},
-                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._merges.pairs],
+                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._encoding.merges.pairs],
             },
         }
 
@@ -183,184 +156,11 @@ class Tokenizer:
         pieces = sorted(ids, key=ids.__getitem__)
         limit = model.setdefault("vocab_limit", len(pieces))
         kind = "word" if model["end_of_word_suffix"] else "byte"
-        tokenizer = cls(max(limit, _SPELLINGS[kind].least), kind)
+        tokenizer = cls(max(limit, SPELLINGS[kind].least), kind)
         alphabet = pieces[: len(pieces) - len(model["merges"])]
         tokenizer._become(
-            _SPELLINGS[kind].from_alphabet(alphabet), [(ids[left], ids[right]) for left, right in model["merges"]]
+            SPELLINGS[kind].from_alphabet(alphabet), [(ids[left], ids[right]) for left, right in model["merges"]]
         )
         if tokenizer._document() != document or len(pieces) > limit:
             raise ValueError("not what save writes")
         return tokenizer
-
-
-class _WordTable(dict):
-    """Word → ids, filled on demand; bounded in words and in the length of a word."""
-
-    def __init__(self, ids_of: Callable[[str], list[int]]):
-        self._ids_of = ids_of
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self._ids_of(word)
-        if len(word) <= _CACHED_WORD_CHARS:
-            if len(self) >= _CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
-
-
-def _documents(text: str) -> list[str]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds a lone surrogate at character {error.start}") from None
-    return text.split(END_OF_TEXT)
-
-
-class _WordSpelling:
-    """Words between white space, as characters. Of character number k, the ids 2k + 1 and 2k + 2 are c and c</w>."""
-
-    least = 3
-    suffix = END_OF_WORD
-    pre_tokenizer = {"type": "WhitespaceSplit"}
-    hf_decoder = {"type": "BPEDecoder", "suffix": END_OF_WORD}
-
-    def __init__(self, characters: Iterable[str] = ()):
-        self._id = {c: 2 * k + 1 for k, c in enumerate(characters)}
-        self.alphabet = [END_OF_TEXT, *chain.from_iterable((c, c + END_OF_WORD) for c in self._id)]
-
-    @classmethod
-    def from_alphabet(cls, alphabet: Sequence[str]) -> "_WordSpelling":
-        return cls(alphabet[1::2])
-
-    @classmethod
-    def fit(cls, words: Counter[str], vocab_limit: int) -> tuple["_WordSpelling", str | None]:
-        """Characters enter by count while they fit, ties by code point; advice if they would fill over half."""
-        counts: Counter[str] = Counter()
-        for word, count in words.items():
-            for c in word:
-                counts[c] += count
-        if not counts:
-            raise UserError("the text has no word to train on, only white space: give a text with words")
-        advice = None
-        if 4 * len(counts) > vocab_limit:
-            advice = (
-                f"the {len(counts)} different characters want {2 * len(counts)} of the {vocab_limit} tokens: "
-                "a larger --vocab-size or --tokenizer byte would leave room for words"
-            )
-        by_count = sorted(counts, key=lambda c: (-counts[c], c))
-        return cls(by_count[: (vocab_limit - 1) // 2]), advice
-
-    @staticmethod
-    def split(text: str) -> list[str]:
-        if any(separator in text for separator in _SEPARATORS):
-            return _WORD.findall(text)
-        return text.split()
-
-    def spell(self, word: str) -> list[int]:
-        """The known characters' ids: unknown ones vanish, and a word whose last is unknown ends without </w>."""
-        ids = [self._id[c] for c in word if c in self._id]
-        if word[-1] in self._id:
-            ids[-1] += 1
-        return ids
-
-    def count_unknown(self, text: str) -> int:
-        unknown = {c for c in set(text) - self._id.keys() if not _is_space(c)}
-        if not unknown:  # the rule, and quick to see
-            return 0
-        counts = Counter(text)
-        return sum(counts[c] for c in unknown)
-
-    @staticmethod
-    def joinable(left: str, right: str) -> bool:
-        """No merge may spell a `</w>` that stands in the text: it would read as the end of a word."""
-        return (left + right).count(END_OF_WORD) == right.count(END_OF_WORD)
-
-    @staticmethod
-    def decoder(piece: Callable[[int], str]) -> Decoder:
-        return _WordDecoder(piece)
-
-
-class _WordDecoder:
-    """`</w>` becomes a space once another token follows (Hugging Face's BPEDecoder)."""
-
-    def __init__(self, piece: Callable[[int], str]):
-        self._piece = piece
-        self._space = ""
-
-    def feed(self, id: int) -> str:
-        piece = self._piece(id)
-        text = piece.removesuffix(END_OF_WORD)
-        space, self._space = self._space, " " if len(text) < len(piece) else ""
-        return space + text
-
-    def finish(self) -> str:
-        return ""
-
-
-def _is_space(character: str) -> bool:
-    return character.isspace() and character not in _SEPARATORS
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable character for each byte: itself if Latin-1 prints it, else the next from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0x100)} - {0xAD}
-    spare = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(0x100)]
-
-
-class _ByteSpelling:
-    """GPT-2's pieces, as UTF-8 bytes. Byte b has the id b + 1."""
-
-    least = 257
-    suffix = None
-    alphabet = (END_OF_TEXT, *_byte_characters())
-    pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    hf_decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-
-    @classmethod
-    def from_alphabet(cls, alphabet: Sequence[str]) -> "_ByteSpelling":
-        return cls()
-
-    @classmethod
-    def fit(cls, words: Counter[str], vocab_limit: int) -> tuple["_ByteSpelling", None]:
-        return cls(), None
-
-    @staticmethod
-    def split(text: str) -> list[str]:
-        return _PIECE.findall(text)
-
-    @staticmethod
-    def spell(word: str) -> list[int]:
-        return [byte + 1 for byte in word.encode()]
-
-    @staticmethod
-    def count_unknown(text: str) -> int:
-        return 0
-
-    @staticmethod
-    def joinable(left: str, right: str) -> bool:
-        return True
-
-    @staticmethod
-    def decoder(piece: Callable[[int], str]) -> Decoder:
-        return _ByteDecoder(piece)
-
-
-class _ByteDecoder:
-    """Bytes wait until they make a character; malformed ones become U+FFFD, as in Hugging Face's ByteLevel."""
-
-    _BYTE = {character: byte for byte, character in enumerate(_byte_characters())}
-
-    def __init__(self, piece: Callable[[int], str]):
-        self._piece = piece
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, id: int) -> str:
-        return self._utf8.decode(bytes(map(self._BYTE.__getitem__, self._piece(id))))
-
-    def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
-
-
-_Spelling = _WordSpelling | _ByteSpelling
-_SPELLINGS: dict[str, type[_Spelling]] = {"word": _WordSpelling, "byte": _ByteSpelling}

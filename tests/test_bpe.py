@@ -1,14 +1,16 @@
 """gpt/bpe.py: learning and applying merges, against the plainest program that does the same."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 from random import Random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.bpe import Merges, learn
+from gpt.bpe import GAP, Merges
+from gpt.bpe import learn as learn_from_row
 
 ALPHABET = "abc"
 words_of_ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -17,6 +19,23 @@ counted_words = st.lists(st.tuples(words_of_ids, st.integers(1, 5)), min_size=1,
 
 def ids(word):
     return [ALPHABET.index(c) for c in word]
+
+
+def row_of(words):
+    return np.array([GAP, *chain.from_iterable([*word, GAP] for word in words)], np.int32)
+
+
+def learn(words, alphabet, most, *more, **named):
+    counts = np.array([count for _, count in words], np.int64)
+    return learn_from_row(row_of(word for word, _ in words), counts, alphabet, most, *more, **named)
+
+
+def applied(merges, words):
+    """The words after merging, as lists."""
+    row = merges.apply(row_of(words)).tolist()
+    gaps = [at for at, id in enumerate(row) if id == GAP]
+    assert (gaps[0], gaps[-1]) == (0, len(row) - 1)
+    return [row[start + 1 : end] for start, end in pairwise(gaps)]
 
 
 def replaced(word, pair, made):
@@ -56,13 +75,23 @@ def test_learning_equals_recounting_for_every_merge(words, most):
     assert learn(words, ALPHABET, most) == plainly_learned(words, most)
 
 
-@given(words=counted_words, word=words_of_ids)
-def test_applying_equals_replacing_pair_after_pair(words, word):
+@pytest.mark.parametrize("long", [0, 3, 128])
+@given(words=counted_words, texts=st.lists(st.lists(st.integers(0, 2), max_size=12)))
+def test_applying_equals_replacing_pair_after_pair(long, words, texts):
     pairs = learn(words, ALPHABET, 20)
-    expected = word
+    expected = texts
     for rank, pair in enumerate(pairs):
-        expected = replaced(expected, pair, len(ALPHABET) + rank)
-    assert Merges(len(ALPHABET), pairs).apply(word) == expected
+        expected = [replaced(word, pair, len(ALPHABET) + rank) for word in expected]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt.bpe._LONG", long)
+        assert applied(Merges(len(ALPHABET), pairs), texts) == expected
+
+
+@given(words=counted_words)
+def test_rare_pairs_wait_until_their_turn_and_change_nothing(words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt.bpe._AT_ONCE", 1)
+        assert learn(words, ALPHABET, 4) == plainly_learned(words, 4)
 
 
 @given(words=counted_words, seed=st.integers())
@@ -88,7 +117,7 @@ def test_learning_ends_when_no_pair_occurs_twice_or_enough_is_learned():
 
 def test_a_run_of_one_letter_is_merged_from_the_left():
     merges = Merges(1, [(0, 0), (1, 1)])
-    assert [merges.apply([0] * n) for n in (1, 3, 5, 7)] == [[0], [1, 0], [2, 0], [2, 1, 0]]
+    assert applied(merges, [[0] * n for n in (1, 3, 5, 7)]) == [[0], [1, 0], [2, 0], [2, 1, 0]]
 
 
 def test_a_pair_that_may_not_join_or_whose_string_exists_is_passed_over():
@@ -107,5 +136,5 @@ def test_progress_is_told_after_every_merge():
 def test_one_word_of_a_hundred_thousand_letters_takes_no_square_of_its_length(period):
     word = ids(period) * (100_000 // len(period))
     pairs = learn([(word, 1)], ALPHABET, 500)
-    merged = Merges(len(ALPHABET), pairs).apply(word)
+    (merged,) = applied(Merges(len(ALPHABET), pairs), [word])
     assert len(merged) < 20  # doubling merges leave about one symbol per binary digit of the length

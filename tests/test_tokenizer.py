@@ -13,8 +13,9 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gpt.tokenizer
+import gpt.encoding
 from gpt.errors import UserError
+from gpt.spelling import ByteSpelling
 from gpt.text import read_blocks
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -119,7 +120,7 @@ def test_byte_pieces_are_hugging_faces_for_every_assigned_character():
     assigned = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
     text = "".join(f"x{c}{c}5 {c}!{c} {c}'" for c in assigned)
     theirs = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    ours = gpt.tokenizer._PIECE.findall(text)
+    ours = ByteSpelling.cut(text)
     assert ours == [text[start:end] for _, (start, end) in theirs]
 
 
@@ -224,15 +225,17 @@ def test_training_does_not_depend_on_the_hash_seed(tmp_path, kind):
 
 
 @both_kinds
-def test_the_table_of_words_is_bounded_and_changes_no_ids(monkeypatch, kind):
-    monkeypatch.setattr(gpt.tokenizer, "_CACHED_WORDS", 4)
-    monkeypatch.setattr(gpt.tokenizer, "_CACHED_WORD_CHARS", 3)
+def test_the_tables_are_bounded_and_change_no_ids(monkeypatch, tmp_path, kind):
+    (tmp_path / "corpus.txt").write_bytes(CORPUS.encode())
+    ids = trained(kind).encode(CORPUS)
+    monkeypatch.setattr(gpt.encoding, "_TABLE_LIMIT", 10)
     bounded = trained(kind)
-    ids = bounded.encode(CORPUS)
-    assert len(bounded._ids_of_word) <= 4
-    assert max(map(len, bounded._ids_of_word)) <= 3
-    monkeypatch.undo()
-    assert trained(kind).encode(CORPUS) == ids
+    sizes = []
+    for block in bounded.encode_blocks(read_blocks(tmp_path / "corpus.txt", 8)):
+        ids = ids[len(block):] if ids[:len(block)] == block.tolist() else pytest.fail("other ids")
+        sizes.append(len(bounded._encoding._chunks._number))
+    assert ids == []
+    assert max(sizes) < 10 + 8 < len(set(CORPUS.split()))
 
 
 # The vocabulary
