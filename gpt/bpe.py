@@ -14,6 +14,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from gpt.errors import UserError
+
 Pair = tuple[int, int]
 GAP = -1  # between words
 GONE = -2  # inside a merged symbol
@@ -32,7 +34,7 @@ def learn(
 ) -> list[Pair]:
     """Merge the most frequent pair again and again (Sennrich et al. 2016); return the pairs in that order.
 
-    `row` holds distinct words in any order, `counts` (int64 [words]) how often each occurs; `alphabet[id]` is the
+    `row` holds distinct words in any order and is written over, `counts` (int64 [words]) how often each occurs; `alphabet[id]` is the
     string of an id. Learning ends after `most` merges or when no pair occurs twice. Of equally frequent pairs the one
     with the smaller left id comes first, then the smaller right id. A pair is passed over for good if its string
     exists already (two ids would look alike) or if `joinable(left string, right string)` is false.
@@ -85,9 +87,10 @@ class _Words:
     """
 
     def __init__(self, row: np.ndarray, counts: np.ndarray):
-        self._row = row.copy()
-        gaps = np.flatnonzero(row == GAP)
-        self._weight = np.repeat(np.append(counts, 0), np.diff(gaps, append=len(row)))  # [n], how often the word occurs
+        counts = np.append(counts, 0)
+        counts = counts.astype(np.min_scalar_type(counts.max()))
+        self._row = row
+        self._weight = np.repeat(counts, np.diff(np.flatnonzero(row == GAP), append=len(row)))  # [n], of the word
         self._inner = np.zeros(len(row), bool)
 
     def close_up(self, size: int) -> None:
@@ -100,23 +103,26 @@ class _Words:
     def frequent(self, size: int, below: int, wanted: int):
         """After `close_up`: a floor under `below`, and {pair: (count, places)} of all pairs that reach it."""
         row = self._row
-        start = np.flatnonzero((row[:-1] != GAP) & (row[1:] != GAP))
-        # Sorted, a pair's number and its place in one integer are faster than an argsort, in half the memory
+        # Sorted with its place in one integer, a pair needs half the memory that an argsort wants, and less time
         bits = len(row).bit_length()
-        packed = row[start].astype(np.int64)
+        if bits > 31 or 2 * size.bit_length() + bits > 63:
+            raise UserError("the text has too many distinct words for a vocabulary of this size: train on a part of it")
+        packed = row[:-1].astype(np.int64)
         packed *= size
-        packed += row[start + 1]
+        packed += row[1:]
         packed <<= bits
-        packed |= start
+        packed |= np.arange(len(packed), dtype=np.int32)
+        packed = packed[(row[:-1] != GAP) & (row[1:] != GAP)]
         packed.sort()
-        start = (packed & ((1 << bits) - 1)).astype(np.int32)
+        start = packed.astype(np.int32)
+        start &= (1 << bits) - 1
         packed >>= bits
-        first = np.flatnonzero(np.diff(packed, prepend=-1))
+        first = np.concatenate([_FIRST[: len(packed)], (packed[1:] != packed[:-1]).nonzero()[0] + 1])
         pair = packed[first]
         del packed
         if not len(pair):
             return 2, {}
-        count = np.add.reduceat(self._weight[start], first)
+        count = np.add.reduceat(self._weight[start], first, dtype=np.int64)
         floor = np.partition(count, -wanted)[-wanted] if len(count) > wanted else 2
         floor = max(2, min(int(floor), below - 1))
         after = np.append(first[1:], len(start))
@@ -151,7 +157,9 @@ class _Words:
             yield count, (made, other), at
 
 
-def _grouped(other: np.ndarray, weight: np.ndarray, start: np.ndarray, floor: int) -> Iterator[tuple[int, int, np.ndarray]]:
+def _grouped(
+    other: np.ndarray, weight: np.ndarray, start: np.ndarray, floor: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Of each neighbor in `other` whose weights reach `floor` together: the neighbor, their sum, its places."""
     (inside,) = (other >= 0).nonzero()
     if not len(inside):
@@ -159,7 +167,7 @@ def _grouped(other: np.ndarray, weight: np.ndarray, start: np.ndarray, floor: in
     order = inside[other[inside].argsort()]
     other, start = other[order], start[order]
     first = np.concatenate([_FIRST, (other[1:] != other[:-1]).nonzero()[0] + 1])
-    count = np.add.reduceat(weight[order], first)
+    count = np.add.reduceat(weight[order], first, dtype=np.int64)
     for i in (count >= floor).nonzero()[0].tolist():
         end = first[i + 1] if i + 1 < len(first) else len(order)
         yield int(other[first[i]]), int(count[i]), start[first[i] : end]
@@ -188,11 +196,7 @@ class Merges:
         self._width = [1] * size
         for left, right in self.pairs:
             self._width.append(self._width[left] + self._width[right])
-        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
-        key = self._key(left, right)
-        order = np.argsort(key)
-        self._keys = np.append(key[order], np.iinfo(np.int64).max)
-        self._becomes = np.append(order + size, _NEVER).astype(np.int32)
+        self._table = _PairTable(self.pairs, size)
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge in each word of a row, lowest rank first and leftmost first among equals; the row of what is left."""
@@ -211,7 +215,7 @@ class Merges:
         home = gap[:-1][~long] + 1
         ids = row[1:][np.repeat(~long, length)]
         length = length[~long]
-        rank = self._rank(ids[:-1], ids[1:])
+        rank = self._table.look_up(ids[:-1], ids[1:])
         rank = np.append(rank, _NEVER)  # of the pair that begins here
         while len(home):
             start = np.cumsum(length) - length
@@ -230,23 +234,11 @@ class Merges:
             ids[at] = rank[at]
             ids, rank = ids[stays], rank[stays]
             at -= np.arange(len(at))
-            rank[at] = self._rank(ids[at], ids[at + 1])
+            rank[at] = self._table.look_up(ids[at], ids[at + 1])
             at = at[at > 0]
-            rank[at - 1] = self._rank(ids[at - 1], ids[at])
+            rank[at - 1] = self._table.look_up(ids[at - 1], ids[at])
             length = np.diff(np.flatnonzero(ids == GAP), prepend=-1)
         return merged[kept]
-
-    def _rank(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """What each pair becomes, int32; _NEVER where it is not merged, or one of the two is GAP."""
-        key = self._key(left, right)
-        at = np.searchsorted(self._keys, key)
-        return np.where(self._keys[at] == key, self._becomes[at], _NEVER)
-
-    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        key = left.astype(np.int64)
-        key *= self.size + len(self.pairs) + 1  # so that with GAP, which is -1, it is no other pair's
-        key += right
-        return key
 
     def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
         """O(n log n) in the word's length."""
@@ -273,3 +265,44 @@ class Merges:
             merged.append(row[at])
             at += width[row[at]]
         return merged
+
+
+class _PairTable:
+    """Pair → the id it becomes, asked for many pairs at once: open addressing (Knuth, volume 3, section 6.4)."""
+
+    _EMPTY = np.iinfo(np.int64).min
+
+    def __init__(self, pairs: Sequence[Pair], size: int):
+        self._stride = size + len(pairs) + 1  # with GAP, which is -1, a key is no other pair's
+        bits = (16 * len(pairs) + 1).bit_length()
+        self._shift = np.uint64(64 - bits)
+        self._keys = np.full((1 << bits) + len(pairs) + 1, self._EMPTY)  # room to go on after the last slot
+        self._ids = np.full(len(self._keys), _NEVER, np.int32)
+        key = self._key(*np.array(pairs, np.int32).reshape(-1, 2).T)
+        for id, (slot, one) in enumerate(zip(self._slot(key).tolist(), key.tolist(), strict=True), size):
+            while self._keys[slot] != self._EMPTY:
+                slot += 1
+            self._keys[slot], self._ids[slot] = one, id
+
+    def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """What each pair becomes, int32; _NEVER where no merge joins it, as where one of the two is GAP."""
+        key = self._key(left, right)
+        slot = self._slot(key)
+        found = self._keys[slot]
+        (taken,) = ((found != key) & (found != self._EMPTY)).nonzero()
+        while len(taken):
+            slot[taken] += 1
+            found = self._keys[slot[taken]]
+            taken = taken[(found != key[taken]) & (found != self._EMPTY)]
+        return self._ids[slot]
+
+    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        key = left.astype(np.int64)
+        key *= self._stride
+        key += right
+        return key
+
+    def _slot(self, key: np.ndarray) -> np.ndarray:
+        slot = key.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
+        slot >>= self._shift
+        return slot.view(np.int64)

@@ -31,11 +31,11 @@ class Counting:
             chunks.update(self._spelling.chunks(document))
         if self._spelling.cut is None:
             return chunks
-        words = Counter()
-        for chunk, times in chunks.items():
-            for word in self._spelling.cut(chunk):
-                words[word] += times
-        return words
+        counts = Counter()
+        for words, times in zip(self._spelling.cut(chunks), chunks.values(), strict=True):
+            for word in words:
+                counts[word] += times
+        return counts
 
 
 class Encoding:
@@ -61,7 +61,7 @@ class Encoding:
         return found.ids, int(found.lost.sum())
 
     def _encode_chunks(self, chunks: Sequence[str]) -> "_Ids":
-        words = list(map(self._spelling.cut, chunks))
+        words = self._spelling.cut(chunks)
         found = self._words.look_up(list(chain.from_iterable(words)))
         counts = np.fromiter(map(len, words), np.int64, len(words))
         first = np.cumsum(counts) - counts

@@ -29,6 +29,9 @@ _QUICK_CHUNK = re.compile(_CHUNK.pattern)
 # English contractions, then runs of letters, of digits or of other signs with the space before them, then white space
 _PIECE = regex.compile(r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
+# The same for ASCII alone, in half the time
+_ASCII_PIECE = re.compile(r"'(?:[stmd]|re|ve|ll)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+
 _UNKNOWN = -2  # a character without an id
 _AT_ONCE = 1 << 16  # words
 _FIRST_GAP = np.array([GAP], np.int32)
@@ -163,8 +166,8 @@ class ByteSpelling:
         return _QUICK_CHUNK.findall(text)
 
     @staticmethod
-    def cut(chunk: str) -> list[str]:
-        return _PIECE.findall(chunk)
+    def cut(chunks: Iterable[str]) -> list[list[str]]:
+        return [(_ASCII_PIECE if chunk.isascii() else _PIECE).findall(chunk) for chunk in chunks]
 
     @staticmethod
     def spell(words: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
