@@ -21,6 +21,8 @@ GAP = -1  # between words
 GONE = -2  # inside a merged symbol
 
 _LONG = 128  # symbols; a longer word is merged by itself, as rounds over it would take the square of its length
+_AT_ONCE = 1000  # pairs that are looked at first
+_PART = 1 << 20  # positions
 _NEVER = np.iinfo(np.int32).max  # the rank of a pair that no merge joins
 
 
@@ -51,7 +53,7 @@ def learn(
     floor = _NEVER
     while floor > 2 and len(merges) < most:
         words.close_up(len(alphabet) + most)
-        floor, places = words.frequent(len(pieces), floor, max(_AT_ONCE, (most - len(merges)) // 4))
+        floor, places = words.frequent(len(pieces), floor, max(_AT_ONCE, (most - len(merges)) // 2))
         queue = [(-count, pair) for pair, (count, _) in places.items()]
         heapify(queue)
         while queue and len(merges) < most:
@@ -75,9 +77,6 @@ def learn(
             if progress:
                 progress(len(merges), most)
     return merges
-
-
-_AT_ONCE = 1000
 
 
 class _Words:
@@ -111,9 +110,11 @@ class _Words:
         packed *= size
         packed += row[1:]
         packed <<= bits
-        packed |= np.arange(len(packed), dtype=np.int32)
-        packed = packed[(row[:-1] != GAP) & (row[1:] != GAP)]
+        for at in range(0, len(packed), _PART):
+            packed[at : at + _PART] += np.arange(at, min(at + _PART, len(packed)))
+        packed[(row[:-1] == GAP) | (row[1:] == GAP)] = nowhere = np.iinfo(np.int64).max
         packed.sort()
+        packed = packed[: np.searchsorted(packed, nowhere)]
         start = packed.astype(np.int32)
         start &= (1 << bits) - 1
         packed >>= bits
