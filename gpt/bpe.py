@@ -8,6 +8,7 @@ then works on many words at once, and what it is called for is a merge (in learn
 applying), never a word.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -20,7 +21,9 @@ Pair = tuple[int, int]
 GAP = -1  # between words
 GONE = -2  # inside a merged symbol
 
-_LONG = 128  # symbols; a longer word is merged by itself, as rounds over it would take the square of its length
+_PLACE_BITS = 7
+_LONG = (1 << _PLACE_BITS) - 2  # symbols; a longer word is merged by itself
+_ABREAST = 2048  # words, so that they stay in the cache
 _AT_ONCE = 1000  # pairs that are looked at first
 _PART = 1 << 20  # positions
 _NEVER = np.iinfo(np.int32).max  # the rank of a pair that no merge joins
@@ -36,10 +39,10 @@ def learn(
 ) -> list[Pair]:
     """Merge the most frequent pair again and again (Sennrich et al. 2016); return the pairs in that order.
 
-    `row` holds distinct words in any order and is written over, `counts` (int64 [words]) how often each occurs; `alphabet[id]` is the
-    string of an id. Learning ends after `most` merges or when no pair occurs twice. Of equally frequent pairs the one
-    with the smaller left id comes first, then the smaller right id. A pair is passed over for good if its string
-    exists already (two ids would look alike) or if `joinable(left string, right string)` is false.
+    `row` holds distinct words in any order and is written over, `counts` (int64 [words]) how often each occurs;
+    `alphabet[id]` is the string of an id. Learning ends after `most` merges or when no pair occurs twice. Of equally
+    frequent pairs the one with the smaller left id comes first, then the smaller right id. A pair is passed over for
+    good if its string exists already (two ids would look alike) or if `joinable(left string, right string)` is false.
     `progress` is called as (merges done, most) after every merge.
 
     Once the younger of its ids has been made, a pair's count can only fall. So a count in the queue is a bound: the
@@ -47,12 +50,11 @@ def learn(
     more frequent than its own, rare pairs can wait: the queue holds those that occur at least `floor` times, and
     when it is empty, the words are searched again with a lower floor.
     """
-    words = _Words(row, counts)
+    words = _Words(row, counts, len(alphabet) + most)
     pieces, known = list(alphabet), set(alphabet)
     merges: list[Pair] = []
-    floor = _NEVER
+    floor = math.inf
     while floor > 2 and len(merges) < most:
-        words.close_up(len(alphabet) + most)
         floor, places = words.frequent(len(pieces), floor, max(_AT_ONCE, (most - len(merges)) // 2))
         queue = [(-count, pair) for pair, (count, _) in places.items()]
         heapify(queue)
@@ -76,6 +78,7 @@ def learn(
             merges.append(pair)
             if progress:
                 progress(len(merges), most)
+        words.close_up()
     return merges
 
 
@@ -85,22 +88,28 @@ class _Words:
     subtracting, and the places of a pair remain where they are.
     """
 
-    def __init__(self, row: np.ndarray, counts: np.ndarray):
+    def __init__(self, row: np.ndarray, counts: np.ndarray, size: int):
         counts = np.append(counts, 0)
         counts = counts.astype(np.min_scalar_type(counts.max()))
         self._row = row
         self._weight = np.repeat(counts, np.diff(np.flatnonzero(row == GAP), append=len(row)))  # [n], of the word
-        self._inner = np.zeros(len(row), bool)
-
-    def close_up(self, size: int) -> None:
-        """Let every symbol cover one position again. At most `size` ids will be known."""
-        self._row = self._row[~self._inner]
-        self._weight = self._weight[~self._inner]
-        self._inner = np.zeros(len(self._row), bool)
+        self._stays = np.ones(len(row), bool)  # what begins no symbol goes when the row closes up
         self._width = np.ones(size, np.int32)
 
-    def frequent(self, size: int, below: int, wanted: int):
-        """After `close_up`: a floor under `below`, and {pair: (count, places)} of all pairs that reach it."""
+    def close_up(self) -> None:
+        """Let every symbol cover one position again."""
+        self._row = self._row[self._stays]
+        self._weight = self._weight[self._stays]
+        self._stays = np.ones(len(self._row), bool)
+        self._width[:] = 1
+
+    def frequent(
+        self, size: int, below: float, wanted: int
+    ) -> tuple[int, dict[Pair, tuple[int, np.ndarray]]]:
+        """Of a row that is closed up: a floor under `below`, and all pairs that reach it with count and places.
+
+        The floor is such that about `wanted` pairs do.
+        """
         row = self._row
         # Sorted with its place in one integer, a pair needs half the memory that an argsort wants, and less time
         bits = len(row).bit_length()
@@ -138,7 +147,9 @@ class _Words:
         start = start[(row[start] == left) & (row[start + self._width[left]] == right)]
         return int(self._weight[start].sum()), start
 
-    def merge(self, pair: Pair, start: np.ndarray, made: int, floor: int):
+    def merge(
+        self, pair: Pair, start: np.ndarray, made: int, floor: int
+    ) -> Iterator[tuple[int, Pair, np.ndarray]]:
         """Put `made` for the pair at its places; (count, pair, places) of each new pair whose count reaches `floor`."""
         row, width, (left, right) = self._row, self._width, pair
         if left == right:
@@ -149,7 +160,7 @@ class _Words:
         row[middle] = GONE
         row[start] = made
         row[end - 1] = made
-        self._inner[middle] = True
+        self._stays[middle] = False
         weight = self._weight[start]
         before, after = row[start - 1], row[end]
         for other, count, at in _grouped(before, weight, start, floor):
@@ -197,49 +208,66 @@ class Merges:
         self._width = [1] * size
         for left, right in self.pairs:
             self._width.append(self._width[left] + self._width[right])
+        self._widths = np.array([*self._width, 1])  # as GAP, -1, has a width of 1
         self._table = _PairTable(self.pairs, size)
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge in each word of a row, lowest rank first and leftmost first among equals; the row of what is left."""
         gap = np.flatnonzero(row == GAP)
-        length = np.diff(gap)  # of a word, with the gap that ends it
-        long = length > _LONG
-        merged, kept = row.copy(), np.zeros(len(row), bool)
-        kept[gap[:1]] = True
-        for word in np.flatnonzero(long).tolist():
-            start, end = gap[word] + 1, gap[word + 1]
-            ids = self._apply_to_one(row[start:end].tolist())
-            merged[start : start + len(ids)] = ids
-            kept[start : start + len(ids)] = kept[end] = True
-
-        # A round merges in every word the pair that is next there. Finished words go home.
-        home = gap[:-1][~long] + 1
-        ids = row[1:][np.repeat(~long, length)]
-        length = length[~long]
-        rank = self._table.look_up(ids[:-1], ids[1:])
-        rank = np.append(rank, _NEVER)  # of the pair that begins here
-        while len(home):
-            start = np.cumsum(length) - length
-            first = np.minimum.reduceat(rank, start)
-            done = first == _NEVER
-            if done.any():
-                done_ids = np.repeat(done, length)
-                at = np.flatnonzero(done_ids) + np.repeat((home - start)[done], length[done])
-                merged[at] = ids[done_ids]
-                kept[at] = True
-                ids, rank = ids[~done_ids], rank[~done_ids]
-                home, length, first = home[~done], length[~done], first[~done]
-            at = _from_the_left(np.flatnonzero(rank == np.repeat(first, length)), 1)
-            stays = np.ones(len(ids), bool)
-            stays[at + 1] = False
-            ids[at] = rank[at]
-            ids, rank = ids[stays], rank[stays]
-            at -= np.arange(len(at))
-            rank[at] = self._table.look_up(ids[at], ids[at + 1])
-            at = at[at > 0]
-            rank[at - 1] = self._table.look_up(ids[at - 1], ids[at])
-            length = np.diff(np.flatnonzero(ids == GAP), prepend=-1)
+        start, length = gap[:-1] + 1, np.diff(gap) - 1
+        merged, kept = row.copy(), row == GAP
+        by_length = np.argsort(length, kind="stable")
+        short = np.searchsorted(length[by_length], _LONG, side="right")
+        for first in range(0, short, _ABREAST):
+            words = by_length[first : min(first + _ABREAST, short)]
+            ids, count = self._apply_abreast(row, start[words], length[words])
+            at = np.repeat(start[words] - (np.cumsum(count) - count), count) + np.arange(len(ids))
+            merged[at] = ids
+            kept[at] = True
+        for word in by_length[short:].tolist():
+            at = start[word]
+            ids = self._apply_to_one(row[at : at + length[word]].tolist())
+            merged[at : at + len(ids)] = ids
+            kept[at : at + len(ids)] = True
         return merged[kept]
+
+    def _apply_abreast(self, row: np.ndarray, start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Merge in words of about the same length: their ids one after the other, and how many each word has.
+
+        Each word is a column, with GAP above and below it. `queue` holds where a pair begins its rank and its place
+        in one number, and the least number of a column is the pair that is next in that word. A round merges it in
+        every word.
+        """
+        columns = len(start)
+        place = np.arange(length.max() + 2)[:, None]
+        ids = row[np.minimum(start - 1 + place, start + length)]
+        stays = ids != GAP
+        queue = np.full(ids.shape, _NEVER << _PLACE_BITS, np.int64)
+        flat_ids, flat_queue, flat_stays = ids.reshape(-1), queue.reshape(-1), stays.reshape(-1)
+        place = np.repeat(place[:-1], columns)
+        flat_queue[:-columns] = self._queued(flat_ids[:-columns], flat_ids[columns:], place)
+        width = self._widths
+        while True:
+            best = queue.min(axis=0)
+            (word,) = (best < _NEVER << _PLACE_BITS).nonzero()
+            if not len(word):
+                break
+            best = best[word]
+            place, made = best & ((1 << _PLACE_BITS) - 1), best >> _PLACE_BITS
+            start = place * columns + word
+            middle = start + width[flat_ids[start]] * columns
+            end = start + width[made] * columns
+            before = flat_ids[start - columns]
+            flat_stays[middle] = False
+            flat_queue[middle] = _NEVER << _PLACE_BITS
+            flat_ids[start] = flat_ids[end - columns] = made
+            flat_queue[start] = self._queued(made, flat_ids[end], place)
+            width_before = width[before]
+            flat_queue[start - width_before * columns] = self._queued(before, made, place - width_before)
+        return ids.T[stays.T], stays.sum(axis=0)
+
+    def _queued(self, left: np.ndarray, right: np.ndarray, place: np.ndarray) -> np.ndarray:
+        return (self._table.look_up(left, right).astype(np.int64) << _PLACE_BITS) | place
 
     def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
         """O(n log n) in the word's length."""

@@ -75,7 +75,7 @@ class Encoding:
 
 
 class _Ids(NamedTuple):
-    """The ids of strings, one after the other: int32 [n]; of each string, how many ids, and how many lost characters."""
+    """The ids of strings one after the other, int32 [n]; how many ids each has, and how many characters it lost."""
 
     ids: np.ndarray
     lengths: np.ndarray
