@@ -190,72 +190,20 @@ def hipgpt_generate(shape: dict[str, Any]) -> float:
 # ---- PyTorch and transformers ----------------------------------------------------------------------------------------
 
 
-def torch_model(shape: dict[str, Any]) -> Any:
-    """A GPT-2 as hipgpt's: pre-LN, learned positions, GELU (tanh), biases, tied head; its loss of ids and labels."""
+def torch_step(shape: dict[str, Any], mode: str) -> float:
+    model = model_config(shape)
     import torch
-    from torch import nn
-    from torch.nn import functional
+    from pytorch_gpt2 import Training
 
-    config = model_config(shape)
-    d = config.embed_dim
+    from gpt.config import TrainConfig
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
-            self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-            self.fc, self.out = nn.Linear(d, config.ff_hidden_dim), nn.Linear(config.ff_hidden_dim, d)
-
-        def forward(self, x: Any) -> Any:
-            batch, seq, _ = x.shape
-            q, k, v = (
-                each.view(batch, seq, config.num_heads, -1).transpose(1, 2)
-                for each in self.qkv(self.ln_1(x)).split(d, 2)
-            )
-            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.proj(attended.transpose(1, 2).reshape(batch, seq, d))
-            return x + self.out(functional.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wte, self.wpe = nn.Embedding(config.vocab_size, d), nn.Embedding(config.max_seq_len, d)
-            self.h = nn.ModuleList(Block() for _ in range(config.num_layers))
-            self.ln_f = nn.LayerNorm(d)
-            for parameter in self.parameters():
-                if parameter.dim() == 2:
-                    nn.init.normal_(parameter, std=0.02)
-
-        def forward(self, ids: Any, labels: Any) -> Any:
-            x = self.wte(ids) + self.wpe.weight
-            for block in self.h:
-                x = block(x)
-            return functional.cross_entropy((self.ln_f(x) @ self.wte.weight.T).flatten(0, 1), labels.flatten())
-
-    torch.manual_seed(0)
-    return Model()
-
-
-def torch_step(shape: dict[str, Any], compiled: bool) -> float:
-    import torch
-
-    model = torch_model(shape)
-    decayed = [each for each in model.parameters() if each.dim() > 1]
-    others = [each for each in model.parameters() if each.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
-        lr=3e-4, betas=(0.9, 0.95), fused=True,
-    )  # fmt: skip
-    loss_of = torch.compile(model) if compiled else model
-    config = model_config(shape)
-    tokens = torch.randint(config.vocab_size, (4, shape["batch"], config.max_seq_len + 1))
+    config = TrainConfig(batch_size=shape["batch"])
+    training = Training(model, config, "cpu", "fp32", mode)
+    tokens = torch.randint(model.vocab_size, (4, shape["batch"], model.max_seq_len + 1))
 
     def step(number: int) -> None:
         batch = tokens[number % 4]
-        loss_of(batch[:, :-1].contiguous(), batch[:, 1:].contiguous()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        training.step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), config.learning_rate)
 
     return median_seconds(step)
 
@@ -286,8 +234,8 @@ def transformers_generate(shape: dict[str, Any]) -> float:
 
 MEASUREMENTS = {
     ("step", "hipgpt"): hipgpt_step,
-    ("step", "eager"): lambda shape: torch_step(shape, compiled=False),
-    ("step", "compile"): lambda shape: torch_step(shape, compiled=True),
+    ("step", "eager"): lambda shape: torch_step(shape, "eager"),
+    ("step", "compile"): lambda shape: torch_step(shape, "compile"),
     ("generate", "hipgpt"): hipgpt_generate,
     ("generate", "transformers"): transformers_generate,
 }
