@@ -202,7 +202,15 @@ DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits <<
 
 template <class T> DEVICE T from_float(float v);
 template <> DEVICE float from_float<float>(float v) { return v; }
-template <> DEVICE bf16 from_float<bf16>(float v) { return bf16{(unsigned short)rounded_bits(v)}; }
+template <> DEVICE bf16 from_float<bf16>(float v) {
+#if defined(ON_CUDA) && LAYOUT
+  bf16 result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(v));
+  return result;
+#else
+  return bf16{(unsigned short)rounded_bits(v)};
+#endif
+}
 
 // Sixteen bytes, the widest access a thread makes; addresses must be multiples of it.
 template <class T> struct alignas(16) Vector {
