@@ -493,6 +493,26 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     M::ldmatrix(a.w, p + place(first + lane_low(), 16 * chunk + 8 * lane_high()));
     return a;
   }
+  // A warp's sum in place of those rows
+  DEVICE void put_rows(const typename M::Acc (&sum)[CHUNKS], int first) const {
+    UNROLL for (int i = 0; i < CHUNKS; i++) {
+      UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
+        uint32* word = (uint32*)(p + place(first + M::row(e), 16 * i + M::column(e))).p;
+        *word = pack(sum[i].v[e], sum[i].v[e + 1]);
+      }
+    }
+    asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
+  }
+  // Those rows, by one warp, to rows of `to` from `to_first` on, but for rows from `rows` and columns from `columns` on,
+  // which must be whole vectors
+  DEVICE void write_rows(Rows<T*> to, int first, int to_first, int rows, int columns) const {
+    constexpr int WIDTH = Vector<T>::SIZE, GROUPS = COLUMNS / WIDTH;
+    UNROLL for (int i = lane_id(); i < 16 * GROUPS; i += WARP) {
+      int r = i / GROUPS, c = i % GROUPS * WIDTH;
+      if (to_first + r >= rows || c >= columns) continue;
+      *(Vector<T>*)(to.p + (to_first + r) * to.stride + c) = p.vector(place(first + r, c));
+    }
+  }
 #endif
 
   // Begins acc = the strip whose columns 16 i to 16 i + 15 are a[i], times the transpose of N rows from `first` on.
