@@ -1,33 +1,109 @@
 // The next token, drawn on the GPU so that its id is all that leaves it: repetition penalty (Keskar et al. 2019),
 // temperature, top-k, top-p (Holtzman et al. 2020), as gpt/generate.py defines them.
 //
-// No sort of the row: a threshold on the logits is found bit by bit, the highest first, by counting (top-k) or weighing
-// (top-p) what lies at or above it, in 32 passes over keys, integers in the order of the floats. One block does it. Where
-// few tokens are wanted, it first finds few keys that must hold them: with the k-th largest of the threads' own largest as
-// a bound, at least k keys and hardly more are at or above it. From there on a thread has one key, and a pass costs next to
-// nothing. Of equal logits at a threshold those of lower ids come first. The draw walks the ids in their order. Sums have
-// a fixed order: the same seed draws the same token.
+// One block does it, on keys: integers in the order of the floats. Where few tokens are wanted, it first finds few keys
+// that must hold them. The largest key of each of some groups of threads is put in order; with the k-th of these as a
+// bound, at least k keys and hardly more are at or above it. Those few are put in order too, each by counting who comes
+// before it, and then top-k is a place in that order and top-p a sum along it. Only the logits' first reading touches
+// all of them.
+//
+// Where that does not work (more are wanted than there are threads, or too many are equal), all keys go to memory, and
+// a threshold is found bit by bit, the highest first, by counting (top-k) or weighing (top-p) what lies at or above it.
+//
+// Of equal logits at a threshold those of lower ids come first. The draw walks the ids in their order. Sums have a fixed
+// order: the same seed draws the same token.
 //
 // Set by the host: T (bf16 | float).
 #include "common.h"
 
 constexpr int THREADS = 1024, WARPS = THREADS / WARP;
+constexpr int GROUPS = 256;  // of threads, where at most half as many tokens are wanted; else each thread is one
+constexpr int AHEAD = 4;     // vectors of logits of a thread that are on their way at once
+constexpr float LARGEST = 3.4028235e38f;
 
-// Floats as integers of the same order, and back; 0, which stands below every number, for one that is not finite.
-DEVICE uint32 key_of(float v) {
-  uint32 bits = bits_of(v);
-  return !is_finite(v) ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
-}
+// Floats as integers of the same order, all above 0, and back.
+DEVICE uint32 key_of(float v) { return bits_of(v) >> 31 ? ~bits_of(v) : bits_of(v) | 0x80000000u; }
 DEVICE float value_of(uint32 key) { return float_of(key >> 31 ? key & 0x7fffffffu : ~key); }
+
+// The logits and the penalty on those whose tokens are marked.
+struct Logits {
+  static constexpr int WIDTH = Vector<T>::SIZE;
+  struct alignas(WIDTH) Marks {
+    unsigned char v[WIDTH];
+  };
+
+  const T* values;            // [vocab]
+  const unsigned char* seen;  // [vocab]
+  int vocab;
+  float penalty, inverse;
+
+  // 0 stands for a logit that is not finite.
+  DEVICE uint32 key(T logit, unsigned char marked) const {
+    float v = to_float(logit);
+    if (!is_finite(v)) return 0;
+    if (marked) v = maximum(-LARGEST, minimum(v * (v > 0 ? inverse : penalty), LARGEST));
+    return key_of(v);
+  }
+
+  // Calls f(id, key) for this thread's part of them.
+  template <class F> DEVICE void each(F f) const {
+    int vectors = vocab / WIDTH;
+    NO_UNROLL for (int first = thread_id(); first < vectors; first += AHEAD * THREADS) {
+      Vector<T> parts[AHEAD];
+      Marks marks[AHEAD];
+      UNROLL for (int i = 0; i < AHEAD; i++) {
+        int vector = minimum(first + i * THREADS, vectors - 1);
+        parts[i] = ((const Vector<T>*)values)[vector];
+        marks[i] = ((const Marks*)seen)[vector];
+      }
+      UNROLL for (int i = 0; i < AHEAD; i++) {
+        int vector = first + i * THREADS;
+        if (vector >= vectors) break;
+        UNROLL for (int e = 0; e < WIDTH; e++) f(vector * WIDTH + e, key(parts[i].v[e], marks[i].v[e]));
+      }
+    }
+    int last = vectors * WIDTH + thread_id();
+    if (last < vocab) f(last, key(values[last], seen[last]));
+  }
+};
+
+// The sum over the lanes up to this one, of numbers that are not negative: a later lane's is never smaller, for rounding
+// keeps the order within each half of the lanes, and to the upper half the sum of the lower one is added.
+DEVICE float sum_to_lane(float v) {
+  NO_UNROLL for (int width = 1; width < WARP; width *= 2) {
+    float lower = shuffle(v, maximum(lane_id() / width * width - 1, 0));
+    if (lane_id() & width) v += lower;
+  }
+  return v;
+}
+
+// Where a key stands among `count` of them: by size, the largest first and of equal ones those of lower ids; and by id.
+// Up to the next multiple of a vector the arrays hold keys of 0 and ids above all others.
+struct Place {
+  int by_size, by_id;
+
+  DEVICE Place(uint32 key, int id, Shared<uint32> keys, Shared<int> ids, int count) : by_size(0), by_id(0) {
+    NO_UNROLL for (int i = 0; i < count; i += 4) {
+      Vector<uint32> other = keys.vector(i);
+      Vector<int> other_id = ids.vector(i);
+      UNROLL for (int e = 0; e < 4; e++) {
+        bool earlier = other_id.v[e] < id;
+        by_id += earlier;
+        by_size += other.v[e] > key || (other.v[e] == key && earlier);
+      }
+    }
+  }
+};
 
 // The keys that a token may be drawn from: all of them in memory, or the few that are left in shared memory.
 struct Row {
-  const uint32* keys;    // [vocab]
-  Shared<uint32> few;    // [THREADS]
-  Shared<int> few_ids;   // [THREADS], ascending
-  Shared<float> scratch; // [WARPS]
-  int vocab, count;      // of the few; 0 where all are taken
-  float largest, rate;   // weights are 2^((value - largest) rate)
+  const uint32* keys;     // [vocab], where none were left
+  Shared<uint32> few;     // [THREADS]
+  Shared<int> few_ids;    // [THREADS], ascending
+  Shared<uint32> sorted;  // [THREADS]: the few, the largest first
+  Shared<float> scratch;  // [WARPS]
+  int vocab, count;       // of the few; 0 where all are taken
+  float largest, rate;    // weights are 2^((value - largest) rate)
 
   DEVICE float weight(uint32 key) const { return exp2_fast((value_of(key) - largest) * rate); }
 
@@ -59,28 +135,66 @@ struct Row {
     return block_sum<WARPS>(total, scratch);
   }
 
-  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; mine is this thread's largest key.
-  DEVICE void narrow(int wanted, uint32 mine, Shared<uint32> unsorted, Shared<int> unsorted_ids);
-
-  // The sum of `mine` over the threads before this one (before) and with it (through), and over all of them. One thread's
-  // `through` is the next one's `before`, to the bit: no number falls between two threads.
-  DEVICE void sum_up(float mine, float& before, float& through, float& all) {
-    float in_warp = 0, warp_total = 0, earlier = 0;
-    NO_UNROLL for (int lane = 0; lane < WARP; lane++) {
-      float v = shuffle(mine, lane);
-      if (lane == lane_id()) in_warp = warp_total;
-      warp_total += v;
-    }
-    if (lane_id() == 0) scratch[warp_id()] = warp_total;
+  // The sum of `mine`, not negative, over the threads before this one (before) and with it (through), and over all of
+  // them. One thread's `through` is the next one's `before`, to the bit, neither ever falls, and they are the same where
+  // `mine` is 0: every number below the whole sum lies between those of one thread, and of one that adds to it.
+  DEVICE void sum_up(float mine, float& before, float& through, float& all) const {
+    float in_warp = sum_to_lane(mine);
+    if (lane_id() == WARP - 1) scratch[warp_id()] = in_warp;
     sync();
+    float earlier = 0;
     all = 0;
-    NO_UNROLL for (int warp = 0; warp < WARPS; warp++) {
-      if (warp == warp_id()) earlier = all;
-      all += scratch[warp];
+    NO_UNROLL for (int warp = 0; warp < WARPS; warp += 4) {
+      Vector<float> sums = scratch.vector(warp);
+      UNROLL for (int i = 0; i < 4; i++) {
+        if (warp + i < warp_id()) earlier += sums.v[i];
+        all += sums.v[i];
+      }
     }
     sync();
-    before = earlier + in_warp;
-    through = earlier + (in_warp + mine);
+    through = earlier + in_warp;
+    before = shuffle(through, maximum(lane_id() - 1, 0));
+    if (lane_id() == 0) before = earlier;
+  }
+
+  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the largest
+  // key of each thread, `mine` this one's.
+  DEVICE void narrow(const Logits& logits, int wanted, uint32 mine, Shared<uint32> found, Shared<int> ids) {
+    int groups = wanted <= GROUPS / 2 ? GROUPS : THREADS, self = thread_id();
+    if (self < groups) {
+      uint32 most = 0;
+      for (int i = self; i < THREADS; i += groups) most = few[i] > most ? (uint32)few[i] : most;
+      found[self] = most;
+      ids[self] = self;
+    }
+    sync();
+    if (self < groups) sorted[Place(found[self], self, found, ids, groups).by_size] = (uint32)found[self];
+    sync();
+    uint32 bound = sorted[wanted - 1];
+    float own = 0, before, through, all;
+    if (mine >= bound) logits.each([&](int, uint32 key) { own += key >= bound; });
+    sum_up(own, before, through, all);
+    if (all > THREADS) return;
+    count = (int)all;
+    int next = (int)before;
+    auto keep = [&](int id, uint32 key) {
+      if (key < bound) return;
+      found[next] = key;
+      ids[next++] = id;
+    };
+    if (own > 0) logits.each(keep);
+    if (self >= count && self < (count + 3) / 4 * 4) {
+      found[self] = 0;
+      ids[self] = vocab;
+    }
+    sync();
+    if (self < count) {
+      Place place(found[self], ids[self], found, ids, count);
+      few[place.by_id] = (uint32)found[self];
+      few_ids[place.by_id] = (int)ids[self];
+      sorted[place.by_size] = (uint32)found[self];
+    }
+    sync();
   }
 };
 
@@ -93,29 +207,6 @@ template <class Enough> DEVICE uint32 highest(Enough enough) {
   return key;
 }
 
-DEVICE void Row::narrow(int wanted, uint32 mine, Shared<uint32> unsorted, Shared<int> unsorted_ids) {
-  uint32 bound = highest([&](uint32 key) { return block_sum<WARPS>(mine >= key ? 1.0f : 0.0f, scratch) >= wanted; });
-  float own = 0, before, through, all;
-  each([&](uint32 key) { own += key >= bound; });
-  sum_up(own, before, through, all);
-  if (all > THREADS) return;
-  int place = (int)before;
-  for (int i = thread_id(); i < vocab; i += THREADS) {
-    if (keys[i] < bound) continue;
-    unsorted[place] = keys[i];
-    unsorted_ids[place++] = i;
-  }
-  sync();
-  if (thread_id() < (int)all) {
-    int id = unsorted_ids[thread_id()], rank = 0;
-    for (int i = 0; i < (int)all; i++) rank += unsorted_ids[i] < id;
-    few[rank] = unsorted[thread_id()];
-    few_ids[rank] = id;
-  }
-  sync();
-  count = (int)all;
-}
-
 // token [1] = the id that uniform [1], in [0, 1), draws; -1 where a logit is not finite. seen [vocab] marks the tokens that
 // the penalty is for, and from then on this one. keys [vocab] is scratch memory. rate is log2(e) / temperature, or 0 for
 // the likeliest token; top_k 0 and top_p 1 are off.
@@ -124,43 +215,58 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
   SHARED(float, scratch, WARPS);
   SHARED(uint32, few, THREADS);
   SHARED(int, few_ids, THREADS);
-  SHARED(uint32, unsorted, THREADS);
-  SHARED(int, unsorted_ids, THREADS);
+  SHARED(uint32, sorted, THREADS);
+  SHARED(uint32, found, THREADS);
+  SHARED(int, found_ids, THREADS);
+  Logits all_logits{logits, seen, vocab, penalty, 1 / penalty};
   uint32 mine = 0;
-  float not_finite = 0;
-  for (int i = thread_id(); i < vocab; i += THREADS) {
-    float v = to_float(logits[i]);
-    if (!is_finite(v)) not_finite = 1;
-    if (seen[i]) v = v > 0 ? v / penalty : v * penalty;
-    keys[i] = key_of(v);
-    if (keys[i] > mine) mine = keys[i];
-  }
-  if (block_max<WARPS>(not_finite, scratch) > 0) {  // its barriers make the keys visible, too
+  bool finite = true;
+  all_logits.each([&](int, uint32 key) {
+    if (key == 0) finite = false;
+    if (key > mine) mine = key;
+  });
+  few[thread_id()] = mine;
+  float most = !finite ? infinity() : mine ? value_of(mine) : -infinity();
+  float largest = block_max<WARPS>(most, scratch);  // its barriers make the threads' largest keys visible, too
+  if (!is_finite(largest)) {
     if (thread_id() == 0) token[0] = -1;
     return;
   }
-  float largest = block_max<WARPS>(mine ? value_of(mine) : -infinity(), scratch);
-  Row row{keys, few, few_ids, scratch, vocab, 0, largest, rate};
-  int wanted = rate > 0 ? top_k : 1;
-  if (wanted > 0 && wanted <= minimum(vocab, THREADS)) row.narrow(wanted, mine, unsorted, unsorted_ids);
+  Row row{keys, few, few_ids, sorted, scratch, vocab, 0, largest, rate};
+  int wanted = rate == 0 ? 1 : top_k > 0 ? top_k : vocab;
+  if (wanted <= THREADS) row.narrow(all_logits, wanted, mine, found, found_ids);
 
   // Kept are the keys above `least`, and of those equal to it the first `ties`.
   uint32 least = rate > 0 ? 1 : key_of(largest);
   int ties = rate > 0 ? vocab : 1;
-  if (rate > 0 && top_k > 0 && top_k < vocab) {
-    least = highest([&](uint32 key) { return row.count_from(key) >= top_k; });
-    ties = top_k - row.count_from(least + 1);
-  }
-  if (rate > 0 && top_p < 1) {
-    float wanted = row.weight_from(least + 1);
-    if (least > 1) wanted += ties * row.weight(least);
-    wanted *= top_p;
-    uint32 nucleus = highest([&](uint32 key) { return row.weight_from(key) >= wanted; });
-    if (nucleus > 1 && nucleus >= least) {
-      if (nucleus > least) ties = vocab;
-      least = nucleus;
-      float missing = minimum((wanted - row.weight_from(least + 1)) / row.weight(least), 1e9f);
-      ties = maximum(1, minimum(ties, (int)missing + (missing > (int)missing)));
+  if (row.count > 0) {
+    int kept = wanted;
+    if (top_p < 1) {
+      float before, through, all, weight = thread_id() < wanted ? row.weight(sorted[thread_id()]) : 0;
+      row.sum_up(weight, before, through, all);
+      bool needed = thread_id() > 0 && thread_id() < wanted && before < top_p * all;
+      kept = 1 + (int)block_sum<WARPS>(needed ? 1.0f : 0.0f, scratch);
+    }
+    least = sorted[kept - 1];
+    ties = kept - row.count_from(least + 1);
+  } else {
+    all_logits.each([&](int id, uint32 key) { keys[id] = key; });
+    sync();
+    if (rate > 0 && top_k > 0 && top_k < vocab) {
+      least = highest([&](uint32 key) { return row.count_from(key) >= top_k; });
+      ties = top_k - row.count_from(least + 1);
+    }
+    if (rate > 0 && top_p < 1) {
+      float reach = row.weight_from(least + 1);
+      if (least > 1) reach += ties * row.weight(least);
+      reach *= top_p;
+      uint32 nucleus = highest([&](uint32 key) { return row.weight_from(key) >= reach; });
+      if (nucleus > 1 && nucleus >= least) {
+        if (nucleus > least) ties = vocab;
+        least = nucleus;
+        float missing = minimum((reach - row.weight_from(least + 1)) / row.weight(least), 1e9f);
+        ties = maximum(1, minimum(ties, (int)missing + (missing > (int)missing)));
+      }
     }
   }
 

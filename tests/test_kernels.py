@@ -411,7 +411,8 @@ def test_attention_of_long_sequences(ops, arrays, rng, U, shape, rate):
 
 
 @pytest.mark.parametrize(
-    ("n", "start", "heads", "hd"), [(1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128)]
+    ("n", "start", "heads", "hd"),
+    [(1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128), (40, 3, 1, 24), (1, 600, 1, 127)],
 )
 def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, start, heads, hd):
     past = start + n
@@ -487,7 +488,8 @@ def sampled(ops, arrays, logits, seen, uniform, **options):
 
 @pytest.mark.parametrize("vocab", [1, 7, 1000, 2100, 60_000])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6)]
+    ("temperature", "top_k", "top_p"),
+    [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6), (1, 300, 0.9), (1, 1500, 0.9)],
 )
 def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temperature, top_k, top_p):
     """Sums of weights are off by 1e-4 of their total at most; where a draw is nearer to a boundary either may be."""
