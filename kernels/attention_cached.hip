@@ -1,76 +1,117 @@
 // Attention of new positions of one sequence to those before them, whose keys and values a cache holds: what writing text
 // needs, mostly for one position at a time.
 //
-// `cache_append` puts the new keys and values where they belong; then a block per new row and head goes over the keys, 128
-// at a time, a thread each, with an online softmax over those parts. For the sum of values, threads share out both the
-// columns, WIDTH neighboring ones each, and the positions, and add up at the end. Traffic: the cache once per new row.
+// A block per new row and head. LANES lanes hold a row of HEAD_DIM, so that a warp takes several positions at once, and
+// AHEAD times as many are on their way: their scores need only shuffles, and what an online softmax keeps (maximum, sum,
+// weighted values) each group of lanes keeps for its own positions. The groups are merged at the end, in a fixed order.
+// Positions that are new are read from qkv, for the cache gets them in the same launch: each block leaves its own row's
+// key and value there. Traffic: the cache once per new row.
 //
 // Layout: qkv is [rows, 3, heads, HEAD_DIM], out [rows, heads, HEAD_DIM], keys and values [heads, capacity, HEAD_DIM];
 // row r is at position start[0] + r.
 //
-// Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM).
+// Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES (a
+// power of 2, up to a warp).
 #include "common.h"
 
-constexpr int THREADS = 128, GROUPS = HEAD_DIM / WIDTH, PARTS = THREADS / GROUPS;  // of columns, of positions
+constexpr int THREADS = 512, WARPS = THREADS / WARP;
+constexpr int AHEAD = 4;
+constexpr int PARTS = (HEAD_DIM + LANES * WIDTH - 1) / (LANES * WIDTH);
+constexpr int POSITIONS = WARP / LANES;  // of a warp at once
+constexpr float LOWEST = -3e38f;         // below every score, and yet its difference to another is a number
 
-// A block per row
-KERNEL(128) cache_append(const T* qkv, T* keys, T* values, int heads, int capacity, const int* start) {
-  const T* row = qkv + (index_t)block_x() * 3 * heads * HEAD_DIM;
-  for (int i = thread_id() * WIDTH; i < heads * HEAD_DIM; i += THREADS * WIDTH) {
-    index_t to = ((index_t)(i / HEAD_DIM) * capacity + start[0] + block_x()) * HEAD_DIM + i % HEAD_DIM;
-    Floats<WIDTH>::load(row + heads * HEAD_DIM + i).store(keys + to);
-    Floats<WIDTH>::load(row + 2 * heads * HEAD_DIM + i).store(values + to);
+DEVICE int column(int part) { return (part * LANES + lane_id() % LANES) * WIDTH; }
+
+// A lane's columns of a row, 0 beyond the end.
+struct Row {
+  Floats<WIDTH> parts[PARTS];
+
+  static DEVICE Row load(const T* p) {
+    Row row = {};
+    UNROLL for (int i = 0; i < PARTS; i++) {
+      if (column(i) < HEAD_DIM) row.parts[i] = Floats<WIDTH>::load(p + column(i));
+    }
+    return row;
   }
-}
+};
+
+#define EACH(i, e)                       \
+  UNROLL for (int i = 0; i < PARTS; i++) \
+    UNROLL for (int e = 0; e < WIDTH; e++)
 
 // block_x is the row, block_y the head.
-KERNEL(128) attention_cached(const T* qkv, const T* keys, const T* values, T* out, int heads, int capacity,
-                             const int* start) {
-  SHARED(float, query, HEAD_DIM);
-  SHARED(float, weights, THREADS);
-  SHARED(float, scratch, THREADS / WARP);
-  SHARED(float, sums, PARTS * HEAD_DIM);
-  int row = block_x(), head = block_y(), end = start[0] + row + 1;
-  for (int d = thread_id(); d < HEAD_DIM; d += THREADS) {
-    query[d] = to_float(qkv[((index_t)row * 3 * heads + head) * HEAD_DIM + d]) * (rsqrt_of((float)HEAD_DIM) * LOG2E);
+KERNEL(512) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
+  SHARED(float, maxima, WARPS);
+  SHARED(float, totals, WARPS);
+  SHARED(float, sums, WARPS * HEAD_DIM);
+  int row = block_x(), head = block_y(), first_new = start[0], end = first_new + row + 1;
+  index_t part = (index_t)heads * HEAD_DIM;  // from a query to the key of its row, and from there to the value
+  const T* new_rows = qkv + head * HEAD_DIM;
+  T* head_keys = keys + (index_t)head * capacity * HEAD_DIM;
+  T* head_values = values + (index_t)head * capacity * HEAD_DIM;
+
+  const T* own = new_rows + 3 * part * row;
+  for (int d = thread_id() * WIDTH; d < HEAD_DIM; d += THREADS * WIDTH) {
+    Floats<WIDTH>::load(own + part + d).store(head_keys + (index_t)(end - 1) * HEAD_DIM + d);
+    Floats<WIDTH>::load(own + 2 * part + d).store(head_values + (index_t)(end - 1) * HEAD_DIM + d);
   }
-  sync();
-  const T* head_keys = keys + (index_t)head * capacity * HEAD_DIM;
-  const T* head_values = values + (index_t)head * capacity * HEAD_DIM;
-  int column = thread_id() % GROUPS * WIDTH, part = thread_id() / GROUPS;
-  float m = -infinity(), l = 0;
-  Floats<WIDTH> sum = {};
-  for (int first = 0; first < end; first += THREADS) {
-    int position = first + thread_id();
-    float score = -infinity();
-    if (position < end) {
-      score = 0;
-      UNROLL for (int d = 0; d < HEAD_DIM; d += WIDTH) {
-        auto k = Floats<WIDTH>::load(head_keys + (index_t)position * HEAD_DIM + d);
-        UNROLL for (int e = 0; e < WIDTH; e++) score += query[d + e] * k.v[e];
-      }
+  Row query = Row::load(own);
+  EACH(i, e) query.parts[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
+
+  float m = LOWEST, l = 0;
+  Row sum = {};
+  for (int first = warp_id() * POSITIONS * AHEAD; first < end; first += THREADS / LANES * AHEAD) {
+    Row key[AHEAD], value[AHEAD];
+    float score[AHEAD], largest = m, added = 0;
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      int position = minimum(first + j * POSITIONS + lane_id() / LANES, end - 1);
+      bool cached = position < first_new;
+      index_t at = cached ? (index_t)position * HEAD_DIM : 3 * part * (position - first_new) + part;
+      key[j] = Row::load((cached ? head_keys : new_rows) + at);
+      value[j] = Row::load(cached ? head_values + at : new_rows + at + part);
     }
-    float largest = maximum(m, block_max<THREADS / WARP>(score, scratch));
-    float weight = exp2_fast(score - largest), factor = exp2_fast(m - largest);
-    weights[thread_id()] = weight;
-    l = l * factor + block_sum<THREADS / WARP>(weight, scratch);  // its barriers also make `weights` visible
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      score[j] = 0;
+      EACH(i, e) score[j] += query.parts[i].v[e] * key[j].parts[i].v[e];
+      for (int mask = 1; mask < LANES; mask *= 2) score[j] += shuffle_xor(score[j], mask);
+      if (first + j * POSITIONS + lane_id() / LANES >= end) score[j] = -infinity();
+      largest = maximum(largest, score[j]);
+    }
+    float factor = exp2_fast(m - largest);
+    EACH(i, e) sum.parts[i].v[e] *= factor;
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      float weight = exp2_fast(score[j] - largest);
+      added += weight;
+      EACH(i, e) sum.parts[i].v[e] += weight * value[j].parts[i].v[e];
+    }
+    l = l * factor + added;
     m = largest;
-    UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] *= factor;
-    if (part < PARTS) {
-      for (int i = part; i < minimum(THREADS, end - first); i += PARTS) {
-        auto v = Floats<WIDTH>::load(head_values + (index_t)(first + i) * HEAD_DIM + column);
-        UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += weights[i] * v.v[e];
-      }
-    }
-    sync();
   }
-  if (part < PARTS) {
-    UNROLL for (int e = 0; e < WIDTH; e++) sums[part * HEAD_DIM + column + e] = sum.v[e];
+
+  // The groups of a warp become one, then the warps.
+  float largest = m;
+  for (int mask = LANES; mask < WARP; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
+  float factor = exp2_fast(m - largest);
+  l *= factor;
+  for (int mask = LANES; mask < WARP; mask *= 2) l += shuffle_xor(l, mask);
+  EACH(i, e) {
+    float v = sum.parts[i].v[e] * factor;
+    for (int mask = LANES; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
+    if (lane_id() < LANES && column(i) < HEAD_DIM) sums[warp_id() * HEAD_DIM + column(i) + e] = v;
+  }
+  if (lane_id() == 0) {
+    maxima[warp_id()] = largest;
+    totals[warp_id()] = l;
   }
   sync();
   for (int d = thread_id(); d < HEAD_DIM; d += THREADS) {
-    float total = 0;
-    for (int p = 0; p < PARTS; p++) total += sums[p * HEAD_DIM + d];
-    out[((index_t)row * heads + head) * HEAD_DIM + d] = from_float<T>(total / l);
+    float most = maxima[0], total = 0, weights = 0;
+    for (int warp = 1; warp < WARPS; warp++) most = maximum(most, maxima[warp]);
+    for (int warp = 0; warp < WARPS; warp++) {
+      float weight = exp2_fast(maxima[warp] - most);
+      weights += weight * totals[warp];
+      total += weight * sums[warp * HEAD_DIM + d];
+    }
+    out[((index_t)row * heads + head) * HEAD_DIM + d] = from_float<T>(total / weights);
   }
 }

@@ -345,12 +345,12 @@ class GpuOps:
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
         heads, capacity, head_dim = keys.shape
-        defines = {"HEAD_DIM": head_dim, "WIDTH": self._width(head_dim)}
-        place = (_int(heads), _int(capacity), start)
-        kernel = self._kernel("attention_cached.hip", "cache_append", **defines)
-        kernel((len(qkv),), (128,), (qkv, keys, values, *place))
+        width, lanes = self._width(head_dim), 1
+        while lanes < self.device.warp and lanes * width < head_dim:
+            lanes *= 2
+        defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
         kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
-        kernel((len(qkv), heads), (128,), (qkv, keys, values, out, *place))
+        kernel((len(qkv), heads), (512,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
 
     def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
