@@ -280,10 +280,18 @@ class GPT:
 
         Computes n positions, however long the sequence is; the last one must be below max_seq_len.
         """
-        self._forward(ids.reshape(1, -1), cache=cache)
-        last = self.workspace.norms[-1].out[ids.size - 1 : ids.size]
-        logits = self.workspace.logits[:1]
-        self.ops.linear(last, self.compute.head.T, None, out=logits)
+        ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
+        x = ws.norms[0].x[:rows]
+        ops.embedding(ids.reshape(1, -1), weights.wte, weights.wpe, out=x, start=cache.start)
+        for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
+            qkv, attended, activated = act.qkv[:rows], act.attended[:rows], act.activated[:rows]
+            ops.norm_linear(x, *w.ln_1, *w.attn_qkv, out=qkv)
+            ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
+            ops.linear_add(attended, *w.attn_proj, out=x)
+            ops.norm_linear(x, *w.ln_2, *w.mlp_fc, out=activated, activation=self.config.activation)
+            ops.linear_add(activated, *w.mlp_proj, out=x)
+        logits = ws.logits[:1]
+        ops.norm_linear(x[rows - 1 :], *weights.ln_f, weights.head.T, None, out=logits)
         return logits[0, : self.config.vocab_size]
 
     def _parts(self, ids: Array) -> list[slice]:
@@ -291,21 +299,17 @@ class GPT:
         starts = range(0, len(ids), self.sequences)
         return [slice(start, min(start + self.sequences, len(ids))) for start in starts]
 
-    def _forward(self, ids: Array, drop: Drop = lambda *_: None, cache: KVCache | None = None) -> None:
+    def _forward(self, ids: Array, drop: Drop = lambda *_: None) -> None:
         ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
         branch = ws.branch[:rows]
         stream = ws.norms[0].rows(rows)
-        start = cache.start if cache else None
-        ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, start=start, dropout=drop(0))
+        ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, dropout=drop(0))
         ops.layernorm(stream.x, *weights.norms[0], out=stream.out, mean=stream.mean, rstd=stream.rstd)
         for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
             qkv, attended = act.qkv[:rows], act.attended[:rows]
             ops.linear(stream.out, *w.attn_qkv, out=qkv)
-            if cache:
-                ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
-            else:
-                dropped = drop(3 * layer + 1, self.config.num_heads)
-                ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=dropped)
+            dropped = drop(3 * layer + 1, self.config.num_heads)
+            ops.attention(qkv, out=attended, lse=self._lse(act, ids), dropout=dropped)
             ops.linear(attended, *w.attn_proj, out=branch)
             middle = act.ln_2.rows(rows)
             ops.add_layernorm(stream.x, branch, *w.ln_2, *middle, dropout=drop(3 * layer + 2))

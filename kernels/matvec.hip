@@ -1,68 +1,156 @@
-// out = activation(x W + bias) for a single row x: what writing text needs, where a product is as fast as W is read.
+// Linear layers of a single row x [K]: what writing text needs, where a product is as fast as its weights are read. The
+// layer norm before one and the residual add after it come along, for a launch costs as much as a small product.
 //
-// W [k, n] row by row (`matvec`): a block takes LANES vectors of neighboring columns and shares out the rows of W among its
-// threads, whose sums it adds up in a fixed order. W [n, k] (`matvec_transposed`): a warp per element of out. Traffic: W
-// once, all else from the cache.
+// W [K, n] row by row: a block takes LANES vectors of neighboring columns and shares out the rows of W among its threads,
+// whose sums it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes the columns of W. The
+// first vectors of W, mostly all of them, are on their way before anything else is done: only then is x read, normed by
+// every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
 //
-// Set by the host: T (bf16 | float), WIDTH (a vector's elements, which divide a row of W), ACTIVATION (gelu | relu), and which of
-// the rest there is: BIAS, ACTIVATED (0 | 1).
+// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), THREADS, BIAS (0 | 1),
+// ACTIVATION (gelu | relu | none).
 #include "common.h"
 
-constexpr int THREADS = 256, WARPS = THREADS / WARP;
+constexpr float EPS = 1e-5f;
+constexpr int WARPS = THREADS / WARP;
 constexpr int LANES = 2, DEPTH = THREADS / LANES;  // vectors of columns, rows of W at a time
-constexpr int AHEAD = 6;                           // rows of a thread that are on their way at once
+constexpr int ROWS = 4;
 
-DEVICE void finish(float v, int column, const T* bias, T* before, T* out) {
-#if BIAS
-  v += to_float(bias[column]);
-#endif
-#if ACTIVATED
-  T stored = from_float<T>(v);
-  before[column] = stored;
-  v = ACTIVATION(to_float(stored));
-#endif
-  out[column] = from_float<T>(v);
+// Vectors of W that a thread has to read: all at once, or in rounds of as many as registers then hold.
+constexpr int VECTORS = (K + DEPTH - 1) / DEPTH, ROUNDS = VECTORS <= 8 ? 1 : (VECTORS + 4) / 5;
+constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
+constexpr int PARTS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), PARTS_AHEAD = PARTS < 3 ? PARTS : 3;  // of a row of W [n, K]
+
+DEVICE float none(float v) { return v; }
+
+// factors [K] = x
+DEVICE void load(const T* x, Shared<float> factors) {
+  for (int i = thread_id(); i < K; i += THREADS) factors[i] = to_float(x[i]);
+  sync();
 }
 
-KERNEL(256) matvec(const T* x, const T* w, const T* bias, T* before, T* out, int k, int n) {
+// factors [K] = the layer norm of x, by a block of so many threads
+template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
+  SHARED(float, scratch, COUNT / WARP);
+  constexpr int MINE = (K + COUNT - 1) / COUNT;
+  float v[MINE], scale[MINE], shift[MINE], sum = 0, squares = 0;
+  UNROLL for (int i = 0; i < MINE; i++) {
+    int at = minimum(thread_id() + i * COUNT, K - 1);
+    v[i] = to_float(x[at]), scale[i] = to_float(weight[at]), shift[i] = to_float(bias[at]);
+    if (thread_id() + i * COUNT < K) sum += v[i];
+  }
+  float mean = block_sum<COUNT / WARP>(sum, scratch) / K;
+  UNROLL for (int i = 0; i < MINE; i++) {
+    if (thread_id() + i * COUNT < K) squares += (v[i] - mean) * (v[i] - mean);
+  }
+  float rstd = rsqrt_of(block_sum<COUNT / WARP>(squares, scratch) / K + EPS);
+  UNROLL for (int i = 0; i < MINE; i++) {
+    int at = thread_id() + i * COUNT;
+    if (at < K) factors[at] = (v[i] - mean) * rstd * scale[i] + shift[i];
+  }
+  sync();
+}
+
+// finish(column, sum) for this block's columns of factors W + added(column); fill() leaves the factors [K] in shared
+// memory.
+template <class Fill, class Added, class Finish>
+DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Added added, Finish finish) {
   SHARED(float, sums, WARPS * LANES * WIDTH);
-  int lane = thread_id() % LANES, column = (block_x() * LANES + lane) * WIDTH;
-  Floats<WIDTH> sum = {};
-  if (column < n) {
-    for (int first = thread_id() / LANES; first < k; first += AHEAD * DEPTH) {
-      Vector<T> parts[AHEAD];
-      float factors[AHEAD];
-      UNROLL for (int i = 0; i < AHEAD; i++) {
-        int row = first + i * DEPTH;
-        factors[i] = row < k ? to_float(x[row]) : 0;
-        parts[i] = *(const Vector<T>*)(w + (index_t)minimum(row, k - 1) * n + column);
+  static_assert(LANES * WIDTH <= WARP, "a lane is left with one column");
+  int i = thread_id(), first_column = block_x() * LANES * WIDTH, lane = i % LANES;
+  bool finishes = i < LANES * WIDTH && first_column + i < n;
+  float last = finishes ? added(first_column + i) : 0;
+
+  const T* mine = w + minimum(first_column + lane * WIDTH, n - WIDTH);
+  Vector<T> parts[AHEAD];
+  auto load_rows = [&](int first) {
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      parts[j] = *(const Vector<T>*)(mine + (index_t)minimum(first + j * DEPTH + i / LANES, K - 1) * n);
+    }
+  };
+  load_rows(0);
+  fill();
+  float sum[WIDTH] = {};
+  NO_UNROLL for (int first = 0; first < K; first += AHEAD * DEPTH) {
+    if (first > 0) load_rows(first);
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      int row = first + j * DEPTH + i / LANES;
+      float factor = row < K ? (float)factors[row] : 0;
+      UNROLL for (int e = 0; e < WIDTH; e++) sum[e] += factor * to_float(parts[j].v[e]);
+    }
+  }
+
+  // Lanes with the same columns swap halves of what they hold, until each has one column, and then add those up.
+  int column = lane * WIDTH;
+  UNROLL for (int step = 0; LANES << step < WARP; step++) {
+    int mask = LANES << step, half = WIDTH >> (step + 1);
+    bool upper = lane_id() & mask;
+    UNROLL for (int e = 0; e < half; e++) {
+      float low = sum[e], high = sum[e + half];
+      sum[e] = (upper ? high : low) + shuffle_xor(upper ? low : high, mask);
+    }
+    if (half == 0) sum[0] += shuffle_xor(sum[0], mask);
+    if (upper) column += half;
+  }
+  if (lane_id() < LANES * WIDTH) sums[warp_id() * LANES * WIDTH + column] = sum[0];
+  sync();
+  if (!finishes) return;
+  float total = 0;
+  for (int warp = 0; warp < WARPS; warp++) total += sums[warp * LANES * WIDTH + i];
+  finish(first_column + i, total + last);
+}
+
+// out [n] = activation(layer norm of x, times W + bias)
+KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
+                            int n) {
+  SHARED(float, factors, K);
+  auto fill = [&] { normalize<THREADS>(x, norm_weight, norm_bias, factors); };
+  auto added = [&](int column) { return BIAS ? to_float(bias[column]) : 0; };
+  auto finish = [&](int column, float sum) { out[column] = from_float<T>(ACTIVATION(sum)); };
+  by_columns(w, n, factors, fill, added, finish);
+}
+
+// out [n] += x W + bias
+KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n) {
+  SHARED(float, factors, K);
+  auto fill = [&] { load(x, factors); };
+  auto added = [&](int column) { return to_float(out[column]) + to_float(bias[column]); };
+  auto finish = [&](int column, float sum) { out[column] = from_float<T>(sum); };
+  by_columns(w, n, factors, fill, added, finish);
+}
+
+// As norm_linear, of W [n, K].
+KERNEL(256) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias,
+                                   T* out, int n) {
+  SHARED(float, factors, K);
+  int first_row = (block_x() * (256 / WARP) + warp_id()) * ROWS;
+  Vector<T> parts[PARTS_AHEAD][ROWS];
+  auto load_parts = [&](int first) {
+    UNROLL for (int j = 0; j < PARTS_AHEAD; j++) {
+      int column = minimum(((first + j) * WARP + lane_id()) * WIDTH, K - WIDTH);
+      UNROLL for (int r = 0; r < ROWS; r++) {
+        parts[j][r] = *(const Vector<T>*)(w + (index_t)minimum(first_row + r, n - 1) * K + column);
       }
-      UNROLL for (int i = 0; i < AHEAD; i++) {
-        UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += factors[i] * to_float(parts[i].v[e]);
+    }
+  };
+  load_parts(0);
+  normalize<256>(x, norm_weight, norm_bias, factors);
+  float sums[ROWS] = {};
+  NO_UNROLL for (int first = 0; first < PARTS; first += PARTS_AHEAD) {
+    if (first > 0) load_parts(first);
+    UNROLL for (int j = 0; j < PARTS_AHEAD; j++) {
+      int column = ((first + j) * WARP + lane_id()) * WIDTH;
+      if (column >= K) continue;
+      UNROLL for (int e = 0; e < WIDTH; e += 4) {
+        Vector<float> factor = factors.vector(column + e);
+        UNROLL for (int r = 0; r < ROWS; r++) {
+          UNROLL for (int f = 0; f < 4; f++) sums[r] += factor.v[f] * to_float(parts[j][r].v[e + f]);
+        }
       }
     }
   }
-  UNROLL for (int e = 0; e < WIDTH; e++) {
-    for (int mask = LANES; mask < WARP; mask *= 2) sum.v[e] += shuffle_xor(sum.v[e], mask);
-    if (lane_id() < LANES) sums[(warp_id() * LANES + lane) * WIDTH + e] = sum.v[e];
+  UNROLL for (int r = 0; r < ROWS; r++) {
+    float sum = warp_sum(sums[r]);
+    if (lane_id() > 0 || first_row + r >= n) continue;
+    out[first_row + r] = from_float<T>(ACTIVATION(sum + (BIAS ? to_float(bias[first_row + r]) : 0)));
   }
-  sync();
-  int i = thread_id(), first = block_x() * LANES * WIDTH;
-  if (i < LANES * WIDTH && first + i < n) {
-    float total = 0;
-    for (int warp = 0; warp < WARPS; warp++) total += sums[warp * LANES * WIDTH + i];
-    finish(total, first + i, bias, before, out);
-  }
-}
-
-KERNEL(256) matvec_transposed(const T* x, const T* w, const T* bias, T* before, T* out, int k, int n) {
-  int row = block_x() * WARPS + warp_id();
-  if (row >= n) return;
-  float sum = 0;
-  for (int i = lane_id() * WIDTH; i < k; i += WARP * WIDTH) {
-    auto a = Floats<WIDTH>::load(x + i), b = Floats<WIDTH>::load(w + (index_t)row * k + i);
-    UNROLL for (int e = 0; e < WIDTH; e++) sum += a.v[e] * b.v[e];
-  }
-  sum = warp_sum(sum);
-  if (lane_id() == 0) finish(sum, row, bias, before, out);
 }

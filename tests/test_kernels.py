@@ -230,8 +230,9 @@ def test_dropout_drops_the_same_elements_everywhere(ops, arrays, rng, U, rows, d
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
-SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 776, 264)]
-# rows, in, out; the last two are one row of whole vectors
+SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40)]  # rows, in, out
+# One row of whole vectors, for blocks of each size, that a thread reads at once or not, or that is too long for them.
+ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_008, 16)]
 
 
 def product_bound(a, b, U, extra=0.0):
@@ -261,6 +262,38 @@ def test_linear(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
         near(ops, out, expected, activation_bound(before, error, U))
     else:
         near(ops, out, expected, error)
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
+@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
+def test_norm_linear(ops, arrays, rng, U, rows, d_in, d_out, transposed, activation):
+    """The norm may be rounded before the product, and the product before the activation."""
+    x, weight = (arrays.rounded(rng.standard_normal(s)) for s in ((rows, d_in), (d_in, d_out)))
+    norm_weight, norm_bias = (arrays.rounded(rng.standard_normal(d_in)) for _ in range(2))
+    bias = None if transposed else arrays.rounded(rng.standard_normal(d_out))
+    normed, mean, rstd = np.empty((rows, d_in)), np.empty(rows), np.empty(rows)
+    REFERENCE.layernorm(x, norm_weight, norm_bias, normed, mean, rstd)
+    expected, before = np.empty((rows, d_out)), np.empty((rows, d_out))
+    REFERENCE.linear(normed, weight, bias, expected, before, activation)
+    out = arrays.poisoned(rows, d_out)
+    w = arrays.of(weight.T).T if transposed else arrays.of(weight)
+    norm = arrays.of(norm_weight), arrays.of(norm_bias)
+    ops.norm_linear(arrays.of(x), *norm, w, None if bias is None else arrays.of(bias), out, activation)
+    error = product_bound(normed, weight, U, 0 if bias is None else np.abs(bias))
+    error += norm_bound(x, norm_weight, norm_bias, mean, rstd, U) @ np.abs(weight)
+    near(ops, out, expected, activation_bound(before, error, U) if activation else error)
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
+def test_linear_adds(ops, arrays, rng, U, rows, d_in, d_out):
+    """The sum may be rounded once before the bias is added."""
+    x, weight, stream = (arrays.rounded(rng.standard_normal(s)) for s in ((rows, d_in), (d_in, d_out), (rows, d_out)))
+    bias = arrays.rounded(rng.standard_normal(d_out))
+    size = np.abs(stream) + np.abs(bias)
+    out, expected = arrays.of(stream), stream.copy()
+    REFERENCE.linear_add(x, weight, bias, expected)
+    ops.linear_add(arrays.of(x), arrays.of(weight), arrays.of(bias), out)
+    near(ops, out, expected, product_bound(x, weight, U, size) + U * (np.abs(x) @ np.abs(weight) + size))
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)

@@ -198,6 +198,25 @@ def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formul
     check_gradients(lambda: formula(before) @ w2, dout, {"before": before}, {"before": dbefore}, rng)
 
 
+@pytest.mark.parametrize(("activation", "formula"), [(None, lambda x: x), ("gelu", gelu)])
+@pytest.mark.parametrize(("rows", "d", "f"), SIZES)
+def test_a_linear_layer_with_the_norm_before_it(ops, rng, rows, d, f, activation, formula):
+    x, w1, b1, norm = (rng.standard_normal(shape) for shape in ((rows, d), (d, f), f, (2, d)))
+    normed, out = unset(rows, d), unset(rows, f)
+    ops.layernorm(x, *norm, normed, unset(rows), unset(rows))
+    for bias in (b1, None):
+        ops.norm_linear(x, *norm, w1, bias, out, activation)
+        np.testing.assert_allclose(out, formula(normed @ w1 + (0 if bias is None else bias)), **EXACT)
+
+
+@pytest.mark.parametrize(("rows", "d", "f"), SIZES)
+def test_a_linear_layer_that_adds(ops, rng, rows, d, f):
+    x, w, b, stream = (rng.standard_normal(shape) for shape in ((rows, d), (d, f), f, (rows, f)))
+    out = stream.copy()
+    ops.linear_add(x, w, b, out)
+    np.testing.assert_allclose(out, stream + x @ w + b, **EXACT)
+
+
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 

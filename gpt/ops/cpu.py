@@ -310,6 +310,25 @@ class CpuOps:
 
         self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
 
+    def norm_linear(
+        self, x: np.ndarray, norm_weight: np.ndarray, norm_bias: np.ndarray, weight: np.ndarray,
+        bias: np.ndarray | None, out: np.ndarray, activation: str | None = None,
+    ) -> None:  # fmt: skip
+        """out = activation(layer norm of x @ weight + bias): `layernorm` and `linear`, where no way back is needed.
+
+        x [rows, in], out [rows, out]; activation None is none.
+        """
+        normed = self._scratch("normed", x.shape, self._dtype)
+        self.layernorm(x, norm_weight, norm_bias, normed, *self._scratch("norm statistics", (2, len(x)), self._dtype))
+        before = self._scratch("before", out.shape, self._dtype) if activation else None
+        self.linear(normed, weight, bias, out, before, activation)
+
+    def linear_add(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+        """out += x @ weight + bias: a branch, from its last layer into the residual stream."""
+        branch = self._scratch("branch", out.shape, self._dtype)
+        self.linear(x, weight, bias, branch)
+        self._by_rows(lambda r: np.add(out[r], branch[r], out=out[r]), out)
+
     def linear_backward(
         self,
         dout: np.ndarray,

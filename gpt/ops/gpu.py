@@ -32,6 +32,7 @@ CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when t
 # multiprocessor holds, their rows in its cache (measured on an H100).
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 LARGEST = 3e38  # that a float32 may be
+MATVEC_LONGEST = 10_000  # elements of a row that matvec.hip holds in shared memory
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -195,8 +196,6 @@ class GpuOps:
         self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
         activation: str | None = None,
     ) -> None:  # fmt: skip
-        if len(x) == 1 and self._matvec(x, weight, bias, out, before, activation):
-            return
         if self._has_fused(activation, out) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
             return
         product = before if activation else out
@@ -212,22 +211,49 @@ class GpuOps:
             kernel = self._elementwise("activation", out.shape[1], activation)
             kernel(self._grid(out), (256,), (before, out, _long(out.size)))
 
+    def norm_linear(
+        self, x: Array, norm_weight: Array, norm_bias: Array, weight: Array, bias: Array | None, out: Array,
+        activation: str | None = None,
+    ) -> None:  # fmt: skip
+        name = "norm_linear" if weight.flags.c_contiguous else "norm_linear_transposed"
+        w = weight if weight.flags.c_contiguous else weight.T
+        arguments = (x, norm_weight, norm_bias, w, w if bias is None else bias, out)
+        if self._matvec(name, x, weight, bias, activation, arguments):
+            return
+        normed = self._scratch("normed", x.size, self._dtype.name).reshape(x.shape)
+        mean, rstd = self._scratch("mean", len(x)), self._scratch("rstd", len(x))
+        self.layernorm(x, norm_weight, norm_bias, normed, mean, rstd)
+        self.linear(normed, weight, bias, out)
+        if activation:
+            kernel = self._elementwise("activation", out.shape[1], activation)
+            kernel(self._grid(out), (256,), (out, out, _long(out.size)))
+
+    def linear_add(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
+        if self._matvec("linear_add", x, weight, bias, None, (x, weight, bias, out)):
+            return
+        if not self._blas(x, weight, out, "none", accumulate=True):
+            self._matmul(x, weight, out, "ACCUMULATE")
+        kernel = self._elementwise("add_bias", out.shape[1], None)
+        kernel(self._grid(out), (256,), (out, bias, _int(out.shape[1]), _long(out.size)))
+
     def _matvec(
-        self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None, activation: str | None
+        self, name: str, x: Array, weight: Array, bias: Array | None, activation: str | None, arguments: tuple
     ) -> bool:
-        """The linear layer of one row; False where a row of the weights is not whole vectors."""
-        k, n = weight.shape
-        transposed = not weight.flags.c_contiguous
-        if self._width(k if transposed else n) == 1:
+        """A kernel of matvec.hip; False where x is more than one row, or longer than it takes, or where a row of the
+        weights is not whole vectors.
+        """
+        (k, n), by_columns = weight.shape, weight.flags.c_contiguous
+        if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
             return False
+        threads = next((threads for threads in (256, 512) if k <= 4 * threads), 1024)
         kernel = self._kernel(
-            "matvec.hip", "matvec_transposed" if transposed else "matvec", WIDTH=self._vector,
-            BIAS=int(bias is not None), ACTIVATED=int(bool(activation)), ACTIVATION=activation or "gelu",
+            "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, BIAS=int(bias is not None),
+            ACTIVATION=activation or "none",
         )  # fmt: skip
-        blocks = -(-n // (256 // self.device.warp)) if transposed else -(-n // (2 * self._vector))
-        w = weight.T if transposed else weight
-        arguments = (x, w, w if bias is None else bias, out if before is None else before, out, _int(k), _int(n))
-        kernel((blocks,), (256,), arguments)
+        if by_columns:
+            kernel((-(-n // (2 * self._vector)),), (threads,), (*arguments, _int(n)))
+        else:
+            kernel((-(-n // (4 * 256 // self.device.warp)),), (256,), (*arguments, _int(n)))
         return True
 
     def linear_backward(
