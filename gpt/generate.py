@@ -6,7 +6,8 @@ context. That costs half a window every half a window, so a token costs two posi
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,38 +107,57 @@ def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iter
 def draw(
     model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
 ) -> Iterator[int]:
-    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite."""
+    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite.
+
+    A step finds the id that it decodes on the device, so the next may be asked for before the host knows it: the device
+    then goes from step to step without a pause. Only a context that is decoded anew has to be known.
+    """
     ops = model.ops
     inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
     cache = KVCache(model.config, ops.zeros, inputs.device["start"])
     seen, drawn = ops.zeros(model.config.vocab_size, "uint8"), ops.zeros(1, "int32")
+    output = ops.output(drawn)
 
     def step(ids: Array) -> None:
         """Decode ids, and draw the next one."""
         ops.sample(model.decode(ids, cache), seen, inputs.device["uniform"], out=drawn, **asdict(sampling))
 
     go_on = ops.replayed(lambda: step(drawn))
-    context, new, length = prompt[-window:], len(prompt[-window:]), 0  # ids, how many are not in the cache, and are
-    for position in range(num_tokens):
-        with inputs.written() as values:
-            values["start"][...] = length
-            values["uniform"][...] = _uniform(seed, position)
-        if length:
-            go_on()
-        else:
-            ops.copy(np.isin(np.arange(seen.size), context).astype(np.uint8), out=seen)
-            step(ops.from_host(np.array(context, np.int32)))
-        id = int(ops.to_host(drawn)[0])
-        if id < 0:
-            raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
-        if id == eos_id:
-            return
-        yield id
-        length, new = length + new, 1
-        context.append(id)
-        if length == window:
-            context = context[-max(1, window // 2) :]
-            length, new = 0, len(context)
+    context, length = prompt[-window:], 0  # ids, and how many positions are in the cache
+    asked: deque[Callable[[], Array]] = deque()  # what waits for an id and gives it, of every step asked for
+    try:
+        for position in range(num_tokens):
+            with inputs.written() as values:
+                values["start"][...] = length
+                values["uniform"][...] = _uniform(seed, position)
+            if length:
+                go_on()
+                length += 1
+            else:
+                ops.copy(np.isin(np.arange(seen.size), context).astype(np.uint8), out=seen)
+                step(ops.from_host(np.array(context, np.int32)))
+                length = len(context)
+            asked.append(output.fetched())
+            all_needed = length == window or position == num_tokens - 1
+            while len(asked) > (0 if all_needed else ops.steps_ahead):
+                wait = asked.popleft()
+                id = _checked(int(wait()[0]))
+                if id == eos_id:
+                    return
+                yield id
+                context.append(id)
+            if length == window:
+                context, length = context[-max(1, window // 2) :], 0
+    finally:  # the device may still be at a step whose id nobody wants, and reads and writes memory that is freed now
+        for wait in asked:
+            wait()
+
+
+def _checked(id: int) -> int:
+    """An id that was drawn; raises UserError for the -1 that stands for none."""
+    if id < 0:
+        raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
+    return id
 
 
 def _uniform(seed: int, position: int) -> float:

@@ -41,6 +41,11 @@ class HostDevice:
         host[...] = 0xA5  # nobody may count on what an earlier step wrote
         return lambda: None
 
+    def download(self, array: np.ndarray, host: np.ndarray) -> Callable[[], object]:
+        value = array.copy()
+        host.view(np.uint8)[...] = 0xA5  # nothing is there before somebody waits for it
+        return lambda: np.copyto(host, value)
+
     def to_host(self, array: np.ndarray) -> np.ndarray:
         return array.copy()
 

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.generate import Sampling, generate
+from gpt.generate import Sampling, draw, generate
 from gpt.model import GPT
 from gpt.ops.cpu import CpuOps
+from gpt.ops.gpu import GpuOps
+from gpt.ops.replay import HostOutput
 from gpt.tokenizer import Tokenizer
+from tests.devices import DEVICES
 
 WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
@@ -29,12 +32,12 @@ def tokenizer(request) -> Tokenizer:
     return tokenizer
 
 
-def model_for(tokenizer: Tokenizer) -> GPT:
-    """An untrained model with large weights, so that its choices vary."""
+def model_for(tokenizer: Tokenizer, ops=None) -> GPT:
+    """An untrained model with large weights, so that its choices vary; on `ops`, by default the CPU's."""
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, max_seq_len=WINDOW, embed_dim=8, num_heads=2, ff_hidden_dim=16, num_layers=2
     )
-    model = GPT(config, CpuOps(threads=1))
+    model = GPT(config, ops or CpuOps(threads=1))
     model.initialize(seed=5)
     for name, view in model.weights.named.items():
         if view.ndim == 2:
@@ -232,6 +235,59 @@ def test_the_draws_of_all_positions_are_even_and_independent(tokenizer):
 def test_the_same_seed_writes_the_same_text_and_another_seed_another(model, tokenizer):
     texts = ["".join(generate(model, tokenizer, "the cat", num_tokens=30, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("steps_ahead", [1, 2])
+@pytest.mark.parametrize("window", [1, 5, WINDOW])
+def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, window, steps_ahead):
+    def text(count, eos_id):
+        pieces = generate(model, tokenizer, "the cat", num_tokens=count, seed=4, eos_id=eos_id, max_seq_len=window)
+        return list(pieces)
+
+    ids = list(draw(model, tokenizer.encode("the cat"), 30, Sampling(), -1, 4, window))
+    cases = [(1, -1), (30, -1), (30, ids[0]), (30, ids[7])]
+    expected = [text(*case) for case in cases]
+    monkeypatch.setattr(CpuOps, "steps_ahead", steps_ahead)
+    assert [text(*case) for case in cases] == expected
+
+
+@pytest.mark.parametrize("end", ["by itself", "early", "with an error"])
+def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
+    """Else the device would read and write memory that is no longer the generation's."""
+    model, under_way = model_for(tokenizer), set()
+
+    class Slow(HostOutput):
+        def fetched(self):
+            value, number = super().fetched(), object()
+            under_way.add(number)
+            return lambda: (under_way.discard(number), value())[1]
+
+    monkeypatch.setattr(CpuOps, "steps_ahead", 1)
+    monkeypatch.setattr(model.ops, "output", Slow)
+    drawn = draw(model, [0], 10, Sampling(), -1, 0, WINDOW)
+    next(drawn)
+    assert under_way
+    if end == "with an error":
+        model.weights.flat.fill(np.nan)
+        with pytest.raises(UserError):
+            list(drawn)
+    elif end == "early":
+        drawn.close()
+    else:
+        list(drawn)
+    assert not under_way
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+def test_a_gpu_draws_what_the_cpu_draws(tokenizer, device, sampling):
+    """Logits of float32 differ in their last digits, which no draw here is near enough to notice."""
+    drawn = [
+        list(draw(model_for(tokenizer, ops), tokenizer.encode("the cat"), 20, sampling, -1, 1, window=7))
+        for ops in (CpuOps(threads=1), GpuOps(device(), "fp32"))
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 3
 
 
 def test_generation_stops_before_the_end_token(model, tokenizer):

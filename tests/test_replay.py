@@ -7,7 +7,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Batches
 from gpt.ops.cpu import CpuOps
 from gpt.ops.gpu import GpuOps
-from gpt.ops.replay import SLOTS, Inputs, Replayed
+from gpt.ops.replay import SLOTS, HostOutput, Inputs, Output, Replayed
 from gpt.trainer import Training
 from tests.devices import executor, gpu
 from tests.host_device import HostDevice
@@ -101,3 +101,14 @@ def test_inputs_are_written_again_only_when_their_upload_is_done():
     assert waited == [1, 2]
     assert inputs.device["ids"].shape == (2, 3)
     assert inputs.device["ids"].ctypes.data % 4 == 0
+
+
+@pytest.mark.parametrize("make", [lambda array: Output(HostDevice(), array), HostOutput])
+def test_an_output_is_what_was_there_when_it_was_asked_for(make):
+    array = np.zeros((2, 1), np.int32)
+    output, asked = make(array), []
+    for step in range(2 * SLOTS):
+        array[...] = step
+        asked.append(output.fetched())
+        if len(asked) == SLOTS:
+            assert asked.pop(0)().tolist() == [[step + 1 - SLOTS]] * 2

@@ -27,7 +27,7 @@ from gpt.ops.cpu_activations import ACTIVATIONS, backward
 from gpt.ops.cpu_attention import attend, attend_backward
 from gpt.ops.cpu_sampling import choose
 from gpt.ops.masks import Mask
-from gpt.ops.replay import HostInputs
+from gpt.ops.replay import HostInputs, HostOutput
 from gpt.ops.threads import QUIET, Scratch, Threads, available_threads, blocks
 from gpt.ops.timeline import HostTimeline
 
@@ -51,6 +51,7 @@ class CpuOps:
     low_precision = False  # whether products read a bf16 copy of the weights
     head_rows = 512  # rows of logits at a time
     vocab_multiple = 1  # what the vocabulary is padded to in memory
+    steps_ahead = 0  # that are worth asking for before the result of one is looked at
     notes = ()  # what a user should know about the device
     timeline = HostTimeline()
 
@@ -97,6 +98,10 @@ class CpuOps:
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> HostInputs:
         """Arrays that the host writes for every step: name = (shape, dtype). See gpt/ops/replay.py."""
         return HostInputs(fields)
+
+    def output(self, array: np.ndarray) -> HostOutput:
+        """A way to read an array after every step. See gpt/ops/replay.py."""
+        return HostOutput(array)
 
     def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
         """As cheap a way as there is to run, over and over, a function that asks for the same work every time.

@@ -116,10 +116,18 @@ class CupyDevice:
 
     def upload(self, host: np.ndarray, out: Any) -> Callable[[], object]:
         """Copy pinned memory, after all work before it, while the host goes on. What returns waits until it is done."""
-        cuda = self.xp.cuda
         out.data.copy_from_host_async(ctypes.c_void_p(host.ctypes.data), host.nbytes)
-        done = cuda.Event(disable_timing=True)
-        done.record(cuda.get_current_stream())
+        return self._until_here()
+
+    def download(self, array: Any, host: np.ndarray) -> Callable[[], object]:
+        """Copy into pinned memory, in the same way."""
+        array.data.copy_to_host_async(ctypes.c_void_p(host.ctypes.data), host.nbytes)
+        return self._until_here()
+
+    def _until_here(self) -> Callable[[], object]:
+        """What waits until all that was asked for by now is done."""
+        done = self.xp.cuda.Event(disable_timing=True)
+        done.record(self.xp.cuda.get_current_stream())
         return done.synchronize
 
     def record(self, work: Callable[[], object]) -> Callable[[], object]:

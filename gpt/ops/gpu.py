@@ -19,7 +19,7 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops import Array, Dropout
 from gpt.ops.blas import BlasError
-from gpt.ops.replay import Inputs, Replayed
+from gpt.ops.replay import Inputs, Output, Replayed
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
@@ -45,6 +45,7 @@ class GpuOps:
     is_cpu = False
     head_rows = HEAD_ROWS
     vocab_multiple = 128  # what matrix products like the vocabulary padded to
+    steps_ahead = 1
 
     def __init__(self, device: Any, precision: str) -> None:
         self.device, self.precision, self._xp = device, precision, device.xp
@@ -109,6 +110,9 @@ class GpuOps:
 
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
         return Inputs(self.device, fields)
+
+    def output(self, array: Array) -> Output:
+        return Output(self.device, array)
 
     def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
         return Replayed(self.device, function)

@@ -2,6 +2,9 @@
 
 Asking a GPU for one kernel costs Python some microseconds, and a step has hundreds. A graph of them costs one call, but
 what is recorded are addresses and numbers: whatever varies from step to step has to lie in the device's memory.
+
+A device whose host waits for one step before it asks for the next is idle meanwhile. So what the host writes and reads
+goes through slots of pinned memory, which the device reads and writes by itself when a step's turn comes.
 """
 
 import warnings
@@ -13,7 +16,7 @@ import numpy as np
 
 from gpt.ops import Array
 
-SLOTS = 3  # uploads under way at most: so many steps the host may be ahead of the device
+SLOTS = 3  # uploads, or downloads, under way at most: so many steps the host may be ahead of the device
 ALIGNMENT = 256  # bytes
 
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # name → shape and dtype
@@ -87,6 +90,40 @@ class HostInputs:
     @contextmanager
     def written(self) -> Iterator[dict[str, np.ndarray]]:
         yield self.device
+
+
+class Output:
+    """An array on the device that the host reads after every step, while the device goes on with the next."""
+
+    def __init__(self, device: Any, array: Array) -> None:
+        self._array, self._download = array, device.download
+        self._slots = [device.pinned(array.nbytes).view(array.dtype).reshape(array.shape) for _ in range(SLOTS)]
+        self._next = 0
+
+    def fetched(self) -> Callable[[], np.ndarray]:
+        """Ask for the array as all work before this leaves it. What returns waits for that and no other work, and gives
+        the array; it has to be called before SLOTS more are asked for.
+        """
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % SLOTS
+        wait = self._download(self._array, slot)
+
+        def value() -> np.ndarray:
+            wait()
+            return slot
+
+        return value
+
+
+class HostOutput:
+    """As Output, for a device that works in the host's memory and while it is asked."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def fetched(self) -> Callable[[], np.ndarray]:
+        value = self._array.copy()  # for the next step overwrites it
+        return lambda: value
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:
