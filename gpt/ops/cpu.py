@@ -331,8 +331,13 @@ class CpuOps:
     def linear_add(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
         """out += x @ weight + bias: a branch, from its last layer into the residual stream."""
         branch = self._scratch("branch", out.shape, self._dtype)
-        self.linear(x, weight, bias, branch)
-        self._by_rows(lambda r: np.add(out[r], branch[r], out=out[r]), out)
+
+        def block(r: slice) -> None:
+            np.matmul(x[r], weight, out=branch[r])
+            branch[r] += bias
+            out[r] += branch[r]
+
+        self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
 
     def linear_backward(
         self,
