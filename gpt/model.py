@@ -4,8 +4,8 @@ A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-L
 All arithmetic is asked of an operations object (gpt/ops); this file only says in which order. Three choices shape it:
 
 - All parameters lie in one flat buffer, and so do their gradients: clipping, AdamW and saving are one pass.
-- The residual add is fused with the layer norm that follows it, so every block ends by computing the norm that
-  the next one (or the head) starts with.
+- In training the residual add is fused with the layer norm that follows it, so every block ends by computing the norm
+  that the next one (or the head) starts with.
 - The head goes over the rows in chunks, each turned from logits into its gradient at once: no array of
   [rows, vocabulary] ever exists.
 - A pass takes as many sequences of a batch as the device asks for, so that activations need only so much memory.
@@ -278,7 +278,8 @@ class GPT:
     def decode(self, ids: Array, cache: KVCache) -> Array:
         """The logits, [vocab], that follow int32 [n] ids at the positions from `cache.start` on, now in the cache.
 
-        Computes n positions, however long the sequence is; the last one must be below max_seq_len.
+        Computes n positions, however long the sequence is; the last one must be below max_seq_len. Nothing is kept for
+        a way back, so that each linear layer takes the norm before it, or the residual add after it, along.
         """
         ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
         x = ws.norms[0].x[:rows]
