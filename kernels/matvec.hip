@@ -30,19 +30,25 @@ DEVICE void load(const T* x, Shared<float> factors) {
 
 // factors [K] = the layer norm of x, by a block of so many threads
 template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
-  SHARED(float, scratch, COUNT / WARP);
-  constexpr int MINE = (K + COUNT - 1) / COUNT;
+  constexpr int MINE = (K + COUNT - 1) / COUNT, COUNT_WARPS = COUNT / WARP;
+  SHARED(float, scratch, 2 * COUNT_WARPS);
+  auto block_total = [](float v, Shared<float> place) {  // at a place of its own, so that one barrier is enough
+    v = warp_sum(v);
+    if (lane_id() == 0) place[warp_id()] = v;
+    sync();
+    return warp_sum(lane_id() < COUNT_WARPS ? (float)place[lane_id()] : 0);
+  };
   float v[MINE], scale[MINE], shift[MINE], sum = 0, squares = 0;
   UNROLL for (int i = 0; i < MINE; i++) {
     int at = minimum(thread_id() + i * COUNT, K - 1);
     v[i] = to_float(x[at]), scale[i] = to_float(weight[at]), shift[i] = to_float(bias[at]);
     if (thread_id() + i * COUNT < K) sum += v[i];
   }
-  float mean = block_sum<COUNT / WARP>(sum, scratch) / K;
+  float mean = block_total(sum, scratch) / K;
   UNROLL for (int i = 0; i < MINE; i++) {
     if (thread_id() + i * COUNT < K) squares += (v[i] - mean) * (v[i] - mean);
   }
-  float rstd = rsqrt_of(block_sum<COUNT / WARP>(squares, scratch) / K + EPS);
+  float rstd = rsqrt_of(block_total(squares, scratch + COUNT_WARPS) / K + EPS);
   UNROLL for (int i = 0; i < MINE; i++) {
     int at = thread_id() + i * COUNT;
     if (at < K) factors[at] = (v[i] - mean) * rstd * scale[i] + shift[i];
