@@ -21,15 +21,17 @@ constexpr int GROUPS = 256;  // of threads, where at most half as many tokens ar
 constexpr int AHEAD = 4;     // vectors of logits of a thread that are on their way at once
 constexpr float LARGEST = 3.4028235e38f;
 
-// Floats as integers of the same order, all above 0, and back.
+// Floats as integers of the same order, and back; none is 0.
 DEVICE uint32 key_of(float v) { return bits_of(v) >> 31 ? ~bits_of(v) : bits_of(v) | 0x80000000u; }
 DEVICE float value_of(uint32 key) { return float_of(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-// The logits and the penalty on those whose tokens are marked.
+// The logits, with the penalty on those whose tokens are marked.
 struct Logits {
   static constexpr int WIDTH = Vector<T>::SIZE;
   struct alignas(WIDTH) Marks {
-    unsigned char v[WIDTH];
+    uint32 words[WIDTH / 4];  // a byte for each token
+    DEVICE uint32 any() const { return words[0] | words[WIDTH / 4 - 1]; }
+    DEVICE bool operator[](int e) const { return words[e / 4] >> e % 4 * 8 & 0xff; }
   };
 
   const T* values;            // [vocab]
@@ -37,15 +39,11 @@ struct Logits {
   int vocab;
   float penalty, inverse;
 
-  // 0 stands for a logit that is not finite.
-  DEVICE uint32 key(T logit, unsigned char marked) const {
-    float v = to_float(logit);
-    if (!is_finite(v)) return 0;
-    if (marked) v = maximum(-LARGEST, minimum(v * (v > 0 ? inverse : penalty), LARGEST));
-    return key_of(v);
+  DEVICE float penalized(float v) const {
+    return is_finite(v) ? maximum(-LARGEST, minimum(v * (v > 0 ? inverse : penalty), LARGEST)) : v;
   }
 
-  // Calls f(id, key) for this thread's part of them.
+  // Calls f(id, logit) for this thread's part of them.
   template <class F> DEVICE void each(F f) const {
     int vectors = vocab / WIDTH;
     NO_UNROLL for (int first = thread_id(); first < vectors; first += AHEAD * THREADS) {
@@ -59,11 +57,16 @@ struct Logits {
       UNROLL for (int i = 0; i < AHEAD; i++) {
         int vector = first + i * THREADS;
         if (vector >= vectors) break;
-        UNROLL for (int e = 0; e < WIDTH; e++) f(vector * WIDTH + e, key(parts[i].v[e], marks[i].v[e]));
+        float v[WIDTH];
+        UNROLL for (int e = 0; e < WIDTH; e++) v[e] = to_float(parts[i].v[e]);
+        if (marks[i].any()) {
+          UNROLL for (int e = 0; e < WIDTH; e++) v[e] = marks[i][e] ? penalized(v[e]) : v[e];
+        }
+        UNROLL for (int e = 0; e < WIDTH; e++) f(vector * WIDTH + e, v[e]);
       }
     }
     int last = vectors * WIDTH + thread_id();
-    if (last < vocab) f(last, key(values[last], seen[last]));
+    if (last < vocab) f(last, seen[last] ? penalized(to_float(values[last])) : to_float(values[last]));
   }
 };
 
@@ -157,9 +160,9 @@ struct Row {
     if (lane_id() == 0) before = earlier;
   }
 
-  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the largest
-  // key of each thread, `mine` this one's.
-  DEVICE void narrow(const Logits& logits, int wanted, uint32 mine, Shared<uint32> found, Shared<int> ids) {
+  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the key of the
+  // largest logit of each thread, `mine` being this one's.
+  DEVICE void narrow(const Logits& logits, int wanted, float mine, Shared<uint32> found, Shared<int> ids) {
     int groups = wanted <= GROUPS / 2 ? GROUPS : THREADS, self = thread_id();
     if (self < groups) {
       uint32 most = 0;
@@ -170,16 +173,15 @@ struct Row {
     sync();
     if (self < groups) sorted[Place(found[self], self, found, ids, groups).by_size] = (uint32)found[self];
     sync();
-    uint32 bound = sorted[wanted - 1];
-    float own = 0, before, through, all;
-    if (mine >= bound) logits.each([&](int, uint32 key) { own += key >= bound; });
+    float bound = value_of(sorted[wanted - 1]), own = 0, before, through, all;
+    if (mine >= bound) logits.each([&](int, float v) { own += v >= bound; });
     sum_up(own, before, through, all);
     if (all > THREADS) return;
     count = (int)all;
     int next = (int)before;
-    auto keep = [&](int id, uint32 key) {
-      if (key < bound) return;
-      found[next] = key;
+    auto keep = [&](int id, float v) {
+      if (v < bound) return;
+      found[next] = key_of(v);
       ids[next++] = id;
     };
     if (own > 0) logits.each(keep);
@@ -219,15 +221,14 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
   SHARED(uint32, found, THREADS);
   SHARED(int, found_ids, THREADS);
   Logits all_logits{logits, seen, vocab, penalty, 1 / penalty};
-  uint32 mine = 0;
+  float mine = -infinity();
   bool finite = true;
-  all_logits.each([&](int, uint32 key) {
-    if (key == 0) finite = false;
-    if (key > mine) mine = key;
+  all_logits.each([&](int, float v) {
+    finite = finite && is_finite(v);
+    mine = maximum(mine, v);
   });
-  few[thread_id()] = mine;
-  float most = !finite ? infinity() : mine ? value_of(mine) : -infinity();
-  float largest = block_max<WARPS>(most, scratch);  // its barriers make the threads' largest keys visible, too
+  few[thread_id()] = key_of(mine);
+  float largest = block_max<WARPS>(finite ? mine : infinity(), scratch);  // its barriers make `few` visible, too
   if (!is_finite(largest)) {
     if (thread_id() == 0) token[0] = -1;
     return;
@@ -250,7 +251,7 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
     least = sorted[kept - 1];
     ties = kept - row.count_from(least + 1);
   } else {
-    all_logits.each([&](int id, uint32 key) { keys[id] = key; });
+    all_logits.each([&](int id, float v) { keys[id] = key_of(v); });
     sync();
     if (rate > 0 && top_k > 0 && top_k < vocab) {
       least = highest([&](uint32 key) { return row.count_from(key) >= top_k; });
