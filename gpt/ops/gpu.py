@@ -255,9 +255,10 @@ class GpuOps:
             ACTIVATION=activation or "none",
         )  # fmt: skip
         if by_columns:
-            kernel((-(-n // (2 * self._vector)),), (threads,), (*arguments, _int(n)))
+            columns = 2 * self._vector  # of a block: `LANES` vectors
         else:
-            kernel((-(-n // (4 * 256 // self.device.warp)),), (256,), (*arguments, _int(n)))
+            columns, threads = 4 * 256 // self.device.warp, 256  # `ROWS` for each warp
+        kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
         return True
 
     def linear_backward(
