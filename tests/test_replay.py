@@ -1,5 +1,7 @@
 """A step that is recorded and replayed does what it does when it is run, for every input."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,23 @@ def test_what_is_recorded_is_not_done_until_it_is_replayed():
     for call in range(1, 5):
         replayed()
         assert array[0] == 1 + call
+
+
+def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_needs_more():
+    scratch = []
+
+    class Noting(HostDevice):
+        description, warp = "a device that keeps nothing", 32
+
+        def kernel(self, file, name, defines):
+            return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
+
+    ops, norm = GpuOps(Noting(), "fp32"), np.zeros((2, 3), np.float32)
+    ops.linear = lambda *_: None
+    for rows in (1, 2):  # of a width that takes a kernel for the norm: with an output, means, standard deviations
+        ops.norm_linear(np.zeros((rows, 3), np.float32), *norm, np.zeros((3, 5), np.float32), None, norm)
+    assert len(scratch) == 6
+    assert all(array() is not None for array in scratch)
 
 
 def test_inputs_are_written_again_only_when_their_upload_is_done():

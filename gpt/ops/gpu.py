@@ -55,7 +55,7 @@ class GpuOps:
         self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
         self._vector = 16 // self._dtype.itemsize
         self._kernels: dict[tuple, Callable] = {}
-        self._scratch_arrays: dict[str, Array] = {}
+        self._scratch_arrays: dict[str, list[Array]] = {}
         self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
         self._zero = self.zeros(1, "int32")
 
@@ -445,10 +445,10 @@ class GpuOps:
         return kernel
 
     def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
-        array = self._scratch_arrays.get(name)
-        if array is None or array.size < size:
-            array = self._scratch_arrays[name] = self.empty(size, dtype)
-        return array[:size]
+        arrays = self._scratch_arrays.setdefault(name, [])
+        if not arrays or arrays[-1].size < size:
+            arrays.append(self.empty(size, dtype))  # beside the smaller one, whose address a recorded step may know
+        return arrays[-1][:size]
 
     def _width(self, columns: int) -> int:
         """Elements that a thread takes at a time of rows of `columns`: a vector if rows are whole vectors."""
