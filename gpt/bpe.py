@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.lexicon import UNKNOWN, Numbering
 
 Pair = tuple[int, int]
 GAP = -1  # between words
@@ -23,10 +24,10 @@ GONE = -2  # inside a merged symbol
 
 _PLACE_BITS = 7
 _LONG = (1 << _PLACE_BITS) - 2  # symbols; a longer word is merged by itself
-_ABREAST = 2048  # words, so that they stay in the cache
+_ABREAST = 4096  # words, so that they stay in the cache
 _AT_ONCE = 1000  # pairs that are looked at first
 _PART = 1 << 20  # positions
-_NEVER = np.iinfo(np.int32).max  # the rank of a pair that no merge joins
+_NEVER = np.iinfo(np.int64).max  # the place in the queue of a pair that no merge joins
 
 
 def learn(
@@ -209,7 +210,9 @@ class Merges:
         for left, right in self.pairs:
             self._width.append(self._width[left] + self._width[right])
         self._widths = np.array([*self._width, 1])  # as GAP, -1, has a width of 1
-        self._table = _PairTable(self.pairs, size)
+        self._stride = size + len(self.pairs) + 1  # with GAP, which is -1, the key of a pair is no other's
+        self._ranks = Numbering(1, slots=16)  # most pairs that are asked for are in no merge
+        self._ranks.add([self._key(*np.array(self.pairs, np.int32).reshape(-1, 2).T)])
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge in each word of a row, lowest rank first and leftmost first among equals; the row of what is left."""
@@ -242,32 +245,41 @@ class Merges:
         place = np.arange(length.max() + 2)[:, None]
         ids = row[np.minimum(start - 1 + place, start + length)]
         stays = ids != GAP
-        queue = np.full(ids.shape, _NEVER << _PLACE_BITS, np.int64)
+        queue = np.full(ids.shape, _NEVER)
         flat_ids, flat_queue, flat_stays = ids.reshape(-1), queue.reshape(-1), stays.reshape(-1)
         place = np.repeat(place[:-1], columns)
         flat_queue[:-columns] = self._queued(flat_ids[:-columns], flat_ids[columns:], place)
         width = self._widths
         while True:
             best = queue.min(axis=0)
-            (word,) = (best < _NEVER << _PLACE_BITS).nonzero()
+            (word,) = (best < _NEVER).nonzero()
             if not len(word):
                 break
             best = best[word]
-            place, made = best & ((1 << _PLACE_BITS) - 1), best >> _PLACE_BITS
+            place, made = best & ((1 << _PLACE_BITS) - 1), self.size + (best >> _PLACE_BITS)
             start = place * columns + word
             middle = start + width[flat_ids[start]] * columns
             end = start + width[made] * columns
-            before = flat_ids[start - columns]
+            before, after = flat_ids[start - columns], flat_ids[end]
             flat_stays[middle] = False
-            flat_queue[middle] = _NEVER << _PLACE_BITS
+            flat_queue[middle] = _NEVER
             flat_ids[start] = flat_ids[end - columns] = made
-            flat_queue[start] = self._queued(made, flat_ids[end], place)
-            width_before = width[before]
-            flat_queue[start - width_before * columns] = self._queued(before, made, place - width_before)
+            place_before = place - width[before]
+            both = np.concatenate([place_before * columns + word, start])
+            flat_queue[both] = self._queued(
+                np.concatenate([before, made]), np.concatenate([made, after]), np.concatenate([place_before, place])
+            )
         return ids.T[stays.T], stays.sum(axis=0)
 
     def _queued(self, left: np.ndarray, right: np.ndarray, place: np.ndarray) -> np.ndarray:
-        return (self._table.look_up(left, right).astype(np.int64) << _PLACE_BITS) | place
+        rank = self._ranks.find([self._key(left, right)])
+        return np.where(rank == UNKNOWN, _NEVER, rank.astype(np.int64) << _PLACE_BITS | place)
+
+    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        key = left.astype(np.int64)
+        key *= self._stride
+        key += right
+        return key.view(np.uint64)
 
     def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
         """O(n log n) in the word's length."""
@@ -294,44 +306,3 @@ class Merges:
             merged.append(row[at])
             at += width[row[at]]
         return merged
-
-
-class _PairTable:
-    """Pair → the id it becomes, asked for many pairs at once: open addressing (Knuth, volume 3, section 6.4)."""
-
-    _EMPTY = np.iinfo(np.int64).min
-
-    def __init__(self, pairs: Sequence[Pair], size: int):
-        self._stride = size + len(pairs) + 1  # with GAP, which is -1, a key is no other pair's
-        bits = (16 * len(pairs) + 1).bit_length()
-        self._shift = np.uint64(64 - bits)
-        self._keys = np.full((1 << bits) + len(pairs) + 1, self._EMPTY)  # room to go on after the last slot
-        self._ids = np.full(len(self._keys), _NEVER, np.int32)
-        key = self._key(*np.array(pairs, np.int32).reshape(-1, 2).T)
-        for id, (slot, one) in enumerate(zip(self._slot(key).tolist(), key.tolist(), strict=True), size):
-            while self._keys[slot] != self._EMPTY:
-                slot += 1
-            self._keys[slot], self._ids[slot] = one, id
-
-    def look_up(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """What each pair becomes, int32; _NEVER where no merge joins it, as where one of the two is GAP."""
-        key = self._key(left, right)
-        slot = self._slot(key)
-        found = self._keys[slot]
-        (taken,) = ((found != key) & (found != self._EMPTY)).nonzero()
-        while len(taken):
-            slot[taken] += 1
-            found = self._keys[slot[taken]]
-            taken = taken[(found != key[taken]) & (found != self._EMPTY)]
-        return self._ids[slot]
-
-    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        key = left.astype(np.int64)
-        key *= self._stride
-        key += right
-        return key
-
-    def _slot(self, key: np.ndarray) -> np.ndarray:
-        slot = key.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing
-        slot >>= self._shift
-        return slot.view(np.int64)

@@ -1,119 +1,136 @@
-"""What is done with each block of a text: its words are counted, or looked up in a table of ids.
+"""From the blocks of a text to ids: each distinct word is encoded once, and a table does the rest.
 
-Loops in Python run over distinct words alone. The rest is left to str.split, to dictionaries asked through `map`, and
-to NumPy.
+Blocks come in groups. Threads do what can be done for each block by itself, as NumPy lets go of the interpreter lock.
+In between, the calling thread alone puts what is new into the tables, so that nothing depends on the threads' order.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from itertools import chain, count, islice
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from gpt.bpe import GAP, Merges
+from gpt.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
+from gpt.ops.threads import available_threads
 from gpt.spelling import Spelling
-from gpt.text import END_OF_TEXT
 
-_TABLE_LIMIT = 1 << 21  # ids of all entries together; with their strings about 100 MB
-
-
-class Counting:
-    """Called with a block, it gives the number of times each word is in it."""
-
-    def __init__(self, spelling: type[Spelling]):
-        self._spelling = spelling
-
-    def __call__(self, block: str) -> Counter[str]:
-        """ValueError for a lone surrogate."""
-        chunks = Counter()
-        for document in _documents(block):
-            chunks.update(self._spelling.chunks(document))
-        if self._spelling.cut is None:
-            return chunks
-        counts = Counter()
-        for words, times in zip(self._spelling.cut(chunks), chunks.values(), strict=True):
-            for word in words:
-                counts[word] += times
-        return counts
+_TABLE_LIMIT = 1 << 23  # strings and their ids together; some 200 MB
+_MOST = 8  # threads: the calling one has no work for more
+_GROUP = 4  # blocks per thread
 
 
-class Encoding:
-    """Called with a block, it gives the ids, int32 [n], and the number of characters that have none."""
-
-    def __init__(self, spelling: Spelling, merges: Merges):
-        self.merges = merges
-        self._spelling = spelling
-        self._words = _Table(self._encode_words)
-        self._chunks = self._words if spelling.cut is None else _Table(self._encode_chunks)
-
-    def __reduce__(self):
-        return Encoding, (self._spelling, self.merges)  # the tables stay here
-
-    def __call__(self, block: str) -> tuple[np.ndarray, int]:
-        """A verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
-        first, *others = _documents(block)
-        chunks = self._spelling.chunks(first)
-        for document in others:
-            chunks.append(END_OF_TEXT)
-            chunks += self._spelling.chunks(document)
-        found = self._chunks.look_up(chunks)
-        return found.ids, int(found.lost.sum())
-
-    def _encode_chunks(self, chunks: Sequence[str]) -> "_Ids":
-        words = self._spelling.cut(chunks)
-        found = self._words.look_up(list(chain.from_iterable(words)))
-        counts = np.fromiter(map(len, words), np.int64, len(words))
-        first = np.cumsum(counts) - counts
-        return _Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
-
-    def _encode_words(self, words: Sequence[str]) -> "_Ids":
-        row, lost = self._spelling.spell(words)
-        row = self.merges.apply(row)
-        is_gap = row == GAP
-        return _Ids(row[~is_gap], np.diff(np.flatnonzero(is_gap)) - 1, lost)
-
-
-class _Ids(NamedTuple):
-    """The ids of strings one after the other, int32 [n]; how many ids each has, and how many characters it lost."""
+class Ids(NamedTuple):
+    """The ids of strings one after the other; how many each string has, and how many characters it lost. All int32."""
 
     ids: np.ndarray
     lengths: np.ndarray
     lost: np.ndarray
 
 
-class _Table:
-    """String → ids. What is new is encoded all at once by `encode`, which takes distinct strings."""
+EncodeNew = Callable[[bytes], Ids]  # of distinct strings, each with MARK behind it
 
-    def __init__(self, encode: Callable[[Sequence[str]], _Ids]):
-        self._encode = encode
+
+def merging(spelling: Spelling, merges: Merges) -> "Encoding":
+    """What encodes a text."""
+
+    def encode_words(words: bytes) -> Ids:
+        row, lost = spelling.spell([words])
+        row = merges.apply(row)
+        is_gap = row == GAP
+        return Ids(row[~is_gap], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
+
+    return Encoding(spelling, encode_words, _TABLE_LIMIT)
+
+
+def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
+    """The distinct words of a text, MARK behind each, in several strings; and how often each occurs, int64 [words].
+
+    ValueError for a lone surrogate.
+    """
+    words: list[bytes] = []
+    counts = np.zeros(1, np.int64)  # of the end-of-text mark, which has the number 0
+
+    def number_words(new: bytes) -> Ids:
+        nonlocal counts
+        words.append(new)
+        first, count = len(counts), new.count(MARK)
+        counts = np.append(counts, np.zeros(count, np.int64))
+        return Ids(np.arange(first, first + count, dtype=np.int32), np.ones(count, np.int32), np.zeros(count, np.int32))
+
+    for numbers, _ in Encoding(spelling, number_words, math.inf)(blocks):
+        np.add.at(counts, numbers, 1)
+    return words, counts[1:]
+
+
+class Encoding:
+    """Called with the blocks of a text, it gives the ids of each, int32 [n], and how many characters have none.
+
+    `encode_words` gives the ids of new words; they are kept until there are `limit` of them.
+    """
+
+    def __init__(self, spelling: Spelling | type[Spelling], encode_words: EncodeNew, limit: float):
+        self._spelling = spelling
+        self._words = _Table(encode_words, limit)
+        self._chunks = self._words if spelling.cut is None else _Table(self._encode_chunks, _TABLE_LIMIT)
+
+    def __call__(self, blocks: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+        """A verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
+        threads = min(available_threads(), _MOST)
+        blocks = iter(blocks)
+        with ThreadPoolExecutor(threads) as pool:
+            while group := list(islice(blocks, _GROUP * threads)):
+                run = pool.map if len(group) > 1 else map
+                for found in self._chunks.look_up(list(run(self._spelling.chunks, group)), run):
+                    yield found.ids, int(found.lost.sum())
+
+    def _encode_chunks(self, chunks: bytes) -> Ids:
+        words, count = self._spelling.cut(chunks)
+        (found,) = self._words.look_up([words])
+        first = np.cumsum(count) - count
+        return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
+
+
+class _Table:
+    """String → ids. What is new is encoded all at once by `encode_new`."""
+
+    def __init__(self, encode_new: EncodeNew, limit: float):
+        self._encode_new = encode_new
+        self._limit = limit
         self._clear()
 
+    def __len__(self) -> int:
+        return len(self._lexicon)
+
     def _clear(self) -> None:
-        self._number = defaultdict(count().__next__)  # string → its place in `lengths`
-        self._number[END_OF_TEXT]  # which no chunk contains
-        self._known = _Ids(np.zeros(1, np.int32), np.ones(1, np.int64), np.zeros(1, np.int64))
-        self._start = np.zeros(1, np.int64)
+        self._lexicon = Lexicon()
+        self._lexicon.add(Strings(MARK + bytes(MARGIN), np.array([0]), np.array([1])))
+        self._known = Ids(np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
+        self._start = np.zeros(1, np.int32)
 
-    def look_up(self, strings: Sequence[str]) -> _Ids:
-        if len(self._known.ids) > _TABLE_LIMIT:
+    def look_up(self, texts: Sequence[Strings], run: Callable[..., Iterator] = map) -> Iterator[Ids]:
+        """The ids of the strings of each text. `run` is called as map is, and may work in several threads."""
+        if len(self._known.ids) + len(self) > self._limit:
             self._clear()
-        before = len(self._number)
-        number = np.fromiter(map(self._number.__getitem__, strings), np.intp, len(strings))
-        new = list(islice(reversed(self._number), len(self._number) - before))[::-1]
-        if new:
-            self._known = _Ids(*map(np.concatenate, zip(self._known, self._encode(new), strict=True)))
-            self._start = np.cumsum(self._known.lengths) - self._known.lengths
-        lengths = self._known.lengths[number]
-        end = np.cumsum(lengths)
-        shift = self._start[number] - (end - lengths)
-        ids = self._known.ids[np.repeat(shift, lengths) + np.arange(end[-1] if len(end) else 0)]
-        return _Ids(ids, lengths, self._known.lost[number])
+        numbers = list(run(self._lexicon.find, texts))
+        new = []
+        for strings, number in zip(texts, numbers, strict=True):
+            (unknown,) = (number == UNKNOWN).nonzero()
+            if len(unknown):
+                number[unknown], added = self._lexicon.add(strings[unknown])
+                new.append(added.joined())
+        if joined := b"".join(new):
+            self._known = Ids(*map(np.concatenate, zip(self._known, self._encode_new(joined), strict=True)))
+            self._start = np.cumsum(self._known.lengths, dtype=np.int32) - self._known.lengths
+        return run(partial(_gathered, self._known, self._start), numbers)
 
 
-def _documents(text: str) -> list[str]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text holds a lone surrogate at character {error.start}") from None
-    return text.split(END_OF_TEXT)
+def _gathered(known: Ids, start: np.ndarray, number: np.ndarray) -> Ids:
+    lengths = known.lengths[number]
+    end = np.cumsum(lengths)
+    place = np.repeat(start[number] - (end - lengths), lengths)
+    place += np.arange(len(place))
+    return Ids(known.ids[place], lengths, known.lost[number])

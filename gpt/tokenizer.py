@@ -10,7 +10,6 @@ words, each distinct word is merged once, and a table does the rest (gpt/encodin
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,11 @@ import numpy as np
 
 from gpt.bpe import Merges, learn
 from gpt.config import TOKENIZERS, VOCAB_LIMIT
-from gpt.encoding import Counting, Encoding
+from gpt.encoding import count_words, merging
 from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.spelling import SPELLINGS, Decoder, Spelling
 from gpt.text import END_OF_TEXT
-from gpt.workers import map_blocks
 
 
 class Tokenizer:
@@ -52,7 +50,8 @@ class Tokenizer:
         self._pieces = list(spelling.alphabet)
         for left, right in pairs:
             self._pieces.append(self._pieces[left] + self._pieces[right])
-        self._encoding = Encoding(spelling, Merges(len(spelling.alphabet), pairs))
+        self._merges = Merges(len(spelling.alphabet), pairs)
+        self._encoding = merging(spelling, self._merges)
 
     @property
     def vocab_size(self) -> int:
@@ -64,25 +63,21 @@ class Tokenizer:
         Memory follows the number of distinct words. `progress` is called as (merges done, merges planned).
         Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
         """
-        counts: Counter[str] = Counter()
-        for some in map_blocks(Counting(SPELLINGS[self.kind]), [text] if isinstance(text, str) else text):
-            counts.update(some)
-        spelling, self.advice = SPELLINGS[self.kind].fit(counts, self.vocab_limit)
-        row, _ = spelling.spell(counts)
-        count = np.fromiter(counts.values(), np.int64, len(counts))
-        del counts  # learning can use the memory
+        words, counts = count_words(SPELLINGS[self.kind], [text] if isinstance(text, str) else text)
+        spelling, self.advice = SPELLINGS[self.kind].fit(words, counts, self.vocab_limit)
+        row, _ = spelling.spell(words)
+        del words  # learning can use the memory
         most = self.vocab_limit - len(spelling.alphabet)
-        self._become(spelling, learn(row, count, spelling.alphabet, most, spelling.joinable, progress))
+        self._become(spelling, learn(row, counts, spelling.alphabet, most, spelling.joinable, progress))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
-        ids, dropped = self._encoding(text)
-        self.dropped += dropped
+        (ids,) = self.encode_blocks([text])
         return ids.tolist()
 
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block."""
-        for ids, dropped in map_blocks(self._encoding, blocks):
+        for ids, dropped in self._encoding(blocks):
             self.dropped += dropped
             yield ids
 
@@ -144,7 +139,7 @@ class Tokenizer:
                 "ignore_merges": False,
                 "vocab_limit": self.vocab_limit,  # ours; inside the model Hugging Face passes over unknown keys
                 "vocab": {piece: id for id, piece in enumerate(self._pieces)},
-                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._encoding.merges.pairs],
+                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._merges.pairs],
             },
         }
 
