@@ -67,9 +67,7 @@ class WordSpelling:
         return cls(alphabet[1::2])
 
     @classmethod
-    def fit(
-        cls, words: Sequence[bytes], counts: np.ndarray, vocab_limit: int
-    ) -> tuple["WordSpelling", str | None]:
+    def fit(cls, words: Sequence[bytes], counts: np.ndarray, vocab_limit: int) -> tuple["WordSpelling", str | None]:
         """Characters enter by count while they fit, ties by code point; advice if they would fill over half.
 
         `words` holds words in any number of strings, `counts` how often each of them occurs.
