@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from gpt.ops.cpu_sums import sum_rows
 from gpt.ops.threads import Scratch, blocks
 
 PART = 2**17  # elements per chain of calls in a backward pass, which goes over five arrays
@@ -17,10 +18,9 @@ SCALE = math.sqrt(2 / math.pi)
 
 def backward(activation: str, x: np.ndarray, dx: np.ndarray, sums: np.ndarray, scratch: Scratch) -> None:
     """dx *= activation'(x), both [rows, F]; sums [F] = that, summed over rows."""
-    sums.fill(0)
     for part in blocks(slice(0, len(x)), max(1, PART // x.shape[1])):
         dx[part] *= _DERIVATIVES[activation](x[part], scratch)
-        sums += np.add.reduce(dx[part], axis=0)
+    sum_rows(dx, sums)
 
 
 def _relu(x: np.ndarray, out: np.ndarray) -> None:

@@ -7,9 +7,11 @@ in the sequence's length. All arrays are views [batch, heads, positions, head_di
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import numpy as np
 
+from gpt.ops.cpu_sums import ones
 from gpt.ops.masks import Mask
 from gpt.ops.threads import Scratch, Threads
 
@@ -96,6 +98,12 @@ def attend_backward(
     tiles.run(task)
 
 
+@lru_cache
+def _future(rows: int, dtype: np.dtype) -> np.ndarray:
+    """[rows, rows] to be added to scores: -inf where the key comes after the query, else 0. Not to be written to."""
+    return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
+
+
 class _Tiles:
     """How the tiles of one attention lie, and what forward and backward both do with one."""
 
@@ -108,8 +116,7 @@ class _Tiles:
         self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
         share = max(-(-self._batch * self._heads // threads.count), -(-LEAST_TILE // (self._rows * keys)))
         self._fit = min(share, max(1, TILE // (self._rows * keys)))  # heads in one tile
-        self._ones = np.ones((keys, 1), q.dtype)
-        self._future = np.triu(np.full((self._rows, self._rows), -np.inf, q.dtype), 1)
+        self._future = _future(self._rows, q.dtype)
 
     def run(self, task: Callable[[tuple[slice, slice]], None]) -> None:
         """Call task((batch slice, head slice)) for parts of all heads that fit one tile."""
@@ -150,7 +157,7 @@ class _Tiles:
             shift = np.maximum.reduce(p, axis=axes, keepdims=True)
             p -= shift
             np.exp(p, out=p)
-            total = np.matmul(p, self._ones[: p.shape[-1]])
+            total = np.matmul(p, ones(p.shape[-1], p.dtype)[:, None])
             if np.minimum.reduce(total, axis=None) > LEAST_TOTAL:
                 break
         return p, shift, total
