@@ -23,6 +23,7 @@ WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
 GREEDY = Sampling(temperature=0, repetition_penalty=1)
 PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
+CPU = CpuOps(threads=1)  # to make one takes a thousand times as long as to draw a token
 
 
 @pytest.fixture(scope="module", params=["word", "byte"])
@@ -55,7 +56,7 @@ def model(tokenizer) -> GPT:
 
 def next_token(logits, context, sampling, uniform):
     seen, out = np.isin(np.arange(len(logits)), context).astype(np.uint8), np.zeros(1, np.int32)
-    CpuOps(threads=1).sample(logits, seen, np.array([uniform]), out, **asdict(sampling))
+    CPU.sample(logits, seen, np.array([uniform]), out, **asdict(sampling))
     return int(out[0])
 
 
