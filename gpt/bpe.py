@@ -145,8 +145,10 @@ class _Words:
     def count(self, pair: Pair, start: np.ndarray) -> tuple[int, np.ndarray]:
         """How often a pair occurs, and those places of `start` where it still does."""
         row, (left, right) = self._row, pair
-        start = start[(row[start] == left) & (row[start + self._width[left]] == right)]
-        return int(self._weight[start].sum()), start
+        there = row.take(start) == left
+        there &= row.take(start + self._width[left]) == right
+        start = start[there]
+        return int(np.add.reduce(self._weight.take(start))), start
 
     def merge(
         self, pair: Pair, start: np.ndarray, made: int, floor: int
@@ -162,28 +164,28 @@ class _Words:
         row[start] = made
         row[end - 1] = made
         self._stays[middle] = False
-        weight = self._weight[start]
-        before, after = row[start - 1], row[end]
-        for other, count, at in _grouped(before, weight, start, floor):
-            yield count, (other, made), at - width[other]
-        for other, count, at in _grouped(np.where(after == made, GONE, after), weight, start, floor):
-            yield count, (made, other), at
-
-
-def _grouped(
-    other: np.ndarray, weight: np.ndarray, start: np.ndarray, floor: int
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Of each neighbor in `other` whose weights reach `floor` together: the neighbor, their sum, its places."""
-    (inside,) = (other >= 0).nonzero()
-    if not len(inside):
-        return
-    order = inside[other[inside].argsort()]
-    other, start = other[order], start[order]
-    first = np.concatenate([_FIRST, (other[1:] != other[:-1]).nonzero()[0] + 1])
-    count = np.add.reduceat(weight[order], first, dtype=np.int64)
-    for i in (count >= floor).nonzero()[0].tolist():
-        end = first[i + 1] if i + 1 < len(first) else len(order)
-        yield int(other[first[i]]), int(count[i]), start[first[i] : end]
+        weight = self._weight.take(start)
+        # Pairs with the neighbors before and, as numbers from `beyond` on, with those after: sorted and counted together
+        beyond = len(width)
+        before, after = row.take(start - 1), row.take(end)
+        after[after == made] = GONE  # that pair counts where it is one with the neighbor before
+        after[after >= 0] += beyond
+        neighbor = np.concatenate([before, after])
+        (inside,) = (neighbor >= 0).nonzero()
+        if not len(inside):
+            return
+        inside = inside[neighbor.take(inside).argsort()]
+        neighbor = neighbor.take(inside)
+        place = np.concatenate([start - width.take(before), start]).take(inside)
+        first = np.concatenate([_FIRST, (neighbor[1:] != neighbor[:-1]).nonzero()[0] + 1])
+        count = np.add.reduceat(np.concatenate([weight, weight]).take(inside), first, dtype=np.int64)
+        (frequent,) = (count >= floor).nonzero()
+        first = np.append(first, len(place))
+        for other, often, begin, end in zip(
+            neighbor.take(first.take(frequent)).tolist(), count.take(frequent).tolist(),
+            first.take(frequent).tolist(), first.take(frequent + 1).tolist(), strict=True,
+        ):  # fmt: skip
+            yield often, (other, made) if other < beyond else (made, other - beyond), place[begin:end]
 
 
 _FIRST = np.zeros(1, np.intp)
