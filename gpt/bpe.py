@@ -165,7 +165,7 @@ class _Words:
         row[end - 1] = made
         self._stays[middle] = False
         weight = self._weight.take(start)
-        # Pairs with the neighbors before and, as numbers from `beyond` on, with those after: sorted and counted together
+        # Pairs with the neighbors before and, as numbers from `beyond` on, with those after: sorted and counted as one
         beyond = len(width)
         before, after = row.take(start - 1), row.take(end)
         after[after == made] = GONE  # that pair counts where it is one with the neighbor before
