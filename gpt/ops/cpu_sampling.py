@@ -18,11 +18,11 @@ def choose(
         least = np.partition(logits, -top_k)[-top_k]
         candidates = np.flatnonzero(logits >= least)
     # The largest is subtracted first, so that no temperature, however low, overflows.
-    weights = np.exp((logits - logits.max()) / temperature)
+    weights = np.exp((logits[candidates] - logits.max()) / temperature)
     if top_k or top_p < 1:  # a draw among all needs no order
-        candidates = candidates[np.argsort(-logits[candidates], kind="stable")][: top_k or None]
-        reached = np.cumsum(weights[candidates])
-        kept = int(np.searchsorted(reached, top_p * reached[-1])) + 1
-        candidates = np.sort(candidates[:kept])
-    reached = np.cumsum(weights[candidates])
+        heaviest = np.argsort(-logits[candidates], kind="stable")[: top_k or None]
+        reached = np.cumsum(weights[heaviest])
+        kept = np.sort(heaviest[: int(np.searchsorted(reached, top_p * reached[-1])) + 1])
+        candidates, weights = candidates[kept], weights[kept]
+    reached = np.cumsum(weights)
     return int(candidates[np.searchsorted(reached, uniform * reached[-1], side="right")])

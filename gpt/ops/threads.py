@@ -65,6 +65,10 @@ class Threads:
 
     def run_blocks(self, task: Callable[[slice], None], rows: int, block: int) -> None:
         """Call task(slice) for every block of at most `block` of the `rows` rows."""
+        if rows <= block:  # most often, where a model is small
+            with QUIET():
+                task(slice(0, rows))
+            return
         parts = blocks(slice(0, rows), block)
         self.run(lambda number: task(parts[number]), len(parts))
 
