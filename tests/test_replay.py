@@ -83,7 +83,7 @@ def test_what_is_recorded_is_not_done_until_it_is_replayed():
 
 
 def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_needs_more():
-    scratch = []
+    scratch, most = [], 100
 
     class Noting(HostDevice):
         description, warp = "a device that keeps nothing", 32
@@ -93,10 +93,12 @@ def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_nee
 
     ops, norm = GpuOps(Noting(), "fp32"), np.zeros((2, 3), np.float32)
     ops.linear = lambda *_: None
-    for rows in (1, 2):  # of a width that takes a kernel for the norm: with an output, means, standard deviations
+    for rows in range(1, most + 1):  # of a width that takes a kernel for the norm: with an output, means, deviations
         ops.norm_linear(np.zeros((rows, 3), np.float32), *norm, np.zeros((3, 5), np.float32), None, norm)
-    assert len(scratch) == 6
+    assert len(scratch) == 3 * most
     assert all(array() is not None for array in scratch)
+    arrays = {id(array()): array() for array in scratch}.values()
+    assert sum(array.size for array in arrays) < 4 * most * (3 + 1 + 1), "each at least twice the one before"
 
 
 def test_inputs_are_written_again_only_when_their_upload_is_done():

@@ -447,7 +447,9 @@ class GpuOps:
     def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
         arrays = self._scratch_arrays.setdefault(name, [])
         if not arrays or arrays[-1].size < size:
-            arrays.append(self.empty(size, dtype))  # beside the smaller one, whose address a recorded step may know
+            # Beside the smaller ones, whose addresses a recorded step may know; each is at least twice as large as the
+            # one before, so that all together stay below four times the need.
+            arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
         return arrays[-1][:size]
 
     def _width(self, columns: int) -> int:
