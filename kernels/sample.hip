@@ -22,7 +22,10 @@ constexpr int AHEAD = 4;     // vectors of logits of a thread that are on their 
 constexpr float LARGEST = 3.4028235e38f;
 
 // Floats as integers of the same order, and back; none is 0.
-DEVICE uint32 key_of(float v) { return bits_of(v) >> 31 ? ~bits_of(v) : bits_of(v) | 0x80000000u; }
+DEVICE uint32 key_of(float v) {
+  if (v == 0) v = 0;  // -0 equals 0
+  return bits_of(v) >> 31 ? ~bits_of(v) : bits_of(v) | 0x80000000u;
+}
 DEVICE float value_of(uint32 key) { return float_of(key >> 31 ? key & 0x7fffffffu : ~key); }
 
 // The logits, with the penalty on those whose tokens are marked.

@@ -543,6 +543,13 @@ def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temper
         assert sampled(ops, arrays, logits, seen, uniform, **options) in near_by
 
 
+@pytest.mark.parametrize("vocab", [9, 3000])
+def test_sampling_knows_no_order_of_the_two_zeros(ops, arrays, vocab):
+    logits = np.where(np.arange(vocab) % 2, 0.0, -0.0)
+    greedy = {"temperature": 0, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
+    assert sampled(ops, arrays, logits, np.zeros(vocab, np.uint8), 0.9, **greedy) == 0
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
     options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
