@@ -550,6 +550,11 @@ def test_sampling_knows_no_order_of_the_two_zeros(ops, arrays, vocab):
     assert sampled(ops, arrays, logits, np.zeros(vocab, np.uint8), 0.9, **greedy) == 0
 
 
+def test_a_penalty_beyond_float32_leaves_a_logit_of_0_as_it_is(ops, arrays):
+    options = {"temperature": 0, "top_k": 0, "top_p": 1, "repetition_penalty": 1e300}
+    assert sampled(ops, arrays, np.array([0.0, 1.0]), np.array([1, 0], np.uint8), 0.5, **options) == 1
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
     options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}

@@ -411,7 +411,7 @@ class GpuOps:
         kernel = self._kernel("sample.hip", "sample")
         keys = self._scratch("sample keys", vocab, "uint32")
         rate = _float(min(math.log2(math.e) / temperature, LARGEST) if temperature else 0)
-        choice = (_float(repetition_penalty), rate, _int(min(top_k, vocab)), _float(top_p))
+        choice = (_float(min(repetition_penalty, LARGEST)), rate, _int(min(top_k, vocab)), _float(top_p))
         kernel((1,), (1024,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
