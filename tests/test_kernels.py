@@ -230,7 +230,10 @@ def test_dropout_drops_the_same_elements_everywhere(ops, arrays, rng, U, rows, d
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
-SIZES = [(1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40)]  # rows, in, out
+SIZES = [
+    (1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40),
+    (1, 24, 20), (1, 24, 7),
+]  # rows, in, out  # fmt: skip
 # One row of whole vectors, for blocks of each size, that a thread reads at once or not, or that is too long for them.
 ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_008, 16)]
 
@@ -335,7 +338,7 @@ def test_partial_sums_are_added(ops, arrays, rng, parts, n):
 
 HEADS = [
     (1, 1, 1, 16), (2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128), (2, 1, 97, 15),
-    (1, 2, 16, 8), (1, 1, 200, 24),
+    (1, 2, 16, 8), (1, 1, 200, 24), (1, 1, 135, 80),
 ]  # batch, heads, seq, head_dim  # fmt: skip
 
 
@@ -445,8 +448,11 @@ def test_attention_of_long_sequences(ops, arrays, rng, U, shape, rate):
 
 @pytest.mark.parametrize(
     ("n", "start", "heads", "hd"),
-    [(1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128), (40, 3, 1, 24), (1, 600, 1, 127)],
-)
+    [
+        (1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128), (40, 3, 1, 24),
+        (1, 600, 1, 127), (2, 1100, 1, 16), (1, 0, 3, 8),
+    ],
+)  # fmt: skip
 def test_attention_of_new_positions_against_a_cache(ops, arrays, rng, U, n, start, heads, hd):
     past = start + n
     qkv = arrays.rounded(rng.standard_normal((past, 3 * heads * hd)))
@@ -543,6 +549,15 @@ def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temper
         assert sampled(ops, arrays, logits, seen, uniform, **options) in near_by
 
 
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0, 0, 1), (1, 5, 0.5), (1, 50, 1), (1, 1100, 0.9)])
+def test_sampling_among_more_equal_logits_than_there_are_threads(ops, arrays, temperature, top_k, top_p):
+    logits, seen = np.where(np.arange(3000) < 5, 0, 1.5), (np.arange(3000) // 4 == 2).astype(np.uint8)
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": 1.2}
+    for uniform in (0, 0.3, 0.77, 0.999):
+        expected = sampled(REFERENCE, Arrays(REFERENCE), logits, seen, uniform, **options)
+        assert sampled(ops, arrays, logits, seen, uniform, **options) == expected
+
+
 @pytest.mark.parametrize("vocab", [9, 3000])
 def test_sampling_knows_no_order_of_the_two_zeros(ops, arrays, vocab):
     logits = np.where(np.arange(vocab) % 2, 0.0, -0.0)
@@ -607,6 +622,24 @@ def test_adamw(ops, arrays, rng, U, clip):
     if ops.low_precision:
         weights = ops.to_host(mine[0])
         near(ops, copy, weights, U * np.abs(weights))
+
+
+@pytest.mark.parametrize("ops", ["bf16"], indirect=True)
+def test_what_products_read_is_the_nearest_bf16_and_of_two_the_even_one(ops, arrays):
+    """Of weights of every kind (denormal, infinite, NaN and what becomes infinite), which a step of rate 0 leaves."""
+    high = (np.arange(0, 2**16, 32, dtype=np.uint32)[:, None] + np.array([0, 1, 31], np.uint32)).ravel()
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    weights = (high[:, None] << 16 | low).ravel().view(np.float32)
+    zeros, copy = np.zeros(weights.size), arrays.poisoned(weights.size)
+    mine = arrays.of(weights, "float32"), *(arrays.of(zeros, "float32") for _ in range(3))
+    ops.adamw(
+        *mine, copy=copy, norm=arrays.of(np.ones(1), "float64"), loss=arrays.of(np.ones(2), "float64"),
+        counters=arrays.of(np.zeros(3, np.int64)), lr=arrays.of(np.zeros(1), "float32"), betas=(0.9, 0.95), eps=1e-8,
+        weight_decay=0.1, decayed=0, clip=0.0,
+    )  # fmt: skip
+    stored = ops.to_host(mine[0])  # AMD's take denormals for 0
+    np.testing.assert_array_equal(ops.to_host(copy), ops.to_host(arrays.of(stored)))
+    np.testing.assert_array_equal(np.isnan(stored), np.isnan(weights))
 
 
 @pytest.mark.parametrize(("norm", "loss"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, -np.inf)])
