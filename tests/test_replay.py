@@ -124,6 +124,10 @@ def test_inputs_are_written_again_only_when_their_upload_is_done():
     assert inputs.device["ids"].ctypes.data % 4 == 0
 
 
+def test_generation_is_ahead_by_fewer_steps_than_an_output_has_slots():
+    assert GpuOps.steps_ahead < SLOTS
+
+
 @pytest.mark.parametrize("make", [lambda array: Output(HostDevice(), array), HostOutput])
 def test_an_output_is_what_was_there_when_it_was_asked_for(make):
     array = np.zeros((2, 1), np.int32)

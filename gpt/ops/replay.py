@@ -102,7 +102,7 @@ class Output:
 
     def fetched(self) -> Callable[[], np.ndarray]:
         """Ask for the array as all work before this leaves it. What returns waits for that and no other work, and gives
-        the array; it has to be called before SLOTS more are asked for.
+        the slot itself: it has to be called, and what it gives read, before SLOTS more are asked for.
         """
         slot = self._slots[self._next]
         self._next = (self._next + 1) % SLOTS
