@@ -7,7 +7,8 @@ context. That costs half a window every half a window, so a token costs two posi
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,18 +96,19 @@ def generate(
     return _text(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
 
 
-def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Iterator[int]) -> Iterator[str]:
+def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
     decoder = tokenizer.decoder()
     for id in prompt:
         decoder.feed(id)
-    for id in drawn:
-        yield decoder.feed(id)
+    with closing(drawn):
+        for id in drawn:
+            yield decoder.feed(id)
     yield decoder.finish()
 
 
 def draw(
     model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite.
 
     A step finds the id that it decodes on the device, so the next may be asked for before the host knows it: the device
@@ -140,8 +142,8 @@ def draw(
             asked.append(output.fetched())
             all_needed = length == window or position == num_tokens - 1
             while len(asked) > (0 if all_needed else ops.steps_ahead):
-                wait = asked.popleft()
-                id = _checked(int(wait()[0]))
+                id = _checked(int(asked[0]()[0]))
+                asked.popleft()  # not before: whatever interrupts the wait, `finally` waits again
                 if id == eos_id:
                     return
                 yield id

@@ -1,5 +1,6 @@
 """Choosing tokens, streaming text, and the window that slides."""
 
+import inspect
 import math
 from collections import Counter
 from dataclasses import asdict
@@ -252,16 +253,23 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
     assert [text(*case) for case in cases] == expected
 
 
-@pytest.mark.parametrize("end", ["by itself", "early", "with an error"])
+@pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
     """Else the device would read and write memory that is no longer the generation's."""
-    model, under_way = model_for(tokenizer), set()
+    model, under_way, interrupts = model_for(tokenizer), set(), []
 
     class Slow(HostOutput):
         def fetched(self):
             value, number = super().fetched(), object()
             under_way.add(number)
-            return lambda: (under_way.discard(number), value())[1]
+
+            def wait():
+                if interrupts:
+                    raise interrupts.pop()
+                under_way.discard(number)
+                return value()
+
+            return wait
 
     monkeypatch.setattr(CpuOps, "steps_ahead", 1)
     monkeypatch.setattr(model.ops, "output", Slow)
@@ -272,11 +280,37 @@ def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
         model.weights.flat.fill(np.nan)
         with pytest.raises(UserError):
             list(drawn)
+    elif end == "by Ctrl+C":
+        interrupts.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            list(drawn)
     elif end == "early":
         drawn.close()
     else:
         list(drawn)
     assert not under_way
+
+
+def test_closing_the_text_ends_its_generation(model, tokenizer, monkeypatch):
+    drawn = []
+
+    def noted(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[0]
+
+    monkeypatch.setattr("gpt.generate.draw", noted)
+    pieces = generate(model, tokenizer, "the cat")
+    next(pieces)
+    pieces.close()
+    assert inspect.getgeneratorstate(drawn[0]) == inspect.GEN_CLOSED
+
+
+@pytest.mark.parametrize("device", DEVICES)  # -1 is fed back through the embedding
+def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, device):
+    model = model_for(tokenizer, GpuOps(device(), "fp32"))
+    model.ops.fill(model.weights.flat, np.nan)
+    with pytest.raises(UserError, match="diverged"):
+        list(draw(model, [0], 5, GREEDY, -1, 0, WINDOW))
 
 
 @pytest.mark.parametrize("device", DEVICES)
