@@ -206,14 +206,12 @@ class GpuOps:
         has_product = self._blas(x, weight, product, "bias" if bias is not None else "none", bias=bias)
         if not has_product and bias is not None and self._blas(x, weight, product, "none"):
             has_product = True
-            kernel = self._elementwise("add_bias", product.shape[1], activation)
-            kernel(self._grid(product), (256,), (product, bias, _int(product.shape[1]), _long(product.size)))
+            self._add_bias(product, bias)
         if not has_product:
             epilogue = "BIAS_ACTIVATION" if activation else "BIAS" if bias is not None else "STORE"
             self._matmul(x, weight, out, epilogue, activation, bias, before)
         elif activation:
-            kernel = self._elementwise("activation", out.shape[1], activation)
-            kernel(self._grid(out), (256,), (before, out, _long(out.size)))
+            self._activate(before, out, activation)
 
     def norm_linear(
         self, x: Array, norm_weight: Array, norm_bias: Array, weight: Array, bias: Array | None, out: Array,
@@ -229,16 +227,14 @@ class GpuOps:
         self.layernorm(x, norm_weight, norm_bias, normed, mean, rstd)
         self.linear(normed, weight, bias, out)
         if activation:
-            kernel = self._elementwise("activation", out.shape[1], activation)
-            kernel(self._grid(out), (256,), (out, out, _long(out.size)))
+            self._activate(out, out, activation)
 
     def linear_add(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
         if self._matvec("linear_add", x, weight, bias, None, (x, weight, bias, out)):
             return
         if not self._blas(x, weight, out, "none", accumulate=True):
             self._matmul(x, weight, out, "ACCUMULATE")
-        kernel = self._elementwise("add_bias", out.shape[1], None)
-        kernel(self._grid(out), (256,), (out, bias, _int(out.shape[1]), _long(out.size)))
+        self._add_bias(out, bias)
 
     def _matvec(
         self, name: str, x: Array, weight: Array, bias: Array | None, activation: str | None, arguments: tuple
@@ -325,12 +321,19 @@ class GpuOps:
         arguments = (a, b, out, nothing if bias is None else bias, nothing if before is None else before)
         kernel((-(-n // 64), -(-m // 64)), (4 * self.device.warp,), (*arguments, _int(m), _int(n), _int(k)))
 
-    def _elementwise(self, name: str, columns: int, activation: str | None) -> Callable:
-        return self._kernel("gelu.hip", name, WIDTH=self._width(columns), ACTIVATION=activation or "gelu")
+    def _activate(self, before: Array, out: Array, activation: str) -> None:
+        """out = activation(before), both [rows, columns]; out may be before."""
+        self._elementwise("activation", out, (before, out), activation)
 
-    def _grid(self, x: Array) -> tuple[int]:
-        """The grid of an elementwise kernel over x [rows, columns]."""
-        return (-(-x.size // (256 * self._width(x.shape[1]))),)
+    def _add_bias(self, x: Array, bias: Array) -> None:
+        """x [rows, columns] += bias"""
+        self._elementwise("add_bias", x, (x, bias, _int(x.shape[1])))
+
+    def _elementwise(self, name: str, out: Array, arguments: tuple, activation: str = "gelu") -> None:
+        """A kernel of gelu.hip over out [rows, columns]."""
+        width = self._width(out.shape[1])
+        kernel = self._kernel("gelu.hip", name, WIDTH=width, ACTIVATION=activation)
+        kernel((-(-out.size // (256 * width)),), (256,), (*arguments, _long(out.size)))
 
     # ---- gradients of vectors -------------------------------------------------------------------------------------
 
