@@ -1,24 +1,24 @@
 // Linear layers of a single row x [K]: what writing text needs, where a product is as fast as its weights are read. The
 // layer norm before one and the residual add after it come along, for a launch costs as much as a small product.
 //
-// W [K, n] row by row: a block takes LANES vectors of neighboring columns and shares out the rows of W among its threads,
-// whose sums it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes the columns of W. The
-// first vectors of W, mostly all of them, are on their way before anything else is done: only then is x read, normed by
-// every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
+// W [K, n] row by row: a block takes LANES vectors of neighboring columns and shares out the rows of W among its
+// threads, whose sums it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes the
+// columns of W. The first vectors of W, mostly all of them, are on their way before anything else is done: only then is
+// x read, normed by every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
 //
-// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), THREADS, BIAS (0 | 1),
-// ACTIVATION (gelu | relu | none).
+// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), THREADS, LANES, ROWS,
+// BIAS (0 | 1), ACTIVATION (gelu | relu | none).
 #include "common.h"
 
 constexpr float EPS = 1e-5f;
 constexpr int WARPS = THREADS / WARP;
-constexpr int LANES = 2, DEPTH = THREADS / LANES;  // vectors of columns, rows of W at a time
-constexpr int ROWS = 4;
+constexpr int DEPTH = THREADS / LANES;  // rows of W [K, n] at a time
 
 // Vectors of W that a thread has to read: all at once, or in rounds of as many as registers then hold.
 constexpr int VECTORS = (K + DEPTH - 1) / DEPTH, ROUNDS = VECTORS <= 8 ? 1 : (VECTORS + 4) / 5;
 constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
-constexpr int PARTS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), PARTS_AHEAD = PARTS < 3 ? PARTS : 3;  // of a row of W [n, K]
+// Of a row of W [n, K]
+constexpr int PARTS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), PARTS_AHEAD = PARTS < 3 ? PARTS : 3;
 
 DEVICE float none(float v) { return v; }
 

@@ -33,6 +33,7 @@ CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when t
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 LARGEST = 3e38  # that a float32 may be
 MATVEC_LONGEST = 10_000  # elements of a row that matvec.hip holds in shared memory
+MATVEC_LANES, MATVEC_ROWS = 2, 4  # vectors of columns of a block of it, or rows of transposed weights of a warp
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -245,15 +246,16 @@ class GpuOps:
         (k, n), by_columns = weight.shape, weight.flags.c_contiguous
         if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
             return False
+        # As few as leave a thread at most 8 vectors of the weights, which is so for rows of up to 4,096.
         threads = next((threads for threads in (256, 512) if k <= 4 * threads), 1024)
         kernel = self._kernel(
-            "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, BIAS=int(bias is not None),
-            ACTIVATION=activation or "none",
+            "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
+            BIAS=int(bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
         if by_columns:
-            columns = 2 * self._vector  # of a block: `LANES` vectors
+            columns = MATVEC_LANES * self._vector  # of a block
         else:
-            columns, threads = 4 * 256 // self.device.warp, 256  # `ROWS` for each warp
+            columns, threads = MATVEC_ROWS * 256 // self.device.warp, 256
         kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
         return True
 
