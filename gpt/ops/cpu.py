@@ -331,9 +331,9 @@ class CpuOps:
         self, x: np.ndarray, norm_weight: np.ndarray, norm_bias: np.ndarray, weight: np.ndarray,
         bias: np.ndarray | None, out: np.ndarray, activation: str | None = None,
     ) -> None:  # fmt: skip
-        """out = activation(layer norm of x @ weight + bias): `layernorm` and `linear`, where no way back is needed.
+        """out = activation(layernorm(x) @ weight + bias): `layernorm` and `linear`, where no way back is needed.
 
-        x [rows, in], out [rows, out]; activation None is none.
+        x [rows, in], norm_weight and norm_bias [in], out [rows, out]; activation None is none.
         """
         normed = self._scratch("normed", x.shape, self._dtype)
         self.layernorm(x, norm_weight, norm_bias, normed, *self._scratch("norm statistics", (2, len(x)), self._dtype))
@@ -341,13 +341,12 @@ class CpuOps:
         self.linear(normed, weight, bias, out, before, activation)
 
     def linear_add(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
-        """out += x @ weight + bias: a branch, from its last layer into the residual stream."""
-        branch = self._scratch("branch", out.shape, self._dtype)
+        """out += x @ weight + bias: a branch, from its last layer into the residual stream. x [rows, in], out [rows, out]."""
 
         def block(r: slice) -> None:
-            np.matmul(x[r], weight, out=branch[r])
-            branch[r] += bias
-            out[r] += branch[r]
+            branch = np.matmul(x[r], weight, out=self._scratch("branch", out[r].shape, self._dtype))
+            branch += bias
+            out[r] += branch
 
         self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
 
