@@ -228,17 +228,22 @@ def test_training_does_not_depend_on_the_hash_seed(tmp_path, kind):
 
 
 @both_kinds
-def test_the_tables_are_bounded_and_change_no_ids(monkeypatch, tmp_path, kind):
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(monkeypatch, tmp_path, kind, threads):
     (tmp_path / "corpus.txt").write_bytes(CORPUS.encode())
-    ids = trained(kind).encode(CORPUS)
+    whole = trained(kind)
     monkeypatch.setattr(gpt.encoding, "_TABLE_LIMIT", 10)
-    bounded = trained(kind)
-    sizes = []
+    monkeypatch.setattr(gpt.encoding, "_GROUP", 2)
+    monkeypatch.setattr(gpt.encoding, "available_threads", lambda: threads)
+    bounded = trained(kind, read_blocks(tmp_path / "corpus.txt", 8))
+    assert bounded._document() == whole._document()
+    ids, sizes = [], []
     for block in bounded.encode_blocks(read_blocks(tmp_path / "corpus.txt", 8)):
-        ids = ids[len(block):] if ids[:len(block)] == block.tolist() else pytest.fail("other ids")
+        ids += block.tolist()
         sizes.append(len(bounded._encoding._chunks))
-    assert ids == []
-    assert max(sizes) < 10 + 8 < len(set(CORPUS.split()))
+    assert ids == whole.encode(CORPUS)
+    assert max(sizes) < 10 + 8 * 2 * threads  # a group more than the limit: a string has a byte at least
+    assert sizes != sorted(sizes)  # it has been cleared
 
 
 # The vocabulary
