@@ -116,6 +116,15 @@ class _Table:
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()
         numbers = list(run(self._lexicon.find, texts))
+        try:
+            self._add(texts, numbers)
+        except BaseException:  # Ctrl-C too: strings that have a number but no ids would be given those of others
+            self._clear()
+            raise
+        return run(partial(_gathered, self._known, self._start), numbers)
+
+    def _add(self, texts: Sequence[Strings], numbers: Sequence[np.ndarray]) -> None:
+        """Number and encode the strings that are UNKNOWN in `numbers`, and write their numbers there."""
         new = []
         for strings, number in zip(texts, numbers, strict=True):
             (unknown,) = (number == UNKNOWN).nonzero()
@@ -125,7 +134,6 @@ class _Table:
         if joined := b"".join(new):
             self._known = Ids(*map(np.concatenate, zip(self._known, self._encode_new(joined), strict=True)))
             self._start = np.cumsum(self._known.lengths, dtype=np.int32) - self._known.lengths
-        return run(partial(_gathered, self._known, self._start), numbers)
 
 
 def _gathered(known: Ids, start: np.ndarray, number: np.ndarray) -> Ids:

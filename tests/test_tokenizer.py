@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -244,6 +245,39 @@ def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(mon
     assert ids == whole.encode(CORPUS)
     assert max(sizes) < 10 + 8 * 2 * threads  # a group more than the limit: a string has a byte at least
     assert sizes != sorted(sizes)  # it has been cleared
+
+
+@both_kinds
+def test_after_an_interruption_the_same_tokenizer_encodes_as_ever(monkeypatch, kind):
+    ours, fresh = trained(kind), trained(kind)
+
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ours._encoding._words, "_encode_new", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ours.encode("the cat")
+    for text in ("a mat", "the cat"):
+        assert ours.encode(text) == fresh.encode(text)
+
+
+@both_kinds
+@pytest.mark.parametrize("error", [ValueError, UserError])
+def test_an_error_in_a_later_group_leaves_no_thread_behind_and_a_tokenizer_that_works(monkeypatch, kind, error):
+    monkeypatch.setattr(gpt.encoding, "_GROUP", 2)
+    ours, expected, threads = trained(kind), trained(kind).encode(CORPUS), threading.active_count()
+
+    def blocks():
+        yield from ["the cat"] * 2 * gpt.encoding._MOST
+        if error is UserError:
+            raise UserError("the file ends in the middle of a character")
+        yield "a\ud800"
+
+    with pytest.raises(error):
+        list(ours.encode_blocks(blocks()))
+    assert threading.active_count() == threads
+    assert ours.encode(CORPUS) == expected
 
 
 # The vocabulary
