@@ -114,6 +114,7 @@ def _hashed(keys: Sequence[np.ndarray]) -> np.ndarray:
     """uint64 [n], of which the upper bits are the best."""
     hash = keys[0] * _FACTOR
     for key in keys[1:]:
+        hash ^= hash >> np.uint64(32)  # else the last bytes of several keys, which only the upper bits see, cancel
         hash ^= key
         hash *= _FACTOR
     hash ^= hash >> np.uint64(32)

@@ -1,12 +1,13 @@
 """gpt/lexicon.py: numbers of distinct strings, against a dictionary."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.lexicon import MARGIN, UNKNOWN, Lexicon, Numbering, Strings
+from gpt.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Numbering, Strings, _hashed
 
 # About the seams between integers (8 bytes) and to the dictionary (32), and with what strings are padded with elsewhere
 alike = st.integers(0, 40).map(lambda n: (b"\0ab" * 14)[:n])
@@ -47,3 +48,25 @@ def test_keys_that_share_a_slot_find_their_way():
     assert numbering.add([keys[:10]])[0].tolist() == list(range(10))
     assert numbering.add([keys[5:]])[0].tolist() == list(range(5, 20))
     assert numbering.find([np.append(keys, np.uint64(99))]).tolist() == [*range(20), UNKNOWN]
+
+
+def test_words_that_differ_in_the_last_bytes_of_their_integers_have_different_hashes():
+    """Of 59,319 random hashes the upper 32 bits are the same for 0.4 pairs."""
+    lanes = np.meshgrid(*[np.arange(33, 72, dtype=np.uint64) << np.uint64(56)] * 3)
+    assert len(np.unique(_hashed([lane.ravel() for lane in lanes]) >> np.uint64(32))) > 59_000
+
+
+def test_the_mark_is_a_string_like_no_other():
+    lexicon, others = Lexicon(), side_by_side([b"\0", b"x" * 7, b"x" * 8, b"x" * 31, b"x" * 32])
+    assert lexicon.add(side_by_side([MARK]))[0].tolist() == [0]
+    assert set(lexicon.find(others).tolist()) == {UNKNOWN}
+    assert sorted(lexicon.add(others)[0].tolist()) == [1, 2, 3, 4, 5]
+    assert lexicon.find(side_by_side([MARK])).tolist() == [0]
+
+
+def test_several_threads_find_what_one_finds():
+    lexicon, words = Lexicon(), side_by_side([b"%d" % i * (i % 9 + 1) for i in range(5000)])
+    number, _ = lexicon.add(words)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lexicon.find, [words] * 50):
+            assert (found == number).all()
