@@ -1,4 +1,4 @@
-"""Distinct keys, numbered in the order in which they come, and NumPy's way to ask for a great many of them at once.
+"""Distinct byte strings numbered 0, 1, 2 …, and NumPy's way to ask for the numbers of a great many at once.
 
 A word of a text is no Python string here: it is a place in the text's bytes and a length. Eight bytes make one
 unsigned integer, so most words are compared and hashed as one or two integers, all words of a block side by side.
@@ -35,7 +35,10 @@ class Numbering:
         self._slots = np.full(2, UNKNOWN, np.int32)
 
     def find(self, keys: Sequence[np.ndarray]) -> np.ndarray:
-        """The numbers of keys, int32 [n], UNKNOWN for a key without one. Several threads may ask at a time."""
+        """The numbers of keys, int32 [n], UNKNOWN for a key without one.
+
+        Several threads may ask at a time, as long as nothing is added.
+        """
         slot = self._slot(_hashed(keys))
         number = self._slots[slot]
         (elsewhere,) = (self._differ(number, keys) & (number != UNKNOWN)).nonzero()
@@ -125,7 +128,7 @@ def _hashed(keys: Sequence[np.ndarray]) -> np.ndarray:
 class Strings(NamedTuple):
     """Byte strings within a longer one, `data`: where each begins and how long it is, intp [n].
 
-    MARGIN bytes follow the last string. A string contains no 0xFF, but that MARK is one by itself.
+    MARGIN bytes follow the last string. No string is empty, and none contains 0xFF, but MARK is one by itself.
     """
 
     data: bytes
@@ -149,7 +152,11 @@ class Strings(NamedTuple):
 
 
 class Lexicon:
-    """Byte strings → 0, 1, 2 … in the order in which they come."""
+    """Byte strings → 0, 1, 2 …
+
+    The order among those added together is no simple one (shorter ones tend to come first), but depends on nothing
+    but what has been added, and together with what.
+    """
 
     def __init__(self):
         self._numbering = Numbering(_LANES, slots=2)
@@ -159,7 +166,10 @@ class Lexicon:
         return self._numbering.count
 
     def find(self, strings: Strings) -> np.ndarray:
-        """The numbers of strings, int32 [n], UNKNOWN for those without. Several threads may ask at a time."""
+        """The numbers of strings, int32 [n], UNKNOWN for those without one.
+
+        Several threads may ask at a time, as long as nothing is added.
+        """
         number = np.empty(len(strings.start), np.int32)
         for some, keys in self._keys(strings):
             number[some] = self._numbering.find(keys)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from gpt.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Numbering, Strings, _hashed
 
 # About the seams between integers (8 bytes) and to the dictionary (32), and with what strings are padded with elsewhere
-alike = st.integers(0, 40).map(lambda n: (b"\0ab" * 14)[:n])
-strings = alike | st.binary(max_size=40).map(lambda s: s.replace(b"\xff", b""))
+alike = st.integers(1, 40).map(lambda n: (b"\0ab" * 14)[:n])
+strings = alike | st.binary(min_size=1, max_size=40).map(lambda s: s.replace(b"\xff", b"\xfe"))
 texts = st.lists(strings, max_size=30)
 
 
