@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019): parameters, forward pass, backward pass.
 
 A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-LN, learned positions, biases everywhere.
-All arithmetic is asked of an operations object (gpt/ops); this file only says in which order. Three choices shape it:
+All arithmetic is asked of an operations object (gpt/ops); this file only says in which order. Four choices shape it:
 
 - All parameters lie in one flat buffer, and so do their gradients: clipping, AdamW and saving are one pass.
 - In training the residual add is fused with the layer norm that follows it, so every block ends by computing the norm

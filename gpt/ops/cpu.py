@@ -341,7 +341,10 @@ class CpuOps:
         self.linear(normed, weight, bias, out, before, activation)
 
     def linear_add(self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
-        """out += x @ weight + bias: a branch, from its last layer into the residual stream. x [rows, in], out [rows, out]."""
+        """out += x @ weight + bias: a branch, from its last layer into the residual stream.
+
+        x [rows, in], weight [in, out], bias [out], out [rows, out].
+        """
 
         def block(r: slice) -> None:
             branch = np.matmul(x[r], weight, out=self._scratch("branch", out[r].shape, self._dtype))
