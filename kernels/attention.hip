@@ -75,7 +75,8 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
 }
 
 // The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM: kept in registers, or read again
-// each time, or, on Hopper, kept in shared memory, where they are from the first call of Pipeline::next on.
+// each time, or, on Hopper, kept in shared memory, where they are from the first call of Pipeline::next on, and where
+// `store` puts results in their place in the end.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
 constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for that
 

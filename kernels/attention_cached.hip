@@ -1,17 +1,17 @@
-// Attention of new positions of one sequence to those before them, whose keys and values a cache holds: what writing text
-// needs, mostly for one position at a time.
+// Attention of new positions of one sequence to those before them, whose keys and values a cache holds: what writing
+// text needs, mostly for one position at a time.
 //
 // A block per new row and head. LANES lanes hold a row of HEAD_DIM, so that a warp takes several positions at once, and
-// AHEAD times as many are on their way: their scores need only shuffles, and what an online softmax keeps (maximum, sum,
-// weighted values) each group of lanes keeps for its own positions. The groups are merged at the end, in a fixed order.
-// Positions that are new are read from qkv, for the cache gets them in the same launch: each block leaves its own row's
-// key and value there. Traffic: the cache once per new row.
+// AHEAD times as many are on their way: their scores need only shuffles, and what an online softmax keeps (maximum,
+// sum, weighted values) each group of lanes keeps for its own positions. The groups are merged at the end, in a fixed
+// order. Positions that are new are read from qkv, for the cache gets them in the same launch: each block leaves its
+// own row's key and value there. Traffic: the cache once per new row.
 //
 // Layout: qkv is [rows, 3, heads, HEAD_DIM], out [rows, heads, HEAD_DIM], keys and values [heads, capacity, HEAD_DIM];
 // row r is at position start[0] + r.
 //
-// Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES (a
-// power of 2, up to a warp).
+// Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES
+// (a power of 2, up to a warp).
 #include "common.h"
 
 constexpr int THREADS = 512, WARPS = THREADS / WARP;

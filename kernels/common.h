@@ -184,11 +184,12 @@ struct bf16 {
 DEVICE float to_float(float v) { return v; }
 DEVICE float to_float(bf16 v) { return float_of((uint32)v.bits << 16); }
 
-// Two floats as bf16 in one word, the first in the low half: round to nearest even, NaN stays NaN.
+// A float as bf16, rounded to nearest even. NaN stays a NaN; NVIDIA's own conversions make it 0x7fff.
 DEVICE uint32 rounded_bits(float v) {
   uint32 u = bits_of(v), nan = (u & 0x7fffffffu) > 0x7f800000u;  // 0 or 1: in arithmetic, for compilers branch on it
   return (u + ((0x7fffu + (u >> 16 & 1u)) & (nan - 1))) >> 16 | nan << 6;
 }
+// Two floats as bf16 in one word, the first in the low half
 DEVICE uint32 pack(float low, float high) {
 #if defined(ON_CUDA) && LAYOUT
   uint32 word;

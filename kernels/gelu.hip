@@ -1,7 +1,8 @@
 // The feed-forward layer's activation, GELU or ReLU, where no matrix product has it for an epilogue.
 //
-// Elementwise: each thread takes WIDTH neighboring elements, and each is read and written once. sums.hip has the way back,
-// which sums up what it computes. `add_bias` is for a vendor's product that cannot add one itself.
+// Elementwise: each thread takes WIDTH neighboring elements, and each is read and written once. sums.hip has the way
+// back, which sums up what it computes. `add_bias` is for a vendor's product that cannot add one itself, and for
+// products that are added to `out` already.
 //
 // Set by the host: T (bf16 | float), ACTIVATION (gelu | relu), WIDTH (elements per thread; divides the row's length).
 #include "common.h"

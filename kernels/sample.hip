@@ -10,8 +10,8 @@
 // Where that does not work (more are wanted than there are threads, or too many are equal), all keys go to memory, and
 // a threshold is found bit by bit, the highest first, by counting (top-k) or weighing (top-p) what lies at or above it.
 //
-// Of equal logits at a threshold those of lower ids come first. The draw walks the ids in their order. Sums have a fixed
-// order: the same seed draws the same token.
+// Of equal logits at a threshold those of lower ids come first. The draw walks the ids in their order. Sums have a
+// fixed order: the same seed draws the same token.
 //
 // Set by the host: T (bf16 | float).
 #include "common.h"
@@ -73,8 +73,8 @@ struct Logits {
   }
 };
 
-// The sum over the lanes up to this one, of numbers that are not negative: a later lane's is never smaller, for rounding
-// keeps the order within each half of the lanes, and to the upper half the sum of the lower one is added.
+// The sum over the lanes up to this one, of numbers that are not negative: a later lane's is never smaller, for
+// rounding keeps the order within each half of the lanes, and to the upper half the sum of the lower one is added.
 DEVICE float sum_to_lane(float v) {
   NO_UNROLL for (int width = 1; width < WARP; width *= 2) {
     float lower = shuffle(v, maximum(lane_id() / width * width - 1, 0));
@@ -142,8 +142,8 @@ struct Row {
   }
 
   // The sum of `mine`, not negative, over the threads before this one (before) and with it (through), and over all of
-  // them. One thread's `through` is the next one's `before`, to the bit, neither ever falls, and they are the same where
-  // `mine` is 0: every number below the whole sum lies between those of one thread, and of one that adds to it.
+  // them. One thread's `through` is the next one's `before`, to the bit, neither ever falls, and they are the same
+  // where `mine` is 0: every number below the whole sum lies between those of one thread, and of one that adds to it.
   DEVICE void sum_up(float mine, float& before, float& through, float& all) const {
     float in_warp = sum_to_lane(mine);
     if (lane_id() == WARP - 1) scratch[warp_id()] = in_warp;
@@ -163,8 +163,8 @@ struct Row {
     if (lane_id() == 0) before = earlier;
   }
 
-  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the key of the
-  // largest logit of each thread, `mine` being this one's.
+  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the key of
+  // the largest logit of each thread, `mine` being this one's.
   DEVICE void narrow(const Logits& logits, int wanted, float mine, Shared<uint32> found, Shared<int> ids) {
     int groups = wanted <= GROUPS / 2 ? GROUPS : THREADS, self = thread_id();
     if (self < groups) {
@@ -212,9 +212,9 @@ template <class Enough> DEVICE uint32 highest(Enough enough) {
   return key;
 }
 
-// token [1] = the id that uniform [1], in [0, 1), draws; -1 where a logit is not finite. seen [vocab] marks the tokens that
-// the penalty is for, and from then on this one. keys [vocab] is scratch memory. rate is log2(e) / temperature, or 0 for
-// the likeliest token; top_k 0 and top_p 1 are off.
+// token [1] = the id that uniform [1], in [0, 1), draws; -1 where a logit is not finite. seen [vocab] marks the tokens
+// that the penalty is for, and from then on this one. keys [vocab] is scratch memory. rate is log2(e) / temperature, or
+// 0 for the likeliest token; top_k 0 and top_p 1 are off.
 KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, uint32* keys, int vocab,
                     float penalty, float rate, int top_k, float top_p) {
   SHARED(float, scratch, WARPS);

@@ -503,8 +503,8 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     }
     asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
   }
-  // Those rows, by one warp, to rows of `to` from `to_first` on, but for rows from `rows` and columns from `columns` on,
-  // which must be whole vectors
+  // Those rows, by one warp, to rows of `to` from `to_first` on, but for rows from `rows` and columns from `columns`
+  // on, which must be whole vectors
   DEVICE void write_rows(Rows<T*> to, int first, int to_first, int rows, int columns) const {
     constexpr int WIDTH = Vector<T>::SIZE, GROUPS = COLUMNS / WIDTH;
     UNROLL for (int i = lane_id(); i < 16 * GROUPS; i += WARP) {
