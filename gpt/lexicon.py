@@ -4,7 +4,7 @@ A word of a text is no Python string here: it is a place in the text's bytes and
 unsigned integer, so most words are compared and hashed as one or two integers, all words of a block side by side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,8 @@ MARGIN = 8  # bytes that must follow the last string, as integers are read
 _LANES = 4  # integers of a key; a longer string is looked up in a dictionary
 _ONES = np.uint64(0xFFFFFFFFFFFFFFFF)
 _PADDING = np.array([0xFFFFFFFFFFFFFFFF << 8 * length & 0xFFFFFFFFFFFFFFFF for length in range(8)], np.uint64)
-_NO_NUMBER = 1 << 48
+_NO_NUMBER = 1 << 48  # no dictionary gets so long, and it still fits above a 0xFF
+_NONE = np.zeros(0, np.intp)
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
 
@@ -171,43 +172,38 @@ class Lexicon:
         Several threads may ask at a time, as long as nothing is added.
         """
         number = np.empty(len(strings.start), np.int32)
-        for some, keys in self._keys(strings):
+        for some, keys in self._keys(strings, lambda string: self._long.get(string, _NO_NUMBER)):
             number[some] = self._numbering.find(keys)
         return number
 
     def add(self, strings: Strings) -> tuple[np.ndarray, Strings]:
         """The numbers of strings, int32 [n], and the new ones among them, by number."""
-        for string in self._long_ones(strings):
-            self._long.setdefault(string, len(self._long))
         number = np.empty(len(strings.start), np.int32)
-        new = []
-        for some, keys in self._keys(strings):
+        new = [_NONE]
+        for some, keys in self._keys(strings, lambda string: self._long.setdefault(string, len(self._long))):
             number[some], first = self._numbering.add(keys)
             new.append(some[first])
         return number, strings[np.concatenate(new)]
 
-    def _keys(self, strings: Strings) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    @staticmethod
+    def _keys(strings: Strings, number: Callable[[bytes], int]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Strings with equally many lanes: their places, intp [n], and their keys, uint64 [n] per lane.
 
         A string fills its last lane up with 0xFF, at least one, so that no key is the beginning of another. A long
-        string's only lane is its number in the dictionary, behind a 0xFF.
+        string's only lane is what `number` says of it, behind a 0xFF.
         """
         data, start, length = strings
         integers = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
         lanes = np.minimum(length >> 3, _LANES).astype(np.uint8)
         for last in range(_LANES):
             (some,) = (lanes == last).nonzero()
-            begin = start[some]
-            keys = [integers[begin + 8 * lane] for lane in range(last + 1)]
-            keys[last] |= _PADDING[length[some] & 7]
-            yield some, keys
+            if len(some):
+                begin = start[some]
+                keys = [integers[begin + 8 * lane] for lane in range(last + 1)]
+                keys[last] |= _PADDING[length[some] & 7]
+                yield some, keys
         (some,) = (lanes == _LANES).nonzero()
-        long = np.array([self._long.get(string, _NO_NUMBER) for string in self._long_ones(strings)], np.uint64)
-        yield some, [long << np.uint64(8) | np.uint64(MARK[0])]
-
-    @staticmethod
-    def _long_ones(strings: Strings) -> Iterator[bytes]:
-        data, start, length = strings
-        (long,) = (length >= 8 * _LANES).nonzero()
-        for begin, end in zip(start[long].tolist(), (start + length)[long].tolist(), strict=True):
-            yield data[begin:end]
+        if len(some):
+            begins, ends = start[some].tolist(), (start[some] + length[some]).tolist()
+            long = [number(data[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+            yield some, [np.array(long, np.uint64) << np.uint64(8) | np.uint64(MARK[0])]
