@@ -60,7 +60,7 @@ class Tokenizer:
     def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
 
-        Memory follows the number of distinct words. `progress` is called as (merges done, merges planned).
+        Long texts belong in blocks: memory then follows the number of distinct words, and threads share the work. `progress` is called as (merges done, merges planned).
         Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
         """
         words, counts = count_words(SPELLINGS[self.kind], [text] if isinstance(text, str) else text)
@@ -71,12 +71,18 @@ class Tokenizer:
         self._become(spelling, learn(row, counts, spelling.alphabet, most, spelling.joinable, progress))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
+        """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate.
+
+        A long text wants less memory and more threads in blocks: `encode_blocks`.
+        """
         (ids,) = self.encode_blocks([text])
         return ids.tolist()
 
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block."""
+        """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block.
+
+        Up to 4 blocks for each thread (there are at most 8) are read before the ids of the first of them appear.
+        """
         for ids, dropped in self._encoding(blocks):
             self.dropped += dropped
             yield ids
