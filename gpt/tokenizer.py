@@ -60,7 +60,8 @@ class Tokenizer:
     def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
 
-        Long texts belong in blocks: memory then follows the number of distinct words, and threads share the work. `progress` is called as (merges done, merges planned).
+        Long texts belong in blocks: memory then follows the number of distinct words, and threads share the work.
+        `progress` is called as (merges done, merges planned).
         Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
         """
         words, counts = count_words(SPELLINGS[self.kind], [text] if isinstance(text, str) else text)
