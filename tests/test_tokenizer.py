@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,16 @@ def test_training_does_not_depend_on_the_block_size(tmp_path, kind, block_chars)
     in_blocks.save(tmp_path / "in_blocks.json")
     trained(kind).save(tmp_path / "whole.json")
     assert (tmp_path / "in_blocks.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+@both_kinds
+def test_words_at_the_seams_of_integers_are_told_apart(kind):
+    ours = trained(kind, "x y xx yy", 300)
+    words = ["x" * (length - 1) + last for length in (1, 7, 8, 15, 16, 23, 24, 30, 31, 32, 63) for last in "xy"]
+    expected = [trained(kind, "x y xx yy", 300).encode(f" {word}") for word in words]
+    assert ours.encode("".join(f" {word}" for word in words)) == list(chain.from_iterable(expected))
+    assert [ours.encode(f" {word}") for word in words] == expected
+    assert len(set(map(tuple, expected))) == len(words)
 
 
 @both_kinds
