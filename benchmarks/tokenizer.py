@@ -4,8 +4,8 @@
 
 Three things are timed, after imports: training on the whole file, encoding it right after that, and encoding it in a
 new process with the tokenizer loaded. In each round both sides take their turn: machines drift, so the ratios printed
-are medians over rounds of neighbors' ratios. Memory is the largest resident memory of a side's processes together,
-looked at twenty times a second while it trains and encodes. Both use all cores. Needs `pip install "hipgpt[peers]"`.
+are medians over rounds of neighbors' ratios. Memory is the largest resident memory of a side's process, looked at
+twenty times a second while it trains and encodes. Both use all cores. Needs `pip install "hipgpt[peers]"`.
 """
 
 import json
@@ -69,12 +69,11 @@ def print_line(label: str, key: str, results: list[dict[str, dict[str, float]]],
 
 
 def watched(command: list[str]) -> tuple[dict[str, float], int]:
-    """The JSON object that a command prints, and the most memory that it and its children had together."""
+    """The JSON object that a command prints, and the most memory that it had."""
     most = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        first = psutil.Process(process.pid)
         while process.poll() is None:
-            most = max(most, resident(first))
+            most = max(most, resident(process.pid))
             time.sleep(0.05)
         printed = process.stdout.read()
     if process.returncode:
@@ -82,14 +81,11 @@ def watched(command: list[str]) -> tuple[dict[str, float], int]:
     return json.loads(printed), most
 
 
-def resident(first: psutil.Process) -> int:
-    total = 0
+def resident(process: int) -> int:
     try:
-        for process in (first, *first.children(recursive=True)):
-            total += process.memory_info().rss
+        return psutil.Process(process).memory_info().rss
     except psutil.NoSuchProcess:
-        pass  # it ended meanwhile
-    return total
+        return 0  # it ended meanwhile
 
 
 def hipgpt(text: Path, vocab_size: int, kind: str, saved: Path, load: bool) -> dict[str, float]:
