@@ -129,7 +129,7 @@ class _Table:
         for strings, number in zip(texts, numbers, strict=True):
             (unknown,) = (number == UNKNOWN).nonzero()
             if len(unknown):
-                number[unknown], added = self._lexicon.add(strings[unknown])
+                number[unknown], added = self._lexicon.add(strings.take(unknown))
                 new.append(added.joined())
         if joined := b"".join(new):
             self._known = Ids(*map(np.concatenate, zip(self._known, self._encode_new(joined), strict=True)))

@@ -136,7 +136,8 @@ class Strings(NamedTuple):
     start: np.ndarray
     length: np.ndarray
 
-    def __getitem__(self, index: np.ndarray) -> "Strings":
+    def take(self, index: np.ndarray) -> "Strings":
+        """Those at an index or where a mask is true."""
         return Strings(self.data, self.start[index], self.length[index])
 
     def joined(self) -> bytes:
@@ -183,7 +184,7 @@ class Lexicon:
         for some, keys in self._keys(strings, lambda string: self._long.setdefault(string, len(self._long))):
             number[some], first = self._numbering.add(keys)
             new.append(some[first])
-        return number, strings[np.concatenate(new)]
+        return number, strings.take(np.concatenate(new))
 
     @staticmethod
     def _keys(strings: Strings, number: Callable[[bytes], int]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:

@@ -210,7 +210,7 @@ class ByteSpelling:
         first_bytes = ((np.frombuffer(chunks, np.uint8) & 0xC0) != 0x80).nonzero()[0]  # of the code points
         start = first_bytes[begin]
         pieces = Strings(chunks + bytes(MARGIN), start, np.diff(start, append=len(chunks)))
-        return pieces[~is_end], np.diff(is_end.nonzero()[0], prepend=-1) - 1
+        return pieces.take(~is_end), np.diff(is_end.nonzero()[0], prepend=-1) - 1
 
     @staticmethod
     def spell(words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
