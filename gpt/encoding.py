@@ -34,7 +34,7 @@ class Ids(NamedTuple):
 EncodeNew = Callable[[bytes], Ids]  # of distinct strings, each with MARK behind it
 
 
-def merging(spelling: Spelling, merges: Merges) -> "Encoding":
+def encoder(spelling: Spelling, merges: Merges) -> "Encoding":
     """What encodes a text."""
 
     def encode_words(words: bytes) -> Ids:

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt.bpe import Merges, learn
 from gpt.config import TOKENIZERS, VOCAB_LIMIT
-from gpt.encoding import count_words, merging
+from gpt.encoding import count_words, encoder
 from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.spelling import SPELLINGS, Decoder, Spelling
@@ -51,7 +51,7 @@ class Tokenizer:
         for left, right in pairs:
             self._pieces.append(self._pieces[left] + self._pieces[right])
         self._merges = Merges(len(spelling.alphabet), pairs)
-        self._encoding = merging(spelling, self._merges)
+        self._encoding = encoder(spelling, self._merges)
 
     @property
     def vocab_size(self) -> int:
