@@ -18,9 +18,9 @@ from gpt.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
 from gpt.ops.threads import available_threads
 from gpt.spelling import Spelling
 
-_TABLE_LIMIT = 1 << 23  # strings and their ids together; some 200 MB
+_TABLE_LIMIT = 1 << 23  # strings and their ids together: 200 to 300 MB, and `byte` has two tables
 _MOST = 8  # threads: the calling one has no work for more
-_GROUP = 4  # blocks per thread
+_GROUP = 4  # blocks per thread, as threads wait for one another twice a group; each takes some 10 MB
 
 
 class Ids(NamedTuple):
@@ -49,7 +49,7 @@ def encoder(spelling: Spelling, merges: Merges) -> "Encoding":
 def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
     """The distinct words of a text, MARK behind each, in several strings; and how often each occurs, int64 [words].
 
-    ValueError for a lone surrogate.
+    A word's number serves as its only id, so that counting ids counts words. ValueError for a lone surrogate.
     """
     words: list[bytes] = []
     counts = np.zeros(1, np.int64)  # of the end-of-text mark, which has the number 0
@@ -69,7 +69,8 @@ def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[b
 class Encoding:
     """Called with the blocks of a text, it gives the ids of each, int32 [n], and how many characters have none.
 
-    `encode_words` gives the ids of new words; they are kept until there are `limit` of them.
+    `encode_words` gives the ids of new words. Words and ids are forgotten once they are more than `limit` together.
+    Threads come from a ThreadPoolExecutor, as results are taken in order while later ones are still being made.
     """
 
     def __init__(self, spelling: Spelling | type[Spelling], encode_words: EncodeNew, limit: float):

@@ -72,7 +72,7 @@ class WordSpelling:
 
         `words` holds words in any number of strings, `counts` how often each of them occurs.
         """
-        times = np.zeros(_ALL)
+        times = np.zeros(_ALL)  # float64, as bincount's weights are: exact up to 2^53
         for some in words:
             code_points = _code_points(some)
             (end,) = (code_points == _MARK_POINT).nonzero()
