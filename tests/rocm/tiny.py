@@ -1,4 +1,4 @@
-"""A few steps of a tiny model on any operations."""
+"""A few steps of a tiny model on any operations, and what it then writes."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.data import token_order
+from gpt.generate import Sampling, draw
 from gpt.model import GPT
 from gpt.optim import AdamW
 
@@ -15,8 +16,8 @@ CONFIG = ModelConfig(
 BATCH, STEPS, LEARNING_RATE = 2, 3, 1e-3
 
 
-def train(ops: Any) -> tuple[list[float], np.ndarray]:
-    """The mean loss of each step, and all weights after them, of the same model on the same tokens."""
+def train(ops: Any) -> tuple[GPT, list[float]]:
+    """The same model after steps on the same tokens, and the mean loss of each."""
     rng = np.random.default_rng(0)
     model = GPT(CONFIG, ops, BATCH, training=True)
     model.initialize(0)
@@ -30,4 +31,14 @@ def train(ops: Any) -> tuple[list[float], np.ndarray]:
         model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids))), 1 / ids.size)
         optimizer.step(ops.from_host(np.full(1, LEARNING_RATE, np.float32)))
         losses.append(float(ops.to_host(model.metrics)[0]) / ids.size)
-    return losses, np.concatenate([ops.to_host(view).ravel() for view in model.weights.named.values()])
+    return model, losses
+
+
+def weights(model: GPT) -> np.ndarray:
+    """All of them, one after the other."""
+    return np.concatenate([model.ops.to_host(view).ravel() for view in model.weights.named.values()])
+
+
+def write(model: GPT) -> list[int]:
+    """The likeliest ids after a prompt, each less likely once it is there, and more than the window holds."""
+    return list(draw(model, [1], 6, Sampling(temperature=0, repetition_penalty=4), eos_id=-1, seed=0, window=4))
