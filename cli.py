@@ -192,7 +192,7 @@ def train(
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt)
     model, settings = plan.settle(given, preset, start, resume)
-    ops = select(device, settings.precision)
+    ops = select(device, settings.precision, training=True)
     console.line(f"Device: {ops.description}")
     with run.lock():
         chosen = plan.make(
@@ -347,10 +347,10 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
     model, settings = plan.settle(given, preset, start=None, resume=False)
     model = replace(model, vocab_size=given.get("vocab_size", plan.tokenizer_defaults(preset)["vocab_limit"]))
     with console.progress("Measuring", 4) as advance:
+        ops = select(device, settings.precision, training=True)
         report = benchmark.measure(
-            model, settings, select(device, settings.precision), steps=given.get("total_steps"), began=began,
-            advance=advance,
-        )  # fmt: skip
+            model, settings, ops, steps=given.get("total_steps"), began=began, advance=advance
+        )
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
 
 

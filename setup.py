@@ -36,6 +36,7 @@ setup(
         "rocm": ["cupy-rocm-7-0"],
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
+        "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "tokenizers>=0.20"],
         "peers": ["torch", "transformers"],
     },

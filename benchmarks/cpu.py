@@ -7,12 +7,14 @@ round measures hipgpt and each peer right after one another: machines drift, so 
 rounds of the ratio to the fastest peer of that round. Of a step, each process reports the median after a warm-up and
 its largest resident memory (ru_maxrss). All sides may use all cores, in float32.
 
-The peer of the steps is a GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both
-eager and compiled; that of generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are
-random. Needs `pip install "hipgpt[peers]"`, and for "compile" a C++ compiler.
+Of hipgpt's sides "numba" is what trains where that is installed, and "hipgpt" computes with NumPy alone. The peer of the
+steps is a GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both eager and
+compiled; that of generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are random. Needs
+`pip install "hipgpt[peers]"`, and for "compile" a C++ compiler.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import resource
@@ -43,10 +45,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 DEFAULT, MEDIUM, SMALL = SHAPES
+OURS = ("hipgpt", *(["numba"] if importlib.util.find_spec("numba") else []))
+STEP_SIDES = (*OURS, "eager", "compile")
 ROWS = {
-    "default": ("step", DEFAULT, ("hipgpt", "eager", "compile")),
-    "medium": ("step", MEDIUM, ("hipgpt", "eager", "compile")),
-    "small": ("step", SMALL, ("hipgpt", "eager", "compile")),
+    "default": ("step", DEFAULT, STEP_SIDES),
+    "medium": ("step", MEDIUM, STEP_SIDES),
+    "small": ("step", SMALL, STEP_SIDES),
     "generate": ("generate", DEFAULT, ("hipgpt", "transformers")),
 }
 
@@ -79,12 +83,14 @@ def print_row(row: str, rounds: int) -> None:
         seconds, size = (statistics.median(each[side][key] for each in results) for key in ("seconds", "bytes"))
         speed = f"{1 / seconds:,.0f} tokens/s" if what == "generate" else f"{seconds * 1e3:,.2f} ms"
         print(f"  {side:<14}{speed:>20}{size / 2**20:>12,.0f} MiB at most")
-    peers = sides[1:]
-    faster, smaller = (
-        statistics.median(min(each[peer][key] for peer in peers) / each["hipgpt"][key] for each in results)
-        for key in ("seconds", "bytes")
-    )
-    print(f"  hipgpt is {faster:.2f} times as fast, in {1 / smaller:.2f} of the memory", flush=True)
+    for side in (side for side in sides if side in OURS):
+        faster, smaller = (
+            statistics.median(
+                min(each[peer][key] for peer in sides if peer not in OURS) / each[side][key] for each in results
+            )
+            for key in ("seconds", "bytes")
+        )
+        print(f"  {side} is {faster:.2f} times as fast, in {1 / smaller:.2f} of the memory", flush=True)
 
 
 def print_start(rounds: int) -> None:
@@ -155,7 +161,7 @@ def model_config(shape: dict[str, Any]) -> Any:
     return ModelConfig(**{key: value for key, value in shape.items() if key != "batch"})
 
 
-def hipgpt_step(shape: dict[str, Any]) -> float:
+def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     model = model_config(shape)
     from gpt.config import TrainConfig
     from gpt.data import Batches
@@ -167,7 +173,7 @@ def hipgpt_step(shape: dict[str, Any]) -> float:
         model.vocab_size, size=4 * shape["batch"] * model.max_seq_len + 1, dtype=np.uint16
     )
     batches = Batches(tokens, shape["batch"], model.max_seq_len, sampling="sequential", seed=0, val_fraction=0)
-    training = Training(model, config, batches, select("cpu"))
+    training = Training(model, config, batches, select("cpu", training=numba))
     training.model.initialize(0)
     return median_seconds(lambda number: training.step(number + 1))
 
@@ -233,7 +239,8 @@ def transformers_generate(shape: dict[str, Any]) -> float:
 
 
 MEASUREMENTS = {
-    ("step", "hipgpt"): hipgpt_step,
+    ("step", "hipgpt"): lambda shape: hipgpt_step(shape, numba=False),
+    ("step", "numba"): lambda shape: hipgpt_step(shape, numba=True),
     ("step", "eager"): lambda shape: torch_step(shape, "eager"),
     ("step", "compile"): lambda shape: torch_step(shape, "compile"),
     ("generate", "hipgpt"): hipgpt_generate,

@@ -1,11 +1,13 @@
-"""The devices that kernels are tested on: a GPU, where there is one, and a CPU that stands in for every kind."""
+"""The devices that operations are tested on: a GPU where there is one, a CPU that stands in for every kind, numba."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpt.errors import UserError
+from gpt.ops.gpu import GpuOps
 from tests.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
 GUARD = 64  # elements before and after a guarded array, a multiple of every vector
@@ -42,8 +44,35 @@ def emulator(target: str):
     return EmulatorDevice(target)
 
 
+class Numba:
+    """The CPU with numba, as a device."""
+
+    has_bf16 = has_tf32 = False
+
+
+@functools.cache
+def compiled() -> Numba:
+    """Skips where what `pip install "hipgpt[numba]"` brings is not there."""
+    pytest.importorskip("numba")
+    pytest.importorskip("scipy")
+    return Numba()
+
+
+def operations(device: Any, precision: str) -> Any:
+    """What `device` computes with, in "fp32", "tf32" or "bf16"; skips where it cannot."""
+    if precision == "bf16" and not device.has_bf16:
+        pytest.skip("no matrix unit")
+    if precision == "tf32" and not device.has_tf32:
+        pytest.skip("tf32 is NVIDIA's")
+    if isinstance(device, Numba):
+        from gpt.ops.compiled import CompiledOps
+
+        return CompiledOps(threads=3)
+    return GpuOps(device, precision)
+
+
 # A GPU, one of each on a CPU (layouts of the tile, warps of 64 and 32, orders of the threads), and AMD's machine code.
-DEVICES = [
+GPUS = [
     pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
     pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
     pytest.param(functools.partial(executor, "mfma", "seeded"), id="mfma"),
@@ -54,6 +83,8 @@ DEVICES = [
         for target in TARGETS
     ),
 ]
+NUMBA = pytest.param(compiled, id="numba")
+DEVICES = [*GPUS, NUMBA]
 
 
 def _untouched(dtype: np.dtype) -> float:
@@ -90,6 +121,6 @@ class Arrays:
 
     def check(self) -> None:
         for whole, size in self._guarded:
-            host = self.ops.device.to_host(whole)
+            host = whole if self.ops.is_cpu else self.ops.device.to_host(whole)
             band = np.concatenate([host[:GUARD], host[GUARD + size :]])
             assert (band == _untouched(whole.dtype)).all(), "a kernel wrote outside of its array"

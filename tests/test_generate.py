@@ -18,7 +18,7 @@ from gpt.ops.cpu import CpuOps
 from gpt.ops.gpu import GpuOps
 from gpt.ops.replay import HostOutput
 from gpt.tokenizer import Tokenizer
-from tests.devices import DEVICES
+from tests.devices import GPUS
 
 WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
@@ -305,7 +305,7 @@ def test_closing_the_text_ends_its_generation(model, tokenizer, monkeypatch):
     assert inspect.getgeneratorstate(drawn[0]) == inspect.GEN_CLOSED
 
 
-@pytest.mark.parametrize("device", DEVICES)  # -1 is fed back through the embedding
+@pytest.mark.parametrize("device", GPUS)  # -1 is fed back through the embedding
 def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, device):
     model = model_for(tokenizer, GpuOps(device(), "fp32"))
     model.ops.fill(model.weights.flat, np.nan)
@@ -313,7 +313,7 @@ def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, devi
         list(draw(model, [0], 5, GREEDY, -1, 0, WINDOW))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", GPUS)
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
 def test_a_gpu_draws_what_the_cpu_draws(tokenizer, device, sampling):
     """Logits of float32 differ in their last digits, which no draw here is near enough to notice."""

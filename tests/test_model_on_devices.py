@@ -7,9 +7,8 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.data import token_order
 from gpt.model import GPT, KVCache
 from gpt.ops.cpu import CpuOps
-from gpt.ops.gpu import GpuOps
 from gpt.optim import AdamW
-from tests.devices import DEVICES
+from tests.devices import DEVICES, operations
 
 CONFIGS = {
     "tied": ModelConfig(vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2),
@@ -32,7 +31,7 @@ def device(request):
 
 @pytest.fixture(params=["fp32", "bf16"])
 def ops(request, device):
-    return GpuOps(device, request.param)
+    return operations(device, request.param)
 
 
 @pytest.fixture(params=CONFIGS)

@@ -2,7 +2,7 @@
 
 `select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
 neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
-`gpu.py` is the other set, over the kernels in kernels/.
+`compiled.py` has the same with numba, for training, and `gpu.py` is the other set, over the kernels in kernels/.
 """
 
 import importlib.util
@@ -31,10 +31,11 @@ class Dropout:
     first: int = 0
 
 
-def select(device: str = "auto", precision: str = "auto") -> Any:
+def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:
     """The operations object for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
     auto is the first GPU that works, else the CPU, and on a GPU bf16 where it has matrix units for it, else fp32.
+    On the CPU numba, where it is installed, is worth its start for `training`.
     Raises UserError when the device does not exist here or cannot compute so.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
@@ -52,10 +53,8 @@ def select(device: str = "auto", precision: str = "auto") -> Any:
     if gpu is None:
         if precision in ("tf32", "bf16"):
             raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
-        from gpt.ops.cpu import CpuOps
-
-        ops = CpuOps()
-        ops.notes = [note] if note else []
+        ops = _cpu(training)
+        ops.notes = [note, *ops.notes] if note else ops.notes
         return ops
     from gpt.ops.gpu import GpuOps
 
@@ -64,3 +63,18 @@ def select(device: str = "auto", precision: str = "auto") -> Any:
     if precision == "tf32" and not gpu.target.startswith("sm_"):
         raise UserError(f"--precision tf32 exists on NVIDIA GPUs alone, not on {gpu.description}: use fp32 or bf16")
     return GpuOps(gpu, {"auto": "bf16" if gpu.has_bf16 else "fp32"}.get(precision, precision))
+
+
+def _cpu(training: bool) -> Any:
+    from gpt.ops.cpu import CpuOps
+
+    if not (training and importlib.util.find_spec("numba")):
+        return CpuOps()
+    try:
+        from gpt.ops.compiled import CompiledOps
+
+        return CompiledOps()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: nowhere to keep what is compiled
+        ops = CpuOps()
+        ops.notes = [f"Note: numba cannot be used, which makes steps slower: {str(error).splitlines()[0]}"]
+        return ops

@@ -17,7 +17,7 @@ of weight matrices are added to. Gradients of vectors (biases, layer norms), sum
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import psutil
@@ -55,7 +55,7 @@ class CpuOps:
     head_rows = 512  # rows of logits at a time
     vocab_multiple = 1  # what the vocabulary is padded to in memory
     steps_ahead = 0  # that are worth asking for before the result of one is looked at
-    notes = ()  # what a user should know about the device
+    notes: Sequence[str] = ()  # what a user should know about the device
     timeline = HostTimeline()
 
     def __init__(self, threads: int | None = None, dtype: str = "float32") -> None:
@@ -583,22 +583,35 @@ class CpuOps:
         counters[2] = 0
         step, rate, (beta1, beta2) = int(counters[0]), float(lr[0]), betas
         scale = min(1.0, clip / (float(norm[0]) + 1e-6)) if clip else 1.0
-        step_size, correction = rate / (1 - beta1**step), math.sqrt(1 - beta2**step)
+        correction = math.sqrt(1 - beta2**step)
+        self._update(
+            weights, gradients, exp_avg, exp_avg_sq, beta1, beta2, scale * (1 - beta1), scale * math.sqrt(1 - beta2),
+            eps * correction, 1 - rate * weight_decay, rate * correction / (1 - beta1**step), decayed,
+        )  # fmt: skip
+
+    def _update(
+        self, w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: float, beta2: float, factor: float,
+        root: float, eps: float, keep: float, step_size: float, decayed: int,
+    ) -> None:  # fmt: skip
+        """m = beta1 m + factor g, v = beta2 v + (root g)², w = keep w - step_size m / (√v + eps), each [n].
+
+        Of w[decayed:] all is kept.
+        """
 
         def block(r: slice) -> None:
-            w, m, v, t = weights[r], exp_avg[r], exp_avg_sq[r], self._scratch("adamw", (r.stop - r.start,), self._dtype)
-            m *= beta1
-            m += np.multiply(gradients[r], scale * (1 - beta1), out=t)
-            np.multiply(gradients[r], scale * math.sqrt(1 - beta2), out=t)
-            v *= beta2
-            v += np.multiply(t, t, out=t)
-            denominator = np.sqrt(v, out=t)
-            denominator += eps * correction
-            np.divide(m, denominator, out=t)
-            weights[r.start : min(r.stop, decayed)] *= 1 - rate * weight_decay
-            w -= np.multiply(t, step_size * correction, out=t)
+            t = self._scratch("adamw", (r.stop - r.start,), self._dtype)
+            m[r] *= beta1
+            m[r] += np.multiply(g[r], factor, out=t)
+            np.multiply(g[r], root, out=t)
+            v[r] *= beta2
+            v[r] += np.multiply(t, t, out=t)
+            denominator = np.sqrt(v[r], out=t)
+            denominator += eps
+            np.divide(m[r], denominator, out=t)
+            w[r.start : min(r.stop, decayed)] *= keep
+            w[r] -= np.multiply(t, step_size, out=t)
 
-        self.threads.run_blocks(block, weights.size, self._block_rows(weights.size, 1))
+        self.threads.run_blocks(block, w.size, self._block_rows(w.size, 1))
 
     # ---- blocks ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,125 @@
+"""The operations on a CPU with numba: those of cpu.py, with what takes most of a training step compiled.
+
+Needs `pip install "hipgpt[numba]"`: numba, SciPy for its BLAS, and OpenMP, which Linux has. What numba compiles, it
+keeps on disk: beside these files, or in the user's cache where that folder is not writable.
+"""
+
+import math
+from pathlib import Path
+
+import numba
+import numba.np.ufunc.omppool  # an ImportError where there is no OpenMP
+import numpy as np
+
+from gpt.ops import Dropout, loops
+from gpt.ops.cpu import CpuOps
+
+ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
+
+numba.config.THREADING_LAYER = "omp"  # others let threads sleep while they wait
+
+
+class CompiledOps(CpuOps):
+    """CpuOps in float32, faster. What is not here is computed there, and so is what has dropout."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        super().__init__(threads)
+        self.description += ", numba"
+        self._parts = self.threads.count
+        numba.set_num_threads(min(self._parts, numba.config.NUMBA_NUM_THREADS))
+        self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
+        if not any(Path(loops.linear.stats.cache_path).glob("loops.linear-*.nbi")):
+            self.notes = ["Note: numba compiles what a step needs, once; that takes half a minute"]
+
+    def parts(self, rows: int) -> int:
+        return self._parts
+
+    def embedding_backward(
+        self, dout: np.ndarray, ids: np.ndarray, order: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        if dropout:
+            self.dropout(dout, dout, dropout)
+        loops.embedding_backward(dout, ids, dwte, dwpe, self._parts)
+
+    def layernorm(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray, mean: np.ndarray, rstd: np.ndarray
+    ) -> None:
+        loops.layernorm(x, self._no_matrix, weight, bias, x, out, mean, rstd, self._parts)
+
+    def add_layernorm(
+        self, x: np.ndarray, branch: np.ndarray, weight: np.ndarray, bias: np.ndarray, x_out: np.ndarray,
+        out: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        if dropout:
+            super().add_layernorm(x, branch, weight, bias, x_out, out, mean, rstd, dropout)
+        else:
+            loops.layernorm(x, branch, weight, bias, x_out, out, mean, rstd, self._parts)
+
+    def layernorm_backward(
+        self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
+        dweight: np.ndarray, dbias: np.ndarray,
+    ) -> None:  # fmt: skip
+        dx_sums = self._scratch("dx sums", dweight.shape, self._dtype)
+        loops.layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, dx_sums, self._parts)
+
+    def add_layernorm_backward(
+        self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
+        dbranch: np.ndarray, dweight: np.ndarray, dbias: np.ndarray, dbranch_sums: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        arguments = dout, x, weight, mean, rstd, dx
+        if dropout:
+            super().add_layernorm_backward(*arguments, dbranch, dweight, dbias, dbranch_sums, dropout)
+        else:
+            loops.layernorm_backward(*arguments, dweight, dbias, dbranch_sums, self._parts)
+
+    def linear(
+        self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray,
+        before: np.ndarray | None = None, activation: str | None = None,
+    ) -> None:  # fmt: skip
+        bias, before = self._no_vector if bias is None else bias, before if activation else out
+        loops.linear(x, weight, bias, before, out, ACTIVATIONS[activation], self._parts)
+
+    def linear_backward(
+        self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, dweight: np.ndarray,
+        dbias: np.ndarray | None, before: np.ndarray | None = None, activation: str | None = None,
+        dx_sums: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        left, right, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
+        dbias = self._no_matrix if dbias is None else dbias
+        before, dx_sums = (before, dx_sums) if activation else (self._no_matrix, self._no_matrix)
+        loops.linear_backward(
+            dout, weight, dx, left, right, product, dbias, before, dx_sums, ACTIVATIONS[activation], self._parts
+        )
+
+    def attention(self, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dropout: Dropout | None = None) -> None:
+        if dropout:
+            super().attention(qkv, out, lse, dropout)
+        else:
+            loops.attention(qkv, out, lse, self._parts)
+
+    def attention_backward(
+        self, dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dqkv: np.ndarray,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        if dropout:
+            super().attention_backward(dout, qkv, out, lse, dqkv, dropout)
+        else:
+            loops.attention_backward(dout, qkv, out, lse, dqkv, self._parts)
+
+    def softmax_cross_entropy(
+        self, logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, hits: np.ndarray, vocab: int,
+        scale: float | None = None,
+    ) -> None:  # fmt: skip
+        loops.softmax_cross_entropy(logits, labels, losses, hits, vocab, np.float32(scale or 0), self._parts)
+
+    def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
+        out[0] = math.sqrt(loops.sum_of_squares(x, self._parts))
+
+    def _update(
+        self, w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: float, beta2: float, factor: float,
+        root: float, eps: float, keep: float, step_size: float, decayed: int,
+    ) -> None:  # fmt: skip
+        numbers = map(np.float32, (beta1, beta2, factor, root, eps, keep, step_size))
+        loops.adamw(w, g, m, v, *numbers, decayed, self._parts)

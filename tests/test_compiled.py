@@ -1,0 +1,161 @@
+"""The operations with numba: when they are taken, and that a run does not depend on who compiled them.
+
+tests/test_kernels.py and tests/test_model_on_devices.py compare each of them, and all together, with NumPy's.
+"""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from gpt import ops
+from gpt.ops.cpu import CpuOps
+
+pytest.importorskip("numba")
+pytest.importorskip("scipy")
+
+from numba import njit
+
+from gpt.ops import loops
+from gpt.ops.compiled import CompiledOps
+from tests.conftest import ROOT
+
+TRAIN = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 3, "--vocab-size", 100)
+
+
+# ---- when they are taken ---------------------------------------------------------------------------------------------
+
+
+def test_training_on_a_cpu_takes_numba_and_says_so():
+    chosen = ops.select("cpu", training=True)
+    assert isinstance(chosen, CompiledOps)
+    assert chosen.description.endswith(", numba")
+
+
+def test_generating_does_not_wait_for_numba_to_start():
+    assert type(ops.select("cpu")) is CpuOps
+
+
+def test_where_numba_is_not_installed_numpy_trains(monkeypatch):
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
+    chosen = ops.select("cpu", training=True)
+    assert type(chosen) is CpuOps
+    assert not list(chosen.notes)
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """As if nothing of numba's had been imported."""
+    for module in ("gpt.ops.compiled", "gpt.ops.loops"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(ops, "loops")
+
+
+def note_of_numpy():
+    chosen = ops.select("cpu", training=True)
+    assert type(chosen) is CpuOps
+    (note,) = chosen.notes
+    return note
+
+
+@pytest.mark.parametrize("missing", ["scipy.linalg.cython_blas", "numba.np.ufunc.omppool"])
+def test_where_numba_lacks_something_numpy_trains_and_says_what(anew, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    note = note_of_numpy()
+    assert note.startswith("Note: numba cannot be used, ")
+    assert missing in note
+
+
+def test_where_nothing_can_be_kept_numpy_trains_and_says_so(anew, monkeypatch):
+    """numba keeps what it compiles beside the source, or in the user's cache, and else refuses."""
+
+    def refuse(**options):
+        raise RuntimeError("cannot cache function 'share': no locator available")
+
+    monkeypatch.setattr("numba.njit", refuse)
+    assert note_of_numpy().endswith("cannot cache function 'share': no locator available")
+
+
+# ---- the same bits ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_just_compiled_computes_the_bits_of_what_was_kept(hipgpt, tmp_path):
+    environment = {**hipgpt.environment, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    weights = []
+    for run in ("compiles", "loads"):
+        command = ("train", "--run-name", run, "--data-path", ROOT / "data/data.txt", "--steps", 30, "--device", "cpu")
+        out = hipgpt(*command, *TRAIN, environment=environment).stdout
+        assert ("Note: numba compiles" in out) == (run == "compiles")
+        weights.append((tmp_path / f"checkpoints/{run}/latest_checkpoint.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+# ---- what loops are made of ------------------------------------------------------------------------------------------
+
+
+@njit
+def each_exp(x, out):
+    for j in range(x.size):
+        out[j] = loops.exp(x[j])
+
+
+def test_exp_is_as_exact_as_it_says():
+    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    out, expected = np.empty_like(x), np.exp(x.astype(np.float64))
+    each_exp(x, out)
+    assert np.abs(out / expected - 1).max() < 2**-22
+
+
+def test_exp_ends_in_zero_infinity_and_nan():
+    x = np.array([-88, -1e30, -np.inf, 0, -0.0, 89, 1e30, np.inf, np.nan], np.float32)
+    out = np.empty_like(x)
+    each_exp(x, out)
+    np.testing.assert_array_equal(out, np.array([0, 0, 0, 1, 1, *[np.inf] * 3, np.nan], np.float32))
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000])
+def test_the_largest_of_all_signs_and_kinds(n):
+    rng = np.random.default_rng(n)
+    for shift in (0, 100, -100):
+        x = (rng.standard_normal(n) * 10 + shift).astype(np.float32)
+        assert loops.largest(x) == x.max()
+    x[n // 2] = np.inf
+    assert loops.largest(x) == np.inf
+    x[n // 2] = np.nan
+    assert math.isnan(loops.largest(x))
+    x[:] = -np.inf
+    assert loops.largest(x) == -np.inf
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (1, 1, 1), (1, 5, 3), (4, 1, 3), (5, 3, 1), (7, 16, 9)])
+@pytest.mark.parametrize("accumulate", [0, 1])
+def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumulate):
+    """Whole numbers: every sum is exact."""
+    rng = np.random.default_rng(0)
+
+    def whole(rows, columns):
+        return rng.integers(-9, 9, (rows, columns)).astype(np.float32)
+
+    def forms(rows, columns):
+        yield whole(rows, columns)
+        yield whole(columns, rows).T
+        yield whole(rows + 2, columns + 3)[1 : rows + 1, 2 : columns + 2]
+        yield whole(columns + 2, rows + 3)[1 : columns + 1, 2 : rows + 2].T
+
+    for a in forms(m, k):
+        for b in forms(k, n):
+            around = whole(m + 2, n + 3)
+            before, out = around.copy(), around[1 : m + 1, 2 : n + 2]
+            expected = around.copy()
+            expected[1 : m + 1, 2 : n + 2] = a @ b + (before[1 : m + 1, 2 : n + 2] if accumulate else 0)
+            loops.matmul(a, b, out, accumulate)
+            np.testing.assert_array_equal(around, expected)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_no_activation_hides_a_run_that_diverged(activation):
+    x, weight, bias = np.full((1, 1), np.nan, np.float32), np.ones((1, 3), np.float32), np.zeros(3, np.float32)
+    out, before = np.zeros((2, 1, 3), np.float32)
+    CompiledOps(threads=1).linear(x, weight, bias, out, before, activation)
+    assert np.isnan(out).all()
