@@ -7,9 +7,9 @@ round measures hipgpt and each peer right after one another: machines drift, so 
 rounds of the ratio to the fastest peer of that round. Of a step, each process reports the median after a warm-up and
 its largest resident memory (ru_maxrss). All sides may use all cores, in float32.
 
-Of hipgpt's sides "numba" is what trains where that is installed, and "hipgpt" computes with NumPy alone. The peer of the
-steps is a GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both eager and
-compiled; that of generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are random. Needs
+"numba" is hipgpt as it trains where that is installed, "hipgpt" computes with NumPy alone. The peer of the steps is a
+GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both eager and compiled; that of
+generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are random. Needs
 `pip install "hipgpt[peers]"`, and for "compile" a C++ compiler.
 """
 

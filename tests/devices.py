@@ -67,7 +67,7 @@ def operations(device: Any, precision: str) -> Any:
     if isinstance(device, Numba):
         from gpt.ops.compiled import CompiledOps
 
-        return CompiledOps(threads=3)
+        return CompiledOps(threads=4)
     return GpuOps(device, precision)
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("scipy")
 from numba import njit
 
 from gpt.ops import loops
-from gpt.ops.compiled import CompiledOps
+from gpt.ops.compiled import FEW_ROWS, CompiledOps
 from tests.conftest import ROOT
 
 TRAIN = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 3, "--vocab-size", 100)
@@ -151,6 +151,26 @@ def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumula
             expected[1 : m + 1, 2 : n + 2] = a @ b + (before[1 : m + 1, 2 : n + 2] if accumulate else 0)
             loops.matmul(a, b, out, accumulate)
             np.testing.assert_array_equal(around, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 5, FEW_ROWS, FEW_ROWS + 44])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_linear_layers_gradients_however_they_are_shared_out(rows, threads, activation):
+    """Whole numbers: every sum is exact."""
+    rng = np.random.default_rng(0)
+    x, before, dout, weight, dweight = (
+        rng.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, 7), (rows, 7), (rows, 5), (7, 5), (7, 5))
+    )
+
+    def gradients(ops):
+        dx, added = np.full_like(x, np.nan), dweight.copy()
+        dbias, dx_sums = (np.full((ops.parts(rows), n), np.nan, np.float32) for n in (5, 7))
+        ops.linear_backward(dout, x, weight, dx, added, dbias, before, activation, dx_sums)
+        return dx, added, dbias.sum(0), dx_sums.sum(0) if activation else None
+
+    for ours, theirs in zip(gradients(CompiledOps(threads)), gradients(CpuOps(threads)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

@@ -14,6 +14,7 @@ import numpy as np
 from gpt.ops import Dropout, loops
 from gpt.ops.cpu import CpuOps
 
+FEW_ROWS = 256  # whose two products in a backward pass go to half of the threads each: halves take longer than half
 ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
 
 numba.config.THREADING_LAYER = "omp"  # others let threads sleep while they wait
@@ -89,9 +90,11 @@ class CompiledOps(CpuOps):
         left, right, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
         dbias = self._no_matrix if dbias is None else dbias
         before, dx_sums = (before, dx_sums) if activation else (self._no_matrix, self._no_matrix)
+        few = len(x) <= FEW_ROWS and self._parts % 2 == 0
         loops.linear_backward(
-            dout, weight, dx, left, right, product, dbias, before, dx_sums, ACTIVATIONS[activation], self._parts
-        )
+            dout, weight, dx, left, right, product, dbias, before, dx_sums, ACTIVATIONS[activation],
+            self._parts // 2 if few else self._parts,
+        )  # fmt: skip
 
     def attention(self, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dropout: Dropout | None = None) -> None:
         if dropout:

@@ -269,14 +269,20 @@ def linear(
 @parallel
 def linear_backward(
     dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
-    dbias: np.ndarray, before: np.ndarray, dx_sums: np.ndarray, activation: int, parts: int,
+    dbias: np.ndarray, before: np.ndarray, dx_sums: np.ndarray, activation: int, pieces: int,
 ) -> None:  # fmt: skip
-    """dx = (dout @ weightᵀ) · activation'(before), dweight += leftᵀ @ right.
+    """dx = (dout @ weightᵀ) · activation'(before), dweight += leftᵀ @ right; a piece of one, then of the other.
 
     Partial sums over rows [parts, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
-    for part in prange(parts):
-        begin, end = share(len(dout), parts, part)
+    dbias[pieces:], dx_sums[pieces:] = ZERO, ZERO
+    for number in prange(2 * pieces):
+        piece = number // 2
+        if number % 2:
+            begin, end = share(len(dweight), pieces, piece)
+            matmul(left[:, begin:end].T, right, dweight[begin:end], 1)
+            continue
+        begin, end = share(len(dout), pieces, piece)
         sums = np.zeros(dx.shape[1], np.float32)
         for b in range(begin, end, PRODUCT_ROWS):
             e = min(b + PRODUCT_ROWS, end)
@@ -284,14 +290,12 @@ def linear_backward(
             if activation:
                 _activate_backward(before[b:e], dx[b:e], activation, sums)
         if activation:
-            dx_sums[part] = sums
+            dx_sums[piece] = sums
         if dbias.size:
             sums = np.zeros(dout.shape[1], np.float32)
             for r in range(begin, end):
                 add(dout[r], sums)
-            dbias[part] = sums
-        begin, end = share(len(dweight), parts, part)
-        matmul(left[:, begin:end].T, right, dweight[begin:end], 1)
+            dbias[piece] = sums
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
