@@ -3,7 +3,7 @@
 tests/test_kernels.py and tests/test_model_on_devices.py compare each of them, and all together, with NumPy's.
 """
 
-import math
+import subprocess
 import sys
 
 import numpy as np
@@ -17,11 +17,11 @@ pytest.importorskip("scipy")
 
 from numba import njit
 
-from gpt.ops import loops
+from gpt.ops import cpu, cpu_activations, loops
 from gpt.ops.compiled import FEW_ROWS, CompiledOps
 from tests.conftest import ROOT
 
-TRAIN = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 3, "--vocab-size", 100)
+TRAIN = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--batch", 3, "--vocab-size", 100)
 
 
 # ---- when they are taken ---------------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def note_of_numpy():
 def test_where_numba_lacks_something_numpy_trains_and_says_what(anew, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     note = note_of_numpy()
-    assert note.startswith("Note: numba cannot be used, ")
+    assert note.startswith("Note: numba is not used, ")
     assert missing in note
 
 
@@ -75,6 +75,33 @@ def test_where_nothing_can_be_kept_numpy_trains_and_says_so(anew, monkeypatch):
 
     monkeypatch.setattr("numba.njit", refuse)
     assert note_of_numpy().endswith("cannot cache function 'share': no locator available")
+
+
+def test_what_a_power_cut_left_empty_is_compiled_again(monkeypatch, tmp_path):
+    class Stats:
+        cache_path = str(tmp_path)
+
+    monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": Stats}))
+    (tmp_path / "loops.linear-1.py311.nbi").touch()
+    (tmp_path / "loops.share-1.py311.1.nbc").write_bytes(b"whole")
+    CompiledOps()
+    assert [file.name for file in tmp_path.iterdir()] == ["loops.share-1.py311.1.nbc"]
+
+
+def test_numba_with_its_compiler_switched_off_is_not_used(hipgpt):
+    environment = {**hipgpt.environment, "NUMBA_DISABLE_JIT": "1"}
+    text = ("--data-path", ROOT / "data/data.txt")
+    out = hipgpt("train", *text, *TRAIN, "--steps", 1, "--device", "cpu", environment=environment).stdout
+    assert "Note: numba is not used, which makes steps slower: NUMBA_DISABLE_JIT is set" in out
+
+
+def test_no_blas_has_threads_of_its_own():
+    """NumPy's and SciPy's, in a process that has imported nothing before."""
+    code = "import gpt.ops, threadpoolctl as t; gpt.ops.select('cpu', training=True); print(t.threadpool_info())"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    libraries = [library for library in eval(printed) if library["user_api"] == "blas"]
+    assert len({library["filepath"] for library in libraries}) >= 2
+    assert {library["num_threads"] for library in libraries} == {1}
 
 
 # ---- the same bits ---------------------------------------------------------------------------------------------------
@@ -122,10 +149,12 @@ def test_the_largest_of_all_signs_and_kinds(n):
         assert loops.largest(x) == x.max()
     x[n // 2] = np.inf
     assert loops.largest(x) == np.inf
-    x[n // 2] = np.nan
-    assert math.isnan(loops.largest(x))
     x[:] = -np.inf
     assert loops.largest(x) == -np.inf
+
+
+def test_constants_are_those_of_numpys_operations():
+    assert (loops.EPS, loops.CUBIC, loops.SCALE) == (cpu.EPS, cpu_activations.CUBIC, cpu_activations.SCALE)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (1, 1, 1), (1, 5, 3), (4, 1, 3), (5, 3, 1), (7, 16, 9)])
@@ -154,28 +183,51 @@ def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumula
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
-@pytest.mark.parametrize("rows", [1, 5, FEW_ROWS, FEW_ROWS + 44])
+@pytest.mark.parametrize("rows", [1, 5, FEW_ROWS, FEW_ROWS + 44, 2 * loops.PRODUCT_ROWS + 7])
 @pytest.mark.parametrize("activation", [None, "relu"])
-def test_a_linear_layers_gradients_however_they_are_shared_out(rows, threads, activation):
+def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, threads, activation):
     """Whole numbers: every sum is exact."""
     rng = np.random.default_rng(0)
-    x, before, dout, weight, dweight = (
-        rng.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, 7), (rows, 7), (rows, 5), (7, 5), (7, 5))
+    x, before, dout, weight, bias, dweight = (
+        rng.integers(-9, 9, shape).astype(np.float32)
+        for shape in ((rows, 7), (rows, 7), (rows, 5), (7, 5), 5, (7, 5))
     )
 
-    def gradients(ops):
-        dx, added = np.full_like(x, np.nan), dweight.copy()
+    def results(ops):
+        out, dx, added = np.full_like(dout, np.nan), np.full_like(x, np.nan), dweight.copy()
+        ops.linear(x, weight, bias, out, np.full_like(dout, np.nan), activation)
         dbias, dx_sums = (np.full((ops.parts(rows), n), np.nan, np.float32) for n in (5, 7))
         ops.linear_backward(dout, x, weight, dx, added, dbias, before, activation, dx_sums)
-        return dx, added, dbias.sum(0), dx_sums.sum(0) if activation else None
+        return out, dx, added, dbias.sum(0), dx_sums.sum(0) if activation else None
 
-    for ours, theirs in zip(gradients(CompiledOps(threads)), gradients(CpuOps(threads)), strict=True):
+    for ours, theirs in zip(results(CompiledOps(threads)), results(CpuOps(threads)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_no_activation_hides_a_run_that_diverged(activation):
-    x, weight, bias = np.full((1, 1), np.nan, np.float32), np.ones((1, 3), np.float32), np.zeros(3, np.float32)
-    out, before = np.zeros((2, 1, 3), np.float32)
+    x, weight, bias = np.full((2, 1), np.nan, np.float32), np.ones((1, 3), np.float32), np.zeros(3, np.float32)
+    out, before = np.zeros((2, 2, 3), np.float32)
     CompiledOps(threads=1).linear(x, weight, bias, out, before, activation)
     assert np.isnan(out).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("row", [10, 70, 300])
+def test_attention_keeps_nan_where_it_is_seen_and_nowhere_else(row, sign):
+    """x86 makes a negative NaN of infinity minus infinity."""
+    seq, d = 320, 8
+    qkv = np.random.default_rng(0).standard_normal((seq, 3 * d)).astype(np.float32)
+    qkv[row, 0] = np.copysign(np.float32(np.nan), sign)  # a query
+    out, lse = np.zeros((seq, d), np.float32), np.zeros((1, 1, seq), np.float32)
+    CompiledOps(threads=1).attention(qkv, out, lse)
+    assert np.isnan(out).any(axis=1).nonzero()[0].tolist() == [row]
+    assert np.isnan(lse[0, 0]).nonzero()[0].tolist() == [row]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_logit_that_is_nan_of_either_sign_makes_the_loss_nan(sign):
+    logits, losses, hits = np.zeros((1, 50), np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
+    logits[0, 20] = np.copysign(np.float32(np.nan), sign)
+    CompiledOps(threads=1).softmax_cross_entropy(logits, np.array([1], np.int32), losses, hits, 50)
+    assert np.isnan(losses).all()

@@ -74,7 +74,7 @@ def _cpu(training: bool) -> Any:
         from gpt.ops.compiled import CompiledOps
 
         return CompiledOps()
-    except (ImportError, RuntimeError) as error:  # RuntimeError: nowhere to keep what is compiled
-        ops = CpuOps()
-        ops.notes = [f"Note: numba cannot be used, which makes steps slower: {str(error).splitlines()[0]}"]
+    except Exception as error:  # whatever a broken installation, or no place to keep what is compiled, may raise
+        ops, reason = CpuOps(), (str(error) or repr(error)).splitlines()[0]
+        ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]
         return ops

@@ -5,8 +5,12 @@ keeps on disk: beside these files, or in the user's cache where that folder is n
 """
 
 import math
+import os
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 30 µs, as OpenMP sees only when it is loaded
+
+import llvmlite.binding
 import numba
 import numba.np.ufunc.omppool  # an ImportError where there is no OpenMP
 import numpy as np
@@ -14,9 +18,13 @@ import numpy as np
 from gpt.ops import Dropout, loops
 from gpt.ops.cpu import CpuOps
 
-FEW_ROWS = 256  # whose two products in a backward pass go to half of the threads each: halves take longer than half
+FEW_ROWS = 256  # of which more pieces would make products too small to be efficient
 ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
 
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+if not llvmlite.binding.address_of_symbol("numba_xxgemm"):
+    raise ImportError(f"numba {numba.__version__} has no numba_xxgemm")
 numba.config.THREADING_LAYER = "omp"  # others let threads sleep while they wait
 
 
@@ -26,10 +34,14 @@ class CompiledOps(CpuOps):
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
         self.description += ", numba"
-        self._parts = self.threads.count
+        self._parts = self.threads.count  # into which all work is cut
         numba.set_num_threads(min(self._parts, numba.config.NUMBA_NUM_THREADS))
         self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
-        if not any(Path(loops.linear.stats.cache_path).glob("loops.linear-*.nbi")):
+        kept = list(Path(loops.linear.stats.cache_path).glob("loops.*.nb[ic]"))
+        for file in kept:
+            if not file.stat().st_size:  # a power cut's: numba would stumble over it
+                file.unlink()
+        if not kept:
             self.notes = ["Note: numba compiles what a step needs, once; that takes half a minute"]
 
     def parts(self, rows: int) -> int:
@@ -79,15 +91,20 @@ class CompiledOps(CpuOps):
         self, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, out: np.ndarray,
         before: np.ndarray | None = None, activation: str | None = None,
     ) -> None:  # fmt: skip
-        bias, before = self._no_vector if bias is None else bias, before if activation else out
-        loops.linear(x, weight, bias, before, out, ACTIVATIONS[activation], self._parts)
+        if len(x) == 1:  # for which BLAS has a way of its own
+            super().linear(x, weight, bias, out, before, activation)
+        else:
+            bias, before = self._no_vector if bias is None else bias, before if activation else out
+            loops.linear(x, weight, bias, before, out, ACTIVATIONS[activation], self._parts)
 
     def linear_backward(
         self, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, dweight: np.ndarray,
         dbias: np.ndarray | None, before: np.ndarray | None = None, activation: str | None = None,
         dx_sums: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        left, right, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
+        left, right, product = x, dout, dweight
+        if not dweight.flags.c_contiguous:  # as the tied head's; BLAS wants the product's rows contiguous
+            left, right, product = dout, x, dweight.T
         dbias = self._no_matrix if dbias is None else dbias
         before, dx_sums = (before, dx_sums) if activation else (self._no_matrix, self._no_matrix)
         few = len(x) <= FEW_ROWS and self._parts % 2 == 0
@@ -118,7 +135,9 @@ class CompiledOps(CpuOps):
         loops.softmax_cross_entropy(logits, labels, losses, hits, vocab, np.float32(scale or 0), self._parts)
 
     def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
-        out[0] = math.sqrt(loops.sum_of_squares(x, self._parts))
+        sums = np.empty(self._parts)
+        loops.sums_of_squares(x, sums)
+        out[0] = math.sqrt(np.sum(sums))
 
     def _update(
         self, w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: float, beta2: float, factor: float,

@@ -2,15 +2,16 @@
 
 `gpt/ops/cpu.py` says what each operation is. How these are built:
 
-- A `parallel` function cuts its rows into `parts` shares for OpenMP's threads, which wait without sleeping, so that a
-  share is handed out in 2 µs. Results depend on the number of parts, but not on which thread is faster.
+- A `parallel` function cuts its rows into `parts` shares for OpenMP's threads. Those wait some 30 µs for the next one
+  before they sleep, so handing shares out takes 2 µs. Results depend on `parts`, but not on which thread is faster.
 - A `loop` goes over one share. The innermost loops start at 0 and run over contiguous arrays: else LLVM would not take
   8 or 16 elements at a time. That is why shares are slices, and why sums over rows go into arrays of their own.
 - LLVM may reorder the terms of a `reduction` and fuse those of a `polynomial`; all else it must do as it is written. If
   it might do more, what was just compiled and what comes from numba's cache, which is optimized once more, would round
   differently, and the same run twice would not give the same bits.
 
-All numbers are float32: one that is not would make its whole expression float64.
+All numbers are float32: one that is not would make its whole expression float64. Constants of NumPy's operations stand
+here once more, because numba does not see when another file changes.
 """
 
 import math
@@ -19,14 +20,13 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's BLAS; loaded here, before BLAS is told to use one thread
 from numba import njit, prange, types
 
-from gpt.ops.cpu import EPS
-from gpt.ops.cpu_activations import CUBIC, SCALE
-
 f4 = np.float32
 ZERO, ONE, INFINITY = f4(0), f4(1), f4(np.inf)
+EPS = 1e-5  # of a layer norm
+CUBIC, SCALE = 0.044715, math.sqrt(2 / math.pi)  # of GELU
 IDENTITY, RELU, GELU = range(3)  # activations
 PRODUCT_ROWS = 512  # rows of a product at a time: what follows then finds them in the cache
-QUERIES, KEYS = 64, 256  # of a tile of attention
+QUERIES, KEYS = 64, 256  # of a tile of attention; KEYS is a multiple, so that every query sees the tile's first key
 
 _OPTIONS = {"cache": True, "error_model": "numpy"}
 loop = njit(**_OPTIONS)
@@ -51,18 +51,18 @@ _gemm = types.ExternalFunction(  # what numba's own np.dot calls, which wants co
         _POINTER, _INT,
     ),
 )  # fmt: skip
-_FACTORS = np.array([0, 1], np.float32)
+_FACTORS = np.array([0, 1], np.float32)  # BLAS wants the address of its alpha, here 1, and its beta
 
 
 @loop
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: int) -> None:
-    """out [M, N] = a [M, K] @ b [K, N]; += where accumulate is 1 and not 0.
+    """out [M, N] = a [M, K] @ b [K, N] where accumulate is 0; where it is 1 the product is added to out.
 
     The rows of out are contiguous, and so are those of a and b, or else their columns.
     """
     (m, k), n = a.shape, b.shape[1]
     if m and n:
-        (a_order, a_stride), (b_order, b_stride) = _order(a), _order(b)
+        (a_order, a_stride), (b_order, b_stride) = _layout(a), _layout(b)
         _gemm(  # BLAS thinks in columns: outᵀ = bᵀ aᵀ
             ord("s"), b_order, a_order, n, m, k, _FACTORS[1:].ctypes, b.ctypes, b_stride, a.ctypes, a_stride,
             _FACTORS[accumulate:].ctypes, out.ctypes, max(n, out.strides[0] // 4),
@@ -70,8 +70,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: int) -> No
 
 
 @loop
-def _order(x):
-    """Whether BLAS is to transpose x, and how many elements it has from one row, or column, to the next."""
+def _layout(x):
+    """Whether BLAS is to transpose x, and the number of elements from one of its rows, or columns, to the next."""
     if x.strides[1] == 4:
         return ord("n"), max(x.shape[1], x.strides[0] // 4)
     return ord("t"), max(x.shape[0], x.strides[1] // 4)
@@ -88,7 +88,10 @@ LEAST, MOST = f4(-87.3), f4(88.3)  # between which e^x is a normal number
 
 @polynomial
 def exp(x: float) -> float:
-    """e^x to 2^-22 relative, 0 below 1e-38: 2^n e^f, |f| <= ln(2) / 2, where Taylor's next term is below 2^-27."""
+    """e^x to 2^-22 relative; 0 below 1e-38, infinite above 2e38.
+
+    2^n e^f with |f| <= ln(2) / 2, for which Taylor's next term is below 2^-27.
+    """
     n = np.floor(x * LOG2_E + f4(0.5))
     f = (x - n * LN_2_HIGH) - n * LN_2_LOW
     series = (((((C7 * f + C6) * f + C5) * f + C4) * f + C3) * f + C2) * f * f + f + ONE
@@ -104,7 +107,10 @@ def sigmoid_2u(x: float) -> float:
 
 @loop
 def largest(x: np.ndarray) -> float:
-    """The largest of x [n], NaN if that is among them, as integers of the same order: LLVM takes only those abreast."""
+    """The largest of x [n], n at least 1; undefined where one is NaN.
+
+    Found by the bits as integers of the same order, for LLVM vectorizes the maximum of integers, but not of floats.
+    """
     most, bits = np.int32(-(2**31)), x.view(np.int32)
     for j in range(x.size):
         most = max(most, np.int32(bits[j] ^ ((bits[j] >> 31) & 0x7FFFFFFF)))
@@ -152,11 +158,10 @@ def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe
     batch, seq = ids.shape
     for part in prange(parts):
         begin, end = share(dwte.shape[1], parts, part)
-        for b in range(batch):
-            for s in range(seq):
-                gradient = dout[b * seq + s, begin:end]
-                add(gradient, dwte[ids[b, s], begin:end])
-                add(gradient, dwpe[s, begin:end])
+        for row in range(batch * seq):
+            b, s = row // seq, row % seq
+            add(dout[row, begin:end], dwte[ids[b, s], begin:end])
+            add(dout[row, begin:end], dwpe[s, begin:end])
 
 
 # ---- layer norm ------------------------------------------------------------------------------------------------------
@@ -164,6 +169,7 @@ def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe
 
 @loop
 def _layernorm(x, branch, weight, bias, x_out, out, mean, rstd):
+    """x, branch, x_out and out [rows, D], weight and bias [D], mean and rstd [rows]."""
     rows, d = x.shape
     for r in range(rows):
         if branch.size:
@@ -184,12 +190,14 @@ def layernorm(
 ) -> None:  # fmt: skip
     """The norm of x_out = x + branch; with an empty branch x_out must be x."""
     for part in prange(parts):
-        b, e = share(len(x), parts, part)
-        _layernorm(x[b:e], branch[b:e], weight, bias, x_out[b:e], out[b:e], mean[b:e], rstd[b:e])
+        begin, end = share(len(x), parts, part)
+        r = slice(begin, end)
+        _layernorm(x[r], branch[r], weight, bias, x_out[r], out[r], mean[r], rstd[r])
 
 
 @loop
 def _layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, dx_sums):
+    """dout, x and dx [rows, D], mean and rstd [rows], the others [D]; dx and the last three are added to."""
     rows, d = x.shape
     n, g = np.empty(d, np.float32), np.empty(d, np.float32)
     for r in range(rows):
@@ -211,9 +219,10 @@ def layernorm_backward(
 ) -> None:  # fmt: skip
     """The three sums are partial ones, [parts, D]."""
     for part in prange(parts):
-        b, e = share(len(x), parts, part)
+        begin, end = share(len(x), parts, part)
+        r = slice(begin, end)
         sums = np.zeros((3, x.shape[1]), np.float32)
-        _layernorm_backward(dout[b:e], x[b:e], weight, mean[b:e], rstd[b:e], dx[b:e], sums[0], sums[1], sums[2])
+        _layernorm_backward(dout[r], x[r], weight, mean[r], rstd[r], dx[r], sums[0], sums[1], sums[2])
         dweight[part], dbias[part], dx_sums[part] = sums[0], sums[1], sums[2]
 
 
@@ -260,10 +269,10 @@ def linear(
     """out = activation(before), before = x @ weight + bias; an empty bias is none. With IDENTITY before must be out."""
     for part in prange(parts):
         begin, end = share(len(x), parts, part)
-        for b in range(begin, end, PRODUCT_ROWS):
-            e = min(b + PRODUCT_ROWS, end)
-            matmul(x[b:e], weight, before[b:e], 0)
-            _activate(before[b:e], bias, out[b:e], activation)
+        for first in range(begin, end, PRODUCT_ROWS):
+            r = slice(first, min(first + PRODUCT_ROWS, end))
+            matmul(x[r], weight, before[r], 0)
+            _activate(before[r], bias, out[r], activation)
 
 
 @parallel
@@ -271,31 +280,32 @@ def linear_backward(
     dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
     dbias: np.ndarray, before: np.ndarray, dx_sums: np.ndarray, activation: int, pieces: int,
 ) -> None:  # fmt: skip
-    """dx = (dout @ weightᵀ) · activation'(before), dweight += leftᵀ @ right; a piece of one, then of the other.
+    """dx = (dout @ weightᵀ) · activation'(before), dweight += leftᵀ @ right; even numbers are pieces of dx, odd ones of
+    dweight, so that every thread gets some of both.
 
     Partial sums over rows [parts, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
     dbias[pieces:], dx_sums[pieces:] = ZERO, ZERO
     for number in prange(2 * pieces):
         piece = number // 2
-        if number % 2:
+        if number % 2 == 0:
+            begin, end = share(len(dout), pieces, piece)
+            sums = np.zeros(dx.shape[1], np.float32)
+            for first in range(begin, end, PRODUCT_ROWS):
+                r = slice(first, min(first + PRODUCT_ROWS, end))
+                matmul(dout[r], weight.T, dx[r], 0)
+                if activation:
+                    _activate_backward(before[r], dx[r], activation, sums)
+            if activation:
+                dx_sums[piece] = sums
+            if dbias.size:
+                sums = np.zeros(dout.shape[1], np.float32)
+                for row in range(begin, end):
+                    add(dout[row], sums)
+                dbias[piece] = sums
+        else:
             begin, end = share(len(dweight), pieces, piece)
             matmul(left[:, begin:end].T, right, dweight[begin:end], 1)
-            continue
-        begin, end = share(len(dout), pieces, piece)
-        sums = np.zeros(dx.shape[1], np.float32)
-        for b in range(begin, end, PRODUCT_ROWS):
-            e = min(b + PRODUCT_ROWS, end)
-            matmul(dout[b:e], weight.T, dx[b:e], 0)
-            if activation:
-                _activate_backward(before[b:e], dx[b:e], activation, sums)
-        if activation:
-            dx_sums[piece] = sums
-        if dbias.size:
-            sums = np.zeros(dout.shape[1], np.float32)
-            for r in range(begin, end):
-                add(dout[r], sums)
-            dbias[piece] = sums
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------
@@ -317,7 +327,7 @@ def _attend(qkv, heads, h, out, lse, scores):
     seq, d = out.shape
     q, k, v = _columns(d, heads, h)
     factor = f4(1 / math.sqrt(d // heads))
-    most, totals = np.zeros(QUERIES, np.float32), np.zeros(QUERIES, np.float32)
+    most, totals = np.empty(QUERIES, np.float32), np.empty(QUERIES, np.float32)
     for i in range(0, seq, QUERIES):
         queries = min(QUERIES, seq - i)
         for key in range(0, i + queries, KEYS):
@@ -325,19 +335,17 @@ def _attend(qkv, heads, h, out, lse, scores):
             p = scores[:queries, :keys]
             matmul(qkv[i : i + queries, q], qkv[key : key + keys, k].T, p, 0)
             for r in range(queries):
-                seen = max(0, min(keys, i + r + 1 - key))  # keys that are not in the future
+                seen = min(keys, i + r + 1 - key)  # keys that are not in the future
                 row = scores[r, :seen]
-                new = largest(row) * factor if seen else most[r]
+                new, past = largest(row) * factor, ZERO
                 if key:
                     new = max(new, most[r])
+                    past = exp(most[r] - new) * totals[r]
+                    scale(out[i + r, q], exp(most[r] - new))
                 for j in range(seen):
                     row[j] = exp(row[j] * factor - new)
                 scores[r, seen:keys] = ZERO
-                past = ZERO
-                if key:
-                    past = exp(most[r] - new)
-                    scale(out[i + r, q], past)
-                most[r], totals[r] = new, totals[r] * past + total(row)
+                most[r], totals[r] = new, past + total(row)
             matmul(p, qkv[key : key + keys, v], out[i : i + queries, q], min(key, 1))
         for r in range(queries):
             scale(out[i + r, q], ONE / totals[r])
@@ -374,7 +382,7 @@ def _attend_backward(dout, qkv, heads, h, out, lse, dqkv, scores, gradients):
             matmul(dout[rows, q], qkv[columns, v].T, ds, 0)
             for r in range(queries):
                 delta = dot(dout[i + r, q], out[i + r, q])
-                seen = max(0, min(keys, i + r + 1 - key))
+                seen = min(keys, i + r + 1 - key)
                 p_row, ds_row, row_lse = scores[r, :seen], gradients[r, :seen], lse[i + r]
                 for j in range(seen):
                     p_row[j] = exp(p_row[j] * factor - row_lse)
@@ -407,6 +415,7 @@ def attention_backward(
 
 @loop
 def _softmax_cross_entropy(logits, labels, losses, hits, vocab, gradient_scale):
+    """logits [rows, V], the others [rows]."""
     e = np.empty(vocab, np.float32)
     for r in range(len(logits)):
         x, label = logits[r, :vocab], labels[r]
@@ -434,8 +443,9 @@ def softmax_cross_entropy(
 ) -> None:  # fmt: skip
     """With a gradient_scale of 0 logits stay as they are."""
     for part in prange(parts):
-        b, e = share(len(logits), parts, part)
-        _softmax_cross_entropy(logits[b:e], labels[b:e], losses[b:e], hits[b:e], vocab, gradient_scale)
+        begin, end = share(len(logits), parts, part)
+        r = slice(begin, end)
+        _softmax_cross_entropy(logits[r], labels[r], losses[r], hits[r], vocab, gradient_scale)
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------
@@ -450,13 +460,11 @@ def _sum_of_squares(x):
 
 
 @parallel
-def sum_of_squares(x: np.ndarray, parts: int) -> float:
-    """Of x [n], in float64."""
-    sums = np.empty(parts)
-    for part in prange(parts):
-        begin, end = share(x.size, parts, part)
+def sums_of_squares(x: np.ndarray, sums: np.ndarray) -> None:
+    """sums [parts] = those of the parts of x [n], in float64."""
+    for part in prange(sums.size):
+        begin, end = share(x.size, sums.size, part)
         sums[part] = _sum_of_squares(x[begin:end])
-    return sums.sum()
 
 
 @loop
@@ -479,5 +487,5 @@ def adamw(
     for part in prange(parts):
         begin, end = share(w.size, parts, part)
         middle = max(begin, min(end, decayed))
-        for b, e, kept in ((begin, middle, keep), (middle, end, ONE)):
-            _adamw(w[b:e], g[b:e], m[b:e], v[b:e], beta1, beta2, factor, root, eps, kept, step_size)
+        for r, kept in ((slice(begin, middle), keep), (slice(middle, end), ONE)):
+            _adamw(w[r], g[r], m[r], v[r], beta1, beta2, factor, root, eps, kept, step_size)
