@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 30 µs, as OpenMP sees only when it is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 30 µs; OpenMP looks when it is loaded, below
 
 import llvmlite.binding
 import numba
@@ -25,7 +25,7 @@ if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 if not llvmlite.binding.address_of_symbol("numba_xxgemm"):
     raise ImportError(f"numba {numba.__version__} has no numba_xxgemm")
-numba.config.THREADING_LAYER = "omp"  # others let threads sleep while they wait
+numba.config.THREADING_LAYER = "omp"  # others let threads sleep at once
 
 
 class CompiledOps(CpuOps):
