@@ -51,7 +51,7 @@ class Numba:
 
 
 @functools.cache
-def compiled() -> Numba:
+def numba_cpu() -> Numba:
     """Skips where what `pip install "hipgpt[numba]"` brings is not there."""
     pytest.importorskip("numba")
     pytest.importorskip("scipy")
@@ -65,9 +65,9 @@ def operations(device: Any, precision: str) -> Any:
     if precision == "tf32" and not device.has_tf32:
         pytest.skip("tf32 is NVIDIA's")
     if isinstance(device, Numba):
-        from gpt.ops.compiled import CompiledOps
+        from gpt.ops.cpu_numba import NumbaOps
 
-        return CompiledOps(threads=4)
+        return NumbaOps(threads=4)
     return GpuOps(device, precision)
 
 
@@ -83,7 +83,7 @@ GPUS = [
         for target in TARGETS
     ),
 ]
-NUMBA = pytest.param(compiled, id="numba")
+NUMBA = pytest.param(numba_cpu, id="numba")
 DEVICES = [*GPUS, NUMBA]
 
 

@@ -2,7 +2,7 @@
 
 `select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
 neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
-`compiled.py` has the same with numba, for training, and `gpu.py` is the other set, over the kernels in kernels/.
+`cpu_numba.py` has the same with numba, for training, and `gpu.py` is the other set, over the kernels in kernels/.
 """
 
 import importlib.util
@@ -71,9 +71,9 @@ def _cpu(training: bool) -> Any:
     if not (training and importlib.util.find_spec("numba")):
         return CpuOps()
     try:
-        from gpt.ops.compiled import CompiledOps
+        from gpt.ops.cpu_numba import NumbaOps
 
-        return CompiledOps()
+        return NumbaOps()
     except Exception as error:  # whatever a broken installation, or no place to keep what is compiled, may raise
         ops, reason = CpuOps(), (str(error) or repr(error)).splitlines()[0]
         ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]

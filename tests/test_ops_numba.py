@@ -17,8 +17,9 @@ pytest.importorskip("scipy")
 
 from numba import njit
 
-from gpt.ops import cpu, cpu_activations, loops
-from gpt.ops.compiled import FEW_ROWS, CompiledOps
+from gpt.ops import cpu, cpu_activations
+from gpt.ops import cpu_loops as loops
+from gpt.ops.cpu_numba import FEW_ROWS, NumbaOps
 from tests.conftest import ROOT
 
 TRAIN = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--batch", 3, "--vocab-size", 100)
@@ -29,7 +30,7 @@ TRAIN = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--
 
 def test_training_on_a_cpu_takes_numba_and_says_so():
     chosen = ops.select("cpu", training=True)
-    assert isinstance(chosen, CompiledOps)
+    assert isinstance(chosen, NumbaOps)
     assert chosen.description.endswith(", numba")
 
 
@@ -47,9 +48,9 @@ def test_where_numba_is_not_installed_numpy_trains(monkeypatch):
 @pytest.fixture
 def anew(monkeypatch):
     """As if nothing of numba's had been imported."""
-    for module in ("gpt.ops.compiled", "gpt.ops.loops"):
+    for module in ("gpt.ops.cpu_numba", "gpt.ops.cpu_loops"):
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delattr(ops, "loops")
+    monkeypatch.delattr(ops, "cpu_loops")
 
 
 def note_of_numpy():
@@ -82,10 +83,10 @@ def test_what_a_power_cut_left_empty_is_compiled_again(monkeypatch, tmp_path):
         cache_path = str(tmp_path)
 
     monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": Stats}))
-    (tmp_path / "loops.linear-1.py311.nbi").touch()
-    (tmp_path / "loops.share-1.py311.1.nbc").write_bytes(b"whole")
-    CompiledOps()
-    assert [file.name for file in tmp_path.iterdir()] == ["loops.share-1.py311.1.nbc"]
+    (tmp_path / "cpu_loops.linear-1.py311.nbi").touch()
+    (tmp_path / "cpu_loops.share-1.py311.1.nbc").write_bytes(b"whole")
+    NumbaOps()
+    assert [file.name for file in tmp_path.iterdir()] == ["cpu_loops.share-1.py311.1.nbc"]
 
 
 def test_numba_with_its_compiler_switched_off_is_not_used(hipgpt):
@@ -200,7 +201,7 @@ def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, thre
         ops.linear_backward(dout, x, weight, dx, added, dbias, before, activation, dx_sums)
         return out, dx, added, dbias.sum(0), dx_sums.sum(0) if activation else None
 
-    for ours, theirs in zip(results(CompiledOps(threads)), results(CpuOps(threads)), strict=True):
+    for ours, theirs in zip(results(NumbaOps(threads)), results(CpuOps(threads)), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -208,7 +209,7 @@ def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, thre
 def test_no_activation_hides_a_run_that_diverged(activation):
     x, weight, bias = np.full((2, 1), np.nan, np.float32), np.ones((1, 3), np.float32), np.zeros(3, np.float32)
     out, before = np.zeros((2, 2, 3), np.float32)
-    CompiledOps(threads=1).linear(x, weight, bias, out, before, activation)
+    NumbaOps(threads=1).linear(x, weight, bias, out, before, activation)
     assert np.isnan(out).all()
 
 
@@ -220,7 +221,7 @@ def test_attention_keeps_nan_where_it_is_seen_and_nowhere_else(row, sign):
     qkv = np.random.default_rng(0).standard_normal((seq, 3 * d)).astype(np.float32)
     qkv[row, 0] = np.copysign(np.float32(np.nan), sign)  # a query
     out, lse = np.zeros((seq, d), np.float32), np.zeros((1, 1, seq), np.float32)
-    CompiledOps(threads=1).attention(qkv, out, lse)
+    NumbaOps(threads=1).attention(qkv, out, lse)
     assert np.isnan(out).any(axis=1).nonzero()[0].tolist() == [row]
     assert np.isnan(lse[0, 0]).nonzero()[0].tolist() == [row]
 
@@ -229,5 +230,5 @@ def test_attention_keeps_nan_where_it_is_seen_and_nowhere_else(row, sign):
 def test_a_logit_that_is_nan_of_either_sign_makes_the_loss_nan(sign):
     logits, losses, hits = np.zeros((1, 50), np.float32), np.zeros(1, np.float32), np.zeros(1, np.float32)
     logits[0, 20] = np.copysign(np.float32(np.nan), sign)
-    CompiledOps(threads=1).softmax_cross_entropy(logits, np.array([1], np.int32), losses, hits, 50)
+    NumbaOps(threads=1).softmax_cross_entropy(logits, np.array([1], np.int32), losses, hits, 50)
     assert np.isnan(losses).all()

@@ -15,7 +15,8 @@ import numba
 import numba.np.ufunc.omppool  # an ImportError where there is no OpenMP
 import numpy as np
 
-from gpt.ops import Dropout, loops
+from gpt.ops import Dropout
+from gpt.ops import cpu_loops as loops
 from gpt.ops.cpu import CpuOps
 
 FEW_ROWS = 256  # of which more pieces would make products too small to be efficient
@@ -28,7 +29,7 @@ if not llvmlite.binding.address_of_symbol("numba_xxgemm"):
 numba.config.THREADING_LAYER = "omp"  # others let threads sleep at once
 
 
-class CompiledOps(CpuOps):
+class NumbaOps(CpuOps):
     """CpuOps in float32, faster. What is not here is computed there, and so is what has dropout."""
 
     def __init__(self, threads: int | None = None) -> None:
@@ -37,7 +38,7 @@ class CompiledOps(CpuOps):
         self._parts = self.threads.count  # into which all work is cut
         numba.set_num_threads(min(self._parts, numba.config.NUMBA_NUM_THREADS))
         self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
-        kept = list(Path(loops.linear.stats.cache_path).glob("loops.*.nb[ic]"))
+        kept = list(Path(loops.linear.stats.cache_path).glob("cpu_loops.*.nb[ic]"))
         for file in kept:
             if not file.stat().st_size:  # a power cut's: numba would stumble over it
                 file.unlink()

@@ -1,4 +1,4 @@
-"""What takes most of a training step on a CPU, as loops that numba compiles: gpt/ops/compiled.py calls them.
+"""What takes most of a training step on a CPU, as loops that numba compiles: gpt/ops/cpu_numba.py calls them.
 
 `gpt/ops/cpu.py` says what each operation is. How these are built:
 
