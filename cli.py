@@ -348,9 +348,7 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
     model = replace(model, vocab_size=given.get("vocab_size", plan.tokenizer_defaults(preset)["vocab_limit"]))
     with console.progress("Measuring", 4) as advance:
         ops = select(device, settings.precision, training=True)
-        report = benchmark.measure(
-            model, settings, ops, steps=given.get("total_steps"), began=began, advance=advance
-        )
+        report = benchmark.measure(model, settings, ops, steps=given.get("total_steps"), began=began, advance=advance)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
 
 

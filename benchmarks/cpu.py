@@ -173,7 +173,10 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
         model.vocab_size, size=4 * shape["batch"] * model.max_seq_len + 1, dtype=np.uint16
     )
     batches = Batches(tokens, shape["batch"], model.max_seq_len, sampling="sequential", seed=0, val_fraction=0)
-    training = Training(model, config, batches, select("cpu", training=numba))
+    ops = select("cpu", training=numba)
+    if numba and ops.description == select("cpu").description:
+        sys.exit("\n".join(ops.notes))
+    training = Training(model, config, batches, ops)
     training.model.initialize(0)
     return median_seconds(lambda number: training.step(number + 1))
 

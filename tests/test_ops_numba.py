@@ -3,6 +3,7 @@
 tests/test_kernels.py and tests/test_model_on_devices.py compare each of them, and all together, with NumPy's.
 """
 
+import json
 import subprocess
 import sys
 
@@ -98,9 +99,10 @@ def test_numba_with_its_compiler_switched_off_is_not_used(hipgpt):
 
 def test_no_blas_has_threads_of_its_own():
     """NumPy's and SciPy's, in a process that has imported nothing before."""
-    code = "import gpt.ops, threadpoolctl as t; gpt.ops.select('cpu', training=True); print(t.threadpool_info())"
+    code = "import json, gpt.ops; gpt.ops.select('cpu', training=True)"
+    code += "; from threadpoolctl import threadpool_info; print(json.dumps(threadpool_info()))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    libraries = [library for library in eval(printed) if library["user_api"] == "blas"]
+    libraries = [library for library in json.loads(printed) if library["user_api"] == "blas"]
     assert len({library["filepath"] for library in libraries}) >= 2
     assert {library["num_threads"] for library in libraries} == {1}
 

@@ -66,6 +66,7 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
 
 
 def _cpu(training: bool) -> Any:
+    """CpuOps; for training those with numba, where that is installed and works."""
     from gpt.ops.cpu import CpuOps
 
     if not (training and importlib.util.find_spec("numba")):

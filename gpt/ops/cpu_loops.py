@@ -2,7 +2,7 @@
 
 `gpt/ops/cpu.py` says what each operation is. How these are built:
 
-- A `parallel` function cuts its rows into `parts` shares for OpenMP's threads. Those wait some 30 µs for the next one
+- A `parallel` function cuts its rows into `parts` shares for OpenMP's threads. Those wait some 50 µs for the next one
   before they sleep, so handing shares out takes 2 µs. Results depend on `parts`, but not on which thread is faster.
 - A `loop` goes over one share. The innermost loops start at 0 and run over contiguous arrays: else LLVM would not take
   8 or 16 elements at a time. That is why shares are slices, and why sums over rows go into arrays of their own.

@@ -8,7 +8,7 @@ import math
 import os
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 30 µs; OpenMP looks when it is loaded, below
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 50 µs; OpenMP looks when it is loaded, below
 
 import llvmlite.binding
 import numba
@@ -19,7 +19,7 @@ from gpt.ops import Dropout
 from gpt.ops import cpu_loops as loops
 from gpt.ops.cpu import CpuOps
 
-FEW_ROWS = 256  # of which more pieces would make products too small to be efficient
+FEW_ROWS = 256  # up to which a backward pass is cut into half as many pieces: smaller products are less efficient
 ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
 
 if numba.config.DISABLE_JIT:
