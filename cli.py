@@ -16,6 +16,7 @@ import gpt
 from gpt.config import (
     ACTIVATIONS,
     DATA_PATH,
+    OPTIMIZERS,
     PRECISIONS,
     PRESETS,
     SAMPLINGS,
@@ -120,6 +121,10 @@ BATCH_OPTIONS = options(
     train_option("--batch", "batch_size", metavar="N", help="Sequences per forward pass."),
     train_option("--accumulate", "accumulate", metavar="N", help="Forward passes per step."),
 )
+OPTIMIZER_OPTION = train_option(
+    "--optimizer", "optimizer", type=click.Choice(OPTIMIZERS),
+    help="Optimizer. muon: Muon for the blocks' matrices and AdamW for the rest.",
+)  # fmt: skip
 PRESET_OPTION = option(
     "--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins."
 )
@@ -159,11 +164,16 @@ def main(context: click.Context) -> None:
 @MODEL_OPTIONS
 @BATCH_OPTIONS
 @train_option("--steps", "total_steps", metavar="N", help="Steps to train; with --ckpt, steps to add.")
+@OPTIMIZER_OPTION
 @train_option("--lr", "learning_rate", metavar="LR", help="Peak learning rate.")
-@train_option("--min-lr", "min_lr", type=float, metavar="LR", show_default="lr / 10", help="Where cosine ends.")
+@train_option("--min-lr", "min_lr", type=float, metavar="LR", show_default="lr / 10",
+              help="Learning rate at the last step.")  # fmt: skip
 @train_option("--warmup-steps", "warmup_steps", type=int, metavar="N", show_default="2 % of steps, at most 2000",
               help="Steps over which the rate rises to its peak.")  # fmt: skip
-@train_option("--schedule", "schedule", type=click.Choice(SCHEDULES), help="The learning rate after the warm-up.")
+@train_option("--schedule", "schedule", type=click.Choice(SCHEDULES),
+              help="Course of the learning rate after the warmup. trapezoid: constant, then linear.")  # fmt: skip
+@train_option("--decay-fraction", "decay_fraction", metavar="P",
+              help="Fraction of the steps, the last ones, in which a trapezoid decays.")  # fmt: skip
 @train_option("--weight-decay", "weight_decay", metavar="W", help="Decoupled decay of the 2-D weights.")
 @train_option("--grad-clip", "grad_clip", metavar="NORM", help="Largest global norm of the gradient; 0 = off.")
 @train_option("--sampling", "sampling", type=click.Choice(SAMPLINGS), help="Walk the text in order, or draw windows.")
@@ -328,6 +338,7 @@ def export(run_name: str, out: Path, step: int | None) -> None:
 @option("--vocab-size", "vocab_size", default=VOCAB_LIMIT, metavar="N", help="Size of the vocabulary.")
 @MODEL_OPTIONS
 @BATCH_OPTIONS
+@OPTIMIZER_OPTION
 @option("--steps", "total_steps", type=int, metavar="N", show_default="a second's worth",
         help="Steps in a row that are timed together, three times.")  # fmt: skip
 @option("--json", "as_json", is_flag=True, show_default=False, help="Print one JSON object.")

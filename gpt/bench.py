@@ -41,7 +41,7 @@ ATTEMPTS = 4  # at queueing passes before the device begins them
 GPU_PRODUCT, LEAST_PRODUCT, CPU_PRODUCT = 8192, 1024, 2048  # rows and columns of the product that measures the peak
 GENERATED = 200  # tokens
 NOT_WORK = (  # methods of operations objects
-    "check", "sequences", "parts", "inputs", "empty", "zeros", "to_host", "free_bytes", "held_bytes",
+    "check", "sequences", "parts", "inputs", "empty", "zeros", "to_host", "free_bytes", "held_bytes", "muon_bytes",
 )  # fmt: skip
 
 

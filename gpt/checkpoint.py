@@ -23,10 +23,9 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.files import atomic_path, link_atomically
 from gpt.model import parameter_shapes
-from gpt.optim import COUNTERS
+from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.run import Run
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _REQUIRED = {"model": ("vocab_size",), "training": (), "checkpoint": ("latest", "step")}
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
@@ -50,16 +49,16 @@ class Checkpoint:
         with _open_tensors(self.path, _weights_layout(self.model)) as file:
             return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
 
-    def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, int]]:
-        """Read Adam's moments exp_avg and exp_avg_sq, float32 by parameter name, and the counters `COUNTERS`.
+    def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """Read the optimizer's float32 tensors, named as `optimizer_shapes` names them, and the counters `COUNTERS`.
 
         Raises UserError as `weights` does; only resuming needs this file.
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
-        names = parameter_shapes(self.model)
-        with _open_tensors(path, _optimizer_layout(self.model)) as file:
-            exp_avg, exp_avg_sq = ({name: file.get_tensor(f"{moment}.{name}") for name in names} for moment in MOMENTS)
-            return exp_avg, exp_avg_sq, {name: int(file.get_tensor(name)) for name in COUNTERS}
+        names = optimizer_shapes(self.model, self.train.optimizer)
+        with _open_tensors(path, _optimizer_layout(self.model, self.train)) as file:
+            tensors = {name: file.get_tensor(name) for name in names}
+            return tensors, {name: int(file.get_tensor(name)) for name in COUNTERS}
 
 
 def save(
@@ -68,13 +67,13 @@ def save(
     model: ModelConfig,
     train: TrainConfig,
     weights: Mapping[str, np.ndarray],
-    exp_avg: Mapping[str, np.ndarray],
-    exp_avg_sq: Mapping[str, np.ndarray],
+    optimizer: Mapping[str, np.ndarray],
     counters: Mapping[str, int],
 ) -> Checkpoint:
     """Write the checkpoint of `step` and make it the latest. The caller holds `run.lock()`.
 
-    Mappings go from parameter name to float32 array; `counters` has the names `COUNTERS`.
+    `weights` are named as `parameter_shapes` names them and `optimizer` as `optimizer_shapes`, all float32; `counters`
+    has the names `COUNTERS`.
     Raises UserError if the files cannot be written (no space, no permission); what was saved before is then intact.
     """
     names = parameter_shapes(model)
@@ -92,8 +91,7 @@ def save(
             atomic_path(weights_path) as weights_file,
         ):
             _write_tensors(weights_file, {name: weights[name] for name in names})
-            moments = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-            tensors = {f"{moment}.{name}": moments[moment][name] for moment in MOMENTS for name in names}
+            tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
             _write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         link_atomically(run.latest_weights_path, weights_path.name)
@@ -189,10 +187,9 @@ def _weights_layout(model: ModelConfig) -> Layout:
     return {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
 
 
-def _optimizer_layout(model: ModelConfig) -> Layout:
-    shapes = parameter_shapes(model)
-    moments: Layout = {f"{moment}.{name}": ("F32", shape) for moment in MOMENTS for name, shape in shapes.items()}
-    return moments | dict.fromkeys(COUNTERS, ("I64", ()))
+def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
+    tensors: Layout = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
+    return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 
 @contextmanager

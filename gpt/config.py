@@ -11,7 +11,8 @@ from typing import Any
 from gpt.errors import UserError
 
 ACTIVATIONS = ("gelu", "relu")
-SCHEDULES = ("cosine", "constant")
+OPTIMIZERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte")
@@ -104,10 +105,12 @@ class TrainConfig:
     accumulate: int = 1
     precision: str = "auto"
     total_steps: int = 50_000
+    optimizer: str = "adamw"
     learning_rate: float = 3e-4
     min_lr: float | None = None
     warmup_steps: int | None = None
     schedule: str = "cosine"
+    decay_fraction: float = 0.4
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     seed: int = 0
@@ -136,6 +139,8 @@ class TrainConfig:
             _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
         _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
         _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
+        _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "between 0 and 1")
+        _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
 

@@ -76,14 +76,37 @@ _MODULE_NAMES = {
     "mlp_fc": "mlp.c_fc",
     "mlp_proj": "mlp.c_proj",
 }
+MATRICES = ("attn_qkv", "attn_proj", "mlp_fc", "mlp_proj")  # the modules of a block whose weight is a matrix
+
+
+def matrix_names(config: ModelConfig) -> list[str]:
+    """The names of the blocks' weight matrices, which Muon moves."""
+    return [name for module in MATRICES for name in _of_all_layers(config, module)]
+
+
+def stack_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """Shapes of `Parameters.stacks`: layers, in and out of each module's matrices."""
+    shapes = parameter_shapes(config)
+    return [(config.num_layers, *shapes[_of_all_layers(config, module)[0]]) for module in MATRICES]
+
+
+def _of_all_layers(config: ModelConfig, module: str) -> list[str]:
+    """The names of one module's weights, by layer."""
+    return [f"transformer.h.{layer}.{_MODULE_NAMES[module]}.weight" for layer in range(config.num_layers)]
 
 
 class Parameters:
-    """Named views into one flat buffer: the weights, their low-precision copy, their gradients, or an Adam moment.
+    """Named views into one flat buffer: the weights, their low-precision copy, their gradients, or a moment.
 
-    Tensors that weight decay applies to (2-D ones) come first: they are `flat[:decayed]`. Gaps left by the alignment
-    stay zero, which neither a norm nor an update can tell. So do the rows from `vocab_size` to the next multiple of
-    `vocab_multiple` that `head` [V', D] has and the named view has not.
+    The blocks' matrices come first, `flat[:matrices]`, those of one module side by side in the order of the layers:
+    `stacks` has a view [layers, in, out] of each module's. All tensors that weight decay applies to (2-D ones) are
+    `flat[:decayed]`. With two layers of width 128 and a feed-forward width of 512, `flat` holds
+
+        qkv 0, qkv 1 | proj 0, proj 1 | fc 0, fc 1 | mlp proj 0, mlp proj 1 | wte | wpe | vectors
+        0            | 98,304         | 131,072    | 262,144                | 393,216 = matrices
+
+    Gaps left by the alignment stay zero, which neither a norm nor an update can tell. So do the rows from `vocab_size`
+    to the next multiple of `vocab_multiple` that `head` [V', D] has and the named view has not.
 
     Gradients of vectors are sums over all rows of a batch, which operations leave as up to `parts` partial sums. With
     `parts`, all of those lie side by side in `partials` [parts, all vectors], to be added to `vectors` at once, and
@@ -96,16 +119,22 @@ class Parameters:
         shapes = parameter_shapes(config)
         head_shape = (padded_vocab(config, vocab_multiple), config.embed_dim)
         offsets, end = {}, 0
-        for name in sorted(shapes, key=lambda name: len(shapes[name]) == 1):
-            if len(shapes[name]) == 2:
-                self.decayed = end + _aligned(_padded_size(name, shapes[name], head_shape))
+        matrices = dict.fromkeys(matrix_names(config))
+        others = sorted((name for name in shapes if name not in matrices), key=lambda name: len(shapes[name]) == 1)
+        for name in (*matrices, *others):
             offsets[name] = end
             end += _aligned(_padded_size(name, shapes[name], head_shape))
-        self.flat = allocate(end)
+            if len(shapes[name]) == 2:
+                self.decayed = end
+            if name in matrices:
+                self.matrices = end
+        self.flat, self.offsets = allocate(end), offsets
         self.named = {
             name: self.flat[offsets[name] : offsets[name] + math.prod(shape)].reshape(shape)
             for name, shape in shapes.items()
         }
+        self._stacked = [_of_all_layers(config, module) for module in MATRICES]
+        self.stacks = self.stacks_of(self.flat)
         self.vectors = self.flat[self.decayed :]
         self._views = self.named
         if parts:
@@ -124,6 +153,16 @@ class Parameters:
             for layer in range(config.num_layers)
         ]
         self.norms = [block.ln_1 for block in self.blocks] + [self.ln_f]
+
+    def stacks_of(self, flat: Array) -> list[Array]:
+        """Views [layers, in, out] of the matrices of each module, in a buffer that lies as `flat[:matrices]` does."""
+        stacks = []
+        for names in self._stacked:
+            shape, start = self.named[names[0]].shape, self.offsets[names[0]]
+            stride = _aligned(math.prod(shape))
+            rows = flat[start : start + len(names) * stride].reshape(len(names), stride)
+            stacks.append(rows[:, : math.prod(shape)].reshape(len(names), *shape))
+        return stacks
 
     def _affine(self, prefix: str) -> Affine:
         return Affine(self._views[f"{prefix}.weight"], self._views[f"{prefix}.bias"])
@@ -390,8 +429,8 @@ class GPT:
         return act.lse[: ids.size * self.config.num_heads].reshape(batch, self.config.num_heads, seq)
 
 
-def memory_bytes(config: ModelConfig, batch: int, ops: Any, training: bool) -> int:
-    """Bytes that a GPT on `ops` (with gradients and both Adam moments when `training`) holds; nothing is allocated."""
+def memory_bytes(config: ModelConfig, batch: int, ops: Any, optimizer: str | None = None) -> int:
+    """Bytes that a GPT on `ops` holds, and with `optimizer`, "adamw" or "muon", its training; nothing is allocated."""
     itemsize = 2 if ops.low_precision else 4
 
     def total(few: ModelConfig) -> int:
@@ -405,17 +444,20 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Any, training: bool) -> i
         sequences = ops.sequences(batch, few.max_seq_len)
         aligned = {name: _aligned(_padded_size(name, s, head_shape)) for name, s in parameter_shapes(few).items()}
         parameters = sum(aligned.values())
-        for _ in range(4 if training else 1):
-            count(parameters, "float32")
-        if training:
+        count(parameters, "float32")
+        if optimizer:
+            count(2 * parameters, "float32")  # gradients, and a moment of every tensor
+            matrices = sum(aligned[name] for name in matrix_names(few))
+            count(parameters - matrices if optimizer == "muon" else parameters, "float32")  # Adam's second moment
             vectors = sum(aligned[name] for name, shape in parameter_shapes(few).items() if len(shape) == 1)
             count((ops.parts(sequences * few.max_seq_len), vectors), "float32")
         if ops.low_precision:
             count(parameters)
-        Workspace(few, sequences, few.max_seq_len, ops, training, count)
+        Workspace(few, sequences, few.max_seq_len, ops, optimizer is not None, count)
         return sum(sizes)
 
-    return _over_layers(config, total)
+    shared = ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
+    return _over_layers(config, total) + shared
 
 
 def padded_vocab(config: ModelConfig, multiple: int) -> int:

@@ -1,71 +1,143 @@
-"""How the weights move: the learning-rate schedule, and AdamW with global-norm clipping over flat buffers."""
+"""How the weights move: the learning-rate schedule, gradient clipping, and two optimizers, AdamW and Muon.
+
+AdamW scales every element of a gradient by what that element has been like. Muon looks at a weight matrix as a whole:
+its step is the gradient's momentum with all singular values made about 1, so that rare directions move as far as the
+frequent ones. It moves the matrices of the blocks; embeddings, head, biases and layer norms stay AdamW's.
+"""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from gpt.config import TrainConfig
-from gpt.model import GPT, Parameters
-from gpt.ops import Array
+from gpt.config import ModelConfig, TrainConfig
+from gpt.model import GPT, matrix_names, parameter_shapes
+from gpt.ops import Array, Stack
 
 BETAS = (0.9, 0.95)
 EPS = 1e-8
+MOMENTUM = 0.95  # of Muon
+PLAN = 6  # numbers that the steps of all optimizers share, see CpuOps.plan_update
 COUNTERS = ("adam_step", "skipped", "skipped_in_a_row")
+
+# Newton-Schulz steps x (a + b x² + c x⁴) that bring singular values in [0.001, 1] to about 1: the composition of five
+# such polynomials with the smallest largest error (Polar Express, Amsel et al. 2025). Each but the last is fed 1 / 1.01
+# of its argument, because rounding to bf16 can leave a singular value slightly above the range.
+_POLAR_EXPRESS = (
+    (8.287212018145622, -23.59588651909882, 17.300387312530923),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+NEWTON_SCHULZ = (
+    *((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _POLAR_EXPRESS[:-1]),
+    _POLAR_EXPRESS[-1],
+)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of `step` (the first is 1): linear warmup, then a half cosine down to `min_lr`.
+    """The learning rate of `step` (the first is 1): a linear warmup to `learning_rate`, then one of three schedules.
 
-    With schedule "constant" it stays at `learning_rate` after the warmup. Source: Loshchilov & Hutter 2017, one cycle.
+    - cosine: half a cosine down to `min_lr` at the last step (Loshchilov & Hutter 2017, one cycle).
+    - trapezoid: constant, then linear to `min_lr` over the last `decay_fraction` of all steps (warmup-stable-decay, Hu
+      et al. 2024). Until the decay begins the rate does not depend on how many steps there are.
+    - constant: no decay at all.
+
+    Example: 100 steps, 10 of warmup, a peak of 1.0, a min_lr of 0 and a decay_fraction of 0.4. A trapezoid has 0.5 at
+    step 5, 1.0 from step 10 to step 60, 0.5 at step 80 and 0 at step 100; a cosine has 0.5 at step 55.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps
     if step <= warmup:
         return peak * step / warmup
     if config.schedule == "constant":
         return peak
-    progress = min(1.0, (step - warmup) / max(1, config.total_steps - warmup))
+    if config.schedule == "trapezoid":
+        left = (total - step) / max(1, total - decay_start(config))
+        return config.min_lr + (peak - config.min_lr) * max(0.0, min(1.0, left))
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019) on a model's flat buffers.
+def decay_start(config: TrainConfig) -> int:
+    """The last step of a trapezoid that has the full rate."""
+    return max(config.warmup_steps, config.total_steps - math.ceil(config.decay_fraction * config.total_steps))
 
-    Decay applies to 2-D tensors; with a decay of 0 this is Adam. A step whose loss or gradient norm is not finite
-    changes nothing but `counters`: Adam's own step does not advance either.
+
+def optimizer_shapes(model: ModelConfig, optimizer: str) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every float32 tensor that `optimizer`, "adamw" or "muon", keeps between steps.
+
+    Adam has two moments of a tensor, exp_avg.NAME and exp_avg_sq.NAME; Muon has one of a matrix, momentum.NAME.
+    """
+    shapes = parameter_shapes(model)
+    muon = set(matrix_names(model)) if optimizer == "muon" else set()
+    kept = {f"momentum.{name}": shapes[name] for name in shapes if name in muon}
+    for moment in ("exp_avg", "exp_avg_sq"):
+        kept |= {f"{moment}.{name}": shape for name, shape in shapes.items() if name not in muon}
+    return kept
+
+
+class Optimizer:
+    """Moves a model's weights by AdamW (Loshchilov & Hutter 2019), or by Muon (Jordan et al. 2024) and AdamW.
+
+    `config.optimizer` says which. Gradients are first clipped to a global norm of `config.grad_clip` (0 is off). Decay
+    applies to 2-D tensors. Muon's steps have the size of AdamW's (Liu et al. 2025), so that both use one learning rate
+    and one weight decay. A step whose loss or gradient norm is not finite changes nothing but `counters`.
     """
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
         self.model, self.ops, self.config = model, model.ops, config
-        self.exp_avg, self.exp_avg_sq = (
-            Parameters(model.config, lambda size: self.ops.zeros(size, "float32"), self.ops.vocab_multiple)
-            for _ in range(2)
-        )
-        self.norm = self.ops.zeros(1, "float64")
-        self.counters = self.ops.zeros(len(COUNTERS), "int64")
+        weights, ops = model.weights, model.ops
+        self._first = weights.matrices if config.optimizer == "muon" else 0  # element of the flat buffer that is Adam's
+        self._exp_avg, self._exp_avg_sq = (ops.zeros(weights.flat.size - self._first, "float32") for _ in range(2))
+        self._momentum = ops.zeros(self._first, "float32")
+        self.norm = ops.zeros(1, "float64")
+        self.counters = ops.zeros(len(COUNTERS), "int64")
+        self._plan = ops.zeros(PLAN, "float64")
+        self.coefficients = NEWTON_SCHULZ
+        self._stacks = []
+        if self._first:
+            copies = [None] * len(weights.stacks) if model.compute is weights else model.compute.stacks
+            momenta = weights.stacks_of(self._momentum)
+            parts = zip(weights.stacks, model.gradients.stacks, momenta, copies, strict=True)
+            self._stacks = [Stack(*part) for part in parts]
+        self.tensors = self._named()
 
-    def load(
-        self, exp_avg: Mapping[str, np.ndarray], exp_avg_sq: Mapping[str, np.ndarray], counters: Mapping[str, int]
-    ) -> None:
-        """Go on from a checkpoint's moments (float32, by parameter name) and counters."""
-        for moment, tensors in ((self.exp_avg, exp_avg), (self.exp_avg_sq, exp_avg_sq)):
-            for name, view in moment.named.items():
-                self.ops.copy(tensors[name], out=view)
+    def _named(self) -> dict[str, Array]:
+        """The tensors of `optimizer_shapes`, as views of what the optimizer keeps."""
+        flats = {"momentum": (self._momentum, 0), "exp_avg": (self._exp_avg, self._first)}
+        flats["exp_avg_sq"] = (self._exp_avg_sq, self._first)
+        views = {}
+        for key, shape in optimizer_shapes(self.model.config, self.config.optimizer).items():
+            moment, _, name = key.partition(".")
+            flat, first = flats[moment]
+            start = self.model.weights.offsets[name] - first
+            views[key] = flat[start : start + math.prod(shape)].reshape(shape)
+        return views
+
+    def load(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> None:
+        """Go on from a checkpoint's tensors (named as `optimizer_shapes` names them) and counters."""
+        for name, view in self.tensors.items():
+            self.ops.copy(tensors[name], out=view)
         self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
 
     def step(self, lr: Array) -> None:
-        """Clip the model's gradients to a global norm of `grad_clip` and move its weights. lr is float32 [1]."""
+        """Move the weights by the model's gradients. lr, float32 [1], is the learning rate."""
         weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
+        config, first = self.config, self._first
         self.ops.global_norm(gradients.flat, out=self.norm)
+        self.ops.plan_update(
+            self.norm, self.model.metrics, self.counters, lr, out=self._plan, betas=BETAS,
+            weight_decay=config.weight_decay, clip=config.grad_clip,
+        )  # fmt: skip
+        if self._stacks:
+            self.ops.muon(self._stacks, self._plan, momentum=MOMENTUM, coefficients=self.coefficients)
         self.ops.adamw(
-            weights.flat, gradients.flat, self.exp_avg.flat, self.exp_avg_sq.flat,
-            copy=None if compute is weights else compute.flat, norm=self.norm, loss=self.model.metrics,
-            counters=self.counters, lr=lr, betas=BETAS, eps=EPS, weight_decay=self.config.weight_decay,
-            decayed=weights.decayed, clip=self.config.grad_clip,
+            weights.flat[first:], gradients.flat[first:], self._exp_avg, self._exp_avg_sq,
+            copy=None if compute is weights else compute.flat[first:], plan=self._plan, betas=BETAS, eps=EPS,
+            decayed=weights.decayed - first,
         )  # fmt: skip
 
     def state(self) -> dict[str, int]:
         """The counters by name, read from the device."""
         return dict(zip(COUNTERS, self.ops.to_host(self.counters).tolist(), strict=True))
-
-

@@ -84,6 +84,11 @@ def settle(
         if value != (stored := getattr(start.model, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
     changes = _pick(TrainConfig, flags)
+    if (optimizer := changes.get("optimizer", start.train.optimizer)) != start.train.optimizer:
+        raise UserError(
+            f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train.optimizer}, which kept other "
+            "moments: leave it out, or train a new run"
+        )
     if not resume and "total_steps" in changes:
         changes["total_steps"] += start.step
     train = replace(start.train, **changes)
@@ -169,7 +174,8 @@ def describe(model: ModelConfig) -> str:
 def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer."""
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
-    needed, free = memory_bytes(model, train.batch_size, ops, training=True) + inputs, ops.free_bytes()
+    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs
+    free = ops.free_bytes()
     if needed > free:
         raise UserError(
             f"training needs {size(needed)} of memory, but {size(free)} is free: lower --batch (it is "

@@ -25,8 +25,8 @@ from gpt.console import Console, duration
 from gpt.data import Batches, token_order
 from gpt.errors import UserError
 from gpt.files import write_atomically
-from gpt.model import GPT, Parameters
-from gpt.optim import AdamW, learning_rate
+from gpt.model import GPT
+from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -59,7 +59,7 @@ class Training:
     def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Any) -> None:
         self.config, self.batches, self.ops = config, batches, ops
         self.model = GPT(model, ops, batch=config.batch_size, training=True)
-        self.optimizer = AdamW(self.model, config)
+        self.optimizer = Optimizer(self.model, config)
         shape = (config.batch_size, model.max_seq_len)
         self.inputs = ops.inputs(
             ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
@@ -187,14 +187,12 @@ class Trainer:
             self._record(val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy)
 
     def _save(self) -> None:
-        def on_host(parameters: Parameters) -> dict[str, np.ndarray]:
-            return {name: self.ops.to_host(view) for name, view in parameters.named.items()}
-
-        optimizer = self.optimizer
-        checkpoint.save(
-            self.run, self.step, self.model.config, self.config, on_host(self.model.weights),
-            on_host(optimizer.exp_avg), on_host(optimizer.exp_avg_sq), optimizer.state(),
-        )  # fmt: skip
+        weights, optimizer = (
+            {name: self.ops.to_host(view) for name, view in views.items()}
+            for views in (self.model.weights.named, self.optimizer.tensors)
+        )
+        state = self.optimizer.state()
+        checkpoint.save(self.run, self.step, self.model.config, self.config, weights, optimizer, state)
         checkpoint.prune(self.run, self.config.keep_last)
 
     def _status(self, seconds_per_step: float) -> str:

@@ -5,12 +5,15 @@
 // deep, go through shared memory; accumulators stay in registers. A and B may each be stored transposed. Traffic: A is
 // read N / 64 times and B M / 64 times, mostly from the cache. One warp sums a product in the order of k: deterministic.
 //
+// A, B and C may be stacks of matrices of one shape, `stride_a` … elements from one to the next: block_y counts rows of
+// blocks through all of them.
+//
 // Set by the host: T (bf16 | float), OUT (bf16 | float), A_TRANSPOSED, B_TRANSPOSED (0 | 1), WIDTH (1 if a row of A or B
 // is not whole vectors, else a vector's elements), EPILOGUE (see below), ACTIVATION (gelu | relu).
 #include "tile.h"
 
 #define STORE 0            // C = A B
-#define ACCUMULATE 1       // C += A B
+#define ADD 1              // C = alpha A B + beta addend; addend may be C
 #define BIAS 2             // C = A B + bias
 #define BIAS_ACTIVATION 3  // before = A B + bias, C = activation(before)
 
@@ -40,13 +43,18 @@ template <bool DEPTH_FIRST> struct Operand {
   }
 };
 
-// A is [M, K] or, transposed, [K, M]; B is [K, N] or [N, K]; C and before are [M, N].
-KERNEL(4 * WARP) matmul(const T* a, const T* b, OUT* c, const T* bias, T* before, int m, int n, int k) {
+// A is [M, K] or, transposed, [K, M]; B is [K, N] or [N, K]; C, addend and before are [M, N].
+KERNEL(4 * WARP) matmul(const T* a, const T* b, OUT* c, const T* bias, T* before, const OUT* addend, int m, int n, int k,
+                        index_t stride_a, index_t stride_b, index_t stride_c, index_t stride_addend, float alpha,
+                        float beta) {
   typedef Operand<A_TRANSPOSED> OperandA;
   typedef Operand<!B_TRANSPOSED> OperandB;
   SHARED(T, slice_a, OperandA::ROWS * OperandA::STRIDE);
   SHARED(T, slice_b, OperandB::ROWS * OperandB::STRIDE);
-  int row = block_y() * SIDE, column = block_x() * SIDE;
+  int row_blocks = (m + SIDE - 1) / SIDE;
+  index_t matrix = block_y() / row_blocks;
+  a += matrix * stride_a, b += matrix * stride_b, c += matrix * stride_c, addend += matrix * stride_addend;
+  int row = block_y() % row_blocks * SIDE, column = block_x() * SIDE;
   int warp_row = warp_id() / 2 * WARP_SIDE, warp_column = warp_id() % 2 * WARP_SIDE;
   M::Acc acc[TILES][TILES] = {};
 
@@ -84,8 +92,8 @@ KERNEL(4 * WARP) matmul(const T* a, const T* b, OUT* c, const T* bias, T* before
         if (r >= m || s >= n) continue;
         index_t at = (index_t)r * n + s;
         float v = acc[i][j].v[e];
-#if EPILOGUE == ACCUMULATE
-        v += to_float(c[at]);
+#if EPILOGUE == ADD
+        v = alpha * v + beta * to_float(addend[at]);
 #elif EPILOGUE == BIAS
         v += to_float(bias[s]);
 #elif EPILOGUE == BIAS_ACTIVATION

@@ -10,16 +10,16 @@
 #ifdef ROCM
 #define NAME(x) hipblasLt##x
 enum { TRANSA = 0, TRANSB = 1, EPILOGUE = 2, BIAS = 3, BIAS_TYPE = 4, AUX = 10, AUX_LD = 11, OP_N = 111, OP_T = 112 };
-enum { COMPUTE = 2, COMPUTE_TF32 = 2, INVALID = 3 };
+enum { COMPUTE = 2, COMPUTE_TF32 = 2, INVALID = 3, BATCH_COUNT = 0, BATCH_STRIDE = 1 };
 #else
 #define NAME(x) cublasLt##x
 enum { TRANSA = 3, TRANSB = 4, EPILOGUE = 7, BIAS = 8, BIAS_TYPE = 26, AUX = 11, AUX_LD = 12, OP_N = 0, OP_T = 1 };
-enum { COMPUTE = 68, COMPUTE_TF32 = 77, INVALID = 7 };
+enum { COMPUTE = 68, COMPUTE_TF32 = 77, INVALID = 7, BATCH_COUNT = 5, BATCH_STRIDE = 6 };
 #endif
 enum { F32 = 0, BF16 = 14, E_BIAS = 4, E_GELU = 32, E_GELU_AUX_BIAS = 164, E_DGELU = 192 };
 
 typedef struct { int compute, transa, transb, epilogue, bias_type; void *bias, *aux; int64_t aux_ld; } Desc;
-typedef struct { int type; uint64_t rows, columns; int64_t ld; } Layout;
+typedef struct { int type; uint64_t rows, columns; int64_t ld; int count; int64_t apart; } Layout;
 
 int refuse = 0, failure = 0, heuristics = 0, last_compute = 0;
 
@@ -44,7 +44,12 @@ int NAME(MatmulDescSetAttribute)(Desc* d, int attribute, const void* v, size_t s
 }
 int NAME(MatrixLayoutCreate)(Layout** l, int type, uint64_t rows, uint64_t columns, int64_t ld) {
   if (type != F32 && type != BF16) return INVALID;
-  *l = malloc(sizeof **l); **l = (Layout){type, rows, columns, ld}; return 0;
+  *l = malloc(sizeof **l); **l = (Layout){type, rows, columns, ld, 1, 0}; return 0;
+}
+int NAME(MatrixLayoutSetAttribute)(Layout* l, int attribute, const void* v, size_t size) {
+  if (attribute == BATCH_COUNT && size == 4) { memcpy(&l->count, v, 4); return 0; }
+  if (attribute == BATCH_STRIDE && size == 8) { memcpy(&l->apart, v, 8); return 0; }
+  return INVALID;
 }
 int NAME(MatmulPreferenceCreate)(void** p) { *p = calloc(1, 64); return 0; }
 int NAME(MatmulPreferenceDestroy)(void* p) { free(p); return 0; }
@@ -72,13 +77,14 @@ int NAME(Matmul)(void* h, Desc* d, const float* alpha, const void* a, Layout* la
   uint64_t m = lo->rows, n = lo->columns, k = d->transa == OP_N ? la->columns : la->rows;
   if ((d->transa == OP_N ? la->rows : la->columns) != m || (d->transb == OP_N ? lb->columns : lb->rows) != n) return INVALID;
   if ((d->transb == OP_N ? lb->rows : lb->columns) != k || la->type != lb->type) return INVALID;
-  for (uint64_t j = 0; j < n; j++) for (uint64_t i = 0; i < m; i++) {
+  if (la->count != lo->count || lb->count != lo->count || lc->count != lo->count) return INVALID;
+  for (int64_t s = 0; s < lo->count; s++) for (uint64_t j = 0; j < n; j++) for (uint64_t i = 0; i < m; i++) {
     double sum = 0;
     for (uint64_t q = 0; q < k; q++) {
-      float x = get(a, la->type, d->transa == OP_N ? i + q * la->ld : q + i * la->ld);
-      sum += (double)x * get(b, lb->type, d->transb == OP_N ? q + j * lb->ld : j + q * lb->ld);
+      float x = get(a, la->type, s * la->apart + (d->transa == OP_N ? i + q * la->ld : q + i * la->ld));
+      sum += (double)x * get(b, lb->type, s * lb->apart + (d->transb == OP_N ? q + j * lb->ld : j + q * lb->ld));
     }
-    double v = *alpha * sum + (*beta ? *beta * get(c, lc->type, i + j * lc->ld) : 0);
+    double v = *alpha * sum + (*beta ? *beta * get(c, lc->type, s * lc->apart + i + j * lc->ld) : 0);
     if (d->epilogue == E_BIAS || d->epilogue == E_GELU_AUX_BIAS) v += get(d->bias, d->bias_type, i);
     int64_t at = i + j * d->aux_ld;
     if (d->epilogue == E_GELU_AUX_BIAS) {
@@ -88,7 +94,7 @@ int NAME(Matmul)(void* h, Desc* d, const float* alpha, const void* a, Layout* la
       double x = get(d->aux, lo->type, at), u = 0.7978845608 * (x + 0.044715 * x * x * x), t = tanh(u);
       v *= (1 + t) / 2 + x / 2 * (1 - t * t) * 0.7978845608 * (1 + 3 * 0.044715 * x * x);
     }
-    set(o, lo->type, i + j * lo->ld, v);
+    set(o, lo->type, s * lo->apart + i + j * lo->ld, v);
   }
   return 0;
 }

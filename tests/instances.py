@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from gpt.data import token_order
 from gpt.model import GPT, KVCache
 from gpt.ops.gpu import GpuOps
 from gpt.ops.kernels import Instance
 from gpt.ops.targets import has_tf32
-from gpt.optim import AdamW
+from gpt.optim import Optimizer
 from tests.host_device import HostDevice
 
 # Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
@@ -50,7 +50,8 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             ids = np.zeros((1, 8), np.int32)
             model.loss(ids, ids)
             model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
-            AdamW(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
+            for optimizer in OPTIMIZERS:
+                Optimizer(model, TrainConfig(optimizer=optimizer)).step(np.full(1, 1e-3, np.float32))
             cache = KVCache(model.config, ops.zeros, ops.zeros(1, "int32"))
             for count in (2, 1):
                 model.decode(ids[0, :count], cache)

@@ -76,14 +76,40 @@ def gelu_derivative(x, h=1e-6):
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 5, 7), (8, 16, 24)])
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_products(blas, low, transposed, m, k, n, accumulate):
+@pytest.mark.parametrize("added", [None, "out", "another"])
+def test_products(blas, low, transposed, m, k, n, added):
     rng = np.random.default_rng(1)
     a, b = stored(rng, (m, k), low, transposed[0]), stored(rng, (k, n), low, transposed[1])
     out = stored(rng, (m, n), False)
-    expected = values(a) @ values(b) + (out if accumulate else 0)
-    assert blas.product(a, b, out, stream=0, accumulate=accumulate)
+    addend = {None: None, "out": out, "another": stored(rng, (m, n), False)}[added]
+    expected = 0.5 * values(a) @ values(b) + (0 if addend is None else 3 * addend)
+    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=3, addend=addend)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
+def test_products_of_stacks(blas, low, transposed):
+    """Three matrices each, with gaps between them; out and addend lie differently."""
+    rng = np.random.default_rng(4)
+
+    def stack(rows, columns, turned=False, gap=0):
+        shape = (columns, rows) if turned else (rows, columns)
+        whole = stored(rng, (3, 128 * (1 + gap)), low)
+        view = whole[:, : rows * columns].reshape(3, *shape)
+        return view.swapaxes(1, 2) if turned else view
+
+    a, b = stack(6, 5, transposed[0]), stack(5, 8, transposed[1], gap=1)
+    addend, out = stack(6, 8, gap=2), stack(6, 8)
+    expected = 0.5 * values(a).astype(np.float64) @ values(b) + 2 * values(addend)
+    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=2, addend=addend)
+    close = {"rtol": 2**-7, "atol": 2**-7} if low else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(values(out), expected, **close)
+
+
+def test_stacks_whose_matrices_are_not_aligned_are_declined(blas):
+    a = ones(3, 4, 4)  # 64 bytes apart
+    assert not blas.product(a, a, ones(3, 4, 4), stream=0)
 
 
 @pytest.mark.parametrize("low", [False, True])

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from gpt import checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
-from gpt.model import parameter_shapes
+from gpt.model import matrix_names, parameter_shapes
+from gpt.optim import optimizer_shapes
 from gpt.run import Run
 
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
@@ -30,19 +32,19 @@ def run(tmp_path):
     return run
 
 
-def tensors(seed, model=MODEL):
+def tensors(seed, shapes):
     rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in parameter_shapes(model).items()}
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def state(step, model=MODEL):
-    """Weights, both moments and counters, different for each step."""
+def state(step, model=MODEL, optimizer="adamw"):
+    """Weights, the optimizer's tensors and counters, different for each step."""
     counters = {"adam_step": step - 1, "skipped": 1, "skipped_in_a_row": step % 2}
-    return *(tensors(seed, model) for seed in (step, step + 1000, step + 2000)), counters
+    return tensors(step, parameter_shapes(model)), tensors(step + 1000, optimizer_shapes(model, optimizer)), counters
 
 
-def save(run, step, model=MODEL):
-    return checkpoint.save(run, step, model, TRAIN, *state(step, model))
+def save(run, step, model=MODEL, train=TRAIN):
+    return checkpoint.save(run, step, model, train, *state(step, model, train.optimizer))
 
 
 def same(left, right):
@@ -54,10 +56,9 @@ def same(left, right):
 
 def is_complete(found, step):
     """Whether all parts of a checkpoint are, bit for bit, what was saved at `step`."""
-    weights, exp_avg, exp_avg_sq, counters = state(step)
-    first, second, counts = found.optimizer()
-    moments = same(first, exp_avg) and same(second, exp_avg_sq)
-    return found.step == step and same(found.weights(), weights) and moments and counts == counters
+    weights, optimizer, counters = state(step, optimizer=found.train.optimizer)
+    moments, counts = found.optimizer()
+    return found.step == step and same(found.weights(), weights) and same(moments, optimizer) and counts == counters
 
 
 def names(run):
@@ -133,10 +134,30 @@ def test_the_links_are_relative_and_point_at_the_latest(run):
 
 
 def test_strided_arrays_are_saved_as_what_they_show(run):
-    weights, exp_avg, exp_avg_sq, counters = state(1)
+    weights, optimizer, counters = state(1)
     strided = {name: np.asfortranarray(array) for name, array in weights.items()}
     strided["transformer.ln_f.bias"] = np.repeat(weights["transformer.ln_f.bias"], 2)[::2]
-    checkpoint.save(run, 1, MODEL, TRAIN, strided, exp_avg, exp_avg_sq, counters)
+    checkpoint.save(run, 1, MODEL, TRAIN, strided, optimizer, counters)
+    assert is_complete(checkpoint.load(run), 1)
+
+
+def test_a_checkpoint_of_muon_has_one_moment_of_a_blocks_matrix_and_two_of_the_rest(run):
+    save(run, 1, train=replace(TRAIN, optimizer="muon"))
+    kept = set(load_file(run.optimizer_path(1))) - {"adam_step", "skipped", "skipped_in_a_row"}
+    matrices = set(matrix_names(MODEL))
+    assert len(matrices) == 4 * MODEL.num_layers
+    others = parameter_shapes(MODEL).keys() - matrices
+    moments = {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in others}
+    assert kept == moments | {f"momentum.{name}" for name in matrices}
+    assert is_complete(checkpoint.load(run), 1)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(run):
+    save(run, 1)
+    config = json.loads(run.config_path(1).read_text())
+    del config["training"]["optimizer"]
+    run.config_path(1).write_text(json.dumps(config))
+    assert checkpoint.load(run).train.optimizer == "adamw"
     assert is_complete(checkpoint.load(run), 1)
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, TrainConfig
 from gpt.data import token_order
-from gpt.model import GPT, KVCache, memory_bytes, parameter_count
+from gpt.model import GPT, KVCache, memory_bytes, parameter_count, stack_shapes
 from gpt.ops import cpu
 from gpt.ops.cpu import CpuOps
+from gpt.optim import PLAN, Optimizer
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
 CONFIGS = [
@@ -150,8 +151,9 @@ def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
         np.testing.assert_allclose(logits, expected[end - 1], rtol=1e-11, atol=1e-12)
 
 
-def test_memory_is_known_before_it_is_allocated(config):
-    """Counted without a byte of it existing: all that a training model and Adam's two moments hold."""
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_is_known_before_it_is_allocated(config, optimizer):
+    """Counted without a byte of it existing: all that a training model and its optimizer's moments hold."""
     asked = []
 
     class Counting(CpuOps):
@@ -166,8 +168,11 @@ def test_memory_is_known_before_it_is_allocated(config):
             return array
 
     model = GPT(config, Counting(threads=1), batch=BATCH, training=True)
-    allocated = sum(asked) - model.metrics.nbytes - model.dropout_key.nbytes + 2 * model.weights.flat.nbytes
-    assert memory_bytes(config, BATCH, model.ops, training=True) == allocated
+    moving = Optimizer(model, TrainConfig(optimizer=optimizer))
+    small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
+    allocated = sum(asked) - sum(array.nbytes for array in small)
+    scratch = model.ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
+    assert memory_bytes(config, BATCH, model.ops, optimizer) == allocated + scratch
     assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
 
 

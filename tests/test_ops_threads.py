@@ -15,7 +15,7 @@ from gpt.model import GPT
 from gpt.ops import cpu
 from gpt.ops.cpu import CpuOps
 from gpt.ops.threads import Scratch, Threads, available_threads
-from gpt.optim import AdamW
+from gpt.optim import Optimizer
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -130,7 +130,7 @@ def train(threads, steps=3):
     )
     model = GPT(config, CpuOps(threads), batch=5, training=True)
     model.initialize(seed=1)
-    optimizer, rng = AdamW(model, TrainConfig()), np.random.default_rng(0)
+    optimizer, rng = Optimizer(model, TrainConfig()), np.random.default_rng(0)
     for step in range(steps):
         model.dropout_key[1] = step
         model.gradients.flat.fill(0)

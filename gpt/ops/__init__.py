@@ -8,7 +8,7 @@ neither which array library runs nor where memory lies. `cpu.py` is the referenc
 import importlib.util
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt.errors import UserError
 
@@ -29,6 +29,15 @@ class Dropout:
     key: Array
     site: int
     first: int = 0
+
+
+class Stack(NamedTuple):
+    """Matrices of one shape with all that an optimizer has of them; every array is [matrices, rows, columns]."""
+
+    weights: Array  # float32
+    gradients: Array  # float32
+    momentum: Array  # float32
+    copy: Array | None  # of the weights, in the type that products read, if that is another
 
 
 def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:

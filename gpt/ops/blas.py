@@ -41,18 +41,20 @@ class _Vendor(NamedTuple):
     bias_type: int
     aux_pointer: int
     aux_ld: int
+    batch_count: int  # the attributes of a matrix layout
+    batch_stride: int
     not_supported: int  # the status
 
 
 _CUDA = _Vendor(
     prefix="cublasLt", libraries=("libcublasLt.so.13", "libcublasLt.so.12"), package="nvidia-cublas, or CUDA's cuBLAS",
     float32=68, tf32=77, normal=0, transposed=1, trans_a=3, trans_b=4, epilogue=7, bias_pointer=8, bias_type=26,
-    aux_pointer=11, aux_ld=12, not_supported=15,
+    aux_pointer=11, aux_ld=12, batch_count=5, batch_stride=6, not_supported=15,
 )  # fmt: skip
 _ROCM = _Vendor(
     prefix="hipblasLt", libraries=("libhipblaslt.so.1", "libhipblaslt.so.0"), package="ROCm's hipblaslt",
     float32=2, tf32=2, normal=111, transposed=112, trans_a=0, trans_b=1, epilogue=2, bias_pointer=3, bias_type=4,
-    aux_pointer=10, aux_ld=11, not_supported=7,
+    aux_pointer=10, aux_ld=11, batch_count=0, batch_stride=1, not_supported=7,
 )  # fmt: skip
 
 
@@ -80,26 +82,32 @@ class Blas:
         self._plans: dict[tuple, _Plan | None] = {}
 
     def product(
-        self, a: Any, b: Any, out: Any, *, stream: int, epilogue: str = "none", accumulate: bool = False,
-        bias: Any = None, activation_input: Any = None, tf32: bool = False,
+        self, a: Any, b: Any, out: Any, *, stream: int, epilogue: str = "none", alpha: float = 1, beta: float = 1,
+        addend: Any = None, bias: Any = None, activation_input: Any = None, tf32: bool = False,
     ) -> bool:  # fmt: skip
-        """out [M, N] = a [M, K] @ b [K, N], on `stream`; False where the library cannot, and nothing has happened.
+        """out [M, N] = alpha · a [M, K] @ b [K, N], and + beta · addend [M, N] if there is one, on `stream`.
 
-        a and b are both bf16 (dtype uint16) or both float32, C-contiguous or transposed views of what is; out is
-        C-contiguous, of either type, and with `accumulate` is added to. Sums are float32; `tf32` lets float32 operands
-        be rounded to 10 bits of mantissa. Arrays that do not begin at multiples of ALIGNMENT bytes are declined.
+        Returns False if the library cannot; nothing has happened then. a and b are both bf16 (dtype uint16) or both
+        float32, C-contiguous or transposed views of C-contiguous arrays; out and addend (which may be out) are
+        C-contiguous and of one type, either. Sums are float32; `tf32` lets float32 operands be rounded to 10 bits of
+        mantissa. All may be stacks [n, …] of such matrices, evenly apart. Arrays that do not begin at multiples of
+        ALIGNMENT bytes are declined, and so are stacks whose matrices do not.
         Epilogues, with bias [N] and activation_input [M, N] of out's type:
         - bias: out = a @ b + bias;
         - gelu: activation_input = a @ b + bias, out = gelu(activation_input), by the tanh approximation;
         - dgelu: out = (a @ b) · gelu'(activation_input).
         Raises BlasError.
         """
-        a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
+        addend, beta = (out, 0) if addend is None else (addend, beta)
         itemsizes = a.dtype.itemsize, out.dtype.itemsize
-        key = (a.shape, b.shape[1], a_transposed, b_transposed, *itemsizes, epilogue, accumulate, tf32)
+        strides = tuple(_stack_stride(each) for each in (a, b, addend, out))
+        if any(stride % ALIGNMENT for stride in strides):
+            return False
+        transposed = is_transposed(a), is_transposed(b)
+        key = (a.shape, b.shape[-1], *transposed, *itemsizes, strides, epilogue, alpha, beta, tf32)
         extras = (self._vendor.bias_pointer, bias), (self._vendor.aux_pointer, activation_input)
         pointers = {attribute: _address(array) for attribute, array in extras if array is not None}
-        if any(address % ALIGNMENT for address in (_address(a), _address(b), _address(out), *pointers.values())):
+        if any(address % ALIGNMENT for address in (*map(_address, (a, b, addend, out)), *pointers.values())):
             return False
         if key in self._plans:
             plan = self._plans[key]
@@ -108,11 +116,11 @@ class Blas:
         if plan is None:
             return False
         self._point(plan.product, pointers)
-        target = ctypes.c_void_p(_address(out))
         status = self._matmul(
-            self._handle, plan.product, plan.one, ctypes.c_void_p(_address(b)), plan.left,
-            ctypes.c_void_p(_address(a)), plan.right, plan.beta, target, plan.out, target, plan.out,
-            plan.algorithm, self._workspace, self._workspace_bytes, ctypes.c_void_p(stream),
+            self._handle, plan.product, plan.alpha, ctypes.c_void_p(_address(b)), plan.left,
+            ctypes.c_void_p(_address(a)), plan.right, plan.beta, ctypes.c_void_p(_address(addend)), plan.addend,
+            ctypes.c_void_p(_address(out)), plan.out, plan.algorithm, self._workspace, self._workspace_bytes,
+            ctypes.c_void_p(stream),
         )  # fmt: skip
         if status == self._vendor.not_supported:
             self._plans[key] = None
@@ -128,10 +136,11 @@ class Blas:
             return None
 
     def _plan(
-        self, a_shape: tuple[int, int], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
-        out_itemsize: int, epilogue: str, accumulate: bool, tf32: bool, pointers: dict[int, int],
+        self, a_shape: tuple[int, ...], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
+        out_itemsize: int, strides: tuple[int, ...], epilogue: str, alpha: float, beta: float, tf32: bool,
+        pointers: dict[int, int],
     ) -> "_Plan | None":  # fmt: skip
-        vendor, (m, k) = self._vendor, a_shape
+        vendor, (*stack, m, k) = self._vendor, a_shape
         kind, out_kind = (BF16 if size == 2 else FLOAT32 for size in (itemsize, out_itemsize))
         product = ctypes.c_void_p()
         compute = vendor.tf32 if tf32 and kind == FLOAT32 else vendor.float32
@@ -144,23 +153,30 @@ class Blas:
         if epilogue in ("gelu", "dgelu"):
             self._set(product, vendor.aux_ld, ctypes.c_int64(n))
         self._point(product, pointers)  # before the library is asked: it judges by where they point, and whether
-        left = self._layout(kind, k, n) if b_transposed else self._layout(kind, n, k)
-        right = self._layout(kind, m, k) if a_transposed else self._layout(kind, k, m)
-        out = self._layout(out_kind, n, m)
-        algorithm = self._algorithm(product, left, right, out)
+        count, (right_apart, left_apart, addend_apart, out_apart) = (stack or [1])[0], strides
+        left = self._layout(kind, *((k, n) if b_transposed else (n, k)), count, left_apart // itemsize)
+        right = self._layout(kind, *((m, k) if a_transposed else (k, m)), count, right_apart // itemsize)
+        addend = self._layout(out_kind, n, m, count, addend_apart // out_itemsize)
+        out = self._layout(out_kind, n, m, count, out_apart // out_itemsize)
+        algorithm = self._algorithm(product, left, right, addend, out)
         if algorithm is None:
             return None
-        one, beta = ctypes.c_float(1), ctypes.c_float(1 if accumulate else 0)
-        return _Plan(product, left, right, out, algorithm, ctypes.byref(one), ctypes.byref(beta))
+        factors = (ctypes.byref(ctypes.c_float(factor)) for factor in (alpha, beta))
+        return _Plan(product, left, right, addend, out, algorithm, *factors)
 
-    def _layout(self, kind: int, rows: int, columns: int) -> ctypes.c_void_p:
-        """A column-major matrix without gaps."""
+    def _layout(self, kind: int, rows: int, columns: int, count: int, apart: int) -> ctypes.c_void_p:
+        """A column-major matrix without gaps, or `count` of them, `apart` elements from one to the next."""
         layout = ctypes.c_void_p()
         sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
         self._call("MatrixLayoutCreate", ctypes.byref(layout), ctypes.c_int(kind), *sizes)
+        if count > 1:
+            attributes = self._vendor.batch_count, self._vendor.batch_stride
+            for attribute, value in zip(attributes, (ctypes.c_int32(count), ctypes.c_int64(apart)), strict=True):
+                size = ctypes.c_size_t(ctypes.sizeof(value))
+                self._call("MatrixLayoutSetAttribute", layout, ctypes.c_int(attribute), ctypes.byref(value), size)
         return layout
 
-    def _algorithm(self, product: Any, left: Any, right: Any, out: Any) -> ctypes.Array | None:
+    def _algorithm(self, product: Any, left: Any, right: Any, addend: Any, out: Any) -> ctypes.Array | None:
         """The library's first choice within the workspace, or None where it has no choice."""
         preference, found = ctypes.c_void_p(), ctypes.c_int()
         self._call("MatmulPreferenceCreate", ctypes.byref(preference))
@@ -171,7 +187,7 @@ class Blas:
         )  # fmt: skip
         result = ctypes.create_string_buffer(HEURISTIC_BYTES)
         status = getattr(self._library, f"{self._vendor.prefix}MatmulAlgoGetHeuristic")(
-            self._handle, product, left, right, out, out, preference, ctypes.c_int(1), result, ctypes.byref(found)
+            self._handle, product, left, right, addend, out, preference, ctypes.c_int(1), result, ctypes.byref(found)
         )
         self._call("MatmulPreferenceDestroy", preference)
         return result if status == 0 and found.value else None
@@ -197,10 +213,21 @@ class _Plan(NamedTuple):
     product: Any
     left: Any
     right: Any
+    addend: Any
     out: Any
     algorithm: Any
-    one: Any
+    alpha: Any
     beta: Any
+
+
+def is_transposed(array: Any) -> bool:
+    """Whether a matrix, or every matrix of a stack, is a transposed view."""
+    return not (array[0] if array.ndim == 3 else array).flags.c_contiguous
+
+
+def _stack_stride(array: Any) -> int:
+    """Bytes from one matrix of a stack to the next; 0 of a single one."""
+    return array.strides[0] if array.ndim == 3 and len(array) > 1 else 0
 
 
 def _address(array: Any) -> int:

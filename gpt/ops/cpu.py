@@ -23,9 +23,10 @@ import numpy as np
 import psutil
 
 from gpt.config import ModelConfig
-from gpt.ops import Dropout
+from gpt.ops import Dropout, Stack
 from gpt.ops.cpu_activations import ACTIVATIONS, backward
 from gpt.ops.cpu_attention import attend, attend_backward
+from gpt.ops.cpu_orthogonal import orthogonalized
 from gpt.ops.cpu_sampling import choose
 from gpt.ops.cpu_sums import ones, sum_rows
 from gpt.ops.masks import Mask
@@ -40,6 +41,7 @@ PRODUCT_ROWS = 512  # rows of a matrix product at a time: enough to pay for BLAS
 PASS_ROWS = 1024  # tokens for every thread that make a pass: more would only take more memory
 PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
 FEW_TOKENS = 16  # whose rows an embedding's gradient takes token by token
+MUON_RMS = 0.2  # root mean square of a step of Muon in units of the learning rate
 SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
 
 
@@ -551,6 +553,28 @@ class CpuOps:
         self.threads.run_blocks(block, x.size, size)
         out[0] = math.sqrt(np.sum(sums))
 
+    def plan_update(
+        self, norm: np.ndarray, loss: np.ndarray, counters: np.ndarray, lr: np.ndarray, *, out: np.ndarray,
+        betas: tuple[float, float], weight_decay: float, clip: float,
+    ) -> None:  # fmt: skip
+        """Work out what all weights of a step share; out, float64 [6], is what `adamw` and `muon` take as `plan`.
+
+        norm [1] is the gradients', loss [2] the step's sums, lr [1] the learning rate. counters, int64 [3], are Adam's
+        step t, the steps skipped, and those skipped in a row. If norm or an element of loss is not finite, the step is
+        skipped: out[0] = 1, and the last two counters rise. Otherwise t rises, and out is
+        [0, gradient_scale, lr, decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)] with gradient_scale =
+        min(1, clip / (norm + 1e-6)), or 1 if clip is 0, and decay = 1 - lr · weight_decay.
+        """
+        out[0] = not (np.isfinite(norm).all() and np.isfinite(loss).all())
+        if out[0]:
+            counters[1:] += 1
+            return
+        counters[0] += 1
+        counters[2] = 0
+        step, rate, (beta1, beta2) = int(counters[0]), float(lr[0]), betas
+        scale = min(1.0, clip / (float(norm[0]) + 1e-6)) if clip else 1.0
+        out[1:] = scale, rate, 1 - rate * weight_decay, rate / (1 - beta1**step), math.sqrt(1 - beta2**step)
+
     def adamw(
         self,
         weights: np.ndarray,
@@ -559,35 +583,62 @@ class CpuOps:
         exp_avg_sq: np.ndarray,
         *,
         copy: np.ndarray | None,
-        norm: np.ndarray,
-        loss: np.ndarray,
-        counters: np.ndarray,
-        lr: np.ndarray,
+        plan: np.ndarray,
         betas: tuple[float, float],
         eps: float,
-        weight_decay: float,
         decayed: int,
-        clip: float,
     ) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019) over flat arrays; weights[:decayed] decay.
 
-        `copy` receives the weights in the type that products read, if that is another (never here).
-        Gradients count times min(1, clip / (norm + 1e-6)), norm being theirs; clip 0 is none. counters, int64 [3], are
-        Adam's step, the steps skipped, and those skipped in a row: where norm or an element of loss is not finite,
-        nothing but the last two changes.
+        `copy` receives the weights in the type that products read, if that is another (never here). `plan` is what
+        `plan_update` left.
         """
-        if not (np.isfinite(norm).all() and np.isfinite(loss).all()):
-            counters[1:] += 1
+        skip, scale, _, decay, step_size, correction = plan.tolist()
+        if skip:
             return
-        counters[0] += 1
-        counters[2] = 0
-        step, rate, (beta1, beta2) = int(counters[0]), float(lr[0]), betas
-        scale = min(1.0, clip / (float(norm[0]) + 1e-6)) if clip else 1.0
-        correction = math.sqrt(1 - beta2**step)
+        beta1, beta2 = betas
         self._update(
             weights, gradients, exp_avg, exp_avg_sq, beta1, beta2, scale * (1 - beta1), scale * math.sqrt(1 - beta2),
-            eps * correction, 1 - rate * weight_decay, rate * correction / (1 - beta1**step), decayed,
+            eps * correction, decay, step_size * correction, decayed,
         )  # fmt: skip
+
+    def muon(
+        self, stacks: Sequence[Stack], plan: np.ndarray, *, momentum: float,
+        coefficients: Sequence[tuple[float, float, float]],
+    ) -> None:  # fmt: skip
+        """One step of Muon (Jordan et al. 2024) for every matrix of `stacks`; `plan` is what `plan_update` left.
+
+        With g the clipped gradient: m += (1 - momentum) (g - m), u = g + momentum (m - g) (Nesterov), and
+        w = decay · w - lr · 0.2 sqrt(max(rows, columns)) · orthogonalized(u). The factor gives the step the size of
+        AdamW's, a root mean square of 0.2 (Liu et al. 2025). orthogonalized(u) is u with its singular values s replaced
+        by p(s / ‖u‖), where ‖u‖ is the Frobenius norm (1e-7 at least) and p the composition of the polynomials
+        a x + b x³ + c x⁵ of `coefficients`, which is about 1.
+        """
+        skip, scale, rate, decay, _, _ = plan.tolist()
+        if skip:
+            return
+        tasks = sorted(
+            ((stack, i) for stack in stacks for i in range(len(stack.weights))),
+            key=lambda task: -task[0].weights[0].size,  # the longest first, so that threads end at about the same time
+        )
+
+        def move(number: int) -> None:
+            stack, i = tasks[number]
+            w, g, m = stack.weights[i], stack.gradients[i], stack.momentum[i]
+            u = np.multiply(g, scale, out=self._scratch("muon", g.shape, self._dtype))
+            m += np.multiply(u - m, 1 - momentum)
+            u *= 1 - momentum
+            u += m * momentum
+            step_size = rate * MUON_RMS * math.sqrt(max(w.shape))
+            w *= decay
+            w -= orthogonalized(u, coefficients, step_size)
+
+        self.threads.run(move, len(tasks))
+
+    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+        """Bytes of scratch memory that `muon` takes for stacks of these shapes."""
+        most = max(4 * rows * columns + 4 * min(rows, columns) ** 2 for _, rows, columns in shapes)
+        return self.threads.count * most * self._dtype.itemsize
 
     def _update(
         self, w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: float, beta2: float, factor: float,

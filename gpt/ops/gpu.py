@@ -10,15 +10,16 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.ops import Array, Dropout
-from gpt.ops.blas import BlasError
+from gpt.ops import Array, Dropout, Stack
+from gpt.ops.blas import BlasError, is_transposed
+from gpt.ops.gpu_muon import GpuMuon
 from gpt.ops.replay import Inputs, Output, Replayed
 
 HEAD_ROWS = 8192  # rows of logits at a time
@@ -57,6 +58,7 @@ class GpuOps:
         self._vector = 16 // self._dtype.itemsize
         self._kernels: dict[tuple, Callable] = {}
         self._scratch_arrays: dict[str, list[Array]] = {}
+        self._muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
         self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
         self._zero = self.zeros(1, "int32")
 
@@ -233,8 +235,7 @@ class GpuOps:
     def linear_add(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
         if self._matvec("linear_add", x, weight, bias, None, (x, weight, bias, out)):
             return
-        if not self._blas(x, weight, out, "none", accumulate=True):
-            self._matmul(x, weight, out, "ACCUMULATE")
+        self._product(x, weight, out, addend=out)
         self._add_bias(out, bias)
 
     def _matvec(
@@ -265,14 +266,13 @@ class GpuOps:
     ) -> None:  # fmt: skip
         if activation:
             self._gradient_before(dout, weight.T, dx, before, activation, dx_sums)
-        elif not self._blas(dout, weight.T, dx, "none"):
-            self._matmul(dout, weight.T, dx, "STORE")
+        else:
+            self._product(dout, weight.T, dx)
         if dweight.flags.c_contiguous:
             a, b, out = x.T, dout, dweight
         else:
             a, b, out = dout.T, x, dweight.T
-        if not self._blas(a, b, out, "none", accumulate=True):
-            self._matmul(a, b, out, "ACCUMULATE")
+        self._product(a, b, out, addend=out)
         if dbias is not None:
             self._column_sums(dout, dbias)
 
@@ -283,8 +283,7 @@ class GpuOps:
         if self._has_fused(activation, dx) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
             self._column_sums(dx, dx_sums)
             return
-        if not self._blas(dout, weight, dx, "none"):
-            self._matmul(dout, weight, dx, "STORE")
+        self._product(dout, weight, dx)
         self._launch_sums("activation_backward", (before, dx), dx_sums, activation)
 
     def _has_fused(self, activation: str | None, out: Array) -> bool:
@@ -305,23 +304,35 @@ class GpuOps:
             warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
             return False
 
+    def _product(
+        self, a: Array, b: Array, out: Array, *, alpha: float = 1, beta: float = 1, addend: Array | None = None
+    ) -> None:
+        """out = alpha · a @ b, and + beta · addend if there is one, of matrices or stacks of them: see Blas.product."""
+        if not self._blas(a, b, out, "none", alpha=alpha, beta=beta, addend=addend):
+            self._matmul(a, b, out, "STORE" if addend is None else "ADD", addend=addend, alpha=alpha, beta=beta)
+
     def _matmul(
         self, a: Array, b: Array, out: Array, epilogue: str, activation: str | None = None, bias: Array | None = None,
-        before: Array | None = None,
+        before: Array | None = None, addend: Array | None = None, alpha: float = 1, beta: float = 1,
     ) -> None:  # fmt: skip
-        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views."""
-        (m, k), n = a.shape, b.shape[1]
-        a_transposed, b_transposed = not a.flags.c_contiguous, not b.flags.c_contiguous
+        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views, and all of them stacks."""
+        (*stack, m, k), n = a.shape, b.shape[-1]
+        a_transposed, b_transposed = is_transposed(a), is_transposed(b)
         row_a, row_b = m if a_transposed else k, k if b_transposed else n
         kernel = self._kernel(
             "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
             A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
             EPILOGUE=epilogue, ACTIVATION=activation or "gelu",
         )  # fmt: skip
-        a, b = a.T if a_transposed else a, b.T if b_transposed else b
-        nothing = out  # where an epilogue takes no bias or no input of the activation
-        arguments = (a, b, out, nothing if bias is None else bias, nothing if before is None else before)
-        kernel((-(-n // 64), -(-m // 64)), (4 * self.device.warp,), (*arguments, _int(m), _int(n), _int(k)))
+        a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
+        addend = out if addend is None else addend
+        strides = (_long(x.strides[0] // x.itemsize if stack else 0) for x in (a, b, out, addend))
+        if stack:
+            a, b, out, addend = (x[0] for x in (a, b, out, addend))
+        extras = (out if bias is None else bias, out if before is None else before)  # `out` stands for what is not read
+        sizes = (_int(m), _int(n), _int(k), *strides, _float(alpha), _float(beta))
+        grid = (-(-n // 64), math.prod(stack) * -(-m // 64))
+        kernel(grid, (4 * self.device.warp,), (a, b, out, *extras, addend, *sizes))
 
     def _activate(self, before: Array, out: Array, activation: str) -> None:
         """out = activation(before), both [rows, columns]; out may be before."""
@@ -426,18 +437,31 @@ class GpuOps:
         self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (256,), (x, partials, _long(x.size)))
         self._kernel("norm.hip", "global_norm")((1,), (256,), (partials, out))
 
-    def adamw(
-        self, weights: Array, gradients: Array, exp_avg: Array, exp_avg_sq: Array, *, copy: Array | None,
-        norm: Array, loss: Array, counters: Array, lr: Array, betas: tuple[float, float], eps: float,
-        weight_decay: float, decayed: int, clip: float,
+    def plan_update(
+        self, norm: Array, loss: Array, counters: Array, lr: Array, *, out: Array, betas: tuple[float, float],
+        weight_decay: float, clip: float,
     ) -> None:  # fmt: skip
-        plan, (beta1, beta2) = self._scratch("adamw plan", 8), betas
-        defines = {"COPY": int(copy is not None)}
-        factors = map(np.float64, (beta1, beta2, weight_decay, clip))
-        self._kernel("adamw.hip", "adamw_plan", **defines)((1,), (1,), (norm, loss, counters, lr, plan, *factors))
+        factors = map(np.float64, (*betas, weight_decay, clip))
+        kernel = self._kernel("adamw.hip", "plan_update", COPY=int(self.low_precision))
+        kernel((1,), (1,), (norm, loss, counters, lr, out, *factors))
+
+    def adamw(
+        self, weights: Array, gradients: Array, exp_avg: Array, exp_avg_sq: Array, *, copy: Array | None, plan: Array,
+        betas: tuple[float, float], eps: float, decayed: int,
+    ) -> None:  # fmt: skip
+        kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
         arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
-        scalars = (_float(beta1), _float(beta2), _float(eps), _long(decayed), _long(weights.size))
-        self._kernel("adamw.hip", "adamw", **defines)((-(-weights.size // 1024),), (256,), (*arrays, *scalars))
+        scalars = (*map(_float, (*betas, eps)), _long(decayed), _long(weights.size))
+        kernel((-(-weights.size // 1024),), (256,), (*arrays, *scalars))
+
+    def muon(
+        self, stacks: Sequence[Stack], plan: Array, *, momentum: float,
+        coefficients: Sequence[tuple[float, float, float]],
+    ) -> None:  # fmt: skip
+        self._muon.step(stacks, plan, momentum, coefficients)
+
+    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+        return self._muon.bytes(shapes)
 
     # ---- kernels --------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ typedef struct {
 } Product;
 typedef struct {
   int type;
-  int64_t rows, columns, ld;
+  int64_t rows, columns, ld, apart;
+  int count;
 } Layout;
 
 static int is(const char* mode) { return !strcmp(getenv("SIMULATED_HIPBLASLT"), mode); }
@@ -75,8 +76,15 @@ int hipblasLtMatmulDescSetAttribute(Product* product, int attribute, const void*
 
 int hipblasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, uint64_t columns, int64_t ld) {
   *layout = malloc(sizeof(Layout));
-  **layout = (Layout){type, rows, columns, ld};
+  **layout = (Layout){type, rows, columns, ld, 0, 1};
   return (type == FLOAT32 || type == BF16) && ld >= (int64_t)rows ? SUCCESS : INVALID_VALUE;
+}
+
+int hipblasLtMatrixLayoutSetAttribute(Layout* layout, int attribute, const void* value, size_t size) {
+  void* fields[] = {&layout->count, &layout->apart};  // HIPBLASLT_MATRIX_LAYOUT_BATCH_COUNT, …_STRIDED_BATCH_OFFSET
+  if (attribute < 0 || attribute > 1 || size != (attribute ? 8 : 4)) return INVALID_VALUE;
+  memcpy(fields[attribute], value, size);
+  return SUCCESS;
 }
 
 int hipblasLtMatmulPreferenceCreate(void** preference) {
@@ -117,29 +125,31 @@ int hipblasLtMatmul(void* handle, const Product* product, const float* alpha, co
   if (*algorithm != ALGORITHM || m != (a_transposed ? a_layout->columns : a_layout->rows) ||
       n != (b_transposed ? b_layout->rows : b_layout->columns) || k != (b_transposed ? b_layout->columns : b_layout->rows))
     return INVALID_VALUE;
-  for (int64_t j = 0; j < n; j++) {
-    for (int64_t i = 0; i < m; i++) {
-      float sum = 0;
-      for (int64_t l = 0; l < k; l++) {
-        int64_t at_a = a_transposed ? l + i * a_layout->ld : i + l * a_layout->ld;
-        int64_t at_b = b_transposed ? j + l * b_layout->ld : l + j * b_layout->ld;
-        sum += get(a, a_layout->type, at_a) * get(b, b_layout->type, at_b);
-      }
-      sum = *alpha * sum + (*beta ? *beta * get(c, c_layout->type, i + j * c_layout->ld) : 0);
-      int64_t at_aux = i + j * product->aux_ld;
-      switch (product->epilogue) {
-        case DEFAULT: break;
-        case BIAS: sum += get(product->bias, product->bias_type, i); break;
-        case GELU_AUX_BIAS:
-          sum += get(product->bias, product->bias_type, i);
-          set(product->aux, d_layout->type, at_aux, sum);
-          sum = gelu(sum, 0);
-          break;
-        case DGELU: sum *= gelu(get(product->aux, d_layout->type, at_aux), 1); break;
-        default: return INVALID_VALUE;
-      }
-      set(d, d_layout->type, i + j * d_layout->ld, sum);
+  if (a_layout->count != d_layout->count || b_layout->count != d_layout->count || c_layout->count != d_layout->count)
+    return INVALID_VALUE;
+  for (int64_t element = 0; element < d_layout->count * n * m; element++) {
+    int64_t matrix = element / (n * m), j = element / m % n, i = element % m;
+    float sum = 0;
+    for (int64_t l = 0; l < k; l++) {
+      int64_t at_a = a_transposed ? l + i * a_layout->ld : i + l * a_layout->ld;
+      int64_t at_b = b_transposed ? j + l * b_layout->ld : l + j * b_layout->ld;
+      sum += get(a, a_layout->type, matrix * a_layout->apart + at_a) *
+             get(b, b_layout->type, matrix * b_layout->apart + at_b);
     }
+    int64_t at_c = matrix * c_layout->apart + i + j * c_layout->ld, at_aux = i + j * product->aux_ld;
+    sum = *alpha * sum + (*beta ? *beta * get(c, c_layout->type, at_c) : 0);
+    switch (product->epilogue) {
+      case DEFAULT: break;
+      case BIAS: sum += get(product->bias, product->bias_type, i); break;
+      case GELU_AUX_BIAS:
+        sum += get(product->bias, product->bias_type, i);
+        set(product->aux, d_layout->type, at_aux, sum);
+        sum = gelu(sum, 0);
+        break;
+      case DGELU: sum *= gelu(get(product->aux, d_layout->type, at_aux), 1); break;
+      default: return INVALID_VALUE;
+    }
+    set(d, d_layout->type, matrix * d_layout->apart + i + j * d_layout->ld, sum);
   }
   return SUCCESS;
 }

@@ -8,7 +8,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.data import token_order
 from gpt.generate import Sampling, draw
 from gpt.model import GPT
-from gpt.optim import AdamW
+from gpt.optim import Optimizer
 
 CONFIG = ModelConfig(
     vocab_size=40, max_seq_len=16, num_layers=1, embed_dim=32, num_heads=2, ff_hidden_dim=64, dropout=0.1
@@ -21,7 +21,7 @@ def train(ops: Any) -> tuple[GPT, list[float]]:
     rng = np.random.default_rng(0)
     model = GPT(CONFIG, ops, BATCH, training=True)
     model.initialize(0)
-    optimizer = AdamW(model, TrainConfig())
+    optimizer = Optimizer(model, TrainConfig())
     losses = []
     for _ in range(STEPS):
         tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, CONFIG.max_seq_len + 1), dtype=np.int32)
