@@ -50,11 +50,11 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps
     if step <= warmup:
         return peak * step / warmup
-    if config.schedule == "constant":
+    if config.schedule == "constant" or config.schedule == "trapezoid" and step <= decay_start(config):
         return peak
     if config.schedule == "trapezoid":
-        left = (total - step) / max(1, total - decay_start(config))
-        return config.min_lr + (peak - config.min_lr) * max(0.0, min(1.0, left))
+        left = max(0, total - step) / (total - decay_start(config))
+        return config.min_lr + (peak - config.min_lr) * left
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
