@@ -165,10 +165,12 @@ def main(context: click.Context) -> None:
 @BATCH_OPTIONS
 @train_option("--steps", "total_steps", metavar="N", help="Steps to train; with --ckpt, steps to add.")
 @OPTIMIZER_OPTION
-@train_option("--lr", "learning_rate", metavar="LR", help="Peak learning rate.")
+@train_option("--lr", "learning_rate", type=float, metavar="LR", show_default="3e-4; Muon: 3e-3",
+              help="Peak learning rate.")  # fmt: skip
 @train_option("--min-lr", "min_lr", type=float, metavar="LR", show_default="lr / 10",
               help="Learning rate at the last step.")  # fmt: skip
-@train_option("--warmup-steps", "warmup_steps", type=int, metavar="N", show_default="2 % of steps, at most 2000",
+@train_option("--warmup-steps", "warmup_steps", type=int, metavar="N",
+              show_default="2 % of steps, Muon: 10 %; at most 2000",
               help="Steps over which the rate rises to its peak.")  # fmt: skip
 @train_option("--schedule", "schedule", type=click.Choice(SCHEDULES),
               help="Course of the learning rate after the warmup. trapezoid: constant, then linear.")  # fmt: skip

@@ -117,7 +117,8 @@ def _last_line(text: str) -> str:
 def training(name: str, precision: str, *measures: str) -> Comparison:
     preset = () if name == "default" else ("--preset", name)
     chosen = (*preset, "--precision", precision)
-    sides: dict[str, Side] = {OURS: partial(printed, *HIPGPT, "bench", "--device", "gpu", "--json", *chosen)}
+    ours = (*HIPGPT, "bench", "--device", "gpu", "--json", "--optimizer", "adamw")  # as PyTorch's side
+    sides: dict[str, Side] = {OURS: partial(printed, *ours, *chosen)}
     for mode in ("eager", "compile", "graphs"):
         sides[f"PyTorch {mode}"] = partial(printed, *PYTORCH, "train", "--mode", mode, *chosen)
     if "generated_tokens_per_second" in measures:

@@ -43,7 +43,7 @@ MANTISSA_BITS = {"fp32": 24, "tf32": 11, "bf16": 8}  # the leading one included
 def main(text: str, preset: str | None, steps: int, device: str, precision: str) -> None:
     """Train the same GPT-2 on TEXT with hipgpt and with PyTorch, and compare their losses."""
     try:
-        model, config = plan.settle({"total_steps": steps}, preset, start=None, resume=False)
+        model, config = plan.settle({"total_steps": steps, "optimizer": "adamw"}, preset, start=None, resume=False)
         ops = select(device, precision)
         tokens, vocab_size = tokenized(text, preset)
         model = replace(model, vocab_size=vocab_size)

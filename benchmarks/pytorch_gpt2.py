@@ -102,7 +102,7 @@ class Training:
             {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS, eps=EPS, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS["adamw"], eps=EPS, fused=True)
         self._loss = torch.compile(self.module, mode=MODES[mode]) if MODES[mode] else self.module
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
         self._parameters, self._clip, self._mode = parameters, config.grad_clip, mode
@@ -139,7 +139,7 @@ def median_ms(once: Callable[[], object]) -> float:
 
 def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
     """What `hipgpt bench` trains with that preset (None: the default)."""
-    model, config = settle({}, preset, start=None, resume=False)
+    model, config = settle({"optimizer": "adamw"}, preset, start=None, resume=False)
     return replace(model, vocab_size=tokenizer_defaults(preset)["vocab_limit"]), config
 
 

@@ -12,6 +12,8 @@ from gpt.errors import UserError
 
 ACTIVATIONS = ("gelu", "relu")
 OPTIMIZERS = ("adamw", "muon")
+LEARNING_RATES = {"adamw": 3e-4, "muon": 3e-3}  # of each optimizer, if nothing says otherwise
+WARMUPS = {"adamw": 50, "muon": 10}  # that part of all steps is the warmup: every 50th, every 10th
 SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
@@ -96,9 +98,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. `warmup_steps` and `min_lr` of None are worked out from steps and learning rate.
+    """How a model is trained. Values of None are worked out from the optimizer, the steps and the learning rate.
 
-    Raises UserError where a value cannot train.
+    Raises UserError for a value that cannot train.
     """
 
     batch_size: int = 32
@@ -106,7 +108,7 @@ class TrainConfig:
     precision: str = "auto"
     total_steps: int = 50_000
     optimizer: str = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     min_lr: float | None = None
     warmup_steps: int | None = None
     schedule: str = "cosine"
@@ -125,10 +127,13 @@ class TrainConfig:
         _check_types(self)
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "eval_every", "keep_last"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.optimizer))
+        _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         lr = self.learning_rate
         _check(0 < lr < 1e38, "learning_rate", lr, "a number above 0 (and below 1e38)")
         if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // 50))
+            object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // WARMUPS[self.optimizer]))
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", lr / 10)
         for key in ("ckpt_every", "warmup_steps", "seed"):
@@ -140,7 +145,6 @@ class TrainConfig:
         _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
         _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "between 0 and 1")
-        _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
 
@@ -152,22 +156,28 @@ class TrainConfig:
         return asdict(self)
 
 
-_GPT2 = {"tokenizer": "byte", "vocab_size": 50_257, "max_seq_len": 1024}
+# What was measured to learn fastest: docs/recipes.md says how, and what did not help.
+_MUON = {"tokenizer": "byte", "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
+_GPT2 = {**_MUON, "vocab_size": 50_257, "max_seq_len": 1024, "learning_rate": 3e-3}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "vocab_size": 1000, "max_seq_len": 64, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
-        "num_layers": 2, "batch_size": 16, "total_steps": 1000, "learning_rate": 2e-3,
+        **_MUON, "vocab_size": 2000, "max_seq_len": 64, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 2, "batch_size": 16, "total_steps": 500, "learning_rate": 8e-3,
     },
     "small": {
-        "vocab_size": 2000, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
-        "num_layers": 4, "batch_size": 16, "total_steps": 5000, "learning_rate": 1e-3,
+        **_MUON, "vocab_size": 2000, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
+        "num_layers": 4, "batch_size": 16, "total_steps": 2000, "learning_rate": 6e-3,
     },
+    "baby": {
+        **_MUON, "vocab_size": 257, "max_seq_len": 256, "embed_dim": 384, "num_heads": 6, "ff_hidden_dim": 1536,
+        "num_layers": 6, "dropout": 0.2, "batch_size": 64, "total_steps": 1500, "learning_rate": 4e-3,
+    },
+    "medium": {**_MUON, "vocab_size": 16_384, "total_steps": 5000, "learning_rate": 4e-3},
     "gpt2-124M": {
         **_GPT2, "embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072, "num_layers": 12, "batch_size": 32,
-        "learning_rate": 6e-4,
     },
     "gpt2-350M": {
         **_GPT2, "embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096, "num_layers": 24, "batch_size": 16,
-        "learning_rate": 3e-4,
     },
 }
+RATES = ("learning_rate", "min_lr", "schedule")  # of a preset, which are its optimizer's and no other's

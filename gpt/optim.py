@@ -14,9 +14,9 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.model import GPT, matrix_names, parameter_shapes
 from gpt.ops import Array, Stack
 
-BETAS = (0.9, 0.95)
+BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # of AdamW, alone and beside Muon
 EPS = 1e-8
-MOMENTUM = 0.95  # of Muon
+MOMENTUM = 0.9  # of Muon
 PLAN = 6  # numbers that the steps of all optimizers share, see CpuOps.plan_update
 COUNTERS = ("adam_step", "skipped", "skipped_in_a_row")
 
@@ -124,17 +124,17 @@ class Optimizer:
     def step(self, lr: Array) -> None:
         """Move the weights by the model's gradients. lr, float32 [1], is the learning rate."""
         weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
-        config, first = self.config, self._first
+        config, first, betas = self.config, self._first, BETAS[self.config.optimizer]
         self.ops.global_norm(gradients.flat, out=self.norm)
         self.ops.plan_update(
-            self.norm, self.model.metrics, self.counters, lr, out=self._plan, betas=BETAS,
+            self.norm, self.model.metrics, self.counters, lr, out=self._plan, betas=betas,
             weight_decay=config.weight_decay, clip=config.grad_clip,
         )  # fmt: skip
         if self._stacks:
             self.ops.muon(self._stacks, self._plan, momentum=MOMENTUM, coefficients=self.coefficients)
         self.ops.adamw(
             weights.flat[first:], gradients.flat[first:], self._exp_avg, self._exp_avg_sq,
-            copy=None if compute is weights else compute.flat[first:], plan=self._plan, betas=BETAS, eps=EPS,
+            copy=None if compute is weights else compute.flat[first:], plan=self._plan, betas=betas, eps=EPS,
             decayed=weights.decayed - first,
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt import checkpoint
 from gpt.checkpoint import Checkpoint
-from gpt.config import DATA_PATH, PRESETS, VOCAB_LIMIT, ModelConfig, TrainConfig, flag
+from gpt.config import DATA_PATH, PRESETS, RATES, VOCAB_LIMIT, ModelConfig, TrainConfig, flag
 from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
@@ -75,7 +75,10 @@ def settle(
     With a checkpoint, `--steps` counts on from it, or is the total if this is a plain resume.
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
     """
-    wanted = {**PRESETS.get(preset or "", {}), **flags}
+    chosen = PRESETS.get(preset or "", {})
+    if flags.get("optimizer", chosen.get("optimizer")) != chosen.get("optimizer"):
+        chosen = {key: value for key, value in chosen.items() if key not in RATES}
+    wanted = {**chosen, **flags}
     model = _pick(ModelConfig, wanted)
     model.pop("vocab_size", None)
     if start is None:

@@ -47,7 +47,7 @@ def test_a_model_that_cannot_be_is_refused(change, complaint):
         ({"grad_clip": float("nan")}, "--grad-clip is nan"),
         ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
         ({"seed": -1}, "--seed is -1"),
-        ({"schedule": "linear"}, "--schedule is linear, but must be one of cosine, constant"),
+        ({"schedule": "linear"}, "--schedule is linear, but must be one of cosine, trapezoid, constant"),
         ({"sampling": "shuffle"}, "--sampling is shuffle, but must be one of sequential, random"),
     ],
 )

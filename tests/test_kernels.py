@@ -663,6 +663,9 @@ def test_a_step_that_is_not_finite_is_skipped_by_every_optimizer(ops, arrays, rn
     assert counters.tolist() == [5, 3, 2]
 
 
+# Singular values of about 1 make elements of at most 1, and roundings of 2^-24 or 2^-9 of them are raised by some
+# hundreds in fp32, where small singular values are small, and by a few in bf16, where those are lost anyway.
+MUON_FP32, MUON_BF16 = 400 * u, 0.1
 STACKS = [(1, 1, 1), (2, 16, 16), (3, 24, 72), (2, 96, 33), (2, 130, 64), (4, 7, 5)]  # matrices, rows, columns
 
 
@@ -738,7 +741,9 @@ def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, t
     ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
     monkeypatch.setattr(gpu_muon, "AT_ONCE", 2 * 16 * 32)
     ops.muon([others], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
-    assert np.array_equal(ops.to_host(stack.weights), ops.to_host(others.weights))
+    weights = ops.to_host(stack.weights)  # a library may take another algorithm for another number of products
+    tolerance = MUON_FP32 if ops.precision == "fp32" else MUON_BF16
+    np.testing.assert_allclose(ops.to_host(others.weights), weights, rtol=0, atol=tolerance * 0.1 * 0.2 * math.sqrt(32))
     assert np.array_equal(ops.to_host(stack.momentum), ops.to_host(others.momentum))
 
 

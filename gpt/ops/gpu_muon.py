@@ -1,22 +1,25 @@
 """The operations' step of Muon on a GPU: matrices of one shape go through every kernel and every product together.
 
-An orthogonalized stack x [n, rows, columns] takes three products for each polynomial a x + b x³ + c x⁵: the Gram
-matrices of the smaller side, their polynomial, and that times x. Their size decides how many matrices go at once.
+A polynomial a x + b x³ + c x⁵ of a stack x [n, rows, columns] takes three products: the Gram matrices of the smaller
+side, their polynomial, and that times x. The second is one product for all stacks whose smaller side is the same, which
+those of a GPT are: the more matrices a product has, the fewer multiprocessors wait for its last ones.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gpt.ops import Array, Stack
 from gpt.ops.cpu import MUON_RMS
 
-AT_ONCE = 2**25  # elements of a stack that are orthogonalized together: enough to fill a GPU, 64 MiB in bf16
+AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
 PARTS = 64  # partial sums of a norm, `PARTS` in muon.hip
 ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 
 _long, _float = np.int64, np.float32
+
+Shape = tuple[int, int, int]  # matrices, rows, columns
 
 
 class GpuMuon:
@@ -28,77 +31,109 @@ class GpuMuon:
     def step(
         self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
     ) -> None:
-        for name, size in self._sizes([stack.weights.shape for stack in stacks]).items():
-            self._scratch(name, size, self._dtype.name)  # the largest of all parts, so that none asks for more
-        for stack in _in_parts(stacks):
-            self._step(stack, plan, momentum, coefficients)
+        """`CpuOps.muon` says what it does."""
+        for layers, few in _together([stack.weights.shape for stack in stacks]):
+            parts = [Stack(*(None if array is None else array[layers] for array in stacks[i])) for i in few]
+            shapes = [part.weights.shape for part in parts]
+            us, others = self._rooms("muon u", shapes), self._rooms("muon other", shapes)
+            for part, u in zip(parts, us, strict=True):
+                self._move_momentum(part, u, plan, momentum)
+            for part, u in zip(parts, self._orthogonalize(us, others, coefficients), strict=True):
+                self._update(part, u, plan)
 
-    def _step(self, stack: Stack, plan: Array, momentum: float, coefficients: Sequence) -> None:
-        count, rows, columns = stack.weights.shape
-        size, copy = rows * columns, stack.copy
+    def bytes(self, shapes: Sequence[Shape]) -> int:
+        """Bytes of scratch memory that a step takes for stacks of these shapes."""
+        most = 0
+        for layers, few in _together(shapes):
+            parts = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
+            most = max(most, 2 * (_elements(parts) + _elements(map(_gram, parts))))
+        return most * self._dtype.itemsize
+
+    def _move_momentum(self, stack: Stack, u: Array, plan: Array, momentum: float) -> None:
+        """Move the momentum, and leave what is to be orthogonalized in u, divided by its norm."""
+        count = len(u)
+        size, strides, defines, grid = _launch(stack, u)
+        partials = self._scratch("muon norm", count * PARTS)
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
-        weights, gradients, momenta = (array[0] for array in stack[:3])
-        u, other = (self._stack(name, stack.weights.shape) for name in ("muon u", "muon other"))
-        partials = self._scratch("muon norm", count * PARTS)
-        defines = {"COPY": int(copy is not None), "WIDTH": 4 if size % 4 == 0 else 1}
-        strides = _long(_stride(stack.weights)), _long(_stride(u))
-        blocks = -(-size // (256 * defines["WIDTH"]))
-
-        moved = (gradients, momenta, u[0], partials, plan, _float(momentum), _long(size), *strides)
+        moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
         self._kernel("muon.hip", "muon_momentum", **defines)((PARTS, count), (256,), moved)
-        normalized = (u[0], partials, plan, _long(size), strides[1])
-        self._kernel("muon.hip", "muon_normalize", **defines)((blocks, count), (256,), normalized)
-        u = self._orthogonalize(u, other, coefficients)
-        factor = _float(MUON_RMS * math.sqrt(max(rows, columns)))
-        updated = (weights, u[0], u[0] if copy is None else copy[0], plan, factor, _long(size), *strides)
-        self._kernel("muon.hip", "muon_update", **defines)((blocks, count), (256,), updated)
+        self._kernel("muon.hip", "muon_normalize", **defines)(grid, (256,), (u[0], partials, plan, size, strides[1]))
 
-    def _orthogonalize(self, u: Array, other: Array, coefficients: Sequence) -> Array:
-        """Newton-Schulz steps on u; returns whichever of the two arrays holds the result."""
-        count, rows, columns = u.shape
-        tall, side = rows > columns, min(rows, columns)
-        gram, factor = (self._stack(name, (count, side, side)) for name in ("muon gram", "muon factor"))
+    def _update(self, stack: Stack, u: Array, plan: Array) -> None:
+        """Move the weights by the orthogonalized u."""
+        size, strides, defines, grid = _launch(stack, u)
+        factor = _float(MUON_RMS * math.sqrt(max(u.shape[1:])))
+        copy = u if stack.copy is None else stack.copy
+        updated = (stack.weights[0], u[0], copy[0], plan, factor, size, *strides)
+        self._kernel("muon.hip", "muon_update", **defines)(grid, (256,), updated)
+
+    def _orthogonalize(self, us: list[Array], others: list[Array], coefficients: Sequence) -> list[Array]:
+        """Newton-Schulz steps on stacks of one smaller side; returns whichever arrays hold the result."""
+        grams = [_gram(u.shape) for u in us]
+        ends = np.cumsum([count for count, _, _ in grams]).tolist()
+        all_shapes = [(ends[-1], *grams[0][1:])]
+        (all_grams,), (all_factors,) = (self._rooms(name, all_shapes) for name in ("muon gram", "muon factor"))
+        slices = [slice(end - gram[0], end) for end, gram in zip(ends, grams, strict=True)]
         for a, b, c in coefficients:
-            turned = u.swapaxes(1, 2)
-            self._product(*((turned, u) if tall else (u, turned)), gram)
-            self._product(gram, gram, factor, alpha=c, beta=b, addend=gram)
-            self._product(*((u, factor) if tall else (factor, u)), other, beta=a, addend=u)
-            u, other = other, u
-        return u
+            for u, part in zip(us, slices, strict=True):
+                turned = u.swapaxes(1, 2)
+                self._product(*((turned, u) if _is_tall(u) else (u, turned)), all_grams[part])
+            self._product(all_grams, all_grams, all_factors, alpha=c, beta=b, addend=all_grams)
+            for u, other, part in zip(us, others, slices, strict=True):
+                factor = all_factors[part]
+                self._product(*((u, factor) if _is_tall(u) else (factor, u)), other, beta=a, addend=u)
+            us, others = others, us
+        return us
 
-    def _stack(self, name: str, shape: tuple[int, int, int]) -> Array:
-        count, rows, columns = shape
-        stride = _aligned(rows * columns)
-        memory = self._scratch(name, count * stride, self._dtype.name).reshape(count, stride)
-        return memory[:, : rows * columns].reshape(shape)
-
-    def bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        """Bytes of scratch memory that a step takes for stacks of these shapes."""
-        return sum(self._sizes(shapes).values()) * self._dtype.itemsize
-
-    def _sizes(self, shapes: Sequence[tuple[int, int, int]]) -> dict[str, int]:
-        """Elements of each scratch array that stacks of these shapes need."""
-        parts = [(_at_once(shape), *shape[1:]) for shape in shapes]
-        whole = max(count * _aligned(rows * columns) for count, rows, columns in parts)
-        square = max(count * _aligned(min(rows, columns) ** 2) for count, rows, columns in parts)
-        return {"muon u": whole, "muon other": whole, "muon gram": square, "muon factor": square}
+    def _rooms(self, name: str, shapes: Sequence[Shape]) -> list[Array]:
+        """Scratch arrays of these shapes, one behind the other."""
+        memory, rooms, start = self._scratch(name, _elements(shapes), self._dtype.name), [], 0
+        for count, rows, columns in shapes:
+            stride = _aligned(rows * columns)
+            room = memory[start : start + count * stride].reshape(count, stride)
+            rooms.append(room[:, : rows * columns].reshape(count, rows, columns))
+            start += count * stride
+        return rooms
 
 
-def _in_parts(stacks: Sequence[Stack]) -> Iterator[Stack]:
-    """The stacks, those that are too large in pieces."""
-    for stack in stacks:
-        at_once = _at_once(stack.weights.shape)
-        for start in range(0, len(stack.weights), at_once):
-            part = slice(start, start + at_once)
-            yield Stack(*(None if array is None else array[part] for array in stack))
+def _together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
+    """What is orthogonalized together: a slice of the matrices of each of some stacks, which are given by number.
+
+    Parts are as equal as may be, and the first is the largest. For example, if AT_ONCE is 1,000,
+    [(4, 10, 30), (4, 10, 10), (4, 5, 5)] gives the matrices 0 to 1 and 2 to 3 of stacks 0 and 1, and 0 to 3 of stack 2.
+    """
+    sides: dict[tuple[int, int], list[int]] = {}
+    for number, (count, rows, columns) in enumerate(shapes):
+        sides.setdefault((min(rows, columns), count), []).append(number)
+    for (_, count), few in sides.items():
+        parts = min(count, -(-_elements(shapes[i] for i in few) // AT_ONCE))
+        at_once = -(-count // parts)
+        for start in range(0, count, at_once):
+            yield slice(start, min(start + at_once, count)), few
 
 
-def _at_once(shape: tuple[int, int, int]) -> int:
-    """How many matrices of a stack are orthogonalized together: parts as equal as may be."""
-    count, rows, columns = shape
-    parts = -(-count * rows * columns // AT_ONCE)
-    return -(-count // min(count, parts))
+def _launch(stack: Stack, u: Array) -> tuple[np.int64, tuple[np.int64, np.int64], dict[str, int], tuple[int, int]]:
+    """What kernels of muon.hip take: elements of a matrix, distances to the next, macros, and a grid for all of it."""
+    size = math.prod(u.shape[1:])
+    width = 4 if size % 4 == 0 else 1
+    strides = _long(_stride(stack.weights)), _long(_stride(u))
+    defines = {"COPY": int(stack.copy is not None), "WIDTH": width}
+    return _long(size), strides, defines, (-(-size // (256 * width)), len(u))
+
+
+def _is_tall(u: Array) -> bool:
+    return u.shape[1] > u.shape[2]
+
+
+def _gram(shape: Shape) -> Shape:
+    """The shape of a stack's Gram matrices."""
+    side = min(shape[1:])
+    return shape[0], side, side
+
+
+def _elements(shapes: Iterable[Shape]) -> int:
+    return sum(count * _aligned(rows * columns) for count, rows, columns in shapes)
 
 
 def _stride(stack: Array) -> int:
