@@ -98,11 +98,7 @@ class Training:
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
         self.module = GPT2(model).to(device)
         parameters = list(self.module.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS["adamw"], eps=EPS, fused=True)
+        self.optimizer = _adamw(parameters, config)
         self._loss = torch.compile(self.module, mode=MODES[mode]) if MODES[mode] else self.module
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
         self._parameters, self._clip, self._mode = parameters, config.grad_clip, mode
@@ -120,6 +116,25 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+
+    def restart(self, tensors: Mapping[str, np.ndarray], config: TrainConfig) -> None:
+        """Begin anew from hipgpt's weights, given by name, with what is compiled already."""
+        self.module.load(tensors)
+        self.optimizer = _adamw(self._parameters, config)
+
+    def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean cross-entropy of int64 [rows, seq] ids and labels, without a gradient."""
+        with torch.no_grad(), self._autocast:
+            return self.module(ids, labels)
+
+
+def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS["adamw"], eps=EPS, fused=True)
 
 
 def median_ms(once: Callable[[], object]) -> float:
