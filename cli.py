@@ -178,7 +178,9 @@ def main(context: click.Context) -> None:
               help="Fraction of the steps, the last ones, in which a trapezoid decays.")  # fmt: skip
 @train_option("--weight-decay", "weight_decay", metavar="W", help="Decoupled decay of the 2-D weights.")
 @train_option("--grad-clip", "grad_clip", metavar="NORM", help="Largest global norm of the gradient; 0 = off.")
-@train_option("--sampling", "sampling", type=click.Choice(SAMPLINGS), help="Walk the text in order, or draw windows.")
+@train_option("--sampling", "sampling", type=click.Choice(SAMPLINGS),
+              help="Order in which training windows are read: shuffled, each once per pass; sequential, as the text "
+                   "runs; random, drawn independently.")  # fmt: skip
 @train_option("--val-fraction", "val_fraction", metavar="P", help="Share of the text's end held out.")
 @train_option("--seed", "seed", metavar="N", help="Of weights, dropout and random sampling.")
 @train_option("--log-every", "log_every", metavar="N", help="Steps between log lines.")

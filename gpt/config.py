@@ -15,7 +15,7 @@ OPTIMIZERS = ("adamw", "muon")
 LEARNING_RATES = {"adamw": 3e-4, "muon": 3e-3}  # of each optimizer, if nothing says otherwise
 WARMUPS = {"adamw": 50, "muon": 10}  # that part of all steps is the warmup: every 50th, every 10th
 SCHEDULES = ("cosine", "trapezoid", "constant")
-SAMPLINGS = ("sequential", "random")
+SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte")
 
@@ -116,7 +116,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     seed: int = 0
-    sampling: str = "sequential"
+    sampling: str = "shuffled"
     val_fraction: float = 0.05
     log_every: int = 50
     eval_every: int = 500
@@ -150,7 +150,8 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, section: dict[str, Any]) -> "TrainConfig":
-        return cls(**_known(cls, section))
+        # A config without `sampling` was written when every run read its text in order.
+        return cls(**{"sampling": "sequential", **_known(cls, section)})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

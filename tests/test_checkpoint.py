@@ -161,7 +161,7 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(run):
     assert is_complete(checkpoint.load(run), 1)
 
 
-def test_a_config_with_hipgpts_keys_only_takes_our_defaults_for_the_rest(run):
+def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequence(run):
     model = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=1)
     save(run, 10, model)
     config = {
@@ -174,7 +174,7 @@ def test_a_config_with_hipgpts_keys_only_takes_our_defaults_for_the_rest(run):
     }  # fmt: skip
     run.config_path(10).write_text(json.dumps(config))
     found = checkpoint.load(run)
-    assert (found.model, found.train) == (model, TrainConfig(batch_size=4, learning_rate=0.01))
+    assert (found.model, found.train) == (model, TrainConfig(batch_size=4, learning_rate=0.01, sampling="sequential"))
 
 
 # ---- finding a checkpoint -----------------------------------------------------------------------------------------

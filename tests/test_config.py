@@ -48,7 +48,7 @@ def test_a_model_that_cannot_be_is_refused(change, complaint):
         ({"val_fraction": 1.0}, "--val-fraction is 1.0"),
         ({"seed": -1}, "--seed is -1"),
         ({"schedule": "linear"}, "--schedule is linear, but must be one of cosine, trapezoid, constant"),
-        ({"sampling": "shuffle"}, "--sampling is shuffle, but must be one of sequential, random"),
+        ({"sampling": "shuffle"}, "--sampling is shuffle, but must be one of shuffled, sequential, random"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(change, complaint):

@@ -91,6 +91,28 @@ def test_ckpt_goes_on_for_more_steps_exactly_as_if_it_had_never_stopped(train):
     assert tokenizers[0] == tokenizers[1]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_made_before_windows_were_shuffled_goes_on_in_sequence(train, named):
+    train("--run-name", "whole", "--steps", 8, "--ckpt-every", 4, "--sampling", "sequential")
+    config = Path("checkpoints/whole/whole_step4_config.json")
+    if not named:  # by a version that knew no other way, and did not say so
+        sections = json.loads(config.read_text())
+        assert sections["training"].pop("sampling") == "sequential"
+        config.write_text(json.dumps(sections))
+    train("--ckpt", config, "--run-name", "half", "--steps", 4)
+    assert weights("half", 8) == weights("whole", 8)
+    assert json.loads(Path("checkpoints/half/latest_config.json").read_text())["training"]["sampling"] == "sequential"
+
+
+def test_a_new_run_shuffles_its_windows_and_stays_with_that(train, hipgpt):
+    steps = ("--schedule", "constant", "--steps")
+    train("--run-name", "default", *steps, 4)
+    hipgpt("train", "--run-name", "default", "--resume", "--steps", 8)
+    for sampling in ("shuffled", "sequential"):
+        train("--run-name", sampling, *steps, 8, "--sampling", sampling)
+    assert weights("default", 8) == weights("shuffled", 8) != weights("sequential", 8)
+
+
 def test_ckpt_takes_the_latest_link_and_stays_in_its_own_run(train, hipgpt):
     train("--run-name", "r", "--steps", 4, "--schedule", "constant")
     out = hipgpt("train", "--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--steps", 3).stdout
