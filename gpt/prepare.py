@@ -178,6 +178,11 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
         _train(tokenizer, text, before["size"], progress)
         if tokenizer.advice:
             report(f"Note: {tokenizer.advice}")
+        if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
+            report(
+                "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no "
+                "repeated spaces; --tokenizer byte keeps every character"
+            )
     new_tokenizer = atomic_path(run.tokenizer_path) if is_new else nullcontext(run.tokenizer_path)
     # Left in reverse order, and only after everything has been written: tokens.json appears last.
     with (

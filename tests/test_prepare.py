@@ -191,9 +191,19 @@ def test_progress_runs_to_its_end_for_training_and_for_encoding(project):
 
 
 def test_a_tokenizer_with_little_room_for_merges_is_noted(project):
+    project.text.write_text(TEXT.replace("\n", " "), encoding="utf-8")
     project.prepare(vocab_limit=30)
     assert len(project.notes) == 1
     assert "--vocab-size" in project.notes[0]
+
+
+@pytest.mark.parametrize(("kind", "text", "noted"), [("word", TEXT, True), ("byte", TEXT, False), ("word", "a b\n", False)])
+def test_a_tokenizer_that_keeps_no_line_breaks_says_so_if_the_text_has_some(project, kind, text, noted):
+    project.text.write_text(text * 40, encoding="utf-8") if noted else project.text.write_text(text, encoding="utf-8")
+    project.prepare(kind=kind, vocab_limit=300)
+    assert ["no line breaks" in note for note in project.notes] == [True] * noted
+    project.prepare()
+    assert not project.notes, "only when the tokenizer is made"
 
 
 # What is there is used
