@@ -3,10 +3,14 @@
 import json
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from gpt.files import write_atomically
 from gpt.run import Run
+
+RISES = 3  # of the validation loss in a row
+NOISE = 1.01  # of the best loss: how much a loss may be above it by chance
 
 Evaluation = tuple[int, float]  # step and validation loss, NaN if that was not finite
 
@@ -52,13 +56,19 @@ class History:
         self.evaluations += validation_losses([line])
 
     @property
-    def risen(self) -> int:
-        """How many evaluations in a row, up to the last one, were each worse than the one before."""
-        losses = [loss for _, loss in self.evaluations]
-        count = 0
-        while count < len(losses) - 1 and losses[-1 - count] > losses[-2 - count]:
-            count += 1
-        return count
+    def memorizes(self) -> bool:
+        """Whether the last evaluation is the one that shows it: the first since the best one that has risen.
+
+        That is to have become worse RISES times in a row, and to be worse than the best by NOISE. For example after
+        2.50, 2.52, 2.51, 2.53, 2.54 and 2.56, the last shows it; one more evaluation of 2.60 does not show it again.
+        """
+        since_best = [loss for _, loss in self.evaluations[len(self.evaluations) - self.without_best - 1 :]]
+        rises, shown = 0, []
+        for number, (before, loss) in enumerate(pairwise(since_best), start=1):
+            rises = rises + 1 if loss > before else 0
+            if rises >= RISES and loss > NOISE * since_best[0]:
+                shown.append(number)
+        return shown[:1] == [len(since_best) - 1]
 
     @property
     def without_best(self) -> int:

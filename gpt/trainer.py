@@ -23,14 +23,13 @@ from gpt.console import Console, duration, rate
 from gpt.data import Batches, token_order
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
-from gpt.history import History
+from gpt.history import RISES, History
 from gpt.model import GPT, Parameters
 from gpt.optim import AdamW, learning_rate
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
 MAX_SKIPPED_IN_A_ROW = 10
-RISES = 3  # of the validation loss in a row, by which a model is found to memorize
 FORETOLD_AFTER = 3  # steps after the first: then the length of the whole run is foretold
 LONG_ON_A_CPU = 3600  # seconds: from here on a smaller model is suggested
 
@@ -202,7 +201,7 @@ class Trainer:
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
             val_bits_per_byte=metrics.bits_per_byte,
         )  # fmt: skip
-        if self.history.risen == RISES:
+        if self.history.memorizes:
             self.console.line(
                 f"The validation loss has risen {RISES} times in a row: the model now memorizes its text. "
                 f"{self._kept()} More --dropout, fewer --steps or more text help."

@@ -60,23 +60,43 @@ def test_a_run_logged_before_there_were_times_and_tokens_goes_on(run):
 
 
 @pytest.mark.parametrize(
-    ("losses", "risen", "without_best"),
+    ("losses", "without_best"),
     [
-        ([], 0, 0),
-        ([3.0], 0, 0),
-        ([3.0, 2.0], 0, 0),
-        ([3.0, 2.0, 2.5], 1, 1),
-        ([3.0, 2.0, 2.5, 2.6, 2.7], 3, 3),
-        ([3.0, 2.0, 2.5, 2.6, 2.4], 0, 3),
-        ([3.0, 2.0, 2.5, 2.4, 2.6], 1, 3),
-        ([2.0, 2.0, 2.0], 0, 2),  # as good as the best is neither a new best nor a rise
-        ([3.0, NAN, 2.5, 2.6], 1, 1),
-        ([NAN, NAN], 0, 2),
+        ([], 0),
+        ([3.0], 0),
+        ([3.0, 2.0], 0),
+        ([3.0, 2.0, 2.5], 1),
+        ([3.0, 2.0, 2.5, 2.1, 2.7], 3),
+        ([2.0, 2.0, 2.0], 2),  # as good as the best is no new best
+        ([3.0, NAN, 2.5, 2.6], 1),
+        ([NAN, NAN], 2),
     ],
 )
-def test_rises_are_counted_from_the_last_evaluation_back_and_others_from_the_best_on(run, losses, risen, without_best):
+def test_evaluations_are_counted_since_the_best(run, losses, without_best):
     for history in (evaluated(run, losses), History(run, 10 * len(losses), 8, 100)):  # as logged, and as read again
-        assert (history.risen, history.without_best) == (risen, without_best)
+        assert history.without_best == without_best
+
+
+@pytest.mark.parametrize(
+    ("losses", "memorizes"),
+    [
+        ([], False),
+        ([2.0, 2.5, 2.6], False),
+        ([3.0, 2.0, 2.5, 2.6, 2.7], True),
+        ([3.0, 2.0, 2.5, 2.6, 2.7, 2.8], False),  # it has been shown already
+        ([2.0, 2.5, 2.6, 2.7, 2.6, 2.7, 2.8, 2.9], False),  # still, as there has been no new best
+        ([2.0, 2.5, 2.6, 2.7, 1.9, 2.7, 2.8, 2.9], True),
+        ([2.0, 2.5, 2.4, 2.6, 2.7], False),
+        ([2.0, 2.001, 2.002, 2.003], False),  # by chance
+        ([2.0, 2.001, 2.002, 2.003, 2.03], True),
+        ([2.50, 2.52, 2.51, 2.53, 2.54, 2.56], True),
+        ([2.0, 2.5, NAN, 2.6, 2.7], False),
+        ([NAN, NAN, NAN, NAN], False),
+    ],
+)
+def test_a_model_memorizes_when_its_loss_has_risen_three_times_in_a_row_since_the_best(run, losses, memorizes):
+    for history in (evaluated(run, losses), History(run, 10 * len(losses), 8, 100)):
+        assert history.memorizes == memorizes
 
 
 def test_the_lowest_is_the_first_of_equals_and_finite():
