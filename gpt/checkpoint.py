@@ -132,7 +132,8 @@ def save_best(
 def best(run: Run) -> Checkpoint | None:
     """The best checkpoint so far; None if there is none that loads."""
     with suppress(UserError):
-        return _read(run, run.best_config_path)
+        found = _read(run, run.best_config_path)
+        return found if found.val_loss is not None else None
     return None
 
 

@@ -17,7 +17,7 @@ class Console:
             self._terminal = Terminal()
 
     def line(self, text: str) -> None:
-        """Print one line, above the progress bar if there is one. A terminal wraps it between words."""
+        """Print one line (or several), above the progress bar if there is one. A terminal wraps it between words."""
         if self._terminal:
             from rich.text import Text  # as which "[bold]" and ":cat:" are what they are
 

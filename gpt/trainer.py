@@ -126,7 +126,10 @@ class Trainer:
             if self.step and self._is_due(self.config.eval_every) and not self.history.has_evaluated(self.step):
                 with clock.paused():  # a signal cut this evaluation short, or another run made it
                     self._evaluate(stop)
-            for self.step in range(first, total + 1):
+                if stop.received is not None:
+                    return stop.received
+            steps = range(first, total + 1) if not self._patience_is_over() else ()
+            for self.step in steps:
                 self.training.step(self.step)
                 stopping = stop.received is not None
                 last = stopping or self.step == total
@@ -146,7 +149,7 @@ class Trainer:
                     with clock.paused():
                         if evaluating:
                             self._evaluate(stop)
-                            # A signal may have cut it short: then it is made up for when the run goes on from here.
+                            # A signal may have cut it short: it is made up for once the run goes on, so from here.
                             last = last or stop.received is not None or self._patience_is_over()
                         if sampling:
                             self._sample()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.test_train import start, wait_for_line
+from tests.test_train import LOG_LINE, start, wait_for_line
 
 MODEL = ("--dim", 32, "--heads", 2, "--ff", 64, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 100)
 EVERY = 10
@@ -240,6 +240,17 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
     assert validation() == validation("whole")
 
 
+def test_patience_ends_a_run_by_an_evaluation_that_is_made_up_for(train, hipgpt):
+    """As above, but of the evaluation that ends the run."""
+    train(*PATIENT)
+    before, metrics = validation(), directory() / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(True) if f'"step": {before[-1][0]}, ' not in line]
+    metrics.write_text("".join(kept))
+    out = hipgpt("train", "--run-name", "r", "--resume").stdout
+    assert f"Ended at step {before[-1][0]} by --patience 4" in out
+    assert validation() == before
+
+
 # ---- evaluation off, and units ------------------------------------------------------------------------------------
 
 
@@ -364,28 +375,29 @@ def test_a_run_made_before_there_was_any_of_this_is_listed_and_goes_on(train, hi
 
 def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_words(hipgpt, text):
     environment = {key: value for key, value in hipgpt.environment.items() if key != "COLUMNS"} | {"TERM": "xterm"}
-    command = ["train", "--data-path", text, *MODEL, "--run-name", "r", "--steps", 60, "--eval-every", 10,
-               "--log-every", 10]  # fmt: skip
+    flags = ("--run-name", "r", "--steps", 50_000, "--eval-every", 10, "--log-every", 10, "--ckpt-every", 0)
+    command = [sys.executable, "-m", "gpt.cli", "train", "--data-path", text, *MODEL, *flags]
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpt.cli", *map(str, command)], stdin=side, stdout=side, stderr=side, env=environment
-    )
+    process = subprocess.Popen([str(part) for part in command], stdin=side, stdout=side, stderr=side, env=environment)
     os.close(side)
-    shown = b""
+    shown, is_stopping = b"", False
     while data := _read(main):
         shown += data
+        if b", val " in shown and not is_stopping:
+            is_stopping = True
+            process.send_signal(signal.SIGINT)
     os.close(main)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 130
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     rows = [row.rstrip() for row in re.split(r"[\r\n]+", plain)]
     assert max(map(len, rows)) <= 80
-    log = rows.index(next(row for row in rows if row.startswith("[Step 60] Loss: ")))
-    assert re.fullmatch(r"\[Step 60\] Loss: \S+ \| Perplexity: \S+ \| Accuracy: \S+%.*(\||\S+)", rows[log])
-    assert re.fullmatch(r".*\d+ tok/s", rows[log + 1])
-    assert "Accuracy" not in rows[log + 1]
-    status = re.compile(r"Training .*%\s+\d+/60, loss \d\.\d{3}, val \d\.\d{3}, [\d.]+k? tok/s [\d:-]+")
+    status = re.compile(r"Training .*%\s+\d+/50000, loss \d\.\d{3}, val \d\.\d{3}, [\d.]+k? tok/s [\d:-]+")
     assert any(map(status.fullmatch, rows))
+    log = rows.index(next(row for row in rows if row.startswith("[Step 10] Loss: ")))
+    words = " ".join(rows[log : log + 2])
+    assert re.fullmatch(LOG_LINE.pattern, words), "wrapped between words"
+    assert re.match(r"\[Step 10\] Loss: \S+ \| Perplexity: \S+ \| Accuracy: \d+\.\d\d%", rows[log])
 
 
 def _read(handle: int) -> bytes:
