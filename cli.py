@@ -133,7 +133,10 @@ PRECISION_OPTION = train_option(
     "--precision", "precision", type=click.Choice(PRECISIONS),
     help="Of activations and matrix products. auto: bf16 where the GPU has matrix units for it, else fp32.",
 )  # fmt: skip
-STEP_OPTION = option("--step", type=int, metavar="N", show_default="latest", help="Which checkpoint.")
+CHECKPOINT_OPTIONS = options(
+    option("--step", type=int, metavar="N", show_default="latest", help="Step of the checkpoint to use."),
+    option("--best", is_flag=True, show_default=False, help="Use the checkpoint with the lowest validation loss."),
+)
 
 
 @click.group(
@@ -184,7 +187,12 @@ def main(context: click.Context) -> None:
 @train_option("--val-fraction", "val_fraction", metavar="P", help="Share of the text's end held out.")
 @train_option("--seed", "seed", metavar="N", help="Of weights, dropout and random sampling.")
 @train_option("--log-every", "log_every", metavar="N", help="Steps between log lines.")
-@train_option("--eval-every", "eval_every", metavar="N", help="Steps between evaluations of the held-out text.")
+@train_option("--eval-every", "eval_every", metavar="N", help="Steps between evaluations; 0 = none.")
+@train_option("--patience", "patience", metavar="N",
+              help="Evaluations in a row without a new best validation loss that end the run; 0 = never.")  # fmt: skip
+@train_option("--sample-every", "sample_every", metavar="N", help="Steps between short texts by the model; 0 = none.")
+@train_option("--sample-prompt", "sample_prompt", type=str, metavar="TEXT", show_default="the held-out text's",
+              help="Beginning of those texts.")  # fmt: skip
 @train_option("--ckpt-every", "ckpt_every", metavar="N", help="Steps between checkpoints; 0 = only the last.")
 @train_option("--keep-last", "keep_last", metavar="N", help="Checkpoints to keep.")
 @option("--resume", is_flag=True, show_default=False, help="Go on with the run's latest checkpoint.")
@@ -216,12 +224,13 @@ def train(
         plan.announce(chosen, ops, console)
         from gpt.trainer import Trainer
 
-        trainer = Trainer(run, chosen.model, settings, chosen.batches, ops, console, start)
+        trainer = Trainer(run, chosen.model, settings, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
         console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
         sys.exit(128 + stopped_by)
-    console.line(f'Done. Try it: hipgpt generate --run-name {run.name} --prompt "…"')
+    best = " --best" if trainer.best and trainer.best.step != trainer.step else ""
+    console.line(f'Done. Try it: hipgpt generate --run-name {run.name}{best} --prompt "…"')
 
 
 @main.command(short_help="Train a tokenizer and encode a text, or look at ids.")
@@ -281,7 +290,7 @@ def _parse_ids(text: str) -> list[int]:
 @main.command()
 @option("--run-name", metavar="NAME", required=True, help="The run whose model writes.")
 @option("--prompt", metavar="TEXT", required=True, help="How the text begins; - reads standard input.")
-@STEP_OPTION
+@CHECKPOINT_OPTIONS
 @option("--num-tokens", "--num_tokens", default=100, metavar="N", help="Tokens to add.")
 @option("--temp", default=0.8, metavar="T", help="Temperature; 0 always takes the likeliest token.")
 @option("--top-k", "--top_k", default=50, metavar="K", help="Draw among the K likeliest tokens; 0 = all.")
@@ -295,7 +304,7 @@ def _parse_ids(text: str) -> list[int]:
 @DEVICE_OPTION
 @PRECISION_OPTION
 def generate(
-    run_name: str, prompt: str, step: int | None, num_tokens: int, temp: float, top_k: int, top_p: float,
+    run_name: str, prompt: str, step: int | None, best: bool, num_tokens: int, temp: float, top_k: int, top_p: float,
     rep_penalty: float | None, eos_id: int, seed: int, max_seq_len: int | None, device: str,
     precision: str,
 ) -> None:  # fmt: skip
@@ -308,7 +317,7 @@ def generate(
 
     sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
     run = Run(run_name)
-    model = generator.load_model(checkpoint.load(run, step), select(device, precision))
+    model = generator.load_model(checkpoint.load(run, step, best), select(device, precision))
     text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     pieces = generator.generate(
         model, Tokenizer.load(run.tokenizer_path), text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,
@@ -324,14 +333,14 @@ def generate(
 @main.command(short_help="Write a directory that Hugging Face loads.")
 @option("--run-name", metavar="NAME", required=True, help="The run to export.")
 @option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="A directory to create.")
-@STEP_OPTION
-def export(run_name: str, out: Path, step: int | None) -> None:
+@CHECKPOINT_OPTIONS
+def export(run_name: str, out: Path, step: int | None, best: bool) -> None:
     """Write a directory that Hugging Face's from_pretrained loads, model and tokenizer."""
     from gpt import checkpoint
     from gpt import export as exporter
     from gpt.run import Run
 
-    for path in exporter.export(checkpoint.load(Run(run_name), step), out):
+    for path in exporter.export(checkpoint.load(Run(run_name), step, best), out):
         click.echo(path)
 
 
@@ -367,11 +376,13 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
 
 
-@main.command(short_help="List the runs: steps, loss, parameters, size.")
+@main.command(short_help="List the runs: steps, losses, parameters, size.")
 def runs() -> None:
-    """List the runs under checkpoints/: steps done, last loss, parameters, size on disk."""
+    """List the runs under checkpoints/: steps done, last loss, best and last validation loss and their steps,
+    parameters, size on disk."""
     from gpt import checkpoint
     from gpt.console import size
+    from gpt.history import lowest, validation_losses
     from gpt.model import parameter_count
     from gpt.run import ROOT, list_runs
 
@@ -379,15 +390,19 @@ def runs() -> None:
     if not found:
         click.echo(f"No runs in {ROOT}/ yet: hipgpt train makes one")
         return
-    rows = [("RUN", "STEP", "LOSS", "PARAMETERS", "SIZE")]
+    rows = [("RUN", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "PARAMETERS", "SIZE")]
     for run in found:
         step, loss, parameters = "-", "-", "-"
         with suppress(UserError, OSError):  # tokenized only, or damaged: still worth a line
             latest = checkpoint.load(run)
             step, parameters = f"{latest.step}/{latest.train.total_steps}", f"{parameter_count(latest.model):,}"
-        for line in run.metrics():
+        metrics = run.metrics()
+        for line in metrics:
             loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss
-        rows.append((run.name, step, loss, parameters, size(run.disk_bytes())))
+        evaluations, kept = validation_losses(metrics), checkpoint.best(run)
+        best = (kept.step, kept.val_loss) if kept else lowest(evaluations)
+        validation = [f"{each[1]:.4f} at {each[0]}" if each else "-" for each in (best, (evaluations or [None])[-1])]
+        rows.append((run.name, step, loss, *validation, parameters, size(run.disk_bytes())))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *numbers in rows:
         click.echo("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]))

@@ -4,13 +4,18 @@ A checkpoint is three files, see `Run`. All three are written beside their targe
 place, weights, optimizer, config, and the links `latest_*` follow. So whatever config there is has its weights, and
 `latest_config.json`, moved last, is the one truth about where a run stands. A step saved a second time is replaced
 by the same renames, and only between those could a kill leave files of both saves.
+
+The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
+in the same way, and `best_config.json`, moved last, is the one truth about it. So each evaluation that is the best so
+far costs one file of the weights (4 bytes a parameter); a checkpoint takes three times as much.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.run import Run
 
+_BYTES = {"F32": 4, "I64": 8}  # of safetensors' dtypes
 _REQUIRED = {"model": ("vocab_size",), "training": (), "checkpoint": ("latest", "step")}
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
@@ -40,6 +46,7 @@ class Checkpoint:
     model: ModelConfig
     train: TrainConfig
     path: Path  # the weights file
+    val_loss: float | None = None  # of a best checkpoint, which is weights alone
 
     def weights(self) -> dict[str, np.ndarray]:
         """Read the weights: float32, in the names, order and shapes of `parameter_shapes`.
@@ -78,12 +85,7 @@ def save(
     """
     names = parameter_shapes(model)
     weights_path, config_path = run.weights_path(step), run.config_path(step)
-    config = {
-        "model": model.to_json(),
-        "tokenizer": {"path": run.tokenizer_path.name, "tokens_path": run.tokens_path.name},
-        "training": {**train.to_json(), "steps": step},
-        "checkpoint": {"latest": weights_path.name, "step": step},
-    }
+    config = _config(run, step, model, train, weights_path)
     try:
         with (  # left innermost first: the weights are renamed before the optimizer, and the config comes last
             atomic_path(config_path) as config_file,
@@ -93,7 +95,7 @@ def save(
             _write_tensors(weights_file, {name: weights[name] for name in names})
             tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
             _write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
-            config_file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            config_file.write_text(config, encoding="utf-8")
         link_atomically(run.latest_weights_path, weights_path.name)
         link_atomically(run.latest_config_path, config_path.name)
     except (OSError, SafetensorError) as error:
@@ -101,13 +103,53 @@ def save(
     return Checkpoint(run, step, model, train, weights_path)
 
 
-def load(run: Run, step: int | None = None) -> Checkpoint:
-    """The run's checkpoint of `step`; for None the one `latest_config.json` names, be it a link or a plain file.
+def save_best(
+    run: Run, step: int, model: ModelConfig, train: TrainConfig, weights: Mapping[str, np.ndarray], val_loss: float
+) -> Checkpoint:
+    """Make the weights of `step` the best checkpoint, in place of the one before. The caller holds `run.lock()`.
 
-    Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together.
+    Raises UserError if the files cannot be written; the one before is then intact.
     """
+    weights_path, config_path = run.best_step_paths(step)
+    config = _config(run, step, model, train, weights_path, val_loss=val_loss)
+    try:
+        with atomic_path(config_path) as config_file, atomic_path(weights_path) as weights_file:
+            _write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
+            config_file.write_text(config, encoding="utf-8")
+        link_atomically(run.best_weights_path, weights_path.name)
+        link_atomically(run.best_config_path, config_path.name)
+        earlier = re.compile(re.escape(run.name) + r"_best_step(0|[1-9][0-9]*)(_config\.json|\.safetensors)")
+        for name in filter(earlier.fullmatch, os.listdir(run.path)):
+            if name not in (weights_path.name, config_path.name):
+                (run.path / name).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
+    return Checkpoint(run, step, model, train, weights_path, val_loss)
+
+
+def best(run: Run) -> Checkpoint | None:
+    """The best checkpoint so far; None if there is none that loads."""
+    with suppress(UserError):
+        found = _read(run, run.best_config_path)
+        return found if found.val_loss is not None else None
+    return None
+
+
+def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
+    """The run's checkpoint of `step`, or its `best` one, or else the latest.
+
+    `latest_config.json` and `best_config.json` say which those are, be they links or plain files.
+    Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for
+    a step together with `best`.
+    """
+    if best and step is not None:
+        raise UserError("--best and --step exclude each other: the best checkpoint is of the step that was best")
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
+    if best:
+        if not os.path.lexists(run.best_config_path):
+            raise UserError(f"{run.path} has no best checkpoint, as its model was never evaluated: leave out --best")
+        return _read(run, run.best_config_path)
     steps = run.steps()
     if step is not None:
         if step not in steps:
@@ -116,6 +158,11 @@ def load(run: Run, step: int | None = None) -> Checkpoint:
         return _read(run, run.config_path(step))
     if not run.latest_config_path.exists():
         if not steps:
+            if os.path.lexists(run.best_config_path):
+                raise UserError(
+                    f"{run.path} was stopped before its first checkpoint and has only its best weights: write with "
+                    "them by --best, and train under another --run-name"
+                )
             raise UserError(f"{run.path} has no checkpoint yet: train it first")
         example = f"--ckpt {run.config_path(steps[-1])}"
         raise UserError(f"{run.latest_config_path} is missing or a broken link: name a checkpoint, as in {example}")
@@ -133,8 +180,9 @@ def find(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f"--ckpt {path} is not a file: name a checkpoint's weights, its config or a latest_* link")
     if path.suffix == ".json":
         return _read(run, path)
-    if path.name == run.latest_weights_path.name:  # a run copied by something that follows links
-        return _read(run, run.latest_config_path)
+    links = {run.latest_weights_path: run.latest_config_path, run.best_weights_path: run.best_config_path}
+    if path in links:  # a plain file, in a run copied by something that follows links
+        return _read(run, links[path])
     return _read(run, path.with_name(f"{path.stem}_config.json"), path)
 
 
@@ -155,6 +203,24 @@ def prune(run: Run, keep_last: int) -> None:
             (run.path / match[0]).unlink(missing_ok=True)
 
 
+def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
+    """Bytes of the tensors in a checkpoint's two large files: the weights, and the optimizer's state."""
+    layouts = _weights_layout(model), _optimizer_layout(model, train)
+    weights, optimizer = (sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in each.values()) for each in layouts)
+    return weights, optimizer
+
+
+def _config(run: Run, step: int, model: ModelConfig, train: TrainConfig, weights_path: Path, **more: float) -> str:
+    """The text of a config file."""
+    sections = {
+        "model": model.to_json(),
+        "tokenizer": {"path": run.tokenizer_path.name, "tokens_path": run.tokens_path.name},
+        "training": {**train.to_json(), "steps": step},
+        "checkpoint": {"latest": weights_path.name, "step": step, **more},
+    }
+    return json.dumps(sections, indent=2) + "\n"
+
+
 def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Checkpoint:
     """The checkpoint of a config file; its weights are the file it names, unless `weights_path` says otherwise."""
     try:
@@ -172,13 +238,14 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
                 raise UserError(f"{config_path} is not a checkpoint's config: its section {section!r} has no {key!r}")
     try:
         model, train = ModelConfig.from_json(config["model"]), TrainConfig.from_json(config["training"])
-        step = int(config["checkpoint"]["step"])
+        step, val_loss = int(config["checkpoint"]["step"]), config["checkpoint"].get("val_loss")
         # The name alone counts: the file lies beside its config, wherever the directory has been moved.
         named = config_path.with_name(Path(config["checkpoint"]["latest"]).name)
         layout = _weights_layout(model)
+        val_loss = None if val_loss is None else float(val_loss)
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{config_path} does not describe a model and its training: {_reason(error)}") from error
-    checkpoint = Checkpoint(run, step, model, train, weights_path or named)
+    checkpoint = Checkpoint(run, step, model, train, weights_path or named, val_loss)
     with _open_tensors(checkpoint.path, layout):
         return checkpoint
 

@@ -122,10 +122,13 @@ class TrainConfig:
     eval_every: int = 500
     ckpt_every: int = 1000
     keep_last: int = 5
+    patience: int = 0
+    sample_every: int = 0
+    sample_prompt: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for key in ("batch_size", "accumulate", "total_steps", "log_every", "eval_every", "keep_last"):
+        for key in ("batch_size", "accumulate", "total_steps", "log_every", "keep_last"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.optimizer))
@@ -136,13 +139,17 @@ class TrainConfig:
             object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // WARMUPS[self.optimizer]))
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", lr / 10)
-        for key in ("ckpt_every", "warmup_steps", "seed"):
+        for key in ("eval_every", "ckpt_every", "warmup_steps", "seed", "patience", "sample_every"):
             _check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         _check(0 <= self.min_lr <= lr, "min_lr", self.min_lr, f"between 0 and --lr {lr}")
         for key in ("weight_decay", "grad_clip"):
             value = getattr(self, key)
             _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
         _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
+        if self.patience and not (self.eval_every and self.val_fraction):
+            raise UserError(
+                f"--patience is {self.patience}, but nothing is evaluated: give --eval-every and --val-fraction above 0"
+            )
         _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "between 0 and 1")
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")

@@ -10,34 +10,41 @@ class Console:
     """Prints to standard output. Piped output is plain lines only; a terminal also gets progress bars."""
 
     def __init__(self) -> None:
-        self._live: Any = None
+        self._terminal: Any = None
+        if sys.stdout and sys.stdout.isatty():
+            from rich.console import Console as Terminal  # imported here: a piped run and `--help` never pay for it
+
+            self._terminal = Terminal()
 
     def line(self, text: str) -> None:
-        """Print one line, above the progress bar if there is one."""
-        if self._live:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print one line (or several), above the progress bar if there is one. A terminal wraps it between words."""
+        if self._terminal:
+            from rich.text import Text  # as which "[bold]" and ":cat:" are what they are
+
+            self._terminal.print(Text(text))
         else:
             print(text, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar named `what`; call what is yielded with the amount done, and as needed a `status` text or a `total`."""
-        if not sys.stdout.isatty():
+        """A bar named `what`; call what is yielded with the amount done, and as needed a `status` text or a `total`.
+
+        It is one line, as wide as the terminal: the bar takes what name, percentage, status and time left leave.
+        """
+        if not self._terminal:
             yield lambda done, **changes: None
             return
-        # Imported here: a piped run and `--help` never pay for it.
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         columns = (
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("{task.fields[status]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f}%", justify="right"), TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )  # fmt: skip
-        with Progress(*columns, transient=True) as self._live:
-            task = self._live.add_task(what, total=total, completed=completed, status="")
-            try:
-                yield lambda done, **changes: self._live.update(task, completed=done, **changes)
-            finally:
-                self._live = None
+        with Progress(*columns, console=self._terminal, transient=True, expand=True) as bar:
+            task = bar.add_task(what, total=total, completed=completed, status="")
+            yield lambda done, **changes: bar.update(task, completed=done, **changes)
 
 
 def duration(seconds: float) -> str:
@@ -60,3 +67,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def rate(count: float) -> str:
+    """A number in few characters: "312", "33.7k", "3.5M"."""
+    for unit in ("", "k"):
+        if round(count) < 1000:
+            return f"{count:.1f}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.1f}M"

@@ -87,16 +87,23 @@ def generate(
             f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {vocab_size}: "
             "put the tokenizer.json back that the model was trained with"
         )
+    ids = prompt_ids(tokenizer, prompt, "--prompt")
+    return decoded(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
+    """The ids of a prompt that was given with `flag`. Raises UserError if it has none, or is not valid text."""
     try:
         ids = tokenizer.encode(prompt)
     except ValueError:
-        raise UserError(f"--prompt {prompt!r} is not valid text: give it in UTF-8") from None
+        raise UserError(f"{flag} {prompt!r} is not valid text: give it in UTF-8") from None
     if not ids:
-        raise UserError(f"--prompt {prompt!r} has no token that the model knows: begin with words of its training text")
-    return _text(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
+        raise UserError(f"{flag} {prompt!r} has no token that the model knows: begin with words of its training text")
+    return ids
 
 
-def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
+def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
+    """The text of the drawn ids behind that of the prompt's, piece by piece as it becomes certain."""
     decoder = tokenizer.decoder()
     for id in prompt:
         decoder.feed(id)
@@ -109,50 +116,64 @@ def _text(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, N
 def draw(
     model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
 ) -> Generator[int, None, None]:
-    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite.
+    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite."""
+    yield from Drawing(model, sampling).ids(prompt, num_tokens, eos_id, seed, window)
+
+
+class Drawing:
+    """Draws ids from a model. The cache, and what a device records of a step, are made once for any number of texts.
 
     A step finds the id that it decodes on the device, so the next may be asked for before the host knows it: the device
     then goes from step to step without a pause. Only a context that is decoded anew has to be known.
     """
-    ops = model.ops
-    inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
-    cache = KVCache(model.config, ops.zeros, inputs.device["start"])
-    seen, drawn = ops.zeros(model.config.vocab_size, "uint8"), ops.zeros(1, "int32")
-    output = ops.output(drawn)
 
-    def step(ids: Array) -> None:
+    def __init__(self, model: GPT, sampling: Sampling) -> None:
+        self._model, self._ops, self._sampling = model, model.ops, asdict(sampling)
+        ops = model.ops
+        self._inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
+        self._cache = KVCache(model.config, ops.zeros, self._inputs.device["start"])
+        self._seen, self._drawn = ops.zeros(model.config.vocab_size, "uint8"), ops.zeros(1, "int32")
+        self._output = ops.output(self._drawn)
+        self._go_on = ops.replayed(lambda: self._step(self._drawn))
+
+    def _step(self, ids: Array) -> None:
         """Decode ids, and draw the next one."""
-        ops.sample(model.decode(ids, cache), seen, inputs.device["uniform"], out=drawn, **asdict(sampling))
+        logits = self._model.decode(ids, self._cache)
+        self._ops.sample(logits, self._seen, self._inputs.device["uniform"], out=self._drawn, **self._sampling)
 
-    go_on = ops.replayed(lambda: step(drawn))
-    context, length = prompt[-window:], 0  # ids, and how many positions are in the cache
-    asked: deque[Callable[[], Array]] = deque()  # what waits for an id and gives it, of every step asked for
-    try:
-        for position in range(num_tokens):
-            with inputs.written() as values:
-                values["start"][...] = length
-                values["uniform"][...] = _uniform(seed, position)
-            if length:
-                go_on()
-                length += 1
-            else:
-                ops.copy(np.isin(np.arange(seen.size), context).astype(np.uint8), out=seen)
-                step(ops.from_host(np.array(context, np.int32)))
-                length = len(context)
-            asked.append(output.fetched())
-            all_needed = length == window or position == num_tokens - 1
-            while len(asked) > (0 if all_needed else ops.steps_ahead):
-                id = _checked(int(asked[0]()[0]))
-                asked.popleft()  # not before: whatever interrupts the wait, `finally` waits again
-                if id == eos_id:
-                    return
-                yield id
-                context.append(id)
-            if length == window:
-                context, length = context[-max(1, window // 2) :], 0
-    finally:  # the device may still be at a step whose id nobody wants, and reads and writes memory that is freed now
-        for wait in asked:
-            wait()
+    def ids(
+        self, prompt: list[int], num_tokens: int, eos_id: int, seed: int, window: int
+    ) -> Generator[int, None, None]:
+        """The ids that follow those of `prompt`, one text at a time. Raises UserError where logits are not finite."""
+        ops = self._ops
+        context, length = prompt[-window:], 0  # ids, and how many positions are in the cache
+        asked: deque[Callable[[], Array]] = deque()  # what waits for an id and gives it, of every step asked for
+        try:
+            for position in range(num_tokens):
+                with self._inputs.written() as values:
+                    values["start"][...] = length
+                    values["uniform"][...] = _uniform(seed, position)
+                if length:
+                    self._go_on()
+                    length += 1
+                else:
+                    ops.copy(np.isin(np.arange(self._seen.size), context).astype(np.uint8), out=self._seen)
+                    self._step(ops.from_host(np.array(context, np.int32)))
+                    length = len(context)
+                asked.append(self._output.fetched())
+                all_needed = length == window or position == num_tokens - 1
+                while len(asked) > (0 if all_needed else ops.steps_ahead):
+                    id = _checked(int(asked[0]()[0]))
+                    asked.popleft()  # not before: whatever interrupts the wait, `finally` waits again
+                    if id == eos_id:
+                        return
+                    yield id
+                    context.append(id)
+                if length == window:
+                    context, length = context[-max(1, window // 2) :], 0
+        finally:  # the device may still be at a step whose id nobody wants, using memory that may be freed now
+            for wait in asked:
+                wait()
 
 
 def _checked(id: int) -> int:

@@ -236,6 +236,11 @@ class KVCache:
         self.keys, self.values = allocate(shape), allocate(shape)
         self.start = start
 
+    @staticmethod
+    def bytes(config: ModelConfig, ops: Any) -> int:
+        """What a cache on `ops` takes."""
+        return 2 * config.num_layers * config.max_seq_len * config.embed_dim * (2 if ops.low_precision else 4)
+
 
 class GPT:
     """A GPT-2 on one device.

@@ -59,6 +59,17 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def describe_rate(config: TrainConfig) -> str:
+    """What the learning rate will do, in a line: "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid)"."""
+    said = f"{config.learning_rate:g} from step {config.warmup_steps} on"
+    if config.schedule == "trapezoid":
+        said += f", falling from step {decay_start(config)} on to {config.min_lr:g}"
+    elif config.schedule == "cosine":
+        said += f", falling to {config.min_lr:g}"
+    by = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[config.optimizer]
+    return f"{said} ({config.schedule}); {by}"
+
+
 def decay_start(config: TrainConfig) -> int:
     """The last step of a trapezoid that has the full rate."""
     return max(config.warmup_steps, config.total_steps - math.ceil(config.decay_fraction * config.total_steps))

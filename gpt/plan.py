@@ -5,6 +5,7 @@ default. What can be refused is refused here, before the run has anything that i
 stays, for it serves the corrected command too.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,11 +16,18 @@ from gpt.config import DATA_PATH, PRESETS, RATES, VOCAB_LIMIT, ModelConfig, Trai
 from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
-from gpt.model import memory_bytes, parameter_count
+from gpt.generate import prompt_ids
+from gpt.model import KVCache, memory_bytes, parameter_count
+from gpt.optim import describe_rate
 from gpt.prepare import Corpus, adopt, prepare
 from gpt.run import Run
 
 BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
+
+# Muennighoff et al. 2023, "Scaling data-constrained language models": up to 4 passes over a text teach almost as much
+# as new text would, beyond 16 each teaches little, and after 40 nothing is left to gain.
+FRESH_PASSES, USEFUL_PASSES, MOST_PASSES = 4, 16, 40
+TOKENS_PER_PARAMETER = 20  # that a model is best trained on: Hoffmann et al. 2022, "Training compute-optimal LLMs"
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,18 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
             )
         return run, None
     start = checkpoint.find(ckpt)
+    if start.val_loss is not None:
+        raise UserError(
+            f"--ckpt {ckpt} is a best checkpoint, which is weights without the optimizer's state, and training cannot "
+            "go on from those: name another one"
+        )
     run = start.run if run_name is None else Run(run_name)
     if run.path.exists() and run.path.samefile(start.run.path):
         run, in_the_way = start.run, [step for step in start.run.steps() if step > start.step]
     else:
         in_the_way = run.steps()
+        if run.has_checkpoints and not in_the_way:
+            raise UserError(f"run {run.name} already has a checkpoint of its own: take another --run-name")
     if in_the_way:
         raise UserError(
             f"run {run.name} already has step {in_the_way[-1]}, which going on from {ckpt} would overwrite: "
@@ -82,7 +97,9 @@ def settle(
     model = _pick(ModelConfig, wanted)
     model.pop("vocab_size", None)
     if start is None:
-        return ModelConfig(vocab_size=1, **model), TrainConfig(**_pick(TrainConfig, wanted))
+        train = TrainConfig(**_pick(TrainConfig, wanted))
+        _check_sample_prompt(flags, train)
+        return ModelConfig(vocab_size=1, **model), train
     for key, value in model.items():
         if value != (stored := getattr(start.model, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
@@ -95,6 +112,7 @@ def settle(
     if not resume and "total_steps" in changes:
         changes["total_steps"] += start.step
     train = replace(start.train, **changes)
+    _check_sample_prompt(flags, train)
     if train.total_steps <= start.step:
         raise UserError(
             f"run {start.run.name} has reached step {start.step} of {train.total_steps}: to train on, "
@@ -126,6 +144,8 @@ def make(
             corpus.tokens, train.batch_size, model.max_seq_len,
             sampling=train.sampling, seed=train.seed, val_fraction=train.val_fraction,
         )  # fmt: skip
+        if train.sample_prompt is not None:
+            prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")
     except UserError:
         if is_new:
             run.discard_tokens()
@@ -153,17 +173,21 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
     model, train, run = plan.model, plan.train, plan.run
     first = plan.start.step + 1 if plan.start else 1
-    tokens = len(plan.corpus.tokens)
+    held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
+    sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
     console.line(f"Model:  {describe(model)}")
     console.line(
-        f"Data:   {tokens:,} tokens; a step takes {train.batch_size * train.accumulate} x {model.max_seq_len}"
+        f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; a step takes {sequences} x {seq} = {sequences * seq:,}"
     )
-    for note in (*ops.notes, plan.batches.note):
+    console.line("Steps:  " + passes(train.total_steps, sequences * seq, plan.batches.train_tokens, model))
+    console.line("Rate:   " + describe_rate(train))
+    for note in (*ops.notes, plan.batches.note if train.eval_every else None):
         if note:
             console.line(note)
     needed, free = memory(model, train, ops)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
+    console.line("Disk:   " + disk(model, train))
 
 
 def describe(model: ModelConfig) -> str:
@@ -174,10 +198,49 @@ def describe(model: ModelConfig) -> str:
     )
 
 
+def passes(steps: int, tokens_per_step: int, train_tokens: int, model: ModelConfig) -> str:
+    """How often a run of so many steps goes over its text; and, if that is too often, how many steps would do.
+
+    Beyond MOST_PASSES a model learns nothing more from its text; one with more parameters than the text has tokens for
+    learns it by heart. Then as many tokens would do as the model is best trained on, but never less than the passes
+    that are as good as new text, and never more than those that still teach something. For example 7.7 million
+    parameters are best trained on 154 million tokens. With a text of 258,000 that is 597 passes, so 16 are named:
+    4.1 million tokens, about 500 steps of 8,192.
+    """
+    count = steps * tokens_per_step / train_tokens
+    said = f"{steps:,} steps are {count:,.{0 if count >= 10 else 1}f} passes over {train_tokens:,} tokens"
+    if count <= MOST_PASSES:
+        return said
+    wanted = TOKENS_PER_PARAMETER * parameter_count(model)
+    enough = min(max(wanted, FRESH_PASSES * train_tokens), USEFUL_PASSES * train_tokens) / tokens_per_step
+    verdict = "the model will memorize" if wanted > train_tokens else "the last ones will teach it nothing"
+    return f"{said}: {verdict}; about {_roughly(enough):,} steps would do"
+
+
+def _roughly(count: float) -> int:
+    """A number to one digit, and at least 1: 503.9 is about 500."""
+    unit = 10 ** max(0, math.floor(math.log10(max(1, count))))
+    return max(1, round(count / unit) * unit)
+
+
+def disk(model: ModelConfig, train: TrainConfig) -> str:
+    """What checkpoints take on disk, and how many of them are kept."""
+    weights, optimizer = checkpoint.file_bytes(model, train)
+    if not train.ckpt_every:
+        kept = "only the last step's is written"
+    elif train.keep_last == 1:
+        kept = "the last one is kept"
+    else:
+        kept = f"the last {train.keep_last} are kept"
+    best = f", and the best weights ({size(weights)})" if train.eval_every else ""
+    return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
+
+
 def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer."""
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
-    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs
+    cache = KVCache.bytes(model, ops) if train.sample_every else 0
+    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs + cache
     free = ops.free_bytes()
     if needed > free:
         raise UserError(
@@ -187,6 +250,10 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     return needed, free
 
 
+def _check_sample_prompt(flags: Mapping[str, Any], train: TrainConfig) -> None:
+    if flags.get("sample_prompt") is not None and not train.sample_every:
+        raise UserError("--sample-prompt needs --sample-every N: after how many steps is the model to write?")
+
+
 def _pick(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(cls) if field.name in values}
-

@@ -76,6 +76,19 @@ class Run:
     def latest_config_path(self) -> Path:
         return self.path / "latest_config.json"
 
+    @property
+    def best_weights_path(self) -> Path:
+        return self.path / "best_checkpoint.safetensors"
+
+    @property
+    def best_config_path(self) -> Path:
+        return self.path / "best_config.json"
+
+    def best_step_paths(self, step: int) -> tuple[Path, Path]:
+        """Weights and config of `step`, of which `best_*` are links to the best one's."""
+        stem = f"{self.name}_best_step{step}"
+        return self.path / f"{stem}.safetensors", self.path / f"{stem}_config.json"
+
     def weights_path(self, step: int) -> Path:
         return self.path / f"{self.name}_step{step}.safetensors"
 
@@ -95,7 +108,8 @@ class Run:
     @property
     def has_checkpoints(self) -> bool:
         """Whether a model has been trained here, under this name or, if the directory was renamed, another."""
-        return bool(self.steps()) or os.path.lexists(self.latest_config_path)
+        links = (self.latest_config_path, self.best_config_path)
+        return bool(self.steps()) or any(map(os.path.lexists, links))
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""

@@ -122,6 +122,11 @@ class WordSpelling:
         return (left + right).count(END_OF_WORD) == right.count(END_OF_WORD)
 
     @staticmethod
+    def byte_length(piece: str) -> int:
+        """UTF-8 bytes of the piece's characters, and one for the space that decoding puts behind a word."""
+        return len(piece.removesuffix(END_OF_WORD).encode()) + piece.endswith(END_OF_WORD)
+
+    @staticmethod
     def decoder(piece: Callable[[int], str]) -> Decoder:
         return _WordDecoder(piece)
 
@@ -223,6 +228,11 @@ class ByteSpelling:
     @staticmethod
     def joinable(left: str, right: str) -> bool:
         return True
+
+    @staticmethod
+    def byte_length(piece: str) -> int:
+        """A piece spells each of its bytes in one character."""
+        return len(piece)
 
     @staticmethod
     def decoder(piece: Callable[[int], str]) -> Decoder:

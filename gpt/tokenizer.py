@@ -103,6 +103,15 @@ class Tokenizer:
             raise UserError(f"token id {id} is not in the vocabulary, whose ids are 0 to {len(self._pieces) - 1}")
         return self._pieces[id]
 
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of UTF-8 text each token stands for, int64 [vocab_size].
+
+        They are those that it decodes to, where a word's end is the one space that stands behind it. So for `byte` the
+        sum over a text's tokens is the size of the text; for `word` it is that of the text with single spaces between
+        words, as further white space is neither kept nor predicted.
+        """
+        return np.array([self._spelling.byte_length(piece) for piece in self._pieces], np.int64)
+
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json that Hugging Face `tokenizers` loads and that gives the same ids and strings there."""
         write_atomically(path, json.dumps(self._document(), ensure_ascii=False, indent=1) + "\n")

@@ -4,14 +4,12 @@ Everything a step depends on is a function of its number: the batch, the dropout
 checkpoint therefore holds weights, moments and a step, and no generator state.
 """
 
-import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,36 +19,20 @@ import numpy as np
 from gpt import checkpoint
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
-from gpt.console import Console, duration
+from gpt.console import Console, duration, rate
 from gpt.data import Batches, token_order
 from gpt.errors import UserError
-from gpt.files import write_atomically
+from gpt.evaluation import HeldOut, Metrics, Samples, printable
+from gpt.history import RISES, History
 from gpt.model import GPT
+from gpt.ops import Array
 from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
+from gpt.tokenizer import Tokenizer
 
 MAX_SKIPPED_IN_A_ROW = 10
 FORETOLD_AFTER = 3  # steps after the first: then the length of the whole run is foretold
 LONG_ON_A_CPU = 3600  # seconds: from here on a smaller model is suggested
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Means over the tokens of a step or an evaluation."""
-
-    loss: float
-    accuracy: float
-
-    @classmethod
-    def of(cls, sums: np.ndarray, tokens: int) -> "Metrics":
-        return cls(float(sums[0]) / tokens, float(sums[1]) / tokens)
-
-    @property
-    def perplexity(self) -> float:
-        return math.inf if self.loss > 700 else math.exp(self.loss)
-
-    def __str__(self) -> str:
-        return f"Loss: {self.loss:.4f} | Perplexity: {self.perplexity:.2f} | Accuracy: {self.accuracy:.2%}"
 
 
 class Training:
@@ -108,6 +90,7 @@ class Trainer:
         model: ModelConfig,
         config: TrainConfig,
         batches: Batches,
+        tokenizer: Tokenizer,
         ops: Any,
         console: Console,
         start: Checkpoint | None = None,
@@ -115,7 +98,10 @@ class Trainer:
         self.run, self.config, self.batches, self.ops, self.console = run, config, batches, ops, console
         self.training = Training(model, config, batches, ops)
         self.model, self.optimizer = self.training.model, self.training.optimizer
+        self.held_out = HeldOut(self.model, batches, tokenizer)
+        self.samples = Samples(self.model, batches, tokenizer, config) if config.sample_every else None
         self.step = start.step if start else 0
+        self.best = checkpoint.best(run)
         if start:
             self.model.load(start.weights())
             self.optimizer.load(*start.optimizer())
@@ -123,16 +109,28 @@ class Trainer:
             self.model.initialize(config.seed)
 
     def train(self) -> int | None:
-        """Run the remaining steps. Returns None when all are done, or the number of the signal that stopped it.
+        """Run the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.
 
-        Either way the last step is on disk. Raises UserError, after a checkpoint, when ten steps in a row were not
-        finite.
+        Training ends with the last step, or when the validation loss has not been better for `config.patience`
+        evaluations. Either way the step it ends with is on disk. Raises UserError, after a checkpoint, when ten steps
+        in a row were not finite, and at once if patience has ended already.
         """
         first, total = self.step + 1, self.config.total_steps
-        self._forget_metrics_after(self.step)
-        clock = _Clock(self.step, wait=self.training.metrics)
+        self.history = History(self.run, self.step, self.training.tokens_per_step, self.batches.train_tokens)
+        if self._patience_is_over():
+            raise UserError(
+                f"run {self.run.name} was ended by --patience {self.config.patience} at step {self.step}: "
+                "to train on, give --patience 0 or more than that"
+            )
         with _StopSignal() as stop, self.console.progress("Training", total, completed=self.step) as advance:
-            for self.step in range(first, total + 1):
+            self.clock = clock = _Clock(self.step, self.history.seconds, wait=self.training.metrics)
+            if self.step and self._is_due(self.config.eval_every) and not self.history.has_evaluated(self.step):
+                with clock.paused():  # a signal cut this evaluation short, or another run made it
+                    self._evaluate(stop)
+                if stop.received is not None:
+                    return stop.received
+            steps = range(first, total + 1) if not self._patience_is_over() else ()
+            for self.step in steps:
                 self.training.step(self.step)
                 stopping = stop.received is not None
                 last = stopping or self.step == total
@@ -140,25 +138,41 @@ class Trainer:
                     self._foretell(clock.seconds_per_step(self.step))
                 if clock.due():
                     advance(self.step, status=self._status(clock.seconds_per_step(self.step)))
-                logging, evaluating, saving = (
-                    last or (every and self.step % every == 0)
-                    for every in (self.config.log_every, self.config.eval_every, self.config.ckpt_every)
-                )
+                logging = last or self._is_due(self.config.log_every)
+                evaluating = self.config.eval_every and (last or self._is_due(self.config.eval_every))
+                saving = last or self._is_due(self.config.ckpt_every)
+                sampling = self.samples and (self.step == total or self._is_due(self.config.sample_every))
                 if logging:
                     self._log(clock.lap(self.step))
                 elif self.step == first:
                     clock.lap(self.step)  # the first step is no measure: it touches every page for the first time
-                if logging or evaluating or saving:  # else nothing waits for the device
+                if logging or evaluating or saving or sampling:  # else nothing waits for the device
                     with clock.paused():
                         if evaluating:
                             self._evaluate(stop)
-                        if logging or saving:
+                            # A signal may have cut it short: it is made up for once the run goes on, so from here.
+                            last = last or stop.received is not None or self._patience_is_over()
+                        if sampling:
+                            self._sample()
+                        if logging or saving or last:
                             self._stop_if_diverged()
-                        if saving:
+                        if saving or last:
                             self._save()
                 if last:
                     break
+        if self._patience_is_over():
+            self.console.line(
+                f"Ended at step {self.step} by --patience {self.config.patience}: the last {self.history.without_best} "
+                f"evaluations were no better than the best. {self._kept()}"
+            )
+            return None
         return stop.received if self.step < total else None
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.config.patience <= self.history.without_best
 
     def _log(self, seconds_per_step: float) -> None:
         metrics, lr = self.training.metrics(), learning_rate(self.step, self.config)
@@ -174,29 +188,64 @@ class Trainer:
         )  # fmt: skip
 
     def _evaluate(self, stop: "_StopSignal") -> None:
-        self.ops.fill(self.model.metrics, 0)
-        tokens = 0
-        for ids, labels in self.batches.validation():
-            if stop.received is not None:
-                return
-            self.model.loss(self.ops.from_host(ids), self.ops.from_host(labels))
-            tokens += ids.size
-        if tokens:
-            metrics = Metrics.of(self.ops.to_host(self.model.metrics), tokens)
-            self.console.line(f"[Step {self.step}] Validation {metrics}")
-            self._record(val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy)
+        """Measure the held-out loss, unless a signal comes meanwhile; keep the weights if they are the best so far."""
+        is_first = not self.history.evaluations
+        metrics = self.held_out.evaluate(stopped=lambda: stop.received is not None)
+        if metrics is None:
+            return
+        self.console.line(f"[Step {self.step}] Validation {metrics}")
+        if is_first:
+            loss, bits = self.held_out.guess()
+            self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
+        if math.isfinite(metrics.loss) and (self.best is None or metrics.loss < self.best.val_loss):
+            weights = self._on_host(self.model.weights.named)
+            self.best = checkpoint.save_best(
+                self.run, self.step, self.model.config, self.config, weights, metrics.loss
+            )
+        self._record(
+            val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
+            val_bits_per_byte=metrics.bits_per_byte,
+        )  # fmt: skip
+        if self.history.memorizes:
+            self.console.line(
+                f"The validation loss has risen {RISES} times in a row: the model now memorizes its text. "
+                f"{self._kept()} More --dropout, fewer --steps or more text help."
+            )
+
+    def _kept(self) -> str:
+        if self.best is None:
+            return "No evaluation gave a finite loss."
+        return f"The best checkpoint, step {self.best.step} with {self.best.val_loss:.4f}, is kept: use it with --best."
+
+    def _sample(self) -> None:
+        try:
+            text = self.samples.text()
+        except UserError:  # training itself looks after what is not finite
+            return
+        head, *rest = printable(text).strip().split("\n")
+        self.console.line("\n".join([f"[Step {self.step}] Sample: {head}", *(f"    {line}".rstrip() for line in rest)]))
+        self._record(sample=text)
+
+    def _record(self, **values: Any) -> None:
+        self.history.record(self.step, self.clock.seconds(), **values)
 
     def _save(self) -> None:
-        weights, optimizer = (
-            {name: self.ops.to_host(view) for name, view in views.items()}
-            for views in (self.model.weights.named, self.optimizer.tensors)
-        )
-        state = self.optimizer.state()
-        checkpoint.save(self.run, self.step, self.model.config, self.config, weights, optimizer, state)
+        checkpoint.save(
+            self.run, self.step, self.model.config, self.config, self._on_host(self.model.weights.named),
+            self._on_host(self.optimizer.tensors), self.optimizer.state(),
+        )  # fmt: skip
         checkpoint.prune(self.run, self.config.keep_last)
 
+    def _on_host(self, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        return {name: self.ops.to_host(tensor) for name, tensor in tensors.items()}
+
     def _status(self, seconds_per_step: float) -> str:
-        return f"loss {self.training.metrics().loss:.3f}, {self.training.tokens_per_step / seconds_per_step:,.0f} tok/s"
+        evaluations = self.history.evaluations
+        val = f", val {evaluations[-1][1]:.3f}" if evaluations else ""
+        return (
+            f"{self.step}/{self.config.total_steps}, loss {self.training.metrics().loss:.3f}{val}, "
+            f"{rate(self.training.tokens_per_step / seconds_per_step)} tok/s"
+        )
 
     def _foretell(self, seconds_per_step: float) -> None:
         seconds = seconds_per_step * (self.config.total_steps - self.step)
@@ -213,23 +262,21 @@ class Trainer:
                 "a longer --warmup-steps or a --grad-clip above 0"
             )
 
-    def _record(self, **values: float) -> None:
-        """Append one line to metrics.jsonl; JSON has no NaN, so what is not finite becomes null."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with open(self.run.metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **finite}) + "\n")
-
-    def _forget_metrics_after(self, step: int) -> None:
-        """Drop the lines that a killed run logged after the checkpoint it now goes on from."""
-        kept = [json.dumps(line) + "\n" for line in self.run.metrics() if line["step"] <= step]
-        write_atomically(self.run.metrics_path, "".join(kept))
-
 
 class _Clock:
-    """Seconds per step, not counting what happens while it is paused; `wait` returns when all steps so far are done."""
+    """Seconds per step, not counting what happens while it is paused; `wait` returns when all steps so far are done.
 
-    def __init__(self, step: int, wait: Callable[[], object]) -> None:
-        self._step, self._start, self._shown, self._wait = step, time.perf_counter(), 0.0, wait
+    `spent` is how long the run has trained before.
+    """
+
+    def __init__(self, step: int, spent: float, wait: Callable[[], object]) -> None:
+        self._step, self._shown, self._wait = step, 0.0, wait
+        self._start = time.perf_counter()
+        self._began, self._pause = self._start - spent, None
+
+    def seconds(self) -> float:
+        """How long the run has trained so far; while the clock is paused, until it was."""
+        return (self._pause or time.perf_counter()) - self._began
 
     def seconds_per_step(self, step: int) -> float:
         self._wait()
@@ -252,9 +299,11 @@ class _Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         self._wait()
-        begin = time.perf_counter()
+        self._pause = time.perf_counter()
         yield
-        self._start += time.perf_counter() - begin
+        pause, self._pause = time.perf_counter() - self._pause, None
+        self._start += pause
+        self._began += pause
 
 
 class _StopSignal:

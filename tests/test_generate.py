@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.generate import Sampling, draw, generate
-from gpt.model import GPT
+from gpt.model import GPT, KVCache
 from gpt.ops.cpu import CpuOps
 from gpt.ops.gpu import GpuOps
 from gpt.ops.replay import HostOutput
@@ -371,3 +371,9 @@ def test_a_model_that_diverged_is_refused(tokenizer):
     model.weights.flat.fill(np.nan)
     with pytest.raises(UserError, match="not finite.*--step"):
         list(generate(model, tokenizer, "the cat"))
+
+
+def test_the_memory_of_a_cache_is_what_its_arrays_take():
+    config, ops = ModelConfig(vocab_size=9, max_seq_len=7, embed_dim=12, num_heads=3, num_layers=2), CpuOps(threads=1)
+    cache = KVCache(config, ops.zeros, ops.zeros(1, "int32"))
+    assert KVCache.bytes(config, ops) == cache.keys.nbytes + cache.values.nbytes

@@ -53,8 +53,9 @@ def test_a_run_with_muon_that_was_stopped_or_killed_goes_on_to_the_same_bits(tra
     steps = (*MUON, "--steps", 120, "--log-every", 10, "--ckpt-every", 20, "--dropout", 0.1)
     train("--run-name", "whole", *steps)
     for name, number in (("stopped", signal.SIGINT), ("killed", signal.SIGKILL)):
-        command = [sys.executable, "-m", "gpt.cli", "train", "--data-path", "text.txt", *MODEL, "--run-name", name, *steps]
-        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, env=hipgpt.environment)
+        arguments = ("train", "--data-path", "text.txt", *MODEL, "--run-name", name, *steps)
+        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=hipgpt.environment)
         deadline = time.monotonic() + 60
         while not process.stdout.readline().startswith("[Step 50]"):
             assert time.monotonic() < deadline
@@ -96,9 +97,10 @@ def test_another_optimizer_than_the_presets_takes_that_ones_own_rate_and_schedul
 
 def test_the_start_up_lines_say_how_the_weights_move(train):
     out = train("--run-name", "r", "--preset", "tiny", "--steps", 100).stdout
-    assert "Rate:   Muon (AdamW for embeddings, head and vectors), trapezoid, 0.008 from step 10, falling from step 60 to 0" in out
+    assert "Rate:   0.008 from step 10 on, falling from step 60 on to 0 (trapezoid)" in out
+    assert "Muon for the blocks' matrices, AdamW for the rest" in out
     out = train("--run-name", "s", "--steps", 100).stdout
-    assert "Rate:   AdamW, cosine, 0.0003 from step 2, falling to 3e-05" in out
+    assert "Rate:   0.0003 from step 2 on, falling to 3e-05 (cosine)" in out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.data import Batches
+from gpt.generate import Drawing, Sampling, draw
+from gpt.model import GPT
 from gpt.ops.cpu import CpuOps
 from gpt.ops.gpu import GpuOps
 from gpt.ops.replay import SLOTS, HostOutput, Inputs, Output, Replayed
@@ -20,17 +22,25 @@ MODEL = ModelConfig(
 STEPS = 6
 
 
-def train(ops, accumulate, steps=STEPS):
-    """Every step's loss, and all weights after them."""
+def train(ops, accumulate, steps=STEPS, writing=False):
+    """Every step's loss, and all weights after them. With `writing` the model writes a text after each step, too."""
     config = TrainConfig(batch_size=2, accumulate=accumulate, total_steps=STEPS, learning_rate=1e-2, warmup_steps=2)
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 500, dtype=np.uint16)
     batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
     training = Training(MODEL, config, batches, ops)
     training.model.initialize(3)
+    drawing, texts = Drawing(training.model, Sampling()), []
     losses = []
     for number in range(1, steps + 1):
         training.step(number)
         losses.append(training.metrics().loss)
+        if writing:
+            texts.append(list(drawing.ids([1, 2, 3], 20, eos_id=-1, seed=0, window=MODEL.max_seq_len)))
+    if writing:
+        alone = GPT(MODEL, ops)
+        alone.load({name: ops.to_host(view) for name, view in training.model.weights.named.items()})
+        assert texts[-1] == list(draw(alone, [1, 2, 3], 20, Sampling(), -1, 0, MODEL.max_seq_len))
+        assert texts[-1] != texts[0]
     return losses, ops.to_host(training.model.weights.flat).copy()
 
 
@@ -52,6 +62,16 @@ def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, a
     assert replayed_losses == run_losses
     assert np.array_equal(replayed, run)
     assert len(set(run_losses)) == STEPS
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_texts_that_a_model_writes_between_replayed_steps_change_no_bits(device, precision):
+    """They share its activations, and their own steps are replayed as well, each text being as of a model by itself."""
+    losses, weights = train(GpuOps(device, precision), 1)
+    same_losses, same = train(GpuOps(device, precision), 1, writing=True)
+    assert device.records
+    assert same_losses == losses
+    assert np.array_equal(same, weights)
 
 
 def test_on_a_cpu_steps_are_run():

@@ -63,6 +63,7 @@ def test_a_run_learns_and_leaves_the_promised_directory(train):
     assert files == {
         "tokenizer.json", "tokens.bin", "tokens.json", "metrics.jsonl", "latest_checkpoint.safetensors",
         "latest_config.json", "r_step60.safetensors", "r_step60_optimizer.safetensors", "r_step60_config.json",
+        "best_checkpoint.safetensors", "best_config.json", "r_best_step60.safetensors", "r_best_step60_config.json",
     }  # fmt: skip
     config = json.loads(Path("checkpoints/r/latest_config.json").read_text())
     assert config["model"]["embed_dim"] == 16

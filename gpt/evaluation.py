@@ -1,0 +1,131 @@
+"""How good a model is: its loss on text that it was not trained on, and a sample of what it writes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt.config import TrainConfig
+from gpt.data import Batches
+from gpt.generate import Drawing, Sampling, decoded, prompt_ids
+from gpt.model import GPT
+from gpt.tokenizer import Tokenizer
+
+_BLOCK = 1 << 20  # tokens that are counted at a time
+_MOST_BLOCKS = 32  # so counting takes at most a quarter of a second, and reads at most 128 MiB, of any text
+_PROMPT = 8  # tokens of the text that a sample begins with
+_SAMPLE = 40  # tokens that follow
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over the tokens of a step or an evaluation: the loss in nats a token, and of an evaluation in bits a byte.
+
+    For example 40 tokens that stand for 100 bytes of text, at a loss of 2.0: 2.0 / ln 2 · 40 / 100 = 1.154 bits a byte.
+    """
+
+    loss: float
+    accuracy: float
+    bits_per_byte: float | None = None
+
+    @classmethod
+    def of(cls, sums: np.ndarray, tokens: int, text_bytes: int | None = None) -> "Metrics":
+        loss = float(sums[0]) / tokens
+        return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes) if text_bytes else None)
+
+    @property
+    def perplexity(self) -> float:
+        return math.inf if self.loss > 700 else math.exp(self.loss)
+
+    def __str__(self) -> str:
+        bits = "" if self.bits_per_byte is None else f" | Bits/byte: {self.bits_per_byte:.3f}"
+        return f"Loss: {self.loss:.4f} | Perplexity: {self.perplexity:.2f} | Accuracy: {self.accuracy:.2%}{bits}"
+
+
+class HeldOut:
+    """The held-out text of `batches`, on which a model is evaluated.
+
+    A model predicts tokens, and each tokenizer cuts a text into other ones. Bits per byte of text make their losses
+    comparable. The bytes are counted exactly, as those that the predicted tokens decode to (`Tokenizer.byte_lengths`).
+    """
+
+    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer) -> None:
+        self._model, self._ops, self._batches = model, model.ops, batches
+        self._byte_lengths = tokenizer.byte_lengths()
+
+    def evaluate(self, stopped: Callable[[], bool]) -> Metrics | None:
+        """The model's metrics; None if no text is held out, or if `stopped` comes to be true meanwhile."""
+        self._ops.fill(self._model.metrics, 0)
+        tokens = text_bytes = 0
+        for ids, labels in self._batches.validation():
+            if stopped():
+                return None
+            self._model.loss(self._ops.from_host(ids), self._ops.from_host(labels))
+            tokens += labels.size
+            text_bytes += self._bytes(labels)
+        return Metrics.of(self._ops.to_host(self._model.metrics), tokens, text_bytes) if tokens else None
+
+    def guess(self) -> tuple[float, float]:
+        """The loss of guessing each token by how frequent it is, in nats a token and in bits a byte.
+
+        It is the cross-entropy of the tokens that `evaluate` predicts, under the frequencies (plus one, so that none is
+        impossible) of the training part's tokens, or of a sample of 32 evenly spread blocks of 2^20 where there are
+        more. Frequencies of 3, 0 and 1 in a vocabulary of 3 give probabilities of 4/7, 1/7 and 2/7.
+        """
+        counts = 1 + _frequencies(self._batches.tokens[: self._batches.train_tokens], len(self._byte_lengths))
+        losses = np.log(counts.sum()) - np.log(counts)
+        total, tokens, text_bytes = 0.0, 0, 0
+        for _, labels in self._batches.validation():
+            total += float(losses[labels].sum())
+            tokens += labels.size
+            text_bytes += self._bytes(labels)
+        return total / tokens, _bits_per_byte(total / tokens, tokens, text_bytes)
+
+    def _bytes(self, labels: np.ndarray) -> int:
+        return int(self._byte_lengths[labels].sum())
+
+
+class Samples:
+    """Short texts that a model writes while it is trained, from the same prompt and with the same draws each time.
+
+    The prompt is `config.sample_prompt`, or else the beginning of the held-out text (of the text, if none is held out).
+    What decoding needs is allocated here, once. It shares the model's activations, which every pass writes anew, and
+    touches nothing else that training reads. Raises UserError for a prompt without a known token.
+    """
+
+    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer, config: TrainConfig) -> None:
+        self._tokenizer, self._seed, self._window = tokenizer, config.seed, model.config.max_seq_len
+        if config.sample_prompt is None:
+            first = batches.train_tokens if batches.val_tokens >= _PROMPT else 0
+            self._prompt = batches.tokens[first : first + _PROMPT].tolist()
+        else:
+            self._prompt = prompt_ids(tokenizer, config.sample_prompt, "--sample-prompt")
+        self._drawing = Drawing(model, Sampling())
+
+    def text(self) -> str:
+        """The prompt and 40 tokens more. Raises UserError where logits are not finite."""
+        drawn = self._drawing.ids(self._prompt, _SAMPLE, eos_id=-1, seed=self._seed, window=self._window)
+        continued = "".join(decoded(self._tokenizer, self._prompt, drawn))
+        return self._tokenizer.decode(self._prompt) + continued
+
+
+def printable(text: str) -> str:
+    """A text that a terminal shows as it is: tabs become spaces, other control characters except line ends "·"."""
+    shown = (c if c.isprintable() or c == "\n" else "·" for c in text.expandtabs(4))
+    return "".join(shown)
+
+
+def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    return loss / math.log(2) * tokens / text_bytes
+
+
+def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in `tokens`, or in the blocks that stand for them, int64 [vocab_size]."""
+    blocks = -(-len(tokens) // _BLOCK)
+    chosen = min(blocks, _MOST_BLOCKS)
+    counts = np.zeros(vocab_size, np.int64)
+    for number in range(chosen):
+        start = number * blocks // chosen * _BLOCK
+        counts += np.bincount(tokens[start : start + _BLOCK], minlength=vocab_size)
+    return counts

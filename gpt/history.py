@@ -1,0 +1,100 @@
+"""What a run has logged, metrics.jsonl, and what its validation losses say about how training goes."""
+
+import json
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+from gpt.files import write_atomically
+from gpt.run import Run
+
+RISES = 3  # of the validation loss in a row
+NOISE = 1.01  # of the best loss: how much a loss may be above it by chance
+
+Evaluation = tuple[int, float]  # step and validation loss, NaN if that was not finite
+
+
+class History:
+    """The log of one run, to be gone on with after `step`. The caller holds the run's lock.
+
+    Lines after `step` are dropped: a killed run logged them after the checkpoint that it now goes on from. Each new
+    line says how long and on how much text the run has trained. Both count on from the last line that says so;
+    runs logged before there were such lines have their tokens worked out from their steps.
+
+    `evaluations` has the validation losses so far, by step. All else is worked out from them, so that a run that was
+    killed and resumed comes to the same conclusions at the same steps as one that was not.
+    """
+
+    def __init__(self, run: Run, step: int, tokens_per_step: int, train_tokens: int) -> None:
+        self._path, self._tokens_per_step, self._train_tokens = run.metrics_path, tokens_per_step, train_tokens
+        kept = [line for line in run.metrics() if line["step"] <= step]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.evaluations = validation_losses(kept)
+        self.seconds, self._counted = 0.0, (0, 0)  # of training; a step, and the tokens seen up to it
+        for line in kept:
+            if _is_number(line.get("time")) and _is_number(line.get("tokens")):
+                self.seconds, self._counted = float(line["time"]), (line["step"], int(line["tokens"]))
+
+    def passes(self, step: int) -> float:
+        """How many times the run has gone over the training part of its text by the end of `step`."""
+        return self._tokens(step) / self._train_tokens
+
+    def record(self, step: int, seconds: float, **values: Any) -> None:
+        """Append one line. `seconds` is the time that the run has trained, `self.seconds` of it before this start.
+
+        JSON has no NaN, so what is not finite becomes null.
+        """
+        place = {"time": round(seconds, 3), "tokens": self._tokens(step), "passes": round(self.passes(step), 4)}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        line = {"step": step, **place, **finite}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.evaluations += validation_losses([line])
+
+    @property
+    def memorizes(self) -> bool:
+        """Whether the last evaluation is the one that shows it: the first since the best one that has risen.
+
+        That is to have become worse RISES times in a row, and to be worse than the best by NOISE. For example after
+        2.50, 2.52, 2.51, 2.53, 2.54 and 2.56, the last shows it; one more evaluation of 2.60 does not show it again.
+        """
+        since_best = [loss for _, loss in self.evaluations[len(self.evaluations) - self.without_best - 1 :]]
+        rises, shown = 0, []
+        for number, (before, loss) in enumerate(pairwise(since_best), start=1):
+            rises = rises + 1 if loss > before else 0
+            if rises >= RISES and loss > NOISE * since_best[0]:
+                shown.append(number)
+        return shown[:1] == [len(since_best) - 1]
+
+    @property
+    def without_best(self) -> int:
+        """How many evaluations there have been since the best one, or at all if no loss was finite."""
+        best = lowest(self.evaluations)
+        return len(self.evaluations) - (1 + self.evaluations.index(best) if best else 0)
+
+    def has_evaluated(self, step: int) -> bool:
+        return any(step == evaluated for evaluated, _ in self.evaluations)
+
+    def _tokens(self, step: int) -> int:
+        counted, tokens = self._counted
+        return tokens + (step - counted) * self._tokens_per_step
+
+
+def validation_losses(lines: Iterable[dict[str, Any]]) -> list[Evaluation]:
+    """The evaluations among the lines of metrics.jsonl (`Run.metrics`)."""
+    found = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+    return [(step, float(loss) if _is_number(loss) else math.nan) for step, loss in found]
+
+
+def lowest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
+    """The first evaluation with the lowest finite loss, if any is finite."""
+    finite = [each for each in evaluations if math.isfinite(each[1])]
+    return min(finite, key=lambda each: each[1]) if finite else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
