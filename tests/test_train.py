@@ -169,7 +169,8 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(train, h
 
 
 def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
-    process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "r", "--steps", 100_000)
+    nothing_saved = ("--steps", 100_000, "--ckpt-every", 0, "--eval-every", 0)  # that would be the reason to refuse
+    process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "r", *nothing_saved)
     wait_for_line(process, "[Step 50]")
     assert "another process" in train("--run-name", "r", "--steps", 5, status=2).stderr
     process.send_signal(signal.SIGINT)
