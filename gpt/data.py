@@ -58,10 +58,14 @@ def token_order(ids: np.ndarray, sequences: int | None = None) -> np.ndarray:
 class Shuffle:
     """The numbers 0 … count − 1 in an order that is drawn from `generator`. Takes memory for about 6 √count numbers.
 
-    A number is a cell of a table of about √count rows and columns. The table is shuffled by a Feistel network, whose
-    rounds shift each row, and then each column, by a drawn distance (Luby & Rackoff 1988). It has up to √count cells
-    too many: a number that lands in one of those goes through the network again, until it lands elsewhere (cycle
+    A number is a cell of a table of about √count rows and columns. A Feistel network shuffles the table: its rounds
+    shift each row, and then each column, by a drawn distance (Luby & Rackoff 1988). The table has up to √count cells
+    too many. A number that lands in one of those goes through the network again, until it lands elsewhere (cycle
     walking: Black & Rogaway 2002).
+
+    For example, 10 numbers take 3 rows of 4, and number 5 is in row 1, column 1. A round that shifts row 1 by 2 moves
+    it to column 3. If the next round shifts column 3 by 1, it moves to row 2, column 3. That is cell 11, one of the two
+    too many; if it stays there, it goes on from there with the first round.
     """
 
     def __init__(self, count: int, generator: np.random.Generator):
