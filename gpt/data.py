@@ -191,7 +191,7 @@ class Batches:
         windows = np.empty(self.batch, np.int64)
         filled = 0
         while filled < self.batch:  # once, unless the batch goes beyond the end of a pass
-            places = np.arange(first, min(first + self.batch - filled, count))
+            places = np.arange(first, min(first + self.batch - filled, count), dtype=np.int64)
             offset, order = _pass(self.seed, number, circle, count)
             windows[filled : filled + len(places)] = (offset + order[places] * self.seq) % circle
             number, first, filled = number + 1, 0, filled + len(places)
@@ -199,7 +199,7 @@ class Batches:
 
     def _sequential(self, index: int) -> np.ndarray:
         circle = self.train_tokens - 1
-        return (index * self.batch * self.seq % circle + np.arange(self.batch) * self.seq) % circle
+        return (index * self.batch * self.seq % circle + np.arange(self.batch, dtype=np.int64) * self.seq) % circle
 
     def _random(self, index: int) -> np.ndarray:
         return _generator(self.seed, index).integers(self.train_tokens - self.seq, size=self.batch)
