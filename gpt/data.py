@@ -17,8 +17,8 @@ at 40 goes on from position 41 to position 0. With --batch 4, batch 0 has the wi
 13, 21, 33, 1, and batch 2 those at 29, 37 of pass 0 and at 34, 18 of pass 1.
 
 Only windows are read from a memory map, so a token file may be larger than memory. While a batch is read, the operating
-system already fetches the next one: 64 windows of 1,024 tokens of a 2 GB file that was not in memory took 2 ms and at
-most 11, instead of 45 and at most 640, with 5 ms between batches.
+system already fetches the next one. With 5 ms between batches, 64 windows of 1,024 tokens of a 2 GB file that was not
+in memory took 2 ms on average instead of 30 (an idle machine, means over 60 batches).
 """
 
 import math
@@ -58,10 +58,14 @@ def token_order(ids: np.ndarray, sequences: int | None = None) -> np.ndarray:
 class Shuffle:
     """The numbers 0 … count − 1 in an order that is drawn from `generator`. Takes memory for about 6 √count numbers.
 
-    A number is a cell of a table of about √count rows and columns. The table is shuffled by a Feistel network, whose
-    rounds shift each row, and then each column, by a drawn distance (Luby & Rackoff 1988). It has up to √count cells
-    too many: a number that lands in one of those goes through the network again, until it lands elsewhere (cycle
+    A number is a cell of a table of about √count rows and columns. A Feistel network shuffles the table: its rounds
+    shift each row, and then each column, by a drawn distance (Luby & Rackoff 1988). The table has up to √count cells
+    too many. A number that lands in one of those goes through the network again, until it lands elsewhere (cycle
     walking: Black & Rogaway 2002).
+
+    For example, 10 numbers take 3 rows of 4, and number 5 is in row 1, column 1. A round that shifts row 1 by 2 moves
+    it to column 3. If the next round shifts column 3 by 1, it moves to row 2, column 3. That is cell 11, one of the two
+    too many; if it stays there, it goes on from there with the first round.
     """
 
     def __init__(self, count: int, generator: np.random.Generator):
@@ -187,7 +191,7 @@ class Batches:
         windows = np.empty(self.batch, np.int64)
         filled = 0
         while filled < self.batch:  # once, unless the batch goes beyond the end of a pass
-            places = np.arange(first, min(first + self.batch - filled, count))
+            places = np.arange(first, min(first + self.batch - filled, count), dtype=np.int64)
             offset, order = _pass(self.seed, number, circle, count)
             windows[filled : filled + len(places)] = (offset + order[places] * self.seq) % circle
             number, first, filled = number + 1, 0, filled + len(places)
@@ -195,7 +199,7 @@ class Batches:
 
     def _sequential(self, index: int) -> np.ndarray:
         circle = self.train_tokens - 1
-        return (index * self.batch * self.seq % circle + np.arange(self.batch) * self.seq) % circle
+        return (index * self.batch * self.seq % circle + np.arange(self.batch, dtype=np.int64) * self.seq) % circle
 
     def _random(self, index: int) -> np.ndarray:
         return _generator(self.seed, index).integers(self.train_tokens - self.seq, size=self.batch)

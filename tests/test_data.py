@@ -127,7 +127,7 @@ def test_an_order_of_any_size_repeats_no_number(count, seed):
 
 def test_neighboring_places_have_unrelated_numbers():
     """Both the number at a place and its distance to the next place's are uniform over many orders."""
-    orders, count, random = 20_000, 100, generator()
+    orders, count, random = 10_000, 100, generator()
     drawn = np.array([Shuffle(count, random)[np.array([41, 42])] for _ in range(orders)])
     assert not exceeds(np.bincount(drawn[:, 0], minlength=count), orders / count)
     distances = np.bincount((drawn[:, 1] - drawn[:, 0]) % count, minlength=count)
