@@ -127,6 +127,12 @@ def save_best(
     return Checkpoint(run, step, model, train, weights_path, val_loss)
 
 
+def forget_best(run: Run) -> None:
+    """Remove the best checkpoint, if there is one: its links first, so that none points at nothing."""
+    for path in (run.best_config_path, run.best_weights_path, *run.path.glob(f"{run.name}_best_step*")):
+        path.unlink(missing_ok=True)
+
+
 def best(run: Run) -> Checkpoint | None:
     """The best checkpoint so far; None if there is none that loads."""
     with suppress(UserError):
@@ -160,8 +166,8 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
         if not steps:
             if os.path.lexists(run.best_config_path):
                 raise UserError(
-                    f"{run.path} was stopped before its first checkpoint and has only its best weights: write with "
-                    "them by --best, and train under another --run-name"
+                    f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with "
+                    "--best, or train the run anew without --resume"
                 )
             raise UserError(f"{run.path} has no checkpoint yet: train it first")
         example = f"--ckpt {run.config_path(steps[-1])}"

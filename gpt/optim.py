@@ -61,7 +61,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 def describe_rate(config: TrainConfig) -> str:
     """What the learning rate will do, in a line: "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid)"."""
-    said = f"{config.learning_rate:g} from step {config.warmup_steps} on"
+    said = f"{config.learning_rate:g} " + (f"from step {config.warmup_steps} on" if config.warmup_steps else "at first")
     if config.schedule == "trapezoid":
         said += f", falling from step {decay_start(config)} on to {config.min_lr:g}"
     elif config.schedule == "cosine":

@@ -78,7 +78,7 @@ def prepare(
     a tokenizer would have to be made for a run that has checkpoints, and for a text that cannot be used. An error
     leaves the three files as they were.
     """
-    trained = run.has_checkpoints  # then a model exists, and it knows this tokenizer only
+    trained = run.has_weights  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
     if trained and reset:
         raise UserError(f"--reset would part run {run.name} from its checkpoints' tokenizer: take another --run-name")

@@ -107,9 +107,13 @@ class Run:
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether a model has been trained here, under this name or, if the directory was renamed, another."""
-        links = (self.latest_config_path, self.best_config_path)
-        return bool(self.steps()) or any(map(os.path.lexists, links))
+        """Whether training can go on here, under this name or, if the directory was renamed, another."""
+        return bool(self.steps()) or os.path.lexists(self.latest_config_path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a model has been trained here, be it only the best one of a run that was killed early."""
+        return self.has_checkpoints or os.path.lexists(self.best_config_path)
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""

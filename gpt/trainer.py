@@ -101,7 +101,11 @@ class Trainer:
         self.held_out = HeldOut(self.model, batches, tokenizer)
         self.samples = Samples(self.model, batches, tokenizer, config) if config.sample_every else None
         self.step = start.step if start else 0
-        self.best = checkpoint.best(run)
+        self.best = None
+        if start and start.run.path == run.path:
+            self.best = checkpoint.best(run)
+        else:
+            checkpoint.forget_best(run)  # of a run that was killed before its first checkpoint
         if start:
             self.model.load(start.weights())
             self.optimizer.load(*start.optimizer())

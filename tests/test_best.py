@@ -149,17 +149,25 @@ def test_a_better_loss_of_steps_that_a_kill_has_lost_stays_the_best(train, cut):
     assert (directory() / "best_checkpoint.safetensors").read_bytes() == kept
 
 
-def test_a_run_stopped_before_its_first_checkpoint_still_writes_with_its_best_weights(cut, train, hipgpt):
+def test_a_run_killed_before_its_first_checkpoint_writes_with_its_best_weights_until_it_is_trained_anew(
+    cut, train, hipgpt
+):
     cut("[Step 20] Validation", signal.SIGKILL, "--steps", 5000, "--ckpt-every", 0)
     assert hipgpt("generate", "--run-name", "r", "--best", "--prompt", "ba").stdout.startswith("ba")
     assert "--best" in hipgpt("generate", "--run-name", "r", "--prompt", "ba", status=2).stderr
-    kept = (directory() / "best_checkpoint.safetensors").read_bytes()
-    assert "another --run-name" in train("--steps", 5, status=2).stderr
-    assert "another --run-name" in train("--steps", 5, "--resume", status=2).stderr
-    assert (directory() / "best_checkpoint.safetensors").read_bytes() == kept
+    assert "without --resume" in train("--steps", 5, "--resume", status=2).stderr
+    assert best()["step"] == 20
+    train("--steps", 30)
+    assert best()["step"] == 30
+    assert [path.name for path in directory().glob("r_best_step*.safetensors")] == ["r_best_step30.safetensors"]
+
+
+def test_a_branch_into_a_run_that_was_killed_early_does_not_take_its_best_for_its_own(cut, train, hipgpt):
+    cut("[Step 20] Validation", signal.SIGKILL, "--steps", 5000, "--ckpt-every", 0)
     train("--steps", 2, name="other")
-    branch = ("--ckpt", "checkpoints/other/latest_checkpoint.safetensors", "--steps", 2)
-    assert "another --run-name" in train(*branch, status=2).stderr
+    branch = ("--ckpt", "checkpoints/other/latest_checkpoint.safetensors", "--run-name", "r", "--steps", 2)
+    hipgpt("train", *branch)
+    assert best()["step"] == 4
 
 
 @pytest.mark.parametrize("file", ["best_checkpoint.safetensors", "best_config.json"])

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from safetensors.numpy import load_file
@@ -28,7 +29,8 @@ def test_the_best_checkpoint_comes_back_and_replaces_the_one_before(run):
             assert is_best(found, step)
     links = {"best_checkpoint.safetensors", "best_config.json"}
     assert names(run) == links | {"a.b_best_step10.safetensors", "a.b_best_step10_config.json"}
-    assert run.has_checkpoints
+    assert run.has_weights
+    assert not run.has_checkpoints, "nothing that training could go on from"
     assert run.steps() == []
 
 
@@ -69,7 +71,9 @@ def test_the_best_checkpoint_is_found_by_any_of_its_files_in_a_copy(run, tmp_pat
     assert is_best(checkpoint.find(tmp_path / "copy" / file), 10)
 
 
-def test_the_sizes_of_the_files_are_those_of_their_tensors(run):
-    save(run, 1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_sizes_of_the_files_are_those_of_their_tensors(run, optimizer):
+    train = replace(TRAIN, optimizer=optimizer)
+    save(run, 1, train=train)
     wanted = [load_file(path) for path in (run.weights_path(1), run.optimizer_path(1))]
-    assert checkpoint.file_bytes(MODEL) == tuple(sum(array.nbytes for array in file.values()) for file in wanted)
+    assert checkpoint.file_bytes(MODEL, train) == tuple(sum(array.nbytes for array in file.values()) for file in wanted)

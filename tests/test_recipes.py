@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from gpt.config import PRESETS
 from tests.conftest import ROOT
 
-MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 200)
+MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 300)
 MUON = ("--optimizer", "muon", "--lr", "1e-2")
 
 
@@ -90,7 +90,7 @@ def test_a_trapezoid_is_lengthened_from_before_its_decay_as_if_it_had_been_longe
 def test_another_optimizer_than_the_presets_takes_that_ones_own_rate_and_schedule(train):
     train("--run-name", "r", "--preset", "tiny", "--steps", 1, "--optimizer", "adamw")
     training = json.loads(Path("checkpoints/r/latest_config.json").read_text())["training"]
-    assert (training["learning_rate"], training["min_lr"], training["schedule"]) == (3e-4, 3e-5, "cosine")
+    assert (training["learning_rate"], training["min_lr"], training["schedule"]) == (3e-4, 3e-4 / 10, "cosine")
     train("--run-name", "s", "--preset", "tiny", "--steps", 1, "--optimizer", "adamw", "--lr", "1e-3")
     assert json.loads(Path("checkpoints/s/latest_config.json").read_text())["training"]["learning_rate"] == 1e-3
 
