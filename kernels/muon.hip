@@ -15,7 +15,7 @@ struct Plan {
   double skip, gradient_scale, rate, decay, step_size, correction;
 };
 
-constexpr int PARTS = 64;  // blocks of `muon_momentum` for a matrix: as many partial sums, in a fixed order
+constexpr int PARTS = 128;  // blocks of `muon_momentum` for a matrix: as many partial sums, in a fixed order
 constexpr float LEAST_NORM = 1e-7f;
 
 // partials: float [matrices, PARTS]; grid: PARTS x matrices blocks of 256 threads
@@ -48,7 +48,8 @@ KERNEL(256) muon_normalize(T* u, const float* partials, const double* plan, inde
   if (p.skip) return;
   index_t matrix = block_y(), i = ((index_t)block_x() * 256 + thread_id()) * WIDTH;
   float sum = 0;
-  for (int part = 0; part < PARTS; part++) sum += partials[matrix * PARTS + part];
+  for (int part = lane_id(); part < PARTS; part += WARP) sum += partials[matrix * PARTS + part];
+  sum = warp_sum(sum);
   if (i >= size) return;
   float factor = 1 / maximum(sqrt_of(sum), LEAST_NORM);
   auto x = Floats<WIDTH>::load(u + matrix * stride_u + i);

@@ -64,7 +64,8 @@ class CupyDevice:
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. This one is everybody's: CuPy's, the kernels' and the libraries'.
-        _stream(cupy, index).use()
+        self._stream = _stream(cupy, index)
+        self._stream.use()
         self.records = True
         self._options = ("-std=c++17",)
         if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
@@ -132,12 +133,12 @@ class CupyDevice:
 
     def record(self, work: Callable[[], object]) -> Callable[[], object]:
         """What `work` asks the GPU for, without doing it, as a graph; calling what returns does it."""
-        stream = self.xp.cuda.get_current_stream()
-        stream.begin_capture()
+        self._stream.use()  # whatever the current one is by now: CUDA's own would refuse
+        self._stream.begin_capture()
         try:
             work()
         finally:
-            graph = stream.end_capture()
+            graph = self._stream.end_capture()
         return graph.launch
 
     def free_bytes(self) -> int:

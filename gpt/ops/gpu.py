@@ -19,7 +19,7 @@ from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops import Array, Dropout, Stack
 from gpt.ops.blas import BlasError, is_transposed
-from gpt.ops.gpu_muon import GpuMuon
+from gpt.ops.gpu_muon import GpuMuon, scratch_elements
 from gpt.ops.replay import Inputs, Output, Replayed
 
 HEAD_ROWS = 8192  # rows of logits at a time
@@ -58,7 +58,6 @@ class GpuOps:
         self._vector = 16 // self._dtype.itemsize
         self._kernels: dict[tuple, Callable] = {}
         self._scratch_arrays: dict[str, list[Array]] = {}
-        self._muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
         self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
         self._zero = self.zeros(1, "int32")
 
@@ -458,10 +457,11 @@ class GpuOps:
         self, stacks: Sequence[Stack], plan: Array, *, momentum: float,
         coefficients: Sequence[tuple[float, float, float]],
     ) -> None:  # fmt: skip
-        self._muon.step(stacks, plan, momentum, coefficients)
+        muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
+        muon.step(stacks, plan, momentum, coefficients)
 
     def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        return self._muon.bytes(shapes)
+        return scratch_elements(shapes) * self._dtype.itemsize
 
     # ---- kernels --------------------------------------------------------------------------------------------------
 

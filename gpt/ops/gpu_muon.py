@@ -14,7 +14,7 @@ from gpt.ops import Array, Stack
 from gpt.ops.cpu import MUON_RMS
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
-PARTS = 64  # partial sums of a norm, `PARTS` in muon.hip
+PARTS = 128  # partial sums of a norm, `PARTS` in muon.hip
 ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 
 _long, _float = np.int64, np.float32
@@ -23,7 +23,10 @@ Shape = tuple[int, int, int]  # matrices, rows, columns
 
 
 class GpuMuon:
-    """Muon by way of a GPU's kernels: `kernel`, `product` and `scratch` are those of GpuOps; u has type `dtype`."""
+    """One step of Muon on a GPU: `kernel`, `product` and `scratch` are those of GpuOps; u has type `dtype`.
+
+    It lives for a step, because GpuOps and what keeps its methods would keep each other alive.
+    """
 
     def __init__(self, kernel: Callable, product: Callable, scratch: Callable, dtype: np.dtype) -> None:
         self._kernel, self._product, self._scratch, self._dtype = kernel, product, scratch, dtype
@@ -40,14 +43,6 @@ class GpuMuon:
                 self._move_momentum(part, u, plan, momentum)
             for part, u in zip(parts, self._orthogonalize(us, others, coefficients), strict=True):
                 self._update(part, u, plan)
-
-    def bytes(self, shapes: Sequence[Shape]) -> int:
-        """Bytes of scratch memory that a step takes for stacks of these shapes."""
-        most = 0
-        for layers, few in _together(shapes):
-            parts = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
-            most = max(most, 2 * (_elements(parts) + _elements(map(_gram, parts))))
-        return most * self._dtype.itemsize
 
     def _move_momentum(self, stack: Stack, u: Array, plan: Array, momentum: float) -> None:
         """Move the momentum, and leave what is to be orthogonalized in u, divided by its norm."""
@@ -95,6 +90,15 @@ class GpuMuon:
             rooms.append(room[:, : rows * columns].reshape(count, rows, columns))
             start += count * stride
         return rooms
+
+
+def scratch_elements(shapes: Sequence[Shape]) -> int:
+    """Elements of the products' type that a step takes as scratch memory for stacks of these shapes."""
+    most = 0
+    for layers, few in _together(shapes):
+        parts = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
+        most = max(most, 2 * (_elements(parts) + _elements(map(_gram, parts))))
+    return most
 
 
 def _together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
