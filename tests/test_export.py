@@ -13,6 +13,7 @@ from gpt.export import export
 from gpt.generate import load_model
 from gpt.model import GPT
 from gpt.ops.cpu import CpuOps
+from gpt.optim import optimizer_shapes
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
@@ -38,7 +39,9 @@ def saved(tmp_path):
         for view in named.values():
             view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias stays 0, no norm stays 1
         counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
-        return checkpoint.save(run, 3, model.config, TrainConfig(), named, named, named, counters)
+        shapes = optimizer_shapes(model.config, "adamw")
+        optimizer = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return checkpoint.save(run, 3, model.config, TrainConfig(), named, optimizer, counters)
 
     return save
 

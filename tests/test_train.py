@@ -311,7 +311,7 @@ def test_without_its_text_the_default_names_fetch(hipgpt):
 
 
 def test_an_explicit_flag_wins_over_the_preset(train):
-    out = train("--preset", "tiny", "--steps", 1, "--run-name", "r").stdout
+    out = train("--preset", "tiny", "--tokenizer", "word", "--steps", 1, "--run-name", "r").stdout
     assert "2 layers, dim 16, 2 heads, seq 16" in out
     assert "a step takes 4 x 16" in out
 
