@@ -11,6 +11,7 @@ those of runs that share the machine. docs/recipes.md has what came of it.
 
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ import click
 
 from gpt.config import PRESETS
 
+ROOT = Path(__file__).resolve().parent.parent
 TOKEN_FILES = ("tokenizer.json", "tokens.bin", "tokens.json")
 TOKENIZER_FLAGS = ("tokenizer", "vocab-size")
 
@@ -131,7 +133,11 @@ class Sweep:
 
     def _hipgpt(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "gpt.cli", *arguments]
-        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(
+            command, cwd=self._folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+            check=False,
+        )
         if done.returncode:
             raise click.ClickException(f"{' '.join(arguments)}: {done.stderr.strip()}")
 

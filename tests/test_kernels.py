@@ -730,10 +730,9 @@ def test_muon(ops, arrays, rng, U, shape, scale):
         near(ops, stack.copy, weights, U * np.abs(weights))
 
 
+@pytest.mark.parametrize("device", GPUS, indirect=True)  # a CPU takes matrix by matrix
 @pytest.mark.parametrize("tall", [False, True])
 def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, tall, monkeypatch):
-    if ops.is_cpu:
-        pytest.skip("a CPU takes matrix by matrix")
     shape = (5, 32, 16) if tall else (5, 16, 32)
     _, stack = stack_of(arrays, ops, shape, rng)
     others = Stack(*(None if a is None else a.copy() for a in stack))
@@ -747,11 +746,10 @@ def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, t
     assert np.array_equal(ops.to_host(stack.momentum), ops.to_host(others.momentum))
 
 
+@pytest.mark.parametrize("device", GPUS, indirect=True)
 @pytest.mark.parametrize(("shape", "n"), [((3, 5, 7), 9), ((2, 64, 32), 70), ((1, 8, 8), 8)])
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
 def test_products_of_stacks(ops, arrays, rng, U, shape, n, transposed):
-    if ops.is_cpu:
-        pytest.skip("a CPU has no products of stacks")
     count, m, k = shape
 
     def stack(rows, columns, turned=False):
