@@ -170,15 +170,17 @@ _GPT2 = {**_MUON, "vocab_size": 50_257, "max_seq_len": 1024, "learning_rate": 3e
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         **_MUON, "vocab_size": 2000, "max_seq_len": 64, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
-        "num_layers": 2, "batch_size": 16, "total_steps": 500, "learning_rate": 8e-3,
+        "num_layers": 2, "batch_size": 16, "total_steps": 400, "learning_rate": 1.6e-2, "eval_every": 100,
+        "sample_every": 100,
     },
     "small": {
         **_MUON, "vocab_size": 2000, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
-        "num_layers": 4, "batch_size": 16, "total_steps": 2000, "learning_rate": 6e-3,
+        "num_layers": 4, "batch_size": 16, "total_steps": 2000, "learning_rate": 6e-3, "sample_every": 500,
     },
     "baby": {
         **_MUON, "vocab_size": 257, "max_seq_len": 256, "embed_dim": 384, "num_heads": 6, "ff_hidden_dim": 1536,
         "num_layers": 6, "dropout": 0.2, "batch_size": 64, "total_steps": 1500, "learning_rate": 4e-3,
+        "sample_every": 500,
     },
     "medium": {**_MUON, "vocab_size": 16_384, "total_steps": 5000, "learning_rate": 4e-3},
     "gpt2-124M": {
