@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -85,9 +85,35 @@ def explicit(context: click.Context, *names: str) -> dict[str, Any]:
     }
 
 
+class Once(click.Option):
+    """An option that may stand on the command line once. click itself would take the last of several values.
+
+    `advice` says what to do with several.
+    """
+
+    def __init__(self, *args: Any, advice: str = "give it once", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.advice = advice
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        self.multiple = True  # to the parser alone, which then collects the values
+        super().add_to_parser(parser, ctx)
+        self.multiple = False
+
+    def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
+        values = opts.get(self.name)
+        if values:
+            if len(values) > 1:
+                *first, last = map(str, values)
+                given = "" if self.is_flag else f", {', '.join(first)} and {last}"
+                raise UserError(f"{self.opts[0]} is given {len(values)} times{given}: {self.advice}")
+            opts = {**opts, self.name: values[0]}
+        return super().handle_parse_result(ctx, opts, args)
+
+
 def option(*names: str, **kwargs: Any) -> Callable:
     kwargs.setdefault("show_default", True)
-    return click.option(*names, **kwargs)
+    return click.option(*names, cls=Once, **kwargs)
 
 
 def model_option(flag: str, key: str, **kwargs: Any) -> Callable:
@@ -99,7 +125,8 @@ def train_option(flag: str, key: str, **kwargs: Any) -> Callable:
 
 
 TEXT_OPTIONS = options(
-    option("--data-path", default=DATA_PATH, metavar="FILE", help="UTF-8 text to learn from."),
+    option("--data-path", default=DATA_PATH, metavar="FILE", help="UTF-8 text to learn from.",
+           advice="hipgpt reads one text, so join the files with <|endoftext|> between them"),
     option("--vocab-size", "vocab_size", default=VOCAB_LIMIT, metavar="N", help="Most tokens the tokenizer may have."),
     option("--tokenizer", type=click.Choice(TOKENIZERS), default=TOKENIZERS[0],
            help="word: split at white space, which decodes to single spaces. byte: lossless for any text."),
