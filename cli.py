@@ -193,7 +193,8 @@ def main(context: click.Context) -> None:
 @TEXT_OPTIONS
 @MODEL_OPTIONS
 @BATCH_OPTIONS
-@train_option("--steps", "total_steps", metavar="N", help="Steps to train; with --ckpt, steps to add.")
+@train_option("--steps", "total_steps", metavar="N",
+              help="Steps to train; with --ckpt, steps to add; with --resume, steps in all.")  # fmt: skip
 @OPTIMIZER_OPTION
 @train_option("--lr", "learning_rate", type=float, metavar="LR", show_default="3e-4; Muon: 3e-3",
               help="Peak learning rate.")  # fmt: skip
@@ -222,8 +223,9 @@ def main(context: click.Context) -> None:
               help="Beginning of those texts.")  # fmt: skip
 @train_option("--ckpt-every", "ckpt_every", metavar="N", help="Steps between checkpoints; 0 = only the last.")
 @train_option("--keep-last", "keep_last", metavar="N", help="Checkpoints to keep.")
-@option("--resume", is_flag=True, show_default=False, help="Go on with the run's latest checkpoint.")
-@option("--ckpt", metavar="FILE", help="Go on from this checkpoint, for --steps more.")
+@option("--resume", is_flag=True, show_default=False,
+        help="Go on with the schedule of the run's latest checkpoint, or of --ckpt.")  # fmt: skip
+@option("--ckpt", metavar="FILE", help="Go on from this checkpoint, for --steps more, with a schedule of their own.")
 @click.pass_context
 def train(
     context: click.Context, run_name: str | None, preset: str | None, device: str, reset: bool, resume: bool,
@@ -232,16 +234,16 @@ def train(
     """Train a model on a text file.
 
     Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves; --resume goes on
-    exactly where that was. Flags left out on --resume or --ckpt keep the values the run was started with.
+    exactly where that was, and --ckpt starts a schedule of the learning rate anew from a checkpoint's weights. Flags
+    left out on either keep the values the run was started with.
     """
     from gpt import plan
     from gpt.console import Console
-    from gpt.ops import select
 
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt)
     model, settings = plan.settle(given, preset, start, resume)
-    ops = select(device, settings.precision, training=True)
+    ops, settings = plan.select_ops(device, settings, inherited=start is not None and "precision" not in given)
     console.line(f"Device: {ops.description}")
     with run.lock():
         chosen = plan.make(
@@ -251,7 +253,7 @@ def train(
         plan.announce(chosen, ops, console)
         from gpt.trainer import Trainer
 
-        trainer = Trainer(run, chosen.model, settings, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
+        trainer = Trainer(run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
         console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")

@@ -5,7 +5,7 @@ shorter flags (`--dim`, `--heads`, …) are in `FLAGS`. Defaults stand here and 
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from gpt.errors import UserError
@@ -18,6 +18,7 @@ SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte")
+COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings with a value if none is given
 
 DATA_PATH = "data/data.txt"
 VOCAB_LIMIT = 5000
@@ -98,8 +99,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Values of None are worked out from the optimizer, the steps and the learning rate.
+    """How a model is trained. Values of None, and a precision of "auto", are computed: from the optimizer, the steps
+    and the learning rate, or from the device. `computed` names them, so that `changed` can compute them again.
 
+    The last fields have no option, for they follow from where a run began. Steps up to `schedule_start` are not part
+    of the learning rate's schedule, and steps up to `text_start` read another text. No step has trained on the last
+    `unseen_fraction` of the text.
     Raises UserError for a value that cannot train.
     """
 
@@ -125,27 +130,38 @@ class TrainConfig:
     patience: int = 0
     sample_every: int = 0
     sample_prompt: str | None = None
+    schedule_start: int = 0
+    text_start: int = 0
+    unseen_fraction: float | None = None
+    computed: tuple = ()
 
     def __post_init__(self) -> None:
         _check_types(self)
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "keep_last"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES.get(self.optimizer))
         _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        for key in ("schedule_start", "text_start"):
+            _check(0 <= getattr(self, key) < self.total_steps, key, getattr(self, key), "below --steps")
+        computed = (key for key in COMPUTED if key in self.computed or getattr(self, key) in (None, "auto"))
+        object.__setattr__(self, "computed", tuple(computed))
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.optimizer])
         lr = self.learning_rate
         _check(0 < lr < 1e38, "learning_rate", lr, "a number above 0 (and below 1e38)")
         if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", min(2000, self.total_steps // WARMUPS[self.optimizer]))
+            object.__setattr__(self, "warmup_steps", self._usual_warmup())
         if self.min_lr is None:
             object.__setattr__(self, "min_lr", lr / 10)
+        if self.unseen_fraction is None:
+            object.__setattr__(self, "unseen_fraction", self.val_fraction)
         for key in ("eval_every", "ckpt_every", "warmup_steps", "seed", "patience", "sample_every"):
             _check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
         _check(0 <= self.min_lr <= lr, "min_lr", self.min_lr, f"between 0 and --lr {lr}")
         for key in ("weight_decay", "grad_clip"):
             value = getattr(self, key)
             _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
-        _check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
+        for key in ("val_fraction", "unseen_fraction"):
+            _check(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
         if self.patience and not (self.eval_every and self.val_fraction):
             raise UserError(
                 f"--patience is {self.patience}, but nothing is evaluated: give --eval-every and --val-fraction above 0"
@@ -155,13 +171,49 @@ class TrainConfig:
         _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
 
+    def changed(self, **given: Any) -> "TrainConfig":
+        """This training with other values given. Computed values that depend on them are computed again.
+
+        The smallest rate depends on the peak. The warmup depends on where its schedule starts, but not on how long that
+        lasts: steps of it have been taken. The precision depends on the device, which may be another one every time.
+        For example a run with a rate of 1e-3 and a computed smallest one of 1e-4 has one of 1e-6 after
+        changed(learning_rate=1e-5), but a given smallest rate stays what it is.
+        """
+        again = {"precision"}
+        again |= {"min_lr"} if given.get("learning_rate", self.learning_rate) != self.learning_rate else set()
+        again |= {"warmup_steps"} if given.get("schedule_start", self.schedule_start) != self.schedule_start else set()
+        again = again.intersection(self.computed).difference(given)
+        kept = tuple(key for key in self.computed if key not in given and key not in again)
+        unset = {key: "auto" if key == "precision" else None for key in again}
+        return replace(self, **unset, **given, computed=kept)
+
+    def computing_in(self, precision: str) -> "TrainConfig":
+        """This training with its precision computed, if none was given: what the device computes in."""
+        return replace(self, precision=precision) if "precision" in self.computed else self
+
+    def _usual_warmup(self) -> int:
+        return min(2000, (self.total_steps - self.schedule_start) // WARMUPS[self.optimizer])
+
     @classmethod
     def from_json(cls, section: dict[str, Any]) -> "TrainConfig":
         # A config without `sampling` was written when every run read its text in order.
-        return cls(**{"sampling": "sequential", **_known(cls, section)})
+        known = {"sampling": "sequential", **_known(cls, section)}
+        if isinstance(known.get("computed"), list):
+            known["computed"] = tuple(key for key in COMPUTED if key in known["computed"])
+        config = cls(**known)
+        if "computed" in known:
+            return config
+        # Written before configs said what was computed. A value that is as computed was hardly ever given.
+        usual = {
+            "learning_rate": LEARNING_RATES[config.optimizer],
+            "warmup_steps": config._usual_warmup(),
+            "min_lr": config.learning_rate / 10,
+        }
+        like = (key for key, value in usual.items() if math.isclose(getattr(config, key), value))
+        return replace(config, computed=(*config.computed, *like))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "computed": list(self.computed)}
 
 
 # What was measured to learn fastest: docs/recipes.md says how, and what did not help.

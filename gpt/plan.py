@@ -19,7 +19,7 @@ from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
-from gpt.prepare import Corpus, adopt, prepare
+from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import Run
 
 BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
@@ -47,9 +47,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
 
     Raises UserError where that would overwrite or mix up what is there already.
     """
-    if resume and ckpt:
-        raise UserError("--resume and --ckpt exclude each other: --resume takes the run's latest checkpoint itself")
-    if resume:
+    if resume and ckpt is None:
         if run_name is None:
             raise UserError("--resume needs --run-name: which run is to go on? `hipgpt runs` lists them")
         run = Run(run_name)
@@ -87,7 +85,8 @@ def settle(
 ) -> tuple[ModelConfig, TrainConfig]:
     """What to train and how, but for the vocabulary's size, which is the tokenizer's. `flags` are explicit ones only.
 
-    With a checkpoint, `--steps` counts on from it, or is the total if this is a plain resume.
+    A resumed schedule goes on, and `--steps` is its last step. Otherwise a checkpoint gets a schedule of its own, of
+    `--steps` more steps.
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
     """
     chosen = PRESETS.get(preset or "", {})
@@ -100,8 +99,9 @@ def settle(
         train = TrainConfig(**_pick(TrainConfig, wanted))
         _check_sample_prompt(flags, train)
         return ModelConfig(vocab_size=1, **model), train
+    dropout = flags.get("dropout", start.model.dropout)  # no weight has a shape that depends on it
     for key, value in model.items():
-        if value != (stored := getattr(start.model, key)):
+        if key != "dropout" and value != (stored := getattr(start.model, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
     changes = _pick(TrainConfig, flags)
     if (optimizer := changes.get("optimizer", start.train.optimizer)) != start.train.optimizer:
@@ -109,16 +109,56 @@ def settle(
             f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train.optimizer}, which kept other "
             "moments: leave it out, or train a new run"
         )
-    if not resume and "total_steps" in changes:
-        changes["total_steps"] += start.step
-    train = replace(start.train, **changes)
-    _check_sample_prompt(flags, train)
-    if train.total_steps <= start.step:
+    if not resume:
+        changes |= _own_schedule(changes, start)
+    total_steps = changes.get("total_steps", start.train.total_steps)
+    if total_steps <= start.step:
         raise UserError(
-            f"run {start.run.name} has reached step {start.step} of {train.total_steps}: to train on, "
+            f"run {start.run.name} has reached step {start.step} of {total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"
         )
-    return start.model, train
+    lr, least = changes.get("learning_rate", start.train.learning_rate), start.train.min_lr
+    if lr < least and "min_lr" not in changes and "min_lr" not in start.train.computed:
+        raise UserError(f"--lr {lr} is below {least}, which the run was given as its --min-lr: give --min-lr too")
+    train = start.train.changed(**changes)
+    _check_sample_prompt(flags, train)
+    return replace(start.model, dropout=dropout), train
+
+
+def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, int]:
+    """The first and the last step of a schedule that begins after the checkpoint. UserError if it has no length."""
+    if "total_steps" not in changes:
+        raise UserError(
+            "--ckpt starts a schedule of its own: give its length with --steps N, or finish the checkpoint's schedule "
+            "with --resume"
+        )
+    steps, warmup = changes["total_steps"], start.train.warmup_steps
+    if steps < 1:
+        raise UserError(f"--steps is {steps}, but must be at least 1")
+    if warmup >= steps and "warmup_steps" not in changes and "warmup_steps" not in start.train.computed:
+        raise UserError(
+            f"--steps {steps} would end within the {warmup} that the checkpoint's run was given as its --warmup-steps: "
+            "give --warmup-steps too"
+        )
+    return {"total_steps": start.step + steps, "schedule_start": start.step}
+
+
+def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Any, TrainConfig]:
+    """The operations object to train with, and `train` with the precision that it computes in.
+
+    A precision that was `inherited` from a checkpoint is given up on a device that lacks it. Raises UserError as
+    `select` does.
+    """
+    from gpt.ops import select
+
+    try:
+        ops = select(device, train.precision, training=True)
+    except UserError:
+        if not inherited:
+            raise
+        ops = select(device, training=True)  # raises the same error if the device itself is at fault
+        train = replace(train, precision="auto")
+    return ops, train.computing_in(ops.precision)
 
 
 def make(
@@ -140,6 +180,8 @@ def make(
             run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, defaults=tokenizer_defaults(preset),
             reset=reset, report=console.line, progress=console.progress,
         )  # fmt: skip
+        if start:
+            train = _on_its_text(train, start, corpus)
         batches = Batches(
             corpus.tokens, train.batch_size, model.max_seq_len,
             sampling=train.sampling, seed=train.seed, val_fraction=train.val_fraction,
@@ -169,6 +211,16 @@ def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
     }
 
 
+def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:
+    """`train` with what it needs to know of the text: where its reading began, and how much of it was never read.
+
+    Another text than the checkpoint's is read from its beginning.
+    """
+    if not is_text_of(start.run, corpus):
+        return replace(train, text_start=start.step, unseen_fraction=train.val_fraction)
+    return replace(train, unseen_fraction=min(start.train.unseen_fraction, train.val_fraction))
+
+
 def announce(plan: Plan, ops: Any, console: Console) -> None:
     """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
     model, train, run = plan.model, plan.train, plan.run
@@ -180,14 +232,35 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     console.line(
         f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; a step takes {sequences} x {seq} = {sequences * seq:,}"
     )
-    console.line("Steps:  " + passes(train.total_steps, sequences * seq, plan.batches.train_tokens, model))
-    console.line("Rate:   " + describe_rate(train))
-    for note in (*ops.notes, plan.batches.note if train.eval_every else None):
-        if note:
-            console.line(note)
+    steps = train.total_steps - train.text_start
+    console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
+    console.line("Rate:   " + describe_rate(train, first, plan.start.train if plan.start else None))
+    of_evaluation = (plan.batches.note, _seen_note(plan)) if train.eval_every else ()
+    for note in filter(None, (*ops.notes, _precision_note(plan, ops), *of_evaluation)):
+        console.line(note)
     needed, free = memory(model, train, ops)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     console.line("Disk:   " + disk(model, train))
+
+
+def _precision_note(plan: Plan, ops: Any) -> str | None:
+    """One line if the run goes on in another precision than before, though nobody asked for that now."""
+    before = plan.start and plan.start.train.precision
+    if before in (None, "auto", ops.precision) or "precision" not in plan.train.computed:
+        return None
+    return f"Note: steps up to {plan.start.step} were computed in {before}, those after it are in {ops.precision}"
+
+
+def _seen_note(plan: Plan) -> str | None:
+    """One line if the run has trained on text that is held out now."""
+    batches, unseen = plan.batches, plan.train.unseen_fraction
+    seen = batches.val_tokens - math.floor(len(batches.tokens) * unseen)
+    if seen <= 0:
+        return None
+    return (
+        f"Note: {seen:,} of the {batches.val_tokens:,} tokens held out were trained on before, so the validation loss "
+        "is lower than it would be on new text"
+    )
 
 
 def describe(model: ModelConfig) -> str:

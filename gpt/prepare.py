@@ -146,6 +146,12 @@ def prepare(
     return _opened(run, tokenizer, current)
 
 
+def is_text_of(run: Run, corpus: Corpus) -> bool:
+    """Whether a run's tokens were made from the very text that `corpus` was. False if nothing says so."""
+    info = _read_info(run)
+    return info is not None and info["text"]["sha256"] == corpus.info["text"]["sha256"]
+
+
 def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
     """Give `run` the tokenizer of `source`, and its tokens too unless another text is to be encoded.
 

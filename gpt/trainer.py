@@ -57,7 +57,7 @@ class Training:
         for micro_step in range(config.accumulate):
             index = (number - 1) * config.accumulate + micro_step
             with self.inputs.written() as inputs:
-                self.batches.train(index, out=(inputs["ids"], inputs["labels"]))
+                self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
                 inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
                 inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
                 inputs["lr"][...] = learning_rate(number, config)
@@ -103,7 +103,9 @@ class Trainer:
         self.step = start.step if start else 0
         self.best = None
         if start and start.run.path == run.path:
-            self.best = checkpoint.best(run)
+            best = checkpoint.best(run)
+            if best and best.train.val_fraction == config.val_fraction:  # or it was the best on other text
+                self.best = best
         else:
             checkpoint.forget_best(run)  # of a run that was killed before its first checkpoint
         if start:

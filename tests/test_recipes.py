@@ -79,8 +79,8 @@ def test_a_trapezoid_is_lengthened_from_before_its_decay_as_if_it_had_been_longe
     """The rate before the decay does not depend on the number of steps, so that nothing else does."""
     trapezoid = (*MUON, "--schedule", "trapezoid", "--min-lr", 0, "--warmup-steps", 4, "--log-every", 1)
     train("--run-name", "short", *trapezoid, "--steps", 20, "--decay-fraction", 0.5, "--ckpt-every", 5)
-    longer = ("train", "--ckpt", "checkpoints/short/short_step10.safetensors", "--run-name", "longer")
-    hipgpt(*longer, "--steps", 30)
+    longer = ("train", "--resume", "--ckpt", "checkpoints/short/short_step10.safetensors", "--run-name", "longer")
+    assert "Rate:   0.01 from step 11 on, falling from step 20 on to 0" in hipgpt(*longer, "--steps", 40).stdout
     train("--run-name", "long", *trapezoid, "--steps", 40, "--decay-fraction", 0.5)
     assert files("longer", 40) == files("long", 40)
     assert rates("short")[20] == 0
@@ -93,6 +93,14 @@ def test_another_optimizer_than_the_presets_takes_that_ones_own_rate_and_schedul
     assert (training["learning_rate"], training["min_lr"], training["schedule"]) == (3e-4, 3e-4 / 10, "cosine")
     train("--run-name", "s", "--preset", "tiny", "--steps", 1, "--optimizer", "adamw", "--lr", "1e-3")
     assert json.loads(Path("checkpoints/s/latest_config.json").read_text())["training"]["learning_rate"] == 1e-3
+
+
+def test_a_trapezoid_is_lengthened_in_its_own_run_too_from_before_its_decay(train, hipgpt):
+    trapezoid = (*MUON, "--schedule", "trapezoid", "--min-lr", 0, "--warmup-steps", 4, "--decay-fraction", 0.5)
+    train("--run-name", "r", *trapezoid, "--steps", 10, "--decay-fraction", 0)
+    hipgpt("train", "--run-name", "r", "--resume", "--steps", 40, "--decay-fraction", 0.5)
+    train("--run-name", "long", *trapezoid, "--steps", 40)
+    assert files("r", 40) == files("long", 40)
 
 
 def test_the_start_up_lines_say_how_the_weights_move(train):

@@ -82,10 +82,10 @@ def test_the_same_command_gives_the_same_bits(train):
     assert weights("a", 5) == weights("b", 5)
 
 
-def test_ckpt_goes_on_for_more_steps_exactly_as_if_it_had_never_stopped(train):
+def test_resume_from_a_checkpoint_goes_on_exactly_as_if_it_had_never_stopped(train, hipgpt):
     steps = ("--dropout", 0.1, "--accumulate", 2, "--log-every", 5)
     train("--run-name", "whole", "--steps", 20, "--ckpt-every", 10, *steps)
-    train("--ckpt", "checkpoints/whole/whole_step10.safetensors", "--run-name", "half", "--steps", 10)
+    hipgpt("train", "--resume", "--ckpt", "checkpoints/whole/whole_step10.safetensors", "--run-name", "half")
     assert weights("half", 20) == weights("whole", 20)
     assert moments("half", 20) == moments("whole", 20)
     tokenizers = [Path(f"checkpoints/{run}/tokenizer.json").read_bytes() for run in ("whole", "half")]
@@ -100,7 +100,7 @@ def test_a_run_made_before_windows_were_shuffled_goes_on_in_sequence(train, name
         sections = json.loads(config.read_text())
         assert sections["training"].pop("sampling") == "sequential"
         config.write_text(json.dumps(sections))
-    train("--ckpt", config, "--run-name", "half", "--steps", 4)
+    train("--ckpt", config, "--run-name", "half", "--resume")
     assert weights("half", 8) == weights("whole", 8)
     assert json.loads(Path("checkpoints/half/latest_config.json").read_text())["training"]["sampling"] == "sequential"
 
