@@ -264,18 +264,20 @@ def train(
 
 @main.command(short_help="Train a tokenizer and encode a text, or look at ids.")
 @option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
+@option("--preset", type=click.Choice(list(PRESETS)),
+        help="Preset whose tokenizer and vocabulary size to use; explicit flags override it.")  # fmt: skip
 @TEXT_OPTIONS
 @option("--text", metavar="TEXT", help="Show the ids and pieces of TEXT in the run's tokenizer.")
 @option("--decode", "ids", metavar="IDS", help='Show the text of ids such as "17 4 256".')
 @click.pass_context
 def tokenize(
-    context: click.Context, run_name: str | None, reset: bool, text: str | None, ids: str | None, **_: Any
-) -> None:
+    context: click.Context, run_name: str | None, preset: str | None, reset: bool, text: str | None, ids: str | None,
+    **_: Any,
+) -> None:  # fmt: skip
     """Train a run's tokenizer and encode its text, or look at what the tokenizer does.
 
     Writes tokenizer.json (which Hugging Face's tokenizers reads) and tokens.bin (which numpy.memmap reads).
     """
-    from gpt import plan
     from gpt.console import Console
     from gpt.prepare import prepare
     from gpt.run import Run
@@ -300,7 +302,7 @@ def tokenize(
     with run.lock():
         info = prepare(
             run, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"), kind=given.get("tokenizer"),
-            defaults=plan.tokenizer_defaults(None), reset=reset, report=console.line, progress=console.progress,
+            preset=preset, reset=reset, report=console.line, progress=console.progress,
         ).info  # fmt: skip
     console.line(
         f"{run.path}: {info['count']:,} tokens for {info['characters']:,} characters "
@@ -395,10 +397,11 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
     from gpt import plan
     from gpt.console import Console
     from gpt.ops import select
+    from gpt.prepare import tokenizer_of
 
     given, console = explicit(context), Console()
     model, settings = plan.settle(given, preset, start=None, resume=False)
-    model = replace(model, vocab_size=given.get("vocab_size", plan.tokenizer_defaults(preset)["vocab_limit"]))
+    model = replace(model, vocab_size=given.get("vocab_size", tokenizer_of(preset)["vocab_limit"]))
     with console.progress("Measuring", 4) as advance:
         ops = select(device, settings.precision, training=True)
         report = benchmark.measure(model, settings, ops, steps=given.get("total_steps"), began=began, advance=advance)

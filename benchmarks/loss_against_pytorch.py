@@ -90,7 +90,7 @@ def tokenized(text: str, preset: str | None) -> tuple[np.ndarray, int]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run("peer", Path(folder))
         with run.lock():
-            corpus = prepare(run, data_path=text, defaults=plan.tokenizer_defaults(preset), report=click.echo)
+            corpus = prepare(run, data_path=text, preset=preset, report=click.echo)
         return np.array(corpus.tokens), corpus.tokenizer.vocab_size
 
 

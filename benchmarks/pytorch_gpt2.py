@@ -26,7 +26,8 @@ from gpt.config import PRECISIONS, PRESETS, ModelConfig, TrainConfig
 from gpt.generate import Sampling
 from gpt.model import INIT_STD, padded_vocab
 from gpt.optim import BETAS, EPS
-from gpt.plan import settle, tokenizer_defaults
+from gpt.plan import settle
+from gpt.prepare import tokenizer_of
 
 MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # how torch.compile calls them
 WARM_UP = 8  # steps after the first: graphs are recorded in them
@@ -155,7 +156,7 @@ def median_ms(once: Callable[[], object]) -> float:
 def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
     """What `hipgpt bench` trains with that preset (None: the default)."""
     model, config = settle({"optimizer": "adamw"}, preset, start=None, resume=False)
-    return replace(model, vocab_size=tokenizer_defaults(preset)["vocab_limit"]), config
+    return replace(model, vocab_size=tokenizer_of(preset)["vocab_limit"]), config
 
 
 @click.group()

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt import checkpoint
 from gpt.checkpoint import Checkpoint
-from gpt.config import DATA_PATH, PRESETS, RATES, VOCAB_LIMIT, ModelConfig, TrainConfig, flag
+from gpt.config import PRESETS, RATES, ModelConfig, TrainConfig, flag
 from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
@@ -177,7 +177,7 @@ def make(
         if start and start.run.path != run.path:
             adopt(start.run, run, with_tokens=data_path is None)
         corpus = prepare(
-            run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, defaults=tokenizer_defaults(preset),
+            run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, preset=None if start else preset,
             reset=reset, report=console.line, progress=console.progress,
         )  # fmt: skip
         if start:
@@ -199,16 +199,6 @@ def make(
             "put the tokenizer back that it was trained with"
         )
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start)
-
-
-def tokenizer_defaults(preset: str | None) -> dict[str, Any]:
-    """How a text is tokenized where neither a flag nor the run itself says so."""
-    chosen = PRESETS.get(preset or "", {})
-    return {
-        "data_path": DATA_PATH,
-        "vocab_limit": chosen.get("vocab_size", VOCAB_LIMIT),
-        "kind": chosen.get("tokenizer", "word"),
-    }
 
 
 def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:

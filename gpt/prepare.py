@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt.config import DATA_PATH, TOKENIZERS, VOCAB_LIMIT
+from gpt.config import DATA_PATH, PRESETS, TOKENIZERS, VOCAB_LIMIT
 from gpt.errors import UserError
 from gpt.files import atomic_path, write_atomically
 from gpt.run import Run
@@ -65,18 +65,20 @@ def prepare(
     vocab_limit: int | None = None,
     kind: str | None = None,
     defaults: Mapping[str, Any] = DEFAULTS,
+    preset: str | None = None,
     reset: bool = False,
     report: Report = print,
     progress: Progress = _silent,
 ) -> Corpus:
     """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
 
-    `data_path`, `vocab_limit` and `kind` are what the user asked for, None where nothing was: then what the run was
-    made with holds, and `defaults` for a run that has nothing yet. `reset` makes tokenizer and tokens anew. `report`
-    takes one line for the user; `progress(what, total)` yields a function that takes how much is done, in bytes.
-    Raises UserError where the text, the tokenizer, tokens.bin or a flag contradicts what the run was made with, where
-    a tokenizer would have to be made for a run that has checkpoints, and for a text that cannot be used. An error
-    leaves the three files as they were.
+    `data_path`, `vocab_limit` and `kind` are what the user asked for, None where nothing was. Then a new tokenizer is
+    the `preset`'s, if there is one, or else what the run was made with, or else that of `defaults`; and a run that has
+    a tokenizer keeps it. `reset` makes tokenizer and tokens anew. `report` takes one line for the user;
+    `progress(what, total)` yields a function that takes how much is done, in bytes.
+    Raises UserError where the text, the tokenizer, tokens.bin or a flag contradicts what the run was made with, or the
+    preset a default tokenizer, where a tokenizer would have to be made for a run that has checkpoints, and for a text
+    that cannot be used. An error leaves the three files as they were.
     """
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
@@ -109,7 +111,7 @@ def prepare(
     if reset or not has_tokenizer:
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        settings = {**defaults, **(info["tokenizer"] if info else {})}
+        settings = {**defaults, **(info["tokenizer"] if info else {}), **(tokenizer_of(preset) if preset else {})}
         tokenizer = Tokenizer(
             settings["vocab_limit"] if vocab_limit is None else vocab_limit, settings["kind"] if kind is None else kind
         )
@@ -127,6 +129,7 @@ def prepare(
     ):
         if wanted not in (None, used):
             raise UserError(f"{flag} is {wanted}, but {run.tokenizer_path} has {used}: leave it out, or {otherwise}")
+    _check_preset(run, tokenizer, preset, {"vocab_limit": vocab_limit, "kind": kind}, otherwise, report)
 
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
@@ -144,6 +147,40 @@ def prepare(
     if current != info:  # a new time or place for the same content, so that it need not be digested every time
         write_atomically(run.tokens_info_path, _json(current))
     return _opened(run, tokenizer, current)
+
+
+def tokenizer_of(preset: str | None) -> dict[str, Any]:
+    """The tokenizer of a preset, or else the default one: its `kind` and its `vocab_limit`."""
+    chosen = PRESETS.get(preset or "", {})
+    return {
+        "vocab_limit": chosen.get("vocab_size", DEFAULTS["vocab_limit"]),
+        "kind": chosen.get("tokenizer", DEFAULTS["kind"]),
+    }
+
+
+def _check_preset(
+    run: Run, tokenizer: Tokenizer, preset: str | None, asked: Mapping[str, Any], otherwise: str, report: Report
+) -> None:
+    """Raises UserError if the run's tokenizer is the default and the preset's another; says so if it is a third one.
+
+    Who asks for the run's own by a flag gets it without a word.
+    """
+    if preset is None:
+        return
+    used = {"vocab_limit": tokenizer.vocab_limit, "kind": tokenizer.kind}
+    lost = {key: value for key, value in tokenizer_of(preset).items() if asked[key] is None and value != used[key]}
+    if not lost:
+        return
+    has = f"run {run.name} has {_words(used)}"
+    wants = f"--preset {preset} has {_words(tokenizer_of(preset))}"
+    if used == tokenizer_of(None):
+        keep = f"--tokenizer {used['kind']} --vocab-size {used['vocab_limit']}"
+        raise UserError(f"{has}, but {wants}: keep the run's with {keep}, or {otherwise}")
+    report(f"Note: {has} and keeps it; {wants}")
+
+
+def _words(tokenizer: Mapping[str, Any]) -> str:
+    return f"a {tokenizer['kind']} tokenizer of {tokenizer['vocab_limit']:,} tokens"
 
 
 def is_text_of(run: Run, corpus: Corpus) -> bool:
