@@ -141,7 +141,7 @@ class TrainConfig:
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         for key in ("schedule_start", "text_start"):
-            _check(0 <= getattr(self, key) < self.total_steps, key, getattr(self, key), "below --steps")
+            _check(0 <= getattr(self, key) <= self.total_steps, key, getattr(self, key), "from 0 to --steps")
         computed = (key for key in COMPUTED if key in self.computed or getattr(self, key) in (None, "auto"))
         object.__setattr__(self, "computed", tuple(computed))
         if self.learning_rate is None:

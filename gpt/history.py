@@ -26,7 +26,8 @@ class History:
     killed and resumed comes to the same conclusions at the same steps as one that was not.
     """
 
-    def __init__(self, run: Run, step: int, tokens_per_step: int, train_tokens: int) -> None:
+    def __init__(self, run: Run, step: int, tokens_per_step: int, train_tokens: int, text_start: int = 0) -> None:
+        self._on_other_text = text_start * tokens_per_step
         self._path, self._tokens_per_step, self._train_tokens = run.metrics_path, tokens_per_step, train_tokens
         kept = [line for line in run.metrics() if line["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -37,8 +38,11 @@ class History:
                 self.seconds, self._counted = float(line["time"]), (line["step"], int(line["tokens"]))
 
     def passes(self, step: int) -> float:
-        """How many times the run has gone over the training part of its text by the end of `step`."""
-        return self._tokens(step) / self._train_tokens
+        """How many times the run has gone over the training part of its text by the end of `step`.
+
+        Up to `text_start` it read another text.
+        """
+        return (self._tokens(step) - self._on_other_text) / self._train_tokens
 
     def record(self, step: int, seconds: float, **values: Any) -> None:
         """Append one line. `seconds` is the time that the run has trained, `self.seconds` of it before this start.

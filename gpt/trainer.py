@@ -122,7 +122,8 @@ class Trainer:
         in a row were not finite, and at once if patience has ended already.
         """
         first, total = self.step + 1, self.config.total_steps
-        self.history = History(self.run, self.step, self.training.tokens_per_step, self.batches.train_tokens)
+        tokens_per_step, train_tokens = self.training.tokens_per_step, self.batches.train_tokens
+        self.history = History(self.run, self.step, tokens_per_step, train_tokens, self.config.text_start)
         if self._patience_is_over():
             raise UserError(
                 f"run {self.run.name} was ended by --patience {self.config.patience} at step {self.step}: "

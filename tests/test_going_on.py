@@ -201,9 +201,13 @@ def test_a_precision_that_only_the_checkpoint_asks_for_is_given_up_where_the_dev
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
-def losses(run: str) -> dict[int, float]:
+def logged(run: str) -> list[dict]:
     lines = map(json.loads, Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    return [line for line in lines if "loss" in line]
+
+
+def losses(run: str) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in logged(run)}
 
 
 @pytest.mark.parametrize("sampling", ["sequential", "shuffled"])
@@ -223,6 +227,7 @@ def test_another_text_is_read_from_its_beginning_and_the_same_one_goes_on(train,
     hipgpt("train", *checkpoint, "--run-name", "other", "--data-path", "other.txt")
     hipgpt("train", "--run-name", "other", "--resume", "--steps", 10)
     assert list(losses("other").values()) == list(losses("fresh").values())
+    assert [line["passes"] for line in logged("other")] == [line["passes"] for line in logged("fresh")]
 
 
 def test_dropout_may_change_on_the_way(train, hipgpt):
