@@ -15,12 +15,12 @@ from itertools import chain
 from typing import Protocol
 
 import numpy as np
-import regex
 
 from gpt.bpe import GAP
 from gpt.errors import UserError
 from gpt.lexicon import MARGIN, MARK, Strings
 from gpt.text import END_OF_TEXT
+from gpt.unicode_table import LETTERS, NUMBERS
 
 END_OF_WORD = "</w>"
 
@@ -285,12 +285,16 @@ def _white(data: bytes) -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    """Of each code point, which of the kinds that GPT-2's pattern tells apart, uint8."""
+    """Of each code point, which of the kinds that GPT-2's pattern tells apart, uint8 [code points].
+
+    One version of Unicode, whatever is installed, so that a text has the same ids everywhere.
+    """
     kinds = np.full(_ALL, _OTHER, np.uint8)
-    every = np.arange(_ALL, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    for kind, pattern in ((_WHITE, r"\s+"), (_LETTER, r"\p{L}+"), (_DIGIT, r"\p{N}+")):
-        for run in regex.finditer(pattern, every):
-            kinds[run.start() : run.end()] = kind
+    for kind, ranges in ((_LETTER, LETTERS), (_DIGIT, NUMBERS)):
+        for first, _, last in (each.partition("-") for each in ranges.split()):
+            kinds[int(first, 16) : int(last or first, 16) + 1] = kind
+    for white in ("\t\n\v\f\r", *(c.decode() for c in chain(*_WIDE_WHITE))):
+        kinds[[*map(ord, white)]] = _WHITE
     kinds[ord(" ")] = _SPACE
     kinds[_MARK_POINT] = _END
     return kinds
