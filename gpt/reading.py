@@ -62,6 +62,10 @@ def optional(kind: Kind) -> Kind:
     return kind._replace(required=False)
 
 
+def or_null(kind: Kind) -> Kind:
+    return Kind(f"{kind.said} or null", lambda value: value is None or kind.holds(value))
+
+
 def one_of(values: Iterable[str]) -> Kind:
     values = tuple(values)
     return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
@@ -73,7 +77,7 @@ def schema_of(cls: type) -> Schema:
     for field in fields(cls):
         kind = _KINDS[next(each for each in get_args(field.type) or (field.type,) if each is not types.NoneType)]
         if types.NoneType in get_args(field.type):
-            kind = Kind(f"{kind.said} or null", lambda value, holds=kind.holds: value is None or holds(value))
+            kind = or_null(kind)
         schema[field.name] = kind if field.default is MISSING else optional(kind)
     return schema
 

@@ -418,13 +418,13 @@ def assert_refused(path, words):
     ("data", "words"),
     [
         (None, "does not exist"),
-        (b"", "is damaged"),
-        (b'{"version": "1.0", ', "is damaged"),
-        (b"\xff", "is damaged"),
-        (b"[" * 100_000, "is damaged"),
-        (b"[]", "not a tokenizer of hipgpt"),
-        (b"{}", "not a tokenizer of hipgpt"),
-        (b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}', "not a tokenizer of hipgpt"),
+        (b"", "is not valid JSON"),
+        (b'{"version": "1.0", ', "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[]", "not a tokenizer that hipgpt has made"),
+        (b"{}", "not a tokenizer that hipgpt has made"),
+        (b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}', "not a tokenizer that hipgpt has made"),
     ],
 )
 def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words):
@@ -434,7 +434,7 @@ def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words)
 
 
 def test_a_directory_is_refused(tmp_path):
-    assert_refused(tmp_path, "cannot be read")
+    assert_refused(tmp_path, "is a directory")
 
 
 @both_kinds
@@ -452,6 +452,11 @@ def test_a_directory_is_refused(tmp_path):
         (["model", "merges", 0], ["a", "nowhere"]),
         (["model", "merges", 0], ["a"]),
         (["model", "merges"], []),
+        (["model", "vocab", "a"], True),
+        (["model", "vocab_limit"], 2**31),
+        (["model", "vocab_limit"], 400.0),
+        (["truncation"], {"max_length": 5}),
+        (["padding"], {"pad_id": 0}),
     ],
 )
 def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value):
@@ -462,4 +467,23 @@ def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value
         section = section[key]
     section[keys[-1]] = value
     path.write_text(json.dumps(document))
-    assert_refused(path, "not a tokenizer of hipgpt")
+    assert_refused(path, "not a tokenizer that hipgpt has made")
+
+
+def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    trained("byte", "aa " * 9).save(path)
+    document = json.loads(path.read_bytes())
+    pieces = {piece: id for id, piece in enumerate([*list(document["model"]["vocab"])[:257], *map(str, range(60))])}
+    document["model"]["vocab"] = pieces
+    document["model"]["merges"] = [["a", "a"], *([str(i), str(i)] for i in range(59))]
+    path.write_text(json.dumps(document))
+    assert_refused(path, "not a tokenizer that hipgpt has made")
+
+
+def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
+    foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
+    foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    foreign.train_from_iterator([CORPUS], tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    foreign.save(str(tmp_path / "tokenizer.json"))
+    assert_refused(tmp_path / "tokenizer.json", "may be one that `hipgpt tokenize` wrote")
