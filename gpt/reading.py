@@ -82,16 +82,19 @@ def schema_of(cls: type) -> Schema:
     return schema
 
 
-def raise_unless_regular(path: str | os.PathLike) -> None:
-    """UserError for what is there but is no regular file: reading a pipe or a device may never end."""
+def irregular(path: str | os.PathLike) -> str | None:
+    """What lies at a path if it is no regular file, as in "a pipe", else None. OSError as os.stat raises it."""
     mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is {_file_type(mode)}, but must be a regular file")
-
-
-def _file_type(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return None
     named = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
     return next((name for holds, name in named if holds(mode)), "a device")
+
+
+def raise_unless_regular(path: str | os.PathLike) -> None:
+    """UserError for what is there but is no regular file: reading a pipe or a device may never end."""
+    if what := irregular(path):
+        raise UserError(f"{path} is {what}, but must be a regular file")
 
 
 def read(path: Path, limit: int) -> bytes:

@@ -118,7 +118,7 @@ class Run:
         return self.has_checkpoints or os.path.lexists(self.best_config_path)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged: {"step": …, …} for each line of metrics.jsonl that is whole: a kill may have cut one short."""
+        """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""
         entries = []
         if self.metrics_path.is_file():
             with open(self.metrics_path, "rb") as file:
