@@ -5,6 +5,7 @@ Everything one training run owns lies in `checkpoints/RUN/`, and this file is wh
 
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,8 +52,10 @@ class Run:
 
     @staticmethod
     def new_name() -> str:
-        """A name from the local time: `run_20261123_114501`."""
-        return time.strftime("run_%Y%m%d_%H%M%S")
+        """A name from the local time, and a random end that tells runs apart which start together:
+        `run_20261123_114501_9f3c`.
+        """
+        return time.strftime("run_%Y%m%d_%H%M%S_") + secrets.token_hex(2)
 
     @property
     def tokenizer_path(self) -> Path:

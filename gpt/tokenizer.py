@@ -10,6 +10,7 @@ words, each distinct word is merged once, and a table does the rest (gpt/encodin
 """
 
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from gpt.spelling import SPELLINGS, Decoder, Spelling
 from gpt.text import END_OF_TEXT
 
 _LIMIT = 1 << 31  # tokens
+_MENTIONED = 10  # characters that a message names
 _OURS = "a tokenizer that hipgpt has made"
 _INSTEAD = (
     "tokenizer.json may be one that `hipgpt tokenize` wrote, or such a one saved again by Hugging Face's tokenizers, "
@@ -37,7 +39,7 @@ class Tokenizer:
     """Byte-pair encoding of at most `vocab_limit` tokens, everything counted. Blank until `train_bpe` or `load`.
 
     `advice` is one line for the user after a training that left little room for merges, else None.
-    `dropped` counts the characters that encoding has left out because the vocabulary lacks them.
+    `lost` counts the characters that encoding has left out because the vocabulary lacks them, each by itself.
     Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257) or beyond int32.
     """
 
@@ -52,7 +54,7 @@ class Tokenizer:
         self.kind = kind
         self.vocab_limit = vocab_limit
         self.advice: str | None = None
-        self.dropped = 0
+        self.lost: Counter[str] = Counter()
         self._become(SPELLINGS[kind](), [])
 
     def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
@@ -94,9 +96,27 @@ class Tokenizer:
 
         Up to 4 blocks for each thread (there are at most 8) are read before the ids of the first of them appear.
         """
-        for ids, dropped in self._encoding(blocks):
-            self.dropped += dropped
+        held: deque[str] = deque()  # blocks whose ids are still to come
+
+        def passing() -> Iterator[str]:
+            for block in blocks:
+                held.append(block)
+                yield block
+
+        for ids, dropped in self._encoding(passing()):
+            block = held.popleft()
+            if dropped:
+                self.lost.update(self.unknown(block))
             yield ids
+
+    @property
+    def dropped(self) -> int:
+        """How many characters encoding has left out."""
+        return self.lost.total()
+
+    def unknown(self, text: str) -> Counter[str]:
+        """The characters of a text that encoding leaves out, and how often each occurs. ValueError as for `encode`."""
+        return self._spelling.unknown(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
@@ -189,3 +209,11 @@ class Tokenizer:
         if tokenizer._document() != document or len(pieces) > limit:
             raise ValueError("not what save writes")
         return tokenizer
+
+
+def counted(lost: Counter[str]) -> str:
+    """Characters and how often they occur, for a message: "'é' (12), 'ü' (3)"; the ten most frequent ones."""
+    by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))
+    said = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
+    more = len(by_count) - _MENTIONED
+    return said + (f" and {more:,} others" if more > 1 else " and one other" if more == 1 else "")

@@ -69,8 +69,12 @@ def test_naming_a_run_creates_nothing(tmp_path):
 
 
 def test_a_new_name_says_when_and_is_a_valid_name():
-    assert re.fullmatch(r"run_20\d{6}_\d{6}", Run.new_name())
+    assert re.fullmatch(r"run_20\d{6}_\d{6}_[0-9a-f]{4}", Run.new_name())
     Run(Run.new_name())
+
+
+def test_runs_that_start_in_one_second_have_different_names():
+    assert Run.new_name() != Run.new_name()
 
 
 def test_files_are_named_after_the_run_and_the_step():
