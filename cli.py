@@ -295,11 +295,10 @@ def _given(text: str | None) -> str | None:
 
 def _say_unknown(flag: str, tokenizer: Any, text: str) -> None:
     """Say on standard error which characters of an option's text the tokenizer leaves out."""
-    from gpt.tokenizer import counted
+    from gpt.tokenizer import loss
 
     if unknown := tokenizer.unknown(text):
-        note = f"Note: {unknown.total():,} characters of {flag} are left out, as the vocabulary lacks them"
-        click.echo(f"{note}: {counted(unknown)}", err=True)
+        click.echo(f"Note: {loss(flag, unknown, len(text))}", err=True)
 
 
 def _parse_ids(text: str) -> list[int]:

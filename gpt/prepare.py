@@ -27,7 +27,7 @@ from gpt.files import atomic_path, write_atomically
 from gpt.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.run import Run
 from gpt.text import looks_like_json_lines, read_blocks
-from gpt.tokenizer import Tokenizer, counted
+from gpt.tokenizer import Tokenizer, loss
 from gpt.unicode_table import UNICODE_VERSION
 
 DEFAULTS: Mapping[str, Any] = {"data_path": DATA_PATH, "vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
@@ -236,11 +236,9 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
 
 def _told(corpus: Corpus, text: Path, report: Report) -> Corpus:
     """Say what of a text that has just been encoded is not in its tokens, or should not be."""
-    if dropped := corpus.info["dropped"]:
-        report(
-            f"Note: {dropped:,} of the {corpus.info['characters']:,} characters of {text} are left out, as the "
-            f"vocabulary lacks them: {counted(corpus.tokenizer.lost)}; --tokenizer byte would keep every character"
-        )
+    if lost := corpus.tokenizer.lost:
+        said = loss(str(text), lost, corpus.info["characters"])
+        report(f"Note: {said}; --tokenizer byte would keep every character")
     if looks_like_json_lines(text):
         report(
             f"Note: {text} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
@@ -401,7 +399,8 @@ def _sha256(path: Path) -> str:
 
 def _resolved(text: Path) -> Path:
     """The file behind a name that means another one in every process, such as /dev/stdin; other names stay."""
-    return Path(os.path.realpath(text)) if str(text).startswith(("/dev/", "/proc/")) else text
+    real = os.path.realpath(text)
+    return Path(real) if str(text).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else text
 
 
 def _remembered(run: Run, text: Path) -> str:

@@ -211,9 +211,13 @@ class Tokenizer:
         return tokenizer
 
 
-def counted(lost: Counter[str]) -> str:
-    """Characters and how often they occur, for a message: "'é' (12), 'ü' (3)"; the ten most frequent ones."""
+def loss(what: str, lost: Counter[str], characters: int) -> str:
+    """One line for the user about a text that has lost some of its characters: which, the most frequent ones first.
+
+    For example "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)".
+    """
     by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))
-    said = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
+    named = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
     more = len(by_count) - _MENTIONED
-    return said + (f" and {more:,} others" if more > 1 else " and one other" if more == 1 else "")
+    named += f" and {more:,} others" if more > 1 else " and one other" if more == 1 else ""
+    return f"{what} loses {lost.total():,} of its {characters:,} characters, which the vocabulary lacks: {named}"

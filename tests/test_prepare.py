@@ -596,8 +596,8 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
 def test_characters_that_are_left_out_are_counted_and_named_with_the_most_frequent_first(project):
     project.text.write_text("aa bb " * 100 + "ж é é ж ж ЖЗИЙКЛМНО", encoding="utf-8")
     project.prepare(vocab_limit=5)
-    (note,) = [note for note in project.notes if "left out" in note]
-    assert "14 of the 619 characters of data/data.txt are left out, as the vocabulary lacks them: 'ж' (3), 'é'" in note
+    (note,) = [note for note in project.notes if "loses" in note]
+    assert "data/data.txt loses 14 of its 619 characters, which the vocabulary lacks: 'ж' (3), 'é' (2), " in note
     assert "'Н' (1) and one other" in note
     assert project.info()["dropped"] == 14
     project.prepare()
@@ -609,7 +609,7 @@ def test_another_text_for_the_same_vocabulary_says_what_it_loses(made):
     made.run.tokens_info_path.unlink()
     made.text.write_text("the cat ЖЖЖ\n" * 9, encoding="utf-8")
     made.prepare()
-    assert "27 of the 108 characters" in made.notes[-1]
+    assert "loses 27 of its 108 characters" in made.notes[-1]
     assert "'Ж' (27)" in made.notes[-1]
 
 

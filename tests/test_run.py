@@ -111,6 +111,28 @@ def test_metrics_are_what_was_logged_without_a_line_cut_short(tmp_path):
     assert run.metrics() == [{"step": 1, "loss": 2.5}]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "1"}', '{"step": -1}', '{"step": 1, "loss": "low"}', '{"step": 1, "val_loss": 1e999}',
+        '{"step": 1, "loss": NaN}', '{"step": 1, "step": 2}', '{"step": 1, "time": null}', "[" * 100_000,
+        '{"step": 1, "loss": 1' + "0" * 400 + "}", '{"step": ' + "9" * 5000 + "}", '"' + "x" * 3_000_000 + '"',
+    ],
+)  # fmt: skip
+def test_lines_that_no_run_writes_are_passed_over(tmp_path, line):
+    run = Run("a", tmp_path)
+    run.path.mkdir()
+    run.metrics_path.write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n{{"step": 2, "loss": null}}\n')
+    assert run.metrics() == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
+
+
+def test_a_pipe_in_the_place_of_the_metrics_is_not_read(tmp_path):
+    run = Run("a", tmp_path)
+    run.path.mkdir()
+    os.mkfifo(run.metrics_path)
+    assert run.metrics() == []
+
+
 def test_the_size_on_disk_counts_each_file_once_and_follows_no_link(tmp_path):
     (tmp_path / "outside").write_bytes(bytes(10_000))
     run = Run("a", tmp_path)

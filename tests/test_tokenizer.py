@@ -162,6 +162,27 @@ def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
     assert again.encode(CORPUS) == ours.encode(CORPUS)
 
 
+@pytest.mark.parametrize("granted", [0, 1])
+def test_without_more_threads_the_ids_are_the_same(monkeypatch, tmp_path, granted):
+    (tmp_path / "text.txt").write_text(CORPUS * 30, encoding="utf-8")
+    blocks = list(read_blocks(tmp_path / "text.txt", 500))
+    tokenizer = trained("word")
+    expected = [ids.tolist() for ids in tokenizer.encode_blocks(blocks)]
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(started) == granted:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    again = trained("word")
+    assert [ids.tolist() for ids in again.encode_blocks(blocks)] == expected
+    assert len(started) == granted
+
+
 # Coming back
 
 
