@@ -51,7 +51,7 @@ class Cli(click.Group):
             click.echo("Interrupted", err=True)
             sys.exit(130)
         except OSError as error:
-            _fail(f"{told(error.filename) if error.filename else 'the system refused a call'}: {error.strerror}")
+            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
         except MemoryError:
             _fail("out of memory: lower --batch, --seq or the size of the model")
 

@@ -11,6 +11,7 @@ project can move and be used from any working directory; a text outside it is re
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -149,8 +150,12 @@ def prepare(
         run.tokens_path, info["tokens"], f"{run.tokens_path} is not what was written",
         f"put it back, or delete it to encode {text} again",
     )  # fmt: skip
-    if not trained:
+    if not trained and info["dropped"]:
         _raise_if_lossy(text, info["dropped"], info["characters"])
+        report(
+            f"Note: {text} has lost {info['dropped']:,} of its {info['characters']:,} characters, which the vocabulary "
+            "lacks; --tokenizer byte would keep every character"
+        )
     if current.get("checked") != (checked := _digest_of_both(current)):
         largest = _largest(_opened(run, tokenizer, current).tokens)
         if largest >= tokenizer.vocab_size:
@@ -251,8 +256,8 @@ def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
     if 2 * dropped > characters:
         raise UserError(
             f"{dropped:,} of the {characters:,} characters of {text} are not in the vocabulary, and tokens that lack "
-            "more than half of a text are of no use: give another text, or a new run --tokenizer byte or more "
-            "--vocab-size"
+            "more than half of a text are of no use: give another text, or use --tokenizer byte or a larger "
+            "--vocab-size for a new run"
         )
 
 
@@ -278,7 +283,10 @@ def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> N
                 read += len(block.encode())
                 advance(read)
 
-        tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
+        try:
+            tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
+        except UserError as error:  # the tokenizer does not know what the text is called
+            raise UserError(re.sub("^the text ", lambda _: f"{text} ", str(error))) from None
 
 
 class _Encoded(NamedTuple):

@@ -444,7 +444,7 @@ def test_a_text_outside_the_project_is_found_wherever_the_project_goes(project, 
     ("content", "message"),
     [
         (b"", "data.txt is empty"),
-        (b" \n\t ", "only white space"),
+        (b" \n\t ", "data/data.txt has no word to train on, only white space and <|endoftext|> marks"),
         (b"caf\xe9 au lait", "data.txt is not UTF-8: byte 3 "),
         (None, "data.txt is a directory"),
     ],
@@ -601,7 +601,10 @@ def test_characters_that_are_left_out_are_counted_and_named_with_the_most_freque
     assert "'Н' (1) and one other" in note
     assert project.info()["dropped"] == 14
     project.prepare()
-    assert project.notes == []
+    assert "data/data.txt has lost 14 of its 619 characters" in project.notes[0]
+    project.add_checkpoint()
+    project.prepare()
+    assert project.notes == [], "it has been said when the training began"
 
 
 def test_another_text_for_the_same_vocabulary_says_what_it_loses(made):
