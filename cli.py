@@ -26,7 +26,9 @@ from gpt.config import (
     ModelConfig,
     TrainConfig,
 )  # fmt: skip
-from gpt.errors import UserError
+from gpt.errors import UserError, shown, told
+
+LONGEST = 2000  # characters of an error's message
 
 
 class Cli(click.Group):
@@ -49,13 +51,16 @@ class Cli(click.Group):
             click.echo("Interrupted", err=True)
             sys.exit(130)
         except OSError as error:
-            _fail(f"{error.filename or 'cannot write the output'}: {error.strerror}")
+            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
         except MemoryError:
             _fail("out of memory: lower --batch, --seq or the size of the model")
 
 
 def _fail(message: str) -> None:
-    click.echo("Error: " + " ".join(message.split()), err=True)
+    message = " ".join(message.split())
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
+    click.echo(f"Error: {message}", err=True)
     sys.exit(2)
 
 
@@ -267,7 +272,8 @@ def train(
 @option("--preset", type=click.Choice(list(PRESETS)),
         help="Preset whose tokenizer and vocabulary size to use; explicit flags override it.")  # fmt: skip
 @TEXT_OPTIONS
-@option("--text", metavar="TEXT", help="Show the ids and pieces of TEXT in the run's tokenizer.")
+@option("--text", metavar="TEXT",
+        help="Show the ids and pieces of TEXT in the run's tokenizer; - reads standard input.")  # fmt: skip
 @option("--decode", "ids", metavar="IDS", help='Show the text of ids such as "17 4 256".')
 @click.pass_context
 def tokenize(
@@ -288,13 +294,15 @@ def tokenize(
         if run_name is None or len(given) > 2:
             raise UserError("--text and --decode need --run-name, and go with no other option")
         tokenizer = Tokenizer.load(Run(run_name).tokenizer_path)
+        text = _given(text)
         if ids is not None:
             click.echo(tokenizer.decode(_parse_ids(ids)))
             return
         try:
             encoded = tokenizer.encode(text)
         except ValueError:
-            raise UserError(f"--text {text!r} is not valid text: give it in UTF-8") from None
+            raise UserError(f"--text {shown(text)} is not valid text: give it in UTF-8") from None
+        _say_unknown("--text", tokenizer, text)
         click.echo(" ".join(map(str, encoded)))
         click.echo(" ".join(map(tokenizer.piece, encoded)))
         return
@@ -311,11 +319,24 @@ def tokenize(
     )
 
 
+def _given(text: str | None) -> str | None:
+    """An option's text, or that on standard input without its last newline if the option is "-"."""
+    return sys.stdin.read().removesuffix("\n") if text == "-" else text
+
+
+def _say_unknown(flag: str, tokenizer: Any, text: str) -> None:
+    """Say on standard error which characters of an option's text the tokenizer leaves out."""
+    from gpt.tokenizer import loss
+
+    if unknown := tokenizer.unknown(text):
+        click.echo(f"Note: {loss(flag, unknown, len(text))}", err=True)
+
+
 def _parse_ids(text: str) -> list[int]:
     try:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
-        raise UserError(f'--decode is {text!r}, but must be ids such as "17 4 256"') from None
+        raise UserError(f'--decode is {shown(text)}, but must be ids such as "17 4 256"') from None
 
 
 @main.command()
@@ -349,11 +370,12 @@ def generate(
     sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
     run = Run(run_name)
     model = generator.load_model(checkpoint.load(run, step, best), select(device, precision))
-    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    text, tokenizer = _given(prompt), Tokenizer.load(run.tokenizer_path)
     pieces = generator.generate(
-        model, Tokenizer.load(run.tokenizer_path), text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,
+        model, tokenizer, text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id,
         seed=seed, max_seq_len=max_seq_len,
     )  # fmt: skip
+    _say_unknown("--prompt", tokenizer, text)
     click.echo(text, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)

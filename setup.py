@@ -27,7 +27,7 @@ setup(
         "click>=8.1",
         "safetensors>=0.4.3",
         "rich>=13",  # progress bars
-        "regex>=2022.1.18",  # GPT-2's split pattern needs \p{L}
+        "regex>=2022.1.18",  # searches a text from its end
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
         "filelock>=3.12",  # one process per run

@@ -51,6 +51,7 @@ def learn(
     more frequent than its own, rare pairs can wait: the queue holds those that occur at least `floor` times, and
     when it is empty, the words are searched again with a lower floor.
     """
+    most = min(most, len(row))  # each merge takes symbols away, so that memory follows the text
     words = _Words(row, counts, len(alphabet) + most)
     pieces, known = list(alphabet), set(alphabet)
     merges: list[Pair] = []

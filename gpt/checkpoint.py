@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +25,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gpt.config import ModelConfig, TrainConfig
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot, shown
 from gpt.files import atomic_path, link_atomically
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
+from gpt.reading import COUNT, NUMBER, PATH, Schema, Tensors, optional, read_json, safetensors_header, schema_of
 from gpt.run import Run
 
 _BYTES = {"F32": 4, "I64": 8}  # of safetensors' dtypes
-_REQUIRED = {"model": ("vocab_size",), "training": (), "checkpoint": ("latest", "step")}
-
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
+_MOST_STEPS = 2**53  # that a counter may have: float64 holds no more of them exactly
+_CONFIG: Schema = {
+    "model": schema_of(ModelConfig),
+    "training": schema_of(TrainConfig),
+    "checkpoint": {"latest": PATH, "step": COUNT, "val_loss": optional(NUMBER)},
+}
+_ELSE = "restore it, or name another checkpoint"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Checkpoint:
 
         Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
         """
-        with _open_tensors(self.path, _weights_layout(self.model)) as file:
+        with _open_tensors(self.path, self.model, lambda: _weights_layout(self.model)) as file:
             return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
 
     def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -63,9 +68,13 @@ class Checkpoint:
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
         names = optimizer_shapes(self.model, self.train.optimizer)
-        with _open_tensors(path, _optimizer_layout(self.model, self.train)) as file:
+        with _open_tensors(path, self.model, lambda: _optimizer_layout(self.model, self.train)) as file:
             tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, {name: int(file.get_tensor(name)) for name in COUNTERS}
+            counters = {name: int(file.get_tensor(name)) for name in COUNTERS}
+        for name, count in counters.items():
+            if not 0 <= count <= _MOST_STEPS:
+                raise UserError(f"{path} is damaged: {name} is {count}, but must be from 0 to {_MOST_STEPS}: {_ELSE}")
+        return tensors, counters
 
 
 def save(
@@ -230,69 +239,66 @@ def _config(run: Run, step: int, model: ModelConfig, train: TrainConfig, weights
 def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Checkpoint:
     """The checkpoint of a config file; its weights are the file it names, unless `weights_path` says otherwise."""
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {config_path}: {_reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{config_path} is not valid JSON: {_reason(error)}") from error
-    for section, keys in _REQUIRED.items():
-        found = config.get(section) if isinstance(config, dict) else None
-        if not isinstance(found, dict):
-            raise UserError(f"{config_path} is not a checkpoint's config: it has no section {section!r}")
-        for key in keys:
-            if key not in found:
-                raise UserError(f"{config_path} is not a checkpoint's config: its section {section!r} has no {key!r}")
+        config = read_json(config_path, _CONFIG, "a checkpoint's config", _ELSE)
+    except FileNotFoundError:
+        raise UserError(f"{config_path} is missing: {_ELSE}") from None
     try:
         model, train = ModelConfig.from_json(config["model"]), TrainConfig.from_json(config["training"])
-        step, val_loss = int(config["checkpoint"]["step"]), config["checkpoint"].get("val_loss")
         # The name alone counts: the file lies beside its config, wherever the directory has been moved.
         named = config_path.with_name(Path(config["checkpoint"]["latest"]).name)
-        layout = _weights_layout(model)
-        val_loss = None if val_loss is None else float(val_loss)
-    except (TypeError, ValueError, UserError) as error:
-        raise UserError(f"{config_path} does not describe a model and its training: {_reason(error)}") from error
-    checkpoint = Checkpoint(run, step, model, train, weights_path or named, val_loss)
-    with _open_tensors(checkpoint.path, layout):
-        return checkpoint
+    except (ValueError, UserError) as error:
+        raise UserError(f"{config_path} is not a checkpoint's config: {_reason(error)}: {_ELSE}") from error
+    val_loss = config["checkpoint"].get("val_loss")
+    path = weights_path or named
+    _check_layout(path, model, lambda: _weights_layout(model))
+    return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss)
 
 
-def _weights_layout(model: ModelConfig) -> Layout:
+def _weights_layout(model: ModelConfig) -> Tensors:
     return {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
 
 
-def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
-    tensors: Layout = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
+def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Tensors:
+    tensors: Tensors = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 
 @contextmanager
-def _open_tensors(path: Path, layout: Layout) -> Iterator[Any]:
-    """The open safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
+def _open_tensors(path: Path, model: ModelConfig, layout: Callable[[], Tensors]) -> Iterator[Any]:
+    """The open safetensors file at `path`, which has the tensors of `layout()` and no others, or UserError."""
+    _check_layout(path, model, layout)
     try:
-        with safe_open(path, framework="numpy") as file:
-            _check_layout(path, file, layout)
+        with cannot(f"read {path}"), safe_open(path, framework="numpy") as file:
             yield file
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: restore it, or name another checkpoint") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
+        raise UserError(f"{path} is missing: {_ELSE}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
 
 
-def _check_layout(path: Path, file: Any, layout: Layout) -> None:
-    names = set(file.keys())
-    for name, wanted in layout.items():
-        if name not in names:
-            raise UserError(f"{path} does not fit its config: it has no tensor {name}")
-        view = file.get_slice(name)
-        found = view.get_dtype(), tuple(view.get_shape())
-        if found != wanted:
-            raise UserError(f"{path} does not fit its config: {name} is {_words(*found)}, not {_words(*wanted)}")
-    if extra := names - layout.keys():
-        raise UserError(f"{path} does not fit its config: it has the unknown tensor {min(extra)}")
+def _check_layout(path: Path, model: ModelConfig, layout: Callable[[], Tensors]) -> None:
+    """Raises UserError unless the file's header is that of the tensors of `layout()`, which are those of `model`."""
+    try:
+        found = safetensors_header(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {_ELSE}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
+    misfit = f"{path} does not fit its config"
+    if model.num_layers > len(found):  # else a wrong number could ask for a layout that has no end
+        raise UserError(f"{misfit}: it has {len(found)} tensors, too few for {model.num_layers} layers: {_ELSE}")
+    wanted = layout()
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise UserError(f"{misfit}: it has no tensor {name}: {_ELSE}")
+        if found[name] != tensor:
+            raise UserError(f"{misfit}: {name} is {_words(*found[name])}, not {_words(*tensor)}: {_ELSE}")
+    if extra := found.keys() - wanted.keys():
+        raise UserError(f"{misfit}: it has the unknown tensor {shown(min(extra), quoted=False)}: {_ELSE}")
 
 
 def _words(dtype: str, shape: tuple[int, ...]) -> str:
-    return f"{dtype} {list(shape)}"
+    return shown(f"{dtype} {list(shape)}", quoted=False)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -303,4 +309,4 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 def _reason(error: Exception) -> str:
     """What went wrong, in one line."""
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return shown(" ".join((getattr(error, "strerror", None) or str(error)).split()), quoted=False)

@@ -84,7 +84,7 @@ class Encoding:
         blocks = iter(blocks)
         with ThreadPoolExecutor(threads) as pool:
             while group := list(islice(blocks, _GROUP * threads)):
-                run = pool.map if len(group) > 1 else map
+                run = partial(_run, pool) if len(group) > 1 else map
                 for found in self._chunks.look_up(list(run(self._spelling.chunks, group)), run):
                     yield found.ids, int(found.lost.sum())
 
@@ -93,6 +93,15 @@ class Encoding:
         (found,) = self._words.look_up([words])
         first = np.cumsum(count) - count
         return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
+
+
+def _run(pool: ThreadPoolExecutor, function: Callable, items: Sequence) -> Iterator:
+    """map(function, items) in the threads of a pool; in this one alone if the system grants no more threads."""
+    try:
+        return pool.map(function, items)
+    except RuntimeError:  # "can't start new thread", or in later calls "cannot schedule new futures after shutdown"
+        pool.shutdown(cancel_futures=True)
+        return map(function, items)
 
 
 class _Table:

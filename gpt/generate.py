@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpt.checkpoint import Checkpoint
-from gpt.errors import UserError
+from gpt.errors import UserError, shown
 from gpt.model import GPT, KVCache
 from gpt.ops import Array
 from gpt.tokenizer import Tokenizer
@@ -96,9 +96,11 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
     try:
         ids = tokenizer.encode(prompt)
     except ValueError:
-        raise UserError(f"{flag} {prompt!r} is not valid text: give it in UTF-8") from None
+        raise UserError(f"{flag} {shown(prompt)} is not valid text: give it in UTF-8") from None
     if not ids:
-        raise UserError(f"{flag} {prompt!r} has no token that the model knows: begin with words of its training text")
+        raise UserError(
+            f"{flag} {shown(prompt)} has no token that the model knows: begin with words of its training text"
+        )
     return ids
 
 

@@ -21,6 +21,7 @@ from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import Run
+from gpt.tokenizer import loss
 
 BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
 
@@ -188,6 +189,8 @@ def make(
         )  # fmt: skip
         if train.sample_prompt is not None:
             prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")
+            if unknown := corpus.tokenizer.unknown(train.sample_prompt):
+                console.line(f"Note: {loss('--sample-prompt', unknown, len(train.sample_prompt))}")
     except UserError:
         if is_new:
             run.discard_tokens()

@@ -11,6 +11,7 @@ project can move and be used from any working directory; a text outside it is re
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,20 +21,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt import reading
 from gpt.config import DATA_PATH, PRESETS, TOKENIZERS, VOCAB_LIMIT
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.files import atomic_path, write_atomically
+from gpt.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.run import Run
-from gpt.text import read_blocks
-from gpt.tokenizer import Tokenizer
+from gpt.text import looks_like_json_lines, read_blocks
+from gpt.tokenizer import Tokenizer, loss
+from gpt.unicode_table import UNICODE_VERSION
 
 DEFAULTS: Mapping[str, Any] = {"data_path": DATA_PATH, "vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
 
-_INFO_TYPES = {
-    "text": {"path": str, "size": int, "mtime_ns": int, "sha256": str},
-    "tokenizer": {"kind": str, "vocab_limit": int, "sha256": str},
-    "tokens": {"size": int, "mtime_ns": int, "sha256": str},
+_INFO: Schema = {
+    "dtype": one_of(("uint16", "uint32")),
+    **dict.fromkeys(("count", "vocab_size", "characters", "dropped"), COUNT),
+    "text": {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
+    "tokenizer": {"kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "sha256": TEXT, "unicode": optional(TEXT)},
+    "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
+    "checked": optional(TEXT),
 }
+_IDS_AT_ONCE = 1 << 24  # that a check for foreign ids reads
 
 Report = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -49,8 +57,9 @@ class Corpus:
     """A tokenized text. `tokens` is a read-only memory map (uint16 or uint32 [n]); `info` is what tokens.json holds.
 
     `info`: dtype, count (tokens), vocab_size, characters (of the text), dropped (characters the vocabulary lacks), and
-    the sections text (path, size, mtime_ns, sha256), tokenizer (kind, vocab_limit, sha256) and tokens (size, mtime_ns,
-    sha256).
+    the sections text (path, size, mtime_ns, sha256), tokenizer (kind, vocab_limit, sha256, and the version of Unicode
+    that says what is a letter) and tokens (size, mtime_ns, sha256). `checked` says of which tokens and tokenizer it
+    is known that the vocabulary has every id.
     """
 
     tokenizer: Tokenizer
@@ -93,7 +102,7 @@ def prepare(
 
     info = _read_info(run)
     if data_path is not None:
-        text = Path(data_path)
+        text = _resolved(Path(data_path))
     elif info is not None:
         text = _located(run, info["text"]["path"])
     elif trained:
@@ -115,7 +124,7 @@ def prepare(
         tokenizer = Tokenizer(
             settings["vocab_limit"] if vocab_limit is None else vocab_limit, settings["kind"] if kind is None else kind
         )
-        return _make(run, text, tokenizer, is_new=True, report=report, progress=progress)
+        return _told(_make(run, text, tokenizer, is_new=True, report=report, progress=progress), text, report)
 
     if info is not None and (now := _sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
         raise UserError(
@@ -134,16 +143,30 @@ def prepare(
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
         report(f"Note: {lost}: encoding {text} with the tokenizer that is there, {run.tokenizer_path}")
-        return _make(run, text, tokenizer, is_new=False, report=report, progress=progress)
+        return _told(_make(run, text, tokenizer, is_new=False, report=report, progress=progress), text, report)
 
     current = {**info, "text": _checked_text(run, text, info["text"], otherwise, report)}
     if not run.tokens_path.exists():
         report(f"Note: {run.tokens_path} is missing: encoding {text} again")
-        return _make(run, text, tokenizer, is_new=False, report=report, progress=progress)
+        return _told(_make(run, text, tokenizer, is_new=False, report=report, progress=progress), text, report)
     current["tokens"] = _checked(
         run.tokens_path, info["tokens"], f"{run.tokens_path} is not what was written",
         f"put it back, or delete it to encode {text} again",
     )  # fmt: skip
+    if not trained and info["dropped"]:
+        _raise_if_lossy(text, info["dropped"], info["characters"])
+        report(
+            f"Note: {text} has lost {info['dropped']:,} of its {info['characters']:,} characters, which the vocabulary "
+            "lacks; --tokenizer byte would keep every character"
+        )
+    if current.get("checked") != (checked := _digest_of_both(current)):
+        largest = _largest(_opened(run, tokenizer, current).tokens)
+        if largest >= tokenizer.vocab_size:
+            raise UserError(
+                f"{run.tokens_path} has the id {largest}, but the tokenizer has {tokenizer.vocab_size} tokens: "
+                f"put the right file back, or delete it to encode {text} again"
+            )
+        current["checked"] = checked
     if current != info:  # a new time or place for the same content, so that it need not be digested every time
         write_atomically(run.tokens_info_path, _json(current))
     return _opened(run, tokenizer, current)
@@ -250,15 +273,51 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
             "text": {"path": _remembered(run, text), **before, "sha256": encoded.text_sha256},
             "tokenizer": {
                 "kind": tokenizer.kind, "vocab_limit": tokenizer.vocab_limit, "sha256": _sha256(tokenizer_file),
+                "unicode": UNICODE_VERSION,
             },
             "tokens": {**_stamp(tokens_file), "sha256": encoded.tokens_sha256},
         }  # fmt: skip
+        info["checked"] = _digest_of_both(info)
         info_file.write_text(_json(info), encoding="utf-8")
     return _opened(run, tokenizer, info)
 
 
+def _told(corpus: Corpus, text: Path, report: Report) -> Corpus:
+    """Say what of a text that has just been encoded is not in its tokens, or should not be."""
+    if lost := corpus.tokenizer.lost:
+        said = loss(str(text), lost, corpus.info["characters"])
+        report(f"Note: {said}; --tokenizer byte would keep every character")
+    if looks_like_json_lines(text):
+        report(
+            f"Note: {text} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
+            "better write the texts in it to a file of their own"
+        )
+    return corpus
+
+
+def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
+    if 2 * dropped > characters:
+        raise UserError(
+            f"{dropped:,} of the {characters:,} characters of {text} are not in the vocabulary, and tokens that lack "
+            "more than half of a text are of no use: give another text, or use --tokenizer byte or a larger "
+            "--vocab-size for a new run"
+        )
+
+
+@contextmanager
+def _enough_memory(text: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise UserError(
+            f"out of memory while tokenizing {text}: use OMP_NUM_THREADS=1 or a part of the text; much memory goes to "
+            "long stretches without white space and to many different words"
+        ) from None
+
+
 def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> None:
-    with progress("Training tokenizer", 2 * size) as advance:  # one half is reading, the other merging
+    # One half of the progress is reading, the other merging
+    with _enough_memory(text), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
             read = 0
@@ -267,7 +326,10 @@ def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> N
                 read += len(block.encode())
                 advance(read)
 
-        tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
+        try:
+            tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
+        except UserError as error:  # the tokenizer does not know what the text is called
+            raise UserError(re.sub("^the text ", lambda _: f"{text} ", str(error))) from None
 
 
 class _Encoded(NamedTuple):
@@ -281,7 +343,10 @@ class _Encoded(NamedTuple):
 def _encode(
     tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np.dtype, progress: Progress
 ) -> _Encoded:
-    """Write the ids to `target` block by block, counting and digesting what passes."""
+    """Write the ids to `target` block by block, counting and digesting what passes.
+
+    Raises UserError if more than half of the text is not in the vocabulary.
+    """
     text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
     characters = read = count = 0
     dropped_before = tokenizer.dropped
@@ -295,14 +360,20 @@ def _encode(
             read += len(data)
             yield block
 
-    with progress("Encoding", size) as advance, open(target, "wb") as file:
+    with _enough_memory(text), progress("Encoding", size) as advance, open(target, "wb") as file:
         for ids in tokenizer.encode_blocks(blocks()):
             data = ids.astype(dtype).tobytes()
-            file.write(data)
+            try:
+                file.write(data)
+            except OSError as error:
+                error.filename = str(target)  # which it does not know
+                raise
             tokens_digest.update(data)
             count += len(ids)
             advance(read)
     dropped = tokenizer.dropped - dropped_before
+    if count:
+        _raise_if_lossy(text, dropped, characters)
     return _Encoded(count, characters, dropped, text_digest.hexdigest(), tokens_digest.hexdigest())
 
 
@@ -314,13 +385,22 @@ def _opened(run: Run, tokenizer: Tokenizer, info: dict[str, Any]) -> Corpus:
 def _read_info(run: Run) -> dict[str, Any] | None:
     """What tokens.json says; None if it is missing, or damaged by something other than this program."""
     try:
-        info = json.loads(run.tokens_info_path.read_text(encoding="utf-8"))
-        found = {section: {key: type(value) for key, value in info[section].items()} for section in _INFO_TYPES}
-        complete = found == _INFO_TYPES
-        complete &= info["count"] * np.dtype(info["dtype"]).itemsize == info["tokens"]["size"]
-    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError):
+        info = reading.parse(reading.read(run.tokens_info_path, reading.SMALL))
+        reading.check(info, _INFO)
+    except (FileNotFoundError, ValueError):
         return None
-    return info if complete else None
+    size = info["count"] * np.dtype(info["dtype"]).itemsize
+    return info if 0 < size == info["tokens"]["size"] else None
+
+
+def _digest_of_both(info: dict[str, Any]) -> str:
+    """What tells this pair of tokens and tokenizer from any other."""
+    return hashlib.sha256((info["tokens"]["sha256"] + info["tokenizer"]["sha256"]).encode()).hexdigest()
+
+
+def _largest(tokens: np.ndarray) -> int:
+    """The largest id. All tokens are read for it, so tokens.json remembers that it has been looked for."""
+    return max(int(tokens[first : first + _IDS_AT_ONCE].max()) for first in range(0, len(tokens), _IDS_AT_ONCE))
 
 
 def _checked_text(run: Run, text: Path, then: dict[str, Any], otherwise: str, report: Report) -> dict[str, Any]:
@@ -360,10 +440,18 @@ def _stamp(path: Path) -> dict[str, int]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 16):
-            digest.update(data)
+    with cannot(f"read {path}"):
+        reading.raise_unless_regular(path)
+        with open(path, "rb") as file:
+            while data := file.read(1 << 16):
+                digest.update(data)
     return digest.hexdigest()
+
+
+def _resolved(text: Path) -> Path:
+    """The file behind a name that means another one in every process, such as /dev/stdin; other names stay."""
+    real = os.path.realpath(text)
+    return Path(real) if str(text).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else text
 
 
 def _remembered(run: Run, text: Path) -> str:

@@ -3,9 +3,9 @@
 Everything one training run owns lies in `checkpoints/RUN/`, and this file is where each of its files gets its name.
 """
 
-import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +15,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gpt.errors import UserError
+from gpt.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
 
 ROOT = Path("checkpoints")
 NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a run adds 50 or so to the run's name
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # a first "." would hide the run, a first "-" reads as an option
 
+_METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
+_METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
 _TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors does
 
 
@@ -49,8 +52,10 @@ class Run:
 
     @staticmethod
     def new_name() -> str:
-        """A name from the local time: `run_20261123_114501`."""
-        return time.strftime("run_%Y%m%d_%H%M%S")
+        """A name from the local time, and a random end that tells runs apart which start together:
+        `run_20261123_114501_9f3c`.
+        """
+        return time.strftime("run_%Y%m%d_%H%M%S_") + secrets.token_hex(2)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -118,11 +123,14 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""
         entries = []
-        if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(json.JSONDecodeError):
-                    entries.append(json.loads(line))
-        return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+        if self.metrics_path.is_file():
+            with open(self.metrics_path, "rb") as file:
+                while line := file.readline(SMALL):
+                    with suppress(ValueError):
+                        entry = parse(line)
+                        check(entry, _METRICS)
+                        entries.append(entry)
+        return entries
 
     def discard_tokens(self) -> None:
         """Remove the tokenizer and the tokens, where there are any."""

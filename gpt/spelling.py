@@ -9,18 +9,19 @@ All of it is done on whole arrays of bytes or code points. Several strings in on
 """
 
 import codecs
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain
 from typing import Protocol
 
 import numpy as np
-import regex
 
 from gpt.bpe import GAP
 from gpt.errors import UserError
 from gpt.lexicon import MARGIN, MARK, Strings
 from gpt.text import END_OF_TEXT
+from gpt.unicode_table import LETTERS, NUMBERS
 
 END_OF_WORD = "</w>"
 
@@ -81,7 +82,9 @@ class WordSpelling:
         times[_MARK_POINT] = 0
         (found,) = times.nonzero()
         if not len(found):
-            raise UserError("the text has no word to train on, only white space: give a text with words")
+            raise UserError(
+                f"the text has no word to train on, only white space and {END_OF_TEXT} marks: give a text with words"
+            )
         advice = None
         if 4 * len(found) > vocab_limit:
             advice = (
@@ -115,6 +118,13 @@ class WordSpelling:
             rows.append(row[known])
             lost.append(np.add.reduceat(~known, gap - np.diff(gap, prepend=-1) + 1, dtype=np.int32))
         return np.concatenate(rows), np.concatenate(lost)
+
+    def unknown(self, text: str) -> Counter[str]:
+        """The characters of a text that have no id, with how often each occurs. White space needs none."""
+        points = _code_points(_encoded(text))
+        points = points[self._ids[points] == _UNKNOWN]
+        points, counts = np.unique(points[~_white_points()[points]], return_counts=True)
+        return Counter(dict(zip(map(chr, points.tolist()), counts.tolist(), strict=True)))
 
     @staticmethod
     def joinable(left: str, right: str) -> bool:
@@ -226,6 +236,11 @@ class ByteSpelling:
         return row, np.zeros(np.count_nonzero(row == GAP) - 1, np.int32)
 
     @staticmethod
+    def unknown(text: str) -> Counter[str]:
+        """No character is unknown."""
+        return Counter()
+
+    @staticmethod
     def joinable(left: str, right: str) -> bool:
         return True
 
@@ -284,13 +299,24 @@ def _white(data: bytes) -> np.ndarray:
 
 
 @cache
+def _white_points() -> np.ndarray:
+    """Which code points are white space (Unicode's White_Space), bool [code points]."""
+    white = np.zeros(_ALL, bool)
+    white[[*map(ord, "\t\n\v\f\r "), *(ord(c.decode()) for c in chain(*_WIDE_WHITE))]] = True
+    return white
+
+
+@cache
 def _kinds() -> np.ndarray:
-    """Of each code point, which of the kinds that GPT-2's pattern tells apart, uint8."""
+    """Of each code point, which of the kinds that GPT-2's pattern tells apart, uint8 [code points].
+
+    One version of Unicode, whatever is installed, so that a text has the same ids everywhere.
+    """
     kinds = np.full(_ALL, _OTHER, np.uint8)
-    every = np.arange(_ALL, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    for kind, pattern in ((_WHITE, r"\s+"), (_LETTER, r"\p{L}+"), (_DIGIT, r"\p{N}+")):
-        for run in regex.finditer(pattern, every):
-            kinds[run.start() : run.end()] = kind
+    for kind, ranges in ((_LETTER, LETTERS), (_DIGIT, NUMBERS)):
+        for first, _, last in (each.partition("-") for each in ranges.split()):
+            kinds[int(first, 16) : int(last or first, 16) + 1] = kind
+    kinds[_white_points()] = _WHITE
     kinds[ord(" ")] = _SPACE
     kinds[_MARK_POINT] = _END
     return kinds

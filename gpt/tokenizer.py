@@ -10,6 +10,7 @@ words, each distinct word is merged once, and a table does the rest (gpt/encodin
 """
 
 import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,27 @@ import numpy as np
 from gpt.bpe import Merges, learn
 from gpt.config import TOKENIZERS, VOCAB_LIMIT
 from gpt.encoding import count_words, encoder
-from gpt.errors import UserError
+from gpt.errors import UserError, shown
 from gpt.files import write_atomically
+from gpt.reading import LARGE, read_json
 from gpt.spelling import SPELLINGS, Decoder, Spelling
 from gpt.text import END_OF_TEXT
+
+_LIMIT = 1 << 31  # tokens
+_MENTIONED = 10  # characters that a message names
+_OURS = "a tokenizer that hipgpt has made"
+_INSTEAD = (
+    "tokenizer.json may be one that `hipgpt tokenize` wrote, or such a one saved again by Hugging Face's tokenizers, "
+    "but with no token added and no setting changed; to learn a new one, remove the file or take another --run-name"
+)
 
 
 class Tokenizer:
     """Byte-pair encoding of at most `vocab_limit` tokens, everything counted. Blank until `train_bpe` or `load`.
 
     `advice` is one line for the user after a training that left little room for merges, else None.
-    `dropped` counts the characters that encoding has left out because the vocabulary lacks them.
-    Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257).
+    `lost` counts the characters that encoding has left out because the vocabulary lacks them, each by itself.
+    Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257) or beyond int32.
     """
 
     def __init__(self, vocab_limit: int = VOCAB_LIMIT, kind: str = "word"):
@@ -39,10 +49,12 @@ class Tokenizer:
         least = SPELLINGS[kind].least
         if vocab_limit < least:
             raise UserError(f"--vocab-size is {vocab_limit}, but must be at least {least} with --tokenizer {kind}")
+        if vocab_limit >= _LIMIT:
+            raise UserError(f"--vocab-size is {shown(vocab_limit)}, but must be below {_LIMIT}: ids are int32")
         self.kind = kind
         self.vocab_limit = vocab_limit
         self.advice: str | None = None
-        self.dropped = 0
+        self.lost: Counter[str] = Counter()
         self._become(SPELLINGS[kind](), [])
 
     def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
@@ -84,9 +96,27 @@ class Tokenizer:
 
         Up to 4 blocks for each thread (there are at most 8) are read before the ids of the first of them appear.
         """
-        for ids, dropped in self._encoding(blocks):
-            self.dropped += dropped
+        held: deque[str] = deque()  # blocks whose ids are still to come
+
+        def passing() -> Iterator[str]:
+            for block in blocks:
+                held.append(block)
+                yield block
+
+        for ids, dropped in self._encoding(passing()):
+            block = held.popleft()
+            if dropped:
+                self.lost.update(self.unknown(block))
             yield ids
+
+    @property
+    def dropped(self) -> int:
+        """How many characters encoding has left out."""
+        return self.lost.total()
+
+    def unknown(self, text: str) -> Counter[str]:
+        """The characters of a text that encoding leaves out, and how often each occurs. ValueError as for `encode`."""
+        return self._spelling.unknown(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
@@ -119,18 +149,15 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a file that `save` wrote (Hugging Face may have written it again). UserError if it is anything else."""
+        path = Path(path)
         try:
-            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            document = read_json(path, {}, _OURS, _INSTEAD, LARGE)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: `hipgpt tokenize` or `hipgpt train` makes it") from None
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error}): put it back, or take another --run-name") from None
         try:
             return cls._from_document(document)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-            raise UserError(f"{path} is not a tokenizer of hipgpt: put back the one that was there") from None
+            raise UserError(f"{path} is not {_OURS}: {_INSTEAD}") from None
 
     def _document(self) -> dict[str, Any]:
         special = {"id": 0, "content": END_OF_TEXT, "special": True}
@@ -165,7 +192,14 @@ class Tokenizer:
         model = document["model"]
         ids = model["vocab"]
         pieces = sorted(ids, key=ids.__getitem__)
+        "".join(pieces).encode()  # ValueError for a lone surrogate
         limit = model.setdefault("vocab_limit", len(pieces))
+        if {type(number) for number in (limit, *ids.values())} != {int} or limit >= _LIMIT:
+            raise ValueError("a number that is none")
+        # Each merge spells the next piece. If that were not known, pieces that double could fill the memory.
+        for (left, right), piece in zip(model["merges"], pieces[len(pieces) - len(model["merges"]) :], strict=True):
+            if left + right != piece or ids[left] >= ids[piece] or ids[right] >= ids[piece]:
+                raise ValueError("a merge of something else")
         kind = "word" if model["end_of_word_suffix"] else "byte"
         tokenizer = cls(max(limit, SPELLINGS[kind].least), kind)
         alphabet = pieces[: len(pieces) - len(model["merges"])]
@@ -175,3 +209,15 @@ class Tokenizer:
         if tokenizer._document() != document or len(pieces) > limit:
             raise ValueError("not what save writes")
         return tokenizer
+
+
+def loss(what: str, lost: Counter[str], characters: int) -> str:
+    """One line for the user about a text that has lost some of its characters: which, the most frequent ones first.
+
+    For example "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)".
+    """
+    by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))
+    named = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
+    more = len(by_count) - _MENTIONED
+    named += f" and {more:,} others" if more > 1 else " and one other" if more == 1 else ""
+    return f"{what} loses {lost.total():,} of its {characters:,} characters, which the vocabulary lacks: {named}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -208,3 +209,59 @@ def test_a_reader_that_goes_away_is_no_error(hipgpt, run):
     )
     assert "Traceback" not in result.stderr
     assert "Error" not in result.stderr
+
+
+# ---- what is left out, and where files are not what they should be ------------------------------------------------
+
+
+def test_characters_that_the_model_does_not_know_are_said_on_standard_error(hipgpt, run):
+    result = hipgpt("generate", "--run-name", run, "--prompt", "the ЖЖé cat", "--num-tokens", 3)
+    note = "Note: --prompt loses 3 of its 11 characters, which the vocabulary lacks: 'Ж' (2), 'é' (1)\n"
+    assert result.stderr == note
+    assert result.stdout.startswith("the ЖЖé cat")
+    result = hipgpt("tokenize", "--run-name", run, "--text", "the Ж<|endoftext|> cat\u3000")
+    assert result.stderr == "Note: --text loses 1 of its 23 characters, which the vocabulary lacks: 'Ж' (1)\n"
+    assert hipgpt("generate", "--run-name", run, "--prompt", "the cat", "--num-tokens", 3).stderr == ""
+
+
+def test_tokenize_reads_its_text_from_standard_input_too(hipgpt, run):
+    given = hipgpt("tokenize", "--run-name", run, "--text", "the cat").stdout
+    assert hipgpt("tokenize", "--run-name", run, "--text", "-", input="the cat\n").stdout == given
+
+
+def test_going_on_with_a_text_that_the_vocabulary_lacks_says_so_or_is_refused(hipgpt, run):
+    Path("other.txt").write_text("the cat sat on the mat . ЖЖЖ \n" * 200, encoding="utf-8")
+    start = ("train", "--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--data-path", "other.txt", "--steps", 2)
+    assert "other.txt loses 600 of its 6,000 characters" in hipgpt(*start, "--run-name", "more").stdout
+    Path("other.txt").write_text("the ЖЗИЙ ЖЗИЙК\n" * 400, encoding="utf-8")
+    error = hipgpt(*start, "--run-name", "yet", status=2).stderr
+    assert "3,600 of the 6,000 characters of other.txt are not in the vocabulary" in error
+    assert not Path("checkpoints/yet").exists()
+
+
+def test_standard_input_is_a_text_if_it_is_a_file_and_is_remembered_by_its_name(hipgpt, run):
+    with open("text.txt") as file:
+        hipgpt("tokenize", "--run-name", "s", "--data-path", "/dev/stdin", stdin=file)
+    assert json.loads(Path("checkpoints/s/tokens.json").read_text())["text"]["path"] == "../../text.txt"
+    error = hipgpt("tokenize", "--run-name", "p", "--data-path", "/dev/stdin", input="a b", status=2).stderr
+    assert "is a pipe, but a text is read more than once: write it to a file" in error
+    assert not Path("checkpoints/p").exists()
+
+
+@pytest.mark.parametrize("size", [2**31, 99_999_999_999, 10**40])
+def test_a_vocabulary_beyond_all_ids_is_refused(hipgpt, run, size):
+    error = hipgpt("tokenize", "--run-name", "v", "--data-path", "text.txt", "--vocab-size", size, status=2).stderr
+    assert f"--vocab-size is {size}, but must be below 2147483648" in error
+
+
+@pytest.mark.parametrize("kind", ["word", "byte"])
+def test_the_largest_vocabulary_costs_no_memory_and_merges_as_any_other(hipgpt, kind):
+    rng = random.Random(5)
+    words = ["".join(rng.choices("abcdefg", k=rng.randrange(1, 9))) for _ in range(300)]
+    Path("text.txt").write_text(" ".join(rng.choices(words, k=3000)))
+    limited = "import resource as r; r.setrlimit(r.RLIMIT_DATA, (2**30,) * 2); from gpt.cli import main; main()"
+    command = ["tokenize", "--data-path", "text.txt", "--tokenizer", kind, "--run-name"]
+    for name, size in (("a", 100_000), ("b", 2**31 - 1)):
+        subprocess.run([sys.executable, "-c", limited, *command, name, "--vocab-size", str(size)], check=True,
+                       env={**hipgpt.environment, "OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
+    assert Path("checkpoints/a/tokens.bin").read_bytes() == Path("checkpoints/b/tokens.bin").read_bytes()

@@ -571,6 +571,18 @@ def test_a_penalty_beyond_float32_leaves_a_logit_of_0_as_it_is(ops, arrays):
     assert sampled(ops, arrays, np.array([0.0, 1.0]), np.array([1, 0], np.uint8), 0.5, **options) == 1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("penalty", [5e-324, 1e-320, 1e-45, 1e-38, 1e38, 1e308])
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-320, 1e-38, 1, 1e308])
+def test_sampling_draws_the_same_with_the_most_extreme_settings_and_no_warning(ops, arrays, penalty, temperature):
+    logits = np.array([2.0, 0.5, -3.0, 0.0, -0.25, 1.0])
+    for seen in np.uint8([[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]]):
+        for top_k in (0, 3):
+            options = {"temperature": temperature, "top_k": top_k, "top_p": 1, "repetition_penalty": penalty}
+            drawn = {sampled(each, Arrays(each), logits, seen, 0.4, **options) for each in (ops, REFERENCE)}
+            assert len(drawn) == 1
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
     options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}

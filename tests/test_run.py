@@ -69,8 +69,12 @@ def test_naming_a_run_creates_nothing(tmp_path):
 
 
 def test_a_new_name_says_when_and_is_a_valid_name():
-    assert re.fullmatch(r"run_20\d{6}_\d{6}", Run.new_name())
+    assert re.fullmatch(r"run_20\d{6}_\d{6}_[0-9a-f]{4}", Run.new_name())
     Run(Run.new_name())
+
+
+def test_runs_that_start_in_one_second_have_different_names():
+    assert Run.new_name() != Run.new_name()
 
 
 def test_files_are_named_after_the_run_and_the_step():
@@ -105,6 +109,28 @@ def test_metrics_are_what_was_logged_without_a_line_cut_short(tmp_path):
     run.path.mkdir()
     run.metrics_path.write_text(json.dumps({"step": 1, "loss": 2.5}) + "\n" + '{"step": 2, "lo')
     assert run.metrics() == [{"step": 1, "loss": 2.5}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "1"}', '{"step": -1}', '{"step": 1, "loss": "low"}', '{"step": 1, "val_loss": 1e999}',
+        '{"step": 1, "loss": NaN}', '{"step": 1, "step": 2}', '{"step": 1, "time": null}', "[" * 100_000,
+        '{"step": 1, "loss": 1' + "0" * 400 + "}", '{"step": ' + "9" * 5000 + "}", '"' + "x" * 3_000_000 + '"',
+    ],
+)  # fmt: skip
+def test_lines_that_no_run_writes_are_passed_over(tmp_path, line):
+    run = Run("a", tmp_path)
+    run.path.mkdir()
+    run.metrics_path.write_text(f'{{"step": 1, "loss": 2.5}}\n{line}\n{{"step": 2, "loss": null}}\n')
+    assert run.metrics() == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": None}]
+
+
+def test_a_pipe_in_the_place_of_the_metrics_is_not_read(tmp_path):
+    run = Run("a", tmp_path)
+    run.path.mkdir()
+    os.mkfifo(run.metrics_path)
+    assert run.metrics() == []
 
 
 def test_the_size_on_disk_counts_each_file_once_and_follows_no_link(tmp_path):

@@ -1,5 +1,8 @@
 """gpt/text.py: files are read as they are, in blocks that end where every tokenizer has a seam."""
 
+import bz2
+import gzip
+import lzma
 import os
 import re
 
@@ -8,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt.errors import UserError
-from gpt.text import END_OF_TEXT, read_blocks
+from gpt.text import END_OF_TEXT, looks_like_json_lines, read_blocks
 
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_WHITE_SPACE = "\x1c\x1d\x1e\x1f\u180e\u200b\ufeff"
@@ -77,5 +80,52 @@ def test_what_cannot_be_read_is_refused_in_one_line_with_its_path(tmp_path, name
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
 def test_a_file_without_permission_is_refused(tmp_path):
     written(tmp_path / "text.txt", "a").chmod(0)
-    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+    with pytest.raises(UserError, match="cannot read .*: Permission denied"):
         list(read_blocks(tmp_path / "text.txt"))
+
+
+# Files that are no text
+
+
+FORMATS = {
+    "gzip": lambda: gzip.compress(b"a text"),
+    "xz": lambda: lzma.compress(b"a text"),
+    "bzip2": lambda: bz2.compress(b"a text"),
+    "zstd": lambda: b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00",
+    "zip": lambda: b"PK\x03\x04\x14\x00",
+    "parquet": lambda: b"PAR1\x15\x04\x15\x10",
+    "UTF-16": lambda: "a text".encode("utf-16"),
+    "UTF-16 without its mark": lambda: "a text".encode("utf-16-be"),
+    "UTF-32": lambda: "a text".encode("utf-32"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("block_chars", [1, 1 << 20])
+def test_what_is_no_text_is_named_by_its_first_bytes(tmp_path, name, block_chars):
+    (tmp_path / "text").write_bytes(FORMATS[name]())
+    with pytest.raises(UserError, match=rf"text is .*\b{name}\b.*: (unpack|convert|write) "):
+        list(read_blocks(tmp_path / "text", block_chars))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        ('{"text": "a"}\n{"text": "b"}\n', True),
+        ('{"text": "a"}\n', True),
+        ('{"text": "a"}\nb\n', False),
+        ("{\n}\n", False),
+        ("5\n6\n", False),
+        ("a b\n", False),
+        ('{"a":' * 100_000, False),
+    ],
+)
+def test_json_lines_are_recognized(tmp_path, text, is_json):
+    assert looks_like_json_lines(written(tmp_path / "text", text)) == is_json
+
+
+def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device")):
+        with pytest.raises(UserError, match=rf"{path} is {what}, but a text is read more than once: write it to a"):
+            list(read_blocks(path))

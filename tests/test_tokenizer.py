@@ -118,15 +118,24 @@ def test_white_space_is_that_of_hugging_face_for_every_character_up_to_the_last_
         assert whole == (len(theirs.pre_tokenize_str(text)) == 1), f"U+{ord(c):04X}"
 
 
-@pytest.mark.skipif(NEWEST < 0x10FFFF, reason="this Python knows characters newer than Hugging Face's Unicode")
-def test_byte_pieces_are_hugging_faces_for_every_assigned_character():
-    assigned = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
-    text = "".join(f"x{c}{c}5 {c}!{c} {c}'" for c in assigned)
-    theirs = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
-    pieces, counts = ByteSpelling.cut(text.encode() + MARK)
-    assert counts.tolist() == [len(theirs)]
-    ours = pieces.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
-    assert ours == [text[start:end] for _, (start, end) in theirs]
+def byte_pieces(text):
+    pieces, _ = ByteSpelling.cut(text.encode() + MARK)
+    return pieces.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
+
+
+def test_byte_pieces_are_hugging_faces_for_every_code_point():
+    pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assigned = *range(0xD800), *range(0xE000, 0x40000)  # and of the planes beyond, that have no letters, some
+    every = [*map(chr, (*assigned, *range(0x40000, 0x110000, 31)))]
+    for first in range(0, len(every), 1 << 16):
+        text = "".join(f"x{c}5{c}!{c}" for c in every[first : first + (1 << 16)])
+        theirs = pre_tokenizer.pre_tokenize_str(text)
+        assert byte_pieces(text) == [text[start:end] for _, (start, end) in theirs]
+
+
+def test_byte_pieces_of_characters_newer_than_the_table_are_those_of_other_signs():
+    letter = "\U00033479"  # of Unicode 17
+    assert byte_pieces(f"a{letter}a 1{letter}") == ["a", letter, "a", " 1", letter]
 
 
 @both_kinds
@@ -151,6 +160,27 @@ def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
     again = Tokenizer.load(tmp_path / "theirs.json")
     assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "theirs does not keep the limit"
     assert again.encode(CORPUS) == ours.encode(CORPUS)
+
+
+@pytest.mark.parametrize("granted", [0, 1])
+def test_without_more_threads_the_ids_are_the_same(monkeypatch, tmp_path, granted):
+    (tmp_path / "text.txt").write_text(CORPUS * 30, encoding="utf-8")
+    blocks = list(read_blocks(tmp_path / "text.txt", 500))
+    tokenizer = trained("word")
+    expected = [ids.tolist() for ids in tokenizer.encode_blocks(blocks)]
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(started) == granted:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    again = trained("word")
+    assert [ids.tolist() for ids in again.encode_blocks(blocks)] == expected
+    assert len(started) == granted
 
 
 # Coming back
@@ -409,13 +439,13 @@ def assert_refused(path, words):
     ("data", "words"),
     [
         (None, "does not exist"),
-        (b"", "is damaged"),
-        (b'{"version": "1.0", ', "is damaged"),
-        (b"\xff", "is damaged"),
-        (b"[" * 100_000, "is damaged"),
-        (b"[]", "not a tokenizer of hipgpt"),
-        (b"{}", "not a tokenizer of hipgpt"),
-        (b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}', "not a tokenizer of hipgpt"),
+        (b"", "is not valid JSON"),
+        (b'{"version": "1.0", ', "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[]", "not a tokenizer that hipgpt has made"),
+        (b"{}", "not a tokenizer that hipgpt has made"),
+        (b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}', "not a tokenizer that hipgpt has made"),
     ],
 )
 def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words):
@@ -425,7 +455,7 @@ def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words)
 
 
 def test_a_directory_is_refused(tmp_path):
-    assert_refused(tmp_path, "cannot be read")
+    assert_refused(tmp_path, "is a directory")
 
 
 @both_kinds
@@ -443,6 +473,11 @@ def test_a_directory_is_refused(tmp_path):
         (["model", "merges", 0], ["a", "nowhere"]),
         (["model", "merges", 0], ["a"]),
         (["model", "merges"], []),
+        (["model", "vocab", "a"], True),
+        (["model", "vocab_limit"], 2**31),
+        (["model", "vocab_limit"], 400.0),
+        (["truncation"], {"max_length": 5}),
+        (["padding"], {"pad_id": 0}),
     ],
 )
 def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value):
@@ -453,4 +488,23 @@ def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value
         section = section[key]
     section[keys[-1]] = value
     path.write_text(json.dumps(document))
-    assert_refused(path, "not a tokenizer of hipgpt")
+    assert_refused(path, "not a tokenizer that hipgpt has made")
+
+
+def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    trained("byte", "aa " * 9).save(path)
+    document = json.loads(path.read_bytes())
+    pieces = {piece: id for id, piece in enumerate([*list(document["model"]["vocab"])[:257], *map(str, range(60))])}
+    document["model"]["vocab"] = pieces
+    document["model"]["merges"] = [["a", "a"], *([str(i), str(i)] for i in range(59))]
+    path.write_text(json.dumps(document))
+    assert_refused(path, "not a tokenizer that hipgpt has made")
+
+
+def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
+    foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
+    foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    foreign.train_from_iterator([CORPUS], tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    foreign.save(str(tmp_path / "tokenizer.json"))
+    assert_refused(tmp_path / "tokenizer.json", "may be one that `hipgpt tokenize` wrote")

@@ -40,6 +40,11 @@ class Stack(NamedTuple):
     copy: Array | None  # of the weights, in the type that products read, if that is another
 
 
+def moderate(factor: float) -> float:
+    """The nearest number that float32 holds together with its inverse: every device then draws the same token."""
+    return min(max(factor, 1e-37), 1e37)
+
+
 def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:
     """The operations object for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 

@@ -2,6 +2,10 @@
 
 import numpy as np
 
+from gpt.ops import moderate
+
+LARGEST = float(np.finfo(np.float32).max)
+
 
 def choose(
     logits: np.ndarray, seen: np.ndarray, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
@@ -10,7 +14,8 @@ def choose(
     """The id drawn from finite logits [vocab], as `CpuOps.sample` says."""
     logits = logits.astype(np.float64)
     seen = np.flatnonzero(seen)
-    logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition_penalty, logits[seen] * repetition_penalty)
+    penalty, found = moderate(repetition_penalty), logits[seen]
+    logits[seen] = np.clip(np.where(found > 0, found / penalty, found * penalty), -LARGEST, LARGEST)
     if temperature == 0:
         return int(np.argmax(logits))
     candidates = np.arange(logits.size)
@@ -18,7 +23,7 @@ def choose(
         least = np.partition(logits, -top_k)[-top_k]
         candidates = np.flatnonzero(logits >= least)
     # The largest is subtracted first, so that no temperature, however low, overflows.
-    weights = np.exp((logits[candidates] - logits.max()) / temperature)
+    weights = np.exp((logits[candidates] - logits.max()) / moderate(temperature))
     if top_k or top_p < 1:  # a draw among all needs no order
         heaviest = np.argsort(-logits[candidates], kind="stable")[: top_k or None]
         reached = np.cumsum(weights[heaviest])

@@ -17,7 +17,7 @@ import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.ops import Array, Dropout, Stack
+from gpt.ops import Array, Dropout, Stack, moderate
 from gpt.ops.blas import BlasError, is_transposed
 from gpt.ops.gpu_muon import GpuMuon, scratch_elements
 from gpt.ops.replay import Inputs, Output, Replayed
@@ -32,7 +32,6 @@ CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when t
 # Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
 # multiprocessor holds, their rows in its cache (measured on an H100).
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-LARGEST = 3e38  # that a float32 may be
 MATVEC_LONGEST = 10_000  # elements of a row that matvec.hip holds in shared memory
 MATVEC_LANES, MATVEC_ROWS = 2, 4  # vectors of columns of a block of it, or rows of transposed weights of a warp
 
@@ -425,8 +424,8 @@ class GpuOps:
         vocab = logits.size
         kernel = self._kernel("sample.hip", "sample")
         keys = self._scratch("sample keys", vocab, "uint32")
-        rate = _float(min(math.log2(math.e) / temperature, LARGEST) if temperature else 0)
-        choice = (_float(min(repetition_penalty, LARGEST)), rate, _int(min(top_k, vocab)), _float(top_p))
+        rate = _float(math.log2(math.e) / moderate(temperature) if temperature else 0)
+        choice = (_float(moderate(repetition_penalty)), rate, _int(min(top_k, vocab)), _float(top_p))
         kernel((1,), (1024,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------

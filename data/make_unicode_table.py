@@ -1,0 +1,38 @@
+"""Write gpt/unicode_table.py: which characters are letters and which are numbers, in one fixed version of Unicode.
+
+    pip install unicodedata2==16.0.0; python data/make_unicode_table.py > gpt/unicode_table.py
+
+The `byte` tokenizer cuts text where these classes change. Taken from an installed library, they would change with its
+version, and then the same text would have other ids. Unicode 16.0.0 is what Hugging Face's tokenizers 0.23 has.
+"""
+
+import textwrap
+from itertools import groupby
+
+import unicodedata2
+
+WIDTH = 118
+
+
+def ranges(major: str) -> str:
+    """The code points whose general category begins with `major`, as hexadecimal ranges: "41-5a 61-7a aa"."""
+    found = []
+    for belongs, run in groupby(range(0x110000), lambda point: unicodedata2.category(chr(point)).startswith(major)):
+        if belongs:
+            points = list(run)
+            first, last = points[0], points[-1]
+            found.append(f"{first:x}-{last:x}" if last > first else f"{first:x}")
+    return " ".join(found)
+
+
+def main() -> None:
+    print('"""Unicode\'s letters and numbers as ranges of code points, written by data/make_unicode_table.py."""\n')
+    print(f'UNICODE_VERSION = "{unicodedata2.unidata_version}"')
+    for name, major in (("LETTERS", "L"), ("NUMBERS", "N")):
+        print(f'\n{name} = """')
+        print("\n".join(textwrap.wrap(ranges(major), WIDTH, break_on_hyphens=False)))
+        print('"""')
+
+
+if __name__ == "__main__":
+    main()

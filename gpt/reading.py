@@ -1,0 +1,209 @@
+"""Files that may hold anything, read with care: only regular files, of a bounded size, whose values have been checked.
+
+A run's files may have been edited by hand, cut short, damaged, or put there by somebody else. Whatever they hold,
+reading them gives values that the rest of the program can use, or one line that names the file, the key and the value.
+"""
+
+import json
+import math
+import os
+import stat
+import types
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from gpt.errors import UserError, cannot, shown
+
+SMALL = 1 << 20  # bytes of a file that describes something
+LARGE = 1 << 30  # bytes of a tokenizer.json: ten million tokens
+_HEADER_LIMIT = 100_000_000  # bytes of a safetensors header, as the library has it
+
+
+class Kind(NamedTuple):
+    """What a value must be: in words, and as a test. A key that is not `required` may be missing."""
+
+    said: str
+    holds: Callable[[Any], bool]
+    required: bool = True
+
+
+Schema = Mapping[str, "Kind | Schema"]
+Tensors = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
+
+
+def _encodes(value: object, encode: Callable[[str], bytes]) -> bool:
+    try:
+        return isinstance(value, str) and encode(value) is not None
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
+INTEGER = Kind("an integer", lambda value: type(value) is int)
+COUNT = Kind("an integer from 0 to 2^63 - 1", lambda value: type(value) is int and 0 <= value < 1 << 63)
+NUMBER = Kind("a finite number", _is_finite)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("text", lambda value: _encodes(value, str.encode))
+PATH = Kind("a path", lambda value: _encodes(value, os.fsencode) and bool(value) and "\0" not in value)
+_KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT}
+
+
+def optional(kind: Kind) -> Kind:
+    """`kind`, of a key that may be missing."""
+    return kind._replace(required=False)
+
+
+def or_null(kind: Kind) -> Kind:
+    return Kind(f"{kind.said} or null", lambda value: value is None or kind.holds(value))
+
+
+def one_of(values: Iterable[str]) -> Kind:
+    values = tuple(values)
+    return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
+
+
+def schema_of(cls: type) -> Schema:
+    """The schema of a dataclass's fields: those with a default may be missing, and those of `| None` may be null."""
+    schema = {}
+    for field in fields(cls):
+        kind = _KINDS[next(each for each in get_args(field.type) or (field.type,) if each is not types.NoneType)]
+        if types.NoneType in get_args(field.type):
+            kind = or_null(kind)
+        schema[field.name] = kind if field.default is MISSING else optional(kind)
+    return schema
+
+
+def irregular(path: str | os.PathLike) -> str | None:
+    """What lies at a path if it is no regular file, as in "a pipe", else None. OSError as os.stat raises it."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISREG(mode):
+        return None
+    named = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((name for holds, name in named if holds(mode)), "a device")
+
+
+def raise_unless_regular(path: str | os.PathLike) -> None:
+    """UserError for what is there but is no regular file: reading a pipe or a device may never end."""
+    if what := irregular(path):
+        raise UserError(f"{path} is {what}, but must be a regular file")
+
+
+def read(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises FileNotFoundError if there is none, and UserError for anything else that keeps it from being read.
+    """
+    with cannot(f"read {path}"):
+        raise_unless_regular(path)
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"{path} is larger than {limit} bytes: it cannot be what its name says")
+    return content
+
+
+def parse(text: str | bytes) -> Any:
+    """The value of a JSON text in UTF-8. ValueError with the reason for anything that is not strictly JSON.
+
+    That is also a key that stands twice, NaN, a number beyond float, and brackets so deep that Python gives up.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_float)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(key)} stands more than once")
+    return made
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{shown(digits)} is beyond the largest float")
+    return number
+
+
+def read_json(path: Path, schema: Schema, what: str, advice: str, limit: int = SMALL) -> dict[str, Any]:
+    """The JSON object in a file, with the values that `schema` wants; other keys may stand beside them.
+
+    Raises FileNotFoundError if there is no file, else UserError: "PATH is not WHAT: model.vocab_size is "x", but must
+    be an integer: ADVICE".
+    """
+    try:
+        found = parse(read(path, limit))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({shown(str(error), quoted=False)}): {advice}") from None
+    try:
+        check(found, schema)
+    except ValueError as error:
+        raise UserError(f"{path} is not {what}: {error}: {advice}") from None
+    return found
+
+
+def check(found: Any, schema: Schema, place: str = "") -> None:
+    """ValueError that names the first key and value that are not as `schema` has them."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{place or 'its content'} is {shown(found)}, but must be an object with keys")
+    for key, wanted in schema.items():
+        inner = f"{place}.{key}" if place else key
+        if key not in found:
+            if not isinstance(wanted, Kind) or wanted.required:
+                raise ValueError(f"it has no {inner}")
+        elif not isinstance(wanted, Kind):
+            check(found[key], wanted, inner)
+        elif not wanted.holds(found[key]):
+            raise ValueError(f"{inner} is {shown(found[key])}, but must be {wanted.said}")
+
+
+def safetensors_header(path: Path) -> Tensors:
+    """The tensors that a safetensors file says it has, without the library, which some headers make crash.
+
+    Raises FileNotFoundError if there is no file, UserError if it cannot be read, ValueError with the reason if it is
+    no safetensors file. (https://github.com/huggingface/safetensors#format)
+    """
+    with cannot(f"read {path}"):
+        raise_unless_regular(path)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+                raise ValueError("its header is cut off")
+            header = parse(file.read(length))
+    check(header, {}, "its header")
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        check(tensor, _TENSOR, shown(name))
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"it has {size} bytes, but its header says {8 + length + end}")
+    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in header.items()}
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(COUNT.holds, value))
+
+
+_TENSOR = {
+    "dtype": TEXT,
+    "shape": Kind("a list of sizes", _are_counts),
+    "data_offsets": Kind("two offsets", lambda value: _are_counts(value) and len(value) == 2),
+}
