@@ -1,6 +1,6 @@
-"""hipgpt's package: `gpt`, which reaches cli.py and kernels/ through links inside it.
+"""hipgpt's package: `gpt`, into which a wheel puts kernels/ and data/ as folders of its own.
 
-Neither may become a top-level name of site-packages: other distributions ship a `kernels`, and `cli` is anybody's.
+Neither may become a top-level name of site-packages: other distributions ship a `kernels`. gpt/shipped.py finds both.
 """
 
 import re
@@ -20,8 +20,9 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["gpt", "gpt.ops"],
-    package_data={"gpt": ["kernels/*"]},
+    packages=["gpt", "gpt.ops", "gpt.kernels", "gpt.texts"],
+    package_dir={"gpt.kernels": "kernels", "gpt.texts": "data"},
+    package_data={"gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
     install_requires=[
         "numpy>=1.26",
         "click>=8.1",

@@ -27,11 +27,12 @@ from gpt.errors import UserError, cannot
 from gpt.files import atomic_path, write_atomically
 from gpt.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.run import Run
+from gpt.shipped import default_text
 from gpt.text import looks_like_json_lines, read_blocks
 from gpt.tokenizer import Tokenizer, loss
 from gpt.unicode_table import UNICODE_VERSION
 
-DEFAULTS: Mapping[str, Any] = {"data_path": DATA_PATH, "vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
+DEFAULTS: Mapping[str, Any] = {"vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
 
 _INFO: Schema = {
     "dtype": one_of(("uint16", "uint32")),
@@ -111,10 +112,11 @@ def prepare(
             "put it back, or name the text with --data-path"
         )
     else:
-        text = Path(defaults["data_path"])
-    if text == Path(defaults["data_path"]) and info is None and not text.exists():
+        text = Path(default_text())
+    if text == Path(DATA_PATH) and info is None and not text.exists():
         raise UserError(
-            f"{text} does not exist: name a text with --data-path, or get one with `hipgpt fetch shakespeare`"
+            f"{text} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or leave "
+            "--data-path out for the text that comes with hipgpt"
         )
 
     if reset or not has_tokenizer:

@@ -2,23 +2,56 @@
 
 import subprocess
 import sys
-from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
 import gpt
+from gpt import shipped
+from tests.conftest import ROOT
 
 HEAVY = {"numpy", "cupy", "rich", "safetensors", "regex", "psutil", "filelock", "threadpoolctl", "tokenizers", "torch"}
 
 
-def test_the_kernels_are_reached_through_the_package():
-    assert [file.name for file in (files("gpt") / "kernels").iterdir()]
+def test_the_kernels_and_a_text_come_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "KERNEL(" in shipped.kernel("gelu.hip").read_text(encoding="utf-8")
+    assert Path(shipped.default_text()).stat().st_size > 1_000_000
+
+
+def test_what_lies_inside_the_package_wins_over_what_lies_beside_it(tmp_path, monkeypatch):
+    """A wheel's neighbors in site-packages are other distributions, and Hugging Face has a `kernels` there."""
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "gpt")
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "kernels").mkdir()
+    assert shipped.kernel("a.hip") == tmp_path / "kernels" / "a.hip"
+    (tmp_path / "gpt" / "kernels").mkdir()
+    assert shipped.kernel("a.hip") == tmp_path / "gpt" / "kernels" / "a.hip"
+
+
+def test_a_text_of_the_users_own_in_data_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data.txt").write_text("mine")
+    assert shipped.default_text() == "data/data.txt"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
+def test_no_file_of_the_repository_is_a_link():
+    """Windows makes text files of them, and a ZIP from the web may too."""
+    listed = subprocess.run(["git", "ls-files", "-s"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert [line for line in listed.splitlines() if line.startswith("12")] == []
+
+
+def test_the_file_at_the_top_is_the_command():
+    result = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"hipgpt, version {gpt.__version__}\n"
 
 
 def modules_after(code: str) -> set[str]:
     result = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, file=sys.stderr)"],
-        capture_output=True, text=True, check=True, cwd=files("gpt").parent,
+        capture_output=True, text=True, check=True, cwd=ROOT,
     )  # fmt: skip
     return set(result.stderr.split())
 

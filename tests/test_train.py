@@ -305,8 +305,8 @@ def test_a_refused_first_command_leaves_no_run_behind(train):
         assert not Path("checkpoints/r").exists()
 
 
-def test_without_its_text_the_default_names_fetch(hipgpt):
-    assert "hipgpt fetch" in hipgpt("train", status=2).stderr
+def test_without_a_text_of_ones_own_the_one_that_comes_with_hipgpt_is_taken(hipgpt):
+    assert "1,300,070 characters" in hipgpt("tokenize", "--tokenizer", "byte", "--vocab-size", 257).stdout
     assert "hipgpt fetch" in hipgpt("train", "--data-path", "data/data.txt", status=2).stderr
 
 

@@ -3,8 +3,9 @@
 import functools
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import NamedTuple
+
+from gpt import shipped
 
 _INCLUDE = re.compile(r'^#include "(common\.h|tile\.h)"$', re.MULTILINE)
 
@@ -43,4 +44,4 @@ def expanded(file: str, macros: str = "") -> str:
 
 @functools.cache
 def _text(file: str) -> str:
-    return (files("gpt") / "kernels" / file).read_text(encoding="utf-8")
+    return shipped.kernel(file).read_text(encoding="utf-8")
