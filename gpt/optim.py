@@ -83,6 +83,8 @@ def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | Non
         said = f"{learning_rate(first, config):.3g} at step {first}"
         said += f", falling to {config.min_lr:g}" if first < total else ""
     if before and learning_rate(first, config) not in (learning_rate(step, before) for step in (first - 1, first)):
+        if config.schedule_start < first - 1 and first < warm:  # in the middle of a warmup that has another length now
+            said = f"{learning_rate(first, config):.3g} at step {first}, {said}"
         said = f"{learning_rate(first - 1, before):.3g} up to step {first - 1}, then {said}"
     by = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[config.optimizer]
     return f"{said} ({config.schedule}); {by}"
