@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ from gpt.errors import UserError, cannot, shown
 from gpt.files import atomic_path, link_atomically
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
-from gpt.reading import COUNT, NUMBER, PATH, Schema, Tensors, optional, read_json, safetensors_header, schema_of
+from gpt.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
 from gpt.run import Run
+from gpt.tensor_files import Layout, check_tensors, safetensors_header
 
 _BYTES = {"F32": 4, "I64": 8}  # of safetensors' dtypes
 _MOST_STEPS = 2**53  # that a counter may have: float64 holds no more of them exactly
@@ -58,7 +59,7 @@ class Checkpoint:
 
         Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
         """
-        with _open_tensors(self.path, self.model, lambda: _weights_layout(self.model)) as file:
+        with _open_tensors(self.path, _weights_layout(self.model)) as file:
             return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
 
     def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -68,7 +69,7 @@ class Checkpoint:
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
         names = optimizer_shapes(self.model, self.train.optimizer)
-        with _open_tensors(path, self.model, lambda: _optimizer_layout(self.model, self.train)) as file:
+        with _open_tensors(path, _optimizer_layout(self.model, self.train)) as file:
             tensors = {name: file.get_tensor(name) for name in names}
             counters = {name: int(file.get_tensor(name)) for name in COUNTERS}
         for name, count in counters.items():
@@ -250,23 +251,25 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
         raise UserError(f"{config_path} is not a checkpoint's config: {_reason(error)}: {_ELSE}") from error
     val_loss = config["checkpoint"].get("val_loss")
     path = weights_path or named
-    _check_layout(path, model, lambda: _weights_layout(model))
+    if model.num_layers > (count := len(safetensors_header(path, _ELSE))):  # else the layout might fill the memory
+        raise UserError(f"{path} does not fit its config: {count} tensors are too few for {model.num_layers} layers: {_ELSE}")
+    check_tensors(path, _weights_layout(model), _ELSE)
     return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss)
 
 
-def _weights_layout(model: ModelConfig) -> Tensors:
+def _weights_layout(model: ModelConfig) -> Layout:
     return {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
 
 
-def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Tensors:
-    tensors: Tensors = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
+def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
+    tensors: Layout = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 
 @contextmanager
-def _open_tensors(path: Path, model: ModelConfig, layout: Callable[[], Tensors]) -> Iterator[Any]:
-    """The open safetensors file at `path`, which has the tensors of `layout()` and no others, or UserError."""
-    _check_layout(path, model, layout)
+def _open_tensors(path: Path, layout: Layout) -> Iterator[Any]:
+    """The open safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
+    check_tensors(path, layout, _ELSE)
     try:
         with cannot(f"read {path}"), safe_open(path, framework="numpy") as file:
             yield file
@@ -274,31 +277,6 @@ def _open_tensors(path: Path, model: ModelConfig, layout: Callable[[], Tensors])
         raise UserError(f"{path} is missing: {_ELSE}") from None
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
-
-
-def _check_layout(path: Path, model: ModelConfig, layout: Callable[[], Tensors]) -> None:
-    """Raises UserError unless the file's header is that of the tensors of `layout()`, which are those of `model`."""
-    try:
-        found = safetensors_header(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {_ELSE}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
-    misfit = f"{path} does not fit its config"
-    if model.num_layers > len(found):  # else a wrong number could ask for a layout that has no end
-        raise UserError(f"{misfit}: it has {len(found)} tensors, too few for {model.num_layers} layers: {_ELSE}")
-    wanted = layout()
-    for name, tensor in wanted.items():
-        if name not in found:
-            raise UserError(f"{misfit}: it has no tensor {name}: {_ELSE}")
-        if found[name] != tensor:
-            raise UserError(f"{misfit}: {name} is {_words(*found[name])}, not {_words(*tensor)}: {_ELSE}")
-    if extra := found.keys() - wanted.keys():
-        raise UserError(f"{misfit}: it has the unknown tensor {shown(min(extra), quoted=False)}: {_ELSE}")
-
-
-def _words(dtype: str, shape: tuple[int, ...]) -> str:
-    return shown(f"{dtype} {list(shape)}", quoted=False)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -19,7 +19,6 @@ from gpt.errors import UserError, cannot, shown
 
 SMALL = 1 << 20  # bytes of a file that describes something
 LARGE = 1 << 30  # bytes of a tokenizer.json: ten million tokens
-_HEADER_LIMIT = 100_000_000  # bytes of a safetensors header, as the library has it
 
 
 class Kind(NamedTuple):
@@ -31,7 +30,6 @@ class Kind(NamedTuple):
 
 
 Schema = Mapping[str, "Kind | Schema"]
-Tensors = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
 
 
 def _encodes(value: object, encode: Callable[[str], bytes]) -> bool:
@@ -172,38 +170,3 @@ def check(found: Any, schema: Schema, place: str = "") -> None:
             check(found[key], wanted, inner)
         elif not wanted.holds(found[key]):
             raise ValueError(f"{inner} is {shown(found[key])}, but must be {wanted.said}")
-
-
-def safetensors_header(path: Path) -> Tensors:
-    """The tensors that a safetensors file says it has, without the library, which some headers make crash.
-
-    Raises FileNotFoundError if there is no file, UserError if it cannot be read, ValueError with the reason if it is
-    no safetensors file. (https://github.com/huggingface/safetensors#format)
-    """
-    with cannot(f"read {path}"):
-        raise_unless_regular(path)
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-                raise ValueError("its header is cut off")
-            header = parse(file.read(length))
-    check(header, {}, "its header")
-    header.pop("__metadata__", None)
-    for name, tensor in header.items():
-        check(tensor, _TENSOR, shown(name))
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if size != 8 + length + end:
-        raise ValueError(f"it has {size} bytes, but its header says {8 + length + end}")
-    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in header.items()}
-
-
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(COUNT.holds, value))
-
-
-_TENSOR = {
-    "dtype": TEXT,
-    "shape": Kind("a list of sizes", _are_counts),
-    "data_offsets": Kind("two offsets", lambda value: _are_counts(value) and len(value) == 2),
-}

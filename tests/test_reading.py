@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import save_file
 
 from gpt import checkpoint
@@ -15,8 +16,9 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError, shown, told
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
-from gpt.reading import COUNT, NUMBER, PATH, TEXT, optional, parse, read_json, safetensors_header, schema_of
+from gpt.reading import COUNT, NUMBER, PATH, TEXT, optional, parse, read_json, schema_of
 from gpt.run import Run
+from gpt.tokenizer import Tokenizer
 
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
 LONGEST = 1000  # characters of a message, but for its paths
@@ -161,8 +163,6 @@ def test_a_header_that_claims_to_be_endless_is_refused(saved):
     path = saved.weights_path(5)
     path.write_bytes((2**63).to_bytes(8, "little") + path.read_bytes()[8:])
     refused(lambda: checkpoint.load(saved), "its header is cut off")
-    with pytest.raises(FileNotFoundError):
-        safetensors_header(path.with_name("none"))
 
 
 @pytest.mark.parametrize("count", [-1, -(2**63), 2**63 - 1])
@@ -180,6 +180,35 @@ def test_a_config_with_more_layers_than_there_are_tensors_costs_no_memory(saved,
     config["model"]["num_layers"] = layers
     saved.config_path(5).write_text(json.dumps(config))
     refused(lambda: checkpoint.load(saved), "does not fit its config")
+
+
+# tokenizer.json
+
+
+def trained(text):
+    tokenizer = Tokenizer(300, "byte")
+    tokenizer.train_bpe(text)
+    return tokenizer
+
+
+def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    trained("aa " * 9).save(path)
+    document = json.loads(path.read_bytes())
+    pieces = {piece: id for id, piece in enumerate([*list(document["model"]["vocab"])[:257], *map(str, range(60))])}
+    document["model"]["vocab"] = pieces
+    document["model"]["merges"] = [["a", "a"], *([str(i), str(i)] for i in range(59))]
+    path.write_text(json.dumps(document))
+    refused(lambda: Tokenizer.load(path), "not a tokenizer that hipgpt has made")
+
+
+def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
+    foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
+    foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    foreign.train_from_iterator(["the cat sat on the mat"], trainer)
+    foreign.save(str(tmp_path / "tokenizer.json"))
+    refused(lambda: Tokenizer.load(tmp_path / "tokenizer.json"), "may be one that `hipgpt tokenize` wrote")
 
 
 # Anything at all

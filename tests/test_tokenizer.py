@@ -489,22 +489,3 @@ def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value
     section[keys[-1]] = value
     path.write_text(json.dumps(document))
     assert_refused(path, "not a tokenizer that hipgpt has made")
-
-
-def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    trained("byte", "aa " * 9).save(path)
-    document = json.loads(path.read_bytes())
-    pieces = {piece: id for id, piece in enumerate([*list(document["model"]["vocab"])[:257], *map(str, range(60))])}
-    document["model"]["vocab"] = pieces
-    document["model"]["merges"] = [["a", "a"], *([str(i), str(i)] for i in range(59))]
-    path.write_text(json.dumps(document))
-    assert_refused(path, "not a tokenizer that hipgpt has made")
-
-
-def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
-    foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
-    foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    foreign.train_from_iterator([CORPUS], tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False))
-    foreign.save(str(tmp_path / "tokenizer.json"))
-    assert_refused(tmp_path / "tokenizer.json", "may be one that `hipgpt tokenize` wrote")
