@@ -26,7 +26,6 @@ setup(
     install_requires=[
         "numpy>=1.26",
         "click>=8.1",
-        "safetensors>=0.4.3",
         "rich>=13",  # progress bars
         "regex>=2022.1.18",  # searches a text from its end
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
@@ -38,7 +37,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "tokenizers>=0.20"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
         "peers": ["torch", "transformers"],
     },
     entry_points={"console_scripts": ["hipgpt = gpt.cli:main"]},

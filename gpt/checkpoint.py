@@ -14,26 +14,23 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gpt.config import ModelConfig, TrainConfig
-from gpt.errors import UserError, cannot, shown
+from gpt.errors import UserError, shown
 from gpt.files import atomic_path, link_atomically
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
 from gpt.run import Run
 from gpt.tensor_files import Layout, check_tensors, safetensors_header
+from gpt.tensors import DTYPES, TensorFile, write_tensors
 
-_BYTES = {"F32": 4, "I64": 8}  # of safetensors' dtypes
 _MOST_STEPS = 2**53  # that a counter may have: float64 holds no more of them exactly
 _CONFIG: Schema = {
     "model": schema_of(ModelConfig),
@@ -54,24 +51,22 @@ class Checkpoint:
     path: Path  # the weights file
     val_loss: float | None = None  # of a best checkpoint, which is weights alone
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Read the weights: float32, in the names, order and shapes of `parameter_shapes`.
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The weights: float32, in the names, order and shapes of `parameter_shapes`, each read when it is asked for.
 
         Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
         """
-        with _open_tensors(self.path, _weights_layout(self.model)) as file:
-            return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
+        return _opened(self.path, _weights_layout(self.model), parameter_shapes(self.model))
 
-    def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-        """Read the optimizer's float32 tensors, named as `optimizer_shapes` names them, and the counters `COUNTERS`.
+    def optimizer(self) -> tuple[Mapping[str, np.ndarray], dict[str, int]]:
+        """The optimizer's float32 tensors, named as `optimizer_shapes` names them, and the counters `COUNTERS`.
 
         Raises UserError as `weights` does; only resuming needs this file.
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
         names = optimizer_shapes(self.model, self.train.optimizer)
-        with _open_tensors(path, _optimizer_layout(self.model, self.train)) as file:
-            tensors = {name: file.get_tensor(name) for name in names}
-            counters = {name: int(file.get_tensor(name)) for name in COUNTERS}
+        tensors = _opened(path, _optimizer_layout(self.model, self.train), names)
+        counters = {name: int(tensors[name]) for name in COUNTERS}
         for name, count in counters.items():
             if not 0 <= count <= _MOST_STEPS:
                 raise UserError(f"{path} is damaged: {name} is {count}, but must be from 0 to {_MOST_STEPS}: {_ELSE}")
@@ -102,13 +97,13 @@ def save(
             atomic_path(run.optimizer_path(step)) as optimizer_file,
             atomic_path(weights_path) as weights_file,
         ):
-            _write_tensors(weights_file, {name: weights[name] for name in names})
+            write_tensors(weights_file, {name: weights[name] for name in names})
             tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
-            _write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
+            write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
         link_atomically(run.latest_weights_path, weights_path.name)
         link_atomically(run.latest_config_path, config_path.name)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
     return Checkpoint(run, step, model, train, weights_path)
 
@@ -124,7 +119,7 @@ def save_best(
     config = _config(run, step, model, train, weights_path, val_loss=val_loss)
     try:
         with atomic_path(config_path) as config_file, atomic_path(weights_path) as weights_file:
-            _write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
+            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
             config_file.write_text(config, encoding="utf-8")
         link_atomically(run.best_weights_path, weights_path.name)
         link_atomically(run.best_config_path, config_path.name)
@@ -132,7 +127,7 @@ def save_best(
         for name in filter(earlier.fullmatch, os.listdir(run.path)):
             if name not in (weights_path.name, config_path.name):
                 (run.path / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
     return Checkpoint(run, step, model, train, weights_path, val_loss)
 
@@ -222,8 +217,8 @@ def prune(run: Run, keep_last: int) -> None:
 def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
     """Bytes of the tensors in a checkpoint's two large files: the weights, and the optimizer's state."""
     layouts = _weights_layout(model), _optimizer_layout(model, train)
-    weights, optimizer = (sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in each.values()) for each in layouts)
-    return weights, optimizer
+    sizes = [[DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in each.values()] for each in layouts]
+    return sum(sizes[0]), sum(sizes[1])
 
 
 def _config(run: Run, step: int, model: ModelConfig, train: TrainConfig, weights_path: Path, **more: float) -> str:
@@ -266,23 +261,15 @@ def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 
-@contextmanager
-def _open_tensors(path: Path, layout: Layout) -> Iterator[Any]:
-    """The open safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
+def _opened(path: Path, layout: Layout, names: Iterable[str]) -> TensorFile:
+    """The safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
     check_tensors(path, layout, _ELSE)
     try:
-        with cannot(f"read {path}"), safe_open(path, framework="numpy") as file:
-            yield file
+        return TensorFile(path, names)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {_ELSE}") from None
-    except SafetensorError as error:
+    except ValueError as error:
         raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    # safetensors writes an array's memory as it lies, so strided views must be copied. Readers of PyTorch
-    # checkpoints ask for the format entry.
-    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path, {"format": "pt"})
 
 
 def _reason(error: Exception) -> str:

@@ -6,13 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
-
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.files import atomic_path, sync_directory, write_atomically
+from gpt.tensors import write_tensors
 from gpt.text import END_OF_TEXT
 from gpt.tokenizer import Tokenizer
 
@@ -41,7 +39,7 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
             made = Path(folder) / "made"
             made.mkdir()
             with atomic_path(made / "model.safetensors") as file:  # on disk before the rename, and readable by others
-                save_file(weights, file, {"format": "pt"})
+                write_tensors(file, weights)
             _write_json(made / "config.json", _model_config(checkpoint.model))
             tokenizer.save(made / "tokenizer.json")
             _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model))
@@ -50,8 +48,8 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
                 out.rmdir()
             made.rename(out)
             sync_directory(out.parent)
-    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
     return [out / name for name in names]
 
 

@@ -6,7 +6,7 @@ tensors' bytes. See https://github.com/huggingface/safetensors#format.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.errors import UserError, cannot, shown
 from gpt.reading import COUNT, TEXT, Kind, check, parse, raise_unless_regular
@@ -36,13 +36,14 @@ def safetensors_header(path: Path, advice: str) -> Layout:
         with cannot(f"read {path}"):
             raise_unless_regular(path)
             with open(path, "rb") as file:
-                return _header(file.read, os.fstat(file.fileno()).st_size)
+                entries, _ = read_entries(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     except ValueError as error:
         raise UserError(
             f"{path} is damaged or no safetensors file ({shown(str(error), quoted=False)}): {advice}"
         ) from None
+    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in entries.items()}
 
 
 def check_tensors(path: Path, layout: Layout, advice: str) -> None:
@@ -58,12 +59,16 @@ def check_tensors(path: Path, layout: Layout, advice: str) -> None:
         raise UserError(f"{misfit}: it has the unknown tensor {shown(min(extra), quoted=False)}: {advice}")
 
 
-def _header(read: Any, size: int) -> Layout:
-    """The header of a file of `size` bytes; ValueError with the reason if it has none."""
-    length = int.from_bytes(read(8), "little")
+def read_entries(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], int]:
+    """name → {dtype, shape, data_offsets} of each tensor in a file, and the place from which the offsets count.
+
+    Raises ValueError with the reason if it is no safetensors file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _HEADER_LIMIT):
         raise ValueError("its header is cut off")
-    header = parse(read(length))
+    header = parse(file.read(length))
     check(header, {}, "its header")
     header.pop("__metadata__", None)
     for name, tensor in header.items():
@@ -71,7 +76,7 @@ def _header(read: Any, size: int) -> Layout:
     end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"it has {size} bytes, but its header says {8 + length + end}")
-    return {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in header.items()}
+    return header, 8 + length
 
 
 def _words(dtype: str, shape: tuple[int, ...]) -> str:

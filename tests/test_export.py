@@ -85,7 +85,7 @@ def test_a_failing_export_leaves_nothing_behind(saved, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gpt.export.save_file", full)
+    monkeypatch.setattr("gpt.export.write_tensors", full)
     with pytest.raises(UserError, match=r"^cannot write .*hf: No space left on device$"):
         export(found, tmp_path / "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
