@@ -221,6 +221,11 @@ def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
     return sum(sizes[0]), sum(sizes[1])
 
 
+def largest_tensor(model: ModelConfig) -> int:
+    """Bytes of the largest tensor of a checkpoint: loading and exporting hold one at a time in memory."""
+    return 4 * max(map(math.prod, parameter_shapes(model).values()))
+
+
 def _config(run: Run, step: int, model: ModelConfig, train: TrainConfig, weights_path: Path, **more: float) -> str:
     """The text of a config file."""
     sections = {

@@ -30,6 +30,14 @@ from gpt.errors import UserError, shown, told
 
 LONGEST = 2000  # characters of an error's message
 
+# What helps a command that runs out of memory; None is any other.
+SPARING = {
+    "train": "lower --batch, --seq or the size of the model",
+    "bench": "lower --batch, --seq or the size of the model",
+    "tokenize": "give a shorter text or a lower --vocab-size, or take a machine with more",
+    None: "close other programs, or take a machine with more",
+}
+
 
 class Cli(click.Group):
     """A group whose every error is one line on standard error and exit status 2."""
@@ -52,8 +60,12 @@ class Cli(click.Group):
             sys.exit(130)
         except OSError as error:
             _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
         except MemoryError:
-            _fail("out of memory: lower --batch, --seq or the size of the model")
+            raise UserError(f"out of memory: {SPARING.get(context.invoked_subcommand, SPARING[None])}") from None
 
 
 def _fail(message: str) -> None:

@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gpt.checkpoint import Checkpoint
+from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.files import atomic_path, sync_directory, write_atomically
+from gpt.limits import free_memory, require_memory
 from gpt.tensors import write_tensors
 from gpt.text import END_OF_TEXT
 from gpt.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
             f"{checkpoint.run.tokenizer_path} has {tokenizer.vocab_size} tokens, but the model "
             f"{checkpoint.model.vocab_size}: put the tokenizer back that it was trained with"
         )
+    needed = largest_tensor(checkpoint.model)
+    require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt.checkpoint import Checkpoint
+from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.errors import UserError, shown
-from gpt.model import GPT, KVCache
+from gpt.limits import require_memory
+from gpt.model import GPT, KVCache, memory_bytes
 from gpt.ops import Array
 from gpt.tokenizer import Tokenizer
 
@@ -51,7 +52,13 @@ class Sampling:
 
 
 def load_model(checkpoint: Checkpoint, ops: Any) -> GPT:
-    """The checkpoint's model on `ops`, for inference of one sequence. Raises UserError as `Checkpoint.weights` does."""
+    """The checkpoint's model on `ops`, for inference of one sequence.
+
+    Raises UserError as `Checkpoint.weights` does, and if the memory is not there.
+    """
+    config = checkpoint.model
+    needed = memory_bytes(config, 1, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
+    require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
     model = GPT(checkpoint.model, ops)
     model.load(checkpoint.weights())
     return model

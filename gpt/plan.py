@@ -17,6 +17,7 @@ from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
+from gpt.limits import free_disk, free_memory, require_memory
 from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
@@ -234,6 +235,7 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     needed, free = memory(model, train, ops)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     console.line("Disk:   " + disk(model, train))
+    check_disk(plan, console)
 
 
 def _precision_note(plan: Plan, ops: Any) -> str | None:
@@ -302,18 +304,48 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
     return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
 
 
-def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
-    """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer."""
+def memory(model: ModelConfig, train: TrainConfig, ops: Any, loading: bool = False) -> tuple[int, int]:
+    """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer.
+
+    `loading` is whether it starts from a checkpoint. A GPU's memory is not the host's, through which checkpoints go.
+    """
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs + cache
+    tensor = checkpoint.largest_tensor(model) if loading else 0
+    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs + cache + tensor
     free = ops.free_bytes()
-    if needed > free:
-        raise UserError(
-            f"training needs {size(needed)} of memory, but {size(free)} is free: lower --batch (it is "
-            f"{train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the model's size"
-        )
+    require_memory(
+        "training", needed, free,
+        f"lower --batch (it is {train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the "
+        "model's size",
+    )  # fmt: skip
+    if not ops.is_cpu:
+        saved, advice = sum(checkpoint.file_bytes(model, train)), "free some of the host's, or lower the model's size"
+        require_memory("saving a checkpoint", saved, free_memory(), advice)
     return needed, free
+
+
+def check_disk(plan: Plan, console: Console) -> None:
+    """Say it if the disk cannot hold what will be kept. Raises UserError if it cannot hold even one checkpoint."""
+    train, run, free = plan.train, plan.run, free_disk(plan.run.path)
+    weights, optimizer = checkpoint.file_bytes(plan.model, train)
+    one, best = weights + optimizer, weights if train.eval_every else 0
+    if free is None:
+        return
+    if one > free:
+        raise UserError(
+            f"a checkpoint takes {size(one)}, but {size(free)} is free on the disk of {run.path}: free some, or keep "
+            "runs elsewhere with --runs-dir"
+        )
+    steps = train.total_steps - (plan.start.step if plan.start else 0)
+    written = math.ceil(steps / train.ckpt_every) if train.ckpt_every else 1
+    more = min(written, max(0, train.keep_last - len(run.steps())) + 1)  # the oldest goes after the newest is there
+    if more * one + best > free:
+        weights_too = f" and the best weights ({size(best)})" if best else ""
+        console.line(
+            f"Note: {min(written, train.keep_last)} x {size(one)} of checkpoints{weights_too} will be kept, but "
+            f"{size(free)} is free on the disk of {run.path}: free some, or lower --keep-last"
+        )
 
 
 def _check_sample_prompt(flags: Mapping[str, Any], train: TrainConfig) -> None:

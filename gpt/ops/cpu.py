@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import psutil
 
+from gpt import limits
 from gpt.config import ModelConfig
 from gpt.ops import Dropout, Stack
 from gpt.ops.cpu_activations import ACTIVATIONS, backward
@@ -117,7 +118,7 @@ class CpuOps:
 
     def free_bytes(self) -> int:
         """Bytes that could be allocated now."""
-        return psutil.virtual_memory().available
+        return limits.free_memory()
 
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this process holds."""

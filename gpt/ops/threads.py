@@ -15,13 +15,15 @@ from queue import SimpleQueue
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from gpt import limits
+
+CPUS = limits.cpus()  # counted before OpenMP is loaded, which may bind this thread to one of them (OMP_PROC_BIND)
+
 
 def available_threads() -> int:
     """CPUs this process may use, or OMP_NUM_THREADS where that is set to a positive number."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else CPUS
 
 
 QUIET = partial(np.errstate, all="ignore")  # training that diverges is found by its loss; NumPy need not warn as well
