@@ -304,15 +304,16 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
     return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
 
 
-def memory(model: ModelConfig, train: TrainConfig, ops: Any, loading: bool = False) -> tuple[int, int]:
+def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer.
 
-    `loading` is whether it starts from a checkpoint. A GPU's memory is not the host's, through which checkpoints go.
+    A tensor that is loaded is counted, so that what was started can be resumed. A GPU's memory is not the host's,
+    through which checkpoints go.
     """
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    tensor = checkpoint.largest_tensor(model) if loading else 0
-    needed = memory_bytes(model, train.batch_size, ops, train.optimizer) + inputs + cache + tensor
+    arrays = memory_bytes(model, train.batch_size, ops, train.optimizer)
+    needed = arrays + inputs + cache + checkpoint.largest_tensor(model)
     free = ops.free_bytes()
     require_memory(
         "training", needed, free,

@@ -43,6 +43,7 @@ PASS_ROWS = 1024  # tokens for every thread that make a pass: more would only ta
 PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
 FEW_TOKENS = 16  # whose rows an embedding's gradient takes token by token
 MUON_RMS = 0.2  # root mean square of a step of Muon in units of the learning rate
+BESIDE_ARRAYS, BESIDE_ARRAYS_PER_THREAD = 2**24, 2**22  # bytes: modules, scratch, BLAS's own; 2 threads took 17 MiB
 SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
 
 
@@ -117,8 +118,8 @@ class CpuOps:
         return function
 
     def free_bytes(self) -> int:
-        """Bytes that could be allocated now."""
-        return limits.free_memory()
+        """Bytes of arrays that could be allocated now."""
+        return max(0, limits.free_memory() - BESIDE_ARRAYS - BESIDE_ARRAYS_PER_THREAD * self.threads.count)
 
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this process holds."""
