@@ -1,5 +1,6 @@
 """What a user reads when a GPU cannot be used: one line, with what to do. A stand-in for CuPy plays the machines."""
 
+import os
 import sys
 import types
 
@@ -11,6 +12,7 @@ from gpt.errors import UserError
 from gpt.ops import cupy_device
 from gpt.ops.cupy_device import CupyDevice
 from gpt.ops.gpu import GpuOps
+from tests.conftest import ROOT
 
 
 class RuntimeFailureError(Exception):
@@ -21,8 +23,22 @@ class CompileError(Exception):
     pass
 
 
-def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, module=None):
-    """Let `import cupy` give a machine with these GPUs."""
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, module=None, gpus=None, busy=()):
+    """Let `import cupy` give a machine with `count` GPUs of these properties, or with `gpus`, each with its own.
+
+    Those whose numbers are in `busy` cannot be used.
+    """
+    count = count if gpus is None else len(gpus)
+
+    def use(index):
+        if index in busy:
+            raise RuntimeFailureError("all devices are busy")
 
     def device_count():
         if failure:
@@ -34,10 +50,11 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     properties = properties or {"name": b"A GPU", "major": 9, "minor": 0, "gcnArchName": b"gfx942:sramecc+:xnack-"}
     runtime = types.SimpleNamespace(
         is_hip=hip, getDeviceCount=device_count, CUDARuntimeError=RuntimeFailureError,
-        getDeviceProperties=lambda index: properties, memGetInfo=lambda: (2**30, 2**34),
+        getDeviceProperties=lambda index: properties | (gpus[index] if gpus else {}),
+        memGetInfo=lambda: (2**30, 2**34),
     )  # fmt: skip
     cupy.cuda = types.SimpleNamespace(
-        runtime=runtime, Device=lambda index: types.SimpleNamespace(use=lambda: None),
+        runtime=runtime, Device=lambda index: types.SimpleNamespace(use=lambda: use(index)),
         compiler=types.SimpleNamespace(CompileException=CompileError),
         Stream=lambda non_blocking: types.SimpleNamespace(use=lambda: None),
     )  # fmt: skip
@@ -65,9 +82,26 @@ def failing_import(monkeypatch, error):
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
 
 
-def test_without_cupy_it_says_what_to_install(monkeypatch):
+def test_without_cupy_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     failing_import(monkeypatch, ModuleNotFoundError("No module named 'cupy'"))
-    assert "pip install 'hipgpt[rocm]'" in refusal()
+    message = refusal()
+    assert f"pip install -e '{ROOT}[rocm]'" in message
+    assert f"pip install -e '{ROOT}[cuda13]'" in message
+
+
+def test_advice_of_a_checkout_is_short_inside_of_it_and_needs_no_checkout_outside(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert "pip install -e '.[rocm]'" in cupy_device.install_advice()
+    monkeypatch.setattr(cupy_device, "__file__", str(tmp_path / "site-packages" / "gpt" / "ops" / "cupy_device.py"))
+    advice = cupy_device.install_advice()
+    assert "pip install cupy-rocm-7-0 for an AMD GPU" in advice
+    assert "hipgpt[" not in advice
+
+
+def test_the_names_in_the_advice_are_those_that_the_extras_bring():
+    setup = (ROOT / "setup.py").read_text()
+    assert all(f'["{name}"]' in setup for name in ("cupy-rocm-7-0", "cupy-cuda12x[ctk]", "cupy-cuda13x[ctk]"))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +123,77 @@ def test_cupy_for_another_vendor_says_whose_it_is(monkeypatch, hip, vendor):
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     machine(monkeypatch, count=2)
-    assert "gpu:2 does not exist: there are 2" in refusal(CupyDevice, 2)
+    assert "gpu:2 does not exist: of NVIDIA GPUs there are 2, counted from 0" in refusal(CupyDevice, 2)
+    machine(monkeypatch, count=1)
+    assert "gpu:2 does not exist: of NVIDIA GPUs there is only one, gpu:0" in refusal(CupyDevice, 2)
+
+
+@pytest.mark.parametrize("hip", [True, False])
+def test_where_no_gpu_is_to_be_seen_that_is_said_and_what_may_hide_them(monkeypatch, hip):
+    machine(monkeypatch, hip=hip, count=0)
+    for make in (CupyDevice, CupyDevice.best):
+        message = refusal(make)
+        assert "finds none" in message
+        assert "gpu:0" not in message
+        assert ("ROCR_VISIBLE_DEVICES" if hip else "CUDA_VISIBLE_DEVICES") in message
+
+
+CARD, INTEGRATED, OLD = {"name": b"Card"}, {"name": b"Inside", "integrated": 1}, {"name": b"Old", "major": 6}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "busy", "chosen", "passed_over"),
+    [
+        ([CARD], [], "Card", None),
+        ([CARD, INTEGRATED], [], "Card", None),
+        ([INTEGRATED], [], "Inside", None),
+        ([INTEGRATED, CARD], [], "Card", ["GPU 0 is integrated"]),
+        ([OLD, CARD], [], "Card", ["GPU 0 is too old: sm_60"]),
+        ([CARD, {"name": b"Second"}], [0], "Second", ["GPU 0 cannot be used: all devices are busy"]),
+        ([INTEGRATED, OLD], [], "Inside", ["GPU 1 is too old"]),
+    ],
+)
+def test_auto_takes_the_first_card_that_works_before_an_integrated_gpu(monkeypatch, gpus, busy, chosen, passed_over):
+    machine(monkeypatch, gpus=gpus, busy=busy)
+    for device in ("auto", "gpu"):
+        operations = ops.select(device)
+        assert operations.description.startswith(chosen)
+        notes = " ".join(operations.notes)
+        assert all(each in notes for each in passed_over or []), notes
+        assert ("passed over" in notes) == (passed_over is not None)
+
+
+def test_if_no_gpu_works_each_ones_reason_is_given(monkeypatch):
+    machine(monkeypatch, gpus=[OLD, CARD], busy=[1])
+    message = refusal(ops.select, "gpu")
+    assert "none of the 2 GPUs works: GPU 0 is too old" in message
+    assert "GPU 1 cannot be used: all devices are busy" in message
+
+
+def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_named(monkeypatch, cache):
+    machine(monkeypatch)
+    assert CupyDevice().notes == []
+    cache.rmdir()
+    cache.write_text("a file in its place")
+    note = CupyDevice().notes[0]
+    assert f"CuPy's cache {cache} cannot be written (" in note
+    assert "CUPY_CACHE_DIR" in note
+    assert os.environ["CUPY_CACHE_DIR"] != str(cache)
+    assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+
+
+def test_a_cache_that_fills_up_later_is_a_line(monkeypatch):
+    class Module:
+        def __init__(self, code, options):
+            pass
+
+        def compile(self):
+            raise OSError(28, "No space left on device")
+
+    machine(monkeypatch, module=Module)
+    message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})
+    assert "No space left on device" in message
+    assert "CUPY_CACHE_DIR" in message
 
 
 def test_a_gpu_too_old_is_named(monkeypatch):

@@ -48,8 +48,9 @@ def moderate(factor: float) -> float:
 def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:
     """The operations object for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
-    auto is the first GPU that works, else the CPU, and on a GPU bf16 where it has matrix units for it, else fp32.
-    On the CPU numba, where it is installed, is worth its start for `training`.
+    auto is the first GPU that works, a card before an integrated one, else the CPU; gpu is the same, but never the CPU.
+    Precision auto is bf16 where a GPU has matrix units for it, else fp32. On the CPU numba, where it is installed, is
+    worth its start for `training`.
     Raises UserError when the device does not exist here or cannot compute so.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
@@ -59,11 +60,11 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
         try:
             from gpt.ops.cupy_device import CupyDevice
 
-            gpu = CupyDevice(int(device[4:] or 0))
+            gpu = CupyDevice(int(device[4:])) if ":" in device else CupyDevice.best()
         except UserError as error:
             if device != "auto":
                 raise
-            note = f"Note: on the CPU, for {error}" if importlib.util.find_spec("cupy") else None
+            note = f"Note: on the CPU, because {error}" if importlib.util.find_spec("cupy") else None
     if gpu is None:
         if precision in ("tf32", "bf16"):
             raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
