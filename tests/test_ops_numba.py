@@ -4,13 +4,15 @@ tests/test_kernels.py and tests/test_model_on_devices.py compare each of them, a
 """
 
 import json
+import os
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from gpt import ops
+from gpt import limits, ops
 from gpt.ops.cpu import CpuOps
 
 pytest.importorskip("numba")
@@ -18,7 +20,7 @@ pytest.importorskip("scipy")
 
 from numba import njit
 
-from gpt.ops import cpu, cpu_activations
+from gpt.ops import cpu, cpu_activations, cpu_numba
 from gpt.ops import cpu_loops as loops
 from gpt.ops.cpu_numba import FEW_ROWS, NumbaOps
 from tests.conftest import ROOT
@@ -79,15 +81,50 @@ def test_where_nothing_can_be_kept_numpy_trains_and_says_so(anew, monkeypatch):
     assert note_of_numpy().endswith("cannot cache function 'share': no locator available")
 
 
-def test_what_a_power_cut_left_empty_is_compiled_again(monkeypatch, tmp_path):
-    class Stats:
-        cache_path = str(tmp_path)
+def with_cache(monkeypatch, folder):
+    """The notes of NumbaOps whose cache is in `folder`."""
+    monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": type("Stats", (), {"cache_path": str(folder)})}))
+    return NumbaOps().notes
 
-    monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": Stats}))
-    (tmp_path / "cpu_loops.linear-1.py311.nbi").touch()
-    (tmp_path / "cpu_loops.share-1.py311.1.nbc").write_bytes(b"whole")
-    NumbaOps()
+
+def test_what_a_power_cut_damaged_is_compiled_again(monkeypatch, tmp_path):
+    whole = pickle.dumps([1, 2, 3])
+    contents = {"linear-1.py311.nbi": b"", "share-1.py311.1.nbc": whole, "loop-1.py311.1.nbc": whole[:-3] + b"\0\0\0"}
+    for name, content in {**contents, "exp-1.py311.nbi": whole[:-1]}.items():
+        (tmp_path / f"cpu_loops.{name}").write_bytes(content)
+    (note,) = with_cache(monkeypatch, tmp_path)
+    assert note == f"Note: 3 damaged files of numba's cache {tmp_path} are compiled anew"
     assert [file.name for file in tmp_path.iterdir()] == ["cpu_loops.share-1.py311.1.nbc"]
+    assert not with_cache(monkeypatch, tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    note = with_cache(monkeypatch, tmp_path / "file")[-1]
+    assert f"numba's cache {tmp_path / 'file'} cannot be written (File exists)" in note
+    assert "NUMBA_CACHE_DIR" in note
+
+
+def test_what_cannot_be_loaded_is_compiled_and_what_cannot_be_kept_is_used(monkeypatch):
+    def fail(*_):
+        raise pickle.UnpicklingError("pickle data was truncated")
+
+    cache = cpu_numba._Cache(type("Broken", (), {"load_overload": fail, "save_overload": fail, "flush": fail})())
+    assert cache.load_overload(None, None) is None
+    cache.save_overload(None, None)
+    assert all(isinstance(f._cache, cpu_numba._Cache) for f in vars(loops).values() if hasattr(f, "py_func"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind threads")
+@pytest.mark.parametrize("setting", ["OMP_PROC_BIND=true", "OMP_PLACES=cores", "GOMP_CPU_AFFINITY=0"])
+def test_threads_that_openmp_binds_are_counted_before(setting):
+    code = "import os; from gpt.ops.cpu_numba import NumbaOps"
+    code += "; print(NumbaOps().threads.count, len(os.sched_getaffinity(0)))"
+    environment = {**os.environ, **dict([setting.split("=")])}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+    assert out.split() == [str(limits.cpus()), str(len(os.sched_getaffinity(0)))]
 
 
 def test_numba_with_its_compiler_switched_off_is_not_used(hipgpt):

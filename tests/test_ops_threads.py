@@ -97,6 +97,22 @@ def test_threads_end_with_their_pool():
         assert not worker.is_alive()
 
 
+def test_where_no_more_threads_can_be_had_fewer_do(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    threads, ran = Threads(8), []
+    assert (threads.count, threads.wanted) == (3, 8)
+    threads.run(ran.append, 20)
+    assert sorted(ran) == list(range(20))
+
+
 def test_scratch_is_reused_and_grows_and_is_each_threads_own():
     scratch, dtype, seen = Scratch(), np.dtype(np.float32), []
     small = scratch("a", (2, 3), dtype)

@@ -6,7 +6,13 @@ keeps on disk: beside these files, or in the user's cache where that folder is n
 
 import math
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from gpt.ops.cpu import CpuOps
+from gpt.ops.threads import ALLOWED  # found before OpenMP is loaded, which may bind this thread to one CPU
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # some 50 µs; OpenMP looks when it is loaded, below
 
@@ -17,7 +23,10 @@ import numpy as np
 
 from gpt.ops import Dropout
 from gpt.ops import cpu_loops as loops
-from gpt.ops.cpu import CpuOps
+
+if ALLOWED:  # again: threads that are started from here on inherit it
+    with suppress(OSError):
+        os.sched_setaffinity(0, ALLOWED)
 
 FEW_ROWS = 256  # up to which a backward pass is cut into half as many pieces: smaller products are less efficient
 ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
@@ -28,22 +37,84 @@ if not llvmlite.binding.address_of_symbol("numba_xxgemm"):
     raise ImportError(f"numba {numba.__version__} has no numba_xxgemm")
 numba.config.THREADING_LAYER = "omp"  # others let threads sleep at once
 
+CACHE_ROOM = 2**22  # bytes that numba's cache needs, and to spare
+
+
+class _Cache:
+    """numba's cache of a function, which never fails: what it cannot load is compiled, and kept if that is possible."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, *arguments: Any) -> Any:
+        try:
+            return self._cache.load_overload(*arguments)
+        except Exception:  # whatever unpickling damaged bytes may raise
+            with suppress(Exception):
+                self._cache.flush()
+            return None
+
+    def save_overload(self, *arguments: Any) -> None:
+        with suppress(Exception):
+            self._cache.save_overload(*arguments)
+
+
+for _function in vars(loops).values():
+    if hasattr(_function, "py_func"):
+        _function._cache = _Cache(_function._cache)
+
+
+def _cache_notes(folder: Path) -> list[str]:
+    """What a user should know about numba's cache in `folder`. Files that a power cut damaged are removed from it."""
+    damaged, kept = [], []
+    for file in folder.glob("cpu_loops.*.nb[ic]"):
+        (kept if _is_whole(file) else damaged).append(file)
+    for file in damaged:
+        with suppress(OSError):
+            file.unlink()
+    notes = []
+    if damaged:
+        notes.append(f"Note: {len(damaged)} damaged files of numba's cache {folder} are compiled anew")
+    elif not kept:
+        notes.append("Note: numba compiles what a step needs, once; that takes half a minute")
+    if damaged or not kept:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(CACHE_ROOM))
+        except OSError as error:
+            notes.append(
+                f"Note: numba's cache {folder} cannot be written ({error.strerror}), so every start compiles anew: "
+                "free some space, or set NUMBA_CACHE_DIR to another folder"
+            )
+    return notes
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file ends as a pickle does; one that was cut short, or whose end is zeros, does not."""
+    try:
+        with open(file, "rb") as content:
+            content.seek(-1, os.SEEK_END)
+            return content.read(1) == b"."
+    except OSError:  # also of an empty file, which has no last byte
+        return False
+
 
 class NumbaOps(CpuOps):
     """CpuOps in float32, faster. What is not here is computed there, and so is what has dropout."""
 
     def __init__(self, threads: int | None = None) -> None:
         super().__init__(threads)
+        if self.threads.count < self.threads.wanted:
+            raise RuntimeError("no more threads can be started")  # for want of which OpenMP would end the process
         self.description += ", numba"
         self._parts = self.threads.count  # into which all work is cut
         numba.set_num_threads(min(self._parts, numba.config.NUMBA_NUM_THREADS))
         self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
-        kept = list(Path(loops.linear.stats.cache_path).glob("cpu_loops.*.nb[ic]"))
-        for file in kept:
-            if not file.stat().st_size:  # a power cut's: numba would stumble over it
-                file.unlink()
-        if not kept:
-            self.notes = ["Note: numba compiles what a step needs, once; that takes half a minute"]
+        self.notes = _cache_notes(Path(loops.linear.stats.cache_path))
 
     def parts(self, rows: int) -> int:
         return self._parts

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 
@@ -17,7 +18,9 @@ from threadpoolctl import threadpool_limits
 
 from gpt import limits
 
-CPUS = limits.cpus()  # counted before OpenMP is loaded, which may bind this thread to one of them (OMP_PROC_BIND)
+# Before OpenMP is loaded, which may bind this thread to one CPU (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY):
+CPUS = limits.cpus()
+ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def available_threads() -> int:
@@ -30,18 +33,21 @@ QUIET = partial(np.errstate, all="ignore")  # training that diverges is found by
 
 
 class Threads:
-    """`count` threads, the calling one among them, that share out numbered tasks.
+    """`wanted` threads, the calling one among them, that share out numbered tasks; `count` of them could be started.
 
     Which thread gets which task is a matter of timing, so no result may depend on it: a task writes only what belongs
     to its number. Not reentrant: a task must not call `run`, and only one thread at a time may.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._jobs = [SimpleQueue() for _ in range(count - 1)]
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self._jobs = wanted, []
         threadpool_limits(limits=1, user_api="blas")
-        for jobs in self._jobs:
-            threading.Thread(target=_serve, args=(jobs,), daemon=True).start()
+        with suppress(RuntimeError):  # the system, or a container, has no more threads for us
+            for _ in range(wanted - 1):
+                jobs: SimpleQueue = SimpleQueue()
+                threading.Thread(target=_serve, args=(jobs,), daemon=True).start()
+                self._jobs.append(jobs)
+        self.count = 1 + len(self._jobs)
         weakref.finalize(self, _dismiss, self._jobs)
 
     def run(self, task: Callable[[int], None], count: int) -> None:
