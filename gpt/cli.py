@@ -19,6 +19,8 @@ from gpt.config import (
     OPTIMIZERS,
     PRECISIONS,
     PRESETS,
+    RUNS_DIR,
+    RUNS_DIR_VARIABLE,
     SAMPLINGS,
     SCHEDULES,
     TOKENIZERS,
@@ -173,6 +175,10 @@ OPTIMIZER_OPTION = train_option(
 PRESET_OPTION = option(
     "--preset", type=click.Choice(list(PRESETS)), help="Sizes, steps and rates that go together; a flag wins."
 )
+RUNS_DIR_OPTION = option(
+    "--runs-dir", default=RUNS_DIR, envvar=RUNS_DIR_VARIABLE, show_envvar=True, metavar="DIR",
+    type=click.Path(path_type=Path), help="Directory that holds the runs.",
+)  # fmt: skip
 DEVICE_OPTION = option("--device", default="auto", metavar="auto|cpu|gpu[:N]", help="Where to compute.")
 PRECISION_OPTION = train_option(
     "--precision", "precision", type=click.Choice(PRECISIONS),
@@ -204,7 +210,8 @@ def main(context: click.Context) -> None:
 
 
 @main.command()
-@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
+@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The run's directory under --runs-dir.")
+@RUNS_DIR_OPTION
 @PRESET_OPTION
 @DEVICE_OPTION
 @PRECISION_OPTION
@@ -246,8 +253,8 @@ def main(context: click.Context) -> None:
 @option("--ckpt", metavar="FILE", help="Go on from this checkpoint, for --steps more, with a schedule of their own.")
 @click.pass_context
 def train(
-    context: click.Context, run_name: str | None, preset: str | None, device: str, reset: bool, resume: bool,
-    ckpt: str | None, **_: Any,
+    context: click.Context, run_name: str | None, runs_dir: Path, preset: str | None, device: str, reset: bool,
+    resume: bool, ckpt: str | None, **_: Any,
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
@@ -259,7 +266,7 @@ def train(
     from gpt.console import Console
 
     given, console = explicit(context), Console()
-    run, start = plan.locate(run_name, resume, ckpt)
+    run, start = plan.locate(run_name, resume, ckpt, runs_dir)
     model, settings = plan.settle(given, preset, start, resume)
     ops, settings = plan.select_ops(device, settings, inherited=start is not None and "precision" not in given)
     console.line(f"Device: {ops.description}")
@@ -274,14 +281,15 @@ def train(
         trainer = Trainer(run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
-        console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
+        console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train {run.options} --resume")
         sys.exit(128 + stopped_by)
     best = " --best" if trainer.best and trainer.best.step != trainer.step else ""
-    console.line(f'Done. Try it: hipgpt generate --run-name {run.name}{best} --prompt "…"')
+    console.line(f'Done. Try it: hipgpt generate {run.options}{best} --prompt "…"')
 
 
 @main.command(short_help="Train a tokenizer and encode a text, or look at ids.")
-@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The directory under checkpoints/.")
+@option("--run-name", metavar="NAME", show_default="run_<timestamp>", help="The run's directory under --runs-dir.")
+@RUNS_DIR_OPTION
 @option("--preset", type=click.Choice(list(PRESETS)),
         help="Preset whose tokenizer and vocabulary size to use; explicit flags override it.")  # fmt: skip
 @TEXT_OPTIONS
@@ -290,8 +298,8 @@ def train(
 @option("--decode", "ids", metavar="IDS", help='Show the text of ids such as "17 4 256".')
 @click.pass_context
 def tokenize(
-    context: click.Context, run_name: str | None, preset: str | None, reset: bool, text: str | None, ids: str | None,
-    **_: Any,
+    context: click.Context, run_name: str | None, runs_dir: Path, preset: str | None, reset: bool, text: str | None,
+    ids: str | None, **_: Any,
 ) -> None:  # fmt: skip
     """Train a run's tokenizer and encode its text, or look at what the tokenizer does.
 
@@ -304,9 +312,9 @@ def tokenize(
 
     given, console = explicit(context), Console()
     if text is not None or ids is not None:
-        if run_name is None or len(given) > 2:
+        if run_name is None or len(given.keys() - {"runs_dir"}) > 2:
             raise UserError("--text and --decode need --run-name, and go with no other option")
-        tokenizer = Tokenizer.load(Run(run_name).tokenizer_path)
+        tokenizer = Tokenizer.load(Run(run_name, runs_dir).tokenizer_path)
         text = _given(text)
         if ids is not None:
             click.echo(tokenizer.decode(_parse_ids(ids)))
@@ -319,7 +327,7 @@ def tokenize(
         click.echo(" ".join(map(str, encoded)))
         click.echo(" ".join(map(tokenizer.piece, encoded)))
         return
-    run = Run(Run.new_name() if run_name is None else run_name)
+    run = Run(Run.new_name() if run_name is None else run_name, runs_dir)
     with run.lock():
         info = prepare(
             run, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"), kind=given.get("tokenizer"),
@@ -354,6 +362,7 @@ def _parse_ids(text: str) -> list[int]:
 
 @main.command()
 @option("--run-name", metavar="NAME", required=True, help="The run whose model writes.")
+@RUNS_DIR_OPTION
 @option("--prompt", metavar="TEXT", required=True, help="How the text begins; - reads standard input.")
 @CHECKPOINT_OPTIONS
 @option("--num-tokens", "--num_tokens", default=100, metavar="N", help="Tokens to add.")
@@ -369,8 +378,8 @@ def _parse_ids(text: str) -> list[int]:
 @DEVICE_OPTION
 @PRECISION_OPTION
 def generate(
-    run_name: str, prompt: str, step: int | None, best: bool, num_tokens: int, temp: float, top_k: int, top_p: float,
-    rep_penalty: float | None, eos_id: int, seed: int, max_seq_len: int | None, device: str,
+    run_name: str, runs_dir: Path, prompt: str, step: int | None, best: bool, num_tokens: int, temp: float, top_k: int,
+    top_p: float, rep_penalty: float | None, eos_id: int, seed: int, max_seq_len: int | None, device: str,
     precision: str,
 ) -> None:  # fmt: skip
     """Continue a prompt with a trained model."""
@@ -381,7 +390,7 @@ def generate(
     from gpt.tokenizer import Tokenizer
 
     sampling = generator.Sampling(temp, top_k, top_p, rep_penalty)
-    run = Run(run_name)
+    run = Run(run_name, runs_dir)
     model = generator.load_model(checkpoint.load(run, step, best), select(device, precision))
     text, tokenizer = _given(prompt), Tokenizer.load(run.tokenizer_path)
     pieces = generator.generate(
@@ -398,15 +407,16 @@ def generate(
 
 @main.command(short_help="Write a directory that Hugging Face loads.")
 @option("--run-name", metavar="NAME", required=True, help="The run to export.")
+@RUNS_DIR_OPTION
 @option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="A directory to create.")
 @CHECKPOINT_OPTIONS
-def export(run_name: str, out: Path, step: int | None, best: bool) -> None:
+def export(run_name: str, runs_dir: Path, out: Path, step: int | None, best: bool) -> None:
     """Write a directory that Hugging Face's from_pretrained loads, model and tokenizer."""
     from gpt import checkpoint
     from gpt import export as exporter
     from gpt.run import Run
 
-    for path in exporter.export(checkpoint.load(Run(run_name), step, best), out):
+    for path in exporter.export(checkpoint.load(Run(run_name, runs_dir), step, best), out):
         click.echo(path)
 
 
@@ -444,18 +454,19 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
 
 
 @main.command(short_help="List the runs: steps, losses, parameters, size.")
-def runs() -> None:
-    """List the runs under checkpoints/: steps done, last loss, best and last validation loss and their steps,
+@RUNS_DIR_OPTION
+def runs(runs_dir: Path) -> None:
+    """List the runs under --runs-dir: steps done, last loss, best and last validation loss and their steps,
     parameters, size on disk."""
     from gpt import checkpoint
     from gpt.console import size
     from gpt.history import lowest, validation_losses
     from gpt.model import parameter_count
-    from gpt.run import ROOT, list_runs
+    from gpt.run import list_runs
 
-    found = list_runs()
+    found = list_runs(runs_dir)
     if not found:
-        click.echo(f"No runs in {ROOT}/ yet: hipgpt train makes one")
+        click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
         return
     rows = [("RUN", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "PARAMETERS", "SIZE")]
     for run in found:

@@ -21,6 +21,7 @@ TOKENIZERS = ("word", "byte")
 COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings with a value if none is given
 
 DATA_PATH = "data/data.txt"
+RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
 VOCAB_LIMIT = 5000
 
 FLAGS = {

@@ -8,6 +8,7 @@ stays, for it serves the corrected command too.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from gpt import checkpoint
@@ -21,7 +22,7 @@ from gpt.limits import free_disk, free_memory, require_memory
 from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
-from gpt.run import Run
+from gpt.run import ROOT, Run
 from gpt.tokenizer import loss
 
 BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
@@ -44,18 +45,20 @@ class Plan:
     start: Checkpoint | None
 
 
-def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, Checkpoint | None]:
-    """The run to train and the checkpoint to start from (None: fresh weights). Writes nothing.
+def locate(
+    run_name: str | None, resume: bool, ckpt: str | None, root: Path = ROOT
+) -> tuple[Run, Checkpoint | None]:
+    """The run under `root` to train and the checkpoint to start from (None: fresh weights). Writes nothing.
 
     Raises UserError where that would overwrite or mix up what is there already.
     """
     if resume and ckpt is None:
         if run_name is None:
             raise UserError("--resume needs --run-name: which run is to go on? `hipgpt runs` lists them")
-        run = Run(run_name)
+        run = Run(run_name, root)
         return run, checkpoint.load(run)
     if ckpt is None:
-        run = Run(Run.new_name() if run_name is None else run_name)
+        run = Run(Run.new_name() if run_name is None else run_name, root)
         if run.has_checkpoints:
             raise UserError(
                 f"run {run.name} already has checkpoints: go on with --resume or --ckpt, or take another --run-name"
@@ -67,7 +70,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
             f"--ckpt {ckpt} is a best checkpoint, which is weights without the optimizer's state, and training cannot "
             "go on from those: name another one"
         )
-    run = start.run if run_name is None else Run(run_name)
+    run = start.run if run_name is None else Run(run_name, root)
     if run.path.exists() and run.path.samefile(start.run.path):
         run, in_the_way = start.run, [step for step in start.run.steps() if step > start.step]
     else:

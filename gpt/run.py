@@ -6,6 +6,7 @@ Everything one training run owns lies in `checkpoints/RUN/`, and this file is wh
 import os
 import re
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,22 +15,31 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
 from gpt.errors import UserError
 from gpt.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
 
-ROOT = Path("checkpoints")
+ROOT = Path(RUNS_DIR)
 NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a run adds 50 or so to the run's name
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")  # a first "." would hide the run, a first "-" reads as an option
+# A first "." would hide the run, a first "-" reads as an option, and Windows drops a last ".".
+_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file of Windows has such a name
 
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
 _METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
 _TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors does
 
 
+def default_root() -> Path:
+    """The directory of runs if --runs-dir is not given: HIPGPT_RUNS_DIR, else checkpoints/."""
+    return Path(os.environ.get(RUNS_DIR_VARIABLE) or ROOT)
+
+
 class Run:
     """The run `name` under `root`: where its files are, whether they exist or not.
 
-    Raises UserError for a name that is not plain letters, digits, '.', '_' and '-', so that none can leave `root`.
+    Raises UserError for a name that is not plain letters, digits, '.', '_' and '-', so that none can leave `root`, and
+    for one that no directory of Windows can have, as runs are copied from machine to machine.
     """
 
     name: str
@@ -39,8 +49,10 @@ class Run:
         if len(name) > NAME_LIMIT:
             raise UserError(f"--run-name has {len(name)} characters, but must have at most {NAME_LIMIT}")
         if not _NAME.fullmatch(name):
-            wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-'"
+            wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
             raise UserError(f"--run-name is {name!r}, but must consist of {wanted}")
+        if _DEVICE.fullmatch(name):
+            raise UserError(f"--run-name is {name!r}, but must be none of Windows' devices: take {name}_run, say")
         self.name, self.path = name, Path(root) / name
 
     @classmethod
@@ -56,6 +68,12 @@ class Run:
         `run_20261123_114501_9f3c`.
         """
         return time.strftime("run_%Y%m%d_%H%M%S_") + secrets.token_hex(2)
+
+    @property
+    def options(self) -> str:
+        """What names this run on the command line: "--run-name r", with --runs-dir where that is needed."""
+        elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
+        return f"--run-name {self.name}{elsewhere}"
 
     @property
     def tokenizer_path(self) -> Path:
@@ -176,10 +194,14 @@ class Run:
             lock.release()
 
 
+def _is_run_name(name: str) -> bool:
+    return len(name) <= NAME_LIMIT and _NAME.fullmatch(name) is not None and not _DEVICE.fullmatch(name)
+
+
 def list_runs(root: Path = ROOT) -> list[Run]:
     """The runs under `root` by name: directories that hold a tokenizer, tokens or a checkpoint."""
     if not root.is_dir():
         return []
-    runs = [Run(path.name, root) for path in sorted(root.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name)]
+    runs = [Run(path.name, root) for path in sorted(root.iterdir()) if _is_run_name(path.name) and path.is_dir()]
     readable = [run for run in runs if os.access(run.path, os.R_OK | os.X_OK)]
     return [run for run in readable if run.tokenizer_path.exists() or run.tokens_path.exists() or run.has_checkpoints]

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -265,3 +266,29 @@ def test_the_largest_vocabulary_costs_no_memory_and_merges_as_any_other(hipgpt, 
         subprocess.run([sys.executable, "-c", limited, *command, name, "--vocab-size", str(size)], check=True,
                        env={**hipgpt.environment, "OMP_NUM_THREADS": "1"}, capture_output=True)  # fmt: skip
     assert Path("checkpoints/a/tokens.bin").read_bytes() == Path("checkpoints/b/tokens.bin").read_bytes()
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
+    place = tmp_path / "some where" / "runs"
+    given, environment = ("--runs-dir", place), hipgpt.environment
+    if by == "variable":
+        given, environment = (), {**hipgpt.environment, "HIPGPT_RUNS_DIR": str(place)}
+    (tmp_path / "text.txt").write_text("a small text to learn from, over and over again. " * 40)
+    size = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 8, "--batch", 2, "--vocab-size", 60)
+
+    def run(*arguments):
+        return hipgpt(*arguments, *given, environment=environment).stdout
+
+    named = ("--run-name", "r")
+    out = run("train", *named, "--data-path", "text.txt", *size, "--steps", 2, "--device", "cpu")
+    assert f"Run:    {place}/r" in out
+    assert ("--runs-dir" in out) == (by == "option")
+    advised = out.split("Try it: hipgpt ")[1].replace('"…"', "a")
+    assert hipgpt(*shlex.split(advised), environment=environment).stdout.startswith("a")
+    run("train", *named, "--resume", "--steps", 3)
+    assert run("tokenize", *named, "--text", "small text")
+    assert run("export", *named, "--out", "hf")
+    assert "r " in run("runs")
+    assert not Path("checkpoints").exists()
+    assert "No runs in checkpoints/" in hipgpt("runs").stdout

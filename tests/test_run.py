@@ -37,7 +37,7 @@ def trainer(tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("name", ["a", "shakespeare", "GPT-2_v1.0", "2", "_", "a..b", "x" * NAME_LIMIT])
+@pytest.mark.parametrize("name", ["a", "shakespeare", "GPT-2_v1.0", "2", "_", "a..b", "console", "x" * NAME_LIMIT])
 def test_a_name_of_letters_digits_dots_dashes_and_underscores_is_a_directory_under_the_root(name):
     assert Run(name).path == Path("checkpoints") / name
     assert Run(name, Path("elsewhere")).path == Path("elsewhere") / name
@@ -45,7 +45,10 @@ def test_a_name_of_letters_digits_dots_dashes_and_underscores_is_a_directory_und
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../a", "a/b", "/a", "a\\b", "a b", "a\n", "a\0", "ä", "a:b", ".a", "-a", "x" * (NAME_LIMIT + 1)],
+    [
+        "", ".", "..", "../a", "a/b", "/a", "a\\b", "a b", "a\n", "a\0", "ä", "a:b", ".a", "-a", "x" * (NAME_LIMIT + 1),
+        "a.", "con", "AUX", "nul.x", "com1", "Lpt9.tar.gz",
+    ],
 )  # fmt: skip
 def test_any_other_name_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=r"^--run-name .*, but must .*$"):
