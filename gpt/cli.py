@@ -1,6 +1,7 @@
 """The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -46,10 +47,13 @@ class Cli(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed
+        _open_closed_streams()
+        for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
-        if sys.stdin:  # read as arguments are: what is no text is refused by those who need text
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        # Read as arguments are: what is no text is refused by those who need text.
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        # hipgpt has threads of its own. OpenBLAS would start as many again, and die where it may not.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files go
         try:
             sys.exit(super().main(*args, **kwargs))
@@ -68,6 +72,20 @@ class Cli(click.Group):
             return super().invoke(context)
         except MemoryError:
             raise UserError(f"out of memory: {SPARING.get(context.invoked_subcommand, SPARING[None])}") from None
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams that were closed (`>&-`) read and write nothing.
+
+    Otherwise Python has None in their place, and the next file to be opened gets their number.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _fail(message: str) -> None:
