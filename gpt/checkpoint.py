@@ -252,7 +252,8 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
     val_loss = config["checkpoint"].get("val_loss")
     path = weights_path or named
     if model.num_layers > (count := len(safetensors_header(path, _ELSE))):  # else the layout might fill the memory
-        raise UserError(f"{path} does not fit its config: {count} tensors are too few for {model.num_layers} layers: {_ELSE}")
+        few = f"{count} tensors are too few for {model.num_layers} layers"
+        raise UserError(f"{path} does not fit its config: {few}: {_ELSE}")
     check_tensors(path, _weights_layout(model), _ELSE)
     return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss)
 
