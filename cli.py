@@ -1,11 +1,14 @@
 """The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
 
+from gpt import interrupts
+
+interrupts.begin()  # the imports below take a while
+
 import json
-import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,20 +41,36 @@ class Cli(click.Group):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
         if sys.stdin:  # read as arguments are: what is no text is refused by those who need text
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files go
         try:
-            sys.exit(super().main(*args, **kwargs))
+            with interrupts.raised(), _flushed():
+                status = super().main(*args, **kwargs)
+            sys.exit(status)
         except click.ClickException as error:
             _fail(f"{error.format_message()} (see {_command_path(error)} --help)")
         except UserError as error:
             _fail(str(error))
         except (click.Abort, KeyboardInterrupt):
             click.echo("Interrupted", err=True)
-            sys.exit(130)
+            sys.exit(interrupts.status())
         except OSError as error:
             _fail(f"{error.filename or 'cannot write the output'}: {error.strerror}")
         except MemoryError:
             _fail("out of memory: lower --batch, --seq or the size of the model")
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """At the end, lose what cannot be written: Python's own last attempt would change the exit status."""
+    try:
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                from gpt.console import discard_output
+
+                discard_output(stream)
 
 
 def _fail(message: str) -> None:
@@ -213,10 +232,18 @@ def train(
 
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt)
-    model, settings = plan.settle(given, preset, start, resume)
-    ops = select(device, settings.precision, training=True)
-    console.line(f"Device: {ops.description}")
     with run.lock():
+        # Again, now that no other process writes to the run. Nothing that is decided below is from before the lock.
+        run, start = plan.locate(run.name if ckpt is None else run_name, resume, ckpt)
+        if resume and plan.is_done(start, given.get("total_steps")):
+            console.line(
+                f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
+                f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
+            )
+            return
+        model, settings = plan.settle(given, preset, start, resume)
+        ops = select(device, settings.precision, training=True)
+        console.line(f"Device: {ops.description}")
         chosen = plan.make(
             run, start, model, settings, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"),
             tokenizer=given.get("tokenizer"), preset=preset, reset=reset, console=console,
@@ -227,7 +254,7 @@ def train(
         trainer = Trainer(run, chosen.model, settings, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
-        console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
+        console.urgent(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train --run-name {run.name} --resume")
         sys.exit(128 + stopped_by)
     best = " --best" if trainer.best and trainer.best.step != trainer.step else ""
     console.line(f'Done. Try it: hipgpt generate --run-name {run.name}{best} --prompt "…"')

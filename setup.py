@@ -30,7 +30,6 @@ setup(
         "regex>=2022.1.18",  # GPT-2's split pattern needs \p{L}
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
-        "filelock>=3.12",  # one process per run
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],

@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON on disk, so written that a kill at any moment leaves a run that loads.
+"""Checkpoints: safetensors and JSON on disk, so written that a kill at any moment leaves a run that goes on.
 
-A checkpoint is three files, see `Run`. All three are written beside their targets first; then they are renamed into
-place, weights, optimizer, config, and the links `latest_*` follow. So whatever config there is has its weights, and
-`latest_config.json`, moved last, is the one truth about where a run stands. A step saved a second time is replaced
-by the same renames, and only between those could a kill leave files of both saves.
+A checkpoint is three files, see `Run`. All three are written under temporary names first, and are on disk before the
+first rename. Then they take their places: weights, optimizer, config. The config's rename is the one that counts: a
+step that has a config is whole. `latest_config.json` follows, and says where the run stands; where it is missing, the
+highest step does. docs/formats.md goes through what each prefix of this means.
 
 The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
 in the same way, and `best_config.json`, moved last, is the one truth about it. So each evaluation that is the best so
@@ -13,23 +13,22 @@ far costs one file of the weights (4 bytes a parameter); a checkpoint takes thre
 import json
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
-from gpt.files import atomic_path, link_atomically
+from gpt.files import atomic_paths, can_be_mapped, link_atomically, remove, sync_directory
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
-from gpt.run import Run
+from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
+from gpt.tensors import UnmappedTensors, write_tensors
 
 _BYTES = {"F32": 4, "I64": 8}  # of safetensors' dtypes
 _REQUIRED = {"model": ("vocab_size",), "training": (), "checkpoint": ("latest", "step")}
@@ -47,13 +46,15 @@ class Checkpoint:
     train: TrainConfig
     path: Path  # the weights file
     val_loss: float | None = None  # of a best checkpoint, which is weights alone
+    _open: list[Any] = field(default_factory=list, repr=False, compare=False)  # the weights file, until it is read
 
     def weights(self) -> dict[str, np.ndarray]:
         """Read the weights: float32, in the names, order and shapes of `parameter_shapes`.
 
         Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
         """
-        with _open_tensors(self.path, _weights_layout(self.model)) as file:
+        file = self._open.pop() if self._open else _opened(self.path, _weights_layout(self.model))
+        with _errors_of(self.path), file:
             return {name: file.get_tensor(name) for name in parameter_shapes(self.model)}
 
     def optimizer(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -63,7 +64,7 @@ class Checkpoint:
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
         names = optimizer_shapes(self.model, self.train.optimizer)
-        with _open_tensors(path, _optimizer_layout(self.model, self.train)) as file:
+        with _errors_of(path), _opened(path, _optimizer_layout(self.model, self.train)) as file:
             tensors = {name: file.get_tensor(name) for name in names}
             return tensors, {name: int(file.get_tensor(name)) for name in COUNTERS}
 
@@ -84,21 +85,18 @@ def save(
     Raises UserError if the files cannot be written (no space, no permission); what was saved before is then intact.
     """
     names = parameter_shapes(model)
-    weights_path, config_path = run.weights_path(step), run.config_path(step)
+    own = f"{run.name}_step{step}"  # whatever the run was called when this step was saved before
+    weights_path, optimizer_path, config_path = (run.path / (own + part) for part in (WEIGHTS, OPTIMIZER, CONFIG))
     config = _config(run, step, model, train, weights_path)
     try:
-        with (  # left innermost first: the weights are renamed before the optimizer, and the config comes last
-            atomic_path(config_path) as config_file,
-            atomic_path(run.optimizer_path(step)) as optimizer_file,
-            atomic_path(weights_path) as weights_file,
-        ):
-            _write_tensors(weights_file, {name: weights[name] for name in names})
+        with atomic_paths(weights_path, optimizer_path, config_path) as (weights_file, optimizer_file, config_file):
+            write_tensors(weights_file, {name: weights[name] for name in names})
             tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
-            _write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
+            write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
-        link_atomically(run.latest_weights_path, weights_path.name)
+        link_atomically(run.latest_weights_path, weights_path.name, copied=False)
         link_atomically(run.latest_config_path, config_path.name)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
     return Checkpoint(run, step, model, train, weights_path)
 
@@ -113,30 +111,37 @@ def save_best(
     weights_path, config_path = run.best_step_paths(step)
     config = _config(run, step, model, train, weights_path, val_loss=val_loss)
     try:
-        with atomic_path(config_path) as config_file, atomic_path(weights_path) as weights_file:
-            _write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
+        with atomic_paths(weights_path, config_path) as (weights_file, config_file):
+            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
             config_file.write_text(config, encoding="utf-8")
-        link_atomically(run.best_weights_path, weights_path.name)
+        link_atomically(run.best_weights_path, weights_path.name, copied=False)
         link_atomically(run.best_config_path, config_path.name)
-        earlier = re.compile(re.escape(run.name) + r"_best_step(0|[1-9][0-9]*)(_config\.json|\.safetensors)")
-        for name in filter(earlier.fullmatch, os.listdir(run.path)):
-            if name not in (weights_path.name, config_path.name):
-                (run.path / name).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
+    for path in _best_files(run):
+        if path not in (weights_path, config_path):
+            remove(path)
     return Checkpoint(run, step, model, train, weights_path, val_loss)
 
 
 def forget_best(run: Run) -> None:
     """Remove the best checkpoint, if there is one: its links first, so that none points at nothing."""
-    for path in (run.best_config_path, run.best_weights_path, *run.path.glob(f"{run.name}_best_step*")):
+    for path in (run.best_config_path, run.best_weights_path, *_best_files(run)):
         path.unlink(missing_ok=True)
+
+
+def _best_files(run: Run) -> list[Path]:
+    return [
+        run.path / f"{prefix}_step{step}{part}"
+        for (prefix, step), parts in run.parts(best=True).items()
+        for part in sorted(parts, reverse=True)  # the config first: "_" comes after "."
+    ]
 
 
 def best(run: Run) -> Checkpoint | None:
     """The best checkpoint so far; None if there is none that loads."""
     with suppress(UserError):
-        found = _read(run, run.best_config_path)
+        found = _settled(run, lambda: _read(run, run.best_config_path))
         return found if found.val_loss is not None else None
     return None
 
@@ -144,12 +149,38 @@ def best(run: Run) -> Checkpoint | None:
 def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     """The run's checkpoint of `step`, or its `best` one, or else the latest.
 
-    `latest_config.json` and `best_config.json` say which those are, be they links or plain files.
+    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. Where the first of
+    them is missing (a process was killed within its first save), the latest is that of the highest step.
+    May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights of
+    what is returned stay open, and can be read whatever becomes of their file.
     Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for
     a step together with `best`.
     """
     if best and step is not None:
         raise UserError("--best and --step exclude each other: the best checkpoint is of the step that was best")
+    return _settled(run, lambda: _load(run, step, best))
+
+
+def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:
+    """What `read` returns. Calls it again if it fails while another process changes what there is to read."""
+    before: Any = None
+    while True:
+        try:
+            return read()
+        except UserError:
+            now = [_content(run.latest_config_path), _content(run.best_config_path), run.steps()]
+            if now == before:
+                raise
+            before = now
+
+
+def _content(path: Path) -> bytes | None:
+    with suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def _load(run: Run, step: int | None, best: bool) -> Checkpoint:
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
     if best:
@@ -162,17 +193,18 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
             there = f"there are steps {', '.join(map(str, steps))}" if steps else "there are none"
             raise UserError(f"{run.path} has no checkpoint of step {step}: {there}")
         return _read(run, run.config_path(step))
-    if not run.latest_config_path.exists():
-        if not steps:
-            if os.path.lexists(run.best_config_path):
-                raise UserError(
-                    f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with "
-                    "--best, or train the run anew without --resume"
-                )
-            raise UserError(f"{run.path} has no checkpoint yet: train it first")
-        example = f"--ckpt {run.config_path(steps[-1])}"
-        raise UserError(f"{run.latest_config_path} is missing or a broken link: name a checkpoint, as in {example}")
-    return _read(run, run.latest_config_path)
+    if run.latest_config_path.exists():
+        return _read(run, run.latest_config_path)
+    if steps:
+        return _read(run, run.config_path(steps[-1]))
+    if os.path.lexists(run.latest_config_path):
+        raise UserError(f"{run.latest_config_path} is a broken link: put back what it points at, or take another run")
+    if os.path.lexists(run.best_config_path):
+        raise UserError(
+            f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with --best, "
+            "or train the run anew without --resume"
+        )
+    raise UserError(f"{run.path} has no checkpoint yet: train it first, without --resume")
 
 
 def find(path: str | os.PathLike) -> Checkpoint:
@@ -180,7 +212,11 @@ def find(path: str | os.PathLike) -> Checkpoint:
 
     Its `run` is the directory the file lies in. Raises UserError as `load` does.
     """
-    path = Path(path).resolve()
+    path = Path(path)
+    named = Run.at(path.parent.resolve())
+    if path.name == named.latest_weights_path.name and not path.exists() and named.latest_config_path.exists():
+        path = named.latest_config_path  # on a file system that has no links
+    path = path.resolve()
     run = Run.at(path.parent)
     if not path.is_file():
         raise UserError(f"--ckpt {path} is not a file: name a checkpoint's weights, its config or a latest_* link")
@@ -193,20 +229,26 @@ def find(path: str | os.PathLike) -> Checkpoint:
 
 
 def prune(run: Run, keep_last: int) -> None:
-    """Remove all checkpoints but the `keep_last` last written ones and what `latest_*` points at.
+    """Remove all checkpoints but those of the `keep_last` highest steps and what `latest_*` points at.
 
-    Also removes weights that a killed save left without a config. The caller holds `run.lock()`.
+    Also removes what a killed save or a killed pruning left without a config. The caller holds `run.lock()`.
+    What the system does not let go now (on Windows, what a reader has open) goes the next time.
     Raises UserError, having removed nothing, if the latest checkpoint does not load.
     """
     latest = {load(run).path.name, run.latest_weights_path.resolve().name}
-    by_age = sorted(run.steps(), key=lambda step: (run.config_path(step).stat().st_mtime_ns, step))
-    kept = by_age[-keep_last:]
-    part = re.compile(re.escape(run.name) + r"_step(0|[1-9][0-9]*)(?:(_config\.json)|(?:_optimizer)?\.safetensors)")
-    parts = filter(None, map(part.fullmatch, os.listdir(run.path)))
-    for match in sorted(parts, key=lambda match: match[2] is None):  # configs first: a step that has one is whole
-        step = int(match[1])
-        if step not in kept and run.weights_path(step).name not in latest:
-            (run.path / match[0]).unlink(missing_ok=True)
+    kept = run.steps()[-keep_last:]
+    gone = []
+    for (prefix, step), parts in run.parts().items():
+        is_ours = CONFIG in parts or OPTIMIZER in parts or prefix == run.name
+        is_whole = CONFIG in parts
+        if is_ours and f"{prefix}_step{step}{WEIGHTS}" not in latest and not (is_whole and step in kept):
+            gone.append((f"{prefix}_step{step}", parts))
+    for part in (CONFIG, WEIGHTS, OPTIMIZER):  # a step that has a config is whole, on disk too
+        paths = [run.path / f"{stem}{part}" for stem, parts in gone if part in parts]
+        for path in paths:
+            remove(path)
+        if paths and part == CONFIG:
+            sync_directory(run.path)
 
 
 def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
@@ -252,8 +294,8 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{config_path} does not describe a model and its training: {_reason(error)}") from error
     checkpoint = Checkpoint(run, step, model, train, weights_path or named, val_loss)
-    with _open_tensors(checkpoint.path, layout):
-        return checkpoint
+    checkpoint._open.append(_opened(checkpoint.path, layout))
+    return checkpoint
 
 
 def _weights_layout(model: ModelConfig) -> Layout:
@@ -265,16 +307,24 @@ def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 
-@contextmanager
-def _open_tensors(path: Path, layout: Layout) -> Iterator[Any]:
+def _opened(path: Path, layout: Layout) -> Any:
     """The open safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
+    with _errors_of(path):
+        file = safe_open(path, framework="numpy") if can_be_mapped(path) else UnmappedTensors(path)
+        _check_layout(path, file, layout)
+        return file
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """What opening and reading a safetensors file raises, as UserError."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            _check_layout(path, file, layout)
-            yield file
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: restore it, or name another checkpoint") from None
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {_reason(error)}") from error
 
 
@@ -293,12 +343,6 @@ def _check_layout(path: Path, file: Any, layout: Layout) -> None:
 
 def _words(dtype: str, shape: tuple[int, ...]) -> str:
     return f"{dtype} {list(shape)}"
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    # safetensors writes an array's memory as it lies, so strided views must be copied. Readers of PyTorch
-    # checkpoints ask for the format entry.
-    save_file({name: np.require(array, requirements="C") for name, array in tensors.items()}, path, {"format": "pt"})
 
 
 def _reason(error: Exception) -> str:

@@ -17,6 +17,7 @@ from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
+from gpt.history import owes_evaluation
 from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
 from gpt.prepare import Corpus, adopt, prepare
@@ -82,6 +83,13 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None) -> tuple[Run, C
     return run, start
 
 
+def is_done(start: Checkpoint | None, steps: int | None) -> bool:
+    """Whether nothing is left of `steps` steps in all (None: as many as the run was to have), no evaluation either."""
+    if start is None or start.step != (start.train.total_steps if steps is None else steps):
+        return False
+    return not owes_evaluation(start.run, start.train, start.step)
+
+
 def settle(
     flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
 ) -> tuple[ModelConfig, TrainConfig]:
@@ -113,7 +121,7 @@ def settle(
         changes["total_steps"] += start.step
     train = replace(start.train, **changes)
     _check_sample_prompt(flags, train)
-    if train.total_steps <= start.step:
+    if train.total_steps < start.step or (train.total_steps == start.step and not resume):
         raise UserError(
             f"run {start.run.name} has reached step {start.step} of {train.total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"
