@@ -226,7 +226,7 @@ def train(
     Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves; --resume goes on
     exactly where that was. Flags left out on --resume or --ckpt keep the values the run was started with.
     """
-    from gpt import plan
+    from gpt import checkpoint, plan
     from gpt.console import Console
     from gpt.ops import select
 
@@ -236,6 +236,7 @@ def train(
         # Again, now that no other process writes to the run. Nothing that is decided below is from before the lock.
         run, start = plan.locate(run.name if ckpt is None else run_name, resume, ckpt)
         if resume and plan.is_done(start, given.get("total_steps")):
+            checkpoint.prune(run, start.train.keep_last)  # as it would have done if it had not been killed before
             console.line(
                 f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
                 f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"

@@ -118,9 +118,7 @@ def save_best(
         link_atomically(run.best_config_path, config_path.name)
     except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
-    for path in _best_files(run):
-        if path not in (weights_path, config_path):
-            remove(path)
+    _forget_other_best(run, weights_path)
     return Checkpoint(run, step, model, train, weights_path, val_loss)
 
 
@@ -128,6 +126,13 @@ def forget_best(run: Run) -> None:
     """Remove the best checkpoint, if there is one: its links first, so that none points at nothing."""
     for path in (run.best_config_path, run.best_weights_path, *_best_files(run)):
         path.unlink(missing_ok=True)
+
+
+def _forget_other_best(run: Run, weights_path: Path) -> None:
+    """Remove the files of best checkpoints from before that of `weights_path`."""
+    for path in _best_files(run):
+        if path not in (weights_path, weights_path.with_name(weights_path.stem + CONFIG)):
+            remove(path)
 
 
 def _best_files(run: Run) -> list[Path]:
@@ -231,7 +236,8 @@ def find(path: str | os.PathLike) -> Checkpoint:
 def prune(run: Run, keep_last: int) -> None:
     """Remove all checkpoints but those of the `keep_last` highest steps and what `latest_*` points at.
 
-    Also removes what a killed save or a killed pruning left without a config. The caller holds `run.lock()`.
+    Also removes what a killed save or a killed pruning left without a config, and best checkpoints but for the best.
+    The caller holds `run.lock()`.
     What the system does not let go now (on Windows, what a reader has open) goes the next time.
     Raises UserError, having removed nothing, if the latest checkpoint does not load.
     """
@@ -243,12 +249,17 @@ def prune(run: Run, keep_last: int) -> None:
         is_whole = CONFIG in parts
         if is_ours and f"{prefix}_step{step}{WEIGHTS}" not in latest and not (is_whole and step in kept):
             gone.append((f"{prefix}_step{step}", parts))
-    for part in (CONFIG, WEIGHTS, OPTIMIZER):  # a step that has a config is whole, on disk too
-        paths = [run.path / f"{stem}{part}" for stem, parts in gone if part in parts]
-        for path in paths:
-            remove(path)
-        if paths and part == CONFIG:
-            sync_directory(run.path)
+    for stem, _ in gone:
+        remove(run.path / f"{stem}{CONFIG}")
+    if gone:
+        sync_directory(run.path)  # a step that has a config is whole, after a power cut too
+    for stem, parts in gone:
+        if not (run.path / f"{stem}{CONFIG}").exists():
+            for part in (WEIGHTS, OPTIMIZER):
+                if part in parts:
+                    remove(run.path / f"{stem}{part}")
+    if (kept_best := best(run)) is not None:
+        _forget_other_best(run, kept_best.path)
 
 
 def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:

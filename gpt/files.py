@@ -174,6 +174,8 @@ def link_atomically(link: str | os.PathLike, target_name: str, copied: bool = Tr
         try:
             temporary.symlink_to(target_name)
         except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in LACKING:
+                raise
             note("links", f"{link.parent} has no links ({_reason(error)}): latest_config.json is a plain file there")
             if copied:
                 write_atomically(link, link.with_name(target_name).read_text(encoding="utf-8"))

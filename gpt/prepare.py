@@ -170,7 +170,10 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
-        shutil.copy2(source, temporary)  # with its modification time, by which it counts as unchanged
+        shutil.copyfile(source, temporary)
+        stat = source.stat()
+        with suppress(OSError):  # its modification time, by which it counts as unchanged; else its digest is taken
+            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress) -> Corpus:
@@ -181,6 +184,8 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
                     "vocab_limit": tokenizer.vocab_limit}  # fmt: skip
     learned = _learned(run, learned_from) if is_new else None
     if learned:
+        for name in set(os.listdir(staged)) - {run.tokenizer_path.name, LEARNED}:
+            remove(staged / name)
         report("Note: going on with the vocabulary that was learned from this text before")
         tokenizer = learned
     else:
