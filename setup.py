@@ -30,7 +30,6 @@ setup(
         "regex>=2022.1.18",  # searches a text from its end
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
-        "filelock>=3.12",  # one process per run
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],

@@ -1,9 +1,9 @@
-"""Checkpoints: safetensors and JSON on disk, so written that a kill at any moment leaves a run that loads.
+"""Checkpoints: safetensors and JSON on disk, so written that a kill at any moment leaves a run that goes on.
 
-A checkpoint is three files, see `Run`. All three are written beside their targets first; then they are renamed into
-place, weights, optimizer, config, and the links `latest_*` follow. So whatever config there is has its weights, and
-`latest_config.json`, moved last, is the one truth about where a run stands. A step saved a second time is replaced
-by the same renames, and only between those could a kill leave files of both saves.
+A checkpoint is three files, see `Run`. All three are written under temporary names first, and are on disk before the
+first rename. Then they take their places: weights, optimizer, config. The config's rename is the one that counts: a
+step that has a config is whole. `latest_config.json` follows, and says where the run stands; where it is missing, the
+highest step does. docs/formats.md goes through what each prefix of this means.
 
 The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
 in the same way, and `best_config.json`, moved last, is the one truth about it. So each evaluation that is the best so
@@ -13,21 +13,21 @@ far costs one file of the weights (4 bytes a parameter); a checkpoint takes thre
 import json
 import math
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError, shown
-from gpt.files import atomic_path, link_atomically
+from gpt.files import atomic_paths, link_atomically, remove, sync_directory
 from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
-from gpt.run import Run
+from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
 from gpt.tensor_files import Layout, check_tensors, safetensors_header
 from gpt.tensors import DTYPES, TensorFile, write_tensors
 
@@ -50,13 +50,15 @@ class Checkpoint:
     train: TrainConfig
     path: Path  # the weights file
     val_loss: float | None = None  # of a best checkpoint, which is weights alone
+    # The weights file is open from the start, so that a trainer which prunes cannot take it away from a reader.
+    _weights: TensorFile | None = field(default=None, repr=False, compare=False)
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights: float32, in the names, order and shapes of `parameter_shapes`, each read when it is asked for.
 
         Raises UserError, naming the file, if it is missing, damaged or does not fit the config.
         """
-        return _opened(self.path, _weights_layout(self.model), parameter_shapes(self.model))
+        return self._weights or _opened_weights(self.path, self.model)
 
     def optimizer(self) -> tuple[Mapping[str, np.ndarray], dict[str, int]]:
         """The optimizer's float32 tensors, named as `optimizer_shapes` names them, and the counters `COUNTERS`.
@@ -89,19 +91,16 @@ def save(
     Raises UserError if the files cannot be written (no space, no permission); what was saved before is then intact.
     """
     names = parameter_shapes(model)
-    weights_path, config_path = run.weights_path(step), run.config_path(step)
+    own = f"{run.name}_step{step}"  # whatever the run was called when this step was saved before
+    weights_path, optimizer_path, config_path = (run.path / (own + part) for part in (WEIGHTS, OPTIMIZER, CONFIG))
     config = _config(run, step, model, train, weights_path)
     try:
-        with (  # left innermost first: the weights are renamed before the optimizer, and the config comes last
-            atomic_path(config_path) as config_file,
-            atomic_path(run.optimizer_path(step)) as optimizer_file,
-            atomic_path(weights_path) as weights_file,
-        ):
+        with atomic_paths(weights_path, optimizer_path, config_path) as (weights_file, optimizer_file, config_file):
             write_tensors(weights_file, {name: weights[name] for name in names})
             tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
             write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
-        link_atomically(run.latest_weights_path, weights_path.name)
+        link_atomically(run.latest_weights_path, weights_path.name, copied=False)
         link_atomically(run.latest_config_path, config_path.name)
     except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
@@ -118,30 +117,42 @@ def save_best(
     weights_path, config_path = run.best_step_paths(step)
     config = _config(run, step, model, train, weights_path, val_loss=val_loss)
     try:
-        with atomic_path(config_path) as config_file, atomic_path(weights_path) as weights_file:
+        with atomic_paths(weights_path, config_path) as (weights_file, config_file):
             write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
             config_file.write_text(config, encoding="utf-8")
-        link_atomically(run.best_weights_path, weights_path.name)
+        link_atomically(run.best_weights_path, weights_path.name, copied=False)
         link_atomically(run.best_config_path, config_path.name)
-        earlier = re.compile(re.escape(run.name) + r"_best_step(0|[1-9][0-9]*)(_config\.json|\.safetensors)")
-        for name in filter(earlier.fullmatch, os.listdir(run.path)):
-            if name not in (weights_path.name, config_path.name):
-                (run.path / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
+    _forget_other_best(run, weights_path)
     return Checkpoint(run, step, model, train, weights_path, val_loss)
 
 
 def forget_best(run: Run) -> None:
     """Remove the best checkpoint, if there is one: its links first, so that none points at nothing."""
-    for path in (run.best_config_path, run.best_weights_path, *run.path.glob(f"{run.name}_best_step*")):
+    for path in (run.best_config_path, run.best_weights_path, *_best_files(run)):
         path.unlink(missing_ok=True)
+
+
+def _forget_other_best(run: Run, weights_path: Path) -> None:
+    """Remove the files of best checkpoints from before that of `weights_path`."""
+    for path in _best_files(run):
+        if path not in (weights_path, weights_path.with_name(weights_path.stem + CONFIG)):
+            remove(path)
+
+
+def _best_files(run: Run) -> list[Path]:
+    return [
+        run.path / f"{prefix}_step{step}{part}"
+        for (prefix, step), parts in run.parts(best=True).items()
+        for part in sorted(parts, reverse=True)  # the config first: "_" comes after "."
+    ]
 
 
 def best(run: Run) -> Checkpoint | None:
     """The best checkpoint so far; None if there is none that loads."""
     with suppress(UserError):
-        found = _read(run, run.best_config_path)
+        found = _settled(run, lambda: _read(run, run.best_config_path))
         return found if found.val_loss is not None else None
     return None
 
@@ -149,12 +160,38 @@ def best(run: Run) -> Checkpoint | None:
 def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     """The run's checkpoint of `step`, or its `best` one, or else the latest.
 
-    `latest_config.json` and `best_config.json` say which those are, be they links or plain files.
+    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. Where the first of
+    them is missing (a process was killed within its first save), the latest is that of the highest step.
+    May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights of
+    what is returned stay open, and can be read whatever becomes of their file.
     Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for
     a step together with `best`.
     """
     if best and step is not None:
         raise UserError("--best and --step exclude each other: the best checkpoint is of the step that was best")
+    return _settled(run, lambda: _load(run, step, best))
+
+
+def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:
+    """What `read` returns. Calls it again if it fails while another process changes what there is to read."""
+    before: Any = None
+    while True:
+        try:
+            return read()
+        except UserError:
+            now = [_content(run.latest_config_path), _content(run.best_config_path), run.steps()]
+            if now == before:
+                raise
+            before = now
+
+
+def _content(path: Path) -> bytes | None:
+    with suppress(OSError):
+        return path.read_bytes()
+    return None
+
+
+def _load(run: Run, step: int | None, best: bool) -> Checkpoint:
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
     if best:
@@ -167,17 +204,18 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
             there = f"there are steps {', '.join(map(str, steps))}" if steps else "there are none"
             raise UserError(f"{run.path} has no checkpoint of step {step}: {there}")
         return _read(run, run.config_path(step))
-    if not run.latest_config_path.exists():
-        if not steps:
-            if os.path.lexists(run.best_config_path):
-                raise UserError(
-                    f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with "
-                    "--best, or train the run anew without --resume"
-                )
-            raise UserError(f"{run.path} has no checkpoint yet: train it first")
-        example = f"--ckpt {run.config_path(steps[-1])}"
-        raise UserError(f"{run.latest_config_path} is missing or a broken link: name a checkpoint, as in {example}")
-    return _read(run, run.latest_config_path)
+    if run.latest_config_path.exists():
+        return _read(run, run.latest_config_path)
+    if steps:
+        return _read(run, run.config_path(steps[-1]))
+    if os.path.lexists(run.latest_config_path):
+        raise UserError(f"{run.latest_config_path} is a broken link: put back what it points at, or take another run")
+    if os.path.lexists(run.best_config_path):
+        raise UserError(
+            f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with --best, "
+            "or train the run anew without --resume"
+        )
+    raise UserError(f"{run.path} has no checkpoint yet: train it first, without --resume")
 
 
 def find(path: str | os.PathLike) -> Checkpoint:
@@ -185,7 +223,11 @@ def find(path: str | os.PathLike) -> Checkpoint:
 
     Its `run` is the directory the file lies in. Raises UserError as `load` does.
     """
-    path = Path(path).resolve()
+    path = Path(path)
+    named = Run.at(path.parent.resolve())
+    if path.name == named.latest_weights_path.name and not path.exists() and named.latest_config_path.exists():
+        path = named.latest_config_path  # on a file system that has no links
+    path = path.resolve()
     run = Run.at(path.parent)
     if not path.is_file():
         raise UserError(f"--ckpt {path} is not a file: name a checkpoint's weights, its config or a latest_* link")
@@ -198,20 +240,32 @@ def find(path: str | os.PathLike) -> Checkpoint:
 
 
 def prune(run: Run, keep_last: int) -> None:
-    """Remove all checkpoints but the `keep_last` last written ones and what `latest_*` points at.
+    """Remove all checkpoints but those of the `keep_last` highest steps and what `latest_*` points at.
 
-    Also removes weights that a killed save left without a config. The caller holds `run.lock()`.
+    Also removes what a killed save or a killed pruning left without a config, and best checkpoints but for the best.
+    The caller holds `run.lock()`.
+    What the system does not let go now (on Windows, what a reader has open) goes the next time.
     Raises UserError, having removed nothing, if the latest checkpoint does not load.
     """
     latest = {load(run).path.name, run.latest_weights_path.resolve().name}
-    by_age = sorted(run.steps(), key=lambda step: (run.config_path(step).stat().st_mtime_ns, step))
-    kept = by_age[-keep_last:]
-    part = re.compile(re.escape(run.name) + r"_step(0|[1-9][0-9]*)(?:(_config\.json)|(?:_optimizer)?\.safetensors)")
-    parts = filter(None, map(part.fullmatch, os.listdir(run.path)))
-    for match in sorted(parts, key=lambda match: match[2] is None):  # configs first: a step that has one is whole
-        step = int(match[1])
-        if step not in kept and run.weights_path(step).name not in latest:
-            (run.path / match[0]).unlink(missing_ok=True)
+    kept = run.steps()[-keep_last:]
+    gone = []
+    for (prefix, step), parts in run.parts().items():
+        is_ours = CONFIG in parts or OPTIMIZER in parts or prefix == run.name
+        is_whole = CONFIG in parts
+        if is_ours and f"{prefix}_step{step}{WEIGHTS}" not in latest and not (is_whole and step in kept):
+            gone.append((f"{prefix}_step{step}", parts))
+    for stem, _ in gone:
+        remove(run.path / f"{stem}{CONFIG}")
+    if gone:
+        sync_directory(run.path)  # a step that has a config is whole, after a power cut too
+    for stem, parts in gone:
+        if not (run.path / f"{stem}{CONFIG}").exists():
+            for part in (WEIGHTS, OPTIMIZER):
+                if part in parts:
+                    remove(run.path / f"{stem}{part}")
+    if (kept_best := best(run)) is not None:
+        _forget_other_best(run, kept_best.path)
 
 
 def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
@@ -254,8 +308,8 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
     if model.num_layers > (count := len(safetensors_header(path, _ELSE))):  # else the layout might fill the memory
         few = f"{count} tensors are too few for {model.num_layers} layers"
         raise UserError(f"{path} does not fit its config: {few}: {_ELSE}")
-    check_tensors(path, _weights_layout(model), _ELSE)
-    return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss)
+    weights = _opened_weights(path, model)
+    return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss, weights)
 
 
 def _weights_layout(model: ModelConfig) -> Layout:
@@ -265,6 +319,10 @@ def _weights_layout(model: ModelConfig) -> Layout:
 def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
     tensors: Layout = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
+
+
+def _opened_weights(path: Path, model: ModelConfig) -> TensorFile:
+    return _opened(path, _weights_layout(model), parameter_shapes(model))
 
 
 def _opened(path: Path, layout: Layout, names: Iterable[str]) -> TensorFile:

@@ -1,12 +1,15 @@
 """The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
 
+from gpt import interrupts
+
+interrupts.begin()  # the imports below take a while
+
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,16 +57,17 @@ class Cli(click.Group):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         # hipgpt has threads of its own. OpenBLAS would start as many again, and die where it may not.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that temporary files go
         try:
-            sys.exit(super().main(*args, **kwargs))
+            with interrupts.raised(), _flushed():
+                status = super().main(*args, **kwargs)
+            sys.exit(status)
         except click.ClickException as error:
             _fail(f"{error.format_message()} (see {_command_path(error)} --help)")
         except UserError as error:
             _fail(str(error))
         except (click.Abort, KeyboardInterrupt):
             click.echo("Interrupted", err=True)
-            sys.exit(130)
+            sys.exit(interrupts.status())
         except OSError as error:
             _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
 
@@ -86,6 +90,21 @@ def _open_closed_streams() -> None:
             except OSError:
                 os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """At the end, lose what cannot be written: Python's own last attempt would change the exit status."""
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                from gpt.console import discard_output
+
+                discard_output(stream)
 
 
 def _fail(message: str) -> None:
@@ -280,15 +299,24 @@ def train(
     exactly where that was, and --ckpt starts a schedule of the learning rate anew from a checkpoint's weights. Flags
     left out on either keep the values the run was started with.
     """
-    from gpt import plan
+    from gpt import checkpoint, plan
     from gpt.console import Console
 
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt, runs_dir)
-    model, settings = plan.settle(given, preset, start, resume)
-    ops, settings = plan.select_ops(device, settings, inherited=start is not None and "precision" not in given)
-    console.line(f"Device: {ops.description}")
     with run.lock():
+        # Again, now that no other process writes to the run. Nothing that is decided below is from before the lock.
+        run, start = plan.locate(run.name if ckpt is None else run_name, resume, ckpt, runs_dir)
+        if resume and plan.is_done(start, given.get("total_steps")):
+            checkpoint.prune(run, start.train.keep_last)  # as it would have done if it had not been killed before
+            console.line(
+                f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
+                f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
+            )
+            return
+        model, settings = plan.settle(given, preset, start, resume)
+        ops, settings = plan.select_ops(device, settings, inherited=start is not None and "precision" not in given)
+        console.line(f"Device: {ops.description}")
         chosen = plan.make(
             run, start, model, settings, data_path=given.get("data_path"), vocab_limit=given.get("vocab_size"),
             tokenizer=given.get("tokenizer"), preset=preset, reset=reset, console=console,
@@ -299,7 +327,7 @@ def train(
         trainer = Trainer(run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
         stopped_by = trainer.train()
     if stopped_by:
-        console.line(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train {run.options} --resume")
+        console.urgent(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train {run.options} --resume")
         sys.exit(128 + stopped_by)
     best = " --best" if trainer.best and trainer.best.step != trainer.step else ""
     console.line(f'Done. Try it: hipgpt generate {run.options}{best} --prompt "…"')

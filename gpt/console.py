@@ -1,20 +1,33 @@
 """What a run says: plain lines, and on a terminal a live progress bar under them."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 
 class Console:
-    """Prints to standard output. Piped output is plain lines only; a terminal also gets progress bars."""
+    """Prints to standard output. Piped output is plain lines only; a terminal also gets progress bars.
+
+    A line that cannot be written never raises. If the reader of a pipe has gone (`| head`), `reader_is_gone` says so,
+    and whoever works for that reader stops as for Ctrl-C. If the terminal has gone, work goes on without one: those
+    who do not want that get a signal for it. If the disk under a log is full, a note says so, and work goes on; what
+    comes after there is space again is written.
+    """
 
     def __init__(self) -> None:
         self._terminal: Any = None
+        self._output = _Output(sys.stdout)
         if sys.stdout and sys.stdout.isatty():
             from rich.console import Console as Terminal  # imported here: a piped run and `--help` never pay for it
 
-            self._terminal = Terminal()
+            self._terminal = Terminal(file=self._output)
+
+    @property
+    def reader_is_gone(self) -> bool:
+        return self._output.reader_is_gone
 
     def line(self, text: str) -> None:
         """Print one line (or several), above the progress bar if there is one. A terminal wraps it between words."""
@@ -23,7 +36,14 @@ class Console:
 
             self._terminal.print(Text(text))
         else:
-            print(text, flush=True)
+            print(text, file=self._output, flush=True)
+
+    def urgent(self, text: str) -> None:
+        """Print one line, and if nobody reads it there, or only later, on standard error as well."""
+        self.line(text)
+        if self.reader_is_gone or (not self._terminal and sys.stderr and sys.stderr.isatty()):
+            with suppress(OSError, AttributeError):
+                print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
@@ -45,6 +65,45 @@ class Console:
         with Progress(*columns, console=self._terminal, transient=True, expand=True) as bar:
             task = bar.add_task(what, total=total, completed=completed, status="")
             yield lambda done, **changes: bar.update(task, completed=done, **changes)
+
+
+class _Output:
+    """A text stream whose writes never raise (see `Console`). None stands for a closed one, which takes anything."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self.reader_is_gone, self._noted = stream, False, False
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(lambda stream: stream.flush())
+
+    def __getattr__(self, name: str) -> Any:  # isatty, encoding and the like
+        return getattr(self._stream, name)
+
+    def _attempt(self, action: Callable[[TextIO], object]) -> None:
+        if self._stream is None:
+            return
+        try:
+            action(self._stream)
+        except OSError as error:
+            self.reader_is_gone |= error.errno == errno.EPIPE
+            if error.errno in (errno.EPIPE, errno.EIO):  # for good
+                discard_output(self._stream)
+            elif not self._noted:
+                self._noted = True
+                with suppress(OSError, AttributeError):
+                    print(f"Note: the output cannot be written ({error.strerror}): going on", file=sys.stderr)
+
+
+def discard_output(stream: TextIO) -> None:
+    """Let a stream that can no longer be written to take, and lose, all that comes, its own last flush among it."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def duration(seconds: float) -> str:

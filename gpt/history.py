@@ -1,12 +1,15 @@
 """What a run has logged, metrics.jsonl, and what its validation losses say about how training goes."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from gpt.files import write_atomically
+from gpt.config import TrainConfig
+from gpt.files import note, sync, write_atomically
 from gpt.run import Run
 
 RISES = 3  # of the validation loss in a row
@@ -22,6 +25,10 @@ class History:
     line says how long and on how much text the run has trained. Both count on from the last line that says so;
     runs logged before there were such lines have their tokens worked out from their steps.
 
+    The log belongs to the checkpoints: `sync` makes all lines so far durable before a checkpoint of their step is, so
+    that a run that goes on from that has them. A line that cannot be written (the disk is full) stays in memory, and
+    is written with the next one or the next checkpoint.
+
     `evaluations` has the validation losses so far, by step. All else is worked out from them, so that a run that was
     killed and resumed comes to the same conclusions at the same steps as one that was not.
     """
@@ -31,7 +38,9 @@ class History:
         self._path, self._tokens_per_step, self._train_tokens = run.metrics_path, tokens_per_step, train_tokens
         kept = [line for line in run.metrics() if line["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._unwritten = ""
         self.evaluations = validation_losses(kept)
+        self._samples = {line["step"] for line in kept if "sample" in line}
         self.seconds, self._counted = 0.0, (0, 0)  # of training; a step, and the tokens seen up to it
         for line in kept:
             if _is_number(line.get("time")) and _is_number(line.get("tokens")):
@@ -55,9 +64,34 @@ class History:
             for key, value in values.items()
         }
         line = {"step": step, **place, **finite}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._unwritten += json.dumps(line) + "\n"
+        self._write()
         self.evaluations += validation_losses([line])
+
+    def sync(self) -> None:
+        """Make the lines so far durable. A failure costs a note only: a log is no reason to lose a checkpoint."""
+        self._write()
+        try:
+            sync(self._path)
+        except OSError as error:
+            note("log", f"{self._path} cannot be synced to its disk: {error.strerror}")
+
+    def _write(self) -> None:
+        if not self._unwritten:
+            return
+        try:
+            with open(self._path, "ab", buffering=0) as file:
+                end, data = file.seek(0, os.SEEK_END), self._unwritten.encode()
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(end)  # no half lines
+                    raise
+        except OSError as error:
+            note("log", f"{self._path} cannot be written ({error.strerror}): its lines are kept and tried again")
+        else:
+            self._unwritten = ""
 
     @property
     def memorizes(self) -> bool:
@@ -83,9 +117,18 @@ class History:
     def has_evaluated(self, step: int) -> bool:
         return any(step == evaluated for evaluated, _ in self.evaluations)
 
+    def has_sampled(self, step: int) -> bool:
+        return step in self._samples
+
     def _tokens(self, step: int) -> int:
         counted, tokens = self._counted
         return tokens + (step - counted) * self._tokens_per_step
+
+
+def owes_evaluation(run: Run, config: TrainConfig, step: int) -> bool:
+    """Whether a signal has skipped the evaluation that is due at `step`, as far as the run's log says."""
+    is_due = config.eval_every > 0 and (step == config.total_steps or step % config.eval_every == 0)
+    return is_due and all(step != evaluated for evaluated, _ in validation_losses(run.metrics()))
 
 
 def validation_losses(lines: Iterable[dict[str, Any]]) -> list[Evaluation]:

@@ -18,6 +18,7 @@ from gpt.console import Console, size
 from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
+from gpt.history import owes_evaluation
 from gpt.limits import free_disk, free_memory, require_memory
 from gpt.model import KVCache, memory_bytes, parameter_count
 from gpt.optim import describe_rate
@@ -85,6 +86,13 @@ def locate(
     return run, start
 
 
+def is_done(start: Checkpoint | None, steps: int | None) -> bool:
+    """Whether nothing is left of `steps` steps in all (None: as many as the run was to have), no evaluation either."""
+    if start is None or start.step != (start.train.total_steps if steps is None else steps):
+        return False
+    return not owes_evaluation(start.run, start.train, start.step)
+
+
 def settle(
     flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
 ) -> tuple[ModelConfig, TrainConfig]:
@@ -117,7 +125,7 @@ def settle(
     if not resume:
         changes |= _own_schedule(changes, start)
     total_steps = changes.get("total_steps", start.train.total_steps)
-    if total_steps <= start.step:
+    if total_steps < start.step or (total_steps == start.step and not resume):
         raise UserError(
             f"run {start.run.name} has reached step {start.step} of {total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"

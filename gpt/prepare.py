@@ -1,7 +1,8 @@
 """From a text file to tokenizer.json, tokens.bin and tokens.json; and whether the three still belong together.
 
 tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536): np.memmap and nanoGPT read it as it
-is. tokens.json, written last, says what tokens.bin was made from. A file counts as unchanged while its size and its
+is. tokens.json says what tokens.bin was made from. The three are made in a directory of their own, and one rename lets
+all of them take the places of older ones (`gpt.files.commit`). A file counts as unchanged while its size and its
 modification time are; otherwise its SHA-256 decides. Tokens that no longer match are refused, never returned.
 
 A text inside the project (the directory that holds checkpoints/) is remembered relative to the run, so that the
@@ -14,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import numpy as np
 from gpt import reading
 from gpt.config import DATA_PATH, PRESETS, TOKENIZERS, VOCAB_LIMIT
 from gpt.errors import UserError, cannot
-from gpt.files import atomic_path, write_atomically
+from gpt.files import array_on_disk, atomic_path, commit, remove, write_atomically
 from gpt.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.run import Run
 from gpt.shipped import default_text
@@ -33,6 +34,8 @@ from gpt.tokenizer import Tokenizer, loss
 from gpt.unicode_table import UNICODE_VERSION
 
 DEFAULTS: Mapping[str, Any] = {"vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
+
+LEARNED = "learned.json"  # beside a learned vocabulary: from what text and with which settings
 
 _INFO: Schema = {
     "dtype": one_of(("uint16", "uint32")),
@@ -235,31 +238,42 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
-        shutil.copy2(source, temporary)  # with its modification time, by which it counts as unchanged
+        shutil.copyfile(source, temporary)
+        stat = source.stat()
+        with suppress(OSError):  # its modification time, by which it counts as unchanged; else its digest is taken
+            os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress) -> Corpus:
     """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
     _raise_if_unreadable(text)
-    before = _stamp(text)
-    if is_new:
-        _train(tokenizer, text, before["size"], progress)
-        if tokenizer.advice:
-            report(f"Note: {tokenizer.advice}")
-        if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
-            report(
-                "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no "
-                "repeated spaces; --tokenizer byte keeps every character"
-            )
-    new_tokenizer = atomic_path(run.tokenizer_path) if is_new else nullcontext(run.tokenizer_path)
-    # Left in reverse order, and only after everything has been written: tokens.json appears last.
-    with (
-        atomic_path(run.tokens_info_path) as info_file,
-        atomic_path(run.tokens_path) as tokens_file,
-        new_tokenizer as tokenizer_file,
-    ):
+    before, staged = _stamp(text), run.staged_path
+    learned_from = {"text": {"path": _remembered(run, text), **before}, "kind": tokenizer.kind,
+                    "vocab_limit": tokenizer.vocab_limit}  # fmt: skip
+    learned = _learned(run, learned_from) if is_new else None
+    if learned:
+        for name in set(os.listdir(staged)) - {run.tokenizer_path.name, LEARNED}:
+            remove(staged / name)
+        report("Note: going on with the vocabulary that was learned from this text before")
+        tokenizer = learned
+    else:
+        remove(staged)
+        staged.mkdir()
+    try:
+        if is_new and not learned:
+            _train(tokenizer, text, before["size"], progress)
+            tokenizer.save(staged / run.tokenizer_path.name)
+            write_atomically(staged / LEARNED, _json(learned_from))
         if is_new:
-            tokenizer.save(tokenizer_file)
+            if tokenizer.advice:
+                report(f"Note: {tokenizer.advice}")
+            if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
+                report(
+                    "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no "
+                    "repeated spaces; --tokenizer byte keeps every character"
+                )
+        tokenizer_file = (staged if is_new else run.path) / run.tokenizer_path.name
+        tokens_file = staged / run.tokens_path.name
         dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
         encoded = _encode(tokenizer, text, before["size"], tokens_file, dtype, progress)
         if not encoded.count:
@@ -280,8 +294,25 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
             "tokens": {**_stamp(tokens_file), "sha256": encoded.tokens_sha256},
         }  # fmt: skip
         info["checked"] = _digest_of_both(info)
-        info_file.write_text(_json(info), encoding="utf-8")
+        write_atomically(staged / run.tokens_info_path.name, _json(info))
+        (staged / LEARNED).unlink(missing_ok=True)
+        commit(staged, run.committed_path)
+    except BaseException as error:
+        remove(staged / run.tokens_path.name)
+        if isinstance(error, UserError) or not (staged / LEARNED).exists():
+            remove(staged)
+        if isinstance(error, OSError) and error.filename is not None:  # the place, and not where it is made
+            error.filename = str(error.filename).replace(f"{staged}{os.sep}", f"{run.path}{os.sep}")
+        raise
     return _opened(run, tokenizer, info)
+
+
+def _learned(run: Run, learned_from: dict[str, Any]) -> Tokenizer | None:
+    """The vocabulary that was learned from the same text and settings, if its encoding was then interrupted."""
+    with suppress(OSError, ValueError, UserError):
+        if json.loads((run.staged_path / LEARNED).read_text(encoding="utf-8")) == learned_from:
+            return Tokenizer.load(run.staged_path / run.tokenizer_path.name)
+    return None
 
 
 def _told(corpus: Corpus, text: Path, report: Report) -> Corpus:
@@ -381,7 +412,7 @@ def _encode(
 
 def _opened(run: Run, tokenizer: Tokenizer, info: dict[str, Any]) -> Corpus:
     dtype = np.dtype(info["dtype"]).newbyteorder("<")
-    return Corpus(tokenizer, np.memmap(run.tokens_path, dtype, mode="r", shape=(info["count"],)), info)
+    return Corpus(tokenizer, array_on_disk(run.tokens_path, dtype, info["count"]), info)
 
 
 def _read_info(run: Run) -> dict[str, Any] | None:

@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
 from gpt.errors import UserError
+from gpt.files import finish_commit, make_directory, remove
+from gpt.lock import NAMES as LOCK_NAMES
+from gpt.lock import Lock
 from gpt.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
 
 ROOT = Path(RUNS_DIR)
@@ -25,9 +26,14 @@ NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a r
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file of Windows has such a name
 
+CONFIG, OPTIMIZER, WEIGHTS = "_config.json", "_optimizer.safetensors", ".safetensors"
+_PART = re.compile(r"(.+)_step(0|[1-9][0-9]*)(_config\.json|_optimizer\.safetensors|\.safetensors)")
+
+WAIT = 3.0  # seconds for the lock
+
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
 _METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
-_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors does
+_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors did
 
 
 def default_root() -> Path:
@@ -113,24 +119,46 @@ class Run:
         return self.path / f"{stem}.safetensors", self.path / f"{stem}_config.json"
 
     def weights_path(self, step: int) -> Path:
-        return self.path / f"{self.name}_step{step}.safetensors"
+        return self.path / f"{self._stem(step)}.safetensors"
 
     def optimizer_path(self, step: int) -> Path:
-        return self.path / f"{self.name}_step{step}_optimizer.safetensors"
+        return self.path / f"{self._stem(step)}_optimizer.safetensors"
 
     def config_path(self, step: int) -> Path:
-        return self.path / f"{self.name}_step{step}_config.json"
+        return self.path / f"{self._stem(step)}_config.json"
+
+    def _stem(self, step: int) -> str:
+        """What the names of a step's files begin with: the run's name, or another that it once had (or a copy has)."""
+        own = f"{self.name}_step{step}"
+        if (self.path / f"{own}_config.json").exists():
+            return own
+        stems = [stem for stem, parts in self.parts().items() if stem[1] == step and CONFIG in parts]
+        return next((f"{prefix}_step{step}" for prefix, _ in sorted(stems)), own)
+
+    def parts(self, best: bool = False) -> dict[tuple[str, int], set[str]]:
+        """The files of each checkpoint: (prefix, step) → which of CONFIG, OPTIMIZER and WEIGHTS there are.
+
+        The prefix is the run's name, or the one that it had when the step was saved. With `best`, those of the best
+        checkpoints, whose names continue with `_best`. A run may itself be called `x_best`; what tells its steps from
+        the best ones of a run `x` is the optimizer's file, which those have not.
+        """
+        found: dict[tuple[str, int], set[str]] = {}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for match in filter(None, map(_PART.fullmatch, os.listdir(self.path))):
+                found.setdefault((match[1], int(match[2])), set()).add(match[3])
+
+        def is_best(prefix: str, parts: set[str]) -> bool:
+            return prefix != self.name and prefix.endswith("_best") and OPTIMIZER not in parts
+
+        return {stem: parts for stem, parts in found.items() if is_best(stem[0], parts) == best}
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, ascending: those whose config file, written last, exists."""
-        if not self.path.is_dir():
-            return []
-        config = re.compile(re.escape(self.name) + r"_step(0|[1-9][0-9]*)_config\.json")
-        return sorted(int(match[1]) for match in map(config.fullmatch, os.listdir(self.path)) if match)
+        return sorted({step for (_, step), parts in self.parts().items() if CONFIG in parts})
 
     @property
     def has_checkpoints(self) -> bool:
-        """Whether training can go on here, under this name or, if the directory was renamed, another."""
+        """Whether training can go on here."""
         return bool(self.steps()) or os.path.lexists(self.latest_config_path)
 
     @property
@@ -150,8 +178,19 @@ class Run:
                         entries.append(entry)
         return entries
 
+    @property
+    def staged_path(self) -> Path:
+        """Where tokenizer and tokens are made. A learned vocabulary waits here if encoding was interrupted."""
+        return self.path / ".tokenizing"
+
+    @property
+    def committed_path(self) -> Path:
+        """What the directory above is called from the rename that counts until its files have taken their places."""
+        return self.path / ".tokenized"
+
     def discard_tokens(self) -> None:
         """Remove the tokenizer and the tokens, where there are any."""
+        remove(self.staged_path)
         for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path):
             path.unlink(missing_ok=True)
 
@@ -168,29 +207,43 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Be the only process that writes to this run, inside the `with`.
 
-        Creates the directory, and removes it again if nothing has come to be in it. Temporary files of a process
-        that was killed are removed first.
-        The operating system releases the lock when the process ends, however it ends.
-        Raises UserError at once if another process holds it, or if the directory cannot be written to.
+        Creates the directory, and removes it again if nothing has come to be in it. What a process that was killed
+        left half done is removed first, or finished. Waits a few seconds for another process, which may be a command
+        that is about to be refused.
+        Raises UserError if another process still holds the lock, or if the directory cannot be written to.
         """
-        lock = FileLock(self.path / ".lock")
+        lock, deadline = Lock(self.path), time.monotonic() + WAIT
+        while True:
+            try:
+                make_directory(self.path)
+                if lock.acquire():
+                    break
+            except FileNotFoundError:  # the other process has just removed the directory, with nothing in it
+                pass
+            except OSError as error:
+                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"run {self.name} is being written to by another process{lock.holder()}: wait for it, or take "
+                    "another --run-name"
+                )
+            time.sleep(0.05)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"run {self.name} is being trained by another process: wait for it, or take another --run-name"
-            ) from None
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        try:
-            for name in filter(_TEMPORARY.fullmatch, os.listdir(self.path)):
-                (self.path / name).unlink()
+            try:
+                for name in filter(_TEMPORARY.fullmatch, os.listdir(self.path)):
+                    remove(self.path / name)
+                finish_commit(self.committed_path)
+            except OSError as error:
+                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
             yield
         finally:
-            if os.listdir(self.path) == [".lock"]:
-                (self.path / ".lock").unlink()
-                self.path.rmdir()
+            with suppress(OSError):
+                if set(os.listdir(self.path)) <= LOCK_NAMES:
+                    if os.name == "nt":  # where an open file cannot be removed
+                        lock.release()
+                    for name in os.listdir(self.path):
+                        (self.path / name).unlink()
+                    self.path.rmdir()
             lock.release()
 
 

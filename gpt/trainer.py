@@ -5,11 +5,9 @@ checkpoint therefore holds weights, moments and a step, and no generator state.
 """
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import product
 from typing import Any
@@ -23,7 +21,8 @@ from gpt.console import Console, duration, rate
 from gpt.data import Batches, token_order
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
-from gpt.history import RISES, History
+from gpt.history import RISES, History, owes_evaluation
+from gpt.interrupts import SIGPIPE, Dropped, deferred
 from gpt.model import GPT
 from gpt.ops import Array
 from gpt.optim import Optimizer, learning_rate
@@ -50,13 +49,18 @@ class Training:
         self.model.dropout_key = self.inputs.device["dropout_key"]
         self._passes = {each: ops.replayed(partial(self._pass, *each)) for each in product((True, False), repeat=2)}
         self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
+        self.droppable: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def step(self, number: int) -> None:
-        """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing."""
+        """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing.
+
+        What lies within `droppable` may be given up, as nothing that a checkpoint holds changes there: on a CPU all
+        but the update, on a GPU, which has been asked for work that nobody takes back, between micro-batches.
+        """
         config = self.config
         for micro_step in range(config.accumulate):
             index = (number - 1) * config.accumulate + micro_step
-            with self.inputs.written() as inputs:
+            with self.droppable(), self.inputs.written() as inputs:
                 self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
                 inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
                 inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
@@ -66,10 +70,11 @@ class Training:
     def _pass(self, first: bool, last: bool) -> None:
         """A micro-batch; before the step's first gradients and metrics are zero, after its last the weights move."""
         inputs, model = self.inputs.device, self.model
-        if first:
-            self.ops.fill(model.gradients.flat, 0)
-            self.ops.fill(model.metrics, 0)
-        model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens_per_step)
+        with self.droppable() if self.ops.is_cpu else nullcontext():
+            if first:
+                self.ops.fill(model.gradients.flat, 0)
+                self.ops.fill(model.metrics, 0)
+            model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens_per_step)
         if last:
             self.optimizer.step(inputs["lr"])
 
@@ -101,6 +106,7 @@ class Trainer:
         self.held_out = HeldOut(self.model, batches, tokenizer)
         self.samples = Samples(self.model, batches, tokenizer, config) if config.sample_every else None
         self.step = start.step if start else 0
+        self.saved = start.step if start and start.run.path == run.path else None  # the last step that is on disk
         self.best = None
         if start and start.run.path == run.path:
             best = checkpoint.best(run)
@@ -129,54 +135,83 @@ class Trainer:
                 f"run {self.run.name} was ended by --patience {self.config.patience} at step {self.step}: "
                 "to train on, give --patience 0 or more than that"
             )
-        with _StopSignal() as stop, self.console.progress("Training", total, completed=self.step) as advance:
+        with (
+            deferred(self._announce_stop, self._farewell) as self._stop,
+            self.console.progress("Training", total, completed=self.step) as advance,
+        ):
+            if self.ops.is_cpu:
+                self.training.droppable = self._stop.droppable
             self.clock = clock = _Clock(self.step, self.history.seconds, wait=self.training.metrics)
-            if self.step and self._is_due(self.config.eval_every) and not self.history.has_evaluated(self.step):
-                with clock.paused():  # a signal cut this evaluation short, or another run made it
-                    self._evaluate(stop)
-                if stop.received is not None:
-                    return stop.received
-            steps = range(first, total + 1) if not self._patience_is_over() else ()
-            for self.step in steps:
-                self.training.step(self.step)
-                stopping = stop.received is not None
-                last = stopping or self.step == total
-                if self.step == first + FORETOLD_AFTER:
-                    self._foretell(clock.seconds_per_step(self.step))
-                if clock.due():
-                    advance(self.step, status=self._status(clock.seconds_per_step(self.step)))
-                logging = last or self._is_due(self.config.log_every)
-                evaluating = self.config.eval_every and (last or self._is_due(self.config.eval_every))
-                saving = last or self._is_due(self.config.ckpt_every)
-                sampling = self.samples and (self.step == total or self._is_due(self.config.sample_every))
-                if logging:
-                    self._log(clock.lap(self.step))
-                elif self.step == first:
-                    clock.lap(self.step)  # the first step is no measure: it touches every page for the first time
-                if logging or evaluating or saving or sampling:  # else nothing waits for the device
-                    with clock.paused():
-                        if evaluating:
-                            self._evaluate(stop)
-                            # A signal may have cut it short: it is made up for once the run goes on, so from here.
-                            last = last or stop.received is not None or self._patience_is_over()
-                        if sampling:
-                            self._sample()
-                        if logging or saving or last:
-                            self._stop_if_diverged()
-                        if saving or last:
-                            self._save()
-                if last:
-                    break
+            with suppress(Dropped):
+                if self.step:
+                    with clock.paused():  # a signal cut these short, or another run made the checkpoint
+                        self._evaluate_and_sample(only_missing=True)
+                for number in range(first, total + 1) if not self._patience_is_over() else ():
+                    if self._stopped_by is not None:
+                        break
+                    self.training.step(number)
+                    self.step = number
+                    if number == first + FORETOLD_AFTER:
+                        self._foretell(clock.seconds_per_step(number))
+                    if clock.due():
+                        advance(number, status=self._status(clock.seconds_per_step(number)))
+                    logging = number == total or self._is_due(self.config.log_every)
+                    saving = self._is_due(self.config.ckpt_every)
+                    if logging:
+                        self._log(clock.lap(number))
+                    elif number == first:
+                        clock.lap(number)  # the first step is no measure: it touches every page for the first time
+                    if logging or saving or self._has_to_evaluate or self._has_to_sample:
+                        with clock.paused():  # else nothing waits for the device
+                            self._evaluate_and_sample()
+                            if logging or saving:
+                                self._stop_if_diverged()
+                            if saving:
+                                self._save()
+                    if self._patience_is_over():
+                        break
+            if self.saved != self.step:
+                self._save()
         if self._patience_is_over():
             self.console.line(
                 f"Ended at step {self.step} by --patience {self.config.patience}: the last {self.history.without_best} "
                 f"evaluations were no better than the best. {self._kept()}"
             )
             return None
-        return stop.received if self.step < total else None
+        is_done = self.step == total and not owes_evaluation(self.run, self.config, self.step)
+        return None if is_done else self._stopped_by
 
-    def _is_due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
+    @property
+    def _stopped_by(self) -> int | None:
+        """The number of the signal that asked for an end. Nobody to read what is printed counts as SIGPIPE."""
+        return SIGPIPE if self._stop.received is None and self.console.reader_is_gone else self._stop.received
+
+    def _announce_stop(self) -> None:
+        self.console.urgent(f"Finishing step {self.step + 1}, then saving; again to stop at once")
+
+    def _farewell(self) -> str:
+        if self.saved is None:
+            return "Stopped at once. Nothing was saved"
+        return f"Stopped at once. Go on from step {self.saved}: hipgpt train --run-name {self.run.name} --resume"
+
+    @property
+    def _has_to_evaluate(self) -> bool:
+        return self._is_due(self.config.eval_every, last=True)
+
+    @property
+    def _has_to_sample(self) -> bool:
+        return self._is_due(self.config.sample_every, last=True)
+
+    def _evaluate_and_sample(self, only_missing: bool = False) -> None:
+        """What is due at this step, but after a signal nothing: it is made up for once the run goes on, from here."""
+        if self._has_to_evaluate and not (only_missing and self.history.has_evaluated(self.step)):
+            self._evaluate()
+        if self._has_to_sample and not (only_missing and self.history.has_sampled(self.step)):
+            self._sample()
+
+    def _is_due(self, every: int, last: bool = False) -> bool:
+        """Whether the step is one of every so many, or with `last` the last one; never if `every` is 0."""
+        return every > 0 and (self.step % every == 0 or (last and self.step == self.config.total_steps))
 
     def _patience_is_over(self) -> bool:
         return 0 < self.config.patience <= self.history.without_best
@@ -194,10 +229,14 @@ class Trainer:
             ms=seconds_per_step * 1e3, tokens_per_second=speed, skipped=skipped,
         )  # fmt: skip
 
-    def _evaluate(self, stop: "_StopSignal") -> None:
+    def _evaluate(self) -> None:
         """Measure the held-out loss, unless a signal comes meanwhile; keep the weights if they are the best so far."""
         is_first = not self.history.evaluations
-        metrics = self.held_out.evaluate(stopped=lambda: stop.received is not None)
+        try:
+            with self.training.droppable():
+                metrics = self.held_out.evaluate(stopped=lambda: self._stopped_by is not None)
+        except Dropped:
+            return
         if metrics is None:
             return
         self.console.line(f"[Step {self.step}] Validation {metrics}")
@@ -225,9 +264,12 @@ class Trainer:
         return f"The best checkpoint, step {self.best.step} with {self.best.val_loss:.4f}, is kept: use it with --best."
 
     def _sample(self) -> None:
+        if self._stopped_by is not None:
+            return
         try:
-            text = self.samples.text()
-        except UserError:  # training itself looks after what is not finite
+            with self.training.droppable():
+                text = self.samples.text()
+        except (Dropped, UserError):  # training itself looks after what is not finite
             return
         head, *rest = printable(text).strip().split("\n")
         self.console.line("\n".join([f"[Step {self.step}] Sample: {head}", *(f"    {line}".rstrip() for line in rest)]))
@@ -237,10 +279,12 @@ class Trainer:
         self.history.record(self.step, self.clock.seconds(), **values)
 
     def _save(self) -> None:
+        self.history.sync()
         checkpoint.save(
             self.run, self.step, self.model.config, self.config, self._on_host(self.model.weights.named),
             self._on_host(self.optimizer.tensors), self.optimizer.state(),
         )  # fmt: skip
+        self.saved = self.step
         checkpoint.prune(self.run, self.config.keep_last)
 
     def _on_host(self, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
@@ -311,23 +355,3 @@ class _Clock:
         pause, self._pause = time.perf_counter() - self._pause, None
         self._start += pause
         self._began += pause
-
-
-class _StopSignal:
-    """Remembers the first Ctrl-C or SIGTERM, so that the step can be finished and saved; a second one exits at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    received: int | None = None
-
-    def __enter__(self) -> "_StopSignal":
-        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _frame: object) -> None:
-        if self.received is not None:
-            os._exit(128 + number)
-        self.received = number

@@ -22,7 +22,7 @@ from gpt.run import Run
 
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
 TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2)
-RENAMES = 5  # weights, optimizer, config, and the two links
+RENAMES = 5  # weights, optimizer, config (the one that counts), and the two links
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_a_run_that_was_copied_or_renamed_loads_and_trains_on(run, tmp_path, fol
     save(renamed, 10)
     checkpoint.prune(renamed, 1)
     assert is_complete(checkpoint.load(renamed), 10)
-    assert is_complete(checkpoint.find(renamed.path / "a.b_step5.safetensors"), 5)
+    assert names(renamed) == complete(renamed, 10), "steps from before the run was renamed are pruned too"
 
 
 @pytest.mark.parametrize("file", ["missing.safetensors", "missing_config.json", "."])
@@ -309,23 +309,21 @@ def test_saving_into_a_missing_directory_is_a_user_error(tmp_path):
 # ---- pruning ------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_keeps_the_last_written_checkpoints_whole(run):
-    for age, step in enumerate((300, 100, 200)):  # 300 was left by training on from an earlier step
+def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(run):
+    for age, step in enumerate((100, 200, 300)):
         save(run, step)
-        os.utime(run.config_path(step), (1e9 + age, 1e9 + age))
+        os.utime(run.config_path(step), (1e9 - age, 1e9 - age))  # the clock goes back
     checkpoint.prune(run, 3)
     assert run.steps() == [100, 200, 300]
     checkpoint.prune(run, 2)
-    assert names(run) == complete(run, 100, 200)
-    assert all(is_complete(checkpoint.load(run, step), step) for step in (100, 200))
+    assert names(run) == complete(run, 200, 300)
+    assert all(is_complete(checkpoint.load(run, step), step) for step in (200, 300))
 
 
 @pytest.mark.parametrize("as_plain_files", [False, True])
 def test_pruning_keeps_what_latest_points_at(run, as_plain_files):
     for step in (30, 20, 10):
         save(run, step)
-    for age, step in enumerate((10, 20, 30)):
-        os.utime(run.config_path(step), (1e9 + age, 1e9 + age))
     if as_plain_files:
         for link in (run.latest_weights_path, run.latest_config_path):
             target = link.resolve()
@@ -389,14 +387,18 @@ def test_a_missing_run_or_checkpoint_is_named_with_those_there_are(run, tmp_path
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken link"])
-def test_without_a_latest_config_the_fix_is_shown(run, damage):
-    save(run, 5)
+def test_without_a_latest_config_the_highest_step_is_the_latest(run, damage):
+    for step in (5, 10, 7):
+        save(run, step)
     run.latest_config_path.unlink()
     if damage == "broken link":
         run.latest_config_path.symlink_to("gone.json")
-    with pytest.raises(UserError, match=r"^.*latest_config\.json is missing or a broken link: .* --ckpt \S+$") as error:
+    assert is_complete(checkpoint.load(run), 10)
+    for step in run.steps():
+        run.config_path(step).unlink()
+    complaint = "is a broken link" if damage == "broken link" else "without --resume"
+    with pytest.raises(UserError, match=complaint):
         checkpoint.load(run)
-    assert is_complete(checkpoint.find(str(error.value).split("--ckpt ")[1]), 5)
 
 
 def without(*keys):

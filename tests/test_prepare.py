@@ -1,10 +1,12 @@
 """Tokenizer and tokens on disk: made once, used as they are, refused when they no longer belong together."""
 
+import errno
 import hashlib
 import json
 import os
 import random
 import shutil
+import signal
 import tracemalloc
 from contextlib import contextmanager
 from functools import partial
@@ -57,7 +59,7 @@ class Project:
 
     def snapshot(self) -> dict[str, bytes]:
         paths = self.run.path.iterdir() if self.run.path.exists() else ()
-        return {path.name: path.read_bytes() for path in paths if path.name != ".lock"}
+        return {path.name: path.read_bytes() for path in paths if path.name != ".lock" and path.is_file()}
 
     def info(self) -> dict:
         return json.loads(self.run.tokens_info_path.read_text(encoding="utf-8"))
@@ -514,32 +516,82 @@ def test_a_failing_reset_leaves_the_old_files_usable(made, idle, monkeypatch, me
         made.prepare()
 
 
-@pytest.mark.parametrize("renames", [0, 1, 2])
+@pytest.mark.parametrize("moment", ["before it counts", 0, 1, 2, "afterwards"])
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_kill_between_the_files_never_leads_to_stale_tokens(project, monkeypatch, renames, reset):
+def test_a_kill_leaves_the_old_files_or_the_new_ones_and_never_some_of_both(project, monkeypatch, moment, reset):
+    old = TEXT
     if reset:
         project.prepare()
         project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
-    replace, left = os.replace, renames
+    new = project.text.read_text(encoding="utf-8")
 
-    def replace_until_killed(source, target):
-        nonlocal left
-        if Path(target).parent == project.run.path and Path(target) in project.files:
+    def dying(function, left):
+        def call(*arguments):
+            nonlocal left
             left -= 1
             if left < 0:
-                raise KeyboardInterrupt
-        replace(source, target)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    def in_its_place(source, target):  # of the renames, those after the one that counts
+        return replace(source, target) if Path(source).parent.name != ".tokenized" else replace_counted(source, target)
+
+    replace, replace_counted = os.replace, dying(os.replace, moment if isinstance(moment, int) else 99)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", in_its_place)
+        if moment == "before it counts":
+            monkeypatch.setattr(os, "rename", dying(os.rename, 0))
+        if moment == "afterwards":
+            monkeypatch.setattr(Path, "rmdir", dying(Path.rmdir, 0))
+        project.prepare(reset=reset)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if reset and moment == "before it counts":
+        assert "--reset" in project.refused(), "the old files are for the old text"
+        project.text.write_text(old, encoding="utf-8")
+        new = old
+    corpus = project.prepare()
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(new)
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert project.notes == []
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_learned_vocabulary_survives_an_interrupted_encoding(project, monkeypatch, failure, reset):
+    if reset:
+        project.prepare()
+
+    def fail(*_):
+        raise failure
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace_until_killed)
-        with pytest.raises(KeyboardInterrupt):
-            project.prepare(reset=reset)
-    if reset:
-        assert "--reset" in project.refused()
-    corpus = project.prepare(reset=reset)
-    text = project.text.read_text(encoding="utf-8")
-    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(text)
-    assert len(project.notes) == (not reset and renames > 0)
+        patch.setattr(Tokenizer, "encode_blocks", fail)
+        with pytest.raises(type(failure)):
+            project.prepare(reset=reset, vocab_limit=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "train_bpe", lambda *_: pytest.fail("the vocabulary is learned a second time"))
+        corpus = project.prepare(reset=reset, vocab_limit=50)
+    assert "learned from this text before" in project.notes[0]
+    assert corpus.tokenizer.vocab_limit == 50
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert not project.run.staged_path.exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "text"])
+def test_a_vocabulary_learned_from_something_else_is_learned_anew(project, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare()
+    if change == "text":
+        project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
+    corpus = project.prepare(vocab_limit=50 if change == "settings" else None)
+    assert not any("learned" in note for note in project.notes)
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(project.text.read_text(encoding="utf-8"))
+    assert corpus.tokenizer.vocab_size <= (50 if change == "settings" else 60)
 
 
 def test_random_accidents_never_lead_to_stale_tokens(made):

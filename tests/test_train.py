@@ -201,8 +201,11 @@ def test_a_run_with_checkpoints_is_not_started_again(train):
 
 def test_a_finished_run_says_how_to_train_on(train, hipgpt):
     train("--run-name", "r", "--steps", 2)
-    error = hipgpt("train", "--run-name", "r", "--resume", status=2).stderr
-    assert "--ckpt checkpoints/r/latest_checkpoint.safetensors --steps N" in error
+    for steps in ((), ("--steps", 2)):
+        out = hipgpt("train", "--run-name", "r", "--resume", *steps).stdout
+        assert "Run r is done: it has reached step 2 of 2." in out
+        assert "--ckpt checkpoints/r/latest_checkpoint.safetensors --steps N" in out
+    assert "step 2 of 1" in hipgpt("train", "--run-name", "r", "--resume", "--steps", 1, status=2).stderr
     assert "steps 3 to 5" in hipgpt("train", "--run-name", "r", "--resume", "--steps", 5).stdout
 
 
