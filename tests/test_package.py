@@ -8,7 +8,7 @@ import pytest
 
 import gpt
 
-HEAVY = {"numpy", "cupy", "rich", "safetensors", "regex", "psutil", "filelock", "threadpoolctl", "tokenizers", "torch"}
+HEAVY = {"numpy", "cupy", "rich", "safetensors", "regex", "psutil", "threadpoolctl", "tokenizers", "torch"}
 
 
 def test_the_kernels_are_reached_through_the_package():
