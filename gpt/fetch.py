@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt.errors import UserError
-from gpt.files import atomic_path
+from gpt.files import atomic_path, discard_leftovers, make_directory
 
 TIMEOUT = 30  # seconds without a byte
 
@@ -43,7 +43,8 @@ def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lam
     try:
         if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == source.sha256:
             return target
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
+        discard_leftovers(target)
         with atomic_path(target) as temporary:
             digest = hashlib.sha256()
             with open(temporary, "wb") as file:

@@ -10,7 +10,7 @@ import gpt
 from gpt import shipped
 from tests.conftest import ROOT
 
-HEAVY = {"numpy", "cupy", "rich", "safetensors", "regex", "psutil", "filelock", "threadpoolctl", "tokenizers", "torch"}
+HEAVY = {"numpy", "cupy", "rich", "safetensors", "regex", "psutil", "threadpoolctl", "tokenizers", "torch"}
 
 
 def test_the_kernels_and_a_text_come_with_the_package(tmp_path, monkeypatch):
