@@ -21,7 +21,7 @@ from random import Random
 
 from tests.campaign.journal import Event
 from tests.campaign.process import CHANGING
-from tests.campaign.scenarios import SCENARIOS, Failure, Lab, Scenario, scattered
+from tests.campaign.scenarios import SCENARIOS, Failure, Known, Lab, Scenario, scattered
 
 RANDOM_STATES = 6  # of each moment, beside the two extremes
 _LOGGED = re.compile(r"^\[Step ([0-9]+)\]", re.MULTILINE)
@@ -138,9 +138,9 @@ def trial(lab: Lab, seed: int) -> Failure | None:
     else:
         share = random.random()
         tree = disk.state(lambda: random.random() < share, lambda file: random.choice(_contents(file, random)))
-    promised = _promised(scenario, known.events[:end])
+    promised = _promised(known, known.events[:end])
     key = f"{scenario.name} {promised} {hashlib.sha256(repr(tree).encode()).hexdigest()}"
-    if key not in _judged:
+    if key not in lab.judged:
         lab.begin(known.before)
         for path in lab.trial.iterdir():
             if path.name not in ("text.txt", "other.txt"):  # the user's own
@@ -148,26 +148,22 @@ def trial(lab: Lab, seed: int) -> Failure | None:
         _write(tree, lab.trial)
         last = known.events[max(0, end - 1)]
         lab.story.append(f"cut after event {end}, {last.call} {last.path} {last.second}, which left {_names(tree)}")
-        _judged[key] = lab.judge(scenario, promised)
-    return _judged[key]
+        lab.judged[key] = lab.judge(scenario, promised)
+    return lab.judged[key]
 
 
 _STATES = 2 + RANDOM_STATES
 _TELLING = {*CHANGING, "new"} - {"create", "chmod", "utime", "flock"}
-_judged: dict[str, Failure | None] = {}
 
 
-def _promised(scenario: Scenario, events: list[Event]) -> int:
+def _promised(known: Known, events: list[Event]) -> int:
     """The last step of which the run has said that it is saved; 0 if there is none."""
     said = b"".join(event.data for event in events if event.call == "print").decode()
     logged = [int(step) for step in _LOGGED.findall(said)]
-    if not logged or not scenario.command.startswith("train"):
-        return 0
-    before = 0 if scenario.run == "b" or scenario.before[-1:] != (scenario.command,) else logged[0] - 1
-    if _SAVED.search(said):
+    if logged and _SAVED.search(said):
         return logged[-1]
-    saved = [step for step in range(logged[0], logged[-1]) if step % 2 == 0]  # --ckpt-every 2
-    return max([before, *saved])
+    saved = range(logged[0], logged[-1]) if logged else ()
+    return max([known.step, *(step for step in saved if step % 2 == 0)])  # --ckpt-every 2
 
 
 def _contents(file: File, random: Random) -> list[bytes]:

@@ -93,9 +93,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Known:
-    """A scenario without any trouble: the folder before, the events of its command, and the content in the end."""
+    """A scenario without any trouble: the folder before, the last step that is saved in it, the events of its command,
+    and the content in the end."""
 
     before: Path
+    step: int
     events: list[Event]
     content: Content
 
@@ -112,6 +114,7 @@ class Lab:
         self._known: dict[str, Known] = dict(other._known) if other else {}
         self.trial = self.folder / "trial"
         self.story: list[str] = []
+        self.judged: dict[str, Failure | None] = {}  # states that drivers have judged already, by their digests
 
     def __enter__(self) -> "Lab":
         return self
@@ -163,7 +166,8 @@ class Lab:
             before = self.folder / f"before {len(self._known)}"
             shutil.copytree(trial, before, symlinks=True)
             assert self.run(scenario.command, Order(journal=journal)).status == 0, self.story[-1]
-            self._known[scenario.name] = Known(before, read(journal, trial), content(trial))
+            step = last_step(content(before), scenario.run)
+            self._known[scenario.name] = Known(before, step, read(journal, trial), content(trial))
             journal.unlink()
         return self._known[scenario.name]
 
