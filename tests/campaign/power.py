@@ -148,7 +148,7 @@ def trial(lab: Lab, seed: int) -> Failure | None:
         _write(tree, lab.trial)
         last = known.events[max(0, end - 1)]
         lab.story.append(f"cut after event {end}, {last.call} {last.path} {last.second}, which left {_names(tree)}")
-        lab.judged[key] = lab.judge(scenario, promised)
+        lab.judged[key] = lab.judge(scenario, promised, real=seed % 64 == 0)
     return lab.judged[key]
 
 

@@ -42,8 +42,9 @@ _VARYING = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """`command` is what something happens to, after `before`; `resume`, if there is one, goes on with it.
+    """`command` is what something happens to, after `before`.
 
+    Going on is by `resume`, by the command itself, and by `otherwise`, in this order, until one of them does it.
     `stop_at` is a beginning of a line: the last command of `before` is killed when it is about to print that.
     `probe` must be accepted in whatever state the command leaves.
     """
@@ -53,6 +54,7 @@ class Scenario:
     before: tuple[str, ...] = ()
     stop_at: str = ""
     resume: str = ""
+    otherwise: str = ""
     probe: str = ""
     may_refuse_when_done: bool = False  # as `--out` exists then
 
@@ -66,7 +68,7 @@ SCENARIOS = (
     Scenario("train", TRAIN, resume=RESUME),
     Scenario("train, tokenized", f"{TRAIN} --sample-every 3", (f"tokenize --run-name r {LEARN}",), resume=RESUME),
     Scenario("train --reset", f"{TRAIN} --reset",
-             ("tokenize --run-name r --data-path other.txt --vocab-size 50",), resume=RESUME),
+             ("tokenize --run-name r --data-path other.txt --vocab-size 50",), resume=RESUME, otherwise=TRAIN),
     Scenario("train --resume", RESUME, (TRAIN,), stop_at="[Step 4]"),
     Scenario("train --ckpt, a branch", f"train --ckpt {LATEST} --run-name b --steps 4", (TRAIN,),
              resume="train --run-name b --resume"),
@@ -171,15 +173,15 @@ class Lab:
             journal.unlink()
         return self._known[scenario.name]
 
-    def judge(self, scenario: Scenario, promised: int = 0) -> Failure | None:
+    def judge(self, scenario: Scenario, promised: int = 0, real: bool = False) -> Failure | None:
         """Go on in the trial's folder, and say what is wrong. `promised` is a step that was reported saved."""
         if last_step(content(self.trial), scenario.run) < promised:
             return Failure("a step that was reported saved is gone", [*self.story, f"step {promised} is gone"])
         if scenario.probe and (failure := self._probe(scenario.probe)):
             return failure
         expected = self.known(scenario).content
-        for command in filter(None, (scenario.resume, scenario.command)):
-            last = self.run(command)
+        for command in filter(None, (scenario.resume, scenario.command, scenario.otherwise)):
+            last = self.run(command, real=real)
             if last.fault:
                 return Failure(f"going on: {last.fault}", self.story)
             found = content(self.trial)
