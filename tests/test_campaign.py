@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -78,7 +79,8 @@ def test_the_journal_tells_what_a_command_wrote(lab, tmp_path):
 
 def played(*events: tuple) -> power.Disk:
     disk = power.Disk.__new__(power.Disk)
-    disk.root = power.Folder({"a": power.File(b"old", b"old")}, {"a": power.File(b"old", b"old")})
+    old = power.File(b"old", b"old", 3)
+    disk.root = power.Folder({"a": old}, {"a": old})
     for call, path, *more in events:
         data = more.pop() if more and isinstance(more[-1], bytes) else b""
         disk.play(Event(call, path, more[0] if more else "", 0, data))
@@ -102,6 +104,14 @@ def test_a_power_cut_takes_what_was_not_synced():
     assert least(played(*WRITE, ("fsync", "b"))) == {"a": b"old"}, "its name is not on the disk"
     assert least(played(*WRITE, ("fsyncdir", "."))) == {"a": b"old", "b": b""}, "its bytes are not on the disk"
     assert least(played(*WRITE, ("fsync", "b"), ("fsyncdir", "."))) == {"a": b"old", "b": b"new"}
+
+
+def test_a_power_cut_takes_nothing_of_the_lines_before_the_one_that_was_appended():
+    appended = played(("write", "a", b"old and"), ("fsync", "a"), ("write", "a", b"old and new")).root.entries["a"]
+    for seed in range(30):
+        assert all(each.startswith(b"old and") for each in power._contents(appended, Random(seed)))
+    rewritten = played(("write", "a", b""), ("write", "a", b"old and new")).root.entries["a"]
+    assert rewritten.kept == 0
 
 
 def test_a_rename_over_a_file_leaves_the_old_one_or_the_new_one():

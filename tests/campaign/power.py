@@ -12,6 +12,7 @@ must still be there if the run had said that it was saved: in its last line, or 
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,16 +25,24 @@ from tests.campaign.process import CHANGING
 from tests.campaign.scenarios import SCENARIOS, Failure, Known, Lab, Scenario, scattered
 
 RANDOM_STATES = 6  # of each moment, beside the two extremes
-_LOGGED = re.compile(r"^\[Step ([0-9]+)\]", re.MULTILINE)
+_LOGGED = re.compile(r"^\[Step ([0-9]+)\] Loss", re.MULTILINE)
 _SAVED = re.compile(r"^(?:Done\.|Stopped at step|Ended at step)", re.MULTILINE)
 
 
 @dataclass
 class File:
-    """What a file holds, and what of it is on the disk."""
+    """What a file holds, what it held when it was last synced, and how much of its beginning is still that."""
 
     content: bytes = b""
     synced: bytes = b""
+    kept: int = 0
+
+    def write(self, content: bytes) -> None:
+        self.kept = min(self.kept, len(os.path.commonprefix([self.content, content])))
+        self.content = content
+
+    def sync(self) -> None:
+        self.synced, self.kept = self.content, len(self.content)
 
 
 @dataclass(frozen=True)
@@ -96,11 +105,8 @@ class Disk:
             case "link":
                 self._node(second.parent).change(**{second.name: folder.entries[path.name]})
             case "write" | "truncate" | "copy":
-                self._node(path).content = event.data
-            case "fsync":
-                node = self._node(path)
-                node.synced = node.content
-            case "fsyncdir":
+                self._node(path).write(event.data)
+            case "fsync" | "fsyncdir":
                 self._node(path).sync()
 
     def state(self, keeps: Callable[[], bool], content: Callable[[File], bytes]) -> Tree:
@@ -167,11 +173,11 @@ def _promised(known: Known, events: list[Event]) -> int:
 
 
 def _contents(file: File, random: Random) -> list[bytes]:
-    """What a file may hold: what was synced, all, a part, zeros."""
+    """What a file may hold: what was synced, all, a part, or zeros in the place of what was not synced."""
     if file.content == file.synced:
         return [file.content]
-    part = file.content[: random.randint(0, len(file.content))]
-    return [file.synced, file.content, part, bytes(len(file.content))]
+    part = file.content[: random.randint(file.kept, len(file.content))]
+    return [file.synced, file.content, part, file.content[: file.kept].ljust(len(file.content), b"\0")]
 
 
 def _apply(change: dict[str, Node | None], entries: dict[str, Node]) -> None:
@@ -201,7 +207,8 @@ def _stored(path: Path) -> Node:
     if path.is_symlink():
         return Link(str(path.readlink()))
     if path.is_file():
-        return File(path.read_bytes(), path.read_bytes())
+        data = path.read_bytes()
+        return File(data, data, len(data))
     entries = {each.name: _stored(each) for each in path.iterdir()}
     return Folder(dict(entries), entries)
 
