@@ -34,7 +34,7 @@ TRAIN = f"train --run-name r --steps 6 {LEARN} {SIZES} {SAVES}"
 RESUME = "train --run-name r --resume"
 LATEST = "checkpoints/r/latest_checkpoint.safetensors"
 _TIMES = ("time", "ms", "tokens_per_second", "mtime_ns")
-_EARLIER = re.compile(
+EARLIER = re.compile(
     r"checkpoints/(\w+)/\1_(best_)?step[0-9]+(_optimizer\.safetensors|_config\.json|\.safetensors) is left over"
 )
 _VARYING = (
@@ -190,7 +190,7 @@ class Lab:
                 return Failure(f"going on: {last.fault}", self.story)
             found = content(self.trial)
             is_done = last_step(found, scenario.run) == last_step(expected, scenario.run)
-            wrong = [line for line in differences(expected, found) if not _EARLIER.fullmatch(line)]
+            wrong = [line for line in differences(expected, found) if not EARLIER.fullmatch(line)]
             if not wrong or (is_done and not last.status):
                 break
         if wrong:
