@@ -1,26 +1,33 @@
-"""A directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer."""
+"""A directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer.
+
+Versions of transformers differ in the defaults that they take from a class. So the files say all that changes a
+result: which inputs the tokenizer gives (PreTrainedTokenizerFast of transformers 4 gives `token_type_ids` by default,
+and GPT-2 adds the embedding of token 0 to every position for them), which side is padded and with what, how attention
+is scaled, and which token ends a text.
+"""
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.files import atomic_path, sync_directory, write_atomically
+from gpt.files import atomic_directory, write_atomically
 from gpt.limits import free_memory, require_memory
 from gpt.tensors import write_tensors
 from gpt.text import END_OF_TEXT
 from gpt.tokenizer import Tokenizer
 
+_END = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # the one special token, `<|endoftext|>`
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
 
 
 def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
-    """Write model.safetensors, config.json, tokenizer.json and tokenizer_config.json into `out`, which must be new.
+    """Write the model and the tokenizer into `out`, which must be new.
 
+    The files are model.safetensors, config.json, generation_config.json, tokenizer.json and tokenizer_config.json.
     Returns their paths. Raises UserError if `out` exists and is not an empty directory, if it cannot be written, or if
     the run's tokenizer is missing or not the model's; `out` is then as it was.
     """
@@ -36,21 +43,13 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and renamed as a whole, so that a failure leaves nothing behind.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            made = Path(folder) / "made"
-            made.mkdir()
-            with atomic_path(made / "model.safetensors") as file:  # on disk before the rename, and readable by others
-                write_tensors(file, weights)
+        with atomic_directory(out) as made:
+            write_tensors(made / "model.safetensors", weights)
             _write_json(made / "config.json", _model_config(checkpoint.model))
+            _write_json(made / "generation_config.json", _END)
             tokenizer.save(made / "tokenizer.json")
             _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model))
             names = sorted(os.listdir(made))
-            if out.exists():
-                out.rmdir()
-            made.rename(out)
-            sync_directory(out.parent)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     return [out / name for name in names]
@@ -62,6 +61,7 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "model_type": "gpt2",
         "vocab_size": model.vocab_size,
         "n_positions": model.max_seq_len,
+        "n_ctx": model.max_seq_len,  # the name that llama.cpp's converter looks for
         "n_embd": model.embed_dim,
         "n_layer": model.num_layers,
         "n_head": model.num_heads,
@@ -71,9 +71,11 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
         "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "reorder_and_upcast_attn": False,
         "tie_word_embeddings": model.tie_embeddings,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
+        **_END,
         "dtype": "float32",
         "torch_dtype": "float32",  # the name that transformers below 4.56 look for
     }
@@ -82,9 +84,13 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
 def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model.max_seq_len,
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "padding_side": "right",  # to generate a batch it must be left, but GPT-2 itself counts positions from the left
+        "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
     }
 

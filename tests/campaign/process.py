@@ -1,0 +1,200 @@
+"""Running hipgpt's commands: in a fork of this process, which has imported everything (10 ms), or for real (1 s)."""
+
+import atexit
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+TIME_LIMIT = 10.0  # seconds: a hundred times what a command takes
+MEMORY_LIMIT = 400 << 20  # bytes above those of this process
+
+CHANGING = ("create", "write", "truncate", "copy", "rename", "link", "symlink", "unlink", "mkdir", "rmdir", "chmod",
+            "utime", "fsync", "fsyncdir", "flock", "print")  # fmt: skip
+READING = ("open", "read", "list", "stat", "mmap")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the shim does at one call: the `at`-th of those named in `calls`. See shim.c for `do`."""
+
+    calls: Sequence[str] = ()
+    at: int = 0
+    do: str = ""
+    journal: Path | None = None
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        return {
+            "CAMPAIGN_ROOT": os.path.realpath(folder),
+            "CAMPAIGN_CALLS": f" {' '.join(self.calls)} ",
+            "CAMPAIGN_AT": str(self.at),
+            "CAMPAIGN_DO": self.do,
+            "CAMPAIGN_JOURNAL": str(self.journal or ""),
+        }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended: `status` as a shell would give it, but negative for a signal, and None if it hung."""
+
+    command: tuple[str, ...]
+    status: int | None
+    output: str
+    errors: str
+    memory: int  # bytes at most, above those of this process
+
+    @property
+    def fault(self) -> str | None:
+        """What no command may do, whatever has happened to it; None if it did none of that."""
+        if self.status is None:
+            return f"ran for more than {TIME_LIMIT:.0f} s"
+        if self.status < 0:
+            return f"ended by signal {-self.status}"
+        if "Traceback (most recent call last)" in self.errors:
+            return "traceback: " + self.errors.strip().splitlines()[-1][:100]
+        *notes, last = self.errors.splitlines() or [""]
+        if self.status == 2 and not last.startswith("Error: "):
+            return "status 2 without an error"
+        if self.status == 2 and not all(line.startswith("Note: ") for line in notes):
+            return "an error of more than one line"
+        if self.status == 2 and len(last) > 1000:
+            return "an error of more than 1,000 characters"
+        if self.status not in (0, 2):
+            return f"ended with status {self.status}"
+        if self.memory > MEMORY_LIMIT:
+            return f"took {self.memory >> 20} MiB"
+        return None
+
+    def __str__(self) -> str:
+        text = f"$ hipgpt {' '.join(self.command)}\n{self.output}{self.errors}"
+        return f"{text}[status {self.status}]"
+
+
+class Running:
+    """A command that has been started; `wait` gives its outcome."""
+
+    def __init__(self, command: Sequence[object], folder: Path, order: Order | None = None, real: bool = False) -> None:
+        self.command = tuple(map(str, command))
+        self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (closed by wait)
+        start = _start_real if real else _start_fork
+        sys.stdout.flush()
+        self.pid = start(self.command, folder, order, [stream.fileno() for stream in self._streams])
+
+    def wait(self, limit: float = TIME_LIMIT) -> Outcome:
+        end = time.monotonic() + limit
+        pause = 0.0005
+        while True:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                os.wait4(self.pid, 0)
+                break
+            time.sleep(pause)
+            pause = min(0.01, pause * 1.3)
+        texts = []
+        for stream in self._streams:
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "replace"))
+            stream.close()
+        memory = 1024 * (usage.ru_maxrss - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return Outcome(self.command, os.waitstatus_to_exitcode(status) if pid else None, *texts, memory)
+
+
+def run(command: Sequence[object], folder: Path, order: Order | None = None, real: bool = False) -> Outcome:
+    """Run a command of hipgpt in `folder` and wait for its end."""
+    return Running(command, folder, order, real).wait()
+
+
+@cache
+def shim() -> Path:
+    """The compiled shim."""
+    folder = tempfile.mkdtemp(prefix="hipgpt-shim-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / "shim.so"
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", target, Path(__file__).with_name("shim.c")], check=True)
+    return target
+
+
+def prepare() -> None:
+    """Import whatever the commands import, so that a fork has it, and make its arithmetic take one thread."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    sys.path.insert(0, str(ROOT))
+    import gpt.cli
+    import gpt.export
+    import gpt.generate
+    import gpt.plan
+    import gpt.trainer  # noqa: F401
+    from gpt.ops import select
+
+    select("cpu", "fp32")
+    shim()
+
+
+def _start_real(command: Sequence[str], folder: Path, order: Order | None, streams: Sequence[int]) -> int:
+    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if order:
+        environment = {**environment, **order.environment(folder), "CAMPAIGN_PRELOADED": "1", "LD_PRELOAD": str(shim())}
+    return subprocess.Popen(
+        [sys.executable, "-m", "gpt.cli", *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+        stdout=streams[0], stderr=streams[1],
+    ).pid  # fmt: skip
+
+
+def _start_fork(command: Sequence[str], folder: Path, order: Order | None, streams: Sequence[int]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70
+    try:
+        atexit._clear()
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(streams[0], 1)
+        os.dup2(streams[1], 2)
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if order:
+            os.environ |= order.environment(folder)
+            if error := ctypes.CDLL(str(shim())).arm():
+                raise OSError(error, "cannot trap system calls: " + os.strerror(error))
+        status = _main(command)
+    finally:
+        os._exit(status)
+
+
+def _main(command: Sequence[str]) -> int:
+    """What `python -m gpt.cli` does, its end included."""
+    import gpt.cli
+
+    try:
+        gpt.cli.main(list(command))
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stderr.flush()
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored while flushing: {error}", file=sys.stderr)
+        status = 120
+    return status
