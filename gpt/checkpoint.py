@@ -2,8 +2,8 @@
 
 A checkpoint is three files, see `Run`. All three are written under temporary names first, and are on disk before the
 first rename. Then they take their places: weights, optimizer, config. The config's rename is the one that counts: a
-step that has a config is whole. `latest_config.json` follows, and says where the run stands; where it is missing, the
-highest step does. docs/formats.md goes through what each prefix of this means.
+step that has a config is whole. `latest_config.json` follows, and says where the run stands, unless there is a higher
+step: then a kill or a power cut came between. docs/formats.md goes through what each prefix of this means.
 
 The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
 in the same way, and `best_config.json`, moved last, is the one truth about it. So each evaluation that is the best so
@@ -100,11 +100,29 @@ def save(
             tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
             write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
-        link_atomically(run.latest_weights_path, weights_path.name, copied=False)
-        link_atomically(run.latest_config_path, config_path.name)
+        _point_latest_at(run, weights_path, config_path)
     except OSError as error:
         raise UserError(f"cannot save {weights_path}: {_reason(error)}") from error
     return Checkpoint(run, step, model, train, weights_path)
+
+
+def finish(start: Checkpoint) -> None:
+    """Do what a process that was killed after the last save of its run has not done. The caller holds the run's lock.
+
+    Raises UserError if the links cannot be written.
+    """
+    run = start.run
+    try:
+        if not run.latest_config_path.exists() or _read(run, run.latest_config_path).step != start.step:
+            _point_latest_at(run, start.path, run.config_path(start.step))
+    except OSError as error:
+        raise UserError(f"cannot write {run.latest_config_path}: {_reason(error)}") from error
+    prune(run, start.train.keep_last)
+
+
+def _point_latest_at(run: Run, weights_path: Path, config_path: Path) -> None:
+    link_atomically(run.latest_weights_path, weights_path.name, copied=False)
+    link_atomically(run.latest_config_path, config_path.name)
 
 
 def save_best(
@@ -160,8 +178,8 @@ def best(run: Run) -> Checkpoint | None:
 def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     """The run's checkpoint of `step`, or its `best` one, or else the latest.
 
-    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. Where the first of
-    them is missing (a process was killed within its first save), the latest is that of the highest step.
+    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. But the latest is that
+    of the highest step, if a kill or a power cut came before `latest_config.json` named it.
     May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights of
     what is returned stay open, and can be read whatever becomes of their file.
     Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for
@@ -205,7 +223,9 @@ def _load(run: Run, step: int | None, best: bool) -> Checkpoint:
             raise UserError(f"{run.path} has no checkpoint of step {step}: {there}")
         return _read(run, run.config_path(step))
     if run.latest_config_path.exists():
-        return _read(run, run.latest_config_path)
+        latest = _read(run, run.latest_config_path)
+        if not steps or steps[-1] <= latest.step:
+            return latest
     if steps:
         return _read(run, run.config_path(steps[-1]))
     if os.path.lexists(run.latest_config_path):
@@ -248,6 +268,8 @@ def prune(run: Run, keep_last: int) -> None:
     Raises UserError, having removed nothing, if the latest checkpoint does not load.
     """
     latest = {load(run).path.name, run.latest_weights_path.resolve().name}
+    if run.latest_config_path.exists():
+        latest.add(_read(run, run.latest_config_path).path.name)
     kept = run.steps()[-keep_last:]
     gone = []
     for (prefix, step), parts in run.parts().items():

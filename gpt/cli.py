@@ -308,7 +308,7 @@ def train(
         # Again, now that no other process writes to the run. Nothing that is decided below is from before the lock.
         run, start = plan.locate(run.name if ckpt is None else run_name, resume, ckpt, runs_dir)
         if resume and plan.is_done(start, given.get("total_steps")):
-            checkpoint.prune(run, start.train.keep_last)  # as it would have done if it had not been killed before
+            checkpoint.finish(start)
             console.line(
                 f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
                 f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"

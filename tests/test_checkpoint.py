@@ -23,6 +23,7 @@ from gpt.run import Run
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
 TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2)
 RENAMES = 5  # weights, optimizer, config (the one that counts), and the two links
+CONFIG_RENAME = 2  # the one that counts, after those of weights and optimizer
 
 
 @pytest.fixture
@@ -125,12 +126,12 @@ def test_the_config_has_hipgpts_sections_with_paths_relative_to_the_run(run):
 
 
 def test_the_links_are_relative_and_point_at_the_latest(run):
-    save(run, 100)
     save(run, 50)
-    assert os.readlink(run.latest_weights_path) == "a.b_step50.safetensors"
-    assert os.readlink(run.latest_config_path) == "a.b_step50_config.json"
-    assert is_complete(checkpoint.load(run), 50)
-    assert is_complete(checkpoint.load(run, 100), 100)
+    save(run, 100)
+    assert os.readlink(run.latest_weights_path) == "a.b_step100.safetensors"
+    assert os.readlink(run.latest_config_path) == "a.b_step100_config.json"
+    assert is_complete(checkpoint.load(run), 100)
+    assert is_complete(checkpoint.load(run, 50), 50)
 
 
 def test_strided_arrays_are_saved_as_what_they_show(run):
@@ -267,7 +268,7 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monk
         assert in_a_child(lambda: save(run, 10)) == -signal.SIGKILL
 
     found = checkpoint.load(run)
-    is_new = (rename, moment) == (RENAMES - 1, "after")
+    is_new = rename > CONFIG_RENAME or (rename, moment) == (CONFIG_RENAME, "after")
     assert is_complete(found, 10 if is_new else 5)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     with run.lock():
@@ -399,6 +400,22 @@ def test_without_a_latest_config_the_highest_step_is_the_latest(run, damage):
     complaint = "is a broken link" if damage == "broken link" else "without --resume"
     with pytest.raises(UserError, match=complaint):
         checkpoint.load(run)
+
+
+@pytest.mark.parametrize("as_plain_file", [False, True])
+def test_a_step_that_latest_config_does_not_name_yet_is_the_latest(run, as_plain_file):
+    """A kill or a power cut came between the files of the step and the links."""
+    save(run, 5)
+    before = run.config_path(5).read_text()
+    save(run, 10)
+    run.latest_config_path.unlink()
+    if as_plain_file:
+        run.latest_config_path.write_text(before)
+    else:
+        run.latest_config_path.symlink_to(run.config_path(5).name)
+    assert is_complete(checkpoint.load(run), 10)
+    checkpoint.finish(checkpoint.load(run))
+    assert json.loads(run.latest_config_path.read_text())["checkpoint"]["step"] == 10
 
 
 def without(*keys):
