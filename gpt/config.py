@@ -23,6 +23,7 @@ COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings 
 DATA_PATH = "data/data.txt"
 RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
 VOCAB_LIMIT = 5000
+LAYER_LIMIT = 10_000  # so that a wrong number is not taken for a model whose tensors would have to be listed first
 
 FLAGS = {
     "max_seq_len": "--seq",
@@ -81,6 +82,7 @@ class ModelConfig:
         _check_types(self)
         for key in ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        _check(self.num_layers <= LAYER_LIMIT, "num_layers", self.num_layers, f"at most {LAYER_LIMIT}")
         if self.embed_dim % self.num_heads:
             raise UserError(f"--dim {self.embed_dim} is not a multiple of --heads {self.num_heads}")
         _check(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")

@@ -131,16 +131,21 @@ def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being
     assert kept[0] == kept[1]
 
 
+def set_back_to(step: int) -> None:
+    """Leave the run as if it had been killed before its next checkpoint, but with what it logged."""
+    for path in directory().glob("r_step*"):
+        if not path.name.startswith((f"r_step{step}_", f"r_step{step}.")):
+            path.unlink()
+    (directory() / "latest_config.json").unlink()
+
+
 def test_a_better_loss_of_steps_that_a_kill_has_lost_stays_the_best(train, cut):
     """From step 10 on the run goes on at a rate at which it never comes near what it had reached."""
     cut("[Step 40] Loss", signal.SIGKILL, "--steps", 200, "--ckpt-every", 10, "--keep-last", 100)
     before = best()
     assert before["step"] > 10
     kept = (directory() / "best_checkpoint.safetensors").read_bytes()
-    for path in directory().glob("r_step*"):
-        if not path.name.startswith(("r_step10_", "r_step10.")):
-            path.unlink()
-    (directory() / "latest_config.json").unlink()
+    set_back_to(10)
     train("--resume", "--steps", 60, "--lr", "1e-9", "--min-lr", 0)
     assert min(loss for _, loss in validation() if loss) > before["val_loss"]
     assert best() == before
@@ -235,10 +240,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
     """The record of step 20 is taken away, as if the signal had come while it was evaluated."""
     train("--steps", 60, name="whole")
     train("--steps", 60, "--ckpt-every", 20)
-    for name in ("latest_config.json", "latest_checkpoint.safetensors"):
-        link = directory() / name
-        link.unlink()
-        link.symlink_to("r_step20" + ("_config.json" if name.endswith("json") else ".safetensors"))
+    set_back_to(20)
     metrics = directory() / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if not ('"step": 20,' in line and "val_loss" in line)]
     metrics.write_text("".join(kept))
