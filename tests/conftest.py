@@ -1,20 +1,22 @@
 """What several test files share: the real text, and the command as a user runs it."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.amd import errors
+from tests.forks import ROOT, Forks
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("patient")
 
-ROOT = Path(__file__).parent.parent
 SHAKESPEARE = (
     Path(os.environ.get("HIPGPT_SHAKESPEARE", "")),
     ROOT / "data" / "shakespeare.txt",
@@ -42,27 +44,61 @@ def last_of_each(arguments: Iterable[object]) -> list[str | bytes]:
     return [each for number, group in enumerate(groups) for each in group if last[group[0]] == number]
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory) -> Iterator[Forks | None]:
+    """Where commands run in forks; None on systems that lack them, or on which libraries do not survive them."""
+    if not sys.platform.startswith("linux"):
+        yield None
+        return
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def shim():
+    """The campaign's module of processes; skips where its shim cannot see the system calls of a process."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which(os.environ.get("CC", "cc")):
+        pytest.skip("the campaign's shim needs Linux on x86-64 and a C compiler")
+    from tests.campaign import process
+
+    environment = {**os.environ, **process.Order().environment(ROOT)}
+    if "cannot trap" in subprocess.run(["true"], env=environment, capture_output=True, text=True, check=False).stderr:
+        pytest.skip("this system does not allow a process to trap its system calls")
+    return process
+
+
 @pytest.fixture
-def hipgpt(tmp_path, monkeypatch):
+def hipgpt(forks, tmp_path, monkeypatch):
     """Run the real command in a process of its own, in an empty directory: hipgpt("train", "--steps", 3).
+
+    The process is a fork. It is a new Python if it is given more than arguments: an environment, or what
+    `subprocess.run` takes, such as input. `order` is a tests.campaign.process.Order, about calls under checkpoints/.
 
     An option that stands there again replaces the earlier one, so that a test can override what a fixture gives.
     """
     monkeypatch.chdir(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
+    usual = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
-    def run(*arguments: object, status: int = 0, environment=environment, **kwargs) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "gpt.cli", *last_of_each(arguments)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=120, check=False, **kwargs
-        )
+    def run(
+        *arguments: object, status: int = 0, environment: Mapping | None = None, order=None, **kwargs
+    ) -> subprocess.CompletedProcess:
+        command = last_of_each(arguments)
+        orders = order.environment(tmp_path / "checkpoints") if order else {}
+        if forks and environment is None and not kwargs:
+            result = forks.run(list(map(os.fsdecode, command)), Path.cwd(), {**usual, **orders}, timeout=120)
+        else:
+            result = subprocess.run(
+                [sys.executable, "-m", "gpt.cli", *command], env={**(environment or usual), **orders},
+                capture_output=True, text=True, timeout=120, check=False, **kwargs,
+            )  # fmt: skip
         assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
         if status == 2:
             assert result.stderr.startswith("Error: ")
             assert result.stderr.count("\n") == 1, "an error is one line"
         return result
 
-    run.environment = environment
+    run.environment = usual
     return run
 
 

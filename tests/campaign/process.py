@@ -1,7 +1,6 @@
 """Running hipgpt's commands: in a fork of this process, which has imported everything (10 ms), or for real (1 s)."""
 
 import atexit
-import ctypes
 import os
 import resource
 import shutil
@@ -9,15 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import forks
+
 TIME_LIMIT = 10.0  # seconds: a hundred times what a command takes
 MEMORY_LIMIT = 400 << 20  # bytes above those of this process
 
@@ -36,7 +34,9 @@ class Order:
     journal: Path | None = None
 
     def environment(self, folder: Path) -> dict[str, str]:
+        """The variables by which a command gets the shim and its order. They change what it does under `folder`."""
         return {
+            "LD_PRELOAD": str(shim()),
             "CAMPAIGN_ROOT": os.path.realpath(folder),
             "CAMPAIGN_CALLS": f" {' '.join(self.calls)} ",
             "CAMPAIGN_AT": str(self.at),
@@ -88,9 +88,10 @@ class Running:
     def __init__(self, command: Sequence[object], folder: Path, order: Order | None = None, real: bool = False) -> None:
         self.command = tuple(map(str, command))
         self._streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (closed by wait)
-        start = _start_real if real else _start_fork
+        start = _start_real if real else forks.start
+        environment = {**os.environ, **(order.environment(folder) if order else {})}
         sys.stdout.flush()
-        self.pid = start(self.command, folder, order, [stream.fileno() for stream in self._streams])
+        self.pid = start(self.command, folder, environment, [stream.fileno() for stream in self._streams])
 
     def wait(self, limit: float = TIME_LIMIT) -> Outcome:
         end = time.monotonic() + limit
@@ -133,68 +134,12 @@ def shim() -> Path:
 def prepare() -> None:
     """Import whatever the commands import, so that a fork has it, and make its arithmetic take one thread."""
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    sys.path.insert(0, str(ROOT))
-    import gpt.cli
-    import gpt.export
-    import gpt.generate
-    import gpt.plan
-    import gpt.trainer  # noqa: F401
-    from gpt.ops import select
-
-    select("cpu", "fp32")
+    forks.prepare()
     shim()
 
 
-def _start_real(command: Sequence[str], folder: Path, order: Order | None, streams: Sequence[int]) -> int:
-    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": str(ROOT)}
-    if order:
-        environment = {**environment, **order.environment(folder), "CAMPAIGN_PRELOADED": "1", "LD_PRELOAD": str(shim())}
+def _start_real(command: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]) -> int:
     return subprocess.Popen(
-        [sys.executable, "-m", "gpt.cli", *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        stdout=streams[0], stderr=streams[1],
+        [sys.executable, "-m", "gpt.cli", *command], cwd=folder, env={**environment, "PYTHONPATH": str(forks.ROOT)},
+        stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1],
     ).pid  # fmt: skip
-
-
-def _start_fork(command: Sequence[str], folder: Path, order: Order | None, streams: Sequence[int]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 70
-    try:
-        atexit._clear()
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(streams[0], 1)
-        os.dup2(streams[1], 2)
-        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode, closefd=False) for fd, mode in enumerate("rww"))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if order:
-            os.environ |= order.environment(folder)
-            if error := ctypes.CDLL(str(shim())).arm():
-                raise OSError(error, "cannot trap system calls: " + os.strerror(error))
-        status = _main(command)
-    finally:
-        os._exit(status)
-
-
-def _main(command: Sequence[str]) -> int:
-    """What `python -m gpt.cli` does, its end included."""
-    import gpt.cli
-
-    try:
-        gpt.cli.main(list(command))
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    try:
-        sys.stderr.flush()
-        sys.stdout.flush()
-    except OSError as error:
-        print(f"Exception ignored while flushing: {error}", file=sys.stderr)
-        status = 120
-    return status

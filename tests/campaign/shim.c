@@ -4,7 +4,7 @@
 // handler of SIGSYS then makes the call in the process's place. It uses nothing of the C library, which may be in the
 // middle of anything. Works on Linux on x86-64.
 //
-// arm() reads its orders from the environment:
+// It begins when the library is loaded, by LD_PRELOAD or later, and reads its orders from the environment:
 //   CAMPAIGN_ROOT     the folder; print is any write to standard output or standard error
 //   CAMPAIGN_CALLS    which calls are counted, as in " rename fsync "
 //   CAMPAIGN_AT       the number of the one at which to act, from 1; 0: never
@@ -19,6 +19,7 @@
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -244,7 +245,7 @@ static void copy_variable(const char *name, char *to) {
 }
 
 // Traps the calls of this thread and those that it starts, by the orders in the environment. Returns 0, or errno.
-int arm(void) {
+static int arm(void) {
     char number[PATH], order[PATH], path[PATH];
     copy_variable("CAMPAIGN_ROOT", root);
     copy_variable("CAMPAIGN_CALLS", counted);
@@ -285,7 +286,9 @@ int arm(void) {
     return 0;
 }
 
-// For the real command, which gets this library by LD_PRELOAD.
-__attribute__((constructor)) static void arm_by_preload(void) {
-    if (getenv("CAMPAIGN_PRELOADED") && arm()) _exit(99);
+__attribute__((constructor)) static void begin(void) {
+    int error = arm();
+    if (!error) return;
+    dprintf(2, "cannot trap system calls: %s\n", strerror(error));
+    _exit(99);
 }
