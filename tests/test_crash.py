@@ -24,17 +24,6 @@ ENDLESS = ("--steps", 3, "--accumulate", 2**31 - 1)
 WALL_CLOCK = ("time", "ms", "tokens_per_second")
 
 
-@pytest.fixture(scope="session")
-def faults(tmp_path_factory) -> Path:
-    """The library that lets calls fail: tests/faults.c."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if not sys.platform.startswith("linux") or compiler is None:
-        pytest.skip("calls can be made to fail on Linux, with a C compiler")
-    library = tmp_path_factory.mktemp("faults") / "faults.so"
-    subprocess.run([compiler, "-shared", "-fPIC", ROOT / "tests" / "faults.c", "-o", library, "-ldl"], check=True)
-    return library
-
-
 @pytest.fixture
 def text(tmp_path) -> Path:
     path = tmp_path / "text.txt"
@@ -83,16 +72,12 @@ def weights(step: int, name="r") -> bytes:
 # ---- kills and failures at every call -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "stride"), [("train", 40), ("reset", 9)])
-def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(faults, kind, stride):
-    """A sample. `python -m tests.trials train` under the library tries all calls, which takes minutes."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.trials", kind, str(stride)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(faults)}, cwd=ROOT,
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert result.stdout.endswith(" 0 failures\n"), result.stdout + result.stderr
-    assert int(result.stdout.split()[0]) >= 10
+def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(shim):
+    """A sample of all calls; see docs/testing.md."""
+    command = [sys.executable, "-m", "tests.campaign", "--kind", "kill", "--kind", "fault", "--trials", "20"]
+    result = subprocess.run([*command, "--jobs", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.findall(r"^(kill|fault) +20 +0 ", result.stdout, re.MULTILINE) == ["kill", "fault"]
 
 
 # ---- file systems that lack something -----------------------------------------------------------------------------
@@ -104,29 +89,28 @@ def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(f
         ("symlink", (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP), "has no links"),
         ("chmod", (errno.EPERM,), None),
         ("utime", (errno.EPERM,), None),
-        ("fsync_directory", (errno.EINVAL, errno.EIO), "cannot be synced to its disk"),
+        ("fsyncdir", (errno.EINVAL, errno.EIO), "cannot be synced to its disk"),
         ("fsync", (errno.EINVAL,), "cannot be synced to its disk"),
         ("flock", (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), "has no locks"),
         ("mmap", (errno.ENODEV,), "cannot be mapped"),
     ],
 )
-def test_training_goes_on_with_one_note_where_a_file_system_lacks_something(train, hipgpt, faults, call, answers, note):
+def test_training_goes_on_with_one_note_where_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
     train("--steps", 4, "--ckpt-every", 2, name="whole")
     for number in answers:
         shutil.rmtree("checkpoints/r", ignore_errors=True)
-        lacking = {"LD_PRELOAD": faults, "FAULTS_UNDER": "checkpoints", "FAULTS_CALLS": call, "FAULTS_ERRNO": number}
-        environment = {**hipgpt.environment, **{key: str(value) for key, value in lacking.items()}}
+        lacking = shim.Order((call,), 1, str(-number))
         for steps in (("--steps", 2, "--schedule", "constant"), ("--steps", 4, "--resume")):
-            result = train(*steps, environment=environment)
+            result = train(*steps, order=lacking)
             assert result.stderr.count("Note: ") == result.stderr.count("\n") == (note is not None), result.stderr
             assert note is None or note in result.stderr
-        hipgpt("generate", "--run-name", "r", "--prompt", "the", environment=environment)
+        hipgpt("generate", "--run-name", "r", "--prompt", "the", order=lacking)
         latest = json.loads(Path("checkpoints/r/latest_config.json").read_text())
         assert latest["checkpoint"] == {"latest": "r_step4.safetensors", "step": 4}
         assert Path("checkpoints/r/latest_config.json").is_symlink() == (call != "symlink")
         assert os.path.lexists("checkpoints/r/latest_checkpoint.safetensors") == (call != "symlink")
         branch = ("--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--run-name", f"branch{number}")
-        assert "steps 5 to 6" in hipgpt("train", *branch, "--steps", 2, environment=environment).stdout
+        assert "steps 5 to 6" in hipgpt("train", *branch, "--steps", 2, order=lacking).stdout
 
 
 # ---- signals ------------------------------------------------------------------------------------------------------
