@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,6 +77,7 @@ def hipgpt(forks, tmp_path, monkeypatch):
     `subprocess.run` takes, such as input. `order` is a tests.campaign.process.Order, about calls under checkpoints/.
 
     An option that stands there again replaces the earlier one, so that a test can override what a fixture gives.
+    `hipgpt.start` starts a command as a new Python and goes on at once. It is killed when the test ends.
     """
     monkeypatch.chdir(tmp_path)
     usual = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
@@ -98,8 +100,25 @@ def hipgpt(forks, tmp_path, monkeypatch):
             assert result.stderr.count("\n") == 1, "an error is one line"
         return result
 
-    run.environment = usual
-    return run
+    started: list[subprocess.Popen] = []
+
+    def start(*arguments: object, environment: Mapping = usual, **kwargs) -> subprocess.Popen:
+        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
+        started.append(subprocess.Popen(command, env=environment, **kwargs))
+        return started[-1]
+
+    run.environment, run.start = usual, start
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def pytest_configure():
+    """Take signals again that are ignored, as nohup and a shell's `&` arrange. Commands would inherit that."""
+    for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):

@@ -7,8 +7,6 @@ import pty
 import re
 import signal
 import struct
-import subprocess
-import sys
 import termios
 from pathlib import Path
 
@@ -384,10 +382,11 @@ def test_a_run_made_before_there_was_any_of_this_is_listed_and_goes_on(train, hi
 def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_words(hipgpt, text):
     environment = {key: value for key, value in hipgpt.environment.items() if key != "COLUMNS"} | {"TERM": "xterm"}
     flags = ("--run-name", "r", "--steps", 50_000, "--eval-every", 10, "--log-every", 10, "--ckpt-every", 0)
-    command = [sys.executable, "-m", "gpt.cli", "train", "--data-path", text, *MODEL, *flags]
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen([str(part) for part in command], stdin=side, stdout=side, stderr=side, env=environment)
+    process = hipgpt.start(
+        "train", "--data-path", text, *MODEL, *flags, stdin=side, stdout=side, stderr=side, environment=environment
+    )
     os.close(side)
     shown, is_stopping = b"", False
     while data := _read(main):

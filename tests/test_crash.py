@@ -21,6 +21,7 @@ from tests.test_best import _read as read_terminal
 MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2)
 TEXT = "the cat sat on the mat and saw a dog .\n" * 60
 ENDLESS = ("--steps", 3, "--accumulate", 2**31 - 1)
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 WALL_CLOCK = ("time", "ms", "tokens_per_second")
 
 
@@ -37,9 +38,7 @@ def start(hipgpt, text):
 
     def begin(*arguments, **kwargs) -> subprocess.Popen:
         flags = ("--data-path", text, *MODEL, "--device", "cpu", "--run-name", "r", *arguments)
-        command = [sys.executable, "-m", "gpt.cli", "train", *map(str, flags)]
-        kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **kwargs}
-        return subprocess.Popen(command, env={**hipgpt.environment, **kwargs.pop("env", {})}, **kwargs)
+        return hipgpt.start("train", *flags, **{**PIPES, **kwargs})
 
     return begin
 
@@ -189,8 +188,7 @@ def test_sigterm_twice_at_the_same_moment_as_timeout_sends_it_is_one_request(sta
 def test_a_second_press_leaves_a_terminal_with_its_cursor(hipgpt, text):
     flags = ("--data-path", text, *MODEL, "--device", "cpu", "--run-name", "r", *ENDLESS)
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "gpt.cli", "train", *map(str, flags)]
-    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=hipgpt.environment)
+    process = hipgpt.start("train", *flags, stdin=side, stdout=side, stderr=side)
     os.close(side)
     shown, sent = b"", 0
     while data := read_terminal(main):
@@ -224,10 +222,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start, name):
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_while_a_text_is_tokenized_ends_quietly_and_leaves_no_temporary_file(hipgpt, tmp_path, name, status):
     Path("long.txt").write_text(" ".join(f"{number:x}" for number in range(400_000)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gpt.cli", "tokenize", "--run-name", "t", "--data-path", "long.txt"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=hipgpt.environment,
-    )  # fmt: skip
+    process = hipgpt.start("tokenize", "--run-name", "t", "--data-path", "long.txt", **PIPES)
     while not Path("checkpoints/t/.tokenizing").exists():
         time.sleep(0.01)
     process.send_signal(getattr(signal, name))

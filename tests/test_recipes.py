@@ -2,9 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from safetensors.numpy import load_file
 
 from gpt.config import PRESETS
 from tests.conftest import ROOT
+from tests.test_train import start, wait_for_line
 
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 300)
 MUON = ("--optimizer", "muon", "--lr", "1e-2")
@@ -53,12 +51,8 @@ def test_a_run_with_muon_that_was_stopped_or_killed_goes_on_to_the_same_bits(tra
     steps = (*MUON, "--steps", 120, "--log-every", 10, "--ckpt-every", 20, "--dropout", 0.1)
     train("--run-name", "whole", *steps)
     for name, number in (("stopped", signal.SIGINT), ("killed", signal.SIGKILL)):
-        arguments = ("train", "--data-path", "text.txt", *MODEL, "--run-name", name, *steps)
-        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=hipgpt.environment)
-        deadline = time.monotonic() + 60
-        while not process.stdout.readline().startswith("[Step 50]"):
-            assert time.monotonic() < deadline
+        process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", name, *steps)
+        wait_for_line(process, "[Step 50]")
         process.send_signal(number)
         process.communicate(timeout=60)
         hipgpt("train", "--run-name", name, "--resume")
@@ -68,8 +62,8 @@ def test_a_run_with_muon_that_was_stopped_or_killed_goes_on_to_the_same_bits(tra
 @pytest.mark.parametrize(("first", "second"), [("adamw", "muon"), ("muon", "adamw")])
 def test_a_checkpoint_is_not_gone_on_from_with_another_optimizer(train, hipgpt, first, second):
     train("--run-name", "r", "--steps", 2, "--optimizer", first)
-    for start in (("--run-name", "r", "--resume"), ("--ckpt", "checkpoints/r/r_step2.safetensors")):
-        error = hipgpt("train", *start, "--steps", 4, "--optimizer", second, status=2).stderr
+    for place in (("--run-name", "r", "--resume"), ("--ckpt", "checkpoints/r/r_step2.safetensors")):
+        error = hipgpt("train", *place, "--steps", 4, "--optimizer", second, status=2).stderr
         assert first in error
         assert f"--optimizer {second}" in error
     hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, "--optimizer", first)

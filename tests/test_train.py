@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -178,8 +177,7 @@ def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
 
 
 def start(hipgpt, *arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "gpt.cli", "train", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=hipgpt.environment)
+    return hipgpt.start("train", *arguments, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
