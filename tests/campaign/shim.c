@@ -1,8 +1,8 @@
 // Sees every system call of one process that touches files under a folder, and kills, fails, delays or records there.
 //
-// A seccomp filter traps these calls, raw ones included (safetensors renames by one, past the C library), and the
-// handler of SIGSYS then makes the call in the process's place. It uses nothing of the C library, which may be in the
-// middle of anything. Works on Linux on x86-64.
+// A seccomp filter traps these calls, raw ones past the C library included, and the handler of SIGSYS then makes the call
+// in the process's place. It uses nothing of the C library, which may be in the middle of anything. Works on Linux on
+// x86-64.
 //
 // It begins when the library is loaded, by LD_PRELOAD or later, and reads its orders from the environment:
 //   CAMPAIGN_ROOT     the folder; print is any write to standard output or standard error
