@@ -225,8 +225,8 @@ _GPT2 = {**_MUON, "vocab_size": 50_257, "max_seq_len": 1024, "learning_rate": 3e
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         **_MUON, "vocab_size": 2000, "max_seq_len": 64, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
-        "num_layers": 2, "batch_size": 16, "total_steps": 400, "learning_rate": 1.6e-2, "eval_every": 100,
-        "sample_every": 100,
+        "num_layers": 2, "batch_size": 16, "total_steps": 400, "learning_rate": 1.6e-2, "decay_fraction": 0.5,
+        "eval_every": 100, "sample_every": 100,
     },
     "small": {
         **_MUON, "vocab_size": 2000, "max_seq_len": 128, "embed_dim": 128, "num_heads": 4, "ff_hidden_dim": 512,
@@ -245,4 +245,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_GPT2, "embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096, "num_layers": 24, "batch_size": 16,
     },
 }
-RATES = ("learning_rate", "min_lr", "schedule")  # of a preset, which are its optimizer's and no other's
+RATES = ("learning_rate", "min_lr", "schedule", "decay_fraction")  # of a preset, which are its optimizer's and no other's
