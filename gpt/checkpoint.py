@@ -178,8 +178,8 @@ def best(run: Run) -> Checkpoint | None:
 def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     """The run's checkpoint of `step`, or its `best` one, or else the latest.
 
-    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. But the latest is that
-    of the highest step, if a kill or a power cut came before `latest_config.json` named it.
+    `latest_config.json` and `best_config.json` say which those are, be they links or plain files. But the latest is
+    that of the highest step, if a kill or a power cut came before `latest_config.json` named it.
     May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights of
     what is returned stay open, and can be read whatever becomes of their file.
     Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for

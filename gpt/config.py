@@ -245,4 +245,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_GPT2, "embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096, "num_layers": 24, "batch_size": 16,
     },
 }
-RATES = ("learning_rate", "min_lr", "schedule", "decay_fraction")  # of a preset, which are its optimizer's and no other's
+# Of a preset, which are its optimizer's and no other's.
+RATES = ("learning_rate", "min_lr", "schedule", "decay_fraction")
