@@ -53,7 +53,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps - config.schedule_start
     decay = decay_start(config)
     step -= config.schedule_start
-    if step <= warmup:
+    if warmup and step <= warmup:
         return peak * step / warmup
     if config.schedule == "constant" or step <= decay - config.schedule_start:
         return peak

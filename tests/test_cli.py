@@ -264,7 +264,7 @@ def test_the_largest_vocabulary_costs_no_memory_and_merges_as_any_other(hipgpt, 
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
     place = tmp_path / "some where" / "runs"
-    given, environment = ("--runs-dir", place), hipgpt.environment
+    given, environment = ("--runs-dir", place), None
     if by == "variable":
         given, environment = (), {**hipgpt.environment, "HIPGPT_RUNS_DIR": str(place)}
     (tmp_path / "text.txt").write_text("a small text to learn from, over and over again. " * 40)

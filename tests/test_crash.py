@@ -73,10 +73,10 @@ def weights(step: int, name="r") -> bytes:
 
 def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(shim):
     """A sample of all calls; see docs/testing.md."""
-    command = [sys.executable, "-m", "tests.campaign", "--kind", "kill", "--kind", "fault", "--trials", "20"]
+    command = [sys.executable, "-m", "tests.campaign", "--kind", "kill", "--kind", "fault", "--trials", "12"]
     result = subprocess.run([*command, "--jobs", "1"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert re.findall(r"^(kill|fault) +20 +0 ", result.stdout, re.MULTILINE) == ["kill", "fault"]
+    assert re.findall(r"^(kill|fault) +12 +0 ", result.stdout, re.MULTILINE) == ["kill", "fault"]
 
 
 # ---- file systems that lack something -----------------------------------------------------------------------------

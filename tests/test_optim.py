@@ -19,6 +19,10 @@ def test_the_rate_rises_linearly_then_falls_along_half_a_cosine():
     assert learning_rate(110, config) == pytest.approx(0.2)
 
 
+def test_without_a_warmup_the_rate_before_step_1_is_the_peak():
+    assert learning_rate(0, TrainConfig(total_steps=1, warmup_steps=0, learning_rate=1.0)) == pytest.approx(1.0)
+
+
 def test_a_constant_rate_stays_after_its_warmup():
     config = TrainConfig(total_steps=100, warmup_steps=4, learning_rate=1.0, schedule="constant")
     assert [learning_rate(step, config) for step in (2, 4, 5, 100)] == pytest.approx([0.5, 1.0, 1.0, 1.0])

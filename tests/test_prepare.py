@@ -470,7 +470,7 @@ def test_a_text_that_the_tokenizer_knows_nothing_of_is_refused(made):
 
 def test_a_missing_default_text_says_where_to_get_one(project):
     project.text.unlink()
-    error = project.refused()
+    error = project.refused(data_path="data/data.txt")
     assert "data/data.txt does not exist" in error
     assert "--data-path" in error
     assert "hipgpt fetch shakespeare" in error

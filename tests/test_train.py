@@ -292,7 +292,7 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
         (("--data-path", "missing.txt"), "missing.txt"),
         (("--batch", 1_000_000_000), "memory"),
         (("--dim", 2_000_000_000), "memory"),
-        (("--layers", 3_000_000), "memory"),
+        (("--layers", 3_000_000), "--layers is 3000000"),
     ],
 )
 def test_rubbish_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, complaint):
