@@ -251,15 +251,15 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
     learned_from = {"text": {"path": _remembered(run, text), **before}, "kind": tokenizer.kind,
                     "vocab_limit": tokenizer.vocab_limit}  # fmt: skip
     learned = _learned(run, learned_from) if is_new else None
-    if learned:
-        for name in set(os.listdir(staged)) - {run.tokenizer_path.name, LEARNED}:
-            remove(staged / name)
-        report("Note: going on with the vocabulary that was learned from this text before")
-        tokenizer = learned
-    else:
-        remove(staged)
-        staged.mkdir()
     try:
+        if learned:
+            for name in set(os.listdir(staged)) - {run.tokenizer_path.name, LEARNED}:
+                remove(staged / name)
+            report("Note: going on with the vocabulary that was learned from this text before")
+            tokenizer = learned
+        else:
+            remove(staged)
+            staged.mkdir()
         if is_new and not learned:
             _train(tokenizer, text, before["size"], progress)
             tokenizer.save(staged / run.tokenizer_path.name)
