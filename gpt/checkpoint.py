@@ -197,15 +197,17 @@ def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:
         try:
             return read()
         except UserError:
-            now = [_content(run.latest_config_path), _content(run.best_config_path), run.steps()]
+            now = [_identity(run.latest_config_path), _identity(run.best_config_path), run.steps()]
             if now == before:
                 raise
             before = now
 
 
-def _content(path: Path) -> bytes | None:
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file or a link is replaced, without reading it: it may be a pipe."""
     with suppress(OSError):
-        return path.read_bytes()
+        found = path.lstat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
     return None
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,8 @@ def _main(command: Sequence[str]) -> int:
         sys.stderr.flush()
         sys.stdout.flush()
     except OSError as error:
-        print(f"Exception ignored while flushing: {error}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"Exception ignored while flushing: {error}", file=sys.stderr)
         status = 120
     return status
 

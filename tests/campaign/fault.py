@@ -76,7 +76,7 @@ def points(lab: Lab) -> list[Point]:
 
 def trial(lab: Lab, seed: int) -> Failure | None:
     scenario, call, at, error, lacking = scattered(points(lab), seed)
-    number = getattr(errno, error)
+    number, done_without = getattr(errno, error), lacking or (call, error) in LACKING
     forever = lacking or Random(seed).random() < 1 / 4
     lab.begin(lab.known(scenario).before)
     order = Order((call,), at, str(-number if forever else number))
@@ -92,10 +92,10 @@ def trial(lab: Lab, seed: int) -> Failure | None:
             return Failure(f"{where}: refused: {generic(outcome.errors)}", lab.story)
         if os.strerror(number).lower() not in outcome.errors.lower() or not _names_a_file(outcome.errors):
             return Failure(f"{where}: no file or no reason in: {generic(outcome.errors)}", lab.story)
-    elif wrong := _wrong(lab, scenario, call, at, lacking):
+    elif wrong := _wrong(lab, scenario, call, at, done_without):
         lab.story += wrong
         return Failure(f"{where}: status 0, but {generic(wrong[0].partition(':')[0])}", lab.story)
-    elif lacking:
+    elif done_without:
         return None  # going on would find links in the place of files
     failure = lab.judge(scenario)
     if failure:
@@ -108,11 +108,11 @@ def _of(call: str, events: list[Event]) -> list[Event]:
     return [event for event in events if event.call in names]
 
 
-def _wrong(lab: Lab, scenario: Scenario, call: str, at: int, lacking: bool) -> list[str]:
+def _wrong(lab: Lab, scenario: Scenario, call: str, at: int, done_without: bool) -> list[str]:
     """What a command that ended well has left undone.
 
-    A line of the log that could not be written may be missing, a file may stand where a link cannot, and what could
-    not be removed may be there.
+    A line of the log that could not be written may be missing, a file may stand where a link cannot, or nothing, if
+    that link is to weights; and what could not be removed may be there.
     """
     wrong = differences(lab.known(scenario).content, content(lab.trial))
     event = _of(call, lab.known(scenario).events)[at - 1]
@@ -120,8 +120,8 @@ def _wrong(lab: Lab, scenario: Scenario, call: str, at: int, lacking: bool) -> l
         wrong = [line for line in wrong if "metrics.jsonl differs" not in line]
     if call == "unlink":
         wrong = [line for line in wrong if not EARLIER.fullmatch(line)]
-    if lacking:
-        wrong = [line for line in wrong if not re.search(r"/(latest|best)_\w+\.\w+ differs", line)]
+    if done_without:
+        wrong = [line for line in wrong if not re.search(r"/(latest|best)_\w+\.\w+ (differs|is missing)", line)]
     return wrong
 
 

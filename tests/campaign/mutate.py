@@ -151,10 +151,10 @@ def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def _is_plain(document: Any) -> bool:
-    """Whether it has no loops, which a swap makes of a value and what is inside it."""
+    """Whether it has no loops, which a swap makes of a value and what is inside it, and is not nested too deeply."""
     try:
         json.dumps(document, skipkeys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
