@@ -1,8 +1,6 @@
 """What several test files share: the real text, and the command as a user runs it."""
 
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -59,13 +57,10 @@ def forks(tmp_path_factory) -> Iterator[Forks | None]:
 @pytest.fixture(scope="session")
 def shim():
     """The campaign's module of processes; skips where its shim cannot see the system calls of a process."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which(os.environ.get("CC", "cc")):
-        pytest.skip("the campaign's shim needs Linux on x86-64 and a C compiler")
     from tests.campaign import process
 
-    environment = {**os.environ, **process.Order().environment(ROOT)}
-    if "cannot trap" in subprocess.run(["true"], env=environment, capture_output=True, text=True, check=False).stderr:
-        pytest.skip("this system does not allow a process to trap its system calls")
+    if reason := process.obstacle():
+        pytest.skip(reason)
     return process
 
 

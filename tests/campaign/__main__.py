@@ -27,7 +27,13 @@ Result = tuple[str, int, float, Failure | None]  # kind, seed, seconds, what wen
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the first trial; the next has N + 1.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", metavar="N", help="Trials at a time.")
 def main(kinds: Sequence[str], seconds: float, trials: int | None, seed: int, jobs: int) -> None:
-    """Try to make hipgpt lose work, and print what failed and how to see it again. Exit status 1 if anything did."""
+    """Try to make hipgpt lose work, and print what failed and how to see it again. Exit status 1 if anything did.
+
+    Where nothing can be made to fail, it says so and tries nothing.
+    """
+    if reason := process.obstacle():
+        print(f"The campaign was not run: {reason}")
+        return
     process.prepare()
     kinds = kinds or tuple(KINDS)
     results: dict[str, list[Result]] = {kind: [] for kind in kinds}

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import platform
 import resource
 import shutil
 import signal
@@ -118,6 +119,16 @@ class Running:
 def run(command: Sequence[object], folder: Path, order: Order | None = None, real: bool = False) -> Outcome:
     """Run a command of hipgpt in `folder` and wait for its end."""
     return Running(command, folder, order, real).wait()
+
+
+def obstacle() -> str | None:
+    """Why the shim cannot see the system calls of processes here; None if it can."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which(os.environ.get("CC", "cc")):
+        return "the campaign's shim needs Linux on x86-64 and a C compiler"
+    environment = {**os.environ, **Order().environment(forks.ROOT)}
+    if "cannot trap" in subprocess.run(["true"], env=environment, capture_output=True, text=True, check=False).stderr:
+        return "this system does not allow a process to trap its system calls"
+    return None
 
 
 @cache
