@@ -99,7 +99,7 @@ def test_a_trapezoid_is_lengthened_in_its_own_run_too_from_before_its_decay(trai
 
 def test_the_start_up_lines_say_how_the_weights_move(train):
     out = train("--run-name", "r", "--preset", "tiny", "--steps", 100).stdout
-    assert "Rate:   0.016 from step 10 on, falling from step 60 on to 0 (trapezoid)" in out
+    assert "Rate:   0.016 from step 10 on, falling from step 50 on to 0 (trapezoid)" in out
     assert "Muon for the blocks' matrices, AdamW for the rest" in out
     out = train("--run-name", "s", "--steps", 100).stdout
     assert "Rate:   0.0003 from step 2 on, falling to 3e-05 (cosine)" in out
