@@ -13,7 +13,7 @@ far costs one file of the weights (4 bytes a parameter); a checkpoint takes thre
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,7 @@ from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
 from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
-from gpt.tensor_files import Layout, check_tensors, safetensors_header
-from gpt.tensors import DTYPES, TensorFile, write_tensors
+from gpt.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
 
 _MOST_STEPS = 2**53  # that a counter may have: float64 holds no more of them exactly
 _CONFIG: Schema = {
@@ -67,7 +66,7 @@ class Checkpoint:
         """
         path = self.path.with_name(f"{self.path.stem}_optimizer.safetensors")
         names = optimizer_shapes(self.model, self.train.optimizer)
-        tensors = _opened(path, _optimizer_layout(self.model, self.train), names)
+        tensors = open_tensors(path, _optimizer_layout(self.model, self.train), names, _ELSE)
         counters = {name: int(tensors[name]) for name in COUNTERS}
         for name, count in counters.items():
             if not 0 <= count <= _MOST_STEPS:
@@ -329,9 +328,6 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
         raise UserError(f"{config_path} is not a checkpoint's config: {_reason(error)}: {_ELSE}") from error
     val_loss = config["checkpoint"].get("val_loss")
     path = weights_path or named
-    if model.num_layers > (count := len(safetensors_header(path, _ELSE))):  # else the layout might fill the memory
-        few = f"{count} tensors are too few for {model.num_layers} layers"
-        raise UserError(f"{path} does not fit its config: {few}: {_ELSE}")
     weights = _opened_weights(path, model)
     return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss, weights)
 
@@ -346,18 +342,7 @@ def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
 
 
 def _opened_weights(path: Path, model: ModelConfig) -> TensorFile:
-    return _opened(path, _weights_layout(model), parameter_shapes(model))
-
-
-def _opened(path: Path, layout: Layout, names: Iterable[str]) -> TensorFile:
-    """The safetensors file at `path`, which has the tensors of `layout` and no others, or UserError."""
-    check_tensors(path, layout, _ELSE)
-    try:
-        return TensorFile(path, names)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {_ELSE}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({_reason(error)}): {_ELSE}") from error
+    return open_tensors(path, _weights_layout(model), parameter_shapes(model), _ELSE)
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gpt.errors import UserError
-from gpt.tensors import TensorFile, write_tensors
+from gpt.tensors import TensorFile, open_tensors, write_tensors
 
 ARRAYS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -93,9 +93,19 @@ def test_what_is_wrong_with_a_file_is_said_shortly(tmp_path, content, complaint)
 def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "circle").symlink_to("circle")
-    for name, reason in (("folder", "Is a directory"), ("circle", "Too many levels of symbolic links")):
-        with pytest.raises(UserError, match=rf"^cannot read .*{name}: {reason}$"):
+    for name, complaint in (
+        ("folder", ".*folder is a directory, but must be a regular file"),
+        ("circle", "cannot read .*circle: Too many levels of symbolic links"),
+    ):
+        with pytest.raises(UserError, match=f"^{complaint}$"):
             TensorFile(tmp_path / name, ARRAYS)
+
+
+def test_a_file_of_other_dtypes_is_whole_but_does_not_fit(tmp_path):
+    save_file({"x": np.zeros(3, np.float16)}, tmp_path / "file")
+    assert TensorFile(tmp_path / "file", ["x"]).layout == {"x": ("F16", (3,))}
+    with pytest.raises(UserError, match=r"does not fit its config: x is F16 \[3\], not F32 \[3\]: use another$"):
+        open_tensors(tmp_path / "file", {"x": ("F32", (3,))}, ["x"], "use another")
 
 
 @pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="limits address space as Linux does")
