@@ -3,7 +3,7 @@
 A checkpoint is three files, see `Run`. All three are written under temporary names first, and are on disk before the
 first rename. Then they take their places: weights, optimizer, config. The config's rename is the one that counts: a
 step that has a config is whole. `latest_config.json` follows, and says where the run stands, unless there is a higher
-step: then a kill or a power cut came between. docs/formats.md goes through what each prefix of this means.
+step: then a kill or a power cut came between. docs/formats.md explains each prefix of this order.
 
 The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
 in the same way, and `best_config.json`, moved last, is the one truth about it. So each evaluation that is the best so
@@ -106,7 +106,9 @@ def save(
 
 
 def finish(start: Checkpoint) -> None:
-    """Do what a process that was killed after the last save of its run has not done. The caller holds the run's lock.
+    """Complete the work of a process that was killed after the last save of its run: links and pruning.
+
+    The caller holds the run's lock.
 
     Raises UserError if the links cannot be written.
     """
@@ -179,8 +181,8 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
 
     `latest_config.json` and `best_config.json` say which those are, be they links or plain files. But the latest is
     that of the highest step, if a kill or a power cut came before `latest_config.json` named it.
-    May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights of
-    what is returned stay open, and can be read whatever becomes of their file.
+    May be called beside a process that trains the run, and saves and removes checkpoints meanwhile: the weights
+    file stays open, so it can be read even if it is removed.
     Raises UserError, naming the file, if there is none, or if it is damaged or its parts do not fit together, and for
     a step together with `best`.
     """
@@ -190,7 +192,7 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
 
 
 def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:
-    """What `read` returns. Calls it again if it fails while another process changes what there is to read."""
+    """Returns `read()`. Calls it again if it fails while another process changes the run."""
     before: Any = None
     while True:
         try:
@@ -203,7 +205,7 @@ def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes whenever a file or a link is replaced, without reading it: it may be a pipe."""
+    """Numbers that change whenever the file or link is replaced. They come without reading it, as it may be a pipe."""
     with suppress(OSError):
         found = path.lstat()
         return found.st_ino, found.st_mtime_ns, found.st_size
@@ -230,7 +232,7 @@ def _load(run: Run, step: int | None, best: bool) -> Checkpoint:
     if steps:
         return _read(run, run.config_path(steps[-1]))
     if os.path.lexists(run.latest_config_path):
-        raise UserError(f"{run.latest_config_path} is a broken link: put back what it points at, or take another run")
+        raise UserError(f"{run.latest_config_path} is a broken link: put its target back, or take another run")
     if os.path.lexists(run.best_config_path):
         raise UserError(
             f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with --best, "
@@ -261,11 +263,11 @@ def find(path: str | os.PathLike) -> Checkpoint:
 
 
 def prune(run: Run, keep_last: int) -> None:
-    """Remove all checkpoints but those of the `keep_last` highest steps and what `latest_*` points at.
+    """Remove all checkpoints but those of the `keep_last` highest steps and the target of `latest_*`.
 
-    Also removes what a killed save or a killed pruning left without a config, and best checkpoints but for the best.
+    Also removes files that a killed save or pruning left without a config, and all best checkpoints but the best.
     The caller holds `run.lock()`.
-    What the system does not let go now (on Windows, what a reader has open) goes the next time.
+    A file that the system does not let go now (on Windows, one that a reader has open) goes the next time.
     Raises UserError, having removed nothing, if the latest checkpoint does not load.
     """
     latest = {load(run).path.name, run.latest_weights_path.resolve().name}
@@ -346,5 +348,5 @@ def _opened_weights(path: Path, model: ModelConfig) -> TensorFile:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """The cause of an error, in one line."""
     return shown(" ".join((getattr(error, "strerror", None) or str(error)).split()), quoted=False)

@@ -1,4 +1,4 @@
-"""The `hipgpt` command: parses, calls, prints, exits. What computes is imported by the command that needs it."""
+"""The `hipgpt` command: parses, calls, prints, exits. A command imports the modules that compute when it needs them."""
 
 from gpt import interrupts
 
@@ -36,7 +36,7 @@ from gpt.errors import UserError, shown, told
 
 LONGEST = 2000  # characters of an error's message
 
-# What helps a command that runs out of memory; None is any other.
+# Advice for a command that runs out of memory; None stands for all other commands.
 SPARING = {
     "train": "lower --batch, --seq or the size of the model",
     "bench": "lower --batch, --seq or the size of the model",
@@ -53,7 +53,7 @@ class Cli(click.Group):
         _open_closed_streams()
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
-        # Read as arguments are: what is no text is refused by those who need text.
+        # Decoded as arguments are, so that a command that needs text can refuse bytes that are not text.
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         # hipgpt has threads of its own. OpenBLAS would start as many again, and die where it may not.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -94,7 +94,7 @@ def _open_closed_streams() -> None:
 
 @contextmanager
 def _flushed() -> Iterator[None]:
-    """At the end, lose what cannot be written: Python's own last attempt would change the exit status."""
+    """At the end, drop output that cannot be written: Python's own last attempt would change the exit status."""
     try:
         yield
     finally:

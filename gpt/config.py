@@ -191,7 +191,7 @@ class TrainConfig:
         return replace(self, **unset, **given, computed=kept)
 
     def computing_in(self, precision: str) -> "TrainConfig":
-        """This training with its precision computed, if none was given: what the device computes in."""
+        """This training with its precision computed, if none was given: the device's own."""
         return replace(self, precision=precision) if "precision" in self.computed else self
 
     def _usual_warmup(self) -> int:

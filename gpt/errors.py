@@ -18,9 +18,9 @@ class UserError(Exception):
 
 @contextmanager
 def cannot(action: str) -> Iterator[None]:
-    """Turn an OSError inside into a UserError that says what could not be done: "cannot read a.txt: Is a directory".
+    """Turn an OSError inside into a UserError that names the failed action: "cannot read a.txt: Is a directory".
 
-    A missing file stays a FileNotFoundError, because who looks for it knows better what to say.
+    A missing file stays a FileNotFoundError, because the caller has better advice.
     """
     try:
         yield

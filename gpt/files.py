@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows, which does not let a file be removed while it is open
     fcntl = None  # type: ignore[assignment]
 
-LACKING = {  # what a file system answers to a call that it does not have
+LACKING = {  # answers of a file system to a call that it does not support
     errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.ENOTTY, errno.ENOLCK, errno.EOPNOTSUPP,
     errno.ENOTSUP,
 }  # fmt: skip
@@ -132,7 +132,7 @@ def commit(staged: Path, committed: Path) -> None:
 
 
 def finish_commit(committed: Path) -> None:
-    """Do what is left to do after the rename that counts (see `commit`); nothing if there has been none."""
+    """Complete a commit after its rename that counts (see `commit`). Does nothing if there was no such rename."""
     if not committed.is_dir():
         return
     for name in sorted(os.listdir(committed)):
@@ -143,7 +143,7 @@ def finish_commit(committed: Path) -> None:
 
 
 def discard_leftovers(target: Path) -> None:
-    """Remove what killed processes left beside `target`, while they wrote it."""
+    """Remove temporary files that killed processes left beside `target`."""
     with suppress(OSError):
         for path in target.parent.glob(f".{glob_escaped(target.name)}.*.tmp"):
             if not _is_written(path):
@@ -293,7 +293,7 @@ def _close(handles: list[int]) -> None:
 
 
 def _note_power_cut(path: Path, error: OSError) -> None:
-    note("fsync", f"{path} cannot be synced to its disk ({_reason(error)}): a power cut may take what was written last")
+    note("fsync", f"{path} cannot be synced to its disk ({_reason(error)}): a power cut may take the last writes")
 
 
 def _reason(error: Exception) -> str:

@@ -45,7 +45,7 @@ class Deferred:
     def __init__(self, announce: Callable[[], object], farewell: Callable[[], str]) -> None:
         self.received: int | None = None
         self.announce, self.farewell = announce, farewell
-        self._due = float("inf")  # when what can be dropped is dropped
+        self._due = float("inf")  # when droppable work is dropped
         self._depth = 0
 
     def receive(self, number: int) -> None:
@@ -56,7 +56,7 @@ class Deferred:
     def droppable(self) -> Iterator[None]:
         """Work that may be given up at any moment. Raises Dropped, out of it, GRACE seconds after a signal.
 
-        A single call of NumPy's is not cut short: what is given up is what follows it.
+        A single call of NumPy's is not cut short: the work after it is given up.
         """
         self._depth += 1
         try:
@@ -101,7 +101,7 @@ def raised() -> Iterator[None]:
 def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Iterator[Deferred]:
     """Inside the `with`, the first signal raises nothing: `announce` is called, at once and in another thread.
 
-    `farewell` gives what is said when a second signal ends the process.
+    `farewell` gives the last words if a second signal ends the process.
     """
     global _deferred
     _deferred = Deferred(announce, farewell)
@@ -192,8 +192,8 @@ def _remember(number: int) -> None:
 def _is_again(number: int) -> bool:
     """Whether a signal after the first asks for an end at once.
 
-    Ctrl-C does. SIGTERM does after itself or Ctrl-C; after a warning (SIGHUP, SIGUSR1, SIGUSR2) it is what the warning
-    was about. Warnings never do: a terminal that is closed may send two.
+    Ctrl-C does. SIGTERM does after itself or Ctrl-C; after a warning (SIGHUP, SIGUSR1, SIGUSR2) it is the request
+    that the warning announced. Warnings never do: a terminal that is closed may send two.
     """
     first, since = _first  # type: ignore[misc]
     if number == signal.SIGTERM:

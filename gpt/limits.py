@@ -1,4 +1,4 @@
-"""What this process may use: memory, CPUs and disk, where a container or a shell gives it less than the machine has.
+"""The memory, CPUs and disk that this process may use, if a container or a shell gives it less than the machine has.
 
 Linux limits groups of processes (cgroups, docs.kernel.org/admin-guide/cgroup-v1 and cgroup-v2). Groups are nested, and
 the smallest limit on the way up to the root rules. /proc/self/cgroup says which groups a process is in, and
@@ -23,7 +23,8 @@ try:
 except ImportError:  # Windows has none
     resource = None
 
-# Of memory.stat: what the kernel gives back when memory is wanted. v1 sums a group and its children up as "total".
+# Keys of memory.stat for memory that the kernel gives back when it is needed. v1 sums a group and its children up as
+# "total".
 _RECLAIMABLE = {
     1: ("total_active_file", "total_inactive_file"),
     2: ("active_file", "inactive_file", "slab_reclaimable"),

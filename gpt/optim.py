@@ -65,7 +65,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | None = None) -> str:
-    """What the learning rate will do from step `first` on, in a line.
+    """The learning rate from step `first` on, in a line.
 
     For example "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid); AdamW". If `before`, by which the run
     was trained up to that step, would have gone on with another rate, the line starts with the rate up to there.

@@ -217,7 +217,7 @@ def make(
 
 
 def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:
-    """`train` with what it needs to know of the text: where its reading began, and how much of it was never read.
+    """`train` with the step after which its text began, and the share of the text that was never read.
 
     Another text than the checkpoint's is read from its beginning.
     """
@@ -318,8 +318,8 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
 def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
     """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer.
 
-    A tensor that is loaded is counted, so that what was started can be resumed. A GPU's memory is not the host's,
-    through which checkpoints go.
+    A tensor that is loaded is counted, so that a run that was started can also be resumed. A GPU's memory is not the
+    host's, through which checkpoints go.
     """
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
@@ -338,7 +338,7 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
 
 
 def check_disk(plan: Plan, console: Console) -> None:
-    """Say it if the disk cannot hold what will be kept. Raises UserError if it cannot hold even one checkpoint."""
+    """Print a note if the disk cannot hold all checkpoints. Raises UserError if it cannot hold even one."""
     train, run, free = plan.train, plan.run, free_disk(plan.run.path)
     weights, optimizer = checkpoint.file_bytes(plan.model, train)
     one, best = weights + optimizer, weights if train.eval_every else 0

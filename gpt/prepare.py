@@ -1,7 +1,7 @@
 """From a text file to tokenizer.json, tokens.bin and tokens.json; and whether the three still belong together.
 
 tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536): np.memmap and nanoGPT read it as it
-is. tokens.json says what tokens.bin was made from. The three are made in a directory of their own, and one rename lets
+is. tokens.json records the origin of tokens.bin. The three are made in a directory of their own, and one rename lets
 all of them take the places of older ones (`gpt.files.commit`). A file counts as unchanged while its size and its
 modification time are; otherwise its SHA-256 decides. Tokens that no longer match are refused, never returned.
 
@@ -77,7 +77,6 @@ def prepare(
     data_path: str | None = None,
     vocab_limit: int | None = None,
     kind: str | None = None,
-    defaults: Mapping[str, Any] = DEFAULTS,
     preset: str | None = None,
     reset: bool = False,
     report: Report = print,
@@ -85,13 +84,13 @@ def prepare(
 ) -> Corpus:
     """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
 
-    `data_path`, `vocab_limit` and `kind` are what the user asked for, None where nothing was. Then a new tokenizer is
-    the `preset`'s, if there is one, or else what the run was made with, or else that of `defaults`; and a run that has
-    a tokenizer keeps it. `reset` makes tokenizer and tokens anew. `report` takes one line for the user;
+    `data_path`, `vocab_limit` and `kind` are the user's flags, None for those left out. Then a new tokenizer is the
+    `preset`'s, if there is one, or else the run's earlier one, or else the default one; and a run that has a tokenizer
+    keeps it. `reset` makes tokenizer and tokens anew. `report` takes one line for the user;
     `progress(what, total)` yields a function that takes how much is done, in bytes.
-    Raises UserError where the text, the tokenizer, tokens.bin or a flag contradicts what the run was made with, or the
-    preset a default tokenizer, where a tokenizer would have to be made for a run that has checkpoints, and for a text
-    that cannot be used. An error leaves the three files as they were.
+    Raises UserError if the text, the tokenizer, tokens.bin or a flag contradicts the run's records, if the preset
+    contradicts a default tokenizer, if a run that has checkpoints would need a new tokenizer, and for a text that
+    cannot be used. An error leaves the three files as they were.
     """
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
@@ -125,7 +124,7 @@ def prepare(
     if reset or not has_tokenizer:
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        settings = {**defaults, **(info["tokenizer"] if info else {}), **(tokenizer_of(preset) if preset else {})}
+        settings = {**DEFAULTS, **(info["tokenizer"] if info else {}), **(tokenizer_of(preset) if preset else {})}
         tokenizer = Tokenizer(
             settings["vocab_limit"] if vocab_limit is None else vocab_limit, settings["kind"] if kind is None else kind
         )
@@ -301,7 +300,7 @@ def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: R
         remove(staged / run.tokens_path.name)
         if isinstance(error, UserError) or not (staged / LEARNED).exists():
             remove(staged)
-        if isinstance(error, OSError) and error.filename is not None:  # the place, and not where it is made
+        if isinstance(error, OSError) and error.filename is not None:  # it names the folder in which the file is made
             error.filename = str(error.filename).replace(f"{staged}{os.sep}", f"{run.path}{os.sep}")
         raise
     return _opened(run, tokenizer, info)
@@ -316,7 +315,7 @@ def _learned(run: Run, learned_from: dict[str, Any]) -> Tokenizer | None:
 
 
 def _told(corpus: Corpus, text: Path, report: Report) -> Corpus:
-    """Say what of a text that has just been encoded is not in its tokens, or should not be."""
+    """Report the characters of a text that its tokens lack, and markup that they should not have."""
     if lost := corpus.tokenizer.lost:
         said = loss(str(text), lost, corpus.info["characters"])
         report(f"Note: {said}; --tokenizer byte would keep every character")
@@ -361,7 +360,7 @@ def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> N
 
         try:
             tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
-        except UserError as error:  # the tokenizer does not know what the text is called
+        except UserError as error:  # the tokenizer does not know the text's name
             raise UserError(re.sub("^the text ", lambda _: f"{text} ", str(error))) from None
 
 
@@ -376,7 +375,7 @@ class _Encoded(NamedTuple):
 def _encode(
     tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np.dtype, progress: Progress
 ) -> _Encoded:
-    """Write the ids to `target` block by block, counting and digesting what passes.
+    """Write the ids to `target` block by block, counting and digesting text and ids.
 
     Raises UserError if more than half of the text is not in the vocabulary.
     """
@@ -427,7 +426,7 @@ def _read_info(run: Run) -> dict[str, Any] | None:
 
 
 def _digest_of_both(info: dict[str, Any]) -> str:
-    """What tells this pair of tokens and tokenizer from any other."""
+    """A digest of this pair of tokens and tokenizer."""
     return hashlib.sha256((info["tokens"]["sha256"] + info["tokenizer"]["sha256"]).encode()).hexdigest()
 
 

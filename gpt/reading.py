@@ -22,7 +22,7 @@ LARGE = 1 << 30  # bytes of a tokenizer.json: ten million tokens
 
 
 class Kind(NamedTuple):
-    """What a value must be: in words, and as a test. A key that is not `required` may be missing."""
+    """A condition on a value, in words and as a test. A key that is not `required` may be missing."""
 
     said: str
     holds: Callable[[Any], bool]
@@ -82,7 +82,7 @@ def schema_of(cls: type) -> Schema:
 
 
 def irregular(path: str | os.PathLike) -> str | None:
-    """What lies at a path if it is no regular file, as in "a pipe", else None. OSError as os.stat raises it."""
+    """The kind of file at a path, such as "a pipe", or None if it is a regular file. Raises OSError as os.stat does."""
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
         return None
@@ -91,7 +91,7 @@ def irregular(path: str | os.PathLike) -> str | None:
 
 
 def raise_unless_regular(path: str | os.PathLike) -> None:
-    """UserError for what is there but is no regular file: reading a pipe or a device may never end."""
+    """Raises UserError if the path is a pipe, a device or a directory: reading one of the first two may never end."""
     if what := irregular(path):
         raise UserError(f"{path} is {what}, but must be a regular file")
 
@@ -106,7 +106,7 @@ def read(path: Path, limit: int) -> bytes:
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     if len(content) > limit:
-        raise UserError(f"{path} is larger than {limit} bytes: it cannot be what its name says")
+        raise UserError(f"{path} is larger than {limit} bytes: its content does not fit its name")
     return content
 
 

@@ -77,7 +77,7 @@ class Run:
 
     @property
     def options(self) -> str:
-        """What names this run on the command line: "--run-name r", with --runs-dir where that is needed."""
+        """The options that name this run on the command line: "--run-name r", with --runs-dir where that is needed."""
         elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
         return f"--run-name {self.name}{elsewhere}"
 
@@ -128,7 +128,7 @@ class Run:
         return self.path / f"{self._stem(step)}_config.json"
 
     def _stem(self, step: int) -> str:
-        """What the names of a step's files begin with: the run's name, or another that it once had (or a copy has)."""
+        """The beginning of the names of a step's files: the run's name, or another that it once had (or a copy has)."""
         own = f"{self.name}_step{step}"
         if (self.path / f"{own}_config.json").exists():
             return own
@@ -139,8 +139,8 @@ class Run:
         """The files of each checkpoint: (prefix, step) → which of CONFIG, OPTIMIZER and WEIGHTS there are.
 
         The prefix is the run's name, or the one that it had when the step was saved. With `best`, those of the best
-        checkpoints, whose names continue with `_best`. A run may itself be called `x_best`; what tells its steps from
-        the best ones of a run `x` is the optimizer's file, which those have not.
+        checkpoints, whose names continue with `_best`. A run may itself be called `x_best`. Its steps have
+        an optimizer's file, and the best ones of a run `x` have not.
         """
         found: dict[tuple[str, int], set[str]] = {}
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -185,7 +185,7 @@ class Run:
 
     @property
     def committed_path(self) -> Path:
-        """What the directory above is called from the rename that counts until its files have taken their places."""
+        """Name of the directory above, from the rename that counts until its files have taken their places."""
         return self.path / ".tokenized"
 
     def discard_tokens(self) -> None:
@@ -207,8 +207,8 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Be the only process that writes to this run, inside the `with`.
 
-        Creates the directory, and removes it again if nothing has come to be in it. What a process that was killed
-        left half done is removed first, or finished. Waits a few seconds for another process, which may be a command
+        Creates the directory, and removes it again if nothing has come to be in it. First removes or finishes
+        the half-done work of a process that was killed. Waits a few seconds for another process, which may be a command
         that is about to be refused.
         Raises UserError if another process still holds the lock, or if the directory cannot be written to.
         """

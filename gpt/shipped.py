@@ -1,4 +1,4 @@
-"""What comes with hipgpt besides its code: the kernels' sources, and a text to train on.
+"""The files that come with hipgpt besides its code: the kernels' sources, and a text to train on.
 
 In a checkout they lie beside the package, in kernels/ and data/. A wheel has them inside it (see setup.py), because
 neither may become a top-level name of site-packages.

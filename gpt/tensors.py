@@ -35,7 +35,7 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     Iterating gives `names`, in this order; the others can be asked for too. The file stays open as long as this
     object lives, so that nobody can take it away meanwhile. Raises FileNotFoundError if there is none, UserError if it
-    cannot be read, ValueError with the reason if it is no such file.
+    cannot be read, ValueError with the reason if it is not a safetensors file.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     @property
     def layout(self) -> Layout:
-        """What the file says of its tensors."""
+        """The dtypes and shapes in the file's header."""
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -139,7 +139,7 @@ _TENSOR = {
 def _read_header(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], int]:
     """name → {dtype, shape, data_offsets} of each tensor in a file, and the place from which the offsets count.
 
-    Raises ValueError with the reason if it is no safetensors file.
+    Raises ValueError with the reason if it is not a safetensors file.
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")

@@ -21,11 +21,11 @@ END_OF_TEXT = "<|endoftext|>"
 # that follows) or before the end-of-text mark. `regex` means White_Space by \s; `re` would add U+001C to U+001F.
 _LAST_SEAM = regex.compile(r"(?r)(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")", regex.DOTALL)
 
-_HEAD = 4096  # bytes that show what a file is
+_HEAD = 4096  # bytes that show the kind of a file
 _UNPACK = "unpack it, and give the text that was in it"
 _CONVERT = "convert it, for example with `iconv -f UTF-16 -t UTF-8`"
 _TABLE = "write the texts in it to a UTF-8 file"
-# Beginnings of files that people give as texts, what these files are, and what to do
+# First bytes of files that people give as texts, the kind of such a file, and advice
 _FORMATS = [
     (re.compile(beginning, re.DOTALL), what, advice)
     for beginning, what, advice in (

@@ -54,7 +54,7 @@ class Training:
     def step(self, number: int) -> None:
         """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing.
 
-        What lies within `droppable` may be given up, as nothing that a checkpoint holds changes there: on a CPU all
+        Work within `droppable` may be given up, because nothing that a checkpoint holds changes there: on a CPU all
         but the update, on a GPU, which has been asked for work that nobody takes back, between micro-batches.
         """
         config = self.config
@@ -183,7 +183,7 @@ class Trainer:
 
     @property
     def _stopped_by(self) -> int | None:
-        """The number of the signal that asked for an end. Nobody to read what is printed counts as SIGPIPE."""
+        """The number of the signal that asked for an end. Output without a reader counts as SIGPIPE."""
         return SIGPIPE if self._stop.received is None and self.console.reader_is_gone else self._stop.received
 
     def _announce_stop(self) -> None:
@@ -203,7 +203,7 @@ class Trainer:
         return self._is_due(self.config.sample_every, last=True)
 
     def _evaluate_and_sample(self, only_missing: bool = False) -> None:
-        """What is due at this step, but after a signal nothing: it is made up for once the run goes on, from here."""
+        """Evaluate and sample as is due at this step. After a signal do nothing: a resumed run makes up for it."""
         if self._has_to_evaluate and not (only_missing and self.history.has_evaluated(self.step)):
             self._evaluate()
         if self._has_to_sample and not (only_missing and self.history.has_sampled(self.step)):
@@ -269,7 +269,7 @@ class Trainer:
         try:
             with self.training.droppable():
                 text = self.samples.text()
-        except (Dropped, UserError):  # training itself looks after what is not finite
+        except (Dropped, UserError):  # the training loop handles steps that are not finite
             return
         head, *rest = printable(text).strip().split("\n")
         self.console.line("\n".join([f"[Step {self.step}] Sample: {head}", *(f"    {line}".rstrip() for line in rest)]))

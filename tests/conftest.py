@@ -109,6 +109,23 @@ def hipgpt(forks, tmp_path, monkeypatch):
         process.wait()
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A directory with a text, whose tokenizer has 60 tokens unless a test asks for others."""
+    from tests.project import Project
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gpt.prepare.DEFAULTS", {"vocab_limit": 60, "kind": "word"})
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def made(project):
+    """The same, prepared."""
+    project.prepare()
+    return project
+
+
 def pytest_configure():
     """Take signals again that are ignored, as nohup and a shell's `&` arrange. Commands would inherit that."""
     for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):

@@ -10,20 +10,7 @@ import pytest
 import gpt.prepare
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
-from tests.test_prepare import Project, sha256
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Project:
-    monkeypatch.chdir(tmp_path)
-    return Project(tmp_path)
-
-
-@pytest.fixture
-def made(project) -> Project:
-    project.prepare()
-    return project
-
+from tests.project import sha256
 
 # Ids that the vocabulary lacks
 

@@ -41,7 +41,7 @@ CACHE_ROOM = 2**22  # bytes that numba's cache needs, and to spare
 
 
 class _Cache:
-    """numba's cache of a function, which never fails: what it cannot load is compiled, and kept if that is possible."""
+    """numba's cache of a function, which never fails: it compiles code that it cannot load."""
 
     def __init__(self, cache: Any) -> None:
         self._cache = cache
@@ -68,7 +68,7 @@ for _function in vars(loops).values():
 
 
 def _cache_notes(folder: Path) -> list[str]:
-    """What a user should know about numba's cache in `folder`. Files that a power cut damaged are removed from it."""
+    """Notes for the user about numba's cache in `folder`. Files that a power cut damaged are removed from it."""
     damaged, kept = [], []
     for file in folder.glob("cpu_loops.*.nb[ic]"):
         (kept if _is_whole(file) else damaged).append(file)
@@ -79,7 +79,7 @@ def _cache_notes(folder: Path) -> list[str]:
     if damaged:
         notes.append(f"Note: {len(damaged)} damaged files of numba's cache {folder} are compiled anew")
     elif not kept:
-        notes.append("Note: numba compiles what a step needs, once; that takes half a minute")
+        notes.append("Note: numba compiles the code of a step, once; that takes half a minute")
     if damaged or not kept:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ class CupyDevice:
             self._options += ("-arch=sm_90a",)
 
     def _check_cache(self) -> None:
-        """Let CuPy keep what it compiles in a temporary folder if its own one cannot be written to."""
+        """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own."""
         cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
         try:
             os.makedirs(cache, exist_ok=True)
@@ -141,7 +141,7 @@ class CupyDevice:
                 ) from None
             except OSError as error:
                 raise UserError(
-                    f"CuPy cannot keep what it compiles ({error.strerror}): free some space, or set CUPY_CACHE_DIR to "
+                    f"CuPy cannot keep compiled kernels ({error.strerror}): free some space, or set CUPY_CACHE_DIR to "
                     "another folder"
                 ) from None
             self._modules[instance] = module

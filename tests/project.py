@@ -1,0 +1,58 @@
+"""A working directory in which a text is prepared: what the tests of gpt/prepare.py share."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import UserError
+from gpt.prepare import Corpus, prepare
+from gpt.run import Run
+
+TEXT = "the cat sat on the mat .\n\nthe dog sat on the lög .\n" * 40
+
+
+class Project:
+    """A working directory with data/data.txt and the run `r`."""
+
+    def __init__(self, path: Path) -> None:
+        self.notes: list[str] = []
+        self.lossy: list[str] = []  # notes of what a tokenizer does not keep, which every new one of this text has
+        self.text = path / "data" / "data.txt"
+        self.text.parent.mkdir()
+        self.text.write_text(TEXT, encoding="utf-8")
+        self.run = Run("r", Path("checkpoints"))
+        self.files = (self.run.tokenizer_path, self.run.tokens_path, self.run.tokens_info_path)
+
+    def prepare(self, **kwargs) -> Corpus:
+        self.notes.clear()
+        self.lossy.clear()
+        with self.run.lock():
+            return prepare(self.run, report=self.report, **kwargs)
+
+    def report(self, note: str) -> None:
+        (self.lossy if "no line breaks" in note else self.notes).append(note)
+
+    def refused(self, **kwargs) -> str:
+        """The one line of an error that changes nothing on disk."""
+        before = self.snapshot()
+        with pytest.raises(UserError) as error:
+            self.prepare(**kwargs)
+        assert self.snapshot() == before
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def snapshot(self) -> dict[str, bytes]:
+        paths = self.run.path.iterdir() if self.run.path.exists() else ()
+        return {path.name: path.read_bytes() for path in paths if path.name != ".lock" and path.is_file()}
+
+    def info(self) -> dict:
+        return json.loads(self.run.tokens_info_path.read_text(encoding="utf-8"))
+
+    def add_checkpoint(self) -> None:
+        self.run.config_path(10).write_text("{}")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
