@@ -9,7 +9,6 @@ that its writer holds on it.
 """
 
 import errno
-import mmap
 import os
 import secrets
 import shutil
@@ -237,26 +236,26 @@ def sync_tree(directory: Path) -> None:
         sync_directory(Path(path))
 
 
-def can_be_mapped(path: Path) -> bool:
-    """Whether a file that can be read can also be mapped into memory."""
-    with open(path, "rb") as file:
-        try:
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).close()
-        except ValueError:  # it is empty, which is not for the file system to judge
-            return True
-        except OSError as error:
-            if error.errno not in LACKING:
-                raise
-            note("mapping", f"{path.parent} cannot be mapped ({_reason(error)}): its files are read into memory")
-            return False
-    return True
-
-
 def array_on_disk(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """The first `count` elements of a file, [count], read-only: mapped into memory, or read if that is impossible."""
-    if can_be_mapped(path):
-        return np.memmap(path, dtype, mode="r", shape=(count,))
-    array = np.fromfile(path, dtype, count)
+    """The first `count` elements of a file, [count], read-only: mapped into memory, or read if that is impossible.
+
+    Raises OSError with the path if it cannot be opened or read, ValueError if the file is shorter.
+    """
+    try:
+        with open(path, "rb") as file:
+            try:
+                return np.memmap(file, dtype, mode="r", shape=(count,))
+            except OSError as error:
+                if error.errno not in LACKING:
+                    raise
+                note("mapping", f"{path.parent} cannot be mapped ({_reason(error)}): its files are read into memory")
+            array = np.empty(count, dtype)
+            file.seek(0)
+            if file.readinto(array.view(np.uint8)) < array.nbytes:
+                raise ValueError(f"{path} ended before its element {count}")
+    except OSError as error:
+        error.filename = str(path)
+        raise
     array.flags.writeable = False
     return array
 
