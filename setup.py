@@ -1,12 +1,13 @@
 """hipgpt's package: `gpt`, into which a wheel puts kernels/ and data/ as folders of its own.
 
-Neither may become a top-level name of site-packages: other distributions ship a `kernels`. gpt/shipped.py finds both.
+Neither may become a top-level name of site-packages: other distributions ship a `kernels`.
+gpt/system/shipped.py finds both.
 """
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "gpt/__init__.py").read_text()).group(1)
@@ -20,7 +21,7 @@ setup(
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=["gpt", "gpt.ops", "gpt.kernels", "gpt.texts"],
+    packages=[*find_packages(include=["gpt", "gpt.*"]), "gpt.kernels", "gpt.texts"],
     package_dir={"gpt.kernels": "kernels", "gpt.texts": "data"},
     package_data={"gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
     install_requires=[

@@ -163,8 +163,8 @@ def model_config(shape: dict[str, Any]) -> Any:
 
 def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     model = model_config(shape)
+    from gpt.batches import Batches
     from gpt.config import TrainConfig
-    from gpt.data import Batches
     from gpt.ops import select
     from gpt.trainer import Training
 

@@ -22,8 +22,8 @@ import pytorch_gpt2
 import torch
 
 from gpt import plan
+from gpt.batches import Batches
 from gpt.config import PRECISIONS, PRESETS
-from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.ops import select
 from gpt.optim import learning_rate

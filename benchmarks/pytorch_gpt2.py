@@ -24,8 +24,9 @@ from torch.nn import functional
 from gpt.bench import GENERATED, GROUP_SECONDS, GROUPS
 from gpt.config import PRECISIONS, PRESETS, ModelConfig, TrainConfig
 from gpt.generate import Sampling
-from gpt.model import INIT_STD, padded_vocab
+from gpt.model import INIT_STD
 from gpt.optim import BETAS, EPS
+from gpt.parameters import padded_vocab
 from gpt.plan import settle
 from gpt.prepare import tokenizer_of
 
@@ -117,7 +118,6 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
-
 
     def restart(self, tensors: Mapping[str, np.ndarray], config: TrainConfig) -> None:
         """Begin anew from hipgpt's weights, given by name, with what is compiled already."""

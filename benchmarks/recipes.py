@@ -135,7 +135,11 @@ class Sweep:
         command = [sys.executable, "-m", "gpt.cli", *arguments]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         done = subprocess.run(
-            command, cwd=self._folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+            command,
+            cwd=self._folder,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
             check=False,
         )
         if done.returncode:

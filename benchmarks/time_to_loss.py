@@ -20,11 +20,11 @@ import numpy as np
 from loss_against_pytorch import tokenized
 
 from gpt import plan
+from gpt.batches import Batches
 from gpt.config import PRESETS, ModelConfig, TrainConfig
-from gpt.data import Batches
 from gpt.model import GPT
 from gpt.ops import select
-from gpt.ops.cpu import CpuOps
+from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import learning_rate
 from gpt.trainer import Training
 

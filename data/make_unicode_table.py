@@ -1,6 +1,6 @@
-"""Write gpt/unicode_table.py: which characters are letters and which are numbers, in one fixed version of Unicode.
+"""Write gpt/tokenizer/unicode_table.py: the letters and the numbers, in one fixed version of Unicode.
 
-    pip install unicodedata2==16.0.0; python data/make_unicode_table.py > gpt/unicode_table.py
+    pip install unicodedata2==16.0.0; python data/make_unicode_table.py > gpt/tokenizer/unicode_table.py
 
 The `byte` tokenizer cuts text where these classes change. Taken from an installed library, they would change with its
 version, and then the same text would have other ids. Unicode 16.0.0 is what Hugging Face's tokenizers 0.23 has.

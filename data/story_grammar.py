@@ -173,7 +173,7 @@ PROMISE = [
 STORM = [
     [
         "In the afternoon the sky over the {wild} turned black.",
-        "{Elder} looked at the clouds and said, \"[A storm is coming|I do not like that sky|The birds fly low].\"",
+        '{Elder} looked at the clouds and said, "[A storm is coming|I do not like that sky|The birds fly low]."',
         "The wind grew stronger and stronger, and the {animal} began to [hide|tremble|make a terrible noise].",
     ],
     [
@@ -459,7 +459,7 @@ MISTAKE = [
     ],
     [
         "Even {friend} looked away when {he} came down the street.",
-        "Only {friend} believed {him}. \"[I know you|You would not do that],\" said {friend}.",
+        'Only {friend} believed {him}. "[I know you|You would not do that]," said {friend}.',
     ],
     [
         "{hero} was angry at first, and then {he} was only sad.",
@@ -537,7 +537,7 @@ VISIT = [
 GARDEN = [
     [
         "Behind the house of {hero} there was a piece of ground where nothing grew but stones and weeds.",
-        "{Elder} gave {hero} a small bag of seeds and said, \"Make something of them.\"",
+        '{Elder} gave {hero} a small bag of seeds and said, "Make something of them."',
     ],
     [
         '"I will plant {plant}," said {hero}. "Here?" asked {friend}. "Nothing grows here."',

@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt import plan
+from gpt.batches import Batches
 from gpt.config import ModelConfig, TrainConfig
-from gpt.console import size
-from gpt.data import Batches
 from gpt.generate import Sampling, draw
-from gpt.model import GPT, parameter_count
+from gpt.model import GPT
+from gpt.parameters import parameter_count
+from gpt.system.console import size
 from gpt.trainer import Training
 
 GROUPS = 3

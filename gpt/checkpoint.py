@@ -23,12 +23,12 @@ import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError, shown
-from gpt.files import atomic_paths, link_atomically, remove, sync_directory
-from gpt.model import parameter_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
-from gpt.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
+from gpt.parameters import parameter_shapes
 from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
-from gpt.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
+from gpt.system.files import atomic_paths, link_atomically, remove, sync_directory
+from gpt.system.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
+from gpt.system.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
 
 _MOST_STEPS = 2**53  # that a counter may have: float64 holds no more of them exactly
 _CONFIG: Schema = {

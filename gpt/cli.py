@@ -1,6 +1,6 @@
 """The `hipgpt` command: parses, calls, prints, exits. A command imports the modules that compute when it needs them."""
 
-from gpt import interrupts
+from gpt.system import interrupts
 
 interrupts.begin()  # the imports below take a while
 
@@ -102,7 +102,7 @@ def _flushed() -> Iterator[None]:
             try:
                 stream.flush()
             except OSError:
-                from gpt.console import discard_output
+                from gpt.system.console import discard_output
 
                 discard_output(stream)
 
@@ -136,8 +136,7 @@ def explicit(context: click.Context, *names: str) -> dict[str, Any]:
     return {
         name: value
         for name, value in context.params.items()
-        if (not names or name in names)
-        and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if (not names or name in names) and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
 
 
@@ -300,7 +299,7 @@ def train(
     left out on either keep the values the run was started with.
     """
     from gpt import checkpoint, plan
-    from gpt.console import Console
+    from gpt.system.console import Console
 
     given, console = explicit(context), Console()
     run, start = plan.locate(run_name, resume, ckpt, runs_dir)
@@ -351,9 +350,9 @@ def tokenize(
 
     Writes tokenizer.json (which Hugging Face's tokenizers reads) and tokens.bin (which numpy.memmap reads).
     """
-    from gpt.console import Console
     from gpt.prepare import prepare
     from gpt.run import Run
+    from gpt.system.console import Console
     from gpt.tokenizer import Tokenizer
 
     given, console = explicit(context), Console()
@@ -486,9 +485,9 @@ def bench(context: click.Context, preset: str | None, device: str, as_json: bool
     began = time.perf_counter()
     from gpt import bench as benchmark
     from gpt import plan
-    from gpt.console import Console
     from gpt.ops import select
     from gpt.prepare import tokenizer_of
+    from gpt.system.console import Console
 
     given, console = explicit(context), Console()
     model, settings = plan.settle(given, preset, start=None, resume=False)
@@ -505,10 +504,10 @@ def runs(runs_dir: Path) -> None:
     """List the runs under --runs-dir: steps done, last loss, best and last validation loss and their steps,
     parameters, size on disk."""
     from gpt import checkpoint
-    from gpt.console import size
     from gpt.history import lowest, validation_losses
-    from gpt.model import parameter_count
+    from gpt.parameters import parameter_count
     from gpt.run import list_runs
+    from gpt.system.console import size
 
     found = list_runs(runs_dir)
     if not found:
@@ -537,7 +536,7 @@ def runs(runs_dir: Path) -> None:
 def fetch(name: str) -> None:
     """Download a text to train on into data/: shakespeare (1.1 MB)."""
     from gpt import fetch as fetcher
-    from gpt.console import Console
+    from gpt.system.console import Console
 
     console = Console()
     with console.progress("Downloading", 0) as advance:

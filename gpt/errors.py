@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SHOWN = 80  # characters of a value in a message
-_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp")  # a temporary file's name, as gpt.files makes it from its target's
+_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp")  # a temporary file's name, as gpt/system/files.py makes it
 
 
 class UserError(Exception):

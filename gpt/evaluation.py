@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt.batches import Batches
 from gpt.config import TrainConfig
-from gpt.data import Batches
 from gpt.generate import Drawing, Sampling, decoded, prompt_ids
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer

@@ -14,11 +14,11 @@ from typing import Any
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.files import atomic_directory, write_atomically
-from gpt.limits import free_memory, require_memory
-from gpt.tensors import write_tensors
-from gpt.text import END_OF_TEXT
+from gpt.system.files import atomic_directory, write_atomically
+from gpt.system.limits import free_memory, require_memory
+from gpt.system.tensors import write_tensors
 from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.text import END_OF_TEXT
 
 _END = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # the one special token, `<|endoftext|>`
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt.errors import UserError
-from gpt.files import atomic_path, discard_leftovers, make_directory
+from gpt.system.files import atomic_path, discard_leftovers, make_directory
 
 TIMEOUT = 30  # seconds without a byte
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.errors import UserError, shown
-from gpt.limits import require_memory
 from gpt.model import GPT, KVCache, memory_bytes
-from gpt.ops import Array
+from gpt.ops.interface import Array
+from gpt.system.limits import require_memory
 from gpt.tokenizer import Tokenizer
 
 

@@ -13,159 +13,17 @@ All arithmetic is asked of an operations object (gpt/ops); this file only says i
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt.config import ModelConfig
-from gpt.ops import Array, Dropout
+from gpt.ops.interface import Array, Dropout
+from gpt.parameters import Affine, Parameters, layout, over_layers, padded_vocab, stack_shapes
 
 Drop = Callable[..., Dropout | None]  # of a site, and of how many rows its mask has for a token
 
-ALIGNMENT = 128  # elements: views start where vector loads and matrix products like it
 INIT_STD = 0.02
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every parameter, in GPT-2's names and order (weights are [in, out])."""
-    d, f = config.embed_dim, config.ff_hidden_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "transformer.wte.weight": (config.vocab_size, d),
-        "transformer.wpe.weight": (config.max_seq_len, d),
-    }
-    for layer in range(config.num_layers):
-        for module, shape in zip(Block._fields, ((d,), (d, 3 * d), (d, d), (d,), (d, f), (f, d)), strict=True):
-            prefix = f"transformer.h.{layer}.{_MODULE_NAMES[module]}"
-            shapes[f"{prefix}.weight"] = shape
-            shapes[f"{prefix}.bias"] = shape[-1:]
-    shapes["transformer.ln_f.weight"] = shapes["transformer.ln_f.bias"] = (d,)
-    if not config.tie_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, d)
-    return shapes
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """How many numbers a model of this shape learns."""
-    return _over_layers(config, lambda few: sum(math.prod(shape) for shape in parameter_shapes(few).values()))
-
-
-class Affine(NamedTuple):
-    """The two parameters of a linear layer or a layer norm."""
-
-    weight: Array
-    bias: Array
-
-
-class Block(NamedTuple):
-    """One transformer block's parameters, or their gradients."""
-
-    ln_1: Affine
-    attn_qkv: Affine
-    attn_proj: Affine
-    ln_2: Affine
-    mlp_fc: Affine
-    mlp_proj: Affine
-
-
-_MODULE_NAMES = {
-    "ln_1": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_proj": "attn.c_proj",
-    "ln_2": "ln_2",
-    "mlp_fc": "mlp.c_fc",
-    "mlp_proj": "mlp.c_proj",
-}
-MATRICES = ("attn_qkv", "attn_proj", "mlp_fc", "mlp_proj")  # the modules of a block whose weight is a matrix
-
-
-def matrix_names(config: ModelConfig) -> list[str]:
-    """The names of the blocks' weight matrices, which Muon moves."""
-    return [name for module in MATRICES for name in _of_all_layers(config, module)]
-
-
-def stack_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
-    """Shapes of `Parameters.stacks`: layers, in and out of each module's matrices."""
-    shapes = parameter_shapes(config)
-    return [(config.num_layers, *shapes[_of_all_layers(config, module)[0]]) for module in MATRICES]
-
-
-def _of_all_layers(config: ModelConfig, module: str) -> list[str]:
-    """The names of one module's weights, by layer."""
-    return [f"transformer.h.{layer}.{_MODULE_NAMES[module]}.weight" for layer in range(config.num_layers)]
-
-
-class Parameters:
-    """Named views into one flat buffer: the weights, their low-precision copy, their gradients, or a moment.
-
-    The blocks' matrices come first, `flat[:matrices]`, those of one module side by side in the order of the layers:
-    `stacks` has a view [layers, in, out] of each module's. All tensors that weight decay applies to (2-D ones) are
-    `flat[:decayed]`. With two layers of width 128 and a feed-forward width of 512, `flat` holds
-
-        qkv 0, qkv 1 | proj 0, proj 1 | fc 0, fc 1 | mlp proj 0, mlp proj 1 | wte | wpe | vectors
-        0            | 98,304         | 131,072    | 262,144                | 393,216 = matrices
-
-    Gaps left by the alignment stay zero, which neither a norm nor an update can tell. So do the rows from `vocab_size`
-    to the next multiple of `vocab_multiple` that `head` [V', D] has and the named view has not.
-
-    Gradients of vectors are sums over all rows of a batch, which operations leave as up to `parts` partial sums. With
-    `parts`, all of those lie side by side in `partials` [parts, all vectors], to be added to `vectors` at once, and
-    `blocks`, `norms` and `ln_f` have views [parts, n] into it in place of vectors.
-    """
-
-    def __init__(
-        self, config: ModelConfig, allocate: Callable[..., Array], vocab_multiple: int, parts: int = 0
-    ) -> None:
-        shapes = parameter_shapes(config)
-        head_shape = (padded_vocab(config, vocab_multiple), config.embed_dim)
-        offsets, end = {}, 0
-        matrices = dict.fromkeys(matrix_names(config))
-        others = sorted((name for name in shapes if name not in matrices), key=lambda name: len(shapes[name]) == 1)
-        for name in (*matrices, *others):
-            offsets[name] = end
-            end += _aligned(_padded_size(name, shapes[name], head_shape))
-            if len(shapes[name]) == 2:
-                self.decayed = end
-            if name in matrices:
-                self.matrices = end
-        self.flat, self.offsets = allocate(end), offsets
-        self.named = {
-            name: self.flat[offsets[name] : offsets[name] + math.prod(shape)].reshape(shape)
-            for name, shape in shapes.items()
-        }
-        self._stacked = [_of_all_layers(config, module) for module in MATRICES]
-        self.stacks = self.stacks_of(self.flat)
-        self.vectors = self.flat[self.decayed :]
-        self._views = self.named
-        if parts:
-            self.partials = allocate((parts, len(self.vectors)))
-            starts = {name: offset - self.decayed for name, offset in offsets.items() if offset >= self.decayed}
-            vectors = {name: self.partials[:, start : start + shapes[name][0]] for name, start in starts.items()}
-            self._views = {**self.named, **vectors}
-
-        self.wte = self.named["transformer.wte.weight"]
-        self.wpe = self.named["transformer.wpe.weight"]
-        head = offsets["transformer.wte.weight" if config.tie_embeddings else "lm_head.weight"]
-        self.head = self.flat[head : head + math.prod(head_shape)].reshape(head_shape)
-        self.ln_f = self._affine("transformer.ln_f")
-        self.blocks = [
-            Block(*(self._affine(f"transformer.h.{layer}.{_MODULE_NAMES[module]}") for module in Block._fields))
-            for layer in range(config.num_layers)
-        ]
-        self.norms = [block.ln_1 for block in self.blocks] + [self.ln_f]
-
-    def stacks_of(self, flat: Array) -> list[Array]:
-        """Views [layers, in, out] of the matrices of each module, in a buffer that lies as `flat[:matrices]` does."""
-        stacks = []
-        for names in self._stacked:
-            shape, start = self.named[names[0]].shape, self.offsets[names[0]]
-            stride = _aligned(math.prod(shape))
-            rows = flat[start : start + len(names) * stride].reshape(len(names), stride)
-            stacks.append(rows[:, : math.prod(shape)].reshape(len(names), *shape))
-        return stacks
-
-    def _affine(self, prefix: str) -> Affine:
-        return Affine(self._views[f"{prefix}.weight"], self._views[f"{prefix}.bias"])
 
 
 class Normed(NamedTuple):
@@ -255,8 +113,8 @@ class GPT:
         self.config, self.ops = config, ops
         self.sequences = ops.sequences(batch, config.max_seq_len)
 
-        def parameters(dtype: str, parts: int = 0) -> Parameters:
-            return Parameters(config, lambda shape: ops.zeros(shape, dtype), ops.vocab_multiple, parts)
+        def parameters(dtype: str, partial_sums: int = 0) -> Parameters:
+            return Parameters(config, lambda shape: ops.zeros(shape, dtype), ops.vocab_multiple, partial_sums)
 
         self.weights = parameters("float32")
         self.compute = parameters("") if ops.low_precision else self.weights  # what the passes read
@@ -302,7 +160,7 @@ class GPT:
     def loss_and_gradients(self, ids: Array, labels: Array, order: Array, scale: float) -> None:
         """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`.
 
-        order, int32 [batch x seq], is a stable argsort of every `sequences` ids (`gpt.data.token_order`).
+        order, int32 [batch x seq], is a stable argsort of every `sequences` ids (`gpt.batches.token_order`).
         """
         seq = ids.shape[1]
         for part in self._parts(ids):
@@ -405,8 +263,15 @@ class GPT:
             after, after_weight, after_grad = (each.norms[layer + 1] for each in (ws, weights, grads))
             norm_backward(after, after_weight, after_grad, g.mlp_proj, 3 * layer + 3)
             ops.linear_backward(
-                dbranch, activated, w.mlp_proj.weight, dfc, g.mlp_proj.weight, None,
-                before=act.fc[:rows], activation=self.config.activation, dx_sums=g.mlp_fc.bias,
+                dbranch,
+                activated,
+                w.mlp_proj.weight,
+                dfc,
+                g.mlp_proj.weight,
+                None,
+                before=act.fc[:rows],
+                activation=self.config.activation,
+                dx_sums=g.mlp_fc.bias,
             )
             ops.linear_backward(dfc, middle.out, w.mlp_fc.weight, dnormed, g.mlp_fc.weight, None)
 
@@ -445,41 +310,16 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Any, optimizer: str | Non
             size = shape if isinstance(shape, int) else math.prod(shape)
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
 
-        head_shape = (padded_vocab(few, ops.vocab_multiple), few.embed_dim)
-        sequences = ops.sequences(batch, few.max_seq_len)
-        aligned = {name: _aligned(_padded_size(name, s, head_shape)) for name, s in parameter_shapes(few).items()}
-        parameters = sum(aligned.values())
-        count(parameters, "float32")
+        place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
+        count(place.total, "float32")
         if optimizer:
-            count(2 * parameters, "float32")  # gradients, and a moment of every tensor
-            matrices = sum(aligned[name] for name in matrix_names(few))
-            count(parameters - matrices if optimizer == "muon" else parameters, "float32")  # Adam's second moment
-            vectors = sum(aligned[name] for name, shape in parameter_shapes(few).items() if len(shape) == 1)
-            count((ops.parts(sequences * few.max_seq_len), vectors), "float32")
+            count(2 * place.total, "float32")  # gradients, and a moment of every tensor
+            count(place.total - (place.matrices if optimizer == "muon" else 0), "float32")  # Adam's second moment
+            count((ops.parts(sequences * few.max_seq_len), place.total - place.decayed), "float32")
         if ops.low_precision:
-            count(parameters)
+            count(place.total)
         Workspace(few, sequences, few.max_seq_len, ops, optimizer is not None, count)
         return sum(sizes)
 
     shared = ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
-    return _over_layers(config, total) + shared
-
-
-def padded_vocab(config: ModelConfig, multiple: int) -> int:
-    """The rows of the head's matrix in memory: the vocabulary, up to the next multiple."""
-    return -(-config.vocab_size // multiple) * multiple
-
-
-def _padded_size(name: str, shape: tuple[int, ...], head_shape: tuple[int, int]) -> int:
-    """Elements that a parameter takes in the flat buffer: matrices of the whole vocabulary are padded."""
-    return math.prod(head_shape if name in ("transformer.wte.weight", "lm_head.weight") else shape)
-
-
-def _over_layers(config: ModelConfig, total: Callable[[ModelConfig], int]) -> int:
-    """`total` of a model of any depth, at the cost of two shallow ones: every layer adds the same."""
-    one, two = (total(replace(config, num_layers=layers)) for layers in (1, 2))
-    return one + (config.num_layers - 1) * (two - one)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return over_layers(config, total) + shared

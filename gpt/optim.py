@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT, matrix_names, parameter_shapes
-from gpt.ops import Array, Stack
+from gpt.model import GPT
+from gpt.ops.interface import Array, Stack
+from gpt.parameters import matrix_names, parameter_shapes
 
 BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # of AdamW, alone and beside Muon
 EPS = 1e-8

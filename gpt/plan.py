@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gpt import checkpoint
+from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
 from gpt.config import PRESETS, RATES, ModelConfig, TrainConfig, flag
-from gpt.console import Console, size
-from gpt.data import Batches
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.history import owes_evaluation
-from gpt.limits import free_disk, free_memory, require_memory
-from gpt.model import KVCache, memory_bytes, parameter_count
+from gpt.model import KVCache, memory_bytes
 from gpt.optim import describe_rate
+from gpt.parameters import parameter_count
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import ROOT, Run
+from gpt.system.console import Console, size
+from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import loss
 
 BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
@@ -46,9 +47,7 @@ class Plan:
     start: Checkpoint | None
 
 
-def locate(
-    run_name: str | None, resume: bool, ckpt: str | None, root: Path = ROOT
-) -> tuple[Run, Checkpoint | None]:
+def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = ROOT) -> tuple[Run, Checkpoint | None]:
     """The run under `root` to train and the checkpoint to start from (None: fresh weights). Writes nothing.
 
     Raises UserError where that would overwrite or mix up what is there already.

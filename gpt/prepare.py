@@ -2,7 +2,7 @@
 
 tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536): np.memmap and nanoGPT read it as it
 is. tokens.json records the origin of tokens.bin. The three are made in a directory of their own, and one rename lets
-all of them take the places of older ones (`gpt.files.commit`). A file counts as unchanged while its size and its
+all of them take the places of older ones (`gpt.system.files.commit`). A file counts as unchanged while its size and its
 modification time are; otherwise its SHA-256 decides. Tokens that no longer match are refused, never returned.
 
 A text inside the project (the directory that holds checkpoints/) is remembered relative to the run, so that the
@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt import reading
 from gpt.config import DATA_PATH, PRESETS, TOKENIZERS, VOCAB_LIMIT
 from gpt.errors import UserError, cannot
-from gpt.files import array_on_disk, atomic_path, commit, remove, write_atomically
-from gpt.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.run import Run
-from gpt.shipped import default_text
-from gpt.text import looks_like_json_lines, read_blocks
+from gpt.system import reading
+from gpt.system.files import array_on_disk, atomic_path, commit, remove, write_atomically
+from gpt.system.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
+from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, loss
-from gpt.unicode_table import UNICODE_VERSION
+from gpt.tokenizer.text import looks_like_json_lines, read_blocks
+from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 DEFAULTS: Mapping[str, Any] = {"vocab_limit": VOCAB_LIMIT, "kind": TOKENIZERS[0]}
 
@@ -372,9 +372,7 @@ class _Encoded(NamedTuple):
     tokens_sha256: str
 
 
-def _encode(
-    tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np.dtype, progress: Progress
-) -> _Encoded:
+def _encode(tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np.dtype, progress: Progress) -> _Encoded:
     """Write the ids to `target` block by block, counting and digesting text and ids.
 
     Raises UserError if more than half of the text is not in the vocabulary.

@@ -15,10 +15,10 @@ from typing import Any
 
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
 from gpt.errors import UserError
-from gpt.files import finish_commit, make_directory, remove
-from gpt.lock import NAMES as LOCK_NAMES
-from gpt.lock import Lock
-from gpt.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
+from gpt.system.files import finish_commit, make_directory, remove
+from gpt.system.lock import NAMES as LOCK_NAMES
+from gpt.system.lock import Lock
+from gpt.system.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
 
 ROOT = Path(RUNS_DIR)
 NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a run adds 50 or so to the run's name
@@ -33,7 +33,7 @@ WAIT = 3.0  # seconds for the lock
 
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
 _METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
-_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.files names them, and as safetensors did
+_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.system.files names them, and as safetensors did
 
 
 def default_root() -> Path:

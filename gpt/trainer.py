@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from gpt import checkpoint
+from gpt.batches import Batches, token_order
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
-from gpt.console import Console, duration, rate
-from gpt.data import Batches, token_order
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_evaluation
-from gpt.interrupts import SIGPIPE, Dropped, deferred
 from gpt.model import GPT
-from gpt.ops import Array
+from gpt.ops.interface import Array
 from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
+from gpt.system.console import Console, duration, rate
+from gpt.system.interrupts import SIGPIPE, Dropped, deferred
 from gpt.tokenizer import Tokenizer
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -245,9 +245,7 @@ class Trainer:
             self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
         if math.isfinite(metrics.loss) and (self.best is None or metrics.loss < self.best.val_loss):
             weights = self._on_host(self.model.weights.named)
-            self.best = checkpoint.save_best(
-                self.run, self.step, self.model.config, self.config, weights, metrics.loss
-            )
+            self.best = checkpoint.save_best(self.run, self.step, self.model.config, self.config, weights, metrics.loss)
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
             val_bits_per_byte=metrics.bits_per_byte,

@@ -20,7 +20,7 @@
 #endif
 #endif
 
-// How a bf16 tile lies in a warp's registers; gpt/ops/targets.py has the same list.
+// How a bf16 tile lies in a warp's registers; gpt/ops/gpu/targets.py has the same list.
 #define LAYOUT_MMA 1     // NVIDIA, sm_80 and later: mma.sync
 #define LAYOUT_MFMA 2    // CDNA 2 and 3
 #define LAYOUT_WMMA11 3  // RDNA 3
@@ -347,7 +347,7 @@ template <int WARPS> DEVICE float block_max(float v, Shared<float> scratch) {
 
 // ---- dropout --------------------------------------------------------------------------------------------------------
 
-// The mask of gpt/ops/masks.py, which defines it: a hash of the key, the site, and the element's row and column.
+// The mask of gpt/ops/cpu/masks.py, which defines it: a hash of the key, the site, and the element's row and column.
 DEVICE uint32 mix(uint32 x) {
   x = (x ^ x >> 16) * 0x7feb352du;
   x = (x ^ x >> 15) * 0x846ca68bu;

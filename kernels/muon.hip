@@ -1,4 +1,4 @@
-// What a step of Muon (Jordan et al. 2024) does to stacks of matrices besides their products: gpt/ops/cpu.py defines it.
+// What a step of Muon (Jordan et al. 2024) does to stacks of matrices besides their products: gpt/ops/cpu/operations.py defines it.
 //
 // `muon_momentum` moves the momentum and writes u, what is to be orthogonalized, in the type of the products (14 bytes an
 // element in bf16), with a partial sum of u's squares per block. `muon_normalize` divides every u by its norm, so that its

@@ -10,8 +10,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.amd import errors
-from tests.forks import ROOT, Forks
+from tests.support import ROOT
+from tests.support.amd import errors
+from tests.support.forks import Forks
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("patient")
@@ -112,7 +113,7 @@ def hipgpt(forks, tmp_path, monkeypatch):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A directory with a text, whose tokenizer has 60 tokens unless a test asks for others."""
-    from tests.project import Project
+    from tests.support.project import Project
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gpt.prepare.DEFAULTS", {"vocab_limit": 60, "kind": "word"})

@@ -1,48 +1,15 @@
 """The dozen operations a GPT needs, each as forward and backward, behind one face per kind of device.
 
 `select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
-neither which array library runs nor where memory lies. `cpu.py` is the reference: its docstrings define every one.
-`cpu_numba.py` has the same with numba, for training, and `gpu.py` is the other set, over the kernels in kernels/.
+neither which array library runs nor where memory lies. `cpu/` has the reference, in NumPy, and the same with numba;
+`gpu/` is the other set, over the kernels in kernels/.
 """
 
 import importlib.util
 import re
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from gpt.errors import UserError
-
-Array = Any  # NumPy's on the CPU, CuPy's on a GPU
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """One place where elements are zeroed with probability `rate` and the rest scaled by 1 / (1 - rate).
-
-    The mask is a pure function of key, site, and the element's row and column, so backward draws it again instead of
-    storing it and a resumed run replays it. `key` is a uint32 [2] array (seed, counter) in the device's memory;
-    `site` numbers the places within one model. `first` is the row of the mask that belongs to an array's first row,
-    above 0 only on devices that take a batch in parts.
-    """
-
-    rate: float
-    key: Array
-    site: int
-    first: int = 0
-
-
-class Stack(NamedTuple):
-    """Matrices of one shape with all that an optimizer has of them; every array is [matrices, rows, columns]."""
-
-    weights: Array  # float32
-    gradients: Array  # float32
-    momentum: Array  # float32
-    copy: Array | None  # of the weights, in the type that products read, if that is another
-
-
-def moderate(factor: float) -> float:
-    """The nearest number that float32 holds together with its inverse: every device then draws the same token."""
-    return min(max(factor, 1e-37), 1e37)
 
 
 def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:
@@ -58,7 +25,7 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
     gpu, note = None, None
     if device != "cpu":
         try:
-            from gpt.ops.cupy_device import CupyDevice
+            from gpt.ops.gpu.device import CupyDevice
 
             gpu = CupyDevice(int(device[4:])) if ":" in device else CupyDevice.best()
         except UserError as error:
@@ -71,7 +38,7 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
         ops = _cpu(training)
         ops.notes = [note, *ops.notes] if note else ops.notes
         return ops
-    from gpt.ops.gpu import GpuOps
+    from gpt.ops.gpu.operations import GpuOps
 
     if precision == "bf16" and not gpu.has_bf16:
         raise UserError(f"--precision bf16 needs matrix units that {gpu.description} lacks: use --precision fp32")
@@ -82,12 +49,12 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
 
 def _cpu(training: bool) -> Any:
     """CpuOps; for training those with numba, where that is installed and works."""
-    from gpt.ops.cpu import CpuOps
+    from gpt.ops.cpu.operations import CpuOps
 
     if not (training and importlib.util.find_spec("numba")):
         return CpuOps()
     try:
-        from gpt.ops.cpu_numba import NumbaOps
+        from gpt.ops.cpu.numba_operations import NumbaOps
 
         return NumbaOps()
     except Exception as error:  # whatever a broken installation, or no place to keep what is compiled, may raise

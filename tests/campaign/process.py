@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests import forks
+from tests.support import forks
 
 TIME_LIMIT = 10.0  # seconds: a hundred times what a command takes
 MEMORY_LIMIT = 400 << 20  # bytes above those of this process

@@ -1,0 +1,5 @@
+"""The operations on a CPU.
+
+operations.py computes them with NumPy and is the reference: its results define what every other device must give.
+numba_operations.py replaces those that take most of a training step by the loops of numba_loops.py, if numba is there.
+"""

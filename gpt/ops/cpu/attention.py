@@ -1,0 +1,176 @@
+"""Causal attention in NumPy, one tile of probabilities at a time (after FlashAttention, Dao 2023).
+
+A tile is some rows of queries against all keys up to the last of them, for as many heads at once as fit the cache;
+the keys after it are never looked at. The backward pass computes each tile of probabilities again. Memory is linear
+in the sequence's length. All arrays are views [batch, heads, positions, head_dim].
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from gpt.ops.cpu.masks import Mask
+from gpt.ops.cpu.sums import ones
+from gpt.system.threads import Scratch, Threads
+
+TILE = 2**18  # elements of a tile, at most: 1 MiB of float32
+LEAST_TILE = 2**17  # elements below which another thread does not pay
+LEAST_TOTAL = 1e-9  # a row's largest exponential is then above 1e-9 / keys, and none that counts is denormal
+QUERIES = 64  # rows of a tile: few enough to skip most of the upper triangle
+
+
+def attend(
+    threads: Threads,
+    scratch: Scratch,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    lse: np.ndarray | None = None,
+    mask: Mask | None = None,
+) -> None:
+    """out = dropout(softmax(q kᵀ / sqrt(head_dim))) v; the last query stands at the position of the last key.
+
+    lse [batch, heads, queries] receives log Σ exp of each row's scores.
+    """
+    tiles = _Tiles(threads, q, k, scratch)
+
+    def task(part: tuple[slice, slice]) -> None:
+        for i in tiles.queries():
+            end = tiles.past + i.stop
+            p, shift, total = tiles.exponentials(q[part][..., i, :], k[part], i)
+            if lse is not None:
+                np.add(np.log(total), shift, out=lse[part][..., i, None])
+            if mask:
+                p *= tiles.mask(mask, part, i)
+            o = out[part][..., i, :]
+            np.matmul(p, v[part][..., :end, :], out=o)
+            o /= total
+
+    tiles.run(task)
+
+
+def attend_backward(
+    threads: Threads,
+    scratch: Scratch,
+    dout: np.ndarray,
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    out: np.ndarray,
+    lse: np.ndarray,
+    dq: np.ndarray,
+    dk: np.ndarray,
+    dv: np.ndarray,
+    mask: Mask | None = None,
+) -> None:
+    """dq, dk and dv for dout; out and lse are what `attend` wrote, for as many queries as keys.
+
+    With p the probabilities, dp = dout vᵀ (both after dropout) and delta = Σ dout · out per query:
+    ds = p · (dp - delta), dq = ds k, dk = dsᵀ q (both / sqrt(head_dim)), dv = pᵀ dout.
+    """
+    tiles = _Tiles(threads, q, k, scratch)
+
+    def task(part: tuple[slice, slice]) -> None:
+        delta = np.einsum("bhsd,bhsd->bhs", dout[part], out[part])
+        for i in reversed(tiles.queries()):  # the last reaches all keys: it overwrites dk and dv, the others add
+            keys = slice(0, i.stop)
+            p, scaled_q = tiles.scores(q[part][..., i, :], k[part], i)
+            p -= lse[part][..., i, None]
+            np.exp(p, out=p)
+            dout_i = dout[part][..., i, :]
+            ds = np.matmul(dout_i, v[part][..., keys, :].swapaxes(-1, -2), out=scratch("ds", p.shape, p.dtype))
+            dropped = p
+            if mask:
+                factors = tiles.mask(mask, part, i)
+                ds *= factors
+                dropped = np.multiply(p, factors, out=factors)
+            tiles.add_product(dropped, dout_i, dv[part][..., keys, :], i)
+            ds -= delta[..., i, None]
+            ds *= p
+            tiles.add_product(ds, scaled_q, dk[part][..., keys, :], i)
+            dq_i = dq[part][..., i, :]
+            np.matmul(ds, k[part][..., keys, :], out=dq_i)
+            dq_i *= tiles.scale
+
+    tiles.run(task)
+
+
+@lru_cache
+def _future(rows: int, dtype: np.dtype) -> np.ndarray:
+    """[rows, rows] to be added to scores: -inf where the key comes after the query, else 0. Not to be written to."""
+    return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
+
+
+class _Tiles:
+    """How the tiles of one attention lie, and what forward and backward both do with one."""
+
+    def __init__(self, threads: Threads, q: np.ndarray, k: np.ndarray, scratch: Scratch) -> None:
+        self._batch, self._heads, self._seq, head_dim = q.shape
+        keys = k.shape[2]
+        self.past = keys - self._seq  # keys that stand before the first query
+        self.scale = 1 / math.sqrt(head_dim)
+        self._threads, self._scratch = threads, scratch
+        self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
+        share = max(-(-self._batch * self._heads // threads.count), -(-LEAST_TILE // (self._rows * keys)))
+        self._fit = min(share, max(1, TILE // (self._rows * keys)))  # heads in one tile
+        self._future = _future(self._rows, q.dtype)
+
+    def run(self, task: Callable[[tuple[slice, slice]], None]) -> None:
+        """Call task((batch slice, head slice)) for parts of all heads that fit one tile."""
+        parts = list(self._parts())
+        self._threads.run(lambda number: task(parts[number]), len(parts))
+
+    def _parts(self) -> Iterator[tuple[slice, slice]]:
+        heads = min(self._heads, self._fit)
+        batch = max(1, self._fit // self._heads)
+        for b in range(0, self._batch, batch):
+            for h in range(0, self._heads, heads):
+                yield slice(b, min(self._batch, b + batch)), slice(h, min(self._heads, h + heads))
+
+    def queries(self) -> list[slice]:
+        return [slice(i, min(self._seq, i + self._rows)) for i in range(0, self._seq, self._rows)]
+
+    def scores(self, q: np.ndarray, k: np.ndarray, i: slice) -> tuple[np.ndarray, np.ndarray]:
+        """q kᵀ / sqrt(head_dim) of queries i and all keys up to their last, -inf where a key comes after the query.
+
+        Also q / sqrt(head_dim).
+        """
+        end, rows = self.past + i.stop, i.stop - i.start
+        scaled_q = np.multiply(q, self.scale, out=self._scratch("scaled q", q.shape, q.dtype))
+        scores = self._scratch("scores", (*q.shape[:2], rows, end), q.dtype)
+        np.matmul(scaled_q, k[..., :end, :].swapaxes(-1, -2), out=scores)
+        if rows > 1:
+            scores[..., end - rows :] += self._future[:rows, :rows]
+        return scores, scaled_q
+
+    def exponentials(self, q: np.ndarray, k: np.ndarray, i: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """exp(scores - shift), shift, and the sum of each row of exponentials.
+
+        The shift, which keeps exp from overflow, is a head's largest score. Where that leaves next to nothing of a
+        row, it is each row's own, which takes ten times as long to find.
+        """
+        for axes in ((-2, -1), -1):
+            p, _ = self.scores(q, k, i)
+            shift = np.maximum.reduce(p, axis=axes, keepdims=True)
+            p -= shift
+            np.exp(p, out=p)
+            total = np.matmul(p, ones(p.shape[-1], p.dtype)[:, None])
+            if np.minimum.reduce(total, axis=None) > LEAST_TOTAL:
+                break
+        return p, shift, total
+
+    def mask(self, mask: Mask, part: tuple[slice, slice], i: slice) -> np.ndarray:
+        """The dropout factors of a tile: rows are numbered through [batch, heads, seq]."""
+        b, h, s = (np.arange(axis.start, axis.stop, dtype=np.uint32) for axis in (*part, i))
+        rows = (b[:, None, None] * np.uint32(self._heads) + h[:, None]) * np.uint32(self._seq) + s
+        return mask.draw(rows, i.stop, self._scratch, self._future.dtype)
+
+    def add_product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, i: slice) -> None:
+        """out += aᵀ b, or = for the last queries."""
+        if i.stop == self._seq:
+            np.matmul(a.swapaxes(-1, -2), b, out=out)
+        else:
+            out += np.matmul(a.swapaxes(-1, -2), b, out=self._scratch("keys' product", out.shape, out.dtype))

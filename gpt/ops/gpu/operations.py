@@ -1,0 +1,504 @@
+"""The operations on a GPU: which kernel of kernels/ runs on what. gpt/ops/cpu/operations.py defines each operation.
+
+- A device object (gpt/ops/gpu/device.py) brings the array module, compiles kernels and starts them; nothing here knows
+  whose GPU it is, and tests put a CPU or an emulator in its place.
+- Activations and the weights that products read are bf16 or float32; everything that accumulates (gradients of weights,
+  moments, statistics, losses) is float32 or float64. bf16 arrays have dtype uint16: only kernels look inside.
+- Matrix products are the vendor's where the device has its library and that knows the problem, else matmul.hip's.
+- Scratch memory is made at its first use and kept: a training step allocates nothing from its second run on.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.ops.gpu.blas import BlasError, is_transposed
+from gpt.ops.gpu.muon import GpuMuon, scratch_elements
+from gpt.ops.gpu.replay import Inputs, Output, Replayed
+from gpt.ops.interface import Array, Dropout, Stack, moderate
+
+HEAD_ROWS = 8192  # rows of logits at a time
+MAX_HEAD_DIM = 128
+MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
+PART_ROWS = 8  # rows that at least are worth a part
+LANE_ELEMENTS = 24  # of a row of a layer norm that a thread may have: backward holds seven arrays of them in registers
+NORM_BLOCKS = 1024  # `PARTS` in norm.hip
+CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when the next kernel reads it
+# Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
+# multiprocessor holds, their rows in its cache (measured on an H100).
+LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
+MATVEC_LONGEST = 10_000  # elements of a row that matvec.hip holds in shared memory
+MATVEC_LANES, MATVEC_ROWS = 2, 4  # vectors of columns of a block of it, or rows of transposed weights of a warp
+
+_int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
+
+
+class GpuOps:
+    """The operations on one GPU; `precision` is "fp32", "tf32" (float32 whose products round to 10 bits of mantissa
+    where the matrix unit makes them) or "bf16".
+    """
+
+    is_cpu = False
+    head_rows = HEAD_ROWS
+    vocab_multiple = 128  # what matrix products like the vocabulary padded to
+    steps_ahead = 1
+
+    def __init__(self, device: Any, precision: str) -> None:
+        self.device, self.precision, self._xp = device, precision, device.xp
+        self.description, self.notes = f"{device.description}, {precision}", device.notes
+        self.low_precision = precision == "bf16"
+        self._type = "bf16" if self.low_precision else "float"
+        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
+        self._vector = 16 // self._dtype.itemsize
+        self._kernels: dict[tuple, Callable] = {}
+        self._scratch_arrays: dict[str, list[Array]] = {}
+        self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
+        self._zero = self.zeros(1, "int32")
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises UserError for a model that the kernels cannot run."""
+        if config.head_dim > MAX_HEAD_DIM:
+            raise UserError(
+                f"--dim {config.embed_dim} with --heads {config.num_heads} makes heads of {config.head_dim}, but the "
+                f"GPU's attention takes up to {MAX_HEAD_DIM}: use at least {-(-config.embed_dim // MAX_HEAD_DIM)} heads"
+            )
+
+    def sequences(self, batch: int, seq: int) -> int:
+        return batch
+
+    # ---- arrays ---------------------------------------------------------------------------------------------------
+
+    def empty(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+        return self._allocate(self._xp.empty, shape, dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+        return self._allocate(self._xp.zeros, shape, dtype)
+
+    def _allocate(self, make: Callable, shape: int | tuple[int, ...], dtype: str) -> Array:
+        dtype = np.dtype(dtype) if dtype else self._dtype
+        try:
+            return make(shape, dtype)
+        except MemoryError:  # CuPy's OutOfMemoryError is one
+            wanted = math.prod(shape if isinstance(shape, tuple) else (shape,)) * dtype.itemsize
+            raise UserError(
+                f"out of GPU memory: {wanted / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
+                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size"
+            ) from None
+
+    def from_host(self, array: np.ndarray) -> Array:
+        return self._xp.asarray(array)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        host = self.device.to_host(array)
+        return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
+
+    def copy(self, value: Array, out: Array) -> None:
+        if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
+            value = self.to_host(value)
+            value = _to_bf16(value) if out.dtype == np.uint16 else value
+        self._xp.copyto(out, self._xp.asarray(value))
+
+    def fill(self, array: Array, value: float) -> None:
+        if value == 0:
+            self.device.clear(array)
+        else:  # a copy, for which CuPy compiles no kernel of its own: on ROCm those need headers that may not be there
+            self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
+
+    def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
+        return Inputs(self.device, fields)
+
+    def output(self, array: Array) -> Output:
+        return Output(self.device, array)
+
+    def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
+        return Replayed(self.device, function)
+
+    def free_bytes(self) -> int:
+        return self.device.free_bytes()
+
+    def held_bytes(self) -> int:
+        return self.device.held_bytes()
+
+    @property
+    def timeline(self) -> Any:
+        return self.device.timeline
+
+    # ---- embedding ------------------------------------------------------------------------------------------------
+
+    def embedding(
+        self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
+    ) -> None:
+        d = out.shape[-1]
+        kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
+        sizes = map(_int, (len(wte), d, ids.shape[1]))
+        start = self._zero if start is None else start
+        kernel((ids.size,), (128,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
+
+    def embedding_backward(
+        self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
+    ) -> None:
+        if dropout:
+            self.dropout(dout, dout, dropout)
+        (batch, seq), d = ids.shape, dout.shape[-1]
+        defines = {"WIDTH": self._width(d), "DROPOUT": 0}
+        tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
+        tokens((ids.size,), (128,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
+        positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
+        positions((seq,), (128,), (dout, dwpe, _int(batch), _int(seq), _int(d)))
+
+    # ---- layer norm -----------------------------------------------------------------------------------------------
+
+    def layernorm(self, x: Array, weight: Array, bias: Array, out: Array, mean: Array, rstd: Array) -> None:
+        kernel, grid = self._by_rows("layernorm", x)
+        kernel(grid, (256,), (x, weight, bias, out, mean, rstd, _int(len(x))))
+
+    def add_layernorm(
+        self, x: Array, branch: Array, weight: Array, bias: Array, x_out: Array, out: Array, mean: Array, rstd: Array,
+        dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        kernel, grid = self._by_rows("add_layernorm", x, dropout)
+        arguments = (x, branch, weight, bias, x_out, out, mean, rstd, _int(len(x)), *self._mask(dropout))
+        kernel(grid, (256,), arguments)
+
+    def layernorm_backward(
+        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
+    ) -> None:
+        kernel, _ = self._by_rows("layernorm_backward", x)
+        parts = self.parts(len(x))
+        sizes = _int(len(x)), _int(parts), _stride(dweight)
+        kernel((parts,), (256,), (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], *sizes))
+
+    def add_layernorm_backward(
+        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dbranch: Array,
+        dweight: Array, dbias: Array, dbranch_sums: Array, dropout: Dropout | None = None,
+    ) -> None:  # fmt: skip
+        kernel, _ = self._by_rows("add_layernorm_backward", x, dropout)
+        parts = self.parts(len(x))
+        sums, sizes = (dweight[0], dbias[0], dbranch_sums[0]), (_int(len(x)), _int(parts), _stride(dweight))
+        arguments = (dout, x, weight, mean, rstd, dx, dbranch, *sums, *sizes, *self._mask(dropout))
+        kernel((parts,), (256,), arguments)
+
+    def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
+        kernel, grid = self._by_rows("dropout_rows", x, dropout)
+        kernel(grid, (256,), (x, out, _int(len(x)), *self._mask(dropout)))
+
+    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Callable, tuple[int]]:
+        """A kernel of layernorm.hip, and a grid for all rows at once."""
+        (rows, d), lanes = x.shape, self.device.warp
+        while lanes < 256 and lanes * LANE_ELEMENTS < d:
+            lanes *= 2
+        defines = {"D": d, "WIDTH": self._width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
+        return self._kernel("layernorm.hip", name, **defines), (-(-rows * lanes // 256),)
+
+    # ---- linear ---------------------------------------------------------------------------------------------------
+
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
+        activation: str | None = None,
+    ) -> None:  # fmt: skip
+        if self._has_fused(activation, out) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
+            return
+        product = before if activation else out
+        has_product = self._blas(x, weight, product, "bias" if bias is not None else "none", bias=bias)
+        if not has_product and bias is not None and self._blas(x, weight, product, "none"):
+            has_product = True
+            self._add_bias(product, bias)
+        if not has_product:
+            epilogue = "BIAS_ACTIVATION" if activation else "BIAS" if bias is not None else "STORE"
+            self._matmul(x, weight, out, epilogue, activation, bias, before)
+        elif activation:
+            self._activate(before, out, activation)
+
+    def norm_linear(
+        self, x: Array, norm_weight: Array, norm_bias: Array, weight: Array, bias: Array | None, out: Array,
+        activation: str | None = None,
+    ) -> None:  # fmt: skip
+        name = "norm_linear" if weight.flags.c_contiguous else "norm_linear_transposed"
+        w = weight if weight.flags.c_contiguous else weight.T
+        arguments = (x, norm_weight, norm_bias, w, w if bias is None else bias, out)
+        if self._matvec(name, x, weight, bias, activation, arguments):
+            return
+        normed = self._scratch("normed", x.size, self._dtype.name).reshape(x.shape)
+        mean, rstd = self._scratch("mean", len(x)), self._scratch("rstd", len(x))
+        self.layernorm(x, norm_weight, norm_bias, normed, mean, rstd)
+        self.linear(normed, weight, bias, out)
+        if activation:
+            self._activate(out, out, activation)
+
+    def linear_add(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
+        if self._matvec("linear_add", x, weight, bias, None, (x, weight, bias, out)):
+            return
+        self._product(x, weight, out, addend=out)
+        self._add_bias(out, bias)
+
+    def _matvec(
+        self, name: str, x: Array, weight: Array, bias: Array | None, activation: str | None, arguments: tuple
+    ) -> bool:
+        """A kernel of matvec.hip; False where x is more than one row, or longer than it takes, or where a row of the
+        weights is not whole vectors.
+        """
+        (k, n), by_columns = weight.shape, weight.flags.c_contiguous
+        if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
+            return False
+        # As few as leave a thread at most 8 vectors of the weights, which is so for rows of up to 4,096.
+        threads = next((threads for threads in (256, 512) if k <= 4 * threads), 1024)
+        kernel = self._kernel(
+            "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
+            BIAS=int(bias is not None), ACTIVATION=activation or "none",
+        )  # fmt: skip
+        if by_columns:
+            columns = MATVEC_LANES * self._vector  # of a block
+        else:
+            columns, threads = MATVEC_ROWS * 256 // self.device.warp, 256
+        kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
+        return True
+
+    def linear_backward(
+        self, dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array | None,
+        before: Array | None = None, activation: str | None = None, dx_sums: Array | None = None,
+    ) -> None:  # fmt: skip
+        if activation:
+            self._gradient_before(dout, weight.T, dx, before, activation, dx_sums)
+        else:
+            self._product(dout, weight.T, dx)
+        if dweight.flags.c_contiguous:
+            a, b, out = x.T, dout, dweight
+        else:
+            a, b, out = dout.T, x, dweight.T
+        self._product(a, b, out, addend=out)
+        if dbias is not None:
+            self._column_sums(dout, dbias)
+
+    def _gradient_before(
+        self, dout: Array, weight: Array, dx: Array, before: Array, activation: str, dx_sums: Array
+    ) -> None:
+        """dx = (dout @ weight) · activation'(before), and partial sums of it."""
+        if self._has_fused(activation, dx) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
+            self._column_sums(dx, dx_sums)
+            return
+        self._product(dout, weight, dx)
+        self._launch_sums("activation_backward", (before, dx), dx_sums, activation)
+
+    def _has_fused(self, activation: str | None, out: Array) -> bool:
+        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32, slows
+        tf32 products down fourfold, and takes longer than a pass of ours over an `out` that the cache still holds.
+        """
+        return activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES
+
+    def _blas(self, a: Array, b: Array, out: Array, epilogue: str, **options: Any) -> bool:
+        """out = a @ b by the vendor's library; False where there is none or it does not know how."""
+        blas, tf32 = self.device.blas, self.precision == "tf32"
+        if blas is None:
+            return False
+        try:
+            return blas.product(a, b, out, stream=self.device.stream, epilogue=epilogue, tf32=tf32, **options)
+        except BlasError as error:
+            self.device.blas = None
+            warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
+            return False
+
+    def _product(
+        self, a: Array, b: Array, out: Array, *, alpha: float = 1, beta: float = 1, addend: Array | None = None
+    ) -> None:
+        """out = alpha · a @ b, and + beta · addend if there is one, of matrices or stacks of them: see Blas.product."""
+        if not self._blas(a, b, out, "none", alpha=alpha, beta=beta, addend=addend):
+            self._matmul(a, b, out, "STORE" if addend is None else "ADD", addend=addend, alpha=alpha, beta=beta)
+
+    def _matmul(
+        self, a: Array, b: Array, out: Array, epilogue: str, activation: str | None = None, bias: Array | None = None,
+        before: Array | None = None, addend: Array | None = None, alpha: float = 1, beta: float = 1,
+    ) -> None:  # fmt: skip
+        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views, and all of them stacks."""
+        (*stack, m, k), n = a.shape, b.shape[-1]
+        a_transposed, b_transposed = is_transposed(a), is_transposed(b)
+        row_a, row_b = m if a_transposed else k, k if b_transposed else n
+        kernel = self._kernel(
+            "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
+            A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
+            EPILOGUE=epilogue, ACTIVATION=activation or "gelu",
+        )  # fmt: skip
+        a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
+        addend = out if addend is None else addend
+        strides = (_long(x.strides[0] // x.itemsize if stack else 0) for x in (a, b, out, addend))
+        if stack:
+            a, b, out, addend = (x[0] for x in (a, b, out, addend))
+        extras = (out if bias is None else bias, out if before is None else before)  # `out` stands for what is not read
+        sizes = (_int(m), _int(n), _int(k), *strides, _float(alpha), _float(beta))
+        grid = (-(-n // 64), math.prod(stack) * -(-m // 64))
+        kernel(grid, (4 * self.device.warp,), (a, b, out, *extras, addend, *sizes))
+
+    def _activate(self, before: Array, out: Array, activation: str) -> None:
+        """out = activation(before), both [rows, columns]; out may be before."""
+        self._elementwise("activation", out, (before, out), activation)
+
+    def _add_bias(self, x: Array, bias: Array) -> None:
+        """x [rows, columns] += bias"""
+        self._elementwise("add_bias", x, (x, bias, _int(x.shape[1])))
+
+    def _elementwise(self, name: str, out: Array, arguments: tuple, activation: str = "gelu") -> None:
+        """A kernel of gelu.hip over out [rows, columns]."""
+        width = self._width(out.shape[1])
+        kernel = self._kernel("gelu.hip", name, WIDTH=width, ACTIVATION=activation)
+        kernel((-(-out.size // (256 * width)),), (256,), (*arguments, _long(out.size)))
+
+    # ---- gradients of vectors -------------------------------------------------------------------------------------
+
+    def parts(self, rows: int) -> int:
+        return min(MOST_PARTS, -(-rows // PART_ROWS))
+
+    def _column_sums(self, x: Array, partials: Array) -> None:
+        self._launch_sums("column_sums", (x,), partials)
+
+    def _launch_sums(self, name: str, arrays: tuple[Array, ...], partials: Array, activation: str = "gelu") -> None:
+        """A kernel of sums.hip that leaves partial sums of [rows, columns]."""
+        (rows, columns), parts = arrays[0].shape, self.parts(len(arrays[0]))
+        width = self._width(columns)
+        kernel = self._kernel("sums.hip", name, WIDTH=width, ACTIVATION=activation)
+        sizes = map(_int, (rows, columns, -(-rows // parts)))
+        kernel((-(-columns // (32 * width)), parts), (256,), (*arrays, partials[0], *sizes, _stride(partials)))
+
+    def add_partials(self, partials: Array, out: Array) -> None:
+        width = 4 if out.size % 4 == 0 else 1  # float32, whatever activations are
+        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu")
+        kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(len(partials)), _int(out.size)))
+
+    # ---- attention ------------------------------------------------------------------------------------------------
+
+    def attention(self, qkv: Array, out: Array, lse: Array, dropout: Dropout | None = None) -> None:
+        batch, heads, seq = lse.shape
+        kernel = self._attention("attention", out.shape[1] // heads, dropout)
+        arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
+        kernel((batch * heads * -(-seq // 64),), (4 * self.device.warp,), arguments)
+
+    def attention_backward(
+        self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
+    ) -> None:
+        batch, heads, seq = lse.shape
+        head_dim = out.shape[1] // heads
+        delta = self._scratch("delta", lse.size)
+        grid, block = (batch * heads * -(-seq // 64),), (4 * self.device.warp,)
+        place = (_int(heads), _int(seq), *self._mask(dropout))
+        queries = self._attention("attention_backward_queries", head_dim, dropout)
+        queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
+        keys = self._attention("attention_backward_keys", head_dim, dropout)
+        keys(grid, block, (dout, qkv, lse, delta, dqkv, *place))
+
+    def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
+        heads, capacity, head_dim = keys.shape
+        width, lanes = self._width(head_dim), 1
+        while lanes < self.device.warp and lanes * width < head_dim:
+            lanes *= 2
+        defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
+        kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
+        kernel((len(qkv), heads), (512,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
+
+    def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
+        matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
+        defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
+        return self._kernel("attention.hip", name, **defines)
+
+    # ---- loss -----------------------------------------------------------------------------------------------------
+
+    def softmax_cross_entropy(
+        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
+    ) -> None:
+        rows, stride = logits.shape
+        size = stride * self._dtype.itemsize
+        threads = next(threads for largest, threads in LOGITS_THREADS if size <= largest)
+        kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None), THREADS=threads)
+        kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
+
+    def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
+        kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")
+        kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
+
+    def sample(
+        self, logits: Array, seen: Array, uniform: Array, out: Array, *, temperature: float, top_k: int, top_p: float,
+        repetition_penalty: float,
+    ) -> None:  # fmt: skip
+        vocab = logits.size
+        kernel = self._kernel("sample.hip", "sample")
+        keys = self._scratch("sample keys", vocab, "uint32")
+        rate = _float(math.log2(math.e) / moderate(temperature) if temperature else 0)
+        choice = (_float(moderate(repetition_penalty)), rate, _int(min(top_k, vocab)), _float(top_p))
+        kernel((1,), (1024,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
+
+    # ---- optimizer ------------------------------------------------------------------------------------------------
+
+    def global_norm(self, x: Array, out: Array) -> None:
+        partials = self._scratch("norm", NORM_BLOCKS, "float64")
+        self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (256,), (x, partials, _long(x.size)))
+        self._kernel("norm.hip", "global_norm")((1,), (256,), (partials, out))
+
+    def plan_update(
+        self, norm: Array, loss: Array, counters: Array, lr: Array, *, out: Array, betas: tuple[float, float],
+        weight_decay: float, clip: float,
+    ) -> None:  # fmt: skip
+        factors = map(np.float64, (*betas, weight_decay, clip))
+        kernel = self._kernel("adamw.hip", "plan_update", COPY=int(self.low_precision))
+        kernel((1,), (1,), (norm, loss, counters, lr, out, *factors))
+
+    def adamw(
+        self, weights: Array, gradients: Array, exp_avg: Array, exp_avg_sq: Array, *, copy: Array | None, plan: Array,
+        betas: tuple[float, float], eps: float, decayed: int,
+    ) -> None:  # fmt: skip
+        kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
+        arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
+        scalars = (*map(_float, (*betas, eps)), _long(decayed), _long(weights.size))
+        kernel((-(-weights.size // 1024),), (256,), (*arrays, *scalars))
+
+    def muon(
+        self, stacks: Sequence[Stack], plan: Array, *, momentum: float,
+        coefficients: Sequence[tuple[float, float, float]],
+    ) -> None:  # fmt: skip
+        muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
+        muon.step(stacks, plan, momentum, coefficients)
+
+    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+        return scratch_elements(shapes) * self._dtype.itemsize
+
+    # ---- kernels --------------------------------------------------------------------------------------------------
+
+    def _kernel(self, file: str, name: str, **defines: object) -> Callable:
+        """A kernel, compiled at its first use; call it with (grid, block, arguments)."""
+        key = (name, *defines.values())
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self.device.kernel(file, name, {"T": self._type, **defines})
+        return kernel
+
+    def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
+        arrays = self._scratch_arrays.setdefault(name, [])
+        if not arrays or arrays[-1].size < size:
+            # Beside the smaller ones, whose addresses a recorded step may know; each is at least twice as large as the
+            # one before, so that all together stay below four times the need.
+            arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
+        return arrays[-1][:size]
+
+    def _width(self, columns: int) -> int:
+        """Elements that a thread takes at a time of rows of `columns`: a vector if rows are whole vectors."""
+        return self._vector if columns % self._vector == 0 else 1
+
+    def _mask(self, dropout: Dropout | None) -> tuple:
+        """A dropout as the kernels take it: key, site, threshold and scale."""
+        if not dropout:
+            return self._no_key, _uint(0), _uint(0), _float(1)
+        threshold = int(dropout.rate * 2**32)
+        return dropout.key, _uint(dropout.site), _uint(threshold), _float(1 / (1 - dropout.rate))
+
+
+def _stride(partials: Array) -> np.int32:
+    """Elements from one row to the next."""
+    return _int(partials.strides[0] // partials.itemsize)
+
+
+def _to_bf16(x: np.ndarray) -> np.ndarray:
+    """Float32 rounded to the nearest bf16, ties to even, as uint16; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)

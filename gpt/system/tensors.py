@@ -1,0 +1,160 @@
+"""safetensors files, written and read one tensor at a time.
+
+The format (https://github.com/huggingface/safetensors#format) is 8 bytes with the length of a header, little-endian;
+the header, JSON with each tensor's dtype, shape and place; and the tensors' bytes in a row. For example a float32
+[2, 3] as the only tensor gives {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}.
+
+Here rather than by the safetensors package, because its writer copies all tensors at once and its reader maps the file:
+saving or loading a model would take half as much memory again as training it, and some file systems map nothing. Some
+headers, besides, make its reader crash.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gpt.errors import UserError, cannot, shown
+from gpt.system.reading import COUNT, TEXT, Kind, check, parse, raise_unless_regular
+
+DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}  # those of a checkpoint
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
+          "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # of an element  # fmt: skip
+_HEADER_LIMIT = 100_000_000  # bytes, as the package has it
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
+
+
+class TensorFile(Mapping[str, np.ndarray]):
+    """The float32 and int64 tensors of the file at `path`; each is read when it is asked for.
+
+    Iterating gives `names`, in this order; the others can be asked for too. The file stays open as long as this
+    object lives, so that nobody can take it away meanwhile. Raises FileNotFoundError if there is none, UserError if it
+    cannot be read, ValueError with the reason if it is not a safetensors file.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self._path, self._names = path, list(names)
+        with cannot(f"read {path}"):
+            raise_unless_regular(path)
+            self._file = open(path, "rb")  # noqa: SIM115, closed by __del__
+            self._entries, self._start = _read_header(self._file)
+        end = 0
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1]["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            if stop - start != math.prod(entry["shape"]) * _BYTES.get(entry["dtype"], math.inf):
+                said = _words(entry["dtype"], entry["shape"])
+                raise ValueError(f"{shown(name)} is {said}, a shape that its {stop - start} bytes do not have")
+            if start != end:
+                raise ValueError("its tensors overlap or leave gaps")
+            end = stop
+
+    @property
+    def layout(self) -> Layout:
+        """The dtypes and shapes in the file's header."""
+        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in self._entries.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        array = np.empty(entry["shape"], DTYPES[entry["dtype"]])
+        rest = memoryview(array.reshape(-1).view(np.uint8))
+        with cannot(f"read {self._path}"):
+            self._file.seek(self._start + entry["data_offsets"][0])
+            while len(rest) and (count := self._file.readinto(rest)):
+                rest = rest[count:]
+        if len(rest):
+            raise UserError(f"{self._path} is damaged: it ends within {name}")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def open_tensors(path: Path, layout: Layout, names: Iterable[str], advice: str) -> TensorFile:
+    """The open file at `path`, which has the tensors of `layout` and no others; iterating gives `names`.
+
+    Raises UserError, which names the file and ends in `advice`, if it is missing, damaged, or has other tensors.
+    """
+    try:
+        file = TensorFile(path, names)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {advice}") from None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({shown(str(error), quoted=False)}): {advice}"
+        ) from None
+    found, misfit = file.layout, f"{path} does not fit its config"
+    for name, tensor in layout.items():
+        if name not in found:
+            raise UserError(f"{misfit}: it has no tensor {name}: {advice}")
+        if found[name] != tensor:
+            raise UserError(f"{misfit}: {name} is {_words(*found[name])}, not {_words(*tensor)}: {advice}")
+    if extra := found.keys() - layout.keys():
+        raise UserError(f"{misfit}: it has the unknown tensor {shown(min(extra), quoted=False)}: {advice}")
+    return file
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write float32 and int64 arrays to `path`, byte for byte as the safetensors package does. Raises OSError."""
+    # Wide types come first, then names in order, so that every tensor is aligned.
+    kinds = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which readers of PyTorch checkpoints ask for
+    end = 0
+    for name in names:
+        dtype, shape = kinds[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(np.require(tensors[name], requirements="C").reshape(-1).data)
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(COUNT.holds, value))
+
+
+_TENSOR = {
+    "dtype": TEXT,
+    "shape": Kind("a list of sizes", _are_counts),
+    "data_offsets": Kind("two offsets", lambda value: _are_counts(value) and len(value) == 2),
+}
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], int]:
+    """name → {dtype, shape, data_offsets} of each tensor in a file, and the place from which the offsets count.
+
+    Raises ValueError with the reason if it is not a safetensors file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+        raise ValueError("its header is cut off")
+    header = parse(file.read(length))
+    check(header, {}, "its header")
+    header.pop("__metadata__", None)
+    for name, tensor in header.items():
+        check(tensor, _TENSOR, shown(name))
+    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"it has {size} bytes, but its header says {8 + length + end}")
+    return header, 8 + length
+
+
+def _words(dtype: str, shape: Iterable[int]) -> str:
+    return shown(f"{dtype} {list(shape)}", quoted=False)

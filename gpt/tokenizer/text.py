@@ -1,0 +1,116 @@
+"""Text files, read block by block.
+
+What is a character, a newline or a mark at the beginning is the file's business: nothing is translated, so that the
+blocks joined are the file's very text. Blocks end where every tokenizer has a seam, so that tokenizing block by block
+gives what tokenizing the whole text gives.
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import regex
+
+from gpt.errors import UserError, cannot
+from gpt.system.reading import SMALL, irregular, parse
+
+END_OF_TEXT = "<|endoftext|>"
+
+# The rightmost seam: before a run of white space (what precedes it keeps its pieces, and a space stays with the word
+# that follows) or before the end-of-text mark. `regex` means White_Space by \s; `re` would add U+001C to U+001F.
+_LAST_SEAM = regex.compile(r"(?r)(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")", regex.DOTALL)
+
+_HEAD = 4096  # bytes that show the kind of a file
+_UNPACK = "unpack it, and give the text that was in it"
+_CONVERT = "convert it, for example with `iconv -f UTF-16 -t UTF-8`"
+_TABLE = "write the texts in it to a UTF-8 file"
+# First bytes of files that people give as texts, the kind of such a file, and advice
+_FORMATS = [
+    (re.compile(beginning, re.DOTALL), what, advice)
+    for beginning, what, advice in (
+        (rb"\x1f\x8b", "compressed with gzip", _UNPACK),
+        (rb"\xfd7zXZ\x00", "compressed with xz", _UNPACK),
+        (rb"BZh[1-9]1AY&SY", "compressed with bzip2", _UNPACK),
+        (rb"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+        (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
+        (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+        (rb".{257}ustar", "a tar archive", _UNPACK),
+        (rb"PAR1", "a parquet file", _TABLE),
+        (rb"ARROW1", "an Arrow file", _TABLE),
+        (rb"%PDF-", "a PDF file", _TABLE),
+        (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "not UTF-8, but UTF-32", _CONVERT.replace("16", "32")),
+        (rb"\xff\xfe|\xfe\xff", "not UTF-8, but UTF-16", _CONVERT),
+    )
+]
+
+
+def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
+    """The text of a UTF-8 file in blocks of about `block_chars` characters (at most, while seams lie that close).
+
+    Every block but the last ends just before a run of white space (Unicode White_Space) or just before a verbatim
+    `<|endoftext|>`; what offers neither comes in one block, however long. Joined, the blocks are the file's text,
+    with its newlines as they are and its byte order mark, if it has one, as the character U+FEFF.
+    Raises UserError for a file that is missing, no regular file, unreadable, empty, or not UTF-8.
+    """
+    held: list[str] = []  # text without a seam
+    tail = ""  # its end, where the next characters may complete a seam
+    for text in _decoded(Path(path), block_chars):
+        text = tail + text
+        seam = _LAST_SEAM.search(text)
+        if seam:
+            yield "".join(held) + text[: seam.start()]
+            held.clear()
+            text = text[seam.start() :]
+        kept = max(0, len(text) - len(END_OF_TEXT))
+        held.append(text[:kept])
+        tail = text[kept:]
+    yield "".join(held) + tail
+
+
+def _decoded(path: Path, size: int) -> Iterator[str]:
+    """The file's characters, `size` bytes at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # of the first byte that is not decoded yet
+    try:
+        with cannot(f"read {path}"):
+            if what := irregular(path):
+                raise UserError(
+                    f"{path} is a directory: give the path of a text file" if what == "a directory" else
+                    f"{path} is {what}, but a text is read more than once: write it to a file, and give that one"
+                )  # fmt: skip
+            with open(path, "rb") as file:
+                _raise_if_no_text(path, file.peek(_HEAD)[:_HEAD])
+                while data := file.read(size):
+                    undecoded = len(decoder.getstate()[0])
+                    yield decoder.decode(data)
+                    offset += undecoded + len(data) - len(decoder.getstate()[0])
+                decoder.decode(b"", final=True)
+                if not file.tell():
+                    raise UserError(f"{path} is empty: give a text file with something in it")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give the path of a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte {offset + error.start} ({error.object[error.start]:#04x}) is "
+            "no part of a character: convert the file to UTF-8"
+        ) from None
+
+
+def _raise_if_no_text(path: Path, head: bytes) -> None:
+    """UserError for a file whose first bytes are those of something else than UTF-8 text."""
+    for beginning, what, advice in _FORMATS:
+        if beginning.match(head):
+            raise UserError(f"{path} is {what}: {advice}")
+    if 4 * head.count(0) > len(head):  # letters of two bytes each, of which one is mostly 0
+        raise UserError(f"{path} is not UTF-8, but looks like UTF-16 without its mark: {_CONVERT}")
+
+
+def looks_like_json_lines(path: Path) -> bool:
+    """Whether the first two lines of a text are JSON objects, or the first is one and nothing follows."""
+    with cannot(f"read {path}"), open(path, "rb") as file:
+        lines = [file.readline(SMALL) for _ in range(2)]
+    try:
+        return all(isinstance(parse(line), dict) for line in lines if line.strip())
+    except ValueError:
+        return False

@@ -1,0 +1,223 @@
+"""Text to token ids and back: byte-pair encoding of words or of bytes, kept in Hugging Face's tokenizer.json.
+
+Two kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
+- `word` (Sennrich et al. 2016): words between white space, spelled in Unicode characters, the last one carrying `</w>`.
+  White space itself is not kept: decoding puts one space between words.
+- `byte` (Radford et al. 2019): GPT-2's pieces, spelled in UTF-8 bytes. Lossless for any text.
+
+Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A text is split into
+words, each distinct word is merged once, and a table does the rest (gpt/tokenizer/encoding.py).
+"""
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.config import TOKENIZERS, VOCAB_LIMIT
+from gpt.errors import UserError, shown
+from gpt.system.files import write_atomically
+from gpt.system.reading import LARGE, read_json
+from gpt.tokenizer.bpe import Merges, learn
+from gpt.tokenizer.encoding import count_words, encoder
+from gpt.tokenizer.spelling import SPELLINGS, Decoder, Spelling
+from gpt.tokenizer.text import END_OF_TEXT
+
+_LIMIT = 1 << 31  # tokens
+_MENTIONED = 10  # characters that a message names
+_OURS = "a tokenizer that hipgpt has made"
+_INSTEAD = (
+    "tokenizer.json may be one that `hipgpt tokenize` wrote, or such a one saved again by Hugging Face's tokenizers, "
+    "but with no token added and no setting changed; to learn a new one, remove the file or take another --run-name"
+)
+
+
+class Tokenizer:
+    """Byte-pair encoding of at most `vocab_limit` tokens, everything counted. Blank until `train_bpe` or `load`.
+
+    `advice` is one line for the user after a training that left little room for merges, else None.
+    `lost` counts the characters that encoding has left out because the vocabulary lacks them, each by itself.
+    Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257) or beyond int32.
+    """
+
+    def __init__(self, vocab_limit: int = VOCAB_LIMIT, kind: str = "word"):
+        if kind not in SPELLINGS:
+            raise UserError(f"--tokenizer is {kind}, but must be one of {', '.join(TOKENIZERS)}")
+        least = SPELLINGS[kind].least
+        if vocab_limit < least:
+            raise UserError(f"--vocab-size is {vocab_limit}, but must be at least {least} with --tokenizer {kind}")
+        if vocab_limit >= _LIMIT:
+            raise UserError(f"--vocab-size is {shown(vocab_limit)}, but must be below {_LIMIT}: ids are int32")
+        self.kind = kind
+        self.vocab_limit = vocab_limit
+        self.advice: str | None = None
+        self.lost: Counter[str] = Counter()
+        self._become(SPELLINGS[kind](), [])
+
+    def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
+        self._spelling = spelling
+        self._pieces = list(spelling.alphabet)
+        for left, right in pairs:
+            self._pieces.append(self._pieces[left] + self._pieces[right])
+        self._merges = Merges(len(spelling.alphabet), pairs)
+        self._encoding = encoder(spelling, self._merges)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
+        """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
+
+        Long texts belong in blocks: memory then follows the number of distinct words, and threads share the work.
+        `progress` is called as (merges done, merges planned).
+        Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
+        """
+        words, counts = count_words(SPELLINGS[self.kind], [text] if isinstance(text, str) else text)
+        spelling, self.advice = SPELLINGS[self.kind].fit(words, counts, self.vocab_limit)
+        row, _ = spelling.spell(words)
+        del words  # learning can use the memory
+        most = self.vocab_limit - len(spelling.alphabet)
+        self._become(spelling, learn(row, counts, spelling.alphabet, most, spelling.joinable, progress))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate.
+
+        A long text wants less memory and more threads in blocks: `encode_blocks`.
+        """
+        (ids,) = self.encode_blocks([text])
+        return ids.tolist()
+
+    def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
+        """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block.
+
+        Up to 4 blocks for each thread (there are at most 8) are read before the ids of the first of them appear.
+        """
+        held: deque[str] = deque()  # blocks whose ids are still to come
+
+        def passing() -> Iterator[str]:
+            for block in blocks:
+                held.append(block)
+                yield block
+
+        for ids, dropped in self._encoding(passing()):
+            block = held.popleft()
+            if dropped:
+                self.lost.update(self.unknown(block))
+            yield ids
+
+    @property
+    def dropped(self) -> int:
+        """How many characters encoding has left out."""
+        return self.lost.total()
+
+    def unknown(self, text: str) -> Counter[str]:
+        """The characters of a text that encoding leaves out, and how often each occurs. ValueError as for `encode`."""
+        return self._spelling.unknown(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids. Bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
+        decoder = self.decoder()
+        return "".join(map(decoder.feed, ids)) + decoder.finish()
+
+    def decoder(self) -> Decoder:
+        """A decoder for ids that arrive one by one; it never gives away half a character."""
+        return self._spelling.decoder(self.piece)
+
+    def piece(self, id: int) -> str:
+        """The token as it stands in the vocabulary. UserError for an id outside it."""
+        if not 0 <= id < len(self._pieces):
+            raise UserError(f"token id {id} is not in the vocabulary, whose ids are 0 to {len(self._pieces) - 1}")
+        return self._pieces[id]
+
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of UTF-8 text each token stands for, int64 [vocab_size].
+
+        They are those that it decodes to, where a word's end is the one space that stands behind it. So for `byte` the
+        sum over a text's tokens is the size of the text; for `word` it is that of the text with single spaces between
+        words, as further white space is neither kept nor predicted.
+        """
+        return np.array([self._spelling.byte_length(piece) for piece in self._pieces], np.int64)
+
+    def save(self, path: str | Path) -> None:
+        """Write a tokenizer.json that Hugging Face `tokenizers` loads and that gives the same ids and strings there."""
+        write_atomically(path, json.dumps(self._document(), ensure_ascii=False, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a file that `save` wrote (Hugging Face may have written it again). UserError if it is anything else."""
+        path = Path(path)
+        try:
+            document = read_json(path, {}, _OURS, _INSTEAD, LARGE)
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: `hipgpt tokenize` or `hipgpt train` makes it") from None
+        try:
+            return cls._from_document(document)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is not {_OURS}: {_INSTEAD}") from None
+
+    def _document(self) -> dict[str, Any]:
+        special = {"id": 0, "content": END_OF_TEXT, "special": True}
+        special |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [special],
+            "normalizer": None,
+            "pre_tokenizer": self._spelling.pre_tokenizer,
+            "post_processor": None,
+            "decoder": self._spelling.hf_decoder,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": self._spelling.suffix,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": False,
+                "vocab_limit": self.vocab_limit,  # ours; inside the model Hugging Face passes over unknown keys
+                "vocab": {piece: id for id, piece in enumerate(self._pieces)},
+                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._merges.pairs],
+            },
+        }
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> "Tokenizer":
+        """Rebuild from the alphabet and the merges alone; ValueError unless that gives the very same document."""
+        model = document["model"]
+        ids = model["vocab"]
+        pieces = sorted(ids, key=ids.__getitem__)
+        "".join(pieces).encode()  # ValueError for a lone surrogate
+        limit = model.setdefault("vocab_limit", len(pieces))
+        if {type(number) for number in (limit, *ids.values())} != {int} or limit >= _LIMIT:
+            raise ValueError("a number that is none")
+        # Each merge spells the next piece. If that were not known, pieces that double could fill the memory.
+        for (left, right), piece in zip(model["merges"], pieces[len(pieces) - len(model["merges"]) :], strict=True):
+            if left + right != piece or ids[left] >= ids[piece] or ids[right] >= ids[piece]:
+                raise ValueError("a merge of something else")
+        kind = "word" if model["end_of_word_suffix"] else "byte"
+        tokenizer = cls(max(limit, SPELLINGS[kind].least), kind)
+        alphabet = pieces[: len(pieces) - len(model["merges"])]
+        tokenizer._become(
+            SPELLINGS[kind].from_alphabet(alphabet), [(ids[left], ids[right]) for left, right in model["merges"]]
+        )
+        if tokenizer._document() != document or len(pieces) > limit:
+            raise ValueError("not what save writes")
+        return tokenizer
+
+
+def loss(what: str, lost: Counter[str], characters: int) -> str:
+    """One line for the user about a text that has lost some of its characters: which, the most frequent ones first.
+
+    For example "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)".
+    """
+    by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))
+    named = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
+    more = len(by_count) - _MENTIONED
+    named += f" and {more:,} others" if more > 1 else " and one other" if more == 1 else ""
+    return f"{what} loses {lost.total():,} of its {characters:,} characters, which the vocabulary lacks: {named}"

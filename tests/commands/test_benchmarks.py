@@ -1,0 +1,53 @@
+"""The comparisons with PyTorch that anyone can run, run for a moment."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+
+def printed(script, *arguments):
+    """What a script of benchmarks/ prints, in a process of its own."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text((ROOT / "data" / "data.txt").read_text()[:200_000])
+    return path
+
+
+@pytest.mark.peers
+def test_the_same_training_in_pytorch_has_the_same_losses(text):
+    """Float32 rounds by 6e-8; five steps of Adam, dividing by the root of small squares, make at most 1e-4 of it."""
+    pytest.importorskip("torch")
+    output = printed("loss_against_pytorch.py", text, "--preset", "tiny", "--steps", 5, "--device", "cpu")
+    losses = [float(loss) for loss in re.findall(r"^\[Step \d\] hipgpt (\d+\.\d+), PyTorch", output, re.M)]
+    apart = float(re.search(r"^hipgpt and PyTorch are apart by .* in the mean, (\S+) at most", output, re.M)[1])
+    assert len(losses) == 5
+    assert apart <= 1e-4 * min(losses)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["word", "byte"])
+def test_a_tokenizer_beside_hugging_faces(text, kind):
+    pytest.importorskip("tokenizers")
+    output = printed("tokenizer.py", text, "--vocab-size", 500, "--kind", kind, "--rounds", 1)
+    rows = re.findall(r"^(\w[\w ]*\w) +\d+\.\d\d (?:s|GiB) +\d+\.\d\d (?:s|GiB) +\d+\.\d\d$", output, re.M)
+    assert rows == ["training", "encoding right after", "encoding in a new process", "largest resident memory"]
+
+
+@pytest.mark.peers
+def test_a_step_beside_pytorch_and_the_start_up_times():
+    pytest.importorskip("torch")
+    output = printed("cpu.py", "small", "start", "--rounds", 1)
+    sides = re.findall(r"^  (hipgpt|eager|compile) .* [1-9][\d.]* ms .* [1-9]\d* MiB at most$", output, re.M)
+    assert sides == ["hipgpt", "eager", "compile"]
+    assert len(re.findall(r"^start: .* \d+\.\d+ s$", output, re.M)) == 3

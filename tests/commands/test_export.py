@@ -1,0 +1,232 @@
+"""What `hipgpt export` writes, and that transformers reads the same model and the same tokenizer from it."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from gpt import checkpoint
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.export import export
+from gpt.generate import Sampling, draw, load_model
+from gpt.model import GPT
+from gpt.ops.cpu.operations import CpuOps
+from gpt.optim import optimizer_shapes
+from gpt.run import Run
+from gpt.tokenizer import Tokenizer
+
+TEXT = "the cat sat on the mat and the dog sat on the log . naïve 日本語 ends here .\n" * 3
+NOISE = 0.4  # enough for the two forms of GELU to differ by more than the tolerance
+FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Save an untrained model's checkpoint: saved(kind="byte", tie_embeddings=False, …)."""
+
+    def save(kind="word", **changes) -> checkpoint.Checkpoint:
+        run = Run("r", tmp_path / "checkpoints")
+        run.path.mkdir(parents=True)
+        tokenizer = Tokenizer(300, kind)
+        tokenizer.train_bpe(TEXT)
+        tokenizer.save(run.tokenizer_path)
+        shape = {"max_seq_len": 24, "embed_dim": 12, "num_heads": 3, "ff_hidden_dim": 20, "num_layers": 2}
+        model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape, **changes), CpuOps(threads=1))
+        model.initialize(seed=1)
+        named = model.weights.named
+        for view in named.values():
+            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias stays 0, no norm stays 1
+        counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
+        shapes = optimizer_shapes(model.config, "adamw")
+        optimizer = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return checkpoint.save(run, 3, model.config, TrainConfig(), named, optimizer, counters)
+
+    return save
+
+
+def test_an_export_is_five_files_that_describe_the_model(saved, tmp_path):
+    found = saved(activation="relu", tie_embeddings=False)
+    out = tmp_path / "deep" / "hf"
+    assert [path.name for path in export(found, out)] == FILES == sorted(path.name for path in out.iterdir())
+    config = json.loads((out / "config.json").read_text())
+    assert (config["n_embd"], config["n_layer"], config["n_head"], config["n_inner"]) == (12, 2, 3, 20)
+    assert (config["activation_function"], config["tie_word_embeddings"]) == ("relu", False)
+    assert (config["n_positions"], config["n_ctx"]) == (24, 24)
+    end = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    assert end.items() <= config.items()
+    assert json.loads((out / "generation_config.json").read_text()) == end
+    with safe_open(out / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert file.get_slice("lm_head.weight").get_shape() == [found.model.vocab_size, 12]
+    described = json.loads((out / "tokenizer_config.json").read_text())
+    assert {described[f"{which}_token"] for which in ("bos", "eos", "pad")} == {"<|endoftext|>"}
+    assert described["model_input_names"] == ["input_ids", "attention_mask"]
+    assert (described["model_max_length"], described["clean_up_tokenization_spaces"]) == (24, False)
+    ours = Tokenizer.load(found.run.tokenizer_path)
+    assert Tokenizer.load(out / "tokenizer.json").encode(TEXT) == ours.encode(TEXT)
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
+
+
+def test_an_empty_directory_is_used_and_any_other_is_refused(saved, tmp_path):
+    found = saved()
+    out = tmp_path / "hf"
+    out.mkdir()
+    export(found, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UserError, match="exists already"):
+        export(found, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    with pytest.raises(UserError, match="exists already"):
+        export(found, out / "config.json")
+
+
+def test_a_failing_export_leaves_nothing_behind(saved, tmp_path, monkeypatch):
+    found = saved()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gpt.export.write_tensors", full)
+    with pytest.raises(UserError, match=r"^cannot write .*hf: No space left on device$"):
+        export(found, tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing_behind(saved, tmp_path):
+    resource = pytest.importorskip("resource")
+    found = saved()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write [^\n]*hf: [^\n]*too large[^\n]*$"):
+            export(found, tmp_path / "hf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_a_tokenizer_that_is_missing_or_not_the_models_is_refused(saved, tmp_path):
+    found = saved()
+    other = Tokenizer(100)
+    other.train_bpe("something else entirely")
+    other.save(found.run.tokenizer_path)
+    with pytest.raises(UserError, match=r"tokens, but the model"):
+        export(found, tmp_path / "hf")
+    found.run.tokenizer_path.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        export(found, tmp_path / "hf")
+
+
+@pytest.fixture
+def peer(saved, tmp_path):
+    """Export a model, and load it as a user of transformers does: peer(kind="byte") → ours, their tokenizer, model."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.set_num_threads(1)
+
+    def load(kind, **changes):
+        found = saved(kind, **changes)
+        export(found, tmp_path / "hf")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+        assert isinstance(model, transformers.GPT2LMHeadModel)
+        return found, theirs, model
+
+    return load
+
+
+def our_logits(found, ids) -> np.ndarray:
+    return load_model(found, CpuOps()).logits(np.array([ids], np.int32))[0]
+
+
+def our_continuation(found, ids, count) -> list[int]:
+    """The likeliest `count` ids behind `ids`, or fewer if `<|endoftext|>` comes first."""
+    sampling = Sampling(temperature=0)
+    return list(draw(load_model(found, CpuOps()), ids, count, sampling, 0, 0, found.model.max_seq_len))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["word", "byte"])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"activation": "relu"}, {"dropout": 0.2}])
+def test_transformers_gives_our_ids_and_logits_from_the_directory_alone(peer, kind, changes):
+    found, theirs, model = peer(kind, **changes)
+    ours = Tokenizer.load(found.run.tokenizer_path)
+    for text in (TEXT, "the cat<|endoftext|>sat", " two  spaces\n", "日本"):
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids, skip_special_tokens=False) == ours.decode(ids)
+    inputs = theirs(TEXT, return_tensors="pt", truncation=True)  # to the model's own length
+    assert inputs["input_ids"].shape == (1, 24)
+    logits = model(**inputs).logits[0].detach().numpy()
+    assert np.abs(logits - our_logits(found, ours.encode(TEXT)[:24])).max() < 1e-4
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["word", "byte"])
+def test_what_their_tokenizer_gives_their_model_continues_as_ours(peer, kind):
+    found, theirs, model = peer(kind)
+    for text in ("the cat sat", "the dog", "日本"):
+        inputs = theirs(text, return_tensors="pt")
+        ids = inputs["input_ids"][0].tolist()
+        written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+        expected = ids + our_continuation(found, ids, 8)
+        assert written == expected or written == [*expected, 0], "generate keeps the end-of-text that it stops at"
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["word", "byte"])
+def test_prompts_of_several_lengths_are_padded_and_change_nothing_for_one_another(peer, kind):
+    found, theirs, model = peer(kind)
+    texts = ["the cat sat on the mat", "the dog"]
+    apart = [theirs(text)["input_ids"] for text in texts]
+    padded = theirs(texts, return_tensors="pt", padding=True)
+    logits = model(**padded).logits.detach().numpy()
+    for row, ids in zip(logits, apart, strict=True):
+        assert np.abs(row[: len(ids)] - our_logits(found, ids)).max() < 1e-4
+    theirs.padding_side = "left"  # as transformers asks of whoever generates
+    padded = theirs(texts, return_tensors="pt", padding=True)
+    written = model.generate(**padded, max_new_tokens=8, do_sample=False).tolist()
+    for row, ids in zip(written, apart, strict=True):
+        continuation = row[padded["input_ids"].shape[1] :]
+        expected = our_continuation(found, ids, 8)
+        assert continuation[: len(expected)] == expected
+        assert not any(continuation[len(expected) :])
+
+
+@pytest.mark.peers
+def test_a_pipeline_writes_prompts_and_their_continuations(peer):
+    transformers = pytest.importorskip("transformers")
+    found, theirs, model = peer("byte")
+    ours = Tokenizer.load(found.run.tokenizer_path)
+    texts = ["the cat sat on the mat", "the dog"]
+    theirs.padding_side = "left"  # transformers 5 does it by itself
+    pipeline = transformers.pipeline("text-generation", model=model, tokenizer=theirs, batch_size=2)
+    written = [each[0]["generated_text"] for each in pipeline(texts, max_new_tokens=8, do_sample=False)]
+    prompts = [ours.encode(text) for text in texts]
+    assert written == [ours.decode(ids + our_continuation(found, ids, 8)) for ids in prompts]
+
+
+@pytest.mark.peers
+def test_words_stay_apart_in_a_pipeline_whose_prompt_ends_with_a_space(peer):
+    transformers = pytest.importorskip("transformers")
+    found, theirs, model = peer("word")
+    ours = Tokenizer.load(found.run.tokenizer_path)
+    pipeline = transformers.pipeline("text-generation", model=model, tokenizer=theirs)
+    (written,) = pipeline("the cat sat ", max_new_tokens=8, do_sample=False)
+    ids = ours.encode("the cat sat ")
+    expected = ours.decode(ids + our_continuation(found, ids, 8))
+    assert written["generated_text"].split() == expected.split()  # transformers 4 writes a second space behind ours
+
+
+@pytest.mark.peers
+def test_a_model_saved_again_by_transformers_is_the_same(peer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    _, theirs, model = peer("byte")
+    model.save_pretrained(tmp_path / "again")
+    theirs.save_pretrained(tmp_path / "again")
+    theirs_again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    model_again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again").eval()
+    inputs = theirs("the cat sat", return_tensors="pt")
+    assert theirs_again("the cat sat")["input_ids"] == inputs["input_ids"][0].tolist()
+    assert model_again(**theirs_again("the cat sat", return_tensors="pt")).logits.equal(model(**inputs).logits)

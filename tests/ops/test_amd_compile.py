@@ -1,0 +1,113 @@
+"""What is looked for in the code that AMD's compilers make: spills, private memory, workgroups of another size than was
+asked for, too few waves to hide memory's latency.
+
+`python -m tests.support.amd.table` looks for it in every kernel, for every target: that takes minutes.
+"""
+
+import re
+import subprocess
+
+import pytest
+
+from gpt.ops.gpu.sources import expanded
+from tests.support.amd import compile as amd
+
+HEADERS = expanded("tile.h")
+NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
+needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
+
+
+def only_kernel(source, target="gfx1100", compiler="clang"):
+    """The single kernel of a little source, and what is wrong with it."""
+    source = HEADERS + source
+    (kernel,) = amd.read_kernels(amd.compile_source(source, compiler, target))
+    return kernel, kernel.complaints(amd.asked_threads(source, target)[kernel.name])
+
+
+@needs_clang
+@pytest.mark.parametrize("target", amd.TARGETS["clang"])
+def test_a_modest_kernel_has_no_complaints(target):
+    kernel, complaints = only_kernel("KERNEL(2 * WARP) copy(const float* x, float* y) { y[block_x()] = *x; }", target)
+    assert complaints == []
+    assert kernel.threads == 2 * amd.PROCESSORS[target].wave
+    assert [argument.kind for argument in kernel.arguments] == ["global_buffer", "global_buffer"]
+
+
+@needs_clang
+def test_a_spill_is_found():
+    """1024 threads leave 96 registers for 200 values that all live at once."""
+    source = """
+      KERNEL(1024) spill(const float* x, float* y) {
+        float v[200];
+        UNROLL for (int i = 0; i < 200; i++) v[i] = x[i * 1024 + thread_id()];
+        sync();
+        UNROLL for (int i = 0; i < 200; i++) y[i * 1024 + thread_id()] = v[199 - i] * v[i];
+      }"""
+    kernel, complaints = only_kernel(source)
+    assert kernel.spills > 0
+    assert f"{kernel.spills} registers spilled" in complaints
+
+
+@needs_clang
+def test_an_array_in_private_memory_is_found():
+    source = """
+      KERNEL(64) chosen(const float* x, const int* at, float* y) {
+        float v[100];
+        for (int i = 0; i < 100; i++) v[at[i]] = x[i];
+        y[thread_id()] = v[at[thread_id()]];
+      }"""
+    kernel, complaints = only_kernel(source)
+    assert kernel.private >= 400
+    assert complaints == [f"{kernel.private} bytes of private memory a thread"]
+
+
+@needs_clang
+def test_an_ignored_workgroup_size_is_found():
+    """What clang does, without a word, where it does not know __launch_bounds__."""
+    source = "#undef BLOCK_OF\n#define BLOCK_OF(n)\nKERNEL(64) k(float* y) { y[thread_id()] = 0; }"
+    kernel = amd.read_kernels(amd.compile_source(HEADERS + source, "clang", "gfx942"))[0]
+    assert kernel.complaints(64) == ["compiled for workgroups of 1024 threads, not of 64"]
+
+
+@needs_clang
+@pytest.mark.parametrize(("target", "waves"), [("gfx942", 1), ("gfx1100", 3)])
+def test_too_few_waves_are_found(target, waves):
+    """40 KiB for a workgroup of 4 waves: once in CDNA's 64 KiB, three times in RDNA's 128 KiB."""
+    source = """
+      KERNEL(4 * WARP) hog(float* y) {
+        SHARED(float, s, 10240);
+        s[thread_id()] = 0;
+        sync();
+        y[thread_id()] = s[thread_id() ^ 1];
+      }"""
+    kernel, complaints = only_kernel(source, target)
+    assert kernel.lds == 40960
+    assert kernel.waves == waves
+    assert complaints == ([] if waves >= 2 else ["1 waves per SIMD, under 2"])
+
+
+@needs_clang
+def test_a_compilers_message_is_kept():
+    with pytest.raises(amd.CompileError, match="use of undeclared identifier 'nonsense'"):
+        amd.compile_source(HEADERS + "KERNEL(64) k(float* y) { y[0] = nonsense; }", "clang", "gfx942")
+
+
+@pytest.mark.skipif(bool(NO_HIPRTC), reason=str(NO_HIPRTC))
+@pytest.mark.parametrize("target", amd.TARGETS["hiprtc"])
+def test_hiprtc_compiles_common_h_beside_its_own_header(target):
+    source = "KERNEL(64) k(const float* x, float* y) { y[thread_id()] = warp_sum(exp2_fast(x[thread_id()])); }"
+    assert only_kernel(source, target, "hiprtc")[1] == []
+
+
+@needs_clang
+@pytest.mark.parametrize("target", [*amd.TARGETS["clang"], "gfx1030"])
+@pytest.mark.parametrize("vgprs", [40, 72, 97, 120, 168, 193, 256])
+def test_registers_allow_as_many_waves_as_clang_says(target, vgprs):
+    processor = amd.PROCESSORS[target]
+    body = f'asm volatile("" ::: "v{vgprs - 1}"); y[thread_id()] = 0;'
+    source = f"{HEADERS}\nKERNEL(WARP) k(float* y) {{ {body} }}"
+    remark = "-Rpass-analysis=kernel-resource-usage"
+    command = [*amd.clang_command(target), remark, "-c", "-o", "/dev/null", "-"]
+    said = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stderr
+    (waves,) = re.findall(r"Occupancy \[waves/SIMD\]: (\d+)", said)
+    assert processor.waves_per_simd(vgprs, sgprs=16, lds=0, threads=processor.wave) == int(waves)

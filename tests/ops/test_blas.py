@@ -1,0 +1,245 @@
+"""Matrix products through the vendors' interfaces, on a library that computes what its descriptors say."""
+
+import ctypes
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from gpt.ops.gpu import operations as gpu
+from gpt.ops.gpu.blas import ALIGNMENT, Blas, BlasError, BlasMissingError
+from gpt.ops.gpu.operations import GpuOps
+from tests.support import ROOT
+from tests.support.instances import NotingDevice
+
+SOURCE = ROOT / "tests/support/blas_library.c"
+
+
+@pytest.fixture(params=["cuda", "rocm"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def library(kind, tmp_path):
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    path = tmp_path / f"{kind}.so"  # a file of its own for each test, and so counters of its own
+    flags = ["-DROCM"] if kind == "rocm" else []
+    subprocess.run([compiler, *flags, "-O1", "-w", "-shared", "-fPIC", str(SOURCE), "-o", str(path), "-lm"], check=True)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def blas(kind, library):
+    return Blas(kind, 0, 0, library)
+
+
+def to_bf16(x):
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def values(x):
+    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
+
+
+def aligned(x):
+    """A copy that begins where the libraries want it."""
+    memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    copy[...] = x
+    return copy
+
+
+def ones(*shape):
+    return aligned(np.ones(shape, np.float32))
+
+
+def stored(rng, shape, low_precision, transposed=False):
+    x = rng.standard_normal(shape[::-1] if transposed else shape).astype(np.float32)
+    x = aligned(to_bf16(x) if low_precision else x)
+    return x.T if transposed else x
+
+
+def gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_derivative(x, h=1e-6):
+    return (gelu(x + h) - gelu(x - h)) / (2 * h)
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 5, 7), (8, 16, 24)])
+@pytest.mark.parametrize("added", [None, "out", "another"])
+def test_products(blas, low, transposed, m, k, n, added):
+    rng = np.random.default_rng(1)
+    a, b = stored(rng, (m, k), low, transposed[0]), stored(rng, (k, n), low, transposed[1])
+    out = stored(rng, (m, n), False)
+    addend = {None: None, "out": out, "another": stored(rng, (m, n), False)}[added]
+    expected = 0.5 * values(a) @ values(b) + (0 if addend is None else 3 * addend)
+    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=3, addend=addend)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
+def test_products_of_stacks(blas, low, transposed):
+    """Three matrices each, with gaps between them; out and addend lie differently."""
+    rng = np.random.default_rng(4)
+
+    def stack(rows, columns, turned=False, gap=0):
+        shape = (columns, rows) if turned else (rows, columns)
+        whole = stored(rng, (3, 128 * (1 + gap)), low)
+        view = whole[:, : rows * columns].reshape(3, *shape)
+        return view.swapaxes(1, 2) if turned else view
+
+    a, b = stack(6, 5, transposed[0]), stack(5, 8, transposed[1], gap=1)
+    addend, out = stack(6, 8, gap=2), stack(6, 8)
+    expected = 0.5 * values(a).astype(np.float64) @ values(b) + 2 * values(addend)
+    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=2, addend=addend)
+    close = {"rtol": 2**-7, "atol": 2**-7} if low else {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(values(out), expected, **close)
+
+
+def test_stacks_whose_matrices_are_not_aligned_are_declined(blas):
+    a = ones(3, 4, 4)  # 64 bytes apart
+    assert not blas.product(a, a, ones(3, 4, 4), stream=0)
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_epilogues(blas, low):
+    """One rounding of the result, to 2^-8 in bf16, and where the activation's input is stored one more of that."""
+    rng = np.random.default_rng(2)
+    a, b, bias = (stored(rng, shape, low) for shape in ((6, 5), (5, 8), (8,)))
+    before, out = stored(rng, (6, 8), low), stored(rng, (6, 8), low)
+    close = {"rtol": 2**-7, "atol": 2**-7} if low else {"rtol": 1e-5, "atol": 1e-5}
+    product = values(a).astype(np.float64) @ values(b)
+    assert blas.product(a, b, out, stream=0, epilogue="bias", bias=bias)
+    np.testing.assert_allclose(values(out), product + values(bias), **close)
+    assert blas.product(a, b, out, stream=0, epilogue="gelu", bias=bias, activation_input=before)
+    np.testing.assert_allclose(values(before), product + values(bias), **close)
+    np.testing.assert_allclose(values(out), gelu(product + values(bias)), **close)
+    assert blas.product(a, b, out, stream=0, epilogue="dgelu", activation_input=before)
+    np.testing.assert_allclose(values(out), product * gelu_derivative(values(before).astype(np.float64)), **close)
+
+
+def test_a_plan_is_made_once(blas, library):
+    rng = np.random.default_rng(3)
+    a, b, out = (stored(rng, (4, 4), False) for _ in range(3))
+    for _ in range(3):
+        assert blas.product(a, b, out, stream=0)
+    assert ctypes.c_int.in_dll(library, "heuristics").value == 1
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_asked_for_where_the_vendor_has_it(kind, blas, library, tf32):
+    a = ones(2, 2)
+    blas.product(a, a, ones(2, 2), stream=0, tf32=tf32)
+    asked = ctypes.c_int.in_dll(library, "last_compute").value
+    assert asked == {"cuda": {False: 68, True: 77}, "rocm": {False: 2, True: 2}}[kind][tf32]
+
+
+def test_what_the_library_does_not_know_is_declined_and_remembered(blas, library):
+    ctypes.c_int.in_dll(library, "refuse").value = -1
+    a, out = ones(2, 2), aligned(np.full((2, 2), 7, np.float32))
+    for _ in range(2):
+        assert not blas.product(a, a, out, stream=0)
+    assert (out == 7).all()
+    assert ctypes.c_int.in_dll(library, "heuristics").value == 1
+
+
+@pytest.mark.parametrize("which", ["a", "b", "out", "bias"])
+def test_an_array_that_begins_anywhere_is_declined(blas, library, which):
+    """A plan holds for arrays that begin where it was made for; the last row of a prompt may begin elsewhere."""
+    arrays = {name: ones(2, 2) for name in ("a", "b", "out")} | {"bias": ones(2)}
+    memory = ones(5)
+    arrays[which] = memory[1 : 1 + arrays[which].size].reshape(arrays[which].shape)
+    assert not blas.product(arrays["a"], arrays["b"], arrays["out"], stream=0, epilogue="bias", bias=arrays["bias"])
+    assert ctypes.c_int.in_dll(library, "heuristics").value == 0
+
+
+def test_a_failure_is_an_error(blas, library):
+    ctypes.c_int.in_dll(library, "failure").value = 14
+    a = ones(2, 2)
+    with pytest.raises(BlasError, match="failed with status 14"):
+        blas.product(a, a, ones(2, 2), stream=0)
+
+
+def test_a_product_that_turns_out_not_to_be_supported_is_declined(kind, blas, library):
+    ctypes.c_int.in_dll(library, "failure").value = {"cuda": 15, "rocm": 7}[kind]
+    a = ones(2, 2)
+    assert not blas.product(a, a, ones(2, 2), stream=0)
+
+
+def test_a_library_that_fails_is_given_up_with_a_warning(blas, library):
+    ctypes.c_int.in_dll(library, "failure").value = 14
+    device = NotingDevice("sm_90", 32, True)
+    device.blas = blas
+    x = ones(8, 8)
+    with pytest.warns(UserWarning, match="failed with status 14; from here on"):
+        GpuOps(device, "fp32").linear(x, x, None, ones(8, 8))
+    assert device.blas is None
+
+
+def test_a_missing_library_names_its_package(kind, monkeypatch):
+    def refuse(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    with pytest.raises(BlasMissingError, match={"cuda": "nvidia-cublas", "rocm": "hipblaslt"}[kind]):
+        Blas(kind, 0, 0)
+
+
+@pytest.fixture(params=["fp32", "tf32", "bf16"])
+def asking(request, blas):
+    """Operations whose products `blas` computes, and the names of the kernels that they launch."""
+    asked = []
+
+    class Device(NotingDevice):
+        def kernel(self, file, name, defines):
+            return lambda grid, block, arguments: asked.append(name)
+
+    device = Device("sm_90", 32, True)
+    device.blas = blas
+    return GpuOps(device, request.param), asked
+
+
+@pytest.mark.parametrize("large", [False, True])  # more than the GPU's cache holds
+@pytest.mark.parametrize("refused", [0, 4, 164, 192, -1])
+def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
+    asking, library, refused, large, monkeypatch
+):
+    """The kernels that step in are checked elsewhere; here only that they are asked for, and nothing else."""
+    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    ctypes.c_int.in_dll(library, "refuse").value = refused
+    (ops, asked), rng = asking, np.random.default_rng(0)
+    low = ops.low_precision
+    x, w, bias, out, before = (stored(rng, s, low) for s in ((8, 8), (8, 16), (16,), (8, 16), (8, 16)))
+    ops.linear(x, w, bias, out, before, "gelu")
+    fused = low and large and refused in (0, 4, 192)
+    expected = ["matmul"] if refused == -1 else [] if fused else ["activation"]
+    if refused == 4 and not fused:
+        expected = ["add_bias", "activation"]
+    assert asked == expected
+    if refused != -1 and "add_bias" not in asked:
+        np.testing.assert_allclose(values(before), values(x) @ values(w) + values(bias), rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("refused", [0, 192, -1])
+def test_the_way_back_through_an_activation_sums_up_what_it_finds(asking, library, refused, large, monkeypatch):
+    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    ctypes.c_int.in_dll(library, "refuse").value = refused
+    (ops, asked), rng = asking, np.random.default_rng(0)
+    dout, x, before, w = (stored(rng, s, ops.low_precision) for s in ((8, 16), (8, 8), (8, 8), (8, 16)))
+    dx, dw, sums = x.copy(), aligned(np.zeros((8, 16), np.float32)), np.zeros((1, 8), np.float32)
+    ops.linear_backward(dout, x, w, aligned(dx), dw, None, before, "gelu", sums)
+    fused = ops.low_precision and large and refused == 0
+    products = ["matmul"] if refused == -1 else []
+    assert asked == [*products, "column_sums" if fused else "activation_backward", *products]

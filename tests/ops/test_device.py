@@ -1,0 +1,286 @@
+"""What a user reads when a GPU cannot be used: one line, with what to do. A stand-in for CuPy plays the machines."""
+
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from gpt import ops
+from gpt.errors import UserError
+from gpt.ops.gpu import device as cupy_device
+from gpt.ops.gpu.device import CupyDevice
+from gpt.ops.gpu.operations import GpuOps
+from tests.support import ROOT
+
+
+class RuntimeFailureError(Exception):
+    pass
+
+
+class CompileError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, module=None, gpus=None, busy=()):
+    """Let `import cupy` give a machine with `count` GPUs of these properties, or with `gpus`, each with its own.
+
+    Those whose numbers are in `busy` cannot be used.
+    """
+    count = count if gpus is None else len(gpus)
+
+    def use(index):
+        if index in busy:
+            raise RuntimeFailureError("all devices are busy")
+
+    def device_count():
+        if failure:
+            raise RuntimeFailureError(failure)
+        return count
+
+    cupy = types.ModuleType("cupy")
+    cupy.empty, cupy.zeros, cupy.asarray, cupy.asnumpy = np.empty, np.zeros, np.asarray, np.asarray
+    properties = properties or {"name": b"A GPU", "major": 9, "minor": 0, "gcnArchName": b"gfx942:sramecc+:xnack-"}
+    runtime = types.SimpleNamespace(
+        is_hip=hip, getDeviceCount=device_count, CUDARuntimeError=RuntimeFailureError,
+        getDeviceProperties=lambda index: properties | (gpus[index] if gpus else {}),
+        memGetInfo=lambda: (2**30, 2**34),
+    )  # fmt: skip
+    cupy.cuda = types.SimpleNamespace(
+        runtime=runtime, Device=lambda index: types.SimpleNamespace(use=lambda: use(index)),
+        compiler=types.SimpleNamespace(CompileException=CompileError),
+        Stream=lambda non_blocking: types.SimpleNamespace(use=lambda: None),
+    )  # fmt: skip
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
+    cupy.RawModule = module
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: None)
+    return cupy
+
+
+def refusal(make=CupyDevice, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        make(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def failing_import(monkeypatch, error):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+
+
+def test_without_cupy_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    failing_import(monkeypatch, ModuleNotFoundError("No module named 'cupy'"))
+    message = refusal()
+    assert f"pip install -e '{ROOT}[rocm]'" in message
+    assert f"pip install -e '{ROOT}[cuda13]'" in message
+
+
+def test_advice_of_a_checkout_is_short_inside_of_it_and_needs_no_checkout_outside(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert "pip install -e '.[rocm]'" in cupy_device.install_advice()
+    monkeypatch.setattr(cupy_device, "__file__", str(tmp_path / "site-packages" / "gpt" / "ops" / "cupy_device.py"))
+    advice = cupy_device.install_advice()
+    assert "pip install cupy-rocm-7-0 for an AMD GPU" in advice
+    assert "hipgpt[" not in advice
+
+
+def test_the_names_in_the_advice_are_those_that_the_extras_bring():
+    setup = (ROOT / "setup.py").read_text()
+    assert all(f'["{name}"]' in setup for name in ("cupy-rocm-7-0", "cupy-cuda12x[ctk]", "cupy-cuda13x[ctk]"))
+
+
+@pytest.mark.parametrize(
+    ("library", "package"),
+    [("libamdhip64.so.7", "hip-runtime-amd"), ("libhipfft.so.0", "hipfft"), ("librccl.so.1", "rccl")],
+)
+def test_a_missing_rocm_library_names_its_package(monkeypatch, library, package):
+    failing_import(monkeypatch, ImportError(f"{library}: cannot open shared object file: No such file or directory"))
+    assert f"install {package}," in refusal()
+
+
+@pytest.mark.parametrize(("hip", "vendor"), [(True, "AMD"), (False, "NVIDIA")])
+def test_cupy_for_another_vendor_says_whose_it_is(monkeypatch, hip, vendor):
+    machine(monkeypatch, hip=hip, failure="no device is detected")
+    message = refusal()
+    assert f"for {vendor} GPUs" in message
+    assert "no device is detected" in message
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    machine(monkeypatch, count=2)
+    assert "gpu:2 does not exist: of NVIDIA GPUs there are 2, counted from 0" in refusal(CupyDevice, 2)
+    machine(monkeypatch, count=1)
+    assert "gpu:2 does not exist: of NVIDIA GPUs there is only one, gpu:0" in refusal(CupyDevice, 2)
+
+
+@pytest.mark.parametrize("hip", [True, False])
+def test_where_no_gpu_is_to_be_seen_that_is_said_and_what_may_hide_them(monkeypatch, hip):
+    machine(monkeypatch, hip=hip, count=0)
+    for make in (CupyDevice, CupyDevice.best):
+        message = refusal(make)
+        assert "finds none" in message
+        assert "gpu:0" not in message
+        assert ("ROCR_VISIBLE_DEVICES" if hip else "CUDA_VISIBLE_DEVICES") in message
+
+
+CARD, INTEGRATED, OLD = {"name": b"Card"}, {"name": b"Inside", "integrated": 1}, {"name": b"Old", "major": 6}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "busy", "chosen", "passed_over"),
+    [
+        ([CARD], [], "Card", None),
+        ([CARD, INTEGRATED], [], "Card", None),
+        ([INTEGRATED], [], "Inside", None),
+        ([INTEGRATED, CARD], [], "Card", ["GPU 0 is integrated"]),
+        ([OLD, CARD], [], "Card", ["GPU 0 is too old: sm_60"]),
+        ([CARD, {"name": b"Second"}], [0], "Second", ["GPU 0 cannot be used: all devices are busy"]),
+        ([INTEGRATED, OLD], [], "Inside", ["GPU 1 is too old"]),
+    ],
+)
+def test_auto_takes_the_first_card_that_works_before_an_integrated_gpu(monkeypatch, gpus, busy, chosen, passed_over):
+    machine(monkeypatch, gpus=gpus, busy=busy)
+    for device in ("auto", "gpu"):
+        operations = ops.select(device)
+        assert operations.description.startswith(chosen)
+        notes = " ".join(operations.notes)
+        assert all(each in notes for each in passed_over or []), notes
+        assert ("passed over" in notes) == (passed_over is not None)
+
+
+def test_if_no_gpu_works_each_ones_reason_is_given(monkeypatch):
+    machine(monkeypatch, gpus=[OLD, CARD], busy=[1])
+    message = refusal(ops.select, "gpu")
+    assert "none of the 2 GPUs works: GPU 0 is too old" in message
+    assert "GPU 1 cannot be used: all devices are busy" in message
+
+
+def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_named(monkeypatch, cache):
+    machine(monkeypatch)
+    assert CupyDevice().notes == []
+    cache.rmdir()
+    cache.write_text("a file in its place")
+    note = CupyDevice().notes[0]
+    assert f"CuPy's cache {cache} cannot be written (" in note
+    assert "CUPY_CACHE_DIR" in note
+    assert os.environ["CUPY_CACHE_DIR"] != str(cache)
+    assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+
+
+def test_a_cache_that_fills_up_later_is_a_line(monkeypatch):
+    class Module:
+        def __init__(self, code, options):
+            pass
+
+        def compile(self):
+            raise OSError(28, "No space left on device")
+
+    machine(monkeypatch, module=Module)
+    message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})
+    assert "No space left on device" in message
+    assert "CUPY_CACHE_DIR" in message
+
+
+def test_a_gpu_too_old_is_named(monkeypatch):
+    machine(monkeypatch, properties={"name": b"Old", "major": 6, "minor": 1})
+    assert "sm_61" in refusal()
+
+
+def test_without_hipcc_it_says_so(monkeypatch):
+    machine(monkeypatch, hip=True)
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: None)
+    assert "hipcc" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("hip", "properties", "target", "warp", "has_bf16"),
+    [
+        (True, {"name": b"a", "gcnArchName": b"gfx942:sramecc+:xnack-"}, "gfx942", 64, True),
+        (True, {"name": b"a", "gcnArchName": b"gfx906"}, "gfx906", 64, False),
+        (True, {"name": b"a", "gcnArchName": b"gfx1030"}, "gfx1030", 32, False),
+        (True, {"name": b"a", "gcnArchName": b"gfx1151"}, "gfx1151", 32, True),
+        (True, {"name": b"a", "gcnArchName": b"gfx1201"}, "gfx1201", 32, True),
+        (False, {"name": b"a", "major": 7, "minor": 5}, "sm_75", 32, False),
+        (False, {"name": b"a", "major": 12, "minor": 0}, "sm_120", 32, True),
+    ],
+)
+def test_what_a_gpu_can_do_is_read_from_its_name(monkeypatch, hip, properties, target, warp, has_bf16):
+    machine(monkeypatch, hip=hip, properties=properties)
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
+    device = CupyDevice()
+    assert (device.target, device.warp, device.has_bf16) == (target, warp, has_bf16)
+
+
+def test_a_kernel_that_does_not_compile_names_file_line_and_target(monkeypatch):
+    class Module:
+        def __init__(self, code, options):
+            pass
+
+        def compile(self):
+            raise CompileError('a warning first\ngelu.hip(12): error: identifier "x" is undefined\nmore')
+
+    machine(monkeypatch, module=Module)
+    message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})
+    assert 'gelu.hip(12): error: identifier "x" is undefined' in message
+    assert "sm_90" in message
+
+
+def test_out_of_memory_says_how_much_and_what_to_lower(monkeypatch):
+    cupy = machine(monkeypatch)
+    operations = GpuOps(CupyDevice(), "fp32")
+
+    def exhausted(shape, dtype):
+        raise MemoryError
+
+    cupy.empty = exhausted
+    message = refusal(operations.empty, (1024, 1024))
+    assert "4 MiB more are needed, 1,024 MiB are free" in message
+    assert "--batch" in message
+
+
+def test_a_head_too_wide_for_the_kernels_is_refused_before_anything_is_allocated(monkeypatch):
+    from gpt.config import ModelConfig
+    from gpt.model import GPT
+
+    machine(monkeypatch)
+    config = ModelConfig(vocab_size=9, embed_dim=512, num_heads=2)
+    assert "use at least 4 heads" in refusal(GPT, config, GpuOps(CupyDevice(), "fp32"))
+
+
+def test_precisions_that_a_device_lacks_are_refused(monkeypatch):
+    assert "--device gpu" in refusal(ops.select, "cpu", "bf16")
+    machine(monkeypatch, properties={"name": b"a", "major": 7, "minor": 0})
+    assert "--precision fp32" in refusal(ops.select, "gpu", "bf16")
+    machine(monkeypatch, hip=True)
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
+    assert "NVIDIA" in refusal(ops.select, "gpu", "tf32")
+
+
+def test_auto_takes_bf16_where_it_is_fast(monkeypatch):
+    machine(monkeypatch)
+    assert ops.select("auto", "auto").precision == "bf16"
+    machine(monkeypatch, properties={"name": b"a", "major": 7, "minor": 0})
+    assert ops.select("auto", "auto").precision == "fp32"
+
+
+def test_auto_on_a_machine_with_cupy_and_no_gpu_says_why_it_is_on_the_cpu(monkeypatch):
+    machine(monkeypatch, failure="no CUDA-capable device is detected")
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: object())
+    chosen = ops.select("auto")
+    assert chosen.is_cpu
+    assert "no CUDA-capable device" in chosen.notes[0]

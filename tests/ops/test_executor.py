@@ -1,0 +1,348 @@
+"""The CPU executor: it runs what is right as a GPU would, and finds what is wrong whatever the order of the threads."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.ops.cpu.masks import Mask, mix
+from gpt.ops.gpu.sources import expanded
+from gpt.ops.interface import Dropout
+from gpt.system.threads import Scratch
+from tests.support import ROOT
+from tests.support.executor import LAYOUTS, ORDERS, ExecutorDevice, ExecutorError, compiler
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: install g++")
+HEADERS = expanded("tile.h")
+BF16_LAYOUTS = [name for name, (layout, _) in LAYOUTS.items() if layout]
+
+
+@pytest.fixture(params=ORDERS)
+def order(request):
+    return request.param
+
+
+def launch(body, *arguments, layout="mma", order="forward", threads=64, block=None, grid=(1,), parameters="float* y"):
+    device = ExecutorDevice(layout, order)
+    source = f'{HEADERS}\n#line 1 "kernel.hip"\nKERNEL({threads}) kernel({parameters}) {{ {body} }}\n'
+    device.kernel_of(source, "kernel")(grid, (block or threads,), arguments)
+
+
+def failure(body, *arguments, **options) -> str:
+    with pytest.raises(ExecutorError) as error:
+        launch(body, *(arguments or (np.zeros(64, np.float32),)), **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_thread_of_every_block_runs(order):
+    y = np.zeros((3, 2, 64), np.float32)
+    launch("y[(block_x() * 2 + block_y()) * 64 + thread_id()] = 1 + thread_id();", y, grid=(3, 2), order=order)
+    assert (y == np.arange(1, 65)).all()
+
+
+def test_a_barrier_lets_threads_see_what_others_wrote(order):
+    y = np.zeros(64, np.float32)
+    body = "SHARED(float, s, 64); s[thread_id()] = thread_id(); sync(); y[thread_id()] = s[63 - thread_id()];"
+    launch(body, y, order=order)
+    assert (y == np.arange(64)[::-1]).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reductions_reach_every_lane(layout, order):
+    y = np.zeros((2, 128), np.float32)
+    body = """SHARED(float, s, 4); float v = thread_id();
+      y[thread_id()] = warp_sum(v); y[128 + thread_id()] = block_sum<128 / WARP>(v, s);"""
+    launch(body, y, layout=layout, order=order, threads=128)
+    warp = LAYOUTS[layout][1]
+    assert (y[0] == np.arange(128).reshape(-1, warp).sum(1).repeat(warp)).all()
+    assert (y[1] == np.arange(128).sum()).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_shuffle_reads_any_lane_of_the_warp(layout, order):
+    y, warp = np.zeros(128, np.float32), LAYOUTS[layout][1]
+    launch("y[thread_id()] = shuffle(thread_id(), (lane_id() + 5) % WARP);", y, layout=layout, order=order, threads=128)
+    lanes = np.arange(128)
+    assert (y == lanes // warp * warp + (lanes % warp + 5) % warp).all()
+
+
+def test_a_declaration_of_shared_memory_is_one_array_however_often_a_thread_comes_by_it():
+    y = np.zeros(64, np.float32)
+    body = """for (int i = 0; i < 3; i++) {
+        SHARED(float, s, 8192);  // twice that would be all that there is
+        if (i == 0) s[thread_id()] = thread_id();
+        if (i == 2) y[thread_id()] = s[thread_id()];
+      }"""
+    launch(body, y)
+    assert (y == np.arange(64)).all()
+
+
+def test_launches_may_run_at_once():
+    body = """SHARED(float, s, 64);
+      for (int i = 0; i < 50; i++) { s[thread_id()] = n + i; sync(); y[thread_id()] += s[63 - thread_id()]; sync(); }"""
+    outputs = np.zeros((8, 64), np.float32)
+
+    def run(n):
+        launch(body, outputs[n], np.int32(n), parameters="float* y, int n")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(8)))
+    assert (outputs == 50 * np.arange(8)[:, None] + np.arange(50).sum()).all()
+
+
+def test_the_order_of_threads_is_what_was_asked_for():
+    """Seen in what a right kernel never does: count who comes when."""
+    turns = {}
+    for order in ORDERS:
+        y = np.zeros((2, 64), np.float32)
+        launch("int n = count[0]++; y[thread_id()] = n; sync(); n = count[0]++; y[64 + thread_id()] = n;",
+               y, np.zeros(1, np.int32), order=order, parameters="float* y, int* count")  # fmt: skip
+        turns[order] = y
+    forward = np.arange(128).reshape(2, 64)
+    assert (turns["forward"] == forward).all()
+    assert (turns["reversed"] == forward[:, ::-1]).all()
+    first, second = turns["seeded"]
+    assert sorted(first) == list(range(64))
+    assert (first != second - 64).any(), "each round has an order of its own"
+
+
+def test_a_missing_barrier_is_found_in_every_order(order):
+    message = failure("SHARED(float, s, 64); s[thread_id()] = 1; y[thread_id()] = s[63 - thread_id()];", order=order)
+    assert "s[" in message
+    assert "since the last barrier" in message or "nobody has written it" in message
+
+
+def test_writing_what_another_thread_reads_is_found_in_every_order(order):
+    body = "SHARED(float, s, 64); s[thread_id()] = 1; sync(); y[thread_id()] = s[0]; if (thread_id() == 9) s[0] = 2;"
+    assert "since the last barrier" in failure(body, order=order)
+
+
+def test_two_threads_that_write_one_place_are_found(order):
+    assert "s[0] is written, but thread" in failure("SHARED(float, s, 1); s[0] = 1;", order=order)
+
+
+def test_reading_what_nobody_wrote_is_found():
+    assert "s[5] is read, but nobody has written it" in failure("SHARED(float, s, 64); if (!thread_id()) y[0] = s[5];")
+
+
+def test_what_an_earlier_block_wrote_counts_as_not_written():
+    body = "SHARED(float, s, 1); if (thread_id() == 0) { if (block_x() == 0) s[0] = 1; y[0] = s[0]; }"
+    assert failure(body, grid=(2,)).startswith("kernel: block (1, 0), thread 0: s[0] is read")
+
+
+def test_a_place_outside_of_a_shared_array_is_found():
+    assert "s[64] is outside of its 64 elements" in failure("SHARED(float, s, 64); s[thread_id() + 1] = 1;")
+
+
+def test_a_vector_at_a_crooked_address_is_found():
+    body = "SHARED(float, s, 64); s[thread_id()] = 1; sync(); if (!thread_id()) y[0] = s.vector(1).v[0];"
+    assert "s[1] is not at a multiple of 16 bytes" in failure(body)
+
+
+def test_a_barrier_that_not_all_threads_reach_is_found(order):
+    assert "never reaches" in failure("if (thread_id() < 32) sync(); y[0] = 1;", order=order)
+
+
+def test_a_shuffle_that_not_all_lanes_reach_is_found(order):
+    assert "a shuffle, which thread" in failure("if (thread_id() % 2) y[0] = shuffle_xor(1, 1);", order=order)
+
+
+def test_a_shuffle_of_less_than_a_warp_is_found():
+    assert "its warp has only 8 lanes" in failure("y[0] = warp_sum(1);", threads=40)
+
+
+def test_a_shuffle_from_a_lane_that_is_not_there_is_found():
+    assert "a shuffle asks for lane 32 of 32" in failure("y[0] = shuffle(1, 32);")
+
+
+def test_lanes_in_different_exchanges_are_found():
+    body = """Tile<bf16>::Acc c = {}; Tile<bf16>::A a = {}; Tile<bf16>::B b = {};
+      if (thread_id() % 2) y[0] = shuffle_xor(1, 1); else Tile<bf16>::multiply_add(c, a, b);"""
+    assert "waits in a matrix product, which thread 1 never reaches: it waits in a shuffle" in failure(body)
+
+
+def test_an_error_says_which_kernel_block_thread_and_line():
+    body = "SHARED(float, s, 64);\n bool last = block_x() * block_y() == 2;\n if (last && thread_id() > 6) *y = s[64];"
+    expected = "kernel: block (2, 1), thread 7: s[64] is outside of its 64 elements"
+    message = failure(body, grid=(3, 2))
+    assert message.startswith(expected)
+    if shutil.which("addr2line"):
+        assert message == f"{expected} (kernel.hip:3)"
+
+
+def test_of_many_blocks_the_first_that_fails_is_named():
+    assert "block (0, 0)" in failure("SHARED(float, s, 1); y[0] = s[0];", grid=(50,))
+
+
+def test_a_launch_after_one_that_failed_is_not_disturbed():
+    y = np.zeros(64, np.float32)
+    failure("SHARED(float, s, 64); if (thread_id() < 32) sync(); y[0] = s[0];")
+    launch("SHARED(float, s, 64); s[thread_id()] = 3; sync(); y[thread_id()] = s[63 - thread_id()];", y)
+    assert (y == 3).all()
+
+
+def test_more_shared_memory_than_amd_has_is_refused():
+    assert "more than 65536" in failure("SHARED(float, s, 16385); s[0] = 1;")
+
+
+def test_a_block_larger_than_the_kernel_was_made_for_is_refused():
+    assert "a block of 128 threads, but it was made for 64" in failure("y[0] = 1;", block=128)
+
+
+@pytest.mark.parametrize("grid", [(0,), (1, 65536), (1, 1, 2)])
+def test_a_grid_that_a_gpu_would_not_take_is_refused(grid):
+    assert "a grid of" in failure("y[0] = 1;", grid=grid)
+
+
+WRONG = [[], [np.int64(3)], [np.float32(3)], [None], [np.zeros(1)], [np.int32(3), np.int32(3)]]
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_arguments_of_another_number_or_kind_are_refused(given):
+    assert "it takes pi, but" in failure("y[0] = n;", np.zeros(1, np.float32), *given, parameters="float* y, int n")
+
+
+def test_an_array_that_is_not_contiguous_is_refused():
+    assert "argument 0 is not contiguous" in failure("y[0] = 1;", np.zeros((4, 4), np.float32).T)
+
+
+def test_what_does_not_compile_is_an_error():
+    with pytest.raises(ExecutorError, match="nonsense"):
+        launch("y[0] = nonsense;", np.zeros(1, np.float32))
+
+
+def bf16(x):
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def value(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+TILE = """
+  typedef Tile<T> M;
+  SHARED(T, s, 2 * 16 * 24);
+  for (int i = thread_id(); i < 512; i += WARP) s[i / 16 * 24 + i % 16] = i < 256 ? a[i] : b[i - 256];
+  sync();
+  Shared<T> left = s, right = s + 16 * 24;
+  M::Acc c = {};
+  M::multiply_add(c, LEFT, RIGHT);
+  for (int i = 0; i < M::ELEMENTS; i++) y[M::row(i) * 16 + M::column(i)] = c.v[i];
+  M::Acc z = {};
+  M::multiply_add(z, M::to_a(c), M::load_b(right, 24));
+  for (int i = 0; i < M::ELEMENTS; i++) y[256 + M::row(i) * 16 + M::column(i)] = z.v[i];
+  for (int i = 0; i < M::SLOTS; i++) {
+    float sum = 0, most = -1e30f;
+    for (int e = 0; e < M::ELEMENTS; e++) if (M::slot(e) == i) { sum += c.v[e]; most = maximum(most, c.v[e]); }
+    sum = M::row_sum(sum); most = M::row_max(most);
+    y[512 + M::slot_row(i)] = sum; y[528 + M::slot_row(i)] = most;
+  }"""
+
+
+@pytest.mark.parametrize(("layout", "kind"), [(x, "float") for x in LAYOUTS] + [(x, "bf16") for x in BF16_LAYOUTS])
+@pytest.mark.parametrize("left", ["load_a", "load_a_transposed"])
+@pytest.mark.parametrize("right", ["load_b", "load_b_transposed"])
+def test_the_tile_multiplies_chains_and_reduces(layout, kind, left, right):
+    """Integers, so that sums are exact: |AB| <= 3200, |(AB) B| <= 102,400. Of AB, bf16 keeps 8 bits as an operand."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-100, 101, (16, 16)).astype(np.float32), rng.integers(-2, 3, (16, 16)).astype(np.float32)
+    y = np.full(544, np.nan, np.float32)
+    body = TILE.replace("LEFT", f"M::{left}(left, 24)").replace("RIGHT", f"M::{right}(right, 24)")
+    arrays = (bf16(a), bf16(b)) if kind == "bf16" else (a, b)
+    warp = LAYOUTS[layout][1]
+    launch(
+        body.replace("T>", f"{kind}>").replace("(T,", f"({kind},"), *arrays, y, layout=layout, threads=warp,
+        parameters=f"const {kind}* a, const {kind}* b, float* y",
+    )  # fmt: skip
+    product = (a.T if "transposed" in left else a) @ (b.T if "transposed" in right else b)
+    assert np.array_equal(y[:256].reshape(16, 16), product)
+    operand = value(bf16(product)) if kind == "bf16" else product
+    assert np.array_equal(y[256:512].reshape(16, 16), operand @ b)
+    assert np.array_equal(y[512:528], product.sum(1))
+    assert np.array_equal(y[528:], product.max(1))
+
+
+@pytest.mark.parametrize("layout", BF16_LAYOUTS)
+@pytest.mark.parametrize("even", ["true", "false"])
+def test_the_tile_reads_rows_of_global_memory_as_far_as_they_go(layout, even):
+    """Rows 3 ... 7 of ten, then row 7 again; 12 of 16 columns, then zeros."""
+    a, b = np.random.default_rng(0).integers(-9, 10, (2, 16, 16)).astype(np.float32)
+    y = np.full((16, 16), np.nan, np.float32)
+    body = f"""typedef Tile<bf16> M; SHARED(bf16, right, 256);
+      for (int i = thread_id(); i < 256; i += WARP) right[i] = b[i];
+      sync();
+      M::Acc c = {{}};
+      M::multiply_add(c, M::load_a(Window<bf16, {even}>{{a, 16, 3, 7, 12}}, 16), M::load_b(right, 16));
+      for (int i = 0; i < M::ELEMENTS; i++) y[M::row(i) * 16 + M::column(i)] = c.v[i];"""
+    launch(body, bf16(a), bf16(b), y, layout=layout, threads=LAYOUTS[layout][1],
+           parameters="const bf16* a, const bf16* b, float* y")  # fmt: skip
+    window = a[np.minimum(3 + np.arange(16), 7)] * (np.arange(16) < 12)
+    assert np.array_equal(y, window @ b)
+
+
+def test_rounding_to_bf16_is_to_nearest_even_and_keeps_nan_and_infinity():
+    chosen = [1, 1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 3e38, np.inf, -np.inf, np.nan, 1e-40, 0, -0.0]
+    patterns = np.random.default_rng(0).integers(0, 2**32, 4096 - len(chosen), np.uint32)
+    x = np.concatenate([np.array(chosen, np.float32), patterns.view(np.float32)])
+    y = np.zeros(x.size, np.uint32)
+    body = "int i = block_x() * 64 + thread_id(); y[i] = pack(x[i], x[4095 - i]);"
+    launch(body, x, y, grid=(64,), parameters="const float* x, uint32* y")
+    low, high = value(y.astype(np.uint16)), value((y >> 16).astype(np.uint16))
+    assert low[:3].tolist() == [1, 1, 1 + 2**-6]
+    assert np.array_equal(np.isnan(low), np.isnan(x))
+    assert np.array_equal(low[~np.isnan(x)], value(bf16(x))[~np.isnan(x)])
+    assert np.array_equal(low, high[::-1], equal_nan=True)
+
+
+def test_the_hash_behind_dropout_is_the_references():
+    x = np.arange(64, dtype=np.uint32) * 77777777
+    y = np.zeros_like(x)
+    launch("y[thread_id()] = mix(x[thread_id()]);", x, y, parameters="const uint32* x, uint32* y")
+    assert np.array_equal(y, mix(x.copy()))
+
+
+def test_dropouts_factors_are_the_references():
+    key, rate, site = np.array([2**32 - 5, 77], np.uint32), 0.37, 13
+    y = np.zeros((100, 64), np.float32)
+    body = """Dropout dropout(key, site, threshold, scale);
+      int row = block_x(), column = thread_id();
+      y[row * 64 + column] = dropout.factor(dropout.row_hash(row), column);"""
+    launch(body, key, np.uint32(site), np.uint32(int(rate * 2**32)), np.float32(1 / (1 - rate)), y, grid=(100,),
+           parameters="const uint32* key, uint32 site, uint32 threshold, float scale, float* y")  # fmt: skip
+    mask = Mask(Dropout(rate, key, site), 64)
+    assert np.array_equal(y, mask.draw(np.arange(100, dtype=np.uint32), 64, Scratch(), np.dtype(np.float32)))
+
+
+OVERRUNS = {
+    "an array of the host": ("y[64 + thread_id()] = 1;", "heap-buffer-overflow"),
+    "a local array after a barrier": ("float v[4] = {}, *volatile p = v; sync(); p[n] = 1;", "stack-buffer-overflow"),
+    "the index of a local array": ("float v[4] = {}; v[n] = 1; y[0] = v[0];", "index 4 out of bounds"),
+}
+
+
+@pytest.mark.parametrize("overrun", OVERRUNS)
+def test_sanitizers_see_what_a_kernel_overruns(overrun):
+    body, report = OVERRUNS[overrun]
+    if not Path(compiler()).name.startswith("g++"):
+        pytest.skip("g++ brings the sanitizers' libraries, other compilers have them elsewhere")
+    library = subprocess.run([compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    if not os.path.isabs(library.stdout.strip()):
+        pytest.skip("no AddressSanitizer: install libasan")
+    script = f"""if True:
+        import numpy as np
+        from tests.ops.test_executor import launch
+        launch({body!r}, np.zeros(64, np.float32), np.int32(4), parameters="float* y, int n")"""
+    environment = {"HIPGPT_SANITIZE": "1", "LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    result = subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, cwd=ROOT,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    assert result.returncode != 0
+    assert re.search(report, result.stderr), result.stderr
+    assert "kernel.hip:1" in result.stderr

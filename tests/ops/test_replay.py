@@ -1,0 +1,164 @@
+"""A step that is recorded and replayed does what it does when it is run, for every input."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+from gpt.batches import Batches
+from gpt.config import ModelConfig, TrainConfig
+from gpt.generate import Drawing, Sampling, draw
+from gpt.model import GPT
+from gpt.ops.cpu.host import HostOutput
+from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.replay import SLOTS, Inputs, Output, Replayed
+from gpt.trainer import Training
+from tests.support.devices import executor, gpu
+from tests.support.host_device import HostDevice
+
+MODEL = ModelConfig(
+    vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
+)
+STEPS = 4  # the first is run, the second recorded
+
+
+def train(ops, accumulate, writing=False, optimizer="adamw"):
+    """Every step's loss, and all weights after them. With `writing` the model writes a text after each step, too."""
+    config = TrainConfig(
+        batch_size=2, accumulate=accumulate, total_steps=STEPS, learning_rate=1e-2, warmup_steps=2, optimizer=optimizer
+    )
+    tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 500, dtype=np.uint16)
+    batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
+    training = Training(MODEL, config, batches, ops)
+    training.model.initialize(3)
+    drawing, texts = Drawing(training.model, Sampling()), []
+    losses = []
+    for number in range(1, STEPS + 1):
+        training.step(number)
+        losses.append(training.metrics().loss)
+        if writing:
+            texts.append(list(drawing.ids([1, 2, 3], 20, eos_id=-1, seed=0, window=MODEL.max_seq_len)))
+    if writing:
+        alone = GPT(MODEL, ops)
+        alone.load({name: ops.to_host(view) for name, view in training.model.weights.named.items()})
+        assert texts[-1] == list(draw(alone, [1, 2, 3], 20, Sampling(), -1, 0, MODEL.max_seq_len))
+        assert texts[-1] != texts[0]
+    return losses, ops.to_host(training.model.weights.flat).copy()
+
+
+@pytest.fixture(params=[pytest.param(gpu, id="gpu", marks=pytest.mark.gpu), "mma"])
+def device(request, monkeypatch):
+    device = executor(request.param) if isinstance(request.param, str) else request.param()
+    monkeypatch.setattr(device, "records", True)
+    return device
+
+
+@pytest.mark.parametrize(
+    ("precision", "accumulate", "optimizer"),
+    [("fp32", 1, "adamw"), ("bf16", 3, "adamw"), ("fp32", 2, "muon"), ("bf16", 1, "muon")],
+)
+def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, accumulate, optimizer, monkeypatch):
+    """Batches, learning rates and dropout masks are different in every step: nothing of that may be recorded."""
+    replayed_losses, replayed = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
+    assert device.records
+    monkeypatch.setattr(device, "records", False)
+    run_losses, run = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
+    assert replayed_losses == run_losses
+    assert np.array_equal(replayed, run)
+    assert len(set(run_losses)) == STEPS
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_texts_that_a_model_writes_between_replayed_steps_change_no_bits(device, precision):
+    """They share its activations, and their own steps are replayed as well, each text being as of a model by itself."""
+    losses, weights = train(GpuOps(device, precision), 1)
+    same_losses, same = train(GpuOps(device, precision), 1, writing=True)
+    assert device.records
+    assert same_losses == losses
+    assert np.array_equal(same, weights)
+
+
+def test_on_a_cpu_steps_are_run():
+    function = lambda: None  # noqa: E731
+    assert CpuOps(threads=1).replayed(function) is function
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_device_that_cannot_record_says_so_once_and_trains_on(device, monkeypatch):
+    expected = train(GpuOps(device, "fp32"), 1)
+
+    def refuse(work):
+        raise RuntimeError("graphs are not supported\nhere")
+
+    monkeypatch.setattr(device, "record", refuse)
+    with pytest.warns(UserWarning, match=r"^steps are not recorded as a graph \(graphs are not supported\), which"):
+        losses, weights = train(GpuOps(device, "fp32"), 1)
+    assert losses == expected[0]
+    assert np.array_equal(weights, expected[1])
+    Replayed(device, lambda: None)()  # would warn again
+
+
+def test_what_is_recorded_is_not_done_until_it_is_replayed():
+    device, array = HostDevice(), np.ones(3)
+    replayed = Replayed(device, lambda: device.ask(lambda: np.add(array, 1, out=array)))
+    for call in range(1, 5):
+        replayed()
+        assert array[0] == 1 + call
+
+
+def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_needs_more():
+    scratch, most = [], 100
+
+    class Noting(HostDevice):
+        description, warp = "a device that keeps nothing", 32
+
+        def kernel(self, file, name, defines):
+            return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
+
+    ops, norm = GpuOps(Noting(), "fp32"), np.zeros((2, 3), np.float32)
+    ops.linear = lambda *_: None
+    for rows in range(1, most + 1):  # of a width that takes a kernel for the norm: with an output, means, deviations
+        ops.norm_linear(np.zeros((rows, 3), np.float32), *norm, np.zeros((3, 5), np.float32), None, norm)
+    assert len(scratch) == 3 * most
+    assert all(array() is not None for array in scratch)
+    arrays = {id(array()): array() for array in scratch}.values()
+    assert sum(array.size for array in arrays) < 4 * most * (3 + 1 + 1), "each at least twice the one before"
+
+
+def test_inputs_are_written_again_only_when_their_upload_is_done():
+    waited = []
+
+    class Slow(HostDevice):
+        uploads = 0
+
+        def upload(self, host, out):
+            super().upload(host, out)
+            self.uploads += 1
+            return lambda number=self.uploads: waited.append(number)
+
+    inputs = Inputs(Slow(), {"ids": ((2, 3), "int32"), "lr": ((1,), "float32")})
+    for step in range(SLOTS + 2):
+        with inputs.written() as host:
+            host["ids"][...] = step
+            host["lr"][...] = step / 2
+        assert (inputs.device["ids"] == step).all()
+        assert inputs.device["lr"].tolist() == [step / 2]
+    assert waited == [1, 2]
+    assert inputs.device["ids"].shape == (2, 3)
+    assert inputs.device["ids"].ctypes.data % 4 == 0
+
+
+def test_generation_is_ahead_by_fewer_steps_than_an_output_has_slots():
+    assert GpuOps.steps_ahead < SLOTS
+
+
+@pytest.mark.parametrize("make", [lambda array: Output(HostDevice(), array), HostOutput])
+def test_an_output_is_what_was_there_when_it_was_asked_for(make):
+    array = np.zeros((2, 1), np.int32)
+    output, asked = make(array), []
+    for step in range(2 * SLOTS):
+        array[...] = step
+        asked.append(output.fetched())
+        if len(asked) == SLOTS:
+            assert asked.pop(0)().tolist() == [[step + 1 - SLOTS]] * 2

@@ -1,0 +1,137 @@
+"""Training and writing on ROCm, without a GPU: see tests/support/rocm."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from gpt.ops.cpu.operations import CpuOps
+from tests.support import rocm
+from tests.support.amd.emulator import TARGETS
+from tests.support.rocm.tiny import LEARNING_RATE, STEPS, train, weights, write
+
+pytestmark = [
+    pytest.mark.amd,
+    pytest.mark.skipif(bool(rocm.unavailable()), reason=str(rocm.unavailable())),
+]
+
+# A loss is a mean over 32 tokens of log 40 and some logits of 0.1. In bf16 a logit has been rounded some ten times, by
+# 2^-9 / sqrt(3) each in root mean square: 3.6e-3 of 0.1, and of a mean of 32 such 6e-5, or 2e-5 of the loss; and five
+# times that is what may not be passed.
+LOSS = {"fp32": 1e-5, "bf16": 1e-4}
+# A step moves a weight by the learning rate times a ratio of gradients. Their relative errors are about 1e-6 in fp32
+# and 2e-2 in bf16, but gradients that are 0 but for rounding (those of the keys' bias) go anywhere, by up to the
+# learning rate.
+MOVED = STEPS * LEARNING_RATE
+WEIGHT = {"fp32": 1e-2 * MOVED, "bf16": 2 * MOVED}
+MEAN_WEIGHT = {"fp32": 1e-4 * MOVED, "bf16": 5e-2 * MOVED}
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    return rocm.Simulation(tmp_path_factory.mktemp("rocm"))
+
+
+@functools.cache
+def reference():
+    model, losses = train(CpuOps(threads=1, dtype="float64"))
+    return losses, weights(model), write(model)
+
+
+def trained(simulation, *precisions, **machine):
+    """What `train` printed, by precision, found to be what the CPU computes."""
+    result = simulation.run("train", *precisions, **machine)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
+    losses, expected, ids = reference()
+    for precision in precisions:
+        np.testing.assert_allclose(results[precision]["losses"], losses, rtol=LOSS[precision])
+        off = np.abs(np.array(results[precision]["weights"]) - expected)
+        assert off.max() <= WEIGHT[precision]
+        assert off.mean() <= MEAN_WEIGHT[precision]
+        if precision == "fp32":  # in bf16 other ids may be the likeliest
+            assert results[precision]["ids"] == ids
+    return results
+
+
+def refused(simulation, program, *arguments, target="gfx942", **machine):
+    """The one line with which a program gave up."""
+    result = simulation.run(program, *arguments, target=target, **machine)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, "an error is one line"
+    return result.stderr
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_model_trains_as_on_the_cpu(simulation, target):
+    for precision, result in trained(simulation, "fp32", "bf16", target=target).items():
+        assert result["description"] == f"Simulated Radeon ({target}), {precision}"
+
+
+def test_auto_is_the_gpu_in_bf16(simulation):
+    result = simulation.run("choose", target="gfx1100")
+    assert result.stdout == "Simulated Radeon (gfx1100), bf16\n"
+
+
+# ---- without, or with less of, hipBLASLt -----------------------------------------------------------------------------
+
+
+OWN_PRODUCTS, PLAIN_ACTIVATIONS = {"matmul", "activation_backward"}, {"activation", "activation_backward"}
+PLAIN_EPILOGUES = PLAIN_ACTIVATIONS | {"add_bias"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernels"),
+    [
+        ("", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
+        ("whole", {"fp32": PLAIN_ACTIVATIONS, "bf16": set()}),  # fp32 wants a more exact GELU than the library's
+        ("products", {"fp32": PLAIN_EPILOGUES, "bf16": PLAIN_EPILOGUES}),
+        ("nothing", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
+        ("promises", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
+        ("broken", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
+    ],
+)
+def test_what_hipblaslt_cannot_do_hipgpts_kernels_do(simulation, mode, kernels):
+    for precision, result in trained(simulation, "fp32", "bf16", target="gfx942", hipblaslt=mode).items():
+        assert (OWN_PRODUCTS | PLAIN_EPILOGUES) & set(result["kernels"]) == kernels[precision]
+        notes = {"": "install ROCm's hipblaslt", "broken": "hipblasLtCreate failed with status 6"}
+        assert [notes[mode] in note for note in result["notes"]] == [True] * (mode in notes)
+
+
+# ---- a ROCm that is not whole ----------------------------------------------------------------------------------------
+
+
+def test_no_gpu_is_one_line(simulation):
+    line = refused(simulation, "train", "fp32", gpus=0)
+    assert "for AMD GPUs and finds none (hipErrorNoDevice: no ROCm-capable device is detected)" in line
+
+
+def test_auto_without_a_gpu_is_the_cpu_and_says_why(simulation):
+    result = simulation.run("choose", target="gfx942", gpus=0)
+    description, note = result.stdout.splitlines()
+    assert description.startswith("CPU")
+    assert note.startswith("Note: on the CPU, for ")
+    assert "hipErrorNoDevice" in note
+
+
+def test_no_hipcc_is_one_line(simulation):
+    assert "hipcc is not on the PATH" in refused(simulation, "train", "fp32", hipcc=False)
+
+
+@pytest.mark.parametrize(
+    ("library", "package"),
+    [("libamdhip64.so.7", "hip-runtime-amd"), ("librocfft.so.0", "rocfft"), ("libroctracer64.so.4", "roctracer")],
+)
+def test_a_library_that_cupy_lacks_is_one_line_with_its_package(simulation, library, package):
+    line = refused(simulation, "train", "fp32", without=library)
+    assert f"{library}: cannot open shared object file" in line
+    assert f"install {package}," in line
+
+
+@pytest.mark.parametrize("target", ["gfx90a", "gfx942"])
+def test_a_kernel_that_does_not_compile_is_one_line_with_file_and_line(simulation, target):
+    line = refused(simulation, "broken", target=target)
+    assert f"do not compile for {target}: gelu.hip:" in line
+    assert "error: unknown type name 'no_such_type'" in line

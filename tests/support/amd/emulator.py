@@ -1,0 +1,265 @@
+"""A device whose GPU is an emulator: clang compiles the kernels, their machine code runs instruction by instruction.
+
+The emulator of the AMD instruction sets is tinygrad's (test/mockgpu/amd/emu.py); AMD_EMU names a checkout of it. It
+costs microseconds an instruction, and seconds for a kernel that it has not met, so shapes have to be small.
+
+It knows no caches, no private memory on CDNA, and flushes no denormals. What it cannot run is patched, see `_patch`.
+"""
+
+import ctypes
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+
+from gpt.ops.gpu.sources import Instance
+from tests.support.amd.compile import CLANG, PROCESSORS, Argument, Kernel, compile_source, missing, read_kernels
+from tests.support.host_device import HostDevice
+
+FAMILIES = {"gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
+TARGETS = tuple(FAMILIES)
+OBJDUMP = "llvm-objdump-19"
+ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")  # of such stores it writes a part
+# The bits that say which instruction it is, and what they are in gfx942 for the same or the fused one.
+GFX942_NUMBERS = {
+    "v_mfma_f32_16x16x16bf16_1k": (0xFFFF0000, 0xD3E10000),
+    "v_mad_f32": (0x3FF << 16, 0x1CB << 16),  # v_fma_f32
+    "v_mac_f32_e32": (0x3F << 25, 0x3B << 25),  # v_fmac_f32
+}
+
+
+def unavailable() -> str | None:
+    """Why nothing can be emulated here; None if it can."""
+    if not os.environ.get("AMD_EMU"):
+        return "AMD_EMU does not name a checkout of tinygrad"
+    if not shutil.which(OBJDUMP):
+        return f"{OBJDUMP} is absent (apt-get install llvm-19)"
+    return missing("clang")
+
+
+class EmulatorDevice(HostDevice):
+    """What GpuOps asks of a device, on an emulated GPU; its arrays are NumPy's."""
+
+    has_bf16, has_tf32 = True, False
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.description = f"emulated {target}"
+        self.warp = PROCESSORS[target].wave
+        self._compiled: dict[str, CodeObject] = {}
+
+    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+        """A kernel of kernels/ as a function of grid, block and arguments."""
+        kernel = self.kernel_of(Instance.of(file, defines).source, name)
+        return lambda *launch: self.ask(partial(kernel, *launch))
+
+    def kernel_of(self, source: str, name: str) -> Callable[..., None]:
+        """A kernel of a whole source."""
+        if source not in self._compiled:
+            self._compiled[source] = CodeObject(compile_source(source, "clang", self.target, *ALIGNED))
+        code = self._compiled[source]
+        return lambda grid, block, args: code.launch(name, grid, block, args)
+
+
+class CodeObject:
+    """A code object in memory, ready to be launched. Formats: https://llvm.org/docs/AMDGPUUsage.html and ELF's."""
+
+    def __init__(self, code: bytes) -> None:
+        self.kernels = {kernel.name: kernel for kernel in read_kernels(code)}
+        self.target = next(iter(self.kernels.values())).target
+        self._load(code)
+        self._patch(code)
+
+    def launch(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
+        """Run a kernel to its end. Arrays are passed by pointer, NumPy scalars by value.
+
+        Raises TypeError where arguments are not what the kernel takes, ValueError for a block that it was not made for.
+        """
+        self._run(name, grid, block, _checked(self.kernels[name], args))
+
+    def launch_raw(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], values: Any) -> None:
+        """As `launch`, with arguments as HIP takes them: `values` is a C array of pointers, one to each argument."""
+        arguments = _expected(self.kernels[name])
+        self._run(name, grid, block, [ctypes.string_at(values[i], a.size) for i, a in enumerate(arguments)])
+
+    def _run(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], values: list[bytes]) -> None:
+        kernel = self.kernels[name]
+        if math.prod(block) > kernel.threads:
+            raise ValueError(f"{name} was compiled for {kernel.threads} threads, not for {math.prod(block)}")
+        arguments = _argument_block(kernel, values)
+        descriptor = self._memory + self._symbols[name + ".kd"]
+        group, private, entry = struct.unpack("<II8xq", ctypes.string_at(descriptor, 24))
+        resources, properties = struct.unpack("<IH", ctypes.string_at(descriptor + 52, 6))
+        # The loader's work: the size of LDS, in blocks of 512 bytes, belongs into bits 15 to 23.
+        resources = resources & ~(0x1FF << 15) | -(-group // 512) << 15
+        # What the descriptor asks to find in scalar registers, in this order; kernels of ours read only the arguments.
+        registers = []
+        for bit, count in enumerate((4, 2, 2, 2, 2, 2, 1)):
+            if properties >> bit & 1:
+                is_arguments = bit == 3
+                registers += _halves(ctypes.addressof(arguments)) if is_arguments else [0] * count
+        status = _run_asm()(
+            descriptor + entry,
+            self._size,
+            *(tuple(grid) + (1, 1))[:3],
+            *(tuple(block) + (1, 1))[:3],
+            ctypes.addressof(arguments),
+            resources,
+            private,
+            FAMILIES[self.target],
+            registers,
+        )
+        if status:
+            raise RuntimeError(f"{name}: the emulator ended with status {status}")
+
+    def _load(self, code: bytes) -> None:
+        """Lay the segments out as they ask, and find the symbols."""
+        (program_headers, section_headers) = struct.unpack_from("<QQ", code, 32)
+        header_size, headers, section_size, sections, _ = struct.unpack_from("<5H", code, 54)
+        segments = [
+            (offset, address, in_file, in_memory)
+            for kind, _, offset, address, _, in_file, in_memory, _ in (
+                struct.unpack_from("<IIQQQQQQ", code, program_headers + i * header_size) for i in range(headers)
+            )
+            if kind == 1  # PT_LOAD
+        ]
+        self._size = max(address + in_memory for _, address, _, in_memory in segments)
+        page = 4096
+        self._buffer = ctypes.create_string_buffer(self._size + 2 * page)  # the emulator reads some bytes ahead
+        self._memory = -(-ctypes.addressof(self._buffer) // page) * page
+        for offset, address, in_file, _ in segments:
+            ctypes.memmove(self._memory + address, code[offset : offset + in_file], in_file)
+        table = [struct.unpack_from("<IIQQQQIIQQ", code, section_headers + i * section_size) for i in range(sections)]
+        self._symbols = {}
+        for _, kind, _, _, offset, size, link, *_ in table:
+            if kind == 11:  # SHT_DYNSYM
+                names = table[link][4]
+                for at in range(offset, offset + size, 24):
+                    name, value = struct.unpack_from("<I4xQ", code, at)
+                    self._symbols[code[names + name : code.index(b"\0", names + name)].decode()] = value
+
+    def _patch(self, code: bytes) -> None:
+        """Make of the machine code what the emulator knows.
+
+        Cache write-backs and invalidations become s_nop, there being no caches; so do changes of how denormals are
+        treated, which the emulator cannot change. Instructions of gfx90a get the numbers that they have in gfx942, the
+        only CDNA that it knows; the multiply-add with two roundings, which gfx942 lacks, becomes the fused one.
+        """
+        with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
+            file.write(code)
+            file.flush()
+            listing = subprocess.run([OBJDUMP, "-d", file.name], capture_output=True, text=True, check=True).stdout
+        instruction = r"^\s+(\w+)(.*)// ([0-9A-F]+):((?: [0-9A-F]{8})+)"
+        for name, operands, address, words in re.findall(instruction, listing, re.MULTILINE):
+            at = self._memory + int(address, 16)
+            is_cache = re.fullmatch(r"buffer_(gl[01]_)?inv|buffer_wb\w*|buffer_invl2|global_(wb|inv|wbinv)", name)
+            is_mode = name == "s_denorm_mode" or (name.startswith("s_setreg") and "HW_REG_MODE, 4, 2" in operands)
+            if is_cache or is_mode:
+                for i in range(len(words.split())):
+                    ctypes.c_uint32.from_address(at + 4 * i).value = 0xBF800000  # s_nop 0
+            elif self.target == "gfx90a" and name in GFX942_NUMBERS:
+                mask, number = GFX942_NUMBERS[name]
+                word = ctypes.c_uint32.from_address(at)
+                word.value = word.value & ~mask | number
+
+
+def _expected(kernel: Kernel) -> list[Argument]:
+    return [argument for argument in kernel.arguments if not argument.kind.startswith("hidden")]
+
+
+def _checked(kernel: Kernel, args: tuple[Any, ...]) -> list[bytes]:
+    """What is passed for arrays and NumPy scalars; raises TypeError where the kernel takes something else."""
+    expected = _expected(kernel)
+    if len(args) != len(expected):
+        raise TypeError(f"{kernel.name} takes {len(expected)} arguments, not {len(args)}")
+    values = []
+    for number, (value, argument) in enumerate(zip(args, expected, strict=True)):
+        pointer = isinstance(value, np.ndarray)
+        values.append(struct.pack("<Q", value.ctypes.data) if pointer else value.tobytes())
+        if pointer != (argument.kind == "global_buffer") or len(values[-1]) != argument.size:
+            raise TypeError(f"{kernel.name}, argument {number}: {argument} expected, not {value!r}")
+    return values
+
+
+def _argument_block(kernel: Kernel, values: list[bytes]) -> ctypes.Array:
+    """The memory that a kernel reads its arguments from."""
+    block = ctypes.create_string_buffer(max((a.offset + a.size for a in kernel.arguments), default=0) + 64)
+    for value, argument in zip(values, _expected(kernel), strict=True):
+        block[argument.offset : argument.offset + argument.size] = value
+    return block
+
+
+def _halves(value: int) -> list[int]:
+    return [value & 0xFFFFFFFF, value >> 32]
+
+
+@cache
+def _run_asm() -> Callable[..., int]:
+    """The emulator's entry; tinygrad reads its settings when it is imported, and compiles with CC."""
+    os.environ.setdefault("DEV", "CPU")
+    os.environ.setdefault("CC", CLANG)
+    sys.path.insert(0, os.environ["AMD_EMU"])
+    from test.mockgpu.amd import emu
+
+    _mend(emu)
+    return emu.run_asm
+
+
+def _mend(emu: Any) -> None:
+    """Compile some instructions otherwise than the emulator does by itself."""
+
+    class Masked(emu._Ctx):
+        __slots__ = ()
+
+        def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
+            value = super().rvgpr_dyn(register, lane, valid)
+            return emu._lane_active(self.rexec(), lane).where(value, value.const_like(0))
+
+    def shared_memory(instruction: Any, context: Any) -> Any:
+        """The emulator reads shared memory for lanes that are switched off, too, and drops what it read; but what their
+        registers hold need not be an address, and the read may be a segmentation fault. Let them read from 0."""
+        context.__class__ = Masked
+        return emu._compile_mem_op(instruction, context)
+
+    def of_16_bits(compile_it: Callable, instruction: Any, context: Any) -> Any:
+        """In RDNA v130 of a 16-bit instruction is the upper half of v2, which the emulator does for CDNA, too."""
+        bits = {name: max(32, size) for name, size in instruction.canonical_op_bits.items()}
+        vars(instruction)["canonical_op_bits"] = bits
+        return compile_it(instruction, context)
+
+    matrix_product = emu._compile_wmma
+
+    def of_any_summand(instruction: Any, context: Any) -> Any:
+        """The emulator takes a constant that RDNA's matrix unit is to add to a product for a vector register, 0 for
+        v128, which has other things in it where a kernel has that many."""
+
+        class Adding(emu._Ctx):
+            __slots__ = ()
+
+            def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
+                summand = self.inst_field(type(instruction).src2)  # from 256 on a vector register
+                if summand not in register.toposort():
+                    return super().rvgpr_dyn(register, lane, valid)
+                is_vector = summand >= summand.const_like(256)
+                vector = super().rvgpr_dyn(register, lane, is_vector)
+                return is_vector.where(vector, self.rsgpr_dyn(summand, is_vector.ne(True)))
+
+        context.__class__ = Adding
+        return matrix_product(instruction, context)
+
+    emu._compile_wmma = of_any_summand
+    handlers = emu._INST_HANDLERS
+    for kind in handlers:
+        if kind.__name__ == "DS":
+            handlers[kind] = shared_memory
+    for kind in (emu.irc.VOP1, emu.irc.VOP2, emu.irc.VOPC):
+        handlers[kind] = partial(of_16_bits, handlers[kind])

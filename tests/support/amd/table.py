@@ -1,0 +1,70 @@
+"""`python -m tests.support.amd.table` prints what each kernel takes of each AMD GPU. Status 1: one is unfit."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from gpt.ops.gpu.sources import Instance
+from tests.support.amd.compile import (
+    MATRIX_TARGETS,
+    PROCESSORS,
+    TARGETS,
+    Kernel,
+    asked_threads,
+    compile_source,
+    read_kernels,
+)
+from tests.support.instances import instances
+
+HEADINGS = ("kernel", "instance", "target", "VGPRs", "SGPRs", "LDS", "waves", "")
+
+
+class Case(NamedTuple):
+    """One compilation that has to succeed."""
+
+    compiler: str
+    target: str
+    instance: Instance
+
+    def __str__(self) -> str:
+        return f"{self.compiler} {self.target} {self.instance}"
+
+    def compile(self) -> list[tuple[Kernel, list[str]]]:
+        """The kernels, each with what is wrong with it. Raises CompileError."""
+        source = self.instance.source
+        kernels = read_kernels(compile_source(source, self.compiler, self.target))
+        asked = asked_threads(source, self.target)
+        return [(kernel, kernel.complaints(asked[kernel.name])) for kernel in kernels]
+
+
+def cases() -> list[Case]:
+    """Every compiler, target and instance that training and generation need there."""
+    return [
+        Case(compiler, target, instance)
+        for compiler, targets in TARGETS.items()
+        for target in targets
+        for instance in instances(target, PROCESSORS[target].wave, target in MATRIX_TARGETS)
+    ]
+
+
+def main() -> int:
+    """Print the table; the number of unfit kernels, 1 at most."""
+    rows, unfit = [HEADINGS], 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler, which is a process, for each core
+        everything = cases()
+        for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
+            for kernel, complaints in kernels:
+                unfit += bool(complaints)
+                defines = " ".join(f"{name}={value}" for name, value in case.instance.defines)
+                target = f"{case.target} ({case.compiler})"
+                numbers = (kernel.vgprs, kernel.sgprs, kernel.lds, f"{kernel.waves:g}")
+                rows.append((kernel.name, defines, target, *map(str, numbers), "; ".join(complaints)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return min(unfit, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The devices that operations are tested on: a GPU where there is one, a CPU that stands in for every kind, numba."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt.errors import UserError
+from gpt.ops.gpu.operations import GpuOps
+from tests.support.amd.emulator import TARGETS, EmulatorDevice, unavailable
+
+GUARD = 64  # elements before and after a guarded array, a multiple of every vector
+UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}  # by kind, or kind and bytes
+
+
+@functools.cache
+def gpu():
+    """This machine's GPU; skips where there is none."""
+    pytest.importorskip("cupy")
+    from gpt.ops.gpu.device import CupyDevice
+
+    try:
+        return CupyDevice()
+    except UserError as error:
+        pytest.skip(f"no GPU: {error}")
+
+
+@functools.cache
+def executor(layout: str, order: str = "forward"):
+    """The CPU executor for one tile layout; skips where there is no C++ compiler."""
+    from tests.support.executor import ExecutorDevice, compiler
+
+    if compiler() is None:
+        pytest.skip("no C++ compiler: install g++")
+    return ExecutorDevice(layout, order)
+
+
+@functools.cache
+def emulator(target: str):
+    """An emulated AMD GPU; skips where there is no emulator."""
+    if unavailable():
+        pytest.skip(unavailable())
+    return EmulatorDevice(target)
+
+
+class Numba:
+    """The CPU with numba, as a device."""
+
+    has_bf16 = has_tf32 = False
+
+
+@functools.cache
+def numba_cpu() -> Numba:
+    """Skips where what `pip install "hipgpt[numba]"` brings is not there."""
+    pytest.importorskip("numba")
+    pytest.importorskip("scipy")
+    return Numba()
+
+
+def operations(device: Any, precision: str) -> Any:
+    """What `device` computes with, in "fp32", "tf32" or "bf16"; skips where it cannot."""
+    if precision == "bf16" and not device.has_bf16:
+        pytest.skip("no matrix unit")
+    if precision == "tf32" and not device.has_tf32:
+        pytest.skip("tf32 is NVIDIA's")
+    if isinstance(device, Numba):
+        from gpt.ops.cpu.numba_operations import NumbaOps
+
+        return NumbaOps(threads=4)
+    return GpuOps(device, precision)
+
+
+# A GPU, one of each on a CPU (layouts of the tile, warps of 64 and 32, orders of the threads), and AMD's machine code.
+GPUS = [
+    pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
+    pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
+    pytest.param(functools.partial(executor, "mfma", "seeded"), id="mfma"),
+    pytest.param(functools.partial(executor, "wmma11", "reversed"), id="wmma11"),
+    pytest.param(functools.partial(executor, "wmma12", "seeded"), id="wmma12"),
+    *(pytest.param(functools.partial(emulator, target), id=target, marks=pytest.mark.amd) for target in TARGETS),
+]
+NUMBA = pytest.param(numba_cpu, id="numba")
+DEVICES = [*GPUS, NUMBA]
+
+
+def _untouched(dtype: np.dtype) -> float:
+    return UNTOUCHED.get(dtype.str[1:], UNTOUCHED[dtype.kind])
+
+
+class Arrays:
+    """Makes arrays for GpuOps `ops` and finds out afterward who wrote where they should not."""
+
+    def __init__(self, ops) -> None:
+        self.ops, self._guarded = ops, []
+
+    def of(self, value: np.ndarray, dtype: str = "") -> object:
+        """`value` on the device, in the type of activations unless `dtype` says otherwise, between guard bands."""
+        value = np.asarray(value)
+        whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
+        whole.fill(_untouched(whole.dtype))
+        view = whole[GUARD : GUARD + value.size].reshape(value.shape)
+        if value.dtype.kind == "f":
+            value = value.astype(dtype or np.float32)
+        self.ops.copy(value, out=view)
+        self._guarded.append((whole, value.size))
+        return view
+
+    def poisoned(self, *shape: int, dtype: str = "") -> object:
+        """An array of NaN, for a kernel to overwrite."""
+        return self.of(np.full(shape, np.nan), dtype)
+
+    def rounded(self, value: np.ndarray) -> np.ndarray:
+        """`value` as float64 after a trip through the type of activations."""
+        array = self.ops.empty(value.shape)
+        self.ops.copy(value.astype(np.float32), out=array)
+        return self.ops.to_host(array).astype(np.float64)
+
+    def check(self) -> None:
+        for whole, size in self._guarded:
+            host = whole if self.ops.is_cpu else self.ops.device.to_host(whole)
+            band = np.concatenate([host[:GUARD], host[GUARD + size :]])
+            assert (band == _untouched(whole.dtype)).all(), "a kernel wrote outside of its array"

@@ -1,0 +1,157 @@
+"""A device on the CPU: kernels compiled by the host's C++ compiler and run on NumPy arrays, thread by thread.
+
+What a GPU would refuse, or forgive only sometimes, raises ExecutorError: executor.cpp lists it.
+
+HIPGPT_EXECUTOR_CACHE names the folder for compiled kernels, by default one among the system's temporary files. With
+HIPGPT_SANITIZE=1 kernels are built with AddressSanitizer, which sees accesses outside of NumPy's arrays, and with
+UndefinedBehaviorSanitizer; Python then has to be started with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and
+ASAN_OPTIONS=detect_leaks=0.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gpt.ops.gpu.sources import Instance
+from tests.support.host_device import HostDevice
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir()) / f"hipgpt-executor-{os.getuid()}"))
+
+# How a matrix tile lies in registers, as common.h numbers it, and how wide a warp is.
+LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64), "wmma11": (3, 32), "wmma12": (4, 32)}
+ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # in which the threads of a block take their turns
+LARGEST_GRID = (2**31 - 1, 65535, 1)  # on NVIDIA; kernels do not use z
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+if os.environ.get("HIPGPT_SANITIZE"):
+    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack
+else:
+    FLAGS += ["-Wframe-larger-than=32768"]
+KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
+KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers"]
+
+# How a parameter is passed, as executor.h names it, by what NumPy calls the argument's type.
+CODES = {"array": "p", "f4": "f", "f8": "d", "i4": "i", "u4": "i", "i8": "l", "u8": "l"}
+
+
+class ExecutorError(RuntimeError):
+    """What a kernel or its launch did that a GPU would not forgive; or what the compiler said."""
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler, or None."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+class ExecutorDevice(HostDevice):
+    """Warps as wide, and tiles laid out, as LAYOUTS[layout] says; threads take turns in the order ORDERS[order]."""
+
+    def __init__(self, layout: str, order: str = "forward") -> None:
+        self._layout, self.warp = LAYOUTS[layout]
+        self._seed = ORDERS[order]
+        self.target = self.description = f"executor-{layout}"
+        self.has_bf16, self.has_tf32 = self._layout != 0, layout == "mma"
+
+    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+        """Kernel `name` of an instance; call it with (grid, block, arguments)."""
+        kernel = self.kernel_of(Instance.of(file, defines).source, name)
+        return lambda *launch: self.ask(partial(kernel, *launch))
+
+    def kernel_of(self, source: str, name: str) -> Callable[..., None]:
+        """Kernel `name` of a whole source text, common.h and all. Raises ExecutorError if that does not compile."""
+        kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
+        entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
+        source += f'#line 1 "executor.h"\n{entries}'
+        flags = (*KERNEL_FLAGS, f"-DLAYOUT={self._layout}", f"-DWARP={self.warp}")
+        return _Kernel(_compile(source, flags), name, self.warp, self._seed)
+
+
+class _Kernel:
+    """A kernel of a compiled library."""
+
+    def __init__(self, path: Path, name: str, warp: int, seed: int) -> None:
+        self._path, self._name, self._warp, self._seed = path, name, warp, seed
+        self._run = _runtime().executor_run
+        library = ctypes.CDLL(str(path))
+        self._call = ctypes.cast(library[f"call_{name}"], ctypes.c_void_p)
+        self._most_threads = library[f"threads_{name}"]()
+        parameters = library[f"parameters_{name}"]
+        parameters.restype = ctypes.c_char_p
+        self._parameters = parameters().decode()
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+        """Runs it. Raises ExecutorError, in one line, for what is wrong with the launch, or goes wrong in it."""
+        self._check(grid, block, arguments)
+        cells = [np.array(x.ctypes.data if isinstance(x, np.ndarray) else x) for x in arguments]
+        pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
+        error = ctypes.create_string_buffer(2048)
+        self._run(self._call, pointers, *(*grid, 1)[:2], block[0], self._warp, self._seed, error, len(error))
+        if error.value:
+            message, *calls = error.value.decode().splitlines()
+            raise ExecutorError(f"{self._name}: {message}{_places(self._path, calls)}")
+
+    def _check(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+        """Arrays go where pointers are expected, NumPy scalars where numbers of their kind and size are."""
+        if any(not 1 <= n <= most for n, most in zip(grid, LARGEST_GRID, strict=False)):
+            blocks = " x ".join(map(str, grid))
+            raise ExecutorError(f"{self._name}: a grid of {blocks} blocks, but none may be 0 or above {LARGEST_GRID}")
+        if not 1 <= block[0] <= self._most_threads or any(n != 1 for n in block[1:]):
+            threads = " x ".join(map(str, block))
+            raise ExecutorError(f"{self._name}: a block of {threads} threads, but it was made for {self._most_threads}")
+        types = ["array" if isinstance(x, np.ndarray) else np.asarray(x).dtype.str[1:] for x in arguments]
+        given = "".join(CODES.get(each, "?") for each in types)
+        if given != self._parameters:
+            raise ExecutorError(f"{self._name}: it takes {self._parameters}, but was given {given}")
+        for number, argument in enumerate(arguments):
+            if isinstance(argument, np.ndarray) and not argument.flags.c_contiguous:
+                raise ExecutorError(f"{self._name}: argument {number} is not contiguous")
+
+
+def _places(library: Path, calls: list[str]) -> str:
+    """Where in the source `calls` were, offsets in the library, as " (common.h:12, gelu.hip:34)"."""
+    if not calls or not shutil.which("addr2line"):
+        return ""
+    result = subprocess.run(["addr2line", "-i", "-e", library, *calls], capture_output=True, text=True, check=True)
+    places = [Path(line.split(" (")[0]).name for line in result.stdout.splitlines()]  # without discriminators
+    return f" ({', '.join(place for place in places if not place.startswith(('?', 'executor.h')))})"
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    """executor.cpp, for kernels to call."""
+    path = _compile((HERE / "executor.cpp").read_text(), ("-O2",))
+    library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    library.executor_run.argtypes = [pointer, pointer, *[number] * 4, ctypes.c_uint64, pointer, ctypes.c_size_t]
+    library.executor_run.restype = None
+    return library
+
+
+@functools.cache
+def _compile(source: str, flags: tuple[str, ...]) -> Path:
+    """The source as a library, from the cache if it was compiled before."""
+    command = [compiler(), *FLAGS, *flags, "-I", str(HERE), "-x", "c++", "-"]
+    headers = [(HERE / header).read_text() for header in ("executor.h", "fiber.h")]
+    path = CACHE / f"{hashlib.sha256(chr(0).join([source, *command, *headers]).encode()).hexdigest()}.so"
+    if not path.exists():
+        CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            made = Path(folder) / path.name
+            result = subprocess.run([*command, "-o", made], input=source, capture_output=True, text=True, check=False)
+            if result.returncode:
+                raise ExecutorError(result.stderr)
+            os.replace(made, path)  # at once: others may look for it now
+    return path

@@ -1,0 +1,64 @@
+"""What devices that stand in for a GPU have in common: NumPy's arrays, and work that can be recorded."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from gpt.ops.cpu.host import HostTimeline
+
+
+class HostDevice:
+    """What GpuOps asks of a device apart from kernels; those go through `ask`, so that they are recorded too."""
+
+    xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
+    records = True
+    _recorded: list[Callable[[], object]] | None = None
+    _landing: list[Callable[[], object]] | None = None  # downloads that nobody has waited for
+
+    def ask(self, work: Callable[[], object]) -> None:
+        """Do it now, or note it where work is being recorded."""
+        if self._recorded is None:
+            work()
+        else:
+            self._recorded.append(work)
+
+    def record(self, work: Callable[[], object]) -> Callable[[], object]:
+        self._recorded = recorded = []
+        try:
+            work()
+        finally:
+            self._recorded = None
+        return lambda: [each() for each in recorded]
+
+    def clear(self, array: np.ndarray) -> None:
+        self.ask(partial(array.fill, 0))
+
+    def pinned(self, size: int) -> np.ndarray:
+        return np.empty(size, np.uint8)
+
+    def upload(self, host: np.ndarray, out: np.ndarray) -> Callable[[], object]:
+        out[...] = host
+        host[...] = 0xA5  # nobody may count on what an earlier step wrote
+        return lambda: None
+
+    def download(self, array: np.ndarray, host: np.ndarray) -> Callable[[], object]:
+        self._landing, value = self._landing or [], array.copy()
+        host.view(np.uint8)[...] = 0xA5  # nothing is there before somebody waits for it
+        self._landing.append(partial(np.copyto, host, value))
+
+        def wait() -> None:  # by now the device may have done all that it was asked for
+            for land in self._landing:
+                land()
+            self._landing.clear()
+
+        return wait
+
+    def to_host(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def free_bytes(self) -> int:
+        return 2**40
+
+    def held_bytes(self) -> int:
+        return 0

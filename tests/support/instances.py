@@ -1,0 +1,66 @@
+"""Every kernel instance that models of hipgpt ask for: found by running them on a device that only takes notes."""
+
+import numpy as np
+
+from gpt.batches import token_order
+from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
+from gpt.model import GPT, KVCache
+from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.sources import Instance
+from gpt.ops.gpu.targets import has_tf32
+from gpt.optim import Optimizer
+from tests.support.host_device import HostDevice
+
+# Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
+# and rows for more, both activations, and dropout or none.
+MODELS = [
+    {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 64},  # heads of 16
+    {"embed_dim": 256, "num_heads": 8, "ff_hidden_dim": 1024, "dropout": 0.1},  # the default: 32
+    {"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072},  # gpt2-124M: 64
+    {"embed_dim": 1024, "num_heads": 16, "ff_hidden_dim": 4096},  # gpt2-350M: 64
+    {"embed_dim": 1600, "num_heads": 25, "ff_hidden_dim": 6400, "dropout": 0.1},  # gpt2-xl: 64
+    {"embed_dim": 160, "num_heads": 2, "ff_hidden_dim": 80, "dropout": 0.1},  # 80
+    {"embed_dim": 192, "num_heads": 2, "ff_hidden_dim": 64, "dropout": 0.1},  # 96
+    {"embed_dim": 128, "num_heads": 1, "ff_hidden_dim": 64, "dropout": 0.1},  # 128
+    {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: nothing is even
+]
+
+
+class NotingDevice(HostDevice):
+    """A device whose kernels do nothing but be remembered."""
+
+    description = "a device that takes notes"
+
+    def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
+        self.target, self.warp, self.has_bf16, self.has_tf32 = target, warp, has_bf16, has_tf32(target)
+        self.instances: dict[Instance, None] = {}
+
+    def kernel(self, file, name, defines):
+        self.instances[Instance.of(file, defines)] = None
+        return lambda grid, block, arguments: None
+
+
+def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
+    """What training, evaluating and writing text compile on `target`, in fp32 and, where it can, in bf16 and tf32."""
+    device = NotingDevice(target, warp, has_bf16)
+    for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
+        for shape in MODELS:
+            ops = GpuOps(device, precision)
+            model = GPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, training=True)
+            ids = np.zeros((1, 8), np.int32)
+            model.loss(ids, ids)
+            model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+            for optimizer in OPTIMIZERS:
+                Optimizer(model, TrainConfig(optimizer=optimizer)).step(np.full(1, 1e-3, np.float32))
+            cache = KVCache(model.config, ops.zeros, ops.zeros(1, "int32"))
+            for count in (2, 1):
+                model.decode(ids[0, :count], cache)
+        for vocab in (16384, 50304):  # rows of logits for blocks of each size
+            logits = ops.empty((1, vocab))
+            for scale in (None, 1.0):
+                ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
+        for vocab in (40, 5000):
+            place, options = np.zeros(1, np.int32), {"top_k": 3, "top_p": 0.9, "repetition_penalty": 1.1}
+            logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
+            ops.sample(logits, seen, np.empty(1), place, temperature=0.5, **options)
+    return list(device.instances)

@@ -1,0 +1,115 @@
+"""ROCm without an AMD GPU: the real cupy-rocm wheel on a simulated HIP runtime.
+
+What is real: CuPy's ROCm wheel with its HIP code paths, all of hipgpt, the arguments of its kernels, their code. What
+is not: memory is the host's (hip.c), hiprtc is clang 19, or hiprtc 5.2 where that knows the target (hiprtc.c), kernels
+run on the emulator of tests/support/amd, hipBLASLt is a loop (hipblaslt.c), and all other libraries that CuPy links to
+are functions that do nothing and say that they succeeded.
+
+Needs what tests/support/amd needs, gcc, and HIPGPT_ROCM_PYTHON: a Python of an environment of its own (CuPy's wheels
+for different vendors clash) with `pip install 'hipgpt[rocm]'`. CuPy reads its surroundings when it is imported, so
+every program runs in a process of its own: `python -m tests.support.rocm PROGRAM`.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from tests.support import ROOT
+from tests.support.amd import emulator
+
+HERE = Path(__file__).parent
+READELF = "readelf"
+HIPCC = """#!/bin/sh
+printf '#include <...> search starts here:\\n {include}\\nEnd of search list.\\n' >&2
+"""
+
+
+@cache
+def unavailable() -> str | None:
+    """Why ROCm cannot be simulated here; None if it can."""
+    if "HIPGPT_ROCM_PYTHON" not in os.environ:
+        return "HIPGPT_ROCM_PYTHON does not name a Python that has cupy-rocm"
+    for tool in ("gcc", READELF):
+        if not shutil.which(tool):
+            return f"{tool} is absent (apt-get install gcc)"
+    return emulator.unavailable()
+
+
+class Simulation:
+    """An installation of ROCm in an empty `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._python, self.folder = os.environ["HIPGPT_ROCM_PYTHON"], folder
+        _build_libraries(self._packages(), folder / "lib")
+        self.include = folder / "include"
+        self.include.mkdir()
+        hipcc = folder / "bin" / "hipcc"
+        hipcc.parent.mkdir()
+        hipcc.write_text(HIPCC.format(include=self.include), encoding="utf-8")
+        hipcc.chmod(0o755)
+
+    def run(
+        self, program: str, *arguments: str, target: str, gpus: int = 1, hipcc: bool = True, hipblaslt: str = "",
+        without: str = "",
+    ) -> subprocess.CompletedProcess:  # fmt: skip
+        """Run `main` of tests/support/rocm/`program`.py on a machine with `gpus` GPUs of a kind.
+
+        `hipblaslt` is a mode of hipblaslt.c, or "" where that library is not installed; nor is the one named `without`.
+        """
+        libraries = self.folder / "lib"
+        if without:
+            libraries = shutil.copytree(libraries, self.folder / f"without-{without}", dirs_exist_ok=True)
+            (libraries / without).unlink()
+        path = [str(self.folder / "bin")] if hipcc else []
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "LD_LIBRARY_PATH": os.pathsep.join(map(str, (libraries, libraries / "hipblaslt")[: 2 if hipblaslt else 1])),
+            "ROCM_HOME": str(self.folder),
+            "PATH": os.pathsep.join([*path, os.environ["PATH"]]),
+            "CUPY_CACHE_DIR": str(self.folder / f"cache-{target}"),
+            "SIMULATED_TARGET": target,
+            "SIMULATED_GPUS": str(gpus),
+            "SIMULATED_HIPBLASLT": hipblaslt,
+        }
+        command = [self._python, "-m", "tests.support.rocm", program, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+
+    def _packages(self) -> Path:
+        """Where that Python keeps CuPy."""
+        code = "import importlib.util as u, sys; sys.stdout.write(u.find_spec('cupy').submodule_search_locations[0])"
+        found = subprocess.run([self._python, "-c", code], capture_output=True, text=True, check=True).stdout
+        return Path(found).parent
+
+
+def _build_libraries(packages: Path, folder: Path) -> None:
+    """Every library that CuPy's wheel links to and a plain Linux lacks.
+
+    The simulated runtime, whose name all of CuPy's parts load, also exports what nobody simulates.
+    """
+    needed, wanted = set(), set()
+    for library in packages.glob("cupy*/**/*.so"):
+        listing = _output(READELF, "-W", "-d", "--dyn-syms", str(library))
+        needed |= set(re.findall(r"\(NEEDED\).*\[(lib(?:amdhip64|hip|roc|rccl)[^]]*)\]", listing))
+        wanted |= set(re.findall(r" UND ((?:__)?(?:hip|roc|nccl)\w+)", listing))
+    runtime = (HERE / "hip.c").read_text(encoding="utf-8")
+    simulated = set(re.findall(r"^(?:int|const char\*) (\w+)\(", runtime, re.MULTILINE))
+    others = "".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(wanted - simulated))
+    (folder / "hipblaslt").mkdir(parents=True)
+    for name in needed:
+        _build_library(folder / name, runtime + others if name.startswith("libamdhip64.") else "")
+    _build_library(folder / "libhiprtc.so.7", (HERE / "hiprtc.c").read_text(encoding="utf-8"))
+    blas = (HERE / "hipblaslt.c").read_text(encoding="utf-8")
+    _build_library(folder / "hipblaslt" / "libhipblaslt.so.1", blas, "-lm")
+
+
+def _build_library(path: Path, source: str, *options: str) -> None:
+    command = ["gcc", "-w", "-O2", "-shared", "-fPIC", f"-Wl,-soname,{path.name}", "-x", "c", "-", "-o", str(path)]
+    subprocess.run([*command, *options], input=source, text=True, check=True)
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

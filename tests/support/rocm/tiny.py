@@ -1,0 +1,44 @@
+"""A few steps of a tiny model on any operations, and what it then writes."""
+
+from typing import Any
+
+import numpy as np
+
+from gpt.batches import token_order
+from gpt.config import ModelConfig, TrainConfig
+from gpt.generate import Sampling, draw
+from gpt.model import GPT
+from gpt.optim import Optimizer
+
+CONFIG = ModelConfig(
+    vocab_size=40, max_seq_len=16, num_layers=1, embed_dim=32, num_heads=2, ff_hidden_dim=64, dropout=0.1
+)
+BATCH, STEPS, LEARNING_RATE = 2, 3, 1e-3
+
+
+def train(ops: Any) -> tuple[GPT, list[float]]:
+    """The same model after steps on the same tokens, and the mean loss of each."""
+    rng = np.random.default_rng(0)
+    model = GPT(CONFIG, ops, BATCH, training=True)
+    model.initialize(0)
+    optimizer = Optimizer(model, TrainConfig())
+    losses = []
+    for _ in range(STEPS):
+        tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, CONFIG.max_seq_len + 1), dtype=np.int32)
+        ids, labels = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+        for cleared in (model.metrics, model.gradients.flat):
+            ops.fill(cleared, 0)
+        model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids))), 1 / ids.size)
+        optimizer.step(ops.from_host(np.full(1, LEARNING_RATE, np.float32)))
+        losses.append(float(ops.to_host(model.metrics)[0]) / ids.size)
+    return model, losses
+
+
+def weights(model: GPT) -> np.ndarray:
+    """All of them, one after the other."""
+    return np.concatenate([model.ops.to_host(view).ravel() for view in model.weights.named.values()])
+
+
+def write(model: GPT) -> list[int]:
+    """The likeliest ids after a prompt, each less likely once it is there, and more than the window holds."""
+    return list(draw(model, [1], 6, Sampling(temperature=0, repetition_penalty=4), eos_id=-1, seed=0, window=4))

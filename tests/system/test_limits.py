@@ -1,0 +1,249 @@
+"""What a container leaves: cgroups of both versions in made-up roots, and real ones where the machine lets us."""
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from gpt import checkpoint, cli, plan
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.export import export
+from gpt.generate import load_model
+from gpt.model import memory_bytes
+from gpt.ops.cpu.operations import CpuOps
+from gpt.optim import COUNTERS, optimizer_shapes
+from gpt.parameters import parameter_shapes
+from gpt.run import Run
+from gpt.system import limits
+from gpt.tokenizer import Tokenizer
+from tests.support import ROOT
+
+MIB = 2**20
+V2 = "30 1 0:28 {root} /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = (
+    "35 31 0:32 {root} /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n"
+    "36 31 0:33 {root} /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
+)
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Makes a root folder with these files, on a machine with 64 CPUs and 1 TiB of free memory."""
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: type("", (), {"available": 2**40}))
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+
+    def make(**files):
+        for name, content in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(str(content))
+        return str(tmp_path)
+
+    return make
+
+
+def v2(group="/", mount="/", **folders):
+    files = {"proc/self/cgroup": f"0::{group}\n", "proc/self/mountinfo": V2.format(root=mount)}
+    for folder, content in folders.items():
+        path = f"sys/fs/cgroup{folder.replace('__', '/')}"
+        files |= {f"{path}/{name}": text for name, text in content.items()}
+    return files
+
+
+def memory_v2(limit, used, stat="", high="max"):
+    return {"memory.max": limit, "memory.high": high, "memory.current": used, "memory.stat": stat}
+
+
+def test_without_cgroups_the_machine_is_the_limit(machine):
+    assert limits.free_memory(machine()) == 2**40
+    assert limits.cpus(machine()) == 64
+
+
+def test_a_group_of_version_2_limits_memory_and_cpus(machine):
+    group = {**memory_v2(150 * MIB, 40 * MIB), "cpu.max": "200000 100000"}
+    root = machine(**v2("/box", __box=group))
+    assert limits.free_memory(root) == 110 * MIB
+    assert limits.cpus(root) == 2
+
+
+def test_page_cache_is_not_used_but_shared_memory_is(machine):
+    stat = f"anon 1\nfile {60 * MIB}\nshmem {20 * MIB}\nactive_file {10 * MIB}\ninactive_file {30 * MIB}\n"
+    assert limits.free_memory(machine(**v2("/box", __box=memory_v2(150 * MIB, 100 * MIB, stat)))) == 90 * MIB
+
+
+def test_the_smallest_limit_on_the_way_up_rules(machine):
+    folders = {
+        "__a": {**memory_v2(100 * MIB, 90 * MIB), "cpu.max": "150000 100000"},
+        "__a__b": {**memory_v2(500 * MIB, 20 * MIB), "cpu.max": "max 100000"},
+        "__a__b__c": {**memory_v2("max", 5 * MIB), "cpu.max": "800000 100000"},
+    }
+    root = machine(**v2("/a/b/c", **folders))
+    assert limits.free_memory(root) == 10 * MIB
+    assert limits.cpus(root) == 2  # a quota of 1.5
+
+
+def test_the_limit_at_which_the_kernel_slows_a_group_down_counts_too(machine):
+    root = machine(**v2("/box", __box=memory_v2(150 * MIB, 40 * MIB, high=100 * MIB)))
+    assert limits.free_memory(root) == 60 * MIB
+
+
+def test_a_container_whose_group_is_its_root_is_seen(machine):
+    assert limits.free_memory(machine(**v2("/", **{"": memory_v2(99 * MIB, 0)}))) == 99 * MIB
+
+
+@pytest.mark.parametrize(("group", "mount"), [("/docker/1f", "/docker/1f"), ("/docker/1f", "/"), ("/../x", "/")])
+def test_a_path_of_outside_the_container_stands_for_its_root(machine, group, mount):
+    assert limits.free_memory(machine(**v2(group, mount, **{"": memory_v2(99 * MIB, 0)}))) == 99 * MIB
+
+
+def test_version_1_limits_memory_and_cpus(machine):
+    root = machine(**{
+        "proc/self/cgroup": "4:memory:/box\n2:cpu,cpuacct:/box/in\n0::/\n",
+        "proc/self/mountinfo": V1.format(root="/"),
+        "sys/fs/cgroup/memory/box/memory.limit_in_bytes": 150 * MIB,
+        "sys/fs/cgroup/memory/box/memory.usage_in_bytes": 100 * MIB,
+        "sys/fs/cgroup/memory/box/memory.stat": f"cache 7\ntotal_inactive_file {30 * MIB}\ntotal_active_file {MIB}\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": 2**63 - 4096,
+        "sys/fs/cgroup/memory/memory.usage_in_bytes": 400 * MIB,
+        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": 50_000,
+        "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": 100_000,
+        "sys/fs/cgroup/cpu,cpuacct/box/in/cpu.cfs_quota_us": -1,
+        "sys/fs/cgroup/cpu,cpuacct/box/in/cpu.cfs_period_us": 100_000,
+    })  # fmt: skip
+    assert limits.free_memory(root) == 81 * MIB
+    assert limits.cpus(root) == 1  # half of one
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "0::", ":::\n\n1", "\0"])
+def test_files_that_say_nothing_are_no_limit(machine, text):
+    root = machine(**{"proc/self/cgroup": text, "proc/self/mountinfo": text or V2.format(root="/")})
+    assert limits.free_memory(root) == 2**40
+    assert limits.cpus(root) == 64
+
+
+def test_more_used_than_allowed_is_nothing_free(machine):
+    assert limits.free_memory(machine(**v2("/box", __box=memory_v2(10 * MIB, 40 * MIB)))) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits address space as Linux does")
+def test_a_limited_address_space_is_seen():
+    code = """
+import resource, psutil
+from gpt.system.limits import free_memory
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 50_000_000, resource.RLIM_INFINITY))
+print(free_memory())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 40_000_000 < int(out) <= 50_000_000
+
+
+def test_disk_space_is_that_of_the_nearest_folder_that_exists(tmp_path):
+    assert abs(limits.free_disk(tmp_path / "not" / "yet") - psutil.disk_usage(str(tmp_path)).free) < 2**30
+
+
+MODEL = ModelConfig(vocab_size=100, max_seq_len=8, embed_dim=16, num_heads=2, ff_hidden_dim=32, num_layers=1)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A checkpoint of a small model."""
+    run = Run("r", tmp_path)
+    run.path.mkdir()
+    weights, optimizer = (
+        {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        for shapes in (parameter_shapes(MODEL), optimizer_shapes(MODEL, "adamw"))
+    )
+    return checkpoint.save(run, 1, MODEL, TrainConfig(), weights, optimizer, dict.fromkeys(COUNTERS, 0))
+
+
+def test_generate_and_export_look_at_the_memory_first(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "load", lambda path: type("", (), {"vocab_size": 100}))
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: type("", (), {"available": 5000}))
+    with pytest.raises(UserError, match=r"this model needs \d+ KiB of memory, but 0 bytes is free: close") as error:
+        load_model(saved, CpuOps(1))
+    assert "--batch" not in str(error.value)
+    with pytest.raises(UserError, match=r"exporting needs 6 KiB of memory, but 5 KiB is free"):
+        export(saved, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_resumed_run_loads_is_counted_from_the_first_start_on():
+    ops, train = CpuOps(1), TrainConfig()
+    arrays = memory_bytes(MODEL, train.batch_size, ops, "adamw")
+    assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding
+
+
+@pytest.mark.parametrize("command", ["train", "tokenize", "generate", "export", "bench"])
+def test_the_advice_of_a_command_without_memory_names_its_own_options_alone(command, capsys, monkeypatch):
+    def callback(**_):
+        raise MemoryError
+
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(cli.main.commands[command], "callback", callback)
+    required = [word for p in cli.main.commands[command].params if p.required for word in (p.opts[0], "x")]
+    with pytest.raises(SystemExit):
+        cli.main([command, *required])
+    error = capsys.readouterr().err
+    assert error.startswith("Error: out of memory: ")
+    known = {option for p in cli.main.commands[command].params for option in p.opts}
+    assert set(re.findall(r"--[a-z-]+", error)) <= known
+
+
+class Lines(list):
+    line = list.append
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (10**6, []),
+        (200_000, ["Note: 5 x 47 KiB of checkpoints and the best weights (16 KiB) will be kept, but 195 KiB is free"]),
+    ],
+)
+def test_a_disk_too_small_for_what_will_be_kept_is_told_at_the_start(saved, monkeypatch, free, said):
+    monkeypatch.setattr(plan, "free_disk", lambda path: free)
+    lines = Lines()
+    plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), lines)
+    assert [line.split(" on the disk")[0] for line in lines] == said
+
+
+def test_a_disk_too_small_for_one_checkpoint_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(plan, "free_disk", lambda path: 30_000)
+    with pytest.raises(UserError, match="a checkpoint takes 47 KiB, but 29 KiB is free on the disk of .*--runs-dir"):
+        plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), Lines())
+
+
+@pytest.fixture
+def cgroup():
+    """A real group of version 1 with 150 MiB and half a CPU; as what a process does to enter it."""
+    folders = [Path("/sys/fs/cgroup") / kind / f"hipgpt-test-{os.getpid()}" for kind in ("memory", "cpu")]
+    try:
+        for folder in folders:
+            folder.mkdir()
+        (folders[0] / "memory.limit_in_bytes").write_text(str(150 * MIB))
+        (folders[1] / "cpu.cfs_quota_us").write_text("50000")
+    except OSError as error:
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
+        pytest.skip(f"cgroups of version 1 cannot be made here: {error}")
+    yield lambda: [(folder / "cgroup.procs").write_text(str(os.getpid())) for folder in folders]
+    for folder in folders:
+        folder.rmdir()
+
+
+def test_a_real_group_is_seen_and_a_model_too_large_for_it_is_refused_rather_than_killed(hipgpt, cgroup):
+    sizes = ("--dim", 512, "--heads", 8, "--ff", 2048, "--layers", 8, "--seq", 8, "--batch", 1)
+    text = ROOT / "README.md"
+    command = ("train", "--data-path", text, "--vocab-size", 100, *sizes, "--device", "cpu", "--run-name", "r")
+    refused = hipgpt(*command, status=2, preexec_fn=cgroup)
+    assert "CPU, 1 thread" in refused.stdout
+    assert "of memory, but" in refused.stderr
+    assert "MiB is free" in refused.stderr

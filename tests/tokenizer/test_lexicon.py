@@ -1,0 +1,72 @@
+"""gpt/tokenizer/lexicon.py: numbers of distinct strings, against a dictionary."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Numbering, Strings, _hashed
+
+# About the seams between integers (8 bytes) and to the dictionary (32), and with what strings are padded with elsewhere
+alike = st.integers(1, 40).map(lambda n: (b"\0ab" * 14)[:n])
+strings = alike | st.binary(min_size=1, max_size=40).map(lambda s: s.replace(b"\xff", b"\xfe"))
+texts = st.lists(strings, max_size=30)
+
+
+def side_by_side(texts):
+    length = np.array([len(text) for text in texts], np.intp)
+    return Strings(b"".join(texts) + bytes(MARGIN), np.array([0, *accumulate(length)][: len(texts)], np.intp), length)
+
+
+@given(batches=st.lists(texts))
+def test_strings_get_the_numbers_that_a_dictionary_would_give(batches):
+    lexicon, expected = Lexicon(), {}
+    for batch in batches:
+        unseen = [text not in expected for text in batch]
+        assert (lexicon.find(side_by_side(batch)) == UNKNOWN).tolist() == unseen
+        number, new = lexicon.add(side_by_side(batch))
+        added = new.joined().split(b"\xff")[:-1]
+        assert sorted(added) == sorted({text for text, is_new in zip(batch, unseen, strict=True) if is_new})
+        expected |= {text: len(expected) + i for i, text in enumerate(added)}
+        assert number.tolist() == [expected[text] for text in batch]
+        assert lexicon.find(side_by_side(batch)).tolist() == number.tolist()
+    assert len(lexicon) == len(expected)
+
+
+@given(keys=st.lists(st.integers(0, 2**64 - 1), unique=True))
+def test_different_keys_get_numbers_in_their_order(keys):
+    number, new = Numbering(1, slots=2).add([np.array(keys, np.uint64)])
+    assert number.tolist() == new.tolist() == list(range(len(keys)))
+
+
+def test_keys_that_share_a_slot_find_their_way():
+    numbering = Numbering(1, slots=2)
+    numbering._slot = lambda hash: np.full(len(hash), len(numbering._slots) - 1)
+    keys = np.arange(20, dtype=np.uint64)
+    assert numbering.add([keys[:10]])[0].tolist() == list(range(10))
+    assert numbering.add([keys[5:]])[0].tolist() == list(range(5, 20))
+    assert numbering.find([np.append(keys, np.uint64(99))]).tolist() == [*range(20), UNKNOWN]
+
+
+def test_words_that_differ_in_the_last_bytes_of_their_integers_have_different_hashes():
+    """Of 59,319 random hashes the upper 32 bits are the same for 0.4 pairs."""
+    lanes = np.meshgrid(*[np.arange(33, 72, dtype=np.uint64) << np.uint64(56)] * 3)
+    assert len(np.unique(_hashed([lane.ravel() for lane in lanes]) >> np.uint64(32))) > 59_000
+
+
+def test_the_mark_is_a_string_like_no_other():
+    lexicon, others = Lexicon(), side_by_side([b"\0", b"x" * 7, b"x" * 8, b"x" * 31, b"x" * 32])
+    assert lexicon.add(side_by_side([MARK]))[0].tolist() == [0]
+    assert set(lexicon.find(others).tolist()) == {UNKNOWN}
+    assert sorted(lexicon.add(others)[0].tolist()) == [1, 2, 3, 4, 5]
+    assert lexicon.find(side_by_side([MARK])).tolist() == [0]
+
+
+def test_several_threads_find_what_one_finds():
+    lexicon, words = Lexicon(), side_by_side([b"%d" % i * (i % 9 + 1) for i in range(5000)])
+    number, _ = lexicon.add(words)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lexicon.find, [words] * 50):
+            assert (found == number).all()

@@ -1,0 +1,131 @@
+"""gpt/tokenizer/text.py: files are read as they are, in blocks that end where every tokenizer has a seam."""
+
+import bz2
+import gzip
+import lzma
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt.errors import UserError
+from gpt.tokenizer.text import END_OF_TEXT, looks_like_json_lines, read_blocks
+
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
+NOT_WHITE_SPACE = "\x1c\x1d\x1e\x1f\u180e\u200b\ufeff"
+SCRIPTS = ["a", "é", "日本", "👩‍👧", "\r\n", "\n", " ", "<|", "endoftext", "|>"]
+FRAGMENTS = [*SCRIPTS, END_OF_TEXT, *WHITE_SPACE, *NOT_WHITE_SPACE]
+
+
+def written(path, text):
+    path.write_bytes(text.encode())
+    return path
+
+
+@given(fragments=st.lists(st.sampled_from(FRAGMENTS), min_size=1), block_chars=st.integers(1, 40))
+def test_blocks_joined_are_the_text_and_end_only_at_seams(tmp_path_factory, fragments, block_chars):
+    text = "".join(fragments)
+    path = written(tmp_path_factory.getbasetemp() / "text.txt", text)
+    blocks = list(read_blocks(path, block_chars))
+    assert "".join(blocks) == text
+    for block, following in zip(blocks, blocks[1:], strict=False):
+        before_white_space = block[-1] not in WHITE_SPACE and following[0] in WHITE_SPACE
+        assert before_white_space or following.startswith(END_OF_TEXT)
+
+
+@pytest.mark.parametrize("text", ["\ufeffa b", "a\r\nb\rc\nd", "a\x1cb\x1dc\x00d", "日本語 の 文", " ", "\n\n"])
+@pytest.mark.parametrize("block_chars", [1, 2, 3, 1 << 20])
+def test_byte_order_marks_newlines_and_control_characters_stay_as_they_are(tmp_path, text, block_chars):
+    assert "".join(read_blocks(written(tmp_path / "text.txt", text), block_chars)) == text
+
+
+def test_blocks_stay_small_where_the_text_has_seams(tmp_path):
+    path = written(tmp_path / "text.txt", "word another\n" * 10_000)
+    assert max(map(len, read_blocks(path, 100))) <= 100 + len(" another")
+    path = written(tmp_path / "marks.txt", ("無" * 30 + END_OF_TEXT) * 1000)
+    assert max(map(len, read_blocks(path, 100))) <= 100 + 30 + 2 * len(END_OF_TEXT)
+
+
+def test_a_text_without_a_seam_is_one_block(tmp_path):
+    text = "無" * 10_000
+    assert list(read_blocks(written(tmp_path / "text.txt", text), 100)) == [text]
+
+
+@pytest.mark.parametrize("block_chars", [1, 2, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("data", "offset"),
+    [
+        (b"\xffabc", 0),
+        (b"abc d\xe9f", 5),
+        ("日本 日".encode() + b"\x80", 10),
+        (b"ab \xe6\x97", 3),
+        (b"a \xed\xa0\x80", 2),
+    ],
+)
+def test_what_is_not_utf8_is_refused_with_its_offset(tmp_path, data, offset, block_chars):
+    (tmp_path / "text.txt").write_bytes(data)
+    with pytest.raises(UserError, match=rf"text.txt is not UTF-8: byte {offset} \({data[offset]:#04x}\)"):
+        list(read_blocks(tmp_path / "text.txt", block_chars))
+
+
+@pytest.mark.parametrize(("name", "complaint"), [("none", "does not exist"), (".", "directory"), ("empty", "is empty")])
+def test_what_cannot_be_read_is_refused_in_one_line_with_its_path(tmp_path, name, complaint):
+    written(tmp_path / "empty", "")
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / name))}\b.*{complaint}[^\n]*$"):
+        list(read_blocks(tmp_path / name))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_refused(tmp_path):
+    written(tmp_path / "text.txt", "a").chmod(0)
+    with pytest.raises(UserError, match="cannot read .*: Permission denied"):
+        list(read_blocks(tmp_path / "text.txt"))
+
+
+# Files that are no text
+
+
+FORMATS = {
+    "gzip": lambda: gzip.compress(b"a text"),
+    "xz": lambda: lzma.compress(b"a text"),
+    "bzip2": lambda: bz2.compress(b"a text"),
+    "zstd": lambda: b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00",
+    "zip": lambda: b"PK\x03\x04\x14\x00",
+    "parquet": lambda: b"PAR1\x15\x04\x15\x10",
+    "UTF-16": lambda: "a text".encode("utf-16"),
+    "UTF-16 without its mark": lambda: "a text".encode("utf-16-be"),
+    "UTF-32": lambda: "a text".encode("utf-32"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("block_chars", [1, 1 << 20])
+def test_what_is_no_text_is_named_by_its_first_bytes(tmp_path, name, block_chars):
+    (tmp_path / "text").write_bytes(FORMATS[name]())
+    with pytest.raises(UserError, match=rf"text is .*\b{name}\b.*: (unpack|convert|write) "):
+        list(read_blocks(tmp_path / "text", block_chars))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        ('{"text": "a"}\n{"text": "b"}\n', True),
+        ('{"text": "a"}\n', True),
+        ('{"text": "a"}\nb\n', False),
+        ("{\n}\n", False),
+        ("5\n6\n", False),
+        ("a b\n", False),
+        ('{"a":' * 100_000, False),
+    ],
+)
+def test_json_lines_are_recognized(tmp_path, text, is_json):
+    assert looks_like_json_lines(written(tmp_path / "text", text)) == is_json
+
+
+def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device")):
+        with pytest.raises(UserError, match=rf"{path} is {what}, but a text is read more than once: write it to a"):
+            list(read_blocks(path))

@@ -1,0 +1,554 @@
+"""Checkpoints: what is saved comes back, a kill at any moment leaves a run that loads, and damage is named."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from gpt import checkpoint
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.optim import optimizer_shapes
+from gpt.parameters import matrix_names, parameter_shapes
+from gpt.run import Run
+
+MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
+TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2)
+RENAMES = 5  # weights, optimizer, config (the one that counts), and the two links
+CONFIG_RENAME = 2  # the one that counts, after those of weights and optimizer
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run("a.b", tmp_path / "checkpoints")
+    run.path.mkdir(parents=True)
+    return run
+
+
+def tensors(seed, shapes):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+
+
+def state(step, model=MODEL, optimizer="adamw"):
+    """Weights, the optimizer's tensors and counters, different for each step."""
+    counters = {"adam_step": step - 1, "skipped": 1, "skipped_in_a_row": step % 2}
+    return tensors(step, parameter_shapes(model)), tensors(step + 1000, optimizer_shapes(model, optimizer)), counters
+
+
+def save(run, step, model=MODEL, train=TRAIN):
+    return checkpoint.save(run, step, model, train, *state(step, model, train.optimizer))
+
+
+def same(left, right):
+    """Whether two mappings hold the same float32 arrays under the same names in the same order."""
+    return list(left) == list(right) and all(
+        left[name].dtype == right[name].dtype == np.float32 and np.array_equal(left[name], right[name]) for name in left
+    )
+
+
+def is_complete(found, step):
+    """Whether all parts of a checkpoint are, bit for bit, what was saved at `step`."""
+    weights, optimizer, counters = state(step, optimizer=found.train.optimizer)
+    moments, counts = found.optimizer()
+    return found.step == step and same(found.weights(), weights) and same(moments, optimizer) and counts == counters
+
+
+def names(run):
+    return {path.name for path in run.path.iterdir()}
+
+
+def complete(run, *steps):
+    """The names of all files of a run that has the checkpoints of `steps`."""
+    parts = {path.name for n in steps for path in (run.weights_path(n), run.optimizer_path(n), run.config_path(n))}
+    return parts | {"latest_checkpoint.safetensors", "latest_config.json"}
+
+
+def in_a_child(action):
+    """Run `action` in a forked process, which may die of it; its exit status, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+# ---- what is saved comes back -------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(run):
+    saved = save(run, 100)
+    assert names(run) == complete(run, 100)
+    for found in (saved, checkpoint.load(run), checkpoint.load(run, 100)):
+        assert (found.run, found.model, found.train) == (run, MODEL, TRAIN)
+        assert is_complete(found, 100)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_file_has_gpt2s_names_and_a_head_only_where_it_is_not_tied(run, tied):
+    model = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, num_layers=1, tie_embeddings=tied)
+    found = save(run, 1, model)
+    assert list(found.weights()) == list(parameter_shapes(model))
+    with safe_open(found.path, framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert ("lm_head.weight" in set(file.keys())) == (not tied)
+        assert file.get_slice("transformer.h.0.attn.c_attn.weight").get_shape() == [6, 18]
+
+
+def test_the_optimizer_file_has_both_moments_as_float32_and_the_counters_as_int64(run):
+    save(run, 7)
+    stored = load_file(run.optimizer_path(7))
+    moments = {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in parameter_shapes(MODEL)}
+    counters = {"adam_step", "skipped", "skipped_in_a_row"}
+    assert stored.keys() == moments | counters
+    assert {stored[name].dtype.name for name in moments} == {"float32"}
+    assert {(stored[name].dtype.name, stored[name].shape) for name in counters} == {("int64", ())}
+
+
+def test_the_config_has_hipgpts_sections_with_paths_relative_to_the_run(run):
+    save(run, 100)
+    config = json.loads(run.config_path(100).read_text())
+    assert config["model"] == MODEL.to_json()
+    assert config["tokenizer"] == {"path": "tokenizer.json", "tokens_path": "tokens.bin"}
+    assert config["training"] == {**TRAIN.to_json(), "steps": 100}
+    assert config["checkpoint"] == {"latest": "a.b_step100.safetensors", "step": 100}
+
+
+def test_the_links_are_relative_and_point_at_the_latest(run):
+    save(run, 50)
+    save(run, 100)
+    assert os.readlink(run.latest_weights_path) == "a.b_step100.safetensors"
+    assert os.readlink(run.latest_config_path) == "a.b_step100_config.json"
+    assert is_complete(checkpoint.load(run), 100)
+    assert is_complete(checkpoint.load(run, 50), 50)
+
+
+def test_strided_arrays_are_saved_as_what_they_show(run):
+    weights, optimizer, counters = state(1)
+    strided = {name: np.asfortranarray(array) for name, array in weights.items()}
+    strided["transformer.ln_f.bias"] = np.repeat(weights["transformer.ln_f.bias"], 2)[::2]
+    checkpoint.save(run, 1, MODEL, TRAIN, strided, optimizer, counters)
+    assert is_complete(checkpoint.load(run), 1)
+
+
+def test_a_checkpoint_of_muon_has_one_moment_of_a_blocks_matrix_and_two_of_the_rest(run):
+    save(run, 1, train=replace(TRAIN, optimizer="muon"))
+    kept = set(load_file(run.optimizer_path(1))) - {"adam_step", "skipped", "skipped_in_a_row"}
+    matrices = set(matrix_names(MODEL))
+    assert len(matrices) == 4 * MODEL.num_layers
+    others = parameter_shapes(MODEL).keys() - matrices
+    moments = {f"{moment}.{name}" for moment in ("exp_avg", "exp_avg_sq") for name in others}
+    assert kept == moments | {f"momentum.{name}" for name in matrices}
+    assert is_complete(checkpoint.load(run), 1)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(run):
+    save(run, 1)
+    config = json.loads(run.config_path(1).read_text())
+    del config["training"]["optimizer"]
+    run.config_path(1).write_text(json.dumps(config))
+    assert checkpoint.load(run).train.optimizer == "adamw"
+    assert is_complete(checkpoint.load(run), 1)
+
+
+def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequence(run):
+    model = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=1)
+    save(run, 10, model)
+    config = {
+        "model": {
+            "vocab_size": 11, "max_seq_len": 4, "embed_dim": 6, "num_heads": 2, "ff_hidden_dim": 8, "num_layers": 1,
+        },
+        "tokenizer": {"path": "tokenizer.json", "tokens_path": "tokens.bin"},
+        "training": {"batch_size": 4, "learning_rate": 0.01, "steps": 10},
+        "checkpoint": {"latest": "a.b_step10.safetensors", "step": 10},
+    }  # fmt: skip
+    run.config_path(10).write_text(json.dumps(config))
+    found = checkpoint.load(run)
+    assert (found.model, found.train) == (model, TrainConfig(batch_size=4, learning_rate=0.01, sampling="sequential"))
+
+
+# ---- finding a checkpoint -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("a.b_step5.safetensors", 5), ("a.b_step5_config.json", 5),
+        ("latest_checkpoint.safetensors", 10), ("latest_config.json", 10),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["checkpoints/a.b", "some where/else", "."])
+def test_a_checkpoint_is_found_by_any_of_its_files_wherever_they_lie(run, tmp_path, monkeypatch, file, step, place):
+    save(run, 5)
+    save(run, 10)
+    directory = tmp_path / place
+    if place != "checkpoints/a.b":
+        shutil.copytree(run.path, directory, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(directory)
+    for path in (directory / file, file):
+        found = checkpoint.find(path)
+        assert is_complete(found, step)
+        assert found.run.path == directory.resolve()
+
+
+def test_a_weights_file_that_was_given_another_name_is_read_itself(run):
+    save(run, 5)
+    for part in (".safetensors", "_optimizer.safetensors", "_config.json"):
+        shutil.move(run.path / f"a.b_step5{part}", run.path / f"best{part}")
+    assert is_complete(checkpoint.find(run.path / "best.safetensors"), 5)
+
+
+@pytest.mark.parametrize("file", ["latest_checkpoint.safetensors", "a.b_step5_config.json"])
+def test_a_link_from_anywhere_leads_to_the_run_it_points_into(run, tmp_path, file):
+    save(run, 5)
+    (tmp_path / "my_model").symlink_to(run.path / file)
+    found = checkpoint.find(tmp_path / "my_model")
+    assert is_complete(found, 5)
+    assert found.run.tokenizer_path == run.tokenizer_path.resolve()
+
+
+@pytest.mark.parametrize("follow_links", [True, False])
+def test_a_run_that_was_copied_or_renamed_loads_and_trains_on(run, tmp_path, follow_links):
+    save(run, 5)
+    renamed = Run("renamed", tmp_path)
+    shutil.copytree(run.path, renamed.path, symlinks=not follow_links)
+    shutil.rmtree(run.path)
+    assert is_complete(checkpoint.load(renamed), 5)
+    assert is_complete(checkpoint.find(renamed.latest_weights_path), 5)
+    save(renamed, 10)
+    checkpoint.prune(renamed, 1)
+    assert is_complete(checkpoint.load(renamed), 10)
+    assert names(renamed) == complete(renamed, 10), "steps from before the run was renamed are pruned too"
+
+
+@pytest.mark.parametrize("file", ["missing.safetensors", "missing_config.json", "."])
+def test_a_path_that_is_no_file_is_refused(run, file):
+    save(run, 5)
+    with pytest.raises(UserError, match=r"^--ckpt .* is not a file: .*$"):
+        checkpoint.find(run.path / file)
+
+
+def test_a_weights_file_without_a_config_is_refused(run):
+    save(run, 5)
+    run.config_path(5).unlink()
+    with pytest.raises(UserError, match=r"^.*a\.b_step5_config\.json is missing: restore it"):
+        checkpoint.find(run.weights_path(5))
+
+
+# ---- kills and full disks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rename", range(RENAMES))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monkeypatch, rename, moment):
+    save(run, 5)
+    replace, left = os.replace, [rename]
+
+    def killing_replace(source, target):
+        left[0] -= 1
+        if left[0] < 0 and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killing_replace)
+        assert in_a_child(lambda: save(run, 10)) == -signal.SIGKILL
+
+    found = checkpoint.load(run)
+    is_new = rename > CONFIG_RENAME or (rename, moment) == (CONFIG_RENAME, "after")
+    assert is_complete(found, 10 if is_new else 5)
+    assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
+    with run.lock():
+        checkpoint.prune(run, 1)
+        assert is_complete(checkpoint.load(run), found.step)
+        save(run, 15)
+        checkpoint.prune(run, 1)
+        assert names(run) - {".lock"} == complete(run, 15)
+
+
+@pytest.mark.parametrize("too_large", ["weights", "optimizer"])
+@pytest.mark.parametrize("step", [5, 10])
+def test_running_out_of_space_leaves_the_previous_checkpoint_and_no_temporary_file(run, tmp_path, too_large, step):
+    save(run, 5)
+    before = names(run)
+    sizes = {"weights": run.weights_path(5).stat().st_size, "optimizer": run.optimizer_path(5).stat().st_size}
+    assert sizes["weights"] < sizes["optimizer"]
+
+    def save_without_space():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[too_large] - 1, resource.RLIM_INFINITY))
+        with pytest.raises(UserError) as error:
+            checkpoint.save(run, step, MODEL, TRAIN, *state(99))
+        (tmp_path / "message").write_text(str(error.value))
+
+    assert in_a_child(save_without_space) == 0
+    message = (tmp_path / "message").read_text()
+    assert message.startswith(f"cannot save {run.weights_path(step)}: ")
+    assert "File too large" in message
+    assert "\n" not in message
+    assert names(run) == before
+    assert is_complete(checkpoint.load(run), 5)
+
+
+def test_saving_into_a_missing_directory_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot save .*none_step1\.safetensors: No such file or directory$"):
+        save(Run("none", tmp_path), 1)
+
+
+# ---- pruning ------------------------------------------------------------------------------------------------------
+
+
+def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(run):
+    for age, step in enumerate((100, 200, 300)):
+        save(run, step)
+        os.utime(run.config_path(step), (1e9 - age, 1e9 - age))  # the clock goes back
+    checkpoint.prune(run, 3)
+    assert run.steps() == [100, 200, 300]
+    checkpoint.prune(run, 2)
+    assert names(run) == complete(run, 200, 300)
+    assert all(is_complete(checkpoint.load(run, step), step) for step in (200, 300))
+
+
+@pytest.mark.parametrize("as_plain_files", [False, True])
+def test_pruning_keeps_what_latest_points_at(run, as_plain_files):
+    for step in (30, 20, 10):
+        save(run, step)
+    if as_plain_files:
+        for link in (run.latest_weights_path, run.latest_config_path):
+            target = link.resolve()
+            link.unlink()
+            shutil.copy(target, link)
+    checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10, 30)
+
+
+@pytest.mark.parametrize("removals", range(3))
+def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, monkeypatch, removals):
+    save(run, 5)
+    save(run, 10)
+    unlink, left = Path.unlink, [removals]
+
+    def killing_unlink(path, missing_ok=False):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killing_unlink)
+        assert in_a_child(lambda: checkpoint.prune(run, 1)) == -signal.SIGKILL
+    assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
+    checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10)
+
+
+def test_pruning_removes_weights_that_never_got_their_config_and_nothing_that_is_not_the_runs(run):
+    save(run, 5)
+    others = {"tokenizer.json", "tokens.bin", "metrics.jsonl", "a.b_step3.safetensors.bak", "aXb_step3.safetensors"}
+    for name in others | {"a.b_step3.safetensors", "a.b_step4_optimizer.safetensors"}:
+        (run.path / name).touch()
+    checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 5) | others
+
+
+def test_pruning_removes_nothing_while_the_latest_checkpoint_does_not_load(run):
+    for step in (5, 10):
+        save(run, step)
+    run.weights_path(10).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 5, 10)
+
+
+# ---- damage is named ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_run_or_checkpoint_is_named_with_those_there_are(run, tmp_path):
+    with pytest.raises(UserError, match=r"^there is no run .*nowhere: `hipgpt runs` .*$"):
+        checkpoint.load(Run("nowhere", tmp_path))
+    for step, missing in ((None, "has no checkpoint yet"), (5, "has no checkpoint of step 5: there are none")):
+        with pytest.raises(UserError, match=rf"^{run.path} {missing}.*$"):
+            checkpoint.load(run, step)
+    save(run, 5)
+    save(run, 10)
+    with pytest.raises(UserError, match=r"^.* has no checkpoint of step 7: there are steps 5, 10$"):
+        checkpoint.load(run, 7)
+
+
+@pytest.mark.parametrize("damage", ["missing", "broken link"])
+def test_without_a_latest_config_the_highest_step_is_the_latest(run, damage):
+    for step in (5, 10, 7):
+        save(run, step)
+    run.latest_config_path.unlink()
+    if damage == "broken link":
+        run.latest_config_path.symlink_to("gone.json")
+    assert is_complete(checkpoint.load(run), 10)
+    for step in run.steps():
+        run.config_path(step).unlink()
+    complaint = "is a broken link" if damage == "broken link" else "without --resume"
+    with pytest.raises(UserError, match=complaint):
+        checkpoint.load(run)
+
+
+@pytest.mark.parametrize("as_plain_file", [False, True])
+def test_a_step_that_latest_config_does_not_name_yet_is_the_latest(run, as_plain_file):
+    """A kill or a power cut came between the files of the step and the links."""
+    save(run, 5)
+    before = run.config_path(5).read_text()
+    save(run, 10)
+    run.latest_config_path.unlink()
+    if as_plain_file:
+        run.latest_config_path.write_text(before)
+    else:
+        run.latest_config_path.symlink_to(run.config_path(5).name)
+    assert is_complete(checkpoint.load(run), 10)
+    checkpoint.finish(checkpoint.load(run))
+    assert json.loads(run.latest_config_path.read_text())["checkpoint"]["step"] == 10
+
+
+def without(*keys):
+    def damage(config):
+        for key in keys[:-1]:
+            config = config[key]
+        del config[keys[-1]]
+
+    return damage
+
+
+def with_value(section, key, value):
+    return lambda config: config[section].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (without("model"), "it has no model"),
+        (without("training"), "it has no training"),
+        (without("checkpoint"), "it has no checkpoint"),
+        (without("model", "vocab_size"), r"it has no model\.vocab_size"),
+        (without("checkpoint", "latest"), r"it has no checkpoint\.latest"),
+        (without("checkpoint", "step"), r"it has no checkpoint\.step"),
+        (with_value("model", "num_layers", 0), "--layers is 0"),
+        (with_value("model", "embed_dim", "wide"), r"model\.embed_dim is 'wide', but must be an integer"),
+        (with_value("model", "num_layers", 1.5), r"model\.num_layers is 1\.5, but must be an integer"),
+        (with_value("training", "batch_size", None), r"training\.batch_size is None, but must be an integer"),
+        (with_value("checkpoint", "latest", 5), r"checkpoint\.latest is 5, but must be a path"),
+        (with_value("checkpoint", "step", "last"), r"checkpoint\.step is 'last', but must be an integer"),
+        (with_value("model", "vocab_size", 12), r"wte\.weight is F32 \[11, 6\], not F32 \[12, 6\]"),
+        (with_value("model", "tie_embeddings", False), r"no tensor lm_head\.weight"),
+        (with_value("model", "num_layers", 3), r"no tensor transformer\.h\.2\.ln_1\.weight"),
+        (with_value("model", "num_layers", 1), r"unknown tensor transformer\.h\.1\.attn\.c_attn\.bias"),
+        (with_value("checkpoint", "latest", "gone.safetensors"), "is missing"),
+    ],
+)
+def test_a_config_that_lacks_something_or_does_not_fit_is_refused_in_one_line(run, damage, complaint):
+    save(run, 5)
+    config = json.loads(run.config_path(5).read_text())
+    damage(config)
+    run.config_path(5).write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"^{run.path}/\S+\.(json|safetensors) .*{complaint}") as error:
+        checkpoint.load(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 5}', "null", "\N{SNOWMAN}", b"\xff\xfe\x00"])
+def test_a_config_that_is_no_config_is_refused_in_one_line(run, text):
+    save(run, 5)
+    run.config_path(5).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"^.*config\.json is not .*$"):
+        checkpoint.load(run)
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def truncate_header(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def scramble_header(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:8] + b"\xff" + content[9:])
+
+
+def change(name, tensor):
+    def damage(path):
+        stored = load_file(path)
+        del stored[name]
+        save_file({**stored, **({} if tensor is None else {name: tensor})}, path)
+
+    return damage
+
+
+DAMAGES = {
+    "missing": (remove, "is missing"),
+    "truncated": (truncate, "is damaged"),
+    "header truncated": (truncate_header, "is damaged"),
+    "empty": (empty, "is damaged"),
+    "header scrambled": (scramble_header, "is damaged"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        *DAMAGES.values(),
+        (change("transformer.ln_f.bias", None), r"no tensor transformer\.ln_f\.bias"),
+        (change("transformer.ln_f.bias", np.zeros(7, np.float32)), r"is F32 \[7\], not F32 \[6\]"),
+        (change("transformer.ln_f.bias", np.zeros(6, np.float16)), r"is F16 \[6\], not F32 \[6\]"),
+    ],
+)
+def test_damaged_weights_are_named_when_the_checkpoint_is_opened_and_when_it_is_read(run, damage, complaint):
+    opened_before = save(run, 5)
+    damage(run.weights_path(5))
+    for attempt in (lambda: checkpoint.load(run), lambda: checkpoint.find(run.config_path(5)), opened_before.weights):
+        with pytest.raises(UserError, match=rf"^.*a\.b_step5\.safetensors .*{complaint}.*$"):
+            attempt()
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        *DAMAGES.values(),
+        (change("skipped", None), "no tensor skipped"),
+        (change("adam_step", np.zeros((), np.int32)), r"adam_step is I32 \[\], not I64 \[\]"),
+        (change("exp_avg_sq.transformer.ln_f.bias", np.zeros(7, np.float32)), r"is F32 \[7\], not F32 \[6\]"),
+    ],
+)
+def test_a_damaged_optimizer_file_is_named_but_only_by_those_who_need_it(run, damage, complaint):
+    save(run, 5)
+    damage(run.optimizer_path(5))
+    found = checkpoint.load(run)
+    assert same(found.weights(), state(5)[0])
+    with pytest.raises(UserError, match=rf"^.*a\.b_step5_optimizer\.safetensors .*{complaint}.*$"):
+        found.optimizer()
+
+
+def test_a_checkpoint_never_reads_outside_its_directory(run, tmp_path):
+    save(run, 5)
+    shutil.copy(run.weights_path(5), tmp_path / "outside.safetensors")
+    config = run.config_path(5)
+    config.write_text(config.read_text().replace("a.b_step5.safetensors", "../../outside.safetensors"))
+    with pytest.raises(UserError, match=rf"^{run.path}/outside\.safetensors is missing"):
+        checkpoint.load(run)

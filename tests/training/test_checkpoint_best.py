@@ -1,0 +1,90 @@
+"""The best checkpoint's files: the old or the new whole after a kill at any moment, and never pruned."""
+
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+from safetensors.numpy import load_file
+
+from gpt import checkpoint
+from tests.training.test_checkpoint import (
+    MODEL,
+    TRAIN,
+    complete,
+    in_a_child,
+    is_complete,
+    names,
+    run,
+    same,
+    save,
+    state,
+)
+
+__all__ = ["run"]  # a fixture
+
+
+def save_best(run, step):
+    return checkpoint.save_best(run, step, MODEL, TRAIN, state(step)[0], val_loss=1 / step)
+
+
+def is_best(found, step):
+    return (found.step, found.val_loss) == (step, 1 / step) and same(found.weights(), state(step)[0])
+
+
+def test_the_best_checkpoint_comes_back_and_replaces_the_one_before(run):
+    assert checkpoint.best(run) is None
+    for step in (5, 10):
+        for found in (save_best(run, step), checkpoint.best(run), checkpoint.load(run, best=True)):
+            assert is_best(found, step)
+    links = {"best_checkpoint.safetensors", "best_config.json"}
+    assert names(run) == links | {"a.b_best_step10.safetensors", "a.b_best_step10_config.json"}
+    assert run.has_weights
+    assert not run.has_checkpoints, "nothing that training could go on from"
+    assert run.steps() == []
+
+
+@pytest.mark.parametrize("rename", range(4))  # weights, config, and the two links
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_while_the_best_is_saved_leaves_the_old_or_the_new_whole(run, monkeypatch, rename, moment):
+    save(run, 5)
+    save_best(run, 5)
+    replace, left = os.replace, [rename]
+
+    def killing_replace(source, target):
+        left[0] -= 1
+        if left[0] < 0 and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killing_replace)
+        assert in_a_child(lambda: save_best(run, 10)) == -signal.SIGKILL
+
+    assert is_best(checkpoint.best(run), 10 if (rename, moment) == (3, "after") else 5)
+    with run.lock():
+        checkpoint.prune(run, 1)
+        save_best(run, 15)
+    assert is_best(checkpoint.best(run), 15)
+    assert is_complete(checkpoint.load(run), 5)
+    best = {"best_checkpoint.safetensors", "best_config.json", *(path.name for path in run.best_step_paths(15))}
+    assert names(run) - {".lock"} == complete(run, 5) | best
+
+
+@pytest.mark.parametrize("follow_links", [True, False])
+@pytest.mark.parametrize("file", ["best_checkpoint.safetensors", "best_config.json", "a.b_best_step10.safetensors"])
+def test_the_best_checkpoint_is_found_by_any_of_its_files_in_a_copy(run, tmp_path, file, follow_links):
+    save_best(run, 10)
+    shutil.copytree(run.path, tmp_path / "copy", symlinks=not follow_links)
+    assert is_best(checkpoint.find(tmp_path / "copy" / file), 10)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_sizes_of_the_files_are_those_of_their_tensors(run, optimizer):
+    train = replace(TRAIN, optimizer=optimizer)
+    save(run, 1, train=train)
+    wanted = [load_file(path) for path in (run.weights_path(1), run.optimizer_path(1))]
+    assert checkpoint.file_bytes(MODEL, train) == tuple(sum(array.nbytes for array in file.values()) for file in wanted)

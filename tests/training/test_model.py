@@ -1,0 +1,225 @@
+"""The whole model in float64: central differences, PyTorch's autograd, and decoding with a cache."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpt.batches import token_order
+from gpt.config import ModelConfig, TrainConfig
+from gpt.model import GPT, KVCache, memory_bytes
+from gpt.ops.cpu import operations as cpu
+from gpt.ops.cpu.operations import CpuOps
+from gpt.optim import PLAN, Optimizer
+from gpt.parameters import parameter_count, stack_shapes
+
+SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
+CONFIGS = [
+    ModelConfig(**dict(zip(SHAPE, shape, strict=True)), activation=activation, tie_embeddings=tied)
+    for shape, activation, tied in [
+        ((11, 7, 6, 3, 10, 2), "gelu", True),
+        ((2, 1, 2, 1, 1, 1), "relu", True),
+        ((37, 70, 8, 1, 5, 1), "gelu", False),
+        ((700, 19, 10, 5, 3, 3), "relu", False),
+    ]
+]
+BATCH = 3
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: f"vocab {config.vocab_size}, seq {config.max_seq_len}")
+def config(request):
+    return request.param
+
+
+def build(config, training=True, dtype="float64"):
+    """A model whose weights, biases included, are of size 0.3: every path carries a gradient that matters."""
+    model = GPT(config, CpuOps(threads=2, dtype=dtype), batch=BATCH, training=training)
+    rng = np.random.default_rng(0)
+    for name, view in model.weights.named.items():
+        view[...] = 0.3 * rng.standard_normal(view.shape) + ("ln_" in name and name.endswith("weight"))
+    return model
+
+
+def tokens(config, seq=None):
+    shape = (BATCH, (seq or config.max_seq_len) + 1)
+    drawn = np.random.default_rng(1).integers(0, config.vocab_size, shape).astype(np.int32)
+    return np.ascontiguousarray(drawn[:, :-1]), np.ascontiguousarray(drawn[:, 1:])
+
+
+def mean_loss_and_gradients(model, ids, labels):
+    model.metrics[...] = 0
+    model.gradients.flat[...] = 0
+    model.loss_and_gradients(ids, labels, token_order(ids, model.sequences), 1 / ids.size)
+    return model.metrics[0] / ids.size
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_gradients_are_the_slopes_of_the_loss(config, dropout):
+    """Along a unit direction with h = 1e-5: truncation h²/6 · third derivative (below 1e4: each of up to three blocks
+    and a loss of curvature 1, times weights that sum up to 10), rounding 2.2e-16/h · loss: below 2e-7 together."""
+    model = build(replace(config, dropout=dropout))
+    model.dropout_key[...] = 5, 9
+    ids, labels = tokens(config)
+    mean_loss_and_gradients(model, ids, labels)
+    gradients = {name: view.copy() for name, view in model.gradients.named.items()}
+    rng, h = np.random.default_rng(2), 1e-5
+    for name, view in model.weights.named.items():
+        kept, direction = view.copy(), rng.standard_normal(view.shape)
+        direction /= np.linalg.norm(direction)
+        losses = []
+        for sign in (1, -1):
+            view[...] = kept + sign * h * direction
+            losses.append(mean_loss_and_gradients(model, ids, labels))
+        view[...] = kept
+        slope = (losses[0] - losses[1]) / (2 * h)
+        assert np.sum(gradients[name] * direction) == pytest.approx(slope, rel=0, abs=2e-7), name
+
+
+def test_gradients_add_up_over_calls(config):
+    model, (ids, labels) = build(config), tokens(config)
+    mean_loss_and_gradients(model, ids, labels)
+    once = model.gradients.flat.copy()
+    model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
+    np.testing.assert_allclose(model.gradients.flat, 2 * once, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_batch_taken_in_parts_gives_what_it_gives_as_a_whole(config, dropout, monkeypatch):
+    config = replace(config, dropout=dropout)
+    ids, labels = tokens(config)
+    whole = build(config)
+    expected = mean_loss_and_gradients(whole, ids, labels)
+    monkeypatch.setattr(cpu, "PASS_ROWS", config.max_seq_len)  # two threads: two of the three sequences
+    model = build(config)
+    assert (whole.sequences, model.sequences) == (3, 2)
+    assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(model.gradients.flat, whole.gradients.flat, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
+
+
+def test_float32_agrees_with_float64(config):
+    """Roundings of 6e-8 add up over sums of up to 700 terms and three blocks: 1e-4 where none is amplified."""
+    ids, labels = tokens(config)
+    (wide, narrow) = (build(config, dtype=dtype) for dtype in ("float64", "float32"))
+    assert mean_loss_and_gradients(narrow, ids, labels) == pytest.approx(
+        mean_loss_and_gradients(wide, ids, labels), rel=1e-5
+    )
+    assert narrow.gradients.flat.dtype == np.float32
+    for name, view in wide.gradients.named.items():
+        assert np.abs(view - narrow.gradients.named[name]).max() < 1e-4 * max(0.1, np.abs(view).max()), name
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e30, np.inf, np.nan])
+def test_a_model_that_has_diverged_says_so_by_its_loss_or_gradient_and_not_by_warnings(config, size):
+    model, (ids, labels), norm = build(config, dtype="float32"), tokens(config), np.zeros(1)
+    for view in model.weights.named.values():
+        view[0] *= size
+    mean_loss_and_gradients(model, ids, labels)
+    model.ops.global_norm(model.gradients.flat, norm)
+    assert not np.isfinite(model.metrics[0]) or not np.isfinite(norm[0])
+
+
+def test_the_loss_is_that_of_the_logits(config):
+    model, (ids, labels) = build(config, training=False), tokens(config)
+    logits = model.logits(ids)
+    model.loss(ids, labels)
+    chosen = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    assert model.metrics[0] == pytest.approx(np.sum(np.log(np.exp(logits).sum(-1)) - chosen), rel=1e-12)
+    assert model.metrics[1] == np.sum(logits.argmax(-1) == labels)
+
+
+def test_a_later_token_never_changes_an_earlier_logit(config):
+    model, (ids, _) = build(config, training=False), tokens(config)
+    before = model.logits(ids)
+    ids[:, -1] = (ids[:, -1] + 1) % config.vocab_size
+    after = model.logits(ids)
+    np.testing.assert_allclose(before[:, :-1], after[:, :-1], rtol=1e-12, atol=1e-14)
+    assert not np.allclose(before[:, -1], after[:, -1])
+
+
+@pytest.mark.parametrize("prompt", [1, 5])
+def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
+    model, (ids, _) = build(config, training=False), tokens(config)
+    prompt = min(prompt, config.max_seq_len)
+    expected = model.logits(ids)[0]
+    place = np.zeros(1, np.int32)
+    cache = KVCache(config, model.ops.zeros, place)
+    for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, config.max_seq_len))]:
+        place[0] = start
+        logits = model.decode(ids[0, start:end], cache)
+        np.testing.assert_allclose(logits, expected[end - 1], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_is_known_before_it_is_allocated(config, optimizer):
+    """Counted without a byte of it existing: all that a training model and its optimizer's moments hold."""
+    asked = []
+
+    class Counting(CpuOps):
+        def empty(self, shape, dtype=""):
+            array = super().empty(shape, dtype)
+            asked.append(array.nbytes)
+            return array
+
+        def zeros(self, shape, dtype=""):
+            array = super().zeros(shape, dtype)
+            asked.append(array.nbytes)
+            return array
+
+    model = GPT(config, Counting(threads=1), batch=BATCH, training=True)
+    moving = Optimizer(model, TrainConfig(optimizer=optimizer))
+    small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
+    allocated = sum(asked) - sum(array.nbytes for array in small)
+    scratch = model.ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
+    assert memory_bytes(config, BATCH, model.ops, optimizer) == allocated + scratch
+    assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
+
+
+# ---- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+def torch_loss(torch, config, w, ids, labels):
+    """GPT-2's mean loss, written on its own from the paper's description, on a dict of torch tensors."""
+    functional = torch.nn.functional
+    gelu = {"gelu": lambda x: functional.gelu(x, approximate="tanh"), "relu": torch.relu}[config.activation]
+    batch, seq = ids.shape
+
+    def norm(x, name):
+        return functional.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][:seq]
+    for layer in range(config.num_layers):
+        h = f"transformer.h.{layer}"
+        q, k, v = (
+            part.view(batch, seq, config.num_heads, -1).transpose(1, 2)
+            for part in linear(norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn").chunk(3, dim=-1)
+        )
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(
+            torch.ones(seq, seq).triu(1).bool(), -math.inf
+        )
+        attended = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, seq, -1)
+        x = x + linear(attended, f"{h}.attn.c_proj")
+        x = x + linear(gelu(linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")), f"{h}.mlp.c_proj")
+    head = w["transformer.wte.weight" if config.tie_embeddings else "lm_head.weight"]
+    logits = norm(x, "transformer.ln_f") @ head.T
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("seq", [None, 1])
+def test_loss_and_every_gradient_equal_pytorchs(config, seq):
+    """Two float64 computations of the same sums, thousands of roundings of 1e-16 each: 1e-12, with room 1e-10."""
+    torch = pytest.importorskip("torch")
+    model, (ids, labels) = build(config), tokens(config, seq)
+    weights = {name: torch.tensor(view, requires_grad=True) for name, view in model.weights.named.items()}
+    theirs = torch_loss(torch, config, weights, torch.tensor(ids).long(), torch.tensor(labels).long())
+    theirs.backward()
+    assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(theirs.item(), rel=1e-10)
+    for name, view in model.gradients.named.items():
+        peer = weights[name].grad.numpy()
+        assert np.abs(view - peer).max() <= 1e-10 * max(1e-3, np.abs(peer).max()), name

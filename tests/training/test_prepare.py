@@ -1,0 +1,551 @@
+"""Tokenizer and tokens on disk: made once, used as they are, refused when they no longer belong together."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import tracemalloc
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+import gpt.prepare
+from gpt.errors import UserError
+from gpt.run import Run
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.text import read_blocks
+from tests.support.project import TEXT, sha256
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Inside `with idle():` nothing may be trained, encoded or digested, but for tokenizer.json."""
+
+    @contextmanager
+    def nothing_is_read():
+        digest = gpt.prepare._sha256
+
+        def refuse(*_, **__):
+            raise AssertionError("the text or the tokens were read again")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tokenizer, "train_bpe", refuse)
+            patch.setattr(Tokenizer, "encode_blocks", refuse)
+            patch.setattr(gpt.prepare, "read_blocks", refuse)
+            patch.setattr(gpt.prepare, "_sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
+            yield
+
+    return nothing_is_read
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Change a file so that its time tells, however coarse the file system's clock."""
+    later = path.stat().st_mtime_ns + 2_000_000_000
+    path.write_bytes(data)
+    os.utime(path, ns=(later, later))
+
+
+def touch(path: Path) -> None:
+    rewrite(path, path.read_bytes())
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    rewrite(path, bytes(data))
+
+
+# What is made
+
+
+def test_the_tokens_on_disk_are_the_encoded_text(project):
+    corpus = project.prepare()
+    ids = Tokenizer.load(project.run.tokenizer_path).encode(TEXT)
+    assert isinstance(corpus.tokens, np.memmap)
+    assert not corpus.tokens.flags.writeable
+    assert corpus.tokens.dtype == np.uint16
+    assert corpus.tokens.tolist() == ids
+    assert project.run.tokens_path.read_bytes() == np.array(ids, "<u2").tobytes()
+    assert corpus.tokenizer.decode(corpus.tokens[:14].tolist()).startswith("the cat sat on")
+    assert project.notes == []
+
+
+def test_tokens_json_says_what_the_tokens_were_made_from(project):
+    corpus = project.prepare(vocab_limit=22)
+    run, text, tokens = project.run, project.text, project.run.tokens_path
+    assert corpus.info == project.info()
+    assert corpus.info == {
+        "dtype": "uint16",
+        "count": tokens.stat().st_size // 2,
+        "vocab_size": corpus.tokenizer.vocab_size,
+        "characters": len(TEXT),
+        "dropped": corpus.tokenizer.dropped,
+        "text": {
+            "path": "../../data/data.txt", "size": text.stat().st_size, "mtime_ns": text.stat().st_mtime_ns,
+            "sha256": sha256(text),
+        },
+        "tokenizer": {
+            "kind": "word", "vocab_limit": 22, "sha256": sha256(run.tokenizer_path), "unicode": "16.0.0",
+        },
+        "tokens": {
+            "size": tokens.stat().st_size, "mtime_ns": tokens.stat().st_mtime_ns, "sha256": sha256(tokens),
+        },
+        "checked": hashlib.sha256((sha256(tokens) + sha256(run.tokenizer_path)).encode()).hexdigest(),
+    }  # fmt: skip
+    assert corpus.info["dropped"] >= 40  # 22 tokens are 10 characters, and the text has more than that
+
+
+def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
+    characters = "".join(chr(0x10000 + i) for i in range(32_768))  # two tokens each, and <|endoftext|>
+    project.text.write_text(" ".join(characters), encoding="utf-8")
+    corpus = project.prepare(vocab_limit=70_000)
+    assert corpus.tokenizer.vocab_size == 65_537
+    assert corpus.tokens.dtype == np.uint32
+    assert corpus.tokens.max() == 65_536
+    assert np.fromfile(project.run.tokens_path, "<u4").tolist() == corpus.tokens.tolist()
+
+
+def test_memory_does_not_follow_the_text(project, monkeypatch):
+    monkeypatch.setattr(gpt.prepare, "read_blocks", partial(read_blocks, block_chars=1 << 14))
+    peaks = []
+    for times in (200, 800):
+        project.text.write_text(TEXT * times, encoding="utf-8")
+        tracemalloc.start()
+        project.prepare(reset=times > 200)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 600 * len(TEXT) / 10  # holding the text would add all of that, the ids a half
+
+
+def test_progress_runs_to_its_end_for_training_and_for_encoding(project):
+    seen = {}
+
+    @contextmanager
+    def progress(what, total):
+        seen[what] = [total]
+        yield seen[what].append
+
+    project.prepare(progress=progress)
+    assert list(seen) == ["Training tokenizer", "Encoding"]
+    for total, *completed in seen.values():
+        assert completed == sorted(completed)
+        assert 0 < completed[-1] <= total
+    assert seen["Encoding"][-1] == project.text.stat().st_size
+
+
+def test_a_tokenizer_with_little_room_for_merges_is_noted(project):
+    project.text.write_text(TEXT.replace("\n", " "), encoding="utf-8")
+    project.prepare(vocab_limit=30)
+    assert len(project.notes) == 1
+    assert "--vocab-size" in project.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "noted"), [("word", TEXT, True), ("byte", TEXT, False), ("word", "a b " * 400 + "\n", False)]
+)
+def test_a_tokenizer_that_keeps_no_line_breaks_says_so_if_the_text_has_some(project, kind, text, noted):
+    project.text.write_text(text, encoding="utf-8")
+    project.prepare(kind=kind, vocab_limit=300)
+    assert len(project.lossy) == noted
+    assert all("--tokenizer byte" in note for note in project.lossy)
+    project.prepare()
+    assert not project.lossy, "only when the tokenizer is made"
+
+
+# What is there is used
+
+
+def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
+    before = made.snapshot()
+    with idle():
+        corpus = made.prepare()
+    assert made.snapshot() == before
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(TEXT)
+    assert made.notes == []
+
+
+def test_settings_come_from_what_is_stored_unless_they_are_given(project, idle):
+    other = project.text.with_name("other.txt")
+    other.write_text(TEXT.upper(), encoding="utf-8")
+    project.prepare(data_path="data/other.txt", vocab_limit=300, kind="byte")
+    with idle():
+        assert project.prepare().info["tokenizer"]["kind"] == "byte"
+        project.prepare(data_path="data/other.txt", vocab_limit=300, kind="byte")
+    other.write_text(TEXT.title(), encoding="utf-8")
+    corpus = project.prepare(reset=True)
+    assert corpus.tokenizer.decode(corpus.tokens.tolist()) == TEXT.title()
+    assert corpus.info["tokenizer"]["vocab_limit"] == 300
+
+
+@pytest.mark.parametrize("file", ["text", "tokens"])
+def test_a_touched_file_is_digested_once_and_then_believed(made, idle, file):
+    touch(made.text if file == "text" else made.run.tokens_path)
+    made.prepare()
+    assert made.notes == []
+    with idle():
+        made.prepare()
+    made.text.write_text(TEXT + "more", encoding="utf-8")
+    assert "data.txt has changed" in made.refused()
+
+
+def test_a_deleted_text_still_trains(made, idle):
+    made.text.unlink()
+    with idle():
+        assert len(made.prepare(data_path="data/data.txt").tokens)
+    assert made.notes == ["Note: data/data.txt is gone: going on with the tokens made from it"]
+
+
+@pytest.mark.parametrize("lost", [["tokens.bin"], ["tokens.json"], ["tokens.bin", "tokens.json"]])
+@pytest.mark.parametrize("trained", [False, True])
+def test_lost_tokens_are_encoded_again_with_the_same_tokenizer(made, lost, trained, monkeypatch):
+    if trained:
+        made.add_checkpoint()
+    before = made.snapshot()
+    for name in lost:
+        (made.run.path / name).unlink()
+    monkeypatch.delattr(Tokenizer, "train_bpe")
+    made.prepare(data_path="data/data.txt" if trained and "tokens.json" in lost else None)
+    assert len(made.notes) == 1
+    assert "encoding data/data.txt" in made.notes[0]
+    assert made.snapshot()["tokenizer.json"] == before["tokenizer.json"]
+    assert made.snapshot()["tokens.bin"] == before["tokens.bin"]
+    made.prepare()
+    assert made.notes == []
+
+
+def test_a_trained_run_is_not_given_another_text_because_its_own_was_forgotten(made):
+    made.add_checkpoint()
+    made.run.tokens_info_path.unlink()
+    before = made.snapshot()
+    with pytest.raises(UserError, match=r"tokens\.json is missing or damaged.* --data-path"):
+        made.prepare()
+    assert made.snapshot() == before
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"text": 1}', "\0", "{"])
+def test_a_damaged_tokens_json_is_as_good_as_none(made, damage):
+    made.run.tokens_info_path.write_text(damage)
+    made.prepare()
+    assert "tokens.json is missing or damaged" in made.notes[0]
+    assert made.info()["text"]["sha256"] == sha256(made.text)
+
+
+def test_a_count_that_the_size_of_tokens_bin_denies_is_not_believed(made):
+    made.run.tokens_info_path.write_text(json.dumps({**made.info(), "count": made.info()["count"] + 1}))
+    assert len(made.prepare().tokens) == made.run.tokens_path.stat().st_size // 2
+    assert "tokens.json is missing or damaged" in made.notes[0]
+
+
+def test_a_lost_tokenizer_is_made_anew_with_the_stored_settings(project):
+    before = project.prepare(vocab_limit=77).info
+    project.run.tokenizer_path.unlink()
+    assert project.prepare().info["tokenizer"] == before["tokenizer"]
+    assert len(project.notes) == 1
+    assert "tokenizer.json is missing" in project.notes[0]
+
+
+def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
+    project.prepare(vocab_limit=50)
+    tokenizer = tokenizers.Tokenizer.from_file(str(project.run.tokenizer_path))
+    shutil.rmtree(project.run.path)
+    project.run.path.mkdir()
+    tokenizer.save(str(project.run.tokenizer_path), pretty=False)
+    own = project.run.tokenizer_path.read_bytes()
+    corpus = project.prepare()
+    assert project.run.tokenizer_path.read_bytes() == own
+    assert corpus.tokens.tolist() == tokenizer.encode(TEXT).ids
+    assert len(project.notes) == 1
+    assert "tokenizer.json" in project.notes[0]
+    project.run.tokens_info_path.unlink()
+    assert "--tokenizer is byte, but checkpoints/r/tokenizer.json has word" in project.refused(kind="byte")
+
+
+# What no longer matches is refused
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: flip_a_byte(p.text), "data/data.txt has changed since it was tokenized (sha256 "),
+        (lambda p: os.truncate(p.text, 9), "data/data.txt has changed since it was tokenized (2080 bytes then, 9 now"),
+        (lambda p: flip_a_byte(p.run.tokens_path), "tokens.bin is not what was written (sha256 "),
+        (lambda p: os.truncate(p.run.tokens_path, 100), " bytes then, 100 now)"),
+        (lambda p: Tokenizer(99).save(p.run.tokenizer_path), "tokenizer.json is not the tokenizer that tokens.bin was"),
+        (lambda p: p.run.tokenizer_path.write_text("{}"), "tokenizer.json is not the tokenizer that tokens.bin was"),
+    ],
+)
+def test_whatever_changed_is_named_with_what_it_was_and_is_and_with_a_way_out(made, change, message, trained):
+    if trained:
+        made.add_checkpoint()
+    change(made)
+    error = made.refused()
+    assert message in error
+    assert " then, " in error
+    assert " now): " in error
+    if "tokens.bin is not" in error:
+        assert "delete it to encode data/data.txt again" in error
+    else:
+        assert ("--reset" in error, "--run-name" in error) == (not trained, trained)
+
+
+def test_the_ways_out_lead_out(made):
+    flip_a_byte(made.run.tokens_path)
+    made.refused()
+    made.run.tokens_path.unlink()
+    assert made.prepare().tokens.tolist() == made.prepare().tokenizer.encode(TEXT)
+    made.text.write_text("another cat sat here ." * 9, encoding="utf-8")
+    made.refused()
+    corpus = made.prepare(reset=True)
+    assert corpus.tokenizer.decode(corpus.tokens[:12].tolist()).startswith("another cat")
+    assert corpus.tokens.tolist() == made.prepare().tokens.tolist()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ({"vocab_limit": 61}, "--vocab-size is 61, but checkpoints/r/tokenizer.json has 60: leave it out, or "),
+        ({"kind": "byte"}, "--tokenizer is byte, but checkpoints/r/tokenizer.json has word: leave it out, or "),
+    ],
+)
+def test_a_flag_that_contradicts_the_tokenizer_is_refused(made, flag, message, trained):
+    if trained:
+        made.add_checkpoint()
+    error = made.refused(**flag)
+    assert message in error
+    assert ("--reset" in error, "--run-name" in error) == (not trained, trained)
+
+
+def test_a_checkpoint_keeps_its_tokenizer(made):
+    made.add_checkpoint()
+    assert "take another --run-name" in made.refused(reset=True)
+    made.run.tokenizer_path.unlink()
+    error = made.refused()
+    assert "tokenizer.json is missing" in error
+    assert "--reset" not in error
+
+
+# Where the text is
+
+
+def test_the_same_text_elsewhere_is_the_same_text(made, idle):
+    copy = made.text.with_name("copy.txt")
+    shutil.copy(made.text, copy)
+    made.prepare(data_path="data/copy.txt")
+    assert made.notes == []
+    assert made.info()["text"]["path"] == "../../data/copy.txt"
+    with idle():
+        made.prepare(data_path=str(copy))
+
+
+@pytest.mark.parametrize("text", [TEXT + "x", TEXT.replace("cat", "cow")], ids=["longer", "as long"])
+def test_another_text_is_refused_naming_both(made, text):
+    other = made.text.with_name("other.txt")
+    other.write_text(text, encoding="utf-8")
+    stat = made.text.stat()
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    error = made.refused(data_path="data/other.txt")
+    assert "--data-path is data/other.txt, but run r was made from data/data.txt" in error
+    assert "--reset" in error
+
+
+def test_a_project_can_move_and_be_used_from_anywhere(made, monkeypatch, idle, tmp_path):
+    shutil.move("data", "project/data")
+    shutil.move("checkpoints", "project/checkpoints")
+    made.run = Run("r", tmp_path / "project" / "checkpoints")
+    monkeypatch.chdir("/")
+    with idle():
+        made.prepare()
+        made.prepare(data_path=str(tmp_path / "project" / "data" / "data.txt"))
+    assert made.notes == []
+
+
+def test_a_text_outside_the_project_is_found_wherever_the_project_goes(project, tmp_path_factory, idle):
+    text = tmp_path_factory.mktemp("elsewhere") / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    project.prepare(data_path=str(text))
+    shutil.move("checkpoints", "deeper/down/checkpoints")
+    project.run = Run("r", Path("deeper/down/checkpoints"))
+    with idle():
+        project.prepare()
+    assert project.notes == []
+
+
+# Texts that cannot be used, and accidents
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "data.txt is empty"),
+        (b" \n\t ", "data/data.txt has no word to train on, only white space and <|endoftext|> marks"),
+        (b"caf\xe9 au lait", "data.txt is not UTF-8: byte 3 "),
+        (None, "data.txt is a directory"),
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_text_that_cannot_be_used_leaves_everything_as_it_was(project, content, message, reset):
+    if reset:
+        project.prepare()
+    project.text.unlink()
+    project.text.mkdir() if content is None else project.text.write_bytes(content)
+    assert message in project.refused(reset=reset)
+    assert len(project.snapshot()) == (3 if reset else 0)
+
+
+def test_a_text_that_the_tokenizer_knows_nothing_of_is_refused(made):
+    made.run.tokens_path.unlink()
+    made.run.tokens_info_path.unlink()
+    made.text.write_text("ΑΒΓ ΔΕΖ", encoding="utf-8")
+    assert "no tokens" in made.refused()
+
+
+def test_a_missing_default_text_says_where_to_get_one(project):
+    project.text.unlink()
+    error = project.refused(data_path="data/data.txt")
+    assert "data/data.txt does not exist" in error
+    assert "--data-path" in error
+    assert "hipgpt fetch shakespeare" in error
+
+
+def test_a_missing_text_of_the_user_is_named(project):
+    assert "nowhere.txt does not exist" in project.refused(data_path="nowhere.txt")
+
+
+def test_a_text_that_is_needed_again_is_missed(made):
+    assert "nowhere.txt does not exist" in made.refused(data_path="nowhere.txt")
+    made.text.unlink()
+    made.run.tokens_path.unlink()
+    assert "data/data.txt does not exist" in made.refused()
+    assert made.notes == []
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(made, monkeypatch):
+    encode_blocks = Tokenizer.encode_blocks
+
+    def encode_slowly(self, blocks):
+        yield from encode_blocks(self, blocks)
+        with open(made.text, "a") as file:
+            file.write("more")
+
+    monkeypatch.setattr(Tokenizer, "encode_blocks", encode_slowly)
+    assert "data.txt changed while it was being read" in made.refused(reset=True)
+
+
+@pytest.mark.parametrize("method", ["train_bpe", "encode_blocks", "save"])
+def test_a_failing_reset_leaves_the_old_files_usable(made, idle, monkeypatch, method):
+    before = made.snapshot()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, method, fail)
+        with pytest.raises(KeyboardInterrupt):
+            made.prepare(reset=True, vocab_limit=70)
+    assert made.snapshot() == before
+    with idle():
+        made.prepare()
+
+
+@pytest.mark.parametrize("moment", ["before it counts", 0, 1, 2, "afterwards"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_kill_leaves_the_old_files_or_the_new_ones_and_never_some_of_both(project, monkeypatch, moment, reset):
+    old = TEXT
+    if reset:
+        project.prepare()
+        project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
+    new = project.text.read_text(encoding="utf-8")
+
+    def dying(function, left):
+        def call(*arguments):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    def in_its_place(source, target):  # of the renames, those after the one that counts
+        return replace(source, target) if Path(source).parent.name != ".tokenized" else replace_counted(source, target)
+
+    replace, replace_counted = os.replace, dying(os.replace, moment if isinstance(moment, int) else 99)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", in_its_place)
+        if moment == "before it counts":
+            monkeypatch.setattr(os, "rename", dying(os.rename, 0))
+        if moment == "afterwards":
+            monkeypatch.setattr(Path, "rmdir", dying(Path.rmdir, 0))
+        project.prepare(reset=reset)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if reset and moment == "before it counts":
+        assert "--reset" in project.refused(), "the old files are for the old text"
+        project.text.write_text(old, encoding="utf-8")
+        new = old
+    corpus = project.prepare()
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(new)
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert project.notes == []
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_learned_vocabulary_survives_an_interrupted_encoding(project, monkeypatch, failure, reset):
+    if reset:
+        project.prepare()
+
+    def fail(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", fail)
+        with pytest.raises(type(failure)):
+            project.prepare(reset=reset, vocab_limit=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "train_bpe", lambda *_: pytest.fail("the vocabulary is learned a second time"))
+        corpus = project.prepare(reset=reset, vocab_limit=50)
+    assert "learned from this text before" in project.notes[0]
+    assert corpus.tokenizer.vocab_limit == 50
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert not project.run.staged_path.exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "text"])
+def test_a_vocabulary_learned_from_something_else_is_learned_anew(project, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare()
+    if change == "text":
+        project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
+    corpus = project.prepare(vocab_limit=50 if change == "settings" else None)
+    assert not any("learned" in note for note in project.notes)
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(project.text.read_text(encoding="utf-8"))
+    assert corpus.tokenizer.vocab_size <= (50 if change == "settings" else 60)
+
+
+def test_random_accidents_never_lead_to_stale_tokens(made):
+    """Delete, cut, flip or touch any of the files in any order: the tokens are right, or there are none."""
+    chance = random.Random(0)
+    pristine = made.snapshot()
+    for _ in range(60):
+        for name, data in pristine.items():
+            (made.run.path / name).write_bytes(data)
+        for path in chance.sample(made.files, chance.randint(1, 3)):
+            accident = chance.choice([Path.unlink, flip_a_byte, touch, lambda p: os.truncate(p, 7)])
+            accident(path)
+        try:
+            corpus = made.prepare()
+        except UserError:
+            continue
+        assert corpus.tokens.tolist() == Tokenizer.load(made.run.tokenizer_path).encode(TEXT)

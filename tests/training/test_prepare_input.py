@@ -1,0 +1,133 @@
+"""Tokens that must not be trusted and texts of which something is lost: what preparing a run says and refuses."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+
+import gpt.prepare
+from gpt.errors import UserError
+from gpt.tokenizer import Tokenizer
+from tests.support.project import sha256
+
+# Ids that the vocabulary lacks
+
+
+def put_foreign_ids(made, ids):
+    """Other tokens, and a tokens.json that believes in them."""
+    tokens, info = made.run.tokens_path, made.info()
+    np.array(ids, "<u2").tofile(tokens)
+    info["count"], info["tokens"] = len(ids), {**gpt.prepare._stamp(tokens), "sha256": sha256(tokens)}
+    made.run.tokens_info_path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_tokens_with_an_id_that_the_vocabulary_lacks_are_refused_when_they_are_first_opened(made, trained):
+    if trained:
+        made.add_checkpoint()
+    size = Tokenizer.load(made.run.tokenizer_path).vocab_size
+    put_foreign_ids(made, [0, 1] * 500 + [size] + [1] * 9)
+    for _ in range(2):
+        assert f"tokens.bin has the id {size}, but the tokenizer has {size} tokens" in made.refused()
+
+
+def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
+    info = made.info()
+    del info["checked"], info["tokenizer"]["unicode"]  # as older versions wrote it
+    made.run.tokens_info_path.write_text(json.dumps(info))
+    made.prepare()
+    assert "checked" in made.info()
+    monkeypatch.setattr(gpt.prepare, "_largest", None)
+    made.prepare()
+
+
+# Texts of which something is lost
+
+
+def test_characters_that_are_left_out_are_counted_and_named_with_the_most_frequent_first(project):
+    project.text.write_text("aa bb " * 100 + "ж é é ж ж ЖЗИЙКЛМНО", encoding="utf-8")
+    project.prepare(vocab_limit=5)
+    (note,) = [note for note in project.notes if "loses" in note]
+    assert "data/data.txt loses 14 of its 619 characters, which the vocabulary lacks: 'ж' (3), 'é' (2), " in note
+    assert "'Н' (1) and one other" in note
+    assert project.info()["dropped"] == 14
+    project.prepare()
+    assert "data/data.txt has lost 14 of its 619 characters" in project.notes[0]
+    project.add_checkpoint()
+    project.prepare()
+    assert project.notes == [], "it has been said when the training began"
+
+
+def test_another_text_for_the_same_vocabulary_says_what_it_loses(made):
+    made.run.tokens_path.unlink()
+    made.run.tokens_info_path.unlink()
+    made.text.write_text("the cat ЖЖЖ\n" * 9, encoding="utf-8")
+    made.prepare()
+    assert "loses 27 of its 108 characters" in made.notes[-1]
+    assert "'Ж' (27)" in made.notes[-1]
+
+
+def test_a_text_of_which_more_than_half_would_be_lost_is_refused_with_the_numbers(project):
+    assert "1,120 of the 2,040 characters of data/data.txt are not in the vocabulary" in project.refused(vocab_limit=3)
+    project.prepare(vocab_limit=60)
+    info = project.info()
+    project.run.tokens_info_path.write_text(json.dumps({**info, "dropped": 1021}))
+    assert "1,021 of the 2,040 characters" in project.refused()
+    project.add_checkpoint()
+    project.prepare()
+
+
+def test_json_lines_are_learned_as_they_stand_and_said_to_be_so(project):
+    project.text.write_text('{"text": "a b a b"}\n' * 50, encoding="utf-8")
+    project.prepare()
+    assert any("looks like JSON Lines" in note for note in project.notes)
+
+
+def test_a_text_without_memory_for_it_gets_advice_that_fits(project, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Tokenizer, "train_bpe", full)
+    error = project.refused()
+    assert "out of memory while tokenizing data/data.txt" in error
+    assert "--batch" not in error
+
+
+@pytest.mark.parametrize("name", ["tokens.json", "tokens.bin", "tokenizer.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_unread(made, name):
+    path = made.run.path / name
+    path.unlink()
+    os.mkfifo(path)
+    try:
+        with pytest.raises(UserError, match=f"{name} is "):
+            made.prepare()
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_files_are_used_or_refused_in_one_line(made, seed):
+    draw, refused = random.Random(seed), 0
+    originals = {path: path.read_bytes() for path in made.files}
+    odd = (b"", b"9" * 30, b"null", b"[", b'"', b"-1", b"1e999", b"NaN", b"\\ud800", b"{}", b"true", b"0.5", b"\xff")
+    for _ in range(60):
+        path, content = draw.choice(list(originals.items()))
+        data = bytearray(content)
+        for _ in range(draw.choice([1, 1, 3])):
+            at = draw.randrange(len(data))
+            data[at : at + draw.choice([0, 1, 4])] = draw.choice(odd)
+        path.write_bytes(data)
+        message = ""
+        try:
+            made.prepare()
+            Tokenizer.load(made.run.tokenizer_path).encode("the cat")
+        except UserError as error:
+            message = str(error)
+        refused += bool(message)
+        assert "\n" not in message
+        assert len(message) < 1000
+        for original, before in originals.items():
+            original.write_bytes(before)
+    assert refused > 20
