@@ -26,7 +26,8 @@ from gpt.errors import UserError, shown
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
-from gpt.system.files import atomic_paths, link_atomically, remove, sync_directory
+from gpt.system.files import atomic_paths, link_atomically, remove
+from gpt.system.filesystem import sync_directory
 from gpt.system.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
 from gpt.system.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
 

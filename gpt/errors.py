@@ -1,26 +1,36 @@
-"""The one exception that means: the user can fix this. And how its message is made."""
+"""`UserError`, the one exception that the user can do something about, and helpers that word its message.
 
+Every message is one line of bounded length, whatever the values in it are. Messages about a temporary file name the
+file that it would have become.
+"""
+
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SHOWN = 80  # characters of a value in a message
-_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp")  # a temporary file's name, as gpt/system/files.py makes it
+_TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp")  # the name of a temporary file, as gpt/system/files.py makes it
 
 
 class UserError(Exception):
-    """A mistake the user can correct.
+    """A mistake that the user can correct.
 
-    Its message is one line: what is wrong, the offending value, and what to do. The command line prints
-    it without a traceback and exits with status 2; nothing has been half-written when it is raised.
+    Its message is one line: what is wrong, with the value, and what to do. The command line prints it without a
+    traceback and exits with status 2. No file is half-written when it is raised.
     """
 
 
 @contextmanager
 def cannot(action: str) -> Iterator[None]:
-    """Turn an OSError inside into a UserError that names the failed action: "cannot read a.txt: Is a directory".
+    """Turn an OSError inside the `with` into a UserError that names the failed action.
 
-    A missing file stays a FileNotFoundError, because the caller has better advice.
+    A FileNotFoundError passes through, because the caller has better advice.
+
+    Example:
+        >>> with cannot("read a.txt"):
+        ...     raise IsADirectoryError(21, "Is a directory")
+        UserError: cannot read a.txt: Is a directory
     """
     try:
         yield
@@ -30,17 +40,32 @@ def cannot(action: str) -> Iterator[None]:
         raise UserError(f"cannot {action}: {error.strerror or error}") from error
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an OSError inside the `with` the name of its file: the system does not know the name of an open file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def shown(value: object, *, quoted: bool = True) -> str:
-    """A value as a message shows it: in Python's notation (or as it is), cut in the middle if it is long."""
+    """A value for a message: in Python's notation (as it is, if not `quoted`), and cut in the middle if it is long."""
     try:
         text = repr(value) if quoted else str(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python converts, or lists in lists in lists
+    except (ValueError, RecursionError):  # an integer with more digits than Python converts, or lists nested too deeply
         text = "too long to show"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 4 :]}"
 
 
 def told(path: str) -> str:
-    """A path as the user knows it: a temporary file goes by the name of the file that it would have become."""
+    """A path as the user knows it: a temporary file goes by the name of the file that it would have become.
+
+    Example:
+        >>> told("out/.config.json.1f9c22ab.tmp")
+        'out/config.json'
+    """
     directory, slash, name = str(path).rpartition("/")
     temporary = _TEMPORARY.fullmatch(name)
     return told(directory + slash + temporary[1]) if temporary else str(path)

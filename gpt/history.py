@@ -10,7 +10,8 @@ from typing import Any
 
 from gpt.config import TrainConfig
 from gpt.run import Run
-from gpt.system.files import note, sync, write_atomically
+from gpt.system.files import write_atomically
+from gpt.system.filesystem import note, sync
 
 RISES = 3  # of the validation loss in a row
 NOISE = 1.01  # of the best loss: how much a loss may be above it by chance

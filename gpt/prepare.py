@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt.config import DATA_PATH, PRESETS, TOKENIZERS, VOCAB_LIMIT
-from gpt.errors import UserError, cannot
+from gpt.errors import UserError, cannot, naming
 from gpt.run import Run
 from gpt.system import reading
-from gpt.system.files import array_on_disk, atomic_path, commit, remove, write_atomically
+from gpt.system.files import atomic_path, commit, remove, write_atomically
+from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
 from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, loss
@@ -393,11 +394,8 @@ def _encode(tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np
     with _enough_memory(text), progress("Encoding", size) as advance, open(target, "wb") as file:
         for ids in tokenizer.encode_blocks(blocks()):
             data = ids.astype(dtype).tobytes()
-            try:
+            with naming(target):
                 file.write(data)
-            except OSError as error:
-                error.filename = str(target)  # which it does not know
-                raise
             tokens_digest.update(data)
             count += len(ids)
             advance(read)

@@ -1,6 +1,13 @@
-"""What hipgpt needs of the machine that it runs on. Nothing in here knows what a model is.
+"""The machine that hipgpt runs on: its files, signals, terminal, memory and cores. Nothing here knows of models.
 
-files.py writes whole files or none, lock.py keeps two writers apart, reading.py and tensors.py read JSON and
-safetensors files that may be damaged, shipped.py finds the files that come with hipgpt. console.py is the terminal,
-interrupts.py the signals, threads.py the CPU's cores, limits.py the free memory and disk space.
+files.py        files that are wholly there or not at all, whenever the power is cut
+filesystem.py   calls that some file systems lack (links, locks, fsync, mapping), and going on without them
+lock.py         one process at a time writes to a directory
+reading.py      JSON files that may hold anything, checked against a schema
+tensors.py      safetensors files, one tensor at a time
+shipped.py      the files that come with hipgpt: kernels and a text
+console.py      lines and progress bars on standard output
+interrupts.py   signals: the first one asks for an end, the second one forces it
+threads.py      a pool of threads for NumPy
+limits.py       the memory, CPUs and disk space that this process may use
 """

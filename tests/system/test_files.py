@@ -1,4 +1,4 @@
-"""Files and directories that are wholly there or not at all, and what killed processes leave of them."""
+"""Files and directories that are wholly there or not at all, and the temporary ones that killed processes leave."""
 
 import fcntl
 import os
@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from gpt.errors import told
 from gpt.system.files import atomic_directory, atomic_path, atomic_paths, commit, discard_leftovers, finish_commit
 from tests.training.test_checkpoint import in_a_child
 
@@ -95,13 +96,13 @@ def test_a_new_file_has_the_rights_that_any_new_file_has(tmp_path):
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path, monkeypatch):
-    def fail(path, *_, **__):
+def test_the_message_of_an_error_names_the_file_and_not_its_temporary_name(tmp_path):
+    def fail(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     with pytest.raises(PermissionError) as error, atomic_path(tmp_path / "file") as temporary:
         fail(temporary)
-    assert error.value.filename == str(tmp_path / "file")
+    assert told(error.value.filename) == str(tmp_path / "file")
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])
