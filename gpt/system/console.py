@@ -1,55 +1,67 @@
-"""What a run says: plain lines, and on a terminal a live progress bar under them."""
+"""The output of a command: plain lines, and on a terminal a live progress bar under them.
+
+Work that takes days must not end because its output cannot be written. So a line that cannot be written is dropped,
+and the three reasons for it (a closed pipe, a closed terminal, a full disk) are told apart here.
+"""
 
 import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
 
 
 class Console:
-    """Prints to standard output. Piped output is plain lines only; a terminal also gets progress bars.
+    """Prints to standard output. A pipe or a file gets plain lines only; a terminal also gets progress bars.
 
-    A line that cannot be written never raises. If the reader of a pipe has gone (`| head`), `reader_is_gone` says so,
-    and whoever works for that reader stops as for Ctrl-C. If the terminal has gone, work goes on without one: those
-    who do not want that get a signal for it. If the disk under a log is full, a note says so, and work goes on; what
-    comes after there is space again is written.
+    A line that cannot be written never raises:
+    - If the reader of a pipe has gone (`| head`), `reader_is_gone` is True. Training then stops as it does for Ctrl-C.
+    - If the terminal was closed, work goes on without it. The SIGHUP that comes with it asks for an end.
+    - If the disk under a log is full, a note says so. Lines are written again once there is space.
     """
 
     def __init__(self) -> None:
-        self._terminal: Any = None
+        self._terminal: RichConsole | None = None
         self._output = _Output(sys.stdout)
         if sys.stdout and sys.stdout.isatty():
-            from rich.console import Console as Terminal  # imported here: a piped run and `--help` never pay for it
+            from rich.console import Console as RichConsole  # here, because a piped run and `--help` need no rich
 
-            self._terminal = Terminal(file=self._output)
+            self._terminal = RichConsole(file=cast(TextIO, self._output))  # `__getattr__` gives it the rest of a stream
 
     @property
     def reader_is_gone(self) -> bool:
+        """Whether standard output is a pipe that nobody reads any more."""
         return self._output.reader_is_gone
 
     def line(self, text: str) -> None:
         """Print one line (or several), above the progress bar if there is one. A terminal wraps it between words."""
         if self._terminal:
-            from rich.text import Text  # as which "[bold]" and ":cat:" are what they are
+            from rich.text import Text  # keeps "[bold]" and ":cat:" as they are
 
             self._terminal.print(Text(text))
         else:
             print(text, file=self._output, flush=True)
 
     def urgent(self, text: str) -> None:
-        """Print one line, and if nobody reads it there, or only later, on standard error as well."""
+        """Print one line, and on standard error too if standard output is not the terminal that the user looks at."""
         self.line(text)
         if self.reader_is_gone or (not self._terminal and sys.stderr and sys.stderr.isatty()):
             with suppress(OSError, AttributeError):
                 print(text, file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
-        """A bar named `what`; call what is yielded with the amount done, and as needed a `status` text or a `total`.
+    def progress(self, name: str, total: int, completed: int = 0) -> Iterator[Callable[..., None]]:
+        """A progress bar for the `with`. Yields `advance(done, status=…, total=…)`; `status` is a text beside the bar.
 
-        It is one line, as wide as the terminal: the bar takes what name, percentage, status and time left leave.
+        The bar, its name, percentage, status and time left fill one line of the terminal.
+
+        Example:
+            with console.progress("Encoding", total=1000) as advance:
+                advance(400, status="file 2")
         """
         if not self._terminal:
             yield lambda done, **changes: None
@@ -63,12 +75,12 @@ class Console:
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )  # fmt: skip
         with Progress(*columns, console=self._terminal, transient=True, expand=True) as bar:
-            task = bar.add_task(what, total=total, completed=completed, status="")
+            task = bar.add_task(name, total=total, completed=completed, status="")
             yield lambda done, **changes: bar.update(task, completed=done, **changes)
 
 
 class _Output:
-    """A text stream whose writes never raise (see `Console`). None stands for a closed one, which takes anything."""
+    """A text stream whose writes never raise OSError (see `Console`). None stands for a closed stream."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream, self.reader_is_gone, self._noted = stream, False, False
@@ -90,7 +102,7 @@ class _Output:
             action(self._stream)
         except OSError as error:
             self.reader_is_gone |= error.errno == errno.EPIPE
-            if error.errno in (errno.EPIPE, errno.EIO):  # for good
+            if error.errno in (errno.EPIPE, errno.EIO):  # the reader or the terminal will not come back
                 discard_output(self._stream)
             elif not self._noted:
                 self._noted = True
@@ -99,7 +111,7 @@ class _Output:
 
 
 def discard_output(stream: TextIO) -> None:
-    """Let a stream that can no longer be written to take, and lose, all that comes, its own last flush among it."""
+    """Send whatever is still written to a broken stream, its own last flush included, to the null device."""
     with suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -107,7 +119,7 @@ def discard_output(stream: TextIO) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: "45 s", "12 min", "3 h 20 min", "2 days 4 h"."""
+    """A time in words: "45 s", "12 min", "3 h 20 min", "2 days 4 h"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
@@ -120,7 +132,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes as a person says it: "312 MiB", "1.4 GiB"."""
+    """A number of bytes in words: "312 MiB", "1.4 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

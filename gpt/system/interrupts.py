@@ -1,11 +1,16 @@
-"""Signals: the first asks a command to end, the second ends it at once, whatever it is doing.
+"""Signals: the first one asks a command to end, the second one ends it at once, whatever it is doing.
 
-Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal is gone), SIGUSR1 and SIGUSR2 (a cluster's warnings) all ask. A signal
+Ctrl-C (SIGINT), SIGTERM, SIGHUP (the terminal was closed), SIGUSR1 and SIGUSR2 (a cluster's warnings) all ask. A signal
 that was ignored when the command started, as nohup and a shell's `&` arrange, stays ignored.
 
-Python runs a handler between two bytecodes of the main thread, so not while that is inside a call of NumPy's, which may
-take seconds; two signals meanwhile run it once. So a thread listens too: the interpreter writes the number of each
-signal into a pipe as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
+A command goes through three stages:
+    begin()     it imports its modules; a signal ends the process quietly
+    raised()    it works; a signal raises Interrupted, so that `finally` blocks remove temporary files
+    deferred()  it trains, and must save before it ends; a signal is noted, and the work looks at `received`
+
+Python runs a handler between two bytecodes of the main thread. It cannot run while NumPy computes there, which may take
+seconds, and it runs only once for two signals in that time. So a second thread listens too: the interpreter writes the
+number of each signal into a socket as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
 """
 
 import os
@@ -17,36 +22,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 GRACE = 1.0  # seconds that a step may still take after a signal before it is dropped
-ECHO = 0.05  # seconds: timeout(1) sends SIGTERM to its command and to its group, which are not two requests
+ECHO = 0.05  # seconds in which two SIGTERM count as one: timeout(1) sends it to its command and to its group
 
-SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGBREAK")
-    if hasattr(signal, name)
-)
 
-SIGPIPE = getattr(signal, "SIGPIPE", 13)  # also where a system has none: nobody reads the output any more
+def _number(name: str, default: int = 0) -> int:
+    """A signal's number; Windows lacks some."""
+    return int(getattr(signal, name, default))
+
+
+WARNINGS = {_number(name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")} - {0}
+SIGNALS = {_number(name) for name in ("SIGINT", "SIGTERM", "SIGBREAK")} - {0} | WARNINGS
+SIGPIPE = _number("SIGPIPE", 13)  # stands for an output that nobody reads any more, also on Windows
+_NUDGE = _number("SIGURG")  # nobody else sends this one, and by default it does nothing
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the command to end; nothing defers it."""
+    """A signal asks the command to end, and there is nothing to save first."""
 
 
 class Dropped(BaseException):
-    """Work inside `Deferred.droppable` was given up, because a signal came and it took too long.
+    """Work inside `Deferred.droppable` was given up, because a signal came and the work took too long.
 
-    It is no Exception, so that nobody takes it for an error.
+    It is not an Exception, so that nobody takes it for an error.
     """
 
 
 class Deferred:
-    """Signals while work goes on that is to be saved first. `received` is the number of the first, None before it."""
+    """The requests to end while `deferred` work goes on. `received` is the first signal's number, None before it."""
 
     def __init__(self, announce: Callable[[], object], farewell: Callable[[], str]) -> None:
         self.received: int | None = None
         self.announce, self.farewell = announce, farewell
-        self._due = float("inf")  # when droppable work is dropped
-        self._depth = 0
+        self._due = float("inf")  # the time from which droppable work is dropped
+        self._depth = 0  # how many `droppable` blocks the main thread is in
 
     def receive(self, number: int) -> None:
         if self.received is None:
@@ -54,9 +62,9 @@ class Deferred:
 
     @contextmanager
     def droppable(self) -> Iterator[None]:
-        """Work that may be given up at any moment. Raises Dropped, out of it, GRACE seconds after a signal.
+        """A block of work that may be given up at any moment: Dropped is raised in it GRACE seconds after a signal.
 
-        A single call of NumPy's is not cut short: the work after it is given up.
+        A single NumPy call is not cut short; Dropped is raised after it.
         """
         self._depth += 1
         try:
@@ -70,15 +78,15 @@ class Deferred:
             raise Dropped
 
 
-_is_at_once = True  # whether nothing has begun that an exit would leave half done
-_deferred: Deferred | None = None
-_first: tuple[int, float] | None = None  # number and time of the first signal that the listener heard of
+_ends_at_once = True  # before and after `raised`, when an exit leaves nothing half done
+_deferred: Deferred | None = None  # inside `deferred`
+_first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
 _raised: int | None = None  # number of the first signal that raised Interrupted
-_listener: threading.Thread | None = None
+_is_listening = False
 
 
 def begin() -> None:
-    """From now on a signal ends the process quietly. Called first by a command, whose imports take a while."""
+    """From now on, a signal ends the process quietly. A command calls this first, because its imports take a while."""
     with suppress(ValueError):  # not the main thread
         for number in SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
@@ -87,21 +95,39 @@ def begin() -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Inside the `with`, a signal raises Interrupted in the main thread, so that temporary files go."""
-    global _is_at_once
+    """Inside the `with`, a signal raises Interrupted in the main thread, so that temporary files are removed.
+
+    Example:
+        begin()
+        try:
+            with raised():
+                command()
+        except KeyboardInterrupt:
+            sys.exit(status())
+    """
+    global _ends_at_once
     _listen()
-    _is_at_once = False
+    _ends_at_once = False
     try:
         yield
     finally:
-        _is_at_once = True
+        _ends_at_once = True
 
 
 @contextmanager
 def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Iterator[Deferred]:
-    """Inside the `with`, the first signal raises nothing: `announce` is called, at once and in another thread.
+    """Inside the `with`, which stands inside that of `raised`, the first signal raises nothing in the main thread.
 
-    `farewell` gives the last words if a second signal ends the process.
+    Instead `announce` is called at once, in another thread, and the yielded object's `received` is set. A second signal
+    ends the process; `farewell` returns the last line that it prints.
+
+    Example:
+        with deferred(lambda: print("saving after this step"), lambda: "nothing was saved") as stop:
+            while stop.received is None:
+                with suppress(Dropped), stop.droppable():
+                    gradients()  # may be given up: no result is kept yet
+                update()
+        save()
     """
     global _deferred
     _deferred = Deferred(announce, farewell)
@@ -116,14 +142,16 @@ def status() -> int:
     return 128 + (_raised or signal.SIGINT)
 
 
+# ---- in the main thread, between two bytecodes ---------------------------------------------------------------------
+
+
 def _handle(number: int, _frame: object) -> None:
-    """The handler, in the main thread, between two bytecodes."""
     global _raised
-    if _is_at_once:
-        with suppress(OSError, AttributeError):
+    if _ends_at_once:
+        with suppress(OSError):
             os.write(2, b"Interrupted\n")
         os._exit(128 + number)
-    if _listener is None:
+    if not _is_listening:
         _receive(number)
     if _deferred is None:
         _raised = _raised or number
@@ -132,37 +160,35 @@ def _handle(number: int, _frame: object) -> None:
     _deferred.drop_if_due()
 
 
-def _nudged(_number: int, _frame: object) -> None:
+def _handle_nudge(_number: int, _frame: object) -> None:
     if _deferred is not None:
         _deferred.drop_if_due()
 
 
+# ---- in the thread that listens, as soon as a signal arrives -------------------------------------------------------
+
+
 def _listen() -> None:
-    """Start the thread that hears of signals as they arrive. If there is none to be had, the handler does its work."""
-    global _listener
-    if _listener is not None or threading.current_thread() is not threading.main_thread():
+    """Start the thread that hears of signals as they arrive. Without it (no thread to be had) `_handle` does its work.
+
+    The thread listens at a socket rather than a pipe, because Windows takes only sockets here.
+    """
+    global _is_listening
+    if _is_listening or threading.current_thread() is not threading.main_thread():
         return
-    if os.name == "nt":  # which takes sockets only
-        import socket
+    import socket
 
-        heard, written = socket.socketpair()
-        read, handle = heard.recv, written.fileno()
-        written.setblocking(False)
-        _listen.sockets = heard, written  # type: ignore[attr-defined]  or they would be closed
-    else:
-        pipe, handle = os.pipe()
-        os.set_blocking(handle, False)
-        read = lambda size: os.read(pipe, size)  # noqa: E731
-    thread = threading.Thread(target=_hear, args=(read,), daemon=True)
-    with suppress(RuntimeError):
-        thread.start()
-        _listener = thread
-        signal.set_wakeup_fd(handle, warn_on_full_buffer=False)
-        if hasattr(signal, "SIGURG"):  # which nobody sends, and whose default is to do nothing
-            signal.signal(signal.SIGURG, _nudged)
+    with suppress(OSError, RuntimeError):
+        hearing, telling = socket.socketpair()
+        telling.setblocking(False)
+        threading.Thread(target=_hear, args=(hearing.recv, telling), daemon=True).start()
+        _is_listening = True
+        signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+        if _NUDGE:
+            signal.signal(_NUDGE, _handle_nudge)
 
 
-def _hear(read: Callable[[int], bytes]) -> None:
+def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
     while numbers := read(64):
         for number in numbers:
             if number in SIGNALS:
@@ -170,42 +196,39 @@ def _hear(read: Callable[[int], bytes]) -> None:
 
 
 def _receive(number: int) -> None:
-    if _first is not None and _is_again(number):
+    """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
+    global _first
+    now, work = time.monotonic(), _deferred
+    if _first is not None and _insists(number, now, *_first):
         _end_at_once(number)
     is_first = _first is None
-    _remember(number)
-    work = _deferred
+    if _first is None:
+        _first = number, now
     if work is not None:
         work.receive(number)
         if is_first:
             _aside(work.announce)
-            if hasattr(signal, "pthread_kill"):
-                _aside(_nudge_later)
+            _nudge_when_due()
 
 
-def _remember(number: int) -> None:
-    global _first
-    if _first is None:
-        _first = number, time.monotonic()
+def _insists(number: int, now: float, first: int, since: float) -> bool:
+    """Whether signal `number`, `now`, asks for an end at once, if the `first` signal came at the time `since`.
 
-
-def _is_again(number: int) -> bool:
-    """Whether a signal after the first asks for an end at once.
-
-    Ctrl-C does. SIGTERM does after itself or Ctrl-C; after a warning (SIGHUP, SIGUSR1, SIGUSR2) it is the request
-    that the warning announced. Warnings never do: a terminal that is closed may send two.
+    Ctrl-C does. SIGTERM does after Ctrl-C, or after another SIGTERM unless that is its echo; after a warning it is the
+    request that the warning foretold. A warning never does: a terminal that is closed may send two.
     """
-    first, since = _first  # type: ignore[misc]
     if number == signal.SIGTERM:
-        return first == signal.SIGINT or (first == signal.SIGTERM and time.monotonic() - since > ECHO)
-    return number not in (getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"))
+        return first == signal.SIGINT or (first == signal.SIGTERM and now - since > ECHO)
+    return number not in WARNINGS
 
 
-def _nudge_later() -> None:
-    """Have the main thread look, once it is time, whether it is doing something that can be dropped."""
-    time.sleep(GRACE + 0.01)
-    with suppress(OSError):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGURG)  # type: ignore[arg-type]
+def _nudge_when_due() -> None:
+    """Have the main thread run `_handle_nudge` when GRACE is over: its work may then be given up."""
+    if _NUDGE:
+        timer = threading.Timer(GRACE + 0.01, signal.pthread_kill, (threading.main_thread().ident, _NUDGE))
+        timer.daemon = True
+        with suppress(RuntimeError):
+            timer.start()
 
 
 def _end_at_once(number: int) -> None:
@@ -218,7 +241,7 @@ def _end_at_once(number: int) -> None:
 
 
 def _aside(action: Callable[[], object]) -> None:
-    """Do something in a thread of its own, and wait for it a moment: a terminal may be stopped (Ctrl-S), or gone."""
+    """Do something in another thread, and wait 0.2 s for it at most: the terminal may be stopped (Ctrl-S), or gone."""
 
     def attempt() -> None:
         with suppress(OSError, ValueError):
@@ -227,4 +250,4 @@ def _aside(action: Callable[[], object]) -> None:
     with suppress(RuntimeError):
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(0.0 if action is _nudge_later else 0.2)
+        thread.join(0.2)

@@ -1,14 +1,15 @@
-"""The memory, CPUs and disk that this process may use, if a container or a shell gives it less than the machine has.
+"""The memory, CPUs and disk that this process may use; a container or a shell may allow less than the machine has.
 
 Linux limits groups of processes (cgroups, docs.kernel.org/admin-guide/cgroup-v1 and cgroup-v2). Groups are nested, and
-the smallest limit on the way up to the root rules. /proc/self/cgroup says which groups a process is in, and
-/proc/self/mountinfo where their files are; a container may see its own group as the root, or a path that exists only
-outside of it. Every function takes another `root` than "/", for tests.
+the smallest limit on the way up to the root counts. /proc/self/cgroup names the groups that a process is in, and
+/proc/self/mountinfo the folders of their files. A container may see its own group as the root, or by a path that exists
+only outside of it. Tests pass a `root` other than "/".
 """
 
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -18,41 +19,41 @@ import psutil
 from gpt.errors import UserError
 from gpt.system.console import size
 
-try:
-    import resource
-except ImportError:  # Windows has none
-    resource = None
-
-# Keys of memory.stat for memory that the kernel gives back when it is needed. v1 sums a group and its children up as
-# "total".
+# Keys of memory.stat for memory that the kernel frees when a process needs it. In v1, "total" includes child groups.
 _RECLAIMABLE = {
     1: ("total_active_file", "total_inactive_file"),
     2: ("active_file", "inactive_file", "slab_reclaimable"),
 }
 
 
-def require_memory(what: str, needed: int, free: int, advice: str) -> None:
-    """Raises UserError if `what` needs more than what is free, in bytes."""
+def require_memory(work: str, needed: int, free: int, advice: str) -> None:
+    """Raises UserError if `work` needs more bytes than are `free`.
+
+    Example:
+        >>> require_memory("exporting", 2_000_000, 500_000, "close other programs")
+        UserError: exporting needs 2 MiB of memory, but 488 KiB is free: close other programs
+    """
     if needed > free:
-        raise UserError(f"{what} needs {size(needed)} of memory, but {size(free)} is free: {advice}")
+        raise UserError(f"{work} needs {size(needed)} of memory, but {size(free)} is free: {advice}")
 
 
 def free_memory(root: str = "/") -> int:
-    """Bytes that this process could still take: of the machine, of each cgroup, and of `ulimit -v`."""
-    return max(0, min([psutil.virtual_memory().available, *_group_memory(root), *_address_space()]))
+    """Bytes that this process could still take, by the machine, by each of its cgroups and by `ulimit -v`."""
+    available: int = psutil.virtual_memory().available
+    return max(0, min([available, *_group_memory(root), *_address_space()]))
 
 
 def cpus(root: str = "/") -> int:
-    """CPUs this process may use at once: those it may run on, or fewer if a cgroup's quota is worth fewer.
+    """Number of CPUs that this process may use at once: those it may run on, or fewer if a cgroup has a lower quota.
 
-    A quota of 1.5 CPUs counts as 2, and one of half a CPU as 1.
+    A quota of 1.5 CPUs counts as 2, and a quota of half a CPU as 1.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in _group_cpus(root))]))
 
 
 def free_disk(path: Path) -> int | None:
-    """Bytes that can be written at `path`, which need not exist yet; None if the system does not say."""
+    """Bytes that can still be written at `path`, which need not exist yet; None if the system does not tell."""
     path = Path(path).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -63,12 +64,12 @@ def free_disk(path: Path) -> int | None:
 
 
 def _group_memory(root: str) -> Iterator[int]:
-    """Bytes left in every group that has a limit. Page cache counts as free: the kernel gives it back."""
+    """Bytes left in each group that has a limit. Page cache counts as free, because the kernel frees it when needed."""
     for version, folder in _groups(root, "memory"):
         if version == 2:
-            names, usage = ("memory.max", "memory.high"), "memory.current"
+            names, usage = ["memory.max", "memory.high"], "memory.current"
         else:
-            names, usage = ("memory.limit_in_bytes",), "memory.usage_in_bytes"
+            names, usage = ["memory.limit_in_bytes"], "memory.usage_in_bytes"
         limits = [limit for name in names if (limit := _number(folder / name)) is not None]
         used = _number(folder / usage)
         if limits and used is not None:
@@ -77,34 +78,41 @@ def _group_memory(root: str) -> Iterator[int]:
 
 
 def _group_cpus(root: str) -> Iterator[float]:
-    """The quota of every group that has one, in CPUs."""
+    """The quota of each group that has one, in CPUs."""
     for version, folder in _groups(root, "cpu"):
         if version == 2:
-            quota, period = [*_text(folder / "cpu.max").split(), "max", "100000"][:2]
+            quota, _, period = _text(folder / "cpu.max").partition(" ")  # "150000 100000", or "max 100000"
         else:
             quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-        with suppress(ValueError, ZeroDivisionError):  # "max", "-1" and no file stand for no limit
+        with suppress(ValueError, ZeroDivisionError):  # "max", "-1" or a missing file: no limit
             if int(quota) > 0:
                 yield int(quota) / int(period)
 
 
 def _address_space() -> Iterator[int]:
     """Bytes left of `ulimit -v`, if that is set."""
-    if resource and hasattr(resource, "RLIMIT_AS"):
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if sys.platform != "win32":  # which has no such limit
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             yield limit - psutil.Process().memory_info().vms
 
 
 def _groups(root: str, controller: str) -> Iterator[tuple[int, Path]]:
-    """(version, folder) of each group that this process is in under `controller`, from its own one to the root's."""
-    paths = {}  # version → the group's path in that hierarchy
+    """Version and folder of each group that limits this process by `controller`, from its own group up to the root.
+
+    Example: in the group /a of version 2, `controller` "memory" gives (2, /sys/fs/cgroup/a) and (2, /sys/fs/cgroup).
+    """
+    # The paths of the process's groups, by version. Lines are "0::/a" (version 2) and "4:cpu,cpuacct:/a" (version 1).
+    paths = {}
     for line in _text(Path(root, "proc/self/cgroup")).splitlines():
         number, names, path = [*line.split(":", 2), "", ""][:3]
         if number == "0" and not names:
             paths[2] = path
         elif controller in names.split(","):
             paths[1] = path
+    # The folders of these groups. A line is "30 1 0:28 ROOT MOUNTPOINT OPTIONS … - TYPE DEVICE OPTIONS".
     for line in _text(Path(root, "proc/self/mountinfo")).splitlines():
         before, _, after = line.partition(" - ")
         mount, kind = before.split(), after.split()
@@ -116,7 +124,7 @@ def _groups(root: str, controller: str) -> Iterator[tuple[int, Path]]:
         top = Path(root, _unescaped(mount[4]).lstrip("/"))
         try:
             below = PurePosixPath(paths[version]).relative_to(_unescaped(mount[3]))
-        except ValueError:  # the path is one of outside the container, which sees its group as the root
+        except ValueError:  # the path is valid outside the container only, which sees its group as the root
             below = PurePosixPath()
         if ".." in below.parts or not (top / below).is_dir():
             below = PurePosixPath()
@@ -125,7 +133,7 @@ def _groups(root: str, controller: str) -> Iterator[tuple[int, Path]]:
 
 
 def _unescaped(path: str) -> str:
-    """A path of mountinfo, which has spaces as \\040."""
+    """A path from mountinfo, which writes a space as \\040."""
     return path.replace("\\040", " ").replace("\\134", "\\")
 
 
@@ -137,12 +145,12 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None if it holds "max", or none."""
+    """The number in a file; None if there is no file or no number in it, such as "max"."""
     text = _text(path)
     return int(text) if text.isdecimal() else None
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The lines "name number" of a file."""
+    """The numbers in a file of lines "name number", by name."""
     pairs = (line.split() for line in _text(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}

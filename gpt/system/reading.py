@@ -1,7 +1,7 @@
-"""Files that may hold anything, read with care: only regular files, of a bounded size, whose values have been checked.
+"""JSON files that may hold anything, read with care: only regular files of a bounded size, with every value checked.
 
-A run's files may have been edited by hand, cut short, damaged, or put there by somebody else. Whatever they hold,
-reading them gives values that the rest of the program can use, or one line that names the file, the key and the value.
+A run's files may have been edited by hand, cut short or damaged, or come from somebody else. Reading them either gives
+values that the rest of the program can use, or fails with one line that names the file, the key and the value.
 """
 
 import json
@@ -17,25 +17,26 @@ from typing import Any, NamedTuple, get_args
 
 from gpt.errors import UserError, cannot, shown
 
-SMALL = 1 << 20  # bytes of a file that describes something
-LARGE = 1 << 30  # bytes of a tokenizer.json: ten million tokens
+SMALL = 1 << 20  # bytes: limit for a file of settings or a line of a log
+LARGE = 1 << 30  # bytes: limit for a tokenizer.json, enough for ten million tokens
 
 
 class Kind(NamedTuple):
-    """A condition on a value, in words and as a test. A key that is not `required` may be missing."""
+    """A condition on a value, in words for messages and as a test. A key that is not `required` may be missing."""
 
-    said: str
+    words: str
     holds: Callable[[Any], bool]
     required: bool = True
 
 
+# The keys that an object must have, each with the kind of its value or the schema of the object inside.
 Schema = Mapping[str, "Kind | Schema"]
 
 
 def _encodes(value: object, encode: Callable[[str], bytes]) -> bool:
     try:
         return isinstance(value, str) and encode(value) is not None
-    except UnicodeEncodeError:  # a lone surrogate
+    except UnicodeEncodeError:  # half of a surrogate pair
         return False
 
 
@@ -57,31 +58,39 @@ _KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT, tuple: NAMES}
 
 
 def optional(kind: Kind) -> Kind:
-    """`kind`, of a key that may be missing."""
+    """The same kind, for a key that may be missing."""
     return kind._replace(required=False)
 
 
 def or_null(kind: Kind) -> Kind:
-    return Kind(f"{kind.said} or null", lambda value: value is None or kind.holds(value))
+    """Either null or a value of `kind`."""
+    return Kind(f"{kind.words} or null", lambda value: value is None or kind.holds(value))
 
 
 def one_of(values: Iterable[str]) -> Kind:
+    """One of these strings."""
     values = tuple(values)
     return Kind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
 
 
 def schema_of(cls: type) -> Schema:
-    """The schema of a dataclass's fields: those with a default may be missing, and those of `| None` may be null."""
+    """The schema of a dataclass's fields: keys with a default may be missing, and values of `… | None` may be null.
+
+    Example:
+        The field `seed: int = 0` gives {"seed": optional(INTEGER)}; `min_lr: float | None` gives
+        {"min_lr": or_null(NUMBER)}.
+    """
     schema = {}
     for field in fields(cls):
-        kind = _KINDS[next(each for each in get_args(field.type) or (field.type,) if each is not types.NoneType)]
-        if types.NoneType in get_args(field.type):
+        alternatives = get_args(field.type) or (field.type,)  # (float, NoneType) for `float | None`
+        kind = _KINDS[next(each for each in alternatives if each is not types.NoneType)]
+        if types.NoneType in alternatives:
             kind = or_null(kind)
         schema[field.name] = kind if field.default is MISSING else optional(kind)
     return schema
 
 
-def irregular(path: str | os.PathLike) -> str | None:
+def irregular(path: str | os.PathLike[str]) -> str | None:
     """The kind of file at a path, such as "a pipe", or None if it is a regular file. Raises OSError as os.stat does."""
     mode = os.stat(path).st_mode
     if stat.S_ISREG(mode):
@@ -90,16 +99,16 @@ def irregular(path: str | os.PathLike) -> str | None:
     return next((name for holds, name in named if holds(mode)), "a device")
 
 
-def raise_unless_regular(path: str | os.PathLike) -> None:
+def raise_unless_regular(path: str | os.PathLike[str]) -> None:
     """Raises UserError if the path is a pipe, a device or a directory: reading one of the first two may never end."""
-    if what := irregular(path):
-        raise UserError(f"{path} is {what}, but must be a regular file")
+    if kind := irregular(path):
+        raise UserError(f"{path} is {kind}, but must be a regular file")
 
 
 def read(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises FileNotFoundError if there is none, and UserError for anything else that keeps it from being read.
+    Raises FileNotFoundError if there is no such file, and UserError if it cannot be read for any other reason.
     """
     with cannot(f"read {path}"):
         raise_unless_regular(path)
@@ -111,9 +120,10 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text in UTF-8. ValueError with the reason for anything that is not strictly JSON.
+    """The value of a JSON text in UTF-8.
 
-    That is also a key that stands twice, NaN, a number beyond float, and brackets so deep that Python gives up.
+    Raises ValueError, with the reason, for anything that is not strictly JSON. That includes a key that is given twice,
+    NaN, a number beyond the largest float, and brackets that are nested too deeply for Python.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
@@ -142,24 +152,35 @@ def _float(digits: str) -> float:
 
 
 def read_json(path: Path, schema: Schema, what: str, advice: str, limit: int = SMALL) -> dict[str, Any]:
-    """The JSON object in a file, with the values that `schema` wants; other keys may stand beside them.
+    """The JSON object in a file, with the values that `schema` asks for; it may have other keys too.
 
-    Raises FileNotFoundError if there is no file, else UserError: "PATH is not WHAT: model.vocab_size is "x", but must
-    be an integer: ADVICE".
+    `what` (its purpose) and `advice` (how to repair a bad one) are for messages. Raises FileNotFoundError if there
+    is no file, else UserError.
+
+    Example:
+        >>> read_json(path, {"model": {"vocab_size": COUNT}}, "a checkpoint's config", "restore it")
+        UserError: r_config.json is not a checkpoint's config: model.vocab_size is 'x', but must be an integer from 0 to
+        2^63 - 1: restore it
     """
     try:
         found = parse(read(path, limit))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({shown(str(error), quoted=False)}): {advice}") from None
     try:
-        check(found, schema)
+        return check(found, schema)
     except ValueError as error:
         raise UserError(f"{path} is not {what}: {error}: {advice}") from None
-    return found
 
 
-def check(found: Any, schema: Schema, place: str = "") -> None:
-    """ValueError that names the first key and value that are not as `schema` has them."""
+def check(found: object, schema: Schema, place: str = "") -> dict[str, Any]:
+    """Returns `found`, a parsed JSON value, once it is known to be an object whose values are as `schema` has them.
+
+    Raises ValueError, which names the first key and value that are not. `place` is the key of `found` itself.
+
+    Example:
+        >>> check({"step": -1}, {"step": COUNT}, "checkpoint")
+        ValueError: checkpoint.step is -1, but must be an integer from 0 to 2^63 - 1
+    """
     if not isinstance(found, dict):
         raise ValueError(f"{place or 'its content'} is {shown(found)}, but must be an object with keys")
     for key, wanted in schema.items():
@@ -170,4 +191,5 @@ def check(found: Any, schema: Schema, place: str = "") -> None:
         elif not isinstance(wanted, Kind):
             check(found[key], wanted, inner)
         elif not wanted.holds(found[key]):
-            raise ValueError(f"{inner} is {shown(found[key])}, but must be {wanted.said}")
+            raise ValueError(f"{inner} is {shown(found[key])}, but must be {wanted.words}")
+    return found

@@ -1,12 +1,13 @@
 """safetensors files, written and read one tensor at a time.
 
 The format (https://github.com/huggingface/safetensors#format) is 8 bytes with the length of a header, little-endian;
-the header, JSON with each tensor's dtype, shape and place; and the tensors' bytes in a row. For example a float32
-[2, 3] as the only tensor gives {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}.
+the header, which is JSON with the dtype, shape and place of each tensor; and the bytes of the tensors, one after the
+other. For example, a file whose only tensor is a float32 [2, 3] has the header
+{"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}.
 
-Here rather than by the safetensors package, because its writer copies all tensors at once and its reader maps the file:
-saving or loading a model would take half as much memory again as training it, and some file systems map nothing. Some
-headers, besides, make its reader crash.
+This module replaces the safetensors package, whose writer copies all tensors at once and whose reader maps the file.
+Saving or loading a model would then take half as much memory again as training it, and some file systems cannot map
+files. Some damaged headers also make its reader crash.
 """
 
 import json
@@ -14,28 +15,41 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from gpt.errors import UserError, cannot, shown
 from gpt.system.reading import COUNT, TEXT, Kind, check, parse, raise_unless_regular
 
-DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}  # those of a checkpoint
+# The dtypes that can be read and written: those of a checkpoint.
+DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Bytes of an element, for all dtypes that a file may have.
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
-          "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # of an element  # fmt: skip
-_HEADER_LIMIT = 100_000_000  # bytes, as the package has it
+          "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # fmt: skip
+_HEADER_LIMIT = 100_000_000  # bytes: the safetensors package has the same limit
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
 
 
-class TensorFile(Mapping[str, np.ndarray]):
-    """The float32 and int64 tensors of the file at `path`; each is read when it is asked for.
+class _Entry(NamedTuple):
+    """A tensor in a header: its bytes are `start` to `stop`, counted from the end of the header."""
 
-    Iterating gives `names`, in this order; the others can be asked for too. The file stays open as long as this
-    object lives, so that nobody can take it away meanwhile. Raises FileNotFoundError if there is none, UserError if it
-    cannot be read, ValueError with the reason if it is not a safetensors file.
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class TensorFile(Mapping[str, np.ndarray]):
+    """The tensors in the file at `path`, each read when it is asked for (float32 and int64 ones can be).
+
+    Iterating gives `names`, in their order; other tensors can be asked for too. The file stays open as long as this
+    object lives, so it can be read even if another process removes it.
+
+    Raises FileNotFoundError if there is no such file, UserError if it cannot be read, and ValueError, with the reason,
+    if it is not a safetensors file.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -43,28 +57,19 @@ class TensorFile(Mapping[str, np.ndarray]):
         with cannot(f"read {path}"):
             raise_unless_regular(path)
             self._file = open(path, "rb")  # noqa: SIM115, closed by __del__
-            self._entries, self._start = _read_header(self._file)
-        end = 0
-        for name, entry in sorted(self._entries.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            if stop - start != math.prod(entry["shape"]) * _BYTES.get(entry["dtype"], math.inf):
-                said = _words(entry["dtype"], entry["shape"])
-                raise ValueError(f"{shown(name)} is {said}, a shape that its {stop - start} bytes do not have")
-            if start != end:
-                raise ValueError("its tensors overlap or leave gaps")
-            end = stop
+            self._entries, self._data_start = _read_header(self._file)
 
     @property
     def layout(self) -> Layout:
         """The dtypes and shapes in the file's header."""
-        return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in self._entries.items()}
+        return {name: (entry.dtype, entry.shape) for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
         entry = self._entries[name]
-        array = np.empty(entry["shape"], DTYPES[entry["dtype"]])
-        rest = memoryview(array.reshape(-1).view(np.uint8))
+        array = np.empty(entry.shape, DTYPES[entry.dtype])
+        rest = memoryview(array.reshape(-1).view(np.uint8).data)
         with cannot(f"read {self._path}"):
-            self._file.seek(self._start + entry["data_offsets"][0])
+            self._file.seek(self._data_start + entry.start)
             while len(rest) and (count := self._file.readinto(rest)):
                 rest = rest[count:]
         if len(rest):
@@ -86,15 +91,19 @@ def open_tensors(path: Path, layout: Layout, names: Iterable[str], advice: str) 
     """The open file at `path`, which has the tensors of `layout` and no others; iterating gives `names`.
 
     Raises UserError, which names the file and ends in `advice`, if it is missing, damaged, or has other tensors.
+
+    Example:
+        >>> file = open_tensors(path, {"x": ("F32", (2, 3))}, ["x"], "restore it")
+        >>> file["x"].shape
+        (2, 3)
     """
     try:
         file = TensorFile(path, names)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {advice}") from None
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged or no safetensors file ({shown(str(error), quoted=False)}): {advice}"
-        ) from None
+        reason = shown(str(error), quoted=False)
+        raise UserError(f"{path} is damaged or no safetensors file ({reason}): {advice}") from None
     found, misfit = file.layout, f"{path} does not fit its config"
     for name, tensor in layout.items():
         if name not in found:
@@ -107,11 +116,18 @@ def open_tensors(path: Path, layout: Layout, names: Iterable[str], advice: str) 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write float32 and int64 arrays to `path`, byte for byte as the safetensors package does. Raises OSError."""
+    """Write float32 and int64 arrays to `path`, byte for byte as the safetensors package does.
+
+    Raises OSError, and KeyError for other dtypes. A `TensorFile` can be passed too: one tensor at a time is then in
+    memory.
+
+    Example:
+        write_tensors(Path("model.safetensors"), {"x": np.zeros((2, 3), np.float32)})
+    """
     # Wide types come first, then names in order, so that every tensor is aligned.
     kinds = {name: (array.dtype, array.shape) for name, array in tensors.items()}
     names = sorted(kinds, key=lambda name: (-kinds[name][0].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which readers of PyTorch checkpoints ask for
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # readers of PyTorch checkpoints ask for it
     end = 0
     for name in names:
         dtype, shape = kinds[name]
@@ -125,7 +141,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             file.write(np.require(tensors[name], requirements="C").reshape(-1).data)
 
 
-def _are_counts(value: Any) -> bool:
+def _are_counts(value: object) -> bool:
     return isinstance(value, list) and all(map(COUNT.holds, value))
 
 
@@ -136,25 +152,36 @@ _TENSOR = {
 }
 
 
-def _read_header(file: BinaryIO) -> tuple[dict[str, dict[str, Any]], int]:
-    """name → {dtype, shape, data_offsets} of each tensor in a file, and the place from which the offsets count.
+def _read_header(file: BinaryIO) -> tuple[dict[str, _Entry], int]:
+    """The entry of each tensor in a file, by name, and the place in the file from which their bytes are counted.
 
-    Raises ValueError with the reason if it is not a safetensors file.
+    Raises ValueError, with the reason, if it is not a safetensors file: one whose tensors fill it without a gap.
     """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _HEADER_LIMIT):
         raise ValueError("its header is cut off")
-    header = parse(file.read(length))
-    check(header, {}, "its header")
+    header = check(parse(file.read(length)), {}, "its header")
     header.pop("__metadata__", None)
-    for name, tensor in header.items():
-        check(tensor, _TENSOR, shown(name))
-    end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    entries = {}
+    for name, value in header.items():
+        found = check(value, _TENSOR, shown(name))
+        entries[name] = _Entry(found["dtype"], tuple(found["shape"]), *found["data_offsets"])
+    end = max((entry.stop for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"it has {size} bytes, but its header says {8 + length + end}")
-    return header, 8 + length
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        size = entry.stop - entry.start
+        if entry.dtype not in _BYTES or size != math.prod(entry.shape) * _BYTES[entry.dtype]:
+            said = _words(entry.dtype, entry.shape)
+            raise ValueError(f"{shown(name)} is {said}, a shape that its {size} bytes do not have")
+        if entry.start != end:
+            raise ValueError("its tensors overlap or leave gaps")
+        end = entry.stop
+    return entries, 8 + length
 
 
 def _words(dtype: str, shape: Iterable[int]) -> str:
+    """Dtype and shape for a message, as in "F32 [2, 3]"."""
     return shown(f"{dtype} {list(shape)}", quoted=False)

@@ -1,9 +1,10 @@
-"""Threads for NumPy: a small pool that works through blocks, and scratch memory of each thread's own.
+"""Threads for NumPy: a small pool that works through blocks of rows, and scratch memory for each thread.
 
-NumPy lets go of the interpreter lock inside its loops and matrix products, so threads that each take a block which
-fits a core's cache keep all cores busy. BLAS itself is told to use one thread.
+NumPy releases the interpreter lock in its loops and matrix products. So all cores are busy if each thread takes a block
+that fits its core's cache. BLAS itself is told to use one thread.
 """
 
+import math
 import os
 import threading
 import weakref
@@ -12,68 +13,84 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from gpt.system import limits
 
-# Before OpenMP is loaded, which may bind this thread to one CPU (OMP_PROC_BIND, OMP_PLACES, GOMP_CPU_AFFINITY):
+# Read at import, before OpenMP is loaded, which may bind this thread to one CPU (OMP_PROC_BIND, OMP_PLACES).
 CPUS = limits.cpus()
 ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def available_threads() -> int:
-    """CPUs this process may use, or OMP_NUM_THREADS where that is set to a positive number."""
+    """The number of CPUs that this process may use, or OMP_NUM_THREADS if that is set to a positive number."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else CPUS
 
 
-QUIET = partial(np.errstate, all="ignore")  # training that diverges is found by its loss; NumPy need not warn as well
+QUIET = partial(np.errstate, all="ignore")  # the loss shows that training diverges; NumPy need not warn as well
+
+
+class _Job(NamedTuple):
+    """A call of `Threads.run`, as each helping thread gets it."""
+
+    task: Callable[[int], None]
+    remaining: deque[int]  # the numbers that no thread has taken yet
+    failures: SimpleQueue[BaseException | None]  # each helper puts one at its end: the exception raised, or None
+
+
+_Jobs = SimpleQueue[_Job | None]  # None ends the thread that reads it
 
 
 class Threads:
-    """`wanted` threads, the calling one among them, that share out numbered tasks; `count` of them could be started.
+    """A pool of `wanted` threads, the calling one included, that share numbered tasks. `count` could be started.
 
-    Which thread gets which task is a matter of timing, so no result may depend on it: a task writes only what belongs
-    to its number. Not reentrant: a task must not call `run`, and only one thread at a time may.
+    The timing decides which thread takes which task. So that no result depends on it, a task must write only to places
+    that belong to its number. A task must not call `run`, and only one thread at a time may.
+
+    Example:
+        threads = Threads(4)
+        threads.run_blocks(lambda rows: np.exp(x[rows], out=y[rows]), rows=len(x), block=64)
     """
 
     def __init__(self, wanted: int) -> None:
-        self.wanted, self._jobs = wanted, []
+        self.wanted = wanted
+        self._queues: list[_Jobs] = []  # one for each helping thread
         threadpool_limits(limits=1, user_api="blas")
-        with suppress(RuntimeError):  # the system, or a container, has no more threads for us
+        with suppress(RuntimeError):  # the system, or a container, allows no more threads
             for _ in range(wanted - 1):
-                jobs: SimpleQueue = SimpleQueue()
+                jobs: _Jobs = SimpleQueue()
                 threading.Thread(target=_serve, args=(jobs,), daemon=True).start()
-                self._jobs.append(jobs)
-        self.count = 1 + len(self._jobs)
-        weakref.finalize(self, _dismiss, self._jobs)
+                self._queues.append(jobs)
+        self.count = 1 + len(self._queues)
+        weakref.finalize(self, _dismiss, self._queues)
 
     def run(self, task: Callable[[int], None], count: int) -> None:
-        """Call task(0) … task(count - 1) and return when all are done; a single one runs right here.
+        """Call task(0) … task(count - 1) and return when all are done. A single task runs in the calling thread.
 
-        Raises what a task raised, after the others have stopped.
+        If a task raises, no further one is begun, and the exception is raised here once all threads have stopped.
         """
         if count == 1:
             with QUIET():
                 task(0)
             return
-        remaining = deque(range(count))
-        helpers = self._jobs[: count - 1]
-        failures = SimpleQueue()  # of each helper, in the end: its exception, or None
+        job = _Job(task, deque(range(count)), SimpleQueue())
+        helpers = self._queues[: count - 1]
         for jobs in helpers:
-            jobs.put((task, remaining, failures))
+            jobs.put(job)
         try:
-            _work(task, remaining)
+            _work(job)
         finally:
-            failed = [failures.get() for _ in helpers]
-        for failure in filter(None, failed):
+            failures = [job.failures.get() for _ in helpers]
+        for failure in filter(None, failures):
             raise failure
 
     def run_blocks(self, task: Callable[[slice], None], rows: int, block: int) -> None:
-        """Call task(slice) for every block of at most `block` of the `rows` rows."""
-        if rows <= block:  # most often, where a model is small
+        """Call task(slice) for each block of at most `block` of the `rows` rows; return and raise as `run` does."""
+        if rows <= block:  # the most frequent case in a small model
             with QUIET():
                 task(slice(0, rows))
             return
@@ -82,52 +99,56 @@ class Threads:
 
 
 def blocks(rows: slice, block: int) -> list[slice]:
-    """`rows` in slices of `block` rows, but for the last."""
+    """`rows` cut into slices of `block` rows; the last may be shorter.
+
+    Example:
+        >>> blocks(slice(0, 10), 4)
+        [slice(0, 4), slice(4, 8), slice(8, 10)]
+    """
     return [slice(start, min(start + block, rows.stop)) for start in range(rows.start, rows.stop, block)]
 
 
-def _work(task: Callable[[int], None], remaining: deque) -> None:
+def _work(job: _Job) -> None:
+    """Do tasks until none remains. If one raises, the other threads begin no further one."""
     try:
         with QUIET():
-            while remaining:
+            while job.remaining:
                 try:
-                    number = remaining.popleft()
+                    number = job.remaining.popleft()
                 except IndexError:  # another thread took the last one
                     return
-                task(number)
+                job.task(number)
     except BaseException:
-        remaining.clear()
+        job.remaining.clear()
         raise
 
 
-def _serve(jobs: SimpleQueue) -> None:
+def _serve(jobs: _Jobs) -> None:
+    """The work of a helping thread: one job after the other, until it is dismissed."""
     while job := jobs.get():
-        task, remaining, failures = job
         failure = None
         try:
-            _work(task, remaining)
+            _work(job)
         except BaseException as error:
             failure = error
-        failures.put(failure)
-        del job, task  # else the arrays they refer to would live until the next job
+        job.failures.put(failure)
+        del job, failure  # else the arrays that they refer to would live until the next job
 
 
-def _dismiss(queues: list[SimpleQueue]) -> None:
+def _dismiss(queues: list[_Jobs]) -> None:
     for jobs in queues:
         jobs.put(None)
 
 
 class Scratch(threading.local):
-    """Named arrays that every thread has for itself and that are reused by whoever asks for the name next."""
+    """Named arrays that each thread has for itself. Whoever asks for the same name next gets the same memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, np.dtype], np.ndarray] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """A C-contiguous array of undefined content; memory is allocated only when a larger one than ever is asked."""
-        size = 1
-        for length in shape:
-            size *= length
+        """A C-contiguous array with undefined content. Memory is allocated only if it is the largest one so far."""
+        size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.size < size:
             buffer = self._buffers[name, dtype] = np.empty(size, dtype)

@@ -81,6 +81,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         (with_header({"x": entry(offsets=(4, 0))}, b""), "do not have"),
         (with_header({"x": entry(), "y": entry()}), "overlap"),
         (with_header({"x": entry("F4", (8,))}), "do not have"),
+        (with_header({"x": entry("F4", (2**62,) * 20)}), "do not have"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said_shortly(tmp_path, content, complaint):
