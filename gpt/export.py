@@ -1,9 +1,9 @@
-"""A directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer.
+"""Export to a directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer.
 
-Versions of transformers differ in the defaults that they take from a class. So the files say all that changes a
-result: which inputs the tokenizer gives (PreTrainedTokenizerFast of transformers 4 gives `token_type_ids` by default,
-and GPT-2 adds the embedding of token 0 to every position for them), which side is padded and with what, how attention
-is scaled, and which token ends a text.
+The default settings differ between versions of transformers. So the files give every setting that changes a result: the
+inputs that the tokenizer makes, the side and token of padding, the scale of attention, and the token that ends a text.
+The inputs matter because PreTrainedTokenizerFast of transformers 4 makes `token_type_ids` by default, and GPT-2 would
+then add the embedding of token 0 at every position.
 """
 
 import json
@@ -20,16 +20,18 @@ from gpt.system.tensors import write_tensors
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.text import END_OF_TEXT
 
-_END = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # the one special token, `<|endoftext|>`
+_END = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # `<|endoftext|>`, the only special token
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
 
 
 def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
-    """Write the model and the tokenizer into `out`, which must be new.
+    """Write the model and the tokenizer into the directory `out`, which must be new or empty.
 
-    The files are model.safetensors, config.json, generation_config.json, tokenizer.json and tokenizer_config.json.
-    Returns their paths. Raises UserError if `out` exists and is not an empty directory, if it cannot be written, or if
-    the run's tokenizer is missing or not the model's; `out` is then as it was.
+    Returns the paths of its files: model.safetensors, config.json, generation_config.json, tokenizer.json and
+    tokenizer_config.json.
+
+    Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, if the run's
+    tokenizer is missing or is not the model's, or if the memory does not suffice.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
@@ -61,7 +63,7 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "model_type": "gpt2",
         "vocab_size": model.vocab_size,
         "n_positions": model.max_seq_len,
-        "n_ctx": model.max_seq_len,  # the name that llama.cpp's converter looks for
+        "n_ctx": model.max_seq_len,  # llama.cpp's converter reads this name
         "n_embd": model.embed_dim,
         "n_layer": model.num_layers,
         "n_head": model.num_heads,
@@ -77,7 +79,7 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": model.tie_embeddings,
         **_END,
         "dtype": "float32",
-        "torch_dtype": "float32",  # the name that transformers below 4.56 look for
+        "torch_dtype": "float32",  # transformers before 4.56 read this name
     }
 
 
@@ -89,7 +91,7 @@ def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
-        "padding_side": "right",  # to generate a batch it must be left, but GPT-2 itself counts positions from the left
+        "padding_side": "right",  # as GPT-2 counts positions; to generate a batch, pad on the left
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
     }

@@ -1,4 +1,4 @@
-"""Texts from the internet, checked against a known digest."""
+"""Download of texts to train on, each checked against the SHA-256 digest that is known for it."""
 
 import hashlib
 import urllib.error
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from gpt.errors import UserError
 from gpt.system.files import atomic_path, discard_leftovers, make_directory
 
-TIMEOUT = 30  # seconds without a byte
+TIMEOUT = 30  # seconds without a byte after which a download has failed
 
 
 class Source(NamedTuple):
-    """Where a text is, what its bytes hash to, and what its file is called here."""
+    """A text: its address, the digest of its bytes, and the name of its file on this machine."""
 
     url: str
     sha256: str
@@ -32,11 +32,12 @@ SOURCES = {
 
 
 def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Download the text `name` of SOURCES into `directory`; its path.
+    """Download the text `name` of SOURCES into `directory`, and return its path.
 
-    A file that is there already with the right digest is left alone, without asking the network; any other is
-    replaced only once the right bytes have arrived whole. `progress` is called as (bytes done, bytes in all, 0 if
-    unknown). Raises UserError if the text cannot be had, is not what it should be, or cannot be written.
+    If the file exists with the right digest, nothing is downloaded. Any other file is replaced, but only once the right
+    bytes have arrived whole. `progress` is called with the bytes done and the bytes in all, which are 0 if unknown.
+
+    Raises UserError if the text cannot be downloaded, if its digest is wrong, or if it cannot be written.
     """
     source = SOURCES[name]
     target = directory / source.file
@@ -63,9 +64,9 @@ def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lam
 
 
 def _stream(url: str) -> Iterator[tuple[bytes, int, int]]:
-    """The bytes at `url`, piece by piece: (piece, bytes so far, bytes in all, 0 if unknown).
+    """The bytes at `url` in pieces. Each comes with the bytes so far and the bytes in all, which are 0 if unknown.
 
-    Raises UserError for whatever the network does, so that a caller's own OSError can only be the disk's.
+    Raises UserError for every failure of the network, so that any OSError that the caller sees is the disk's.
     """
     instead = f"download {url} yourself and pass it with --data-path"
     request = urllib.request.Request(url, headers={"User-Agent": "hipgpt"})

@@ -1,6 +1,6 @@
-"""A run directory: its name, its files, its lock.
+"""A run directory, `checkpoints/RUN/`: its name, the names of its files, and its lock.
 
-Everything one training run owns lies in `checkpoints/RUN/`, and this file is where each of its files gets its name.
+Everything that one training run owns lies in this directory. docs/formats.md describes each file.
 """
 
 import os
@@ -16,24 +16,25 @@ from typing import Any
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
 from gpt.errors import UserError
 from gpt.system.files import finish_commit, make_directory, remove
+from gpt.system.filesystem import IS_WINDOWS
 from gpt.system.lock import NAMES as LOCK_NAMES
 from gpt.system.lock import Lock
 from gpt.system.reading import COUNT, NUMBER, SMALL, check, optional, or_null, parse
 
 ROOT = Path(RUNS_DIR)
-NAME_LIMIT = 200  # file systems allow 255 bytes a name; the longest file of a run adds 50 or so to the run's name
+NAME_LIMIT = 200  # characters: file systems allow 255 bytes a name, and the longest file of a run adds about 50
 # A first "." would hide the run, a first "-" reads as an option, and Windows drops a last ".".
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_-])?")
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # no file of Windows has such a name
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # Windows allows no such file name
 
-CONFIG, OPTIMIZER, WEIGHTS = "_config.json", "_optimizer.safetensors", ".safetensors"
+CONFIG, OPTIMIZER, WEIGHTS = "_config.json", "_optimizer.safetensors", ".safetensors"  # ends of a checkpoint's files
 _PART = re.compile(r"(.+)_step(0|[1-9][0-9]*)(_config\.json|_optimizer\.safetensors|\.safetensors)")
 
-WAIT = 3.0  # seconds for the lock
+WAIT = 3.0  # seconds to wait for the lock
 
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
 _METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
-_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # as gpt.system.files names them, and as safetensors did
+_TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # names that gpt.system.files gives, and safetensors gave
 
 
 def default_root() -> Path:
@@ -42,105 +43,86 @@ def default_root() -> Path:
 
 
 class Run:
-    """The run `name` under `root`: where its files are, whether they exist or not.
+    """The run `name` under `root`, and the paths of its files, whether they exist or not.
 
-    Raises UserError for a name that is not plain letters, digits, '.', '_' and '-', so that none can leave `root`, and
-    for one that no directory of Windows can have, as runs are copied from machine to machine.
+    Raises UserError for a name with other characters than letters, digits, '.', '_' and '-', so that no name leads out
+    of `root`; and for a name that Windows does not allow, because runs are copied from machine to machine.
     """
 
-    name: str
-    path: Path
-
     def __init__(self, name: str, root: Path = ROOT) -> None:
-        if len(name) > NAME_LIMIT:
-            raise UserError(f"--run-name has {len(name)} characters, but must have at most {NAME_LIMIT}")
-        if not _NAME.fullmatch(name):
-            wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
-            raise UserError(f"--run-name is {name!r}, but must consist of {wanted}")
-        if _DEVICE.fullmatch(name):
-            raise UserError(f"--run-name is {name!r}, but must be none of Windows' devices: take {name}_run, say")
-        self.name, self.path = name, Path(root) / name
+        if fault := _name_fault(name):
+            raise UserError(f"--run-name {fault}")
+        self._locate(name, Path(root) / name)
 
     @classmethod
     def at(cls, directory: Path) -> "Run":
-        """The run in a directory that exists already, wherever it lies and whatever it is called."""
+        """The run in a directory that exists already. It may lie anywhere and have any name."""
         run = cls.__new__(cls)
-        run.name, run.path = directory.name, directory
+        run._locate(directory.name, directory)
         return run
 
     @staticmethod
     def new_name() -> str:
-        """A name from the local time, and a random end that tells runs apart which start together:
-        `run_20261123_114501_9f3c`.
-        """
+        """A new run's name, from the local time and a random number: `run_20261123_114501_9f3c`."""
         return time.strftime("run_%Y%m%d_%H%M%S_") + secrets.token_hex(2)
+
+    def _locate(self, name: str, path: Path) -> None:
+        self.name, self.path = name, path
+        self.tokenizer_path = path / "tokenizer.json"
+        self.tokens_path = path / "tokens.bin"
+        self.tokens_info_path = path / "tokens.json"
+        self.metrics_path = path / "metrics.jsonl"
+        # Links to the files of a checkpoint, or copies of them on a file system without links.
+        self.latest_weights_path = path / "latest_checkpoint.safetensors"
+        self.latest_config_path = path / "latest_config.json"
+        self.best_weights_path = path / "best_checkpoint.safetensors"
+        self.best_config_path = path / "best_config.json"
+        # Tokenizer and tokens are made in `staged_path`; a learned vocabulary waits there if encoding was interrupted.
+        # Renamed to `committed_path`, they replace the old ones (gpt.system.files.commit).
+        self.staged_path = path / ".tokenizing"
+        self.committed_path = path / ".tokenized"
 
     @property
     def options(self) -> str:
-        """The options that name this run on the command line: "--run-name r", with --runs-dir where that is needed."""
+        """The options that name this run on the command line: "--run-name r", with --runs-dir if that is needed."""
         elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
         return f"--run-name {self.name}{elsewhere}"
 
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.path / "tokenizer.json"
-
-    @property
-    def tokens_path(self) -> Path:
-        return self.path / "tokens.bin"
-
-    @property
-    def tokens_info_path(self) -> Path:
-        return self.path / "tokens.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def latest_weights_path(self) -> Path:
-        return self.path / "latest_checkpoint.safetensors"
-
-    @property
-    def latest_config_path(self) -> Path:
-        return self.path / "latest_config.json"
-
-    @property
-    def best_weights_path(self) -> Path:
-        return self.path / "best_checkpoint.safetensors"
-
-    @property
-    def best_config_path(self) -> Path:
-        return self.path / "best_config.json"
-
-    def best_step_paths(self, step: int) -> tuple[Path, Path]:
-        """Weights and config of `step`, of which `best_*` are links to the best one's."""
-        stem = f"{self.name}_best_step{step}"
-        return self.path / f"{stem}.safetensors", self.path / f"{stem}_config.json"
-
     def weights_path(self, step: int) -> Path:
-        return self.path / f"{self._stem(step)}.safetensors"
+        return self.path / f"{self._stem(step)}{WEIGHTS}"
 
     def optimizer_path(self, step: int) -> Path:
-        return self.path / f"{self._stem(step)}_optimizer.safetensors"
+        return self.path / f"{self._stem(step)}{OPTIMIZER}"
 
     def config_path(self, step: int) -> Path:
-        return self.path / f"{self._stem(step)}_config.json"
+        return self.path / f"{self._stem(step)}{CONFIG}"
+
+    def best_step_paths(self, step: int) -> tuple[Path, Path]:
+        """The files of a best checkpoint made at `step`: weights and config. `best_*` are links to the latest two."""
+        stem = f"{self.name}_best_step{step}"
+        return self.path / f"{stem}{WEIGHTS}", self.path / f"{stem}{CONFIG}"
 
     def _stem(self, step: int) -> str:
-        """The beginning of the names of a step's files: the run's name, or another that it once had (or a copy has)."""
+        """The beginning of the names of a step's files.
+
+        It has the run's name, unless the step was saved when the run had another name, or by the run this is a copy of.
+        """
         own = f"{self.name}_step{step}"
-        if (self.path / f"{own}_config.json").exists():
+        if (self.path / f"{own}{CONFIG}").exists():
             return own
-        stems = [stem for stem, parts in self.parts().items() if stem[1] == step and CONFIG in parts]
-        return next((f"{prefix}_step{step}" for prefix, _ in sorted(stems)), own)
+        prefixes = [prefix for (prefix, found), parts in self.parts().items() if found == step and CONFIG in parts]
+        return f"{min(prefixes)}_step{step}" if prefixes else own
 
     def parts(self, best: bool = False) -> dict[tuple[str, int], set[str]]:
-        """The files of each checkpoint: (prefix, step) → which of CONFIG, OPTIMIZER and WEIGHTS there are.
+        """The files of each checkpoint, or with `best` of each best checkpoint.
 
-        The prefix is the run's name, or the one that it had when the step was saved. With `best`, those of the best
-        checkpoints, whose names continue with `_best`. A run may itself be called `x_best`. Its steps have
-        an optimizer's file, and the best ones of a run `x` have not.
+        The keys are (prefix, step), the values sets of CONFIG, OPTIMIZER and WEIGHTS. The prefix is the name that the
+        run had when the step was saved; for a best checkpoint it ends in `_best`. A run may itself be called `x_best`,
+        but its checkpoints have an optimizer's file, and the best ones of a run `x` have none.
+
+        Example:
+            r_step8.safetensors, r_step8_config.json and r_best_step4.safetensors give {("r", 8): {WEIGHTS, CONFIG}},
+            and with `best` {("r_best", 4): {WEIGHTS}}.
         """
         found: dict[tuple[str, int], set[str]] = {}
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -153,7 +135,7 @@ class Run:
         return {stem: parts for stem, parts in found.items() if is_best(stem[0], parts) == best}
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, ascending: those whose config file, written last, exists."""
+        """The steps that have a whole checkpoint, ascending: those with a config, which is written last."""
         return sorted({step for (_, step), parts in self.parts().items() if CONFIG in parts})
 
     @property
@@ -163,71 +145,45 @@ class Run:
 
     @property
     def has_weights(self) -> bool:
-        """Whether a model has been trained here, be it only the best one of a run that was killed early."""
+        """Whether a model has been trained here. A run that was killed early may have only a best checkpoint."""
         return self.has_checkpoints or os.path.lexists(self.best_config_path)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged: {"step": …, …} for each line of metrics.jsonl, but for one that a kill cut short."""
+        """The lines of metrics.jsonl, as {"step": …, …}. Leaves out lines that are damaged, or cut short by a kill."""
         entries = []
         if self.metrics_path.is_file():
             with open(self.metrics_path, "rb") as file:
                 while line := file.readline(SMALL):
                     with suppress(ValueError):
-                        entry = parse(line)
-                        check(entry, _METRICS)
-                        entries.append(entry)
+                        entries.append(check(parse(line), _METRICS))
         return entries
 
-    @property
-    def staged_path(self) -> Path:
-        """Where tokenizer and tokens are made. A learned vocabulary waits here if encoding was interrupted."""
-        return self.path / ".tokenizing"
-
-    @property
-    def committed_path(self) -> Path:
-        """Name of the directory above, from the rename that counts until its files have taken their places."""
-        return self.path / ".tokenized"
-
     def discard_tokens(self) -> None:
-        """Remove the tokenizer and the tokens, where there are any."""
+        """Remove the tokenizer and the tokens, if there are any."""
         remove(self.staged_path)
         for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path):
             path.unlink(missing_ok=True)
 
     def disk_bytes(self) -> int:
-        """What the run's files take on disk, in bytes. Links count as links."""
+        """The bytes that the run's files take on disk. A link counts as a link."""
         total = 0
         for directory, _, names in os.walk(self.path):
             for name in names:
-                with suppress(FileNotFoundError):  # a trainer may be pruning meanwhile
+                with suppress(FileNotFoundError):  # a trainer may prune meanwhile
                     total += os.lstat(os.path.join(directory, name)).st_size
         return total
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only process that writes to this run, inside the `with`.
+        """Inside the `with`, this is the only process that writes to the run.
 
-        Creates the directory, and removes it again if nothing has come to be in it. First removes or finishes
-        the half-done work of a process that was killed. Waits a few seconds for another process, which may be a command
-        that is about to be refused.
+        Creates the directory, and removes it at the end if it holds nothing. First removes or finishes the half-done
+        work of a process that was killed. Waits a few seconds for another process that holds the lock, because that may
+        be a command that is about to be refused.
+
         Raises UserError if another process still holds the lock, or if the directory cannot be written to.
         """
-        lock, deadline = Lock(self.path), time.monotonic() + WAIT
-        while True:
-            try:
-                make_directory(self.path)
-                if lock.acquire():
-                    break
-            except FileNotFoundError:  # the other process has just removed the directory, with nothing in it
-                pass
-            except OSError as error:
-                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"run {self.name} is being written to by another process{lock.holder()}: wait for it, or take "
-                    "another --run-name"
-                )
-            time.sleep(0.05)
+        lock = self._acquired()
         try:
             try:
                 for name in filter(_TEMPORARY.fullmatch, os.listdir(self.path)):
@@ -239,22 +195,49 @@ class Run:
         finally:
             with suppress(OSError):
                 if set(os.listdir(self.path)) <= LOCK_NAMES:
-                    if os.name == "nt":  # where an open file cannot be removed
+                    if IS_WINDOWS:  # an open file cannot be removed there
                         lock.release()
                     for name in os.listdir(self.path):
                         (self.path / name).unlink()
                     self.path.rmdir()
             lock.release()
 
+    def _acquired(self) -> Lock:
+        """The run's lock, once this process holds it. Raises UserError as `lock` does."""
+        lock, deadline = Lock(self.path), time.monotonic() + WAIT
+        while True:
+            try:
+                make_directory(self.path)
+                if lock.acquire():
+                    return lock
+            except FileNotFoundError:  # another process has just removed the directory, because it held nothing
+                pass
+            except OSError as error:
+                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"run {self.name} is being written to by another process{lock.holder()}: wait for it, or take "
+                    "another --run-name"
+                )
+            time.sleep(0.05)
 
-def _is_run_name(name: str) -> bool:
-    return len(name) <= NAME_LIMIT and _NAME.fullmatch(name) is not None and not _DEVICE.fullmatch(name)
+
+def _name_fault(name: str) -> str | None:
+    """The fault of a run's name, in words that follow the option's name; None if it has none."""
+    if len(name) > NAME_LIMIT:
+        return f"has {len(name)} characters, but must have at most {NAME_LIMIT}"
+    if not _NAME.fullmatch(name):
+        wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
+        return f"is {name!r}, but must consist of {wanted}"
+    if _DEVICE.fullmatch(name):
+        return f"is {name!r}, but must not be the name of a device on Windows: take {name}_run, say"
+    return None
 
 
 def list_runs(root: Path = ROOT) -> list[Run]:
     """The runs under `root` by name: directories that hold a tokenizer, tokens or a checkpoint."""
     if not root.is_dir():
         return []
-    runs = [Run(path.name, root) for path in sorted(root.iterdir()) if _is_run_name(path.name) and path.is_dir()]
+    runs = [Run(path.name, root) for path in sorted(root.iterdir()) if not _name_fault(path.name) and path.is_dir()]
     readable = [run for run in runs if os.access(run.path, os.R_OK | os.X_OK)]
     return [run for run in readable if run.tokenizer_path.exists() or run.tokens_path.exists() or run.has_checkpoints]

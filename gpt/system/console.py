@@ -28,9 +28,9 @@ class Console:
         self._terminal: RichConsole | None = None
         self._output = _Output(sys.stdout)
         if sys.stdout and sys.stdout.isatty():
-            from rich.console import Console as RichConsole  # here, because a piped run and `--help` need no rich
+            from rich.console import Console as Terminal  # imported here, because a piped run and `--help` need no rich
 
-            self._terminal = RichConsole(file=cast(TextIO, self._output))  # `__getattr__` gives it the rest of a stream
+            self._terminal = Terminal(file=cast(TextIO, self._output))  # `__getattr__` gives it the rest of a stream
 
     @property
     def reader_is_gone(self) -> bool:
