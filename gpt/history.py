@@ -31,16 +31,27 @@ class History:
     is written with the next one or the next checkpoint.
 
     `evaluations` has the validation losses so far, by step. All else is worked out from them, so that a run that was
-    killed and resumed comes to the same conclusions at the same steps as one that was not.
+    killed and resumed comes to the same conclusions at the same steps as one that was not. Losses on another held-out
+    part of the text cannot be compared, so a run that goes on with another `val_fraction` begins to count anew.
     """
 
-    def __init__(self, run: Run, step: int, tokens_per_step: int, train_tokens: int, text_start: int = 0) -> None:
+    def __init__(
+        self,
+        run: Run,
+        step: int,
+        tokens_per_step: int,
+        train_tokens: int,
+        text_start: int = 0,
+        val_fraction: float | None = None,
+    ) -> None:
         self._on_other_text = text_start * tokens_per_step
         self._path, self._tokens_per_step, self._train_tokens = run.metrics_path, tokens_per_step, train_tokens
+        self._val_fraction = val_fraction
         kept = [line for line in run.metrics() if line["step"] <= step]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._unwritten = ""
-        self.evaluations = validation_losses(kept)
+        self.evaluations = validation_losses(kept, val_fraction)
+        self._evaluated = {line["step"] for line in kept if "val_loss" in line}
         self._samples = {line["step"] for line in kept if "sample" in line}
         self.seconds, self._counted = 0.0, (0, 0)  # of training; a step, and the tokens seen up to it
         for line in kept:
@@ -64,6 +75,9 @@ class History:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in values.items()
         }
+        if "val_loss" in values:
+            finite["val_fraction"] = self._val_fraction
+            self._evaluated.add(step)
         line = {"step": step, **place, **finite}
         self._unwritten += json.dumps(line) + "\n"
         self._write()
@@ -116,7 +130,7 @@ class History:
         return len(self.evaluations) - (1 + self.evaluations.index(best) if best else 0)
 
     def has_evaluated(self, step: int) -> bool:
-        return any(step == evaluated for evaluated, _ in self.evaluations)
+        return step in self._evaluated
 
     def has_sampled(self, step: int) -> bool:
         return step in self._samples
@@ -132,9 +146,15 @@ def owes_evaluation(run: Run, config: TrainConfig, step: int) -> bool:
     return is_due and all(step != evaluated for evaluated, _ in validation_losses(run.metrics()))
 
 
-def validation_losses(lines: Iterable[dict[str, Any]]) -> list[Evaluation]:
-    """The evaluations among the lines of metrics.jsonl (`Run.metrics`)."""
-    found = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
+def validation_losses(lines: Iterable[dict[str, Any]], val_fraction: float | None = None) -> list[Evaluation]:
+    """The evaluations among the lines of metrics.jsonl (`Run.metrics`), or only those with this fraction held out.
+
+    Lines from before there was a key `val_fraction` count as well.
+    """
+    evaluated = [line for line in lines if "val_loss" in line]
+    if val_fraction is not None:
+        evaluated = [line for line in evaluated if line.get("val_fraction") in (val_fraction, None)]
+    found = [(line["step"], line["val_loss"]) for line in evaluated]
     return [(step, float(loss) if _is_number(loss) else math.nan) for step, loss in found]
 
 

@@ -33,7 +33,7 @@ _PART = re.compile(r"(.+)_step(0|[1-9][0-9]*)(_config\.json|_optimizer\.safetens
 WAIT = 3.0  # seconds to wait for the lock
 
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
-_METRICS |= dict.fromkeys(("loss", "val_loss"), optional(or_null(NUMBER)))
+_METRICS |= dict.fromkeys(("loss", "val_loss", "val_fraction"), optional(or_null(NUMBER)))
 _TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # names that gpt.system.files gives, and safetensors gave
 
 

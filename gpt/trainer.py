@@ -129,7 +129,9 @@ class Trainer:
         """
         first, total = self.step + 1, self.config.total_steps
         tokens_per_step, train_tokens = self.training.tokens_per_step, self.batches.train_tokens
-        self.history = History(self.run, self.step, tokens_per_step, train_tokens, self.config.text_start)
+        self.history = History(
+            self.run, self.step, tokens_per_step, train_tokens, self.config.text_start, self.config.val_fraction
+        )
         if self._patience_is_over():
             raise UserError(
                 f"run {self.run.name} was ended by --patience {self.config.patience} at step {self.step}: "

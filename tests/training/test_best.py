@@ -221,6 +221,16 @@ def test_patience_ends_a_run_with_a_checkpoint_and_says_why_and_what_is_kept(tra
     assert f"{end + 5}/{end + 5}" in hipgpt("runs").stdout
 
 
+def test_patience_counts_anew_when_another_part_of_the_text_is_held_out(train, hipgpt):
+    train(*PATIENT)
+    end = validation()[-1][0]
+    resumed = ("--run-name", "r", "--resume", "--steps", end + 2 * EVERY, "--val-fraction", 0.2)
+    out = hipgpt("train", *resumed).stdout
+    assert [step for step, _ in validation()][-2:] == [end + EVERY, end + 2 * EVERY]
+    assert "by --patience" not in out
+    assert "Guessing by frequency" in out, "the held-out part is another one"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("line", ["[Step 40] Loss", "[Step 50] Validation"])
 def test_a_stopped_and_resumed_run_ends_by_patience_at_the_same_step(train, cut, hipgpt, number, line):

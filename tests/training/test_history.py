@@ -59,6 +59,25 @@ def test_a_run_logged_before_there_were_times_and_tokens_goes_on(run):
     assert lines(run)[-1]["tokens"] == 160
 
 
+def test_evaluations_on_another_held_out_part_of_the_text_do_not_count(run):
+    """Their losses cannot be compared: else --patience could end a run before it has been evaluated once."""
+    first = History(run, 0, tokens_per_step=8, train_tokens=100, val_fraction=0.1)
+    for step, loss in ((10, 2.0), (20, 2.5), (30, 2.6)):
+        first.record(step, seconds=1.0, val_loss=loss)
+    assert History(run, 30, 8, 100, val_fraction=0.1).without_best == 2
+    other = History(run, 30, tokens_per_step=8, train_tokens=90, val_fraction=0.2)
+    assert (other.evaluations, other.without_best, other.memorizes) == ([], 0, False)
+    assert other.has_evaluated(30)
+    other.record(40, seconds=2.0, val_loss=3.0)
+    assert other.evaluations == History(run, 40, 8, 90, val_fraction=0.2).evaluations == [(40, 3.0)]
+    assert [line["val_fraction"] for line in lines(run)] == [0.1, 0.1, 0.1, 0.2]
+
+
+def test_a_line_without_the_held_out_fraction_counts_for_any(run):
+    run.metrics_path.write_text('{"step": 10, "val_loss": 2.0}\n')
+    assert History(run, 10, 8, 100, val_fraction=0.2).evaluations == [(10, 2.0)]
+
+
 @pytest.mark.parametrize(
     ("losses", "without_best"),
     [
