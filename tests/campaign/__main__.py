@@ -16,7 +16,7 @@ from tests.campaign.scenarios import SCENARIOS, Failure, Lab, generic
 
 KINDS = {"kill": kill, "fault": fault, "power": power, "mutate": mutate, "race": race}
 
-Result = tuple[str, int, float, Failure | None]  # kind, seed, seconds, what went wrong
+Result = tuple[str, int, float, Failure | None]  # kind, seed, seconds, failure
 
 
 @click.command()
@@ -27,9 +27,9 @@ Result = tuple[str, int, float, Failure | None]  # kind, seed, seconds, what wen
 @click.option("--seed", default=0, show_default=True, metavar="N", help="Seed of the first trial; the next has N + 1.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", metavar="N", help="Trials at a time.")
 def main(kinds: Sequence[str], seconds: float, trials: int | None, seed: int, jobs: int) -> None:
-    """Try to make hipgpt lose work, and print what failed and how to see it again. Exit status 1 if anything did.
+    """Try to make hipgpt lose work. Print each failure with the command that repeats it; exit status 1 if there is one.
 
-    Where nothing can be made to fail, it says so and tries nothing.
+    On a system that does not let the campaign see system calls, say so and try nothing.
     """
     if reason := process.obstacle():
         print(f"The campaign was not run: {reason}")
@@ -87,7 +87,7 @@ def _work(results: Connection, known: Lab, kinds: Sequence[str], share: float | 
                     break
                 try:
                     failure = KINDS[kind].trial(lab, seed)
-                except Exception as error:  # such as a state that nobody thought of: a failure too, but of the driver
+                except Exception as error:  # a failure too, but of the driver
                     story = [*lab.story, traceback.format_exc()]
                     failure = Failure(f"could not be judged: {type(error).__name__} {generic(str(error))}", story)
                 results.send((kind, seed, time.monotonic() - began, failure))

@@ -1,11 +1,11 @@
-"""Every system call on files fails in turn, by what a full disk, a broken one, a network drive or a limit give.
+"""Every system call on files fails in turn, with the errors of a full disk, a broken one, a network drive or a limit.
 
 A trial makes call number K of one class (open, write, rename, …) of a scenario fail, or, in one trial of four, that
-call and all later ones of the class. Afterwards the command has either done its work, with a note or without, or has
-ended with status 2 and one line that names a file and the system's reason. Then `Lab.judge` goes on without faults:
-nothing may be lost and no temporary file left. Where the file system merely lacks something (`LACKING`), every call of
-that class fails, and the work must be done. A failing print may end the command as Ctrl-C does, or with the status that
-Python gives it then (1 or 120).
+call and all later ones of the class. The command must then either do its work, with a note or without, or end with
+status 2 and one line that names a file and the system's reason. Then `Lab.judge` goes on without faults: nothing may be
+lost and no temporary file left. If the error means that the file system lacks the call (`LACKING`), every call of that
+class fails, and the work must be done all the same. A failing print may end the command as Ctrl-C does, or with the
+status that Python gives it then (1 or 120).
 """
 
 import errno
@@ -109,10 +109,10 @@ def _of(call: str, events: list[Event]) -> list[Event]:
 
 
 def _wrong(lab: Lab, scenario: Scenario, call: str, at: int, done_without: bool) -> list[str]:
-    """What a command that ended well has left undone.
+    """The differences that a command that ended well has left, without those that the fault excuses.
 
-    A line of the log that could not be written may be missing, a file may stand where a link cannot, or nothing, if
-    that link is to weights; and what could not be removed may be there.
+    A line of the log that could not be written may be missing. If there are no links, a file may stand in the place of
+    a link, or nothing in the place of a link to weights. A file that could not be removed may be there.
     """
     wrong = differences(lab.known(scenario).content, content(lab.trial))
     event = _of(call, lab.known(scenario).events)[at - 1]

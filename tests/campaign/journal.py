@@ -1,4 +1,4 @@
-"""The journal that shim.c writes: which calls a command made under its folder, and what its files held after each."""
+"""The journal that shim.c writes: each call that a command made under its folder, and the file's content after it."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """One call. `path` and `second` are relative to the folder; `data` is a file's whole content after the call, or
-    what was printed. A symlink's target is in `second`. `result` is what the call gave, or minus its error number."""
+    """One call. `path` and `second` are relative to the folder; a symlink's target is in `second`.
+
+    `result` is the call's result, or minus its error number. `data` is a file's whole content after the call, or the
+    bytes that were printed.
+    """
 
     call: str
     path: str

@@ -1,9 +1,9 @@
 """Kill -9 at every system call that changes a file, or that prints.
 
 The calls of each scenario are known from a run without trouble. A trial takes one of them, and kills the command just
-before it, or in the middle of what it writes. In one trial of eight, the first command that goes on is killed too.
+before it, or when half of its bytes are written. In one trial of eight, the first command that goes on is killed too.
 Then `Lab.judge` goes on. Seeds 0, 1, 2, … go through all calls of all scenarios in a scattered order, so as many
-trials as there are calls visit each exactly once.
+trials as there are calls visit each call exactly once.
 """
 
 from functools import cache

@@ -93,7 +93,7 @@ def _bytes(path: Path, random: Random) -> str:
 
 
 def _structure(path: Path, random: Random) -> str:
-    """Change values of JSON. What is not JSON is damaged by bytes."""
+    """Change values in a JSON file, or in the header of a safetensors file. Damage any other file by bytes."""
     data = path.read_bytes()
     if path.suffix == ".safetensors":
         (size,) = struct.unpack("<Q", data[:8])
@@ -116,7 +116,7 @@ def _structure(path: Path, random: Random) -> str:
 
 
 def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
-    """JSON with one to three values changed, and what was done."""
+    """JSON with one to three values changed, and a description of the changes."""
     document, said = json.loads(data), []
     for _ in range(random.choice([1, 1, 1, 2, 3])):
         if not isinstance(document, dict | list) or not document:
@@ -151,7 +151,7 @@ def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
 
 
 def _is_plain(document: Any) -> bool:
-    """Whether it has no loops, which a swap makes of a value and what is inside it, and is not nested too deeply."""
+    """Whether a document can be written as JSON: without loops, which a swap may make, and not nested too deeply."""
     try:
         json.dumps(document, skipkeys=True)
     except (ValueError, RecursionError):
@@ -174,7 +174,7 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
 
 
 def _special(path: Path, random: Random) -> str:
-    """Something else in the place of a file."""
+    """Put something else in the place of a file."""
     ways = ["missing", "empty", "folder", "fifo", "loop", "zero", "nowhere", "null", "another", "unreadable"]
     how = random.choice(ways)
     data = path.read_bytes()

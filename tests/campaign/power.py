@@ -1,13 +1,13 @@
-"""Power cuts: whatever may legally be on the disk after one, at every moment of a run.
+"""Power cuts: every state that may legally be on the disk after one, at every moment of a run.
 
-The journal of a scenario is replayed up to some call, onto a model of a disk that keeps only what it must: the content
-of a file since its last fsync, and the entries of a folder since the last fsync of that folder. All later changes of a
-folder may be there or not, each by itself and in any combination, but a rename within a folder is one change. What a
-file got after its last fsync may be there, or not, or in part, or as zeros. (Pillai et al. 2014, "All File Systems Are
-Not Created Equal", found all of these on real ones.)
+The journal of a scenario is replayed up to some call, onto a model of a disk. This disk must keep the content that a
+file had at its last fsync, and the entries that a folder had at the last fsync of that folder. All later changes of a
+folder may be there or not, each by itself and in any combination, but a rename within a folder is one change. Bytes
+that a file got after its last fsync may be there, or not, or in part, or as zeros. (Pillai et al. 2014, "All File
+Systems Are Not Created Equal", found all of these on real file systems.)
 
-A trial takes a moment, and one of these states: nothing that need not be there; everything; or a random choice. A step
-must still be there if the run had said that it was saved: in its last line, or by logging a later step. Then
+A trial takes a moment, and one of these states: only the changes that must be there; all changes; or a random choice. A
+step must still be there if the run had said that it was saved, in its last line or by logging a later step. Then
 `Lab.judge` goes on. States that are alike are judged once.
 """
 
@@ -24,14 +24,14 @@ from tests.campaign.journal import Event
 from tests.campaign.process import CHANGING
 from tests.campaign.scenarios import SCENARIOS, Failure, Known, Lab, Scenario, scattered
 
-RANDOM_STATES = 6  # of each moment, beside the two extremes
+RANDOM_STATES = 6  # for each moment, in addition to the two extremes
 _LOGGED = re.compile(r"^\[Step ([0-9]+)\] Loss", re.MULTILINE)
 _SAVED = re.compile(r"^(?:Done\.|Stopped at step|Ended at step)", re.MULTILINE)
 
 
 @dataclass
 class File:
-    """What a file holds, what it held when it was last synced, and how much of its beginning is still that."""
+    """A file's content, its content at the last sync, and the bytes at its beginning that were not written since."""
 
     content: bytes = b""
     synced: bytes = b""
@@ -58,7 +58,7 @@ class Folder:
 
     entries: dict[str, "Node"] = field(default_factory=dict)
     synced: dict[str, "Node"] = field(default_factory=dict)
-    changes: list[dict[str, "Node | None"]] = field(default_factory=list)  # name → what is there then
+    changes: list[dict[str, "Node | None"]] = field(default_factory=list)  # the new entry of a name
 
     def change(self, **entries: "Node | None") -> None:
         self.changes.append(entries)
@@ -69,7 +69,7 @@ class Folder:
 
 
 Node = File | Link | Folder
-Tree = dict[str, "bytes | str | Tree"]  # a folder as it is found: files, targets of links, folders
+Tree = dict[str, "bytes | str | Tree"]  # a folder as it is found: contents of files, targets of links, folders
 
 
 class Disk:
@@ -79,13 +79,13 @@ class Disk:
         self.root = _stored(root)
 
     def play(self, event: Event) -> None:
-        """Do to the disk what the event did; one that failed changes nothing."""
+        """Repeat an event on this disk. An event that failed changes nothing."""
         if event.result < 0 or event.call not in _TELLING:
             return
         path, second = PurePosixPath(event.path), PurePosixPath(event.second)
         folder = self._node(path.parent)
         if not isinstance(folder, Folder):
-            return  # without a name: a file that was opened and deleted
+            return  # a file without a name, because it was deleted while open
         match event.call:
             case "new":
                 folder.change(**{path.name: File()})
@@ -110,7 +110,7 @@ class Disk:
                 self._node(path).sync()
 
     def state(self, keeps: Callable[[], bool], content: Callable[[File], bytes]) -> Tree:
-        """What is found after a power cut, if `keeps` says which changes of folders and `content` what a file holds."""
+        """The tree that is found after a power cut. `keeps` decides on each change of a folder, `content` on a file."""
         return _found(self.root, keeps, content)
 
     def _node(self, path: PurePosixPath) -> Node | None:
@@ -122,7 +122,7 @@ class Disk:
 
 @cache
 def points(lab: Lab) -> list[tuple[Scenario, int, int]]:
-    """Each scenario, each number of events after which the disk or what was said is another, and each kind of state."""
+    """Each scenario, with each number of events after which the disk or the output differs, and each kind of state."""
     found = []
     for each in SCENARIOS:
         events = lab.known(each).events
@@ -163,7 +163,7 @@ _TELLING = {*CHANGING, "new"} - {"create", "chmod", "utime", "flock"}
 
 
 def _promised(known: Known, events: list[Event]) -> int:
-    """The last step of which the run has said that it is saved; 0 if there is none."""
+    """The last step that the run has said is saved; 0 if there is none."""
     said = b"".join(event.data for event in events if event.call == "print").decode()
     logged = [int(step) for step in _LOGGED.findall(said)]
     if logged and _SAVED.search(said):
@@ -173,7 +173,7 @@ def _promised(known: Known, events: list[Event]) -> int:
 
 
 def _contents(file: File, random: Random) -> list[bytes]:
-    """What a file may hold: what was synced, all, a part, or zeros in the place of what was not synced."""
+    """The contents that a file may have: the synced one, all, a part, or zeros in the place of unsynced bytes."""
     if file.content == file.synced:
         return [file.content]
     part = file.content[: random.randint(file.kept, len(file.content))]

@@ -1,4 +1,4 @@
-"""Running hipgpt's commands: in a fork of this process, which has imported everything (10 ms), or for real (1 s)."""
+"""Run hipgpt's commands: in a fork of this process, which has imported everything (10 ms), or for real (1 s)."""
 
 import atexit
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.support import forks
 
-TIME_LIMIT = 10.0  # seconds: a hundred times what a command takes
+TIME_LIMIT = 10.0  # seconds: a command takes a hundredth of that
 MEMORY_LIMIT = 400 << 20  # bytes above those of this process
 
 CHANGING = ("create", "write", "truncate", "copy", "rename", "link", "symlink", "unlink", "mkdir", "rmdir", "chmod",
@@ -27,7 +27,7 @@ READING = ("open", "read", "list", "stat", "mmap")
 
 @dataclass(frozen=True)
 class Order:
-    """What the shim does at one call: the `at`-th of those named in `calls`. See shim.c for `do`."""
+    """An order for the shim: do `do` (see shim.c) at call number `at` of those named in `calls`."""
 
     calls: Sequence[str] = ()
     at: int = 0
@@ -35,7 +35,7 @@ class Order:
     journal: Path | None = None
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """The variables by which a command gets the shim and its order. They change what it does under `folder`."""
+        """The environment variables that give a command the shim and this order, for its calls under `folder`."""
         return {
             "LD_PRELOAD": str(shim()),
             "CAMPAIGN_ROOT": os.path.realpath(folder),
@@ -48,17 +48,17 @@ class Order:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: `status` as a shell would give it, but negative for a signal, and None if it hung."""
+    """How a command ended. `status` is its exit status, minus a signal's number, or None if it hung."""
 
     command: tuple[str, ...]
     status: int | None
     output: str
     errors: str
-    memory: int  # bytes at most, above those of this process
+    memory: int  # the most that it took, in bytes above those of this process
 
     @property
     def fault(self) -> str | None:
-        """What no command may do, whatever has happened to it; None if it did none of that."""
+        """The fault in how the command ended, if it did something that no command may do in any trouble; else None."""
         if self.status is None:
             return f"ran for more than {TIME_LIMIT:.0f} s"
         if self.status < 0:
@@ -143,7 +143,7 @@ def shim() -> Path:
 
 
 def prepare() -> None:
-    """Import whatever the commands import, so that a fork has it, and make its arithmetic take one thread."""
+    """Import everything that the commands import, so that a fork has it, and limit its arithmetic to one thread."""
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     forks.prepare()
     shim()

@@ -1,9 +1,10 @@
 """Two or more commands at once on one run, with random delays.
 
-A trial starts the commands of one of `RACES` in a random order, each up to 0.3 s after the first, and makes most of
-them sleep at a random call, so that what a command has looked at is old when it goes on. Each must end well, or with
-status 2, one line, and a reason that the race allows. If the scenario's own command ended well, all must be as if it
-had been alone, to the bit; else `Lab.judge` goes on. No step may be trained twice, and no export be half of one.
+A trial starts the commands of one of `RACES` in a random order, each up to 0.3 s after the first. It makes most of them
+sleep at a random call, so that the files have changed since a command looked at them. Each must end well, or with
+status 2, one line, and a reason that the race allows. If the scenario's own command ended well, the files must be the
+same, bit for bit, as if it had been alone; else `Lab.judge` goes on. No step may be trained twice, and no export may be
+half done.
 """
 
 import re
@@ -41,7 +42,7 @@ BY_NAME = {each.name: each for each in SCENARIOS} | {BUSY.name: BUSY}
 
 @dataclass(frozen=True)
 class Race:
-    """The command of `scenario` and `others`, any of which may be refused if its message matches `refused`."""
+    """The command of `scenario` beside `others`. Any of them may be refused with a message that matches `refused`."""
 
     scenario: str
     others: tuple[str, ...]
@@ -102,7 +103,7 @@ def trial(lab: Lab, seed: int) -> Failure | None:
 
 
 def _delay(random: Random, command: str) -> Order:
-    """A sleep at one of the command's calls, often an early one; or none."""
+    """An order to sleep at one of the command's calls, often an early one; or no order."""
     if random.random() < 0.2:
         return Order()
     most = random.choice([6, 12, 400] if command.startswith("train") else [6, 12, 40])
@@ -110,7 +111,7 @@ def _delay(random: Random, command: str) -> Order:
 
 
 def _problem(lab: Lab, race: Race, scenario: Scenario, outcomes: list[Outcome]) -> str | None:
-    """What is wrong with how the commands ended, or with what they exported. Removes the exports of readers."""
+    """The first thing wrong with the commands' ends or with their exports, or None. Removes the exports of readers."""
     for outcome in outcomes:
         if outcome.fault:
             return f"{outcome.command[0]}: {outcome.fault}"

@@ -1,9 +1,10 @@
-"""What the campaign runs, how a run goes on after whatever befell it, and what must then be there.
+"""The commands that the campaign troubles, how a user goes on afterwards, and the files that must then be there.
 
-A scenario is a command that something happens to. `Lab.judge` goes on as a user would: by `--resume` and, if that is
-refused or not yet the end, by the command itself. The folder must then hold what the command leaves if nothing befalls
-it: the same weights to the bit, the same lines of metrics.jsonl but for times, and no other file. But what pruning was
-about to remove, checkpoints and best weights of earlier steps, may be there until hipgpt prunes again.
+A scenario is a command that gets into trouble. `Lab.judge` goes on as a user would: with `--resume` and, if that is
+refused or does not reach the end, with the command itself. The folder must then be as the command leaves it without
+trouble: the same weights bit for bit, the same lines of metrics.jsonl but for times, and no other file. One thing is
+excused: checkpoints and best weights of earlier steps, which pruning was about to remove, may stay until hipgpt prunes
+again.
 """
 
 import json
@@ -21,7 +22,7 @@ from tests.campaign import process
 from tests.campaign.journal import Event, read
 from tests.campaign.process import Order, Outcome
 
-Content = dict[str, Any]  # of a folder: the names of its files, and what each holds but for times
+Content = dict[str, Any]  # a folder's files by name: bytes, or parsed JSON without times
 
 SENTENCES = "the cat sat on a mat . a dog ran to the old naïve fox ! where is the red house ? it is far away . "
 TEXT = "".join(SENTENCES[i % 40 :].strip() + "\n" * (1 + i % 3) for i in range(24))
@@ -46,11 +47,11 @@ _VARYING = (
 
 @dataclass(frozen=True)
 class Scenario:
-    """`command` is what something happens to, after `before`.
+    """The trouble happens to `command`, after the commands in `before`.
 
-    Going on is by `resume`, by the command itself, and by `otherwise`, in this order, until one of them does it.
-    `stop_at` is a beginning of a line: the last command of `before` is killed when it is about to print that.
-    `probe` must be accepted in whatever state the command leaves.
+    `resume`, the command itself, and `otherwise` are tried in this order to go on, until one succeeds. `stop_at` is the
+    beginning of a line: the last command of `before` is killed when it is about to print that line. `probe` is a
+    command that must be accepted in any state that `command` leaves.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Scenario:
     resume: str = ""
     otherwise: str = ""
     probe: str = ""
-    may_refuse_when_done: bool = False  # as `--out` exists then
+    may_refuse_when_done: bool = False  # because `--out` exists then
 
     @property
     def run(self) -> str:
@@ -91,7 +92,7 @@ SCENARIOS = (
 
 @dataclass
 class Failure:
-    """A trial that did not end as it must: `kind` in a few words, for the table, and the story."""
+    """A trial that did not end as it must: its kind in a few words, for the table, and the story of its commands."""
 
     kind: str
     story: list[str] = field(default_factory=list)
@@ -99,8 +100,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Known:
-    """A scenario without any trouble: the folder before, the last step that is saved in it, the events of its command,
-    and the content in the end."""
+    """A scenario without any trouble.
+
+    It is the folder before, the last step that is saved in it, the events of the command, and the content in the end.
+    """
 
     before: Path
     step: int
@@ -109,9 +112,9 @@ class Known:
 
 
 class Lab:
-    """A place for trials: a folder in memory if there is one, because an fsync costs nothing there.
+    """A place for trials: a folder in memory if possible, because an fsync costs nothing there.
 
-    It is removed at the end of a `with`. What another lab has found out about scenarios may be taken from it.
+    It is removed at the end of a `with`. It starts with the scenarios that an `other` lab has already run.
     """
 
     def __init__(self, other: "Lab | None" = None) -> None:
@@ -120,7 +123,7 @@ class Lab:
         self._known: dict[str, Known] = dict(other._known) if other else {}
         self.trial = self.folder / "trial"
         self.story: list[str] = []
-        self.judged: dict[str, Failure | None] = {}  # states that drivers have judged already, by their digests
+        self.judged: dict[str, Failure | None] = {}  # verdicts on states, by their digests
 
     def __enter__(self) -> "Lab":
         return self
@@ -178,7 +181,7 @@ class Lab:
         return self._known[scenario.name]
 
     def judge(self, scenario: Scenario, promised: int = 0, real: bool = False) -> Failure | None:
-        """Go on in the trial's folder, and say what is wrong. `promised` is a step that was reported saved."""
+        """Go on in the trial's folder. Returns the failure, if any. `promised` is a step that was reported saved."""
         if last_step(content(self.trial), scenario.run) < promised:
             return Failure("a step that was reported saved is gone", [*self.story, f"step {promised} is gone"])
         if scenario.probe and (failure := self._probe(scenario.probe)):
@@ -214,7 +217,7 @@ class Lab:
 
 
 def last_step(found: Content, run: str) -> int:
-    """The last step that has the three files of a checkpoint, whatever they hold; 0 if there is none."""
+    """The last step that has the three files of a checkpoint, even if damaged; 0 if there is none."""
     stem = re.compile(rf"(checkpoints/{run}/{run}_step([0-9]+))_config\.json")
     matches = filter(None, map(stem.fullmatch, found))
     whole = [each for each in matches if {f"{each[1]}.safetensors", f"{each[1]}_optimizer.safetensors"} <= found.keys()]
@@ -222,7 +225,7 @@ def last_step(found: Content, run: str) -> int:
 
 
 def content(folder: Path) -> Content:
-    """What is in a folder, but for times: {"checkpoints/r/metrics.jsonl": [{"step": 1, …}, …], …}."""
+    """A folder's files without times: {"checkpoints/r/metrics.jsonl": [{"step": 1, …}, …], …}."""
     found: Content = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -242,7 +245,7 @@ def content(folder: Path) -> Content:
 
 
 def differences(expected: Content, found: Content) -> list[str]:
-    """A line for each file that is missing, left over, or holds something else."""
+    """A line for each file that is missing, left over, or has another content."""
     lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
     lines += [f"{name} is left over" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
@@ -254,7 +257,7 @@ def differences(expected: Content, found: Content) -> list[str]:
 
 
 def generic(text: str) -> str:
-    """A message without what differs from trial to trial, so that failures of one kind count as one."""
+    """A message without the names and numbers that differ from trial to trial, so that equal failures count as one."""
     text = " ".join(text.split())
     for pattern, word in _VARYING:
         text = pattern.sub(word, text)
@@ -262,7 +265,7 @@ def generic(text: str) -> str:
 
 
 def _places(lines: object) -> object:
-    """What the lines of metrics.jsonl are about: "4 loss", "4 val_loss", …"""
+    """The step and the first value of each line of metrics.jsonl: "4 loss", "4 val_loss", …"""
     if not isinstance(lines, list):
         return lines
     return ", ".join(f"{line.get('step')} {[*line, '', '', '', ''][3]}" for line in lines)

@@ -1,12 +1,12 @@
 // Sees every system call of one process that touches files under a folder, and kills, fails, delays or records there.
 //
-// A seccomp filter traps these calls, raw ones past the C library included, and the handler of SIGSYS then makes the call
-// in the process's place. It uses nothing of the C library, which may be in the middle of anything. Works on Linux on
-// x86-64.
+// A seccomp filter traps these calls, including raw ones that bypass the C library. The handler of SIGSYS then makes the
+// call for the process. The handler uses nothing of the C library, because the signal may come in the middle of any of
+// its functions. Works on Linux on x86-64.
 //
 // It begins when the library is loaded, by LD_PRELOAD or later, and reads its orders from the environment:
 //   CAMPAIGN_ROOT     the folder; print is any write to standard output or standard error
-//   CAMPAIGN_CALLS    which calls are counted, as in " rename fsync "
+//   CAMPAIGN_CALLS    the calls that are counted, as in " rename fsync "
 //   CAMPAIGN_AT       the number of the one at which to act, from 1; 0: never
 //   CAMPAIGN_DO       kill: die by SIGKILL in place of the call; half: die once half of the bytes are written;
 //                     ERRNO: fail with it; -ERRNO: fail with it from here on; delay MS: sleep first
@@ -34,7 +34,7 @@
 enum { PATH = 4096, JOURNAL = 900, LARGEST = 1 << 26 };
 
 // How a call names its file: by descriptor (its argument 0), by path, or by a folder's descriptor and a path.
-// `data` calls change what a file holds. The second path of rename, link and symlink follows the first.
+// `data` calls change a file's content. The second path of rename, link and symlink follows the first.
 static const struct call {
     int number;
     const char *name;
@@ -161,7 +161,7 @@ static long make(const struct call *call, const long *a) {
     return campaign_call(call->number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
-// What is done in the place of one system call.
+// Does the work of one system call in its place: counts it, acts if it is the one, makes it, records it.
 static long handle(const struct call *call, const long *args) {
     char first[PATH] = "", second[PATH] = "";
     const char *name = call->name;

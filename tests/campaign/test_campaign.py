@@ -1,6 +1,10 @@
-"""That the campaign's drivers can be believed: each finds what was broken on purpose."""
+"""The campaign's drivers can be believed: each one finds a bug that was made on purpose."""
 
+import errno
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -69,6 +73,34 @@ def test_the_journal_tells_what_a_command_wrote(lab, tmp_path):
         disk.play(event)
     tree = disk.state(lambda: True, lambda file: file.content)
     assert tree["hf"] == {path.name: path.read_bytes() for path in (lab.trial / "hf").iterdir()}
+
+
+RAW_MKDIR = """
+import ctypes
+MKDIR = 83  # on x86-64
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(MKDIR, b"made", 0o777), ctypes.get_errno())
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "printed", "result"),
+    [
+        (Order(), "0 0", 0),
+        (Order(("mkdir",), 1, str(errno.ENOSPC)), f"-1 {errno.ENOSPC}", -errno.ENOSPC),
+    ],
+)
+def test_a_system_call_past_the_functions_of_the_c_library_is_seen_and_can_fail(tmp_path, order, printed, result):
+    """As programs in Go and some of Rust make them: a library that only takes the place of mkdir() would miss it."""
+    folder, journal = tmp_path / "folder", tmp_path / "journal"
+    folder.mkdir()
+    environment = {**os.environ, **replace(order, journal=journal).environment(folder)}
+    command = [sys.executable, "-c", RAW_MKDIR]
+    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == printed.split()
+    events = [event for event in read(journal, folder) if event.call == "mkdir"]
+    assert events == [Event("mkdir", "made", "", result, b"")]
+    assert (folder / "made").is_dir() == (result == 0)
 
 
 def played(*events: tuple) -> power.Disk:

@@ -1,4 +1,4 @@
-"""What a container leaves: cgroups of both versions in made-up roots, and real ones where the machine lets us."""
+"""The memory and CPUs that a container leaves: cgroups of both versions in made-up roots, and real ones if allowed."""
 
 import os
 import re
@@ -222,7 +222,7 @@ def test_a_disk_too_small_for_one_checkpoint_is_refused(saved, monkeypatch):
 
 @pytest.fixture
 def cgroup():
-    """A real group of version 1 with 150 MiB and half a CPU; as what a process does to enter it."""
+    """A real group of version 1 with 150 MiB and half a CPU. Gives a function that moves a process into it."""
     folders = [Path("/sys/fs/cgroup") / kind / f"hipgpt-test-{os.getpid()}" for kind in ("memory", "cpu")]
     try:
         for folder in folders:

@@ -1,4 +1,4 @@
-"""The lock: the operating system's, or a file that says who holds it where there is none."""
+"""The lock: the operating system's, or on a file system without locks a file that says who holds it."""
 
 import errno
 import fcntl

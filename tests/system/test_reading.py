@@ -1,4 +1,4 @@
-"""gpt/system/reading.py: whatever a file holds, reading gives checked values or one line. It never hangs or crashes."""
+"""Files that may hold anything: reading one gives checked values or a message of one line, and never hangs."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_the_fields_of_a_dataclass_are_its_schema():
     assert schema_of(ModelConfig)["vocab_size"].required
 
 
-# Files that are none
+# Things that are not files
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])

@@ -34,7 +34,7 @@ def test_blocks_cover_all_rows():
 
 def test_tasks_run_at_the_same_time():
     meeting = threading.Barrier(3, timeout=10)
-    Threads(3).run(lambda number: meeting.wait(), 3)  # raises BrokenBarrierError where one never comes
+    Threads(3).run(lambda number: meeting.wait(), 3)  # raises BrokenBarrierError if one never comes
 
 
 def test_a_single_task_stays_in_the_calling_thread():
