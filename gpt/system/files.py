@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from gpt.errors import naming
 from gpt.system.filesystem import IS_WINDOWS, note, reason, sync, sync_directory, sync_tree, try_lock, try_symlink
 
 
@@ -79,8 +80,8 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomically(target: str | os.PathLike[str], text: str) -> None:
-    """Replace `target` by `text` (UTF-8, newlines as given), or leave it as it was. Raises OSError."""
-    with atomic_path(target) as temporary:
+    """Replace `target` by `text` (UTF-8, newlines as given), or leave it as it was. Raises OSError, which names it."""
+    with naming(target), atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 

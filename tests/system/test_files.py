@@ -1,13 +1,23 @@
 """Files and directories that are wholly there or not at all, and the temporary ones that killed processes leave."""
 
+import errno
 import fcntl
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from gpt.errors import told
-from gpt.system.files import atomic_directory, atomic_path, atomic_paths, commit, discard_leftovers, finish_commit
+from gpt.system.files import (
+    atomic_directory,
+    atomic_path,
+    atomic_paths,
+    commit,
+    discard_leftovers,
+    finish_commit,
+    write_atomically,
+)
 from tests.training.test_checkpoint import in_a_child
 
 
@@ -103,6 +113,21 @@ def test_the_message_of_an_error_names_the_file_and_not_its_temporary_name(tmp_p
     with pytest.raises(PermissionError) as error, atomic_path(tmp_path / "file") as temporary:
         fail(temporary)
     assert told(error.value.filename) == str(tmp_path / "file")
+
+
+def test_a_text_that_does_not_fit_on_the_disk_leaves_the_old_one_and_is_named(tmp_path, monkeypatch):
+    """A failed write() gives an error without a file, because the system knows only the number of the open file."""
+
+    def fail(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_atomically(tmp_path / "file", "old")
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: fail(path))
+    with pytest.raises(OSError, match="No space") as error:
+        write_atomically(tmp_path / "file", "new")
+    assert error.value.filename == str(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == {"file"}
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])

@@ -1,0 +1,95 @@
+"""Signals: a closed terminal stops training as Ctrl-C does, and which second signal ends a command at once."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+if os.name == "nt":
+    pytest.skip("Windows has no pseudo-terminals", allow_module_level=True)
+
+import fcntl
+import pty
+import termios
+
+from gpt.system import interrupts
+from tests.training.test_best import _read as read_terminal
+
+TEXT = "the cat sat on the mat and saw a dog .\n" * 60
+MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2)
+FLAGS = ("--data-path", "text.txt", *MODEL, "--device", "cpu", "--schedule", "constant", "--warmup-steps", 0)
+FLAGS += ("--eval-every", 0)
+
+
+def weights(name: str, step: int) -> bytes:
+    return Path(f"checkpoints/{name}/{name}_step{step}.safetensors").read_bytes()
+
+
+def take_terminal() -> None:
+    """Make standard input the terminal that this process, a session's leader, is controlled by."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_terminal_that_is_closed_stops_training_which_is_saved_and_goes_on(hipgpt, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    main, side = pty.openpty()
+    streams = {"stdin": side, "stdout": side, "stderr": side}
+    endless = ("--steps", 10**6, "--log-every", 1, "--ckpt-every", 0)
+    process = hipgpt.start(
+        "train", *FLAGS, *endless, "--run-name", "r", **streams, start_new_session=True, preexec_fn=take_terminal
+    )
+    os.close(side)
+    shown = b""
+    while b"[Step 3]" not in shown and (data := read_terminal(main)):
+        shown += data
+    os.close(main)  # the kernel sends SIGHUP to the session
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP, shown.decode(errors="replace")
+    (saved,) = (int(path.stem.rpartition("step")[2]) for path in Path("checkpoints/r").glob("r_step*[0-9].safetensors"))
+    assert saved >= 3
+    hipgpt("train", *FLAGS, "--steps", saved, "--run-name", "whole")
+    assert weights("r", saved) == weights("whole", saved)
+    for name in ("r", "whole"):
+        hipgpt("train", "--run-name", name, "--resume", "--steps", saved + 2)
+    assert weights("r", saved + 2) == weights("whole", saved + 2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ends"),
+    [
+        ("SIGINT", "SIGINT", True),
+        ("SIGINT", "SIGTERM", True),
+        ("SIGTERM", "SIGINT", True),
+        ("SIGTERM", "SIGTERM", True),
+        ("SIGHUP", "SIGINT", True),
+        ("SIGHUP", "SIGTERM", False),  # the request that the warning foretold
+        ("SIGUSR1", "SIGTERM", False),
+        ("SIGHUP", "SIGHUP", False),  # from the kernel, and from the shell
+        ("SIGINT", "SIGHUP", False),
+        ("SIGTERM", "SIGUSR2", False),
+    ],
+)
+def test_a_second_signal_ends_a_command_at_once_only_if_it_insists(first, second, ends):
+    number = getattr(signal, second)
+    assert interrupts._insists(number, now=9.0, first=getattr(signal, first), since=8.0) == ends
+
+
+def test_sigterm_that_comes_twice_at_the_same_moment_is_one_request():
+    assert not interrupts._insists(signal.SIGTERM, now=8.01, first=signal.SIGTERM, since=8.0)
+
+
+def test_work_is_dropped_only_inside_droppable_and_only_when_its_time_is_over(monkeypatch):
+    monkeypatch.setattr(interrupts, "GRACE", 0.05)
+    work = interrupts.Deferred(lambda: None, lambda: "")
+    with work.droppable():
+        work.receive(signal.SIGINT)
+        work.receive(signal.SIGTERM)
+        work.drop_if_due()
+        time.sleep(0.06)
+        with pytest.raises(interrupts.Dropped):
+            work.drop_if_due()
+    assert work.received == signal.SIGINT
+    work.drop_if_due()
+    with pytest.raises(interrupts.Dropped), work.droppable():
+        raise AssertionError("begun although it is due")
