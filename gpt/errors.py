@@ -42,11 +42,15 @@ def cannot(action: str) -> Iterator[None]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an OSError inside the `with` the name of its file: the system does not know the name of an open file."""
+    """Give an OSError inside the `with` the name of this file, if it has none.
+
+    It has none if a call on an open file failed, because the system knows only the file's number.
+    """
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if error.filename is None:
+            error.filename = str(path)
         raise
 
 

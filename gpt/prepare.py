@@ -391,11 +391,10 @@ def _encode(tokenizer: Tokenizer, text: Path, size: int, target: Path, dtype: np
             read += len(data)
             yield block
 
-    with _enough_memory(text), progress("Encoding", size) as advance, open(target, "wb") as file:
+    with _enough_memory(text), progress("Encoding", size) as advance, naming(target), open(target, "wb") as file:
         for ids in tokenizer.encode_blocks(blocks()):
             data = ids.astype(dtype).tobytes()
-            with naming(target):
-                file.write(data)
+            file.write(data)
             tokens_digest.update(data)
             count += len(ids)
             advance(read)
