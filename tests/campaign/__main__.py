@@ -46,9 +46,9 @@ def main(kinds: Sequence[str], seconds: float, trials: int | None, seed: int, jo
                 done = ", ".join(f"{kind} {len(found)}" for kind, found in results.items())
                 print(f"\r{done} ", end="", file=sys.stderr, flush=True)
     print(_table(results))
-    failures = [result for found in results.values() for result in found if result[3]]
+    failures = [failure for found in results.values() for *_, failure in found if failure]
     if trials == 1:
-        for *_, failure in failures:
+        for failure in failures:
             print("\n".join(failure.story))
     sys.exit(bool(failures) or not all(results.values()))
 

@@ -41,7 +41,7 @@ COMMANDS = (
     f"train --run-name f --steps 2 {LEARN} {SIZES}",
 )
 OF_TEXT = [each for each in COMMANDS if "text.txt" in each] + [f"{RESUME} --steps 8"]
-ODD = (
+ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 1e-300, 1e308, -0.0, 10**19, -(10**19), 2**31, 2**63, 1e6, 10**400,
     float("nan"), float("inf"), "", "x", "0", "\ud800", "\0", "../..", "/dev/zero", "a" * 70_000, [], {}, [[]],
     [0] * 1000, {"": None},

@@ -76,7 +76,7 @@ class Disk:
     """A disk under the strict model; `root` is all of it."""
 
     def __init__(self, root: Path) -> None:
-        self.root = _stored(root)
+        self.root = _stored_folder(root)
 
     def play(self, event: Event) -> None:
         """Repeat an event on this disk. An event that failed changes nothing."""
@@ -96,22 +96,34 @@ class Disk:
             case "unlink" | "rmdir":
                 folder.change(**{path.name: None})
             case "rename":
-                moved, target = folder.entries[path.name], self._node(second.parent)
+                moved, target = folder.entries[path.name], self._folder(second.parent)
                 if target is folder:
                     folder.change(**{path.name: None, second.name: moved})
                 else:
                     target.change(**{second.name: moved})
                     folder.change(**{path.name: None})
             case "link":
-                self._node(second.parent).change(**{second.name: folder.entries[path.name]})
+                self._folder(second.parent).change(**{second.name: folder.entries[path.name]})
             case "write" | "truncate" | "copy":
-                self._node(path).write(event.data)
-            case "fsync" | "fsyncdir":
-                self._node(path).sync()
+                self._file(path).write(event.data)
+            case "fsync":
+                self._file(path).sync()
+            case "fsyncdir":
+                self._folder(path).sync()
 
     def state(self, keeps: Callable[[], bool], content: Callable[[File], bytes]) -> Tree:
         """The tree that is found after a power cut. `keeps` decides on each change of a folder, `content` on a file."""
         return _found(self.root, keeps, content)
+
+    def _folder(self, path: PurePosixPath) -> Folder:
+        node = self._node(path)
+        assert isinstance(node, Folder), path
+        return node
+
+    def _file(self, path: PurePosixPath) -> File:
+        node = self._node(path)
+        assert isinstance(node, File), path
+        return node
 
     def _node(self, path: PurePosixPath) -> Node | None:
         node: Node | None = self.root
@@ -209,6 +221,10 @@ def _stored(path: Path) -> Node:
     if path.is_file():
         data = path.read_bytes()
         return File(data, data, len(data))
+    return _stored_folder(path)
+
+
+def _stored_folder(path: Path) -> Folder:
     entries = {each.name: _stored(each) for each in path.iterdir()}
     return Folder(dict(entries), entries)
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
-from tests.support import forks
+from tests.support import ROOT, forks
 
 TIME_LIMIT = 10.0  # seconds: a command takes a hundredth of that
 MEMORY_LIMIT = 400 << 20  # bytes above those of this process
@@ -107,13 +108,16 @@ class Running:
                 break
             time.sleep(pause)
             pause = min(0.01, pause * 1.3)
-        texts = []
-        for stream in self._streams:
-            stream.seek(0)
-            texts.append(stream.read().decode("utf-8", "replace"))
-            stream.close()
+        output, errors = map(_all_of, self._streams)
         memory = 1024 * (usage.ru_maxrss - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        return Outcome(self.command, os.waitstatus_to_exitcode(status) if pid else None, *texts, memory)
+        return Outcome(self.command, os.waitstatus_to_exitcode(status) if pid else None, output, errors, memory)
+
+
+def _all_of(stream: IO[bytes]) -> str:
+    """The text in a file, which is then closed."""
+    with stream:
+        stream.seek(0)
+        return stream.read().decode("utf-8", "replace")
 
 
 def run(command: Sequence[object], folder: Path, order: Order | None = None, real: bool = False) -> Outcome:
@@ -125,7 +129,7 @@ def obstacle() -> str | None:
     """Why the shim cannot see the system calls of processes here; None if it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64" or not shutil.which(os.environ.get("CC", "cc")):
         return "the campaign's shim needs Linux on x86-64 and a C compiler"
-    environment = {**os.environ, **Order().environment(forks.ROOT)}
+    environment = {**os.environ, **Order().environment(ROOT)}
     if "cannot trap" in subprocess.run(["true"], env=environment, capture_output=True, text=True, check=False).stderr:
         return "this system does not allow a process to trap its system calls"
     return None
@@ -151,6 +155,6 @@ def prepare() -> None:
 
 def _start_real(command: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]) -> int:
     return subprocess.Popen(
-        [sys.executable, "-m", "gpt.cli", *command], cwd=folder, env={**environment, "PYTHONPATH": str(forks.ROOT)},
+        [sys.executable, "-m", "gpt.cli", *command], cwd=folder, env={**environment, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL, stdout=streams[0], stderr=streams[1],
     ).pid  # fmt: skip

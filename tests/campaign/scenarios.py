@@ -232,7 +232,7 @@ def content(folder: Path) -> Content:
         if path.is_symlink():
             found[name] = os.readlink(path)
         elif path.is_file() and not path.name.endswith(".lock"):
-            data = path.read_bytes()
+            data: Any = path.read_bytes()
             try:
                 if path.suffix == ".jsonl":
                     data = [json.loads(line, object_hook=_without_times) for line in data.splitlines()]
