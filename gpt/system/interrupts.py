@@ -25,15 +25,15 @@ GRACE = 1.0  # seconds that a step may still take after a signal before it is dr
 ECHO = 0.05  # seconds in which two SIGTERM count as one: timeout(1) sends it to its command and to its group
 
 
-def _number(name: str, default: int = 0) -> int:
-    """A signal's number; Windows lacks some."""
-    return int(getattr(signal, name, default))
+def _existing(*names: str) -> set[int]:
+    """The numbers of these signals, without those that Windows lacks."""
+    return {int(getattr(signal, name)) for name in names if hasattr(signal, name)}
 
 
-WARNINGS = {_number(name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")} - {0}
-SIGNALS = {_number(name) for name in ("SIGINT", "SIGTERM", "SIGBREAK")} - {0} | WARNINGS
-SIGPIPE = _number("SIGPIPE", 13)  # stands for an output that nobody reads any more, also on Windows
-_NUDGE = _number("SIGURG")  # nobody else sends this one, and by default it does nothing
+WARNINGS = _existing("SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = _existing("SIGINT", "SIGTERM", "SIGBREAK") | WARNINGS
+SIGPIPE: int = getattr(signal, "SIGPIPE", 13)  # stands for an output that nobody reads any more, also on Windows
+_NUDGE: int | None = getattr(signal, "SIGURG", None)  # nobody else sends it, and by default it does nothing
 
 
 class Interrupted(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def _listen() -> None:
         threading.Thread(target=_hear, args=(hearing.recv, telling), daemon=True).start()
         _is_listening = True
         signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
-        if _NUDGE:
+        if _NUDGE is not None:
             signal.signal(_NUDGE, _handle_nudge)
 
 
@@ -224,7 +224,7 @@ def _insists(number: int, now: float, first: int, since: float) -> bool:
 
 def _nudge_when_due() -> None:
     """Have the main thread run `_handle_nudge` when GRACE is over: its work may then be given up."""
-    if _NUDGE:
+    if _NUDGE is not None:
         timer = threading.Timer(GRACE + 0.01, signal.pthread_kill, (threading.main_thread().ident, _NUDGE))
         timer.daemon = True
         with suppress(RuntimeError):
