@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["gpt", "gpt.*"]), "gpt.kernels", "gpt.texts"],
     package_dir={"gpt.kernels": "kernels", "gpt.texts": "data"},
-    package_data={"gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
+    package_data={"gpt": ["py.typed"], "gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
     install_requires=[
         "numpy>=1.26",
         "click>=8.1",
@@ -39,6 +39,8 @@ setup(
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
         "peers": ["torch", "transformers"],
+        # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
     },
     entry_points={"console_scripts": ["hipgpt = gpt.cli:main"]},
 )

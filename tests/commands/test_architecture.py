@@ -1,0 +1,76 @@
+"""What may import what: the table in docs/architecture.md, held against the program's import statements."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "gpt").rglob("*.py")
+}
+LIBRARIES = {  # packages of one device, and the only modules that may import them
+    "cupy": {"gpt.ops.gpu.device"},
+    "numba": {"gpt.ops.cpu.numba_operations", "gpt.ops.cpu.numba_loops"},
+    "llvmlite": {"gpt.ops.cpu.numba_operations"},
+    "scipy": {"gpt.ops.cpu.numba_loops"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import, which this test does not resolve"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in FILES else node.module for name in names}
+    return found
+
+
+def room(module: str) -> str:
+    """The room of a module: "gpt.system.files" → "system", "gpt.ops.interface" → "ops.interface"."""
+    parts = module.split(".")[1:]
+    return "ops.interface" if parts[:2] == ["ops", "interface"] else parts[0] if parts else "gpt"
+
+
+def floors() -> list[set[str]]:
+    """The rooms of each row of the table, from the ground up."""
+    table = PAGE.partition("## What may import what")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", table, re.MULTILINE)
+    return [set(re.findall(r"`([\w.]+)`", row)) for row in reversed(rows)]
+
+
+def floor_of(name: str) -> int:
+    return next(number for number, names in enumerate(floors()) if name in names)
+
+
+def test_every_module_stands_on_exactly_one_floor_of_the_table():
+    named = [name for names in floors() for name in names]
+    assert sorted(named) == sorted({room(module) for module in FILES} - {"gpt"})
+
+
+@pytest.mark.parametrize("module", sorted(FILES.keys() - {"gpt"}))
+def test_a_module_imports_only_from_its_own_room_and_from_floors_below(module):
+    own = room(module)
+    others = {room(name) for name in imports(FILES[module]) if name.startswith("gpt.")} - {own}
+    above = {other for other in others if floor_of(other) >= floor_of(own)}
+    assert not above, f"{module} imports {', '.join(sorted(above))}"
+
+
+def test_only_the_operations_know_a_library_of_one_device():
+    for library, allowed in LIBRARIES.items():
+        using = {m for m, path in FILES.items() if any(name.split(".")[0] == library for name in imports(path))}
+        assert using == allowed, library
+
+
+def test_above_the_operations_only_the_command_and_the_plan_choose_a_device():
+    """A model is given its operations object, so it runs on any device, a test's included."""
+    using = {room(module) for module, path in FILES.items() if any(room(name) == "ops" for name in imports(path))}
+    assert using <= {"ops", "cli", "plan"}
