@@ -53,7 +53,7 @@ TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: _encodes(value, str.encode))
 PATH = Kind("a path", lambda value: _encodes(value, os.fsencode) and bool(value) and "\0" not in value)
 NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(map(TEXT.holds, value)))
-_KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT, tuple: NAMES}
+_KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT, tuple[str, ...]: NAMES}
 
 
 def optional(kind: Kind) -> Kind:
@@ -74,8 +74,9 @@ def schema_of(cls: type) -> Schema:
     """The schema of a dataclass's fields: those with a default may be missing, and those of `| None` may be null."""
     schema = {}
     for field in fields(cls):
-        kind = _KINDS[next(each for each in get_args(field.type) or (field.type,) if each is not types.NoneType)]
-        if types.NoneType in get_args(field.type):
+        allowed = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        kind = _KINDS[next(each for each in allowed if each is not types.NoneType)]
+        if types.NoneType in allowed:
             kind = or_null(kind)
         schema[field.name] = kind if field.default is MISSING else optional(kind)
     return schema

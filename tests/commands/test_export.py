@@ -7,10 +7,10 @@ import pytest
 from safetensors import safe_open
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.export import export
-from gpt.generate import Sampling, draw, load_model
+from gpt.generate import draw, load_model
 from gpt.model import GPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import optimizer_shapes
@@ -142,7 +142,7 @@ def our_logits(found, ids) -> np.ndarray:
 
 def our_continuation(found, ids, count) -> list[int]:
     """The likeliest `count` ids behind `ids`, or fewer if `<|endoftext|>` comes first."""
-    sampling = Sampling(temperature=0)
+    sampling = SamplingConfig(temperature=0)
     return list(draw(load_model(found, CpuOps()), ids, count, sampling, 0, 0, found.model.max_seq_len))
 
 

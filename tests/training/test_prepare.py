@@ -17,6 +17,7 @@ import pytest
 import tokenizers
 
 import gpt.prepare
+from gpt import provenance
 from gpt.errors import UserError
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def idle(monkeypatch):
 
     @contextmanager
     def nothing_is_read():
-        digest = gpt.prepare._sha256
+        digest = provenance.sha256
 
         def refuse(*_, **__):
             raise AssertionError("the text or the tokens were read again")
@@ -39,7 +40,8 @@ def idle(monkeypatch):
             patch.setattr(Tokenizer, "train_bpe", refuse)
             patch.setattr(Tokenizer, "encode_blocks", refuse)
             patch.setattr(gpt.prepare, "read_blocks", refuse)
-            patch.setattr(gpt.prepare, "_sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
+            patch.setattr(provenance, "read_blocks", refuse)
+            patch.setattr(provenance, "sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
             yield
 
     return nothing_is_read

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gpt.prepare
+from gpt import provenance
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tests.support.project import sha256
@@ -19,7 +20,7 @@ def put_foreign_ids(made, ids):
     """Other tokens, and a tokens.json that believes in them."""
     tokens, info = made.run.tokens_path, made.info()
     np.array(ids, "<u2").tofile(tokens)
-    info["count"], info["tokens"] = len(ids), {**gpt.prepare._stamp(tokens), "sha256": sha256(tokens)}
+    info["count"], info["tokens"] = len(ids), {**provenance.stamp(tokens), "sha256": sha256(tokens)}
     made.run.tokens_info_path.write_text(json.dumps(info))
 
 
