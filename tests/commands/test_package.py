@@ -71,10 +71,3 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_the_version_is_told(hipgpt):
     assert hipgpt("--version").stdout == f"hipgpt, version {gpt.__version__}\n"
-
-
-@pytest.mark.parametrize("command", ["train", "tokenize", "generate", "export", "runs", "fetch"])
-def test_every_command_has_help(hipgpt, command):
-    out = hipgpt(command, "--help").stdout
-    assert out.startswith("Usage: ")
-    assert f"  {command} " in hipgpt("--help").stdout
