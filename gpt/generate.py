@@ -140,6 +140,7 @@ class Drawing:
         queued: deque[Callable[[], Array]] = deque()  # for each queued step, a function that waits and returns its id
         try:
             for position in range(num_tokens):
+                # Queue a step: one more position, or, with an empty cache, the whole context.
                 with self._inputs.written() as values:
                     values["start"][...] = length
                     values["uniform"][...] = _uniform(seed, position)
@@ -151,6 +152,8 @@ class Drawing:
                     self._step(ops.from_host(np.array(context, np.int32)))
                     length = len(context)
                 queued.append(self._output.fetched())
+
+                # Take ids until few enough steps are queued; a new context and the end need all of them.
                 all_needed = length == window or position == num_tokens - 1
                 while len(queued) > (0 if all_needed else ops.steps_ahead):
                     id = _checked(int(queued[0]()[0]))
@@ -159,6 +162,8 @@ class Drawing:
                         return
                     yield id
                     context.append(id)
+
+                # A full window: its last half becomes the context of an empty cache.
                 if length == window:
                     context, length = context[-max(1, window // 2) :], 0
         finally:  # the device may still work on steps whose ids nobody wants, in memory that may be freed now

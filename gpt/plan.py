@@ -181,8 +181,8 @@ def make(
 ) -> Plan:  # fmt: skip
     """Tokenize the text if necessary, and fit the model to the tokenizer. The caller holds the run's lock.
 
-    Of `flags`, the explicit ones, this uses those of the tokenizer. Raises UserError if the text, the tokenizer or the
-    checkpoint do not fit together; a run that had no tokenizer then has none.
+    A new tokenizer gets its settings from the explicit `flags`, then from the preset. Raises UserError if the text, the
+    tokenizer and the checkpoint do not fit together; a run that had no tokenizer then has none.
     """
     if start and reset:
         raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")

@@ -1,4 +1,4 @@
-"""What `hipgpt export` writes, and that transformers reads the same model and the same tokenizer from it."""
+"""`hipgpt export` writes a directory from which transformers reads the same model and the same tokenizer."""
 
 import json
 
@@ -184,7 +184,7 @@ def test_prompts_of_several_lengths_are_padded_and_change_nothing_for_one_anothe
     logits = model(**padded).logits.detach().numpy()
     for row, ids in zip(logits, apart, strict=True):
         assert np.abs(row[: len(ids)] - our_logits(found, ids)).max() < 1e-4
-    theirs.padding_side = "left"  # as transformers asks of whoever generates
+    theirs.padding_side = "left"  # as transformers wants it for generating
     padded = theirs(texts, return_tensors="pt", padding=True)
     written = model.generate(**padded, max_new_tokens=8, do_sample=False).tolist()
     for row, ids in zip(written, apart, strict=True):

@@ -25,7 +25,7 @@ TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本�
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 GRID = 2_000  # draws, evenly apart
 PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
-CPU = CpuOps(threads=1)  # to make one takes a thousand times as long as to draw a token
+CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing a token
 
 
 @pytest.fixture(scope="module", params=["word", "byte"])
@@ -257,7 +257,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
 
 @pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
-    """Else the device would read and write memory that is no longer the generation's."""
+    """Otherwise the device would read and write memory that is no longer the generation's."""
     model, under_way, interrupts = model_for(tokenizer), set(), []
 
     class Slow(HostOutput):
@@ -318,7 +318,7 @@ def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, devi
 @pytest.mark.parametrize("device", GPUS)
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()])
 def test_a_gpu_draws_what_the_cpu_draws(tokenizer, device, sampling):
-    """Logits of float32 differ in their last digits, which no draw here is near enough to notice."""
+    """Logits of float32 differ in their last digits. No draw here is close enough to a boundary to notice."""
     drawn = [
         list(draw(model_for(tokenizer, ops), tokenizer.encode("the cat"), 20, sampling, -1, 1, window=7))
         for ops in (CpuOps(threads=1), GpuOps(device(), "fp32"))

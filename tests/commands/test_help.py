@@ -1,4 +1,4 @@
-"""Help and README describe the program as it is: commands, options and examples are taken from it and from them."""
+"""The help and the README describe the program as it is: its commands and options, and examples that work."""
 
 import re
 import shlex
@@ -25,14 +25,14 @@ def help_of(*command: str, width: int = 80) -> str:
 
 
 def parse(command_line: str) -> None:
-    """Parse `hipgpt …` as a shell and click would, without running it. Raises what click raises."""
+    """Parse `hipgpt …` as a shell and click would, without running it. Raises click's exceptions."""
     program, name, *arguments = shlex.split(command_line, comments=True)
     assert program == "hipgpt"
     main.commands[name].make_context(name, arguments)
 
 
 def readme_commands() -> list[str]:
-    """Every `hipgpt …` of the shell blocks."""
+    """Every `hipgpt …` in the shell blocks of the README."""
     lines = "".join(SHELL).replace("\\\n", " ").splitlines()
     parts = (part.strip() for line in lines for part in line.split("&&"))
     return [part for part in parts if part.startswith("hipgpt ")]

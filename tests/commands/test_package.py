@@ -1,4 +1,4 @@
-"""What installing brings, and what importing costs."""
+"""The files that an installation brings, and the cost of importing."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_a_text_of_the_users_own_in_data_is_the_default(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
 def test_no_file_of_the_repository_is_a_link():
-    """Windows makes text files of them, and a ZIP from the web may too."""
+    """Windows turns links into text files, and so may a ZIP from the web."""
     listed = subprocess.run(["git", "ls-files", "-s"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert [line for line in listed.splitlines() if line.startswith("12")] == []
 

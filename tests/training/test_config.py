@@ -1,4 +1,4 @@
-"""What a model and a run may be."""
+"""Settings: ranges and types, computed values, presets."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tokens that must not be trusted and texts of which something is lost: what preparing a run says and refuses."""
+"""Preparing a run refuses tokens that the vocabulary lacks, and reports characters that the tokens lack."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     made.prepare()
 
 
-# Texts of which something is lost
+# Texts that lose characters
 
 
 def test_characters_that_are_left_out_are_counted_and_named_with_the_most_frequent_first(project):
