@@ -1,4 +1,4 @@
-"""`python cli.py …`, in a checkout, is the command `hipgpt …`, which is gpt/cli.py."""
+"""Runs the `hipgpt` command (gpt/cli.py) from a checkout that is not installed: `python cli.py train --help`."""
 
 from gpt.cli import main
 

@@ -183,7 +183,8 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
 
 def hipgpt_generate(shape: dict[str, Any]) -> float:
     config = model_config(shape)
-    from gpt.generate import Sampling, draw
+    from gpt.config import SamplingConfig
+    from gpt.generate import draw
     from gpt.model import GPT
     from gpt.ops import select
 
@@ -191,7 +192,7 @@ def hipgpt_generate(shape: dict[str, Any]) -> float:
     model.initialize(0)
 
     def generate(seed: int) -> None:
-        list(draw(model, [0], GENERATED, Sampling(), eos_id=-1, seed=seed, window=config.max_seq_len))
+        list(draw(model, [0], GENERATED, SamplingConfig(), eos_id=-1, seed=seed, window=config.max_seq_len))
 
     return median_seconds(generate) / GENERATED
 
@@ -212,7 +213,7 @@ def torch_step(shape: dict[str, Any], mode: str) -> float:
 
     def step(number: int) -> None:
         batch = tokens[number % 4]
-        training.step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), config.learning_rate)
+        training.step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), config.peak_lr)
 
     return median_seconds(step)
 

@@ -22,13 +22,11 @@ from torch import nn
 from torch.nn import functional
 
 from gpt.bench import GENERATED, GROUP_SECONDS, GROUPS
-from gpt.config import PRECISIONS, PRESETS, ModelConfig, TrainConfig
-from gpt.generate import Sampling
+from gpt.config import PRECISIONS, PRESETS, ModelConfig, SamplingConfig, TokenizerConfig, TrainConfig
 from gpt.model import INIT_STD
 from gpt.optim import BETAS, EPS
 from gpt.parameters import padded_vocab
 from gpt.plan import settle
-from gpt.prepare import tokenizer_of
 
 MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # how torch.compile calls them
 WARM_UP = 8  # steps after the first: graphs are recorded in them
@@ -135,7 +133,7 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.A
         {"params": [p for p in parameters if p.dim() == 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS["adamw"], eps=EPS, fused=True)
+    return torch.optim.AdamW(groups, lr=config.peak_lr, betas=BETAS["adamw"], eps=EPS, fused=True)
 
 
 def median_ms(once: Callable[[], object]) -> float:
@@ -156,7 +154,7 @@ def median_ms(once: Callable[[], object]) -> float:
 def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
     """What `hipgpt bench` trains with that preset (None: the default)."""
     model, config = settle({"optimizer": "adamw"}, preset, start=None, resume=False)
-    return replace(model, vocab_size=tokenizer_of(preset)["vocab_limit"]), config
+    return replace(model, vocab_size=TokenizerConfig.of(preset).vocab_limit), config
 
 
 @click.group()
@@ -182,7 +180,7 @@ def train(preset: str | None, mode: str, precision: str) -> None:
 
     def step() -> None:
         batch = next(numbers) % BATCHES
-        training.step(ids[batch], labels[batch], config.learning_rate)
+        training.step(ids[batch], labels[batch], config.peak_lr)
 
     step()
     torch.cuda.synchronize()
@@ -199,7 +197,7 @@ def generate(preset: str | None) -> None:
     """Draw tokens one by one from GPT2LMHeadModel in bf16, with its cache and hipgpt's sampling."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model, sampling = shape(preset)[0], Sampling()
+    model, sampling = shape(preset)[0], SamplingConfig()
     config = GPT2Config(
         vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.embed_dim, n_layer=model.num_layers,
         n_head=model.num_heads, n_inner=model.ff_hidden_dim, bos_token_id=0, eos_token_id=0, pad_token_id=0,
@@ -211,7 +209,7 @@ def generate(preset: str | None) -> None:
         peer.generate(
             prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=count, max_new_tokens=count, do_sample=True,
             temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p,
-            repetition_penalty=sampling.repetition_penalty,
+            repetition_penalty=sampling.penalty,
         )  # fmt: skip
 
     draw(WARM_UP)

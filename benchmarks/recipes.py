@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from gpt.config import PRESETS
+from gpt.config import PRESETS, TokenizerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKEN_FILES = ("tokenizer.json", "tokens.bin", "tokens.json")
@@ -107,8 +107,9 @@ class Sweep:
 
     def tokenize(self, setting: dict[str, Any]) -> Path:
         """The run that has the tokens of a setting, made at the first call."""
-        chosen = PRESETS[self._preset]
-        flags = tuple(str(setting.get(flag, chosen.get(flag.replace("-", "_"), ""))) for flag in TOKENIZER_FLAGS)
+        usual = TokenizerConfig.of(self._preset)
+        chosen = {"tokenizer": usual.kind, "vocab-size": usual.vocab_limit}
+        flags = tuple(str(setting.get(flag, chosen[flag])) for flag in TOKENIZER_FLAGS)
         if flags not in self._tokenized:
             name = f"tokens{len(self._tokenized)}"
             options = [part for pair in zip(TOKENIZER_FLAGS, flags, strict=True) if pair[1] for part in _flag(*pair)]

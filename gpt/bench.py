@@ -27,8 +27,8 @@ import numpy as np
 
 from gpt import plan
 from gpt.batches import Batches
-from gpt.config import ModelConfig, TrainConfig
-from gpt.generate import Sampling, draw
+from gpt.config import ModelConfig, SamplingConfig, TrainConfig
+from gpt.generate import draw
 from gpt.model import GPT
 from gpt.parameters import parameter_count
 from gpt.system.console import size
@@ -336,7 +336,7 @@ def time_ahead(ops: TimedOps, step: Callable[[], object], occupy: Callable[[floa
 def _generated_per_second(config: ModelConfig, seed: int, ops: Any) -> float:
     model = GPT(config, ops)
     model.initialize(seed)
-    ids = draw(model, [0], WARM_UP + GENERATED, Sampling(), eos_id=-1, seed=seed, window=config.max_seq_len)
+    ids = draw(model, [0], WARM_UP + GENERATED, SamplingConfig(), eos_id=-1, seed=seed, window=config.max_seq_len)
     for _ in itertools.islice(ids, WARM_UP):
         pass
     begin = time.perf_counter()

@@ -1,29 +1,44 @@
-"""What a model and a run are: checked dataclasses, to and from the sections of a config JSON file.
+"""The settings of a model, of its training, of a tokenizer and of sampling: checked dataclasses with every default.
 
-The keys are HipGPT's own (`embed_dim`, `num_heads`, …), so that its readers find them; the command line's
-shorter flags (`--dim`, `--heads`, …) are in `FLAGS`. Defaults stand here and nowhere else.
+Defaults stand here and nowhere else; the command line shows them in its help. The keys of a config JSON file are
+HipGPT's own (`embed_dim`, `num_heads`, …), so that programs that read HipGPT's files find them. The command line's
+flags are shorter (`--dim`, `--heads`, …): see `FLAGS`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from gpt.errors import UserError
 
 ACTIVATIONS = ("gelu", "relu")
 OPTIMIZERS = ("adamw", "muon")
-LEARNING_RATES = {"adamw": 3e-4, "muon": 3e-3}  # of each optimizer, if nothing says otherwise
-WARMUPS = {"adamw": 50, "muon": 10}  # that part of all steps is the warmup: every 50th, every 10th
 SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte")
-COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings with a value if none is given
+CHOICES = {  # the values that a setting may have, if they have names
+    "activation": ACTIVATIONS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "sampling": SAMPLINGS,
+    "precision": PRECISIONS,
+    "kind": TOKENIZERS,
+}
+
+LEARNING_RATES = {"adamw": 3e-4, "muon": 3e-3}  # peak rate of each optimizer, unless a flag or a preset gives one
+WARMUPS = {"adamw": 50, "muon": 10}  # divisor: the warmup is every 50th step of a schedule, or every 10th
+LONGEST_WARMUP = 2000  # steps
+COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings that are computed if they are not given
 
 DATA_PATH = "data/data.txt"
 RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
-VOCAB_LIMIT = 5000
-LAYER_LIMIT = 10_000  # so that a wrong number is not taken for a model whose tensors would have to be listed first
+NUM_TOKENS = 100  # tokens that generation adds
+NO_EOS = -1  # the --eos-id that no token has: generation never stops early
+LAYER_LIMIT = 10_000  # layers: refuse a mistyped number before a list of its tensors fills the memory
 
 FLAGS = {
     "max_seq_len": "--seq",
@@ -35,6 +50,10 @@ FLAGS = {
     "batch_size": "--batch",
     "total_steps": "--steps",
     "learning_rate": "--lr",
+    "kind": "--tokenizer",
+    "vocab_limit": "--vocab-size",
+    "temperature": "--temp",
+    "repetition_penalty": "--rep-penalty",
 }
 
 
@@ -43,29 +62,46 @@ def flag(key: str) -> str:
     return FLAGS.get(key, "--" + key.replace("_", "-"))
 
 
-def _check(ok: bool, key: str, value: object, wanted: str) -> None:
+def types_of(cls: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field of a dataclass may have: `min_lr: float | None` → (float, NoneType)."""
+    hints = get_type_hints(cls)
+    return {
+        field.name: get_args(hint) if isinstance(hint := hints[field.name], UnionType) else (get_origin(hint) or hint,)
+        for field in fields(cls)
+    }
+
+
+def pick(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `cls`."""
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
+
+
+def check(ok: bool, key: str, value: object, wanted: str) -> None:
+    """Raise UserError unless `ok`: "--heads is 0, but must be at least 1"."""
     if not ok:
         raise UserError(f"{flag(key)} is {value}, but must be {wanted}")
 
 
+def _check_choice(config: Any, *keys: str) -> None:
+    for key in keys:
+        check(getattr(config, key) in CHOICES[key], key, getattr(config, key), f"one of {', '.join(CHOICES[key])}")
+
+
 def _check_types(config: Any) -> None:
-    """Flags arrive converted, but a config file can hold anything."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        _check(type(value) is not int or value < 2**31 or field.name == "seed", field.name, value, "below 2147483648")
-        fits = isinstance(value, field.type) or (type(value) is int and isinstance(float(value), field.type))
-        _check(fits and (type(value) is bool) == (field.type is bool), field.name, repr(value), f"of type {field.type}")
-
-
-def _known(cls: type, section: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: section[field.name] for field in fields(cls) if field.name in section}
+    """Refuse values of a wrong type: flags arrive converted, but a config file can hold anything."""
+    for key, types in types_of(type(config)).items():
+        value = getattr(config, key)
+        check(type(value) is not int or value < 2**31 or key == "seed", key, value, "below 2147483648")
+        fits = isinstance(value, types) or (isinstance(value, int) and float in types)
+        named = " or ".join("null" if each is NoneType else each.__name__ for each in types)
+        check(fits and isinstance(value, bool) == (bool in types), key, repr(value), f"of type {named}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A GPT-2: pre-LN blocks, learned positions, biases everywhere (Radford et al. 2019).
 
-    Raises UserError where a value cannot make a model.
+    Raises UserError for a value that cannot make a model.
     """
 
     vocab_size: int
@@ -81,20 +117,28 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for key in ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers"):
-            _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        _check(self.num_layers <= LAYER_LIMIT, "num_layers", self.num_layers, f"at most {LAYER_LIMIT}")
+            check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        check(self.num_layers <= LAYER_LIMIT, "num_layers", self.num_layers, f"at most {LAYER_LIMIT}")
         if self.embed_dim % self.num_heads:
             raise UserError(f"--dim {self.embed_dim} is not a multiple of --heads {self.num_heads}")
-        _check(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        _check_choice(self, "activation")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
 
     @property
     def head_dim(self) -> int:
         return self.embed_dim // self.num_heads
 
+    def check_tokenizer(self, tokenizer: str | Path, vocab_size: int) -> None:
+        """Raise UserError if a tokenizer of `vocab_size` tokens, named `tokenizer`, cannot be this model's."""
+        if vocab_size != self.vocab_size:
+            raise UserError(
+                f"{tokenizer} has {vocab_size} tokens, but the model {self.vocab_size}: "
+                "put back the tokenizer that the model was trained with"
+            )
+
     @classmethod
-    def from_json(cls, section: dict[str, Any]) -> "ModelConfig":
-        return cls(**_known(cls, section))
+    def from_json(cls, section: Mapping[str, Any]) -> "ModelConfig":
+        return cls(**pick(cls, section))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -102,12 +146,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained. Values of None, and a precision of "auto", are computed: from the optimizer, the steps
-    and the learning rate, or from the device. `computed` names them, so that `changed` can compute them again.
+    """The settings of a training.
 
-    The last fields have no option, for they follow from where a run began. Steps up to `schedule_start` are not part
-    of the learning rate's schedule, and steps up to `text_start` read another text. No step has trained on the last
-    `unseen_fraction` of the text.
+    `learning_rate`, `min_lr` and `warmup_steps` are None, and `precision` is "auto", if nobody gave them. They are then
+    computed: from the optimizer, the steps and the learning rate, or from the device. The properties `peak_lr`,
+    `final_lr` and `warmup` have the numbers in either case. `resolved` writes computed values down, as a config file
+    has them, and names them in `computed`, so that `changed` can compute them again.
+
+    The last fields have no option, because they follow from the step at which a run began. Steps up to
+    `schedule_start` are not part of the learning rate's schedule, and steps up to `text_start` read another text. No
+    step has trained on the last `unseen_fraction` of the text (None: the last `val_fraction`).
     Raises UserError for a value that cannot train.
     """
 
@@ -136,96 +184,170 @@ class TrainConfig:
     schedule_start: int = 0
     text_start: int = 0
     unseen_fraction: float | None = None
-    computed: tuple = ()
+    computed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_types(self)
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "keep_last"):
-            _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        _check(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+            check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        _check_choice(self, "optimizer", "precision", "schedule", "sampling")
         for key in ("schedule_start", "text_start"):
-            _check(0 <= getattr(self, key) <= self.total_steps, key, getattr(self, key), "from 0 to --steps")
-        computed = (key for key in COMPUTED if key in self.computed or getattr(self, key) in (None, "auto"))
-        object.__setattr__(self, "computed", tuple(computed))
-        if self.learning_rate is None:
-            object.__setattr__(self, "learning_rate", LEARNING_RATES[self.optimizer])
-        lr = self.learning_rate
-        _check(0 < lr < 1e38, "learning_rate", lr, "a number above 0 (and below 1e38)")
-        if self.warmup_steps is None:
-            object.__setattr__(self, "warmup_steps", self._usual_warmup())
-        if self.min_lr is None:
-            object.__setattr__(self, "min_lr", lr / 10)
-        if self.unseen_fraction is None:
-            object.__setattr__(self, "unseen_fraction", self.val_fraction)
-        for key in ("eval_every", "ckpt_every", "warmup_steps", "seed", "patience", "sample_every"):
-            _check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        _check(0 <= self.min_lr <= lr, "min_lr", self.min_lr, f"between 0 and --lr {lr}")
+            check(0 <= getattr(self, key) <= self.total_steps, key, getattr(self, key), "from 0 to --steps")
+        check(0 < self.peak_lr < 1e38, "learning_rate", self.peak_lr, "a number above 0 (and below 1e38)")
+        check(self.warmup >= 0, "warmup_steps", self.warmup, "at least 0")
+        for key in ("eval_every", "ckpt_every", "seed", "patience", "sample_every"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        check(0 <= self.final_lr <= self.peak_lr, "min_lr", self.final_lr, f"between 0 and --lr {self.peak_lr}")
         for key in ("weight_decay", "grad_clip"):
             value = getattr(self, key)
-            _check(math.isfinite(value) and value >= 0, key, value, "at least 0")
-        for key in ("val_fraction", "unseen_fraction"):
-            _check(0 <= getattr(self, key) < 1, key, getattr(self, key), "at least 0 and below 1")
+            check(math.isfinite(value) and value >= 0, key, value, "at least 0")
+        check(0 <= self.val_fraction < 1, "val_fraction", self.val_fraction, "at least 0 and below 1")
+        check(0 <= self.unseen < 1, "unseen_fraction", self.unseen, "at least 0 and below 1")
         if self.patience and not (self.eval_every and self.val_fraction):
             raise UserError(
                 f"--patience is {self.patience}, but nothing is evaluated: give --eval-every and --val-fraction above 0"
             )
-        _check(self.precision in PRECISIONS, "precision", self.precision, f"one of {', '.join(PRECISIONS)}")
-        _check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "between 0 and 1")
-        _check(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        _check(self.sampling in SAMPLINGS, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}")
+        check(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "between 0 and 1")
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate: `learning_rate`, or else the optimizer's usual one."""
+        return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def final_lr(self) -> float:
+        """The learning rate at the last step: `min_lr`, or else a tenth of the peak."""
+        return self.peak_lr / 10 if self.min_lr is None else self.min_lr
+
+    @property
+    def warmup(self) -> int:
+        """The steps of the warmup: `warmup_steps`, or else a fixed share of the schedule's steps."""
+        return self._usual_warmup() if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def unseen(self) -> float:
+        """The share of the text, from its end, that no step has trained on."""
+        return self.val_fraction if self.unseen_fraction is None else self.unseen_fraction
+
+    def resolved(self) -> "TrainConfig":
+        """This training with its computed values written down, and named in `computed`.
+
+        For example TrainConfig(total_steps=100, learning_rate=1e-3).resolved() has a `min_lr` of 1e-4 and 2
+        `warmup_steps`; `computed` is ("precision", "warmup_steps", "min_lr").
+        """
+        computed = tuple(key for key in COMPUTED if key in self.computed or getattr(self, key) in (None, "auto"))
+        return replace(
+            self, learning_rate=self.peak_lr, min_lr=self.final_lr, warmup_steps=self.warmup,
+            unseen_fraction=self.unseen, computed=computed,
+        )  # fmt: skip
 
     def changed(self, **given: Any) -> "TrainConfig":
-        """This training with other values given. Computed values that depend on them are computed again.
+        """A resolved training with other values given. Computed values that depend on them are computed again.
 
-        The smallest rate depends on the peak. The warmup depends on where its schedule starts, but not on how long that
-        lasts: steps of it have been taken. The precision depends on the device, which may be another one every time.
-        For example a run with a rate of 1e-3 and a computed smallest one of 1e-4 has one of 1e-6 after
-        changed(learning_rate=1e-5), but a given smallest rate stays what it is.
+        The final rate depends on the peak. The warmup depends on the step at which its schedule starts, but not on the
+        schedule's length, because some of its steps have been taken. The precision depends on the device, which may be
+        another one every time. For example a run has a rate of 1e-3 and a computed final rate of 1e-4. After
+        changed(learning_rate=1e-5) the final rate is 1e-6; if it was given, it stays 1e-4.
         """
         again = {"precision"}
-        again |= {"min_lr"} if given.get("learning_rate", self.learning_rate) != self.learning_rate else set()
-        again |= {"warmup_steps"} if given.get("schedule_start", self.schedule_start) != self.schedule_start else set()
+        if given.get("learning_rate", self.learning_rate) != self.learning_rate:
+            again.add("min_lr")
+        if given.get("schedule_start", self.schedule_start) != self.schedule_start:
+            again.add("warmup_steps")
         again = again.intersection(self.computed).difference(given)
+        unset: dict[str, Any] = {key: "auto" if key == "precision" else None for key in again}
         kept = tuple(key for key in self.computed if key not in given and key not in again)
-        unset = {key: "auto" if key == "precision" else None for key in again}
-        return replace(self, **unset, **given, computed=kept)
+        return replace(self, **unset, **given, computed=kept).resolved()
 
     def computing_in(self, precision: str) -> "TrainConfig":
-        """This training with its precision computed, if none was given: the device's own."""
+        """A resolved training with the device's own precision, unless one was given."""
         return replace(self, precision=precision) if "precision" in self.computed else self
 
     def _usual_warmup(self) -> int:
-        return min(2000, (self.total_steps - self.schedule_start) // WARMUPS[self.optimizer])
+        return min(LONGEST_WARMUP, (self.total_steps - self.schedule_start) // WARMUPS[self.optimizer])
 
     @classmethod
-    def from_json(cls, section: dict[str, Any]) -> "TrainConfig":
+    def from_json(cls, section: Mapping[str, Any]) -> "TrainConfig":
+        """The resolved training that a config file's section describes; unknown keys are ignored."""
         # A config without `sampling` was written when every run read its text in order.
-        known = {"sampling": "sequential", **_known(cls, section)}
+        known = {"sampling": "sequential", **pick(cls, section)}
         if isinstance(known.get("computed"), list):
             known["computed"] = tuple(key for key in COMPUTED if key in known["computed"])
         config = cls(**known)
-        if "computed" in known:
-            return config
-        # Written before configs said what was computed. A value that is as computed was hardly ever given.
-        usual = {
-            "learning_rate": LEARNING_RATES[config.optimizer],
-            "warmup_steps": config._usual_warmup(),
-            "min_lr": config.learning_rate / 10,
-        }
-        like = (key for key, value in usual.items() if math.isclose(getattr(config, key), value))
-        return replace(config, computed=(*config.computed, *like))
+        if "computed" not in known:
+            # An old config does not list its computed values. A value that equals the computed one was hardly ever
+            # given.
+            usual = {
+                "learning_rate": (config.peak_lr, LEARNING_RATES[config.optimizer]),
+                "warmup_steps": (config.warmup, config._usual_warmup()),
+                "min_lr": (config.final_lr, config.peak_lr / 10),
+            }
+            alike = tuple(key for key, values in usual.items() if math.isclose(*values))
+            config = replace(config, computed=alike)
+        return config.resolved()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "computed": list(self.computed)}
+        config = self.resolved()
+        return {**asdict(config), "computed": list(config.computed)}
 
 
-# What was measured to learn fastest: docs/recipes.md says how, and what did not help.
-_MUON = {"tokenizer": "byte", "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
-_GPT2 = {**_MUON, "vocab_size": 50_257, "max_seq_len": 1024, "learning_rate": 3e-3}
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The kind of a tokenizer, one of TOKENIZERS, and the largest vocabulary that it may learn.
+
+    `gpt.tokenizer.Tokenizer` checks the two values.
+    """
+
+    kind: str = "word"
+    vocab_limit: int = 5000
+
+    @classmethod
+    def of(cls, preset: str | None) -> "TokenizerConfig":
+        """The tokenizer of a preset (None: the default one)."""
+        return cls(**pick(cls, PRESETS.get(preset or "", {})))
+
+    def __str__(self) -> str:
+        return f"{self.kind} tokenizer of {self.vocab_limit:,} tokens"
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How generation chooses the next token. Raises UserError for a value out of range.
+
+    Four steps, in this order: `repetition_penalty` (1 = off; None: see `penalty`) makes tokens of the context less
+    likely (Keskar et al. 2019). `temperature` sharpens (below 1) or flattens the distribution; 0 takes the likeliest
+    token. `top_k` (0 = off) keeps the k likeliest tokens. `top_p` (1 = off) keeps the fewest tokens that together reach
+    that probability (Holtzman et al. 2020).
+
+    For example, probabilities of 0.5, 0.3 and 0.2 with a `top_p` of 0.7 leave the first two, at 0.625 and 0.375.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.9
+    repetition_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, "a number of at least 0")
+        check(self.top_k >= 0, "top_k", self.top_k, "at least 0")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        check(0 < self.penalty < math.inf, "repetition_penalty", self.penalty, "a number above 0")
+
+    @property
+    def penalty(self) -> float:
+        """The repetition penalty: the given one, or else 1.1, or 1 if `temperature` is 0."""
+        if self.repetition_penalty is None:
+            return 1.1 if self.temperature else 1.0
+        return self.repetition_penalty
+
+
+# The fastest-learning settings that we measured. docs/recipes.md has the sweeps, and the settings that did not help.
+_MUON = {"kind": "byte", "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
+_GPT2 = {**_MUON, "vocab_limit": 50_257, "max_seq_len": 1024, "learning_rate": 3e-3}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         **_MUON,
-        "vocab_size": 2000,
+        "vocab_limit": 2000,
         "max_seq_len": 64,
         "embed_dim": 128,
         "num_heads": 4,
@@ -240,7 +362,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "small": {
         **_MUON,
-        "vocab_size": 2000,
+        "vocab_limit": 2000,
         "max_seq_len": 128,
         "embed_dim": 128,
         "num_heads": 4,
@@ -253,7 +375,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "baby": {
         **_MUON,
-        "vocab_size": 257,
+        "vocab_limit": 257,
         "max_seq_len": 256,
         "embed_dim": 384,
         "num_heads": 6,
@@ -265,7 +387,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 4e-3,
         "sample_every": 500,
     },
-    "medium": {**_MUON, "vocab_size": 16_384, "total_steps": 5000, "learning_rate": 4e-3},
+    "medium": {**_MUON, "vocab_limit": 16_384, "total_steps": 5000, "learning_rate": 4e-3},
     "gpt2-124M": {
         **_GPT2,
         "embed_dim": 768,
@@ -283,5 +405,5 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
     },
 }
-# Of a preset, which are its optimizer's and no other's.
+# Settings of a preset that suit its optimizer alone: another --optimizer drops them.
 RATES = ("learning_rate", "min_lr", "schedule", "decay_fraction")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt.batches import Batches
-from gpt.config import TrainConfig
-from gpt.generate import Drawing, Sampling, decoded, prompt_ids
+from gpt.config import SamplingConfig, TrainConfig
+from gpt.generate import Drawing, decoded, prompt_ids
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -101,7 +101,7 @@ class Samples:
             self._prompt = batches.tokens[first : first + _PROMPT].tolist()
         else:
             self._prompt = prompt_ids(tokenizer, config.sample_prompt, "--sample-prompt")
-        self._drawing = Drawing(model, Sampling())
+        self._drawing = Drawing(model, SamplingConfig())
 
     def text(self) -> str:
         """The prompt and 40 tokens more. Raises UserError where logits are not finite."""

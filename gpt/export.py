@@ -36,11 +36,7 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
     tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
-    if tokenizer.vocab_size != checkpoint.model.vocab_size:
-        raise UserError(
-            f"{checkpoint.run.tokenizer_path} has {tokenizer.vocab_size} tokens, but the model "
-            f"{checkpoint.model.vocab_size}: put the tokenizer back that it was trained with"
-        )
+    checkpoint.model.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
     needed = largest_tensor(checkpoint.model)
     require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()

@@ -1,54 +1,29 @@
 """Text from a trained model: one token at a time, sampled, decoded and streamed.
 
-Keys and values of past positions are cached, so a token costs one position. The model's positions are learned and
-cannot be shifted: when the window is full, the last half of it is decoded anew from position 0 and becomes the new
-context. That costs half a window every half a window, so a token costs two positions then, however long the text.
+Keys and values of past positions are cached, so a token costs the work of one position. The model's positions are
+learned, so a full window cannot be shifted. Its last half is decoded again from position 0 and becomes the new context.
+That costs half a window of work for every half a window of tokens, so a token of a long text costs two positions.
+
+For example, with a window of 8 the cache holds positions 0 to 7 after 8 tokens. The last 4 tokens are then decoded
+again as positions 0 to 3, and the next 4 tokens fill positions 4 to 7.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from gpt.checkpoint import Checkpoint, largest_tensor
+from gpt.config import NO_EOS, NUM_TOKENS, SamplingConfig, TrainConfig, check
 from gpt.errors import UserError, shown
 from gpt.model import GPT, KVCache, memory_bytes
 from gpt.ops.interface import Array
 from gpt.system.limits import require_memory
 from gpt.tokenizer import Tokenizer
 
-
-def _check(ok: bool, flag: str, value: object, wanted: str) -> None:
-    if not ok:
-        raise UserError(f"{flag} is {value}, but must be {wanted}")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. Raises UserError for a value out of range.
-
-    Applied in this order: `repetition_penalty` (1 = off) makes tokens of the context less likely (Keskar et al. 2019),
-    None standing for 1.1, or for 1 where `temperature` is 0; `temperature` sharpens (below 1) or flattens, and 0 always
-    takes the likeliest token; `top_k` (0 = off) keeps the k likeliest; `top_p` (1 = off) keeps the fewest that together
-    reach that probability (Holtzman et al. 2020).
-    """
-
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.9
-    repetition_penalty: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.repetition_penalty is None:
-            object.__setattr__(self, "repetition_penalty", 1.1 if self.temperature else 1.0)
-        _check(0 <= self.temperature < math.inf, "--temp", self.temperature, "a number of at least 0")
-        _check(self.top_k >= 0, "--top-k", self.top_k, "at least 0")
-        _check(0 < self.top_p <= 1, "--top-p", self.top_p, "above 0 and at most 1")
-        _check(0 < self.repetition_penalty < math.inf, "--rep-penalty", self.repetition_penalty, "a number above 0")
+_USUAL = SamplingConfig()  # the default of `generate`
 
 
 def load_model(checkpoint: Checkpoint, ops: Any) -> GPT:
@@ -69,31 +44,34 @@ def generate(
     tokenizer: Tokenizer,
     prompt: str,
     *,
-    num_tokens: int = 100,
-    sampling: Sampling = Sampling(),
-    eos_id: int = -1,
-    seed: int = 0,
+    num_tokens: int = NUM_TOKENS,
+    sampling: SamplingConfig = _USUAL,
+    eos_id: int = NO_EOS,
+    seed: int = TrainConfig.seed,
     max_seq_len: int | None = None,
 ) -> Iterator[str]:
     """Continue `prompt` by up to `num_tokens` tokens, yielding text as soon as it is certain.
 
-    The pieces joined are decode(all ids) without decode(prompt ids) at its front; no piece ends within a character.
-    Stops before `eos_id` if that is drawn. Every draw is a function of `seed` and its position alone. The model looks
-    back on at most `max_seq_len` tokens (None: as many as it can), and so on the tail of a longer prompt.
+    The joined pieces are decode(all ids) without decode(prompt ids) at its front. No piece ends within a character.
+    Generation stops before `eos_id` if that is drawn. Every draw depends on `seed` and its position alone. The model
+    looks back on at most `max_seq_len` tokens (None: as many as it can), so it sees only the end of a longer prompt.
     Raises UserError, before anything is computed, for values out of range, a prompt without a known token, and a
     tokenizer that is not the model's.
+
+    Example:
+        run = Run("first")
+        model, tokenizer = load_model(checkpoint.load(run), select("auto")), Tokenizer.load(run.tokenizer_path)
+        for piece in generate(model, tokenizer, "On a bright morning", num_tokens=50):
+            print(piece, end="", flush=True)
     """
     longest, vocab_size = model.config.max_seq_len, model.config.vocab_size
     window = longest if max_seq_len is None else max_seq_len
-    _check(num_tokens >= 1, "--num-tokens", num_tokens, "at least 1")
-    _check(1 <= window <= longest, "--max-seq-len", window, f"between 1 and the model's {longest}")
-    _check(-1 <= eos_id < vocab_size, "--eos-id", eos_id, f"a token id below {vocab_size}, or -1 for none")
-    _check(seed >= 0, "--seed", seed, "at least 0")
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model {vocab_size}: "
-            "put the tokenizer.json back that the model was trained with"
-        )
+    check(num_tokens >= 1, "num_tokens", num_tokens, "at least 1")
+    if not 1 <= window <= longest:
+        raise UserError(f"--max-seq-len is {window}, but must be between 1 and the model's {longest}")
+    check(-1 <= eos_id < vocab_size, "eos_id", eos_id, f"a token id below {vocab_size}, or -1 for none")
+    check(seed >= 0, "seed", seed, "at least 0")
+    model.config.check_tokenizer("the tokenizer", tokenizer.vocab_size)
     ids = prompt_ids(tokenizer, prompt, "--prompt")
     return decoded(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
 
@@ -112,7 +90,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
 
 
 def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
-    """The text of the drawn ids behind that of the prompt's, piece by piece as it becomes certain."""
+    """The text of the drawn ids, in pieces as each becomes certain. The decoder reads the prompt's ids first."""
     decoder = tokenizer.decoder()
     for id in prompt:
         decoder.feed(id)
@@ -123,21 +101,21 @@ def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None,
 
 
 def draw(
-    model: GPT, prompt: list[int], num_tokens: int, sampling: Sampling, eos_id: int, seed: int, window: int
+    model: GPT, prompt: list[int], num_tokens: int, sampling: SamplingConfig, eos_id: int, seed: int, window: int
 ) -> Generator[int, None, None]:
-    """The ids that follow those of `prompt`, as `generate` says. Raises UserError where logits are not finite."""
+    """The ids that follow those of `prompt`, as `generate` describes. Raises UserError if logits are not finite."""
     yield from Drawing(model, sampling).ids(prompt, num_tokens, eos_id, seed, window)
 
 
 class Drawing:
-    """Draws ids from a model. The cache, and what a device records of a step, are made once for any number of texts.
+    """Draws ids from a model. The cache and the recorded graph of a step are made once, for any number of texts.
 
-    A step finds the id that it decodes on the device, so the next may be asked for before the host knows it: the device
-    then goes from step to step without a pause. Only a context that is decoded anew has to be known.
+    Each step reads its input id from device memory, so the host can queue the next step before it has seen the id, and
+    the device goes from step to step without a pause. Only decoding a new context needs the ids on the host.
     """
 
-    def __init__(self, model: GPT, sampling: Sampling) -> None:
-        self._model, self._ops, self._sampling = model, model.ops, asdict(sampling)
+    def __init__(self, model: GPT, sampling: SamplingConfig) -> None:
+        self._model, self._ops, self._sampling = model, model.ops, sampling
         ops = model.ops
         self._inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
         self._cache = KVCache(model.config, ops.zeros, self._inputs.device["start"])
@@ -146,19 +124,23 @@ class Drawing:
         self._go_on = ops.replayed(lambda: self._step(self._drawn))
 
     def _step(self, ids: Array) -> None:
-        """Decode ids, and draw the next one."""
-        logits = self._model.decode(ids, self._cache)
-        self._ops.sample(logits, self._seen, self._inputs.device["uniform"], out=self._drawn, **self._sampling)
+        """Decode ids (int32 [n]), and draw the next one."""
+        logits, sampling = self._model.decode(ids, self._cache), self._sampling
+        self._ops.sample(
+            logits, self._seen, self._inputs.device["uniform"], out=self._drawn, temperature=sampling.temperature,
+            top_k=sampling.top_k, top_p=sampling.top_p, repetition_penalty=sampling.penalty,
+        )  # fmt: skip
 
     def ids(
         self, prompt: list[int], num_tokens: int, eos_id: int, seed: int, window: int
     ) -> Generator[int, None, None]:
-        """The ids that follow those of `prompt`, one text at a time. Raises UserError where logits are not finite."""
+        """The ids that follow those of `prompt`, for one text at a time. Raises UserError if logits are not finite."""
         ops = self._ops
-        context, length = prompt[-window:], 0  # ids, and how many positions are in the cache
-        asked: deque[Callable[[], Array]] = deque()  # what waits for an id and gives it, of every step asked for
+        context, length = prompt[-window:], 0  # ids to look back on, and the number of positions in the cache
+        queued: deque[Callable[[], Array]] = deque()  # for each queued step, a function that waits and returns its id
         try:
             for position in range(num_tokens):
+                # Queue a step: one more position, or, with an empty cache, the whole context.
                 with self._inputs.written() as values:
                     values["start"][...] = length
                     values["uniform"][...] = _uniform(seed, position)
@@ -169,29 +151,33 @@ class Drawing:
                     ops.copy(np.isin(np.arange(self._seen.size), context).astype(np.uint8), out=self._seen)
                     self._step(ops.from_host(np.array(context, np.int32)))
                     length = len(context)
-                asked.append(self._output.fetched())
+                queued.append(self._output.fetched())
+
+                # Take ids until few enough steps are queued; a new context and the end need all of them.
                 all_needed = length == window or position == num_tokens - 1
-                while len(asked) > (0 if all_needed else ops.steps_ahead):
-                    id = _checked(int(asked[0]()[0]))
-                    asked.popleft()  # not before: whatever interrupts the wait, `finally` waits again
+                while len(queued) > (0 if all_needed else ops.steps_ahead):
+                    id = _checked(int(queued[0]()[0]))
+                    queued.popleft()  # only now: if something interrupts the wait, `finally` waits again
                     if id == eos_id:
                         return
                     yield id
                     context.append(id)
+
+                # A full window: its last half becomes the context of an empty cache.
                 if length == window:
                     context, length = context[-max(1, window // 2) :], 0
-        finally:  # the device may still be at a step whose id nobody wants, using memory that may be freed now
-            for wait in asked:
+        finally:  # the device may still work on steps whose ids nobody wants, in memory that may be freed now
+            for wait in queued:
                 wait()
 
 
 def _checked(id: int) -> int:
-    """An id that was drawn; raises UserError for the -1 that stands for none."""
+    """A drawn id. Raises UserError for -1, which stands for logits that are not finite."""
     if id < 0:
         raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
     return id
 
 
 def _uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that is a function of the two alone."""
+    """A random number in [0, 1) that depends on `seed` and `position` alone."""
     return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()

@@ -51,7 +51,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     step 5, 1.0 from step 10 to step 60, 0.5 at step 80 and 0 at step 100; a cosine has 0.5 at step 55. With a
     schedule_start of 200 and a total of 300 steps, a trapezoid has 0.5 at step 205 and 1.0 from step 210 to step 260.
     """
-    peak, warmup, total = config.learning_rate, config.warmup_steps, config.total_steps - config.schedule_start
+    peak, warmup, total = config.peak_lr, config.warmup, config.total_steps - config.schedule_start
     decay = decay_start(config)
     step -= config.schedule_start
     if warmup and step <= warmup:
@@ -60,9 +60,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
         return peak
     if config.schedule == "trapezoid":
         left = max(0, total - step) / max(1, config.total_steps - decay)
-        return config.min_lr + (peak - config.min_lr) * left
+        return config.final_lr + (peak - config.final_lr) * left
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
-    return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr + (peak - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | None = None) -> str:
@@ -71,18 +71,18 @@ def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | Non
     For example "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid); AdamW". If `before`, by which the run
     was trained up to that step, would have gone on with another rate, the line starts with the rate up to there.
     """
-    peak, total = config.learning_rate, config.total_steps
-    warm, decay = config.schedule_start + config.warmup_steps, decay_start(config)
+    peak, total = config.peak_lr, config.total_steps
+    warm, decay = config.schedule_start + config.warmup, decay_start(config)
     if first <= warm >= total:
         said = f"rising to {learning_rate(total, config):.3g} at step {total}, the last"
     elif first <= max(warm, decay) or first == 1:
         said = f"{peak:g} " + (f"from step {max(warm, first)} on" if warm or first > 1 else "at first")
         if decay < total:
             since = f"from step {decay} on " if config.schedule == "trapezoid" else ""
-            said += f", falling {since}to {config.min_lr:g}"
+            said += f", falling {since}to {config.final_lr:g}"
     else:
         said = f"{learning_rate(first, config):.3g} at step {first}"
-        said += f", falling to {config.min_lr:g}" if first < total else ""
+        said += f", falling to {config.final_lr:g}" if first < total else ""
     if before and learning_rate(first, config) not in (learning_rate(step, before) for step in (first - 1, first)):
         if config.schedule_start < first - 1 and first < warm:  # in the middle of a warmup that has another length now
             said = f"{learning_rate(first, config):.3g} at step {first}, {said}"
@@ -93,7 +93,7 @@ def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | Non
 
 def decay_start(config: TrainConfig) -> int:
     """The last step that has the full rate. A cosine decays from the end of the warmup on, a constant rate never."""
-    steps, warmup = config.total_steps - config.schedule_start, config.warmup_steps
+    steps, warmup = config.total_steps - config.schedule_start, config.warmup
     full = {"cosine": warmup, "constant": steps}.get(config.schedule, steps - math.ceil(config.decay_fraction * steps))
     return config.schedule_start + max(warmup, full)
 

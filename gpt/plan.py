@@ -1,20 +1,20 @@
-"""From flags and what lies on disk to a run that is ready to train: which model, on which tokens, for which steps.
+"""Turns flags and the files of a run into a `Plan`: a run, a model, tokens and steps that are ready to train.
 
-A value comes from the first of these that has it: an explicit flag, the checkpoint being continued, the preset, the
-default. What can be refused is refused here, before the run has anything that it had not before; only a tokenized text
-stays, for it serves the corrected command too.
+A setting comes from the first of these that has it: an explicit flag, the checkpoint to continue, the preset, the
+default. All checks happen here, before anything is written. One exception: a text that has been tokenized stays
+tokenized, because the corrected command can use the tokens.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
-from gpt.config import PRESETS, RATES, ModelConfig, TrainConfig, flag
+from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, flag, pick
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.history import owes_evaluation
@@ -27,17 +27,17 @@ from gpt.system.console import Console, size
 from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import loss
 
-BYTES_PER_TOKEN = 12  # of a batch: its id, its label and its place in their order
+BYTES_PER_TOKEN = 12  # in a batch: the id, its label and its place in their order, 4 bytes each
 
 # Muennighoff et al. 2023, "Scaling data-constrained language models": up to 4 passes over a text teach almost as much
 # as new text would, beyond 16 each teaches little, and after 40 nothing is left to gain.
 FRESH_PASSES, USEFUL_PASSES, MOST_PASSES = 4, 16, 40
-TOKENS_PER_PARAMETER = 20  # that a model is best trained on: Hoffmann et al. 2022, "Training compute-optimal LLMs"
+TOKENS_PER_PARAMETER = 20  # best amount of training text (Hoffmann et al. 2022, "Training compute-optimal LLMs")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train, and from where."""
+    """A run that is ready to train. `start` is the checkpoint to continue, None for fresh weights."""
 
     run: Run
     model: ModelConfig
@@ -50,7 +50,7 @@ class Plan:
 def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = ROOT) -> tuple[Run, Checkpoint | None]:
     """The run under `root` to train and the checkpoint to start from (None: fresh weights). Writes nothing.
 
-    Raises UserError where that would overwrite or mix up what is there already.
+    Raises UserError if training would overwrite a checkpoint, or mix two trainings in one run.
     """
     if resume and ckpt is None:
         if run_name is None:
@@ -86,7 +86,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
 
 
 def is_done(start: Checkpoint | None, steps: int | None) -> bool:
-    """Whether nothing is left of `steps` steps in all (None: as many as the run was to have), no evaluation either."""
+    """Whether a run has done all of its steps and evaluations. `steps` is their number (None: the run's own)."""
     if start is None or start.step != (start.train.total_steps if steps is None else steps):
         return False
     return not owes_evaluation(start.run, start.train, start.step)
@@ -95,27 +95,26 @@ def is_done(start: Checkpoint | None, steps: int | None) -> bool:
 def settle(
     flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
 ) -> tuple[ModelConfig, TrainConfig]:
-    """What to train and how, but for the vocabulary's size, which is the tokenizer's. `flags` are explicit ones only.
+    """The settings of the model and of its training, from explicit `flags`, the preset and the checkpoint.
 
-    A resumed schedule goes on, and `--steps` is its last step. Otherwise a checkpoint gets a schedule of its own, of
-    `--steps` more steps.
+    The model's vocab_size is set later, from the tokenizer. With `resume` the checkpoint's schedule goes on, and
+    `--steps` is its last step. Otherwise the checkpoint gets a schedule of its own, of `--steps` more steps.
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
     """
     chosen = PRESETS.get(preset or "", {})
     if flags.get("optimizer", chosen.get("optimizer")) != chosen.get("optimizer"):
         chosen = {key: value for key, value in chosen.items() if key not in RATES}
     wanted = {**chosen, **flags}
-    model = _pick(ModelConfig, wanted)
-    model.pop("vocab_size", None)
+    model = pick(ModelConfig, wanted)
     if start is None:
-        train = TrainConfig(**_pick(TrainConfig, wanted))
+        train = TrainConfig(**pick(TrainConfig, wanted)).resolved()
         _check_sample_prompt(flags, train)
         return ModelConfig(vocab_size=1, **model), train
     dropout = flags.get("dropout", start.model.dropout)  # no weight has a shape that depends on it
     for key, value in model.items():
         if key != "dropout" and value != (stored := getattr(start.model, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
-    changes = _pick(TrainConfig, flags)
+    changes = pick(TrainConfig, flags)
     if (optimizer := changes.get("optimizer", start.train.optimizer)) != start.train.optimizer:
         raise UserError(
             f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train.optimizer}, which kept other "
@@ -129,22 +128,25 @@ def settle(
             f"run {start.run.name} has reached step {start.step} of {total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"
         )
-    lr, least = changes.get("learning_rate", start.train.learning_rate), start.train.min_lr
-    if lr < least and "min_lr" not in changes and "min_lr" not in start.train.computed:
-        raise UserError(f"--lr {lr} is below {least}, which the run was given as its --min-lr: give --min-lr too")
+    lr, final = changes.get("learning_rate", start.train.peak_lr), start.train.final_lr
+    if lr < final and "min_lr" not in changes and "min_lr" not in start.train.computed:
+        raise UserError(f"--lr {lr} is below {final}, which the run was given as its --min-lr: give --min-lr too")
     train = start.train.changed(**changes)
     _check_sample_prompt(flags, train)
     return replace(start.model, dropout=dropout), train
 
 
 def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, int]:
-    """The first and the last step of a schedule that begins after the checkpoint. UserError if it has no length."""
+    """The start and the last step of a schedule that begins after the checkpoint.
+
+    Raises UserError if --steps is missing or below 1, or if a given warmup would not end within them.
+    """
     if "total_steps" not in changes:
         raise UserError(
             "--ckpt starts a schedule of its own: give its length with --steps N, or finish the checkpoint's schedule "
             "with --resume"
         )
-    steps, warmup = changes["total_steps"], start.train.warmup_steps
+    steps, warmup = changes["total_steps"], start.train.warmup
     if steps < 1:
         raise UserError(f"--steps is {steps}, but must be at least 1")
     if warmup >= steps and "warmup_steps" not in changes and "warmup_steps" not in start.train.computed:
@@ -156,7 +158,7 @@ def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, in
 
 
 def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Any, TrainConfig]:
-    """The operations object to train with, and `train` with the precision that it computes in.
+    """The operations object to train with, and `train` with the precision in which they compute.
 
     A precision that was `inherited` from a checkpoint is given up on a device that lacks it. Raises UserError as
     `select` does.
@@ -169,18 +171,18 @@ def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Any, T
         if not inherited:
             raise
         ops = select(device, training=True)  # raises the same error if the device itself is at fault
-        train = replace(train, precision="auto")
+        train = replace(train, precision="auto").resolved()
     return ops, train.computing_in(ops.precision)
 
 
 def make(
-    run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *,
-    data_path: str | None, vocab_limit: int | None, tokenizer: str | None, preset: str | None, reset: bool,
-    console: Console,
+    run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],
+    data_path: str | None, preset: str | None, reset: bool, console: Console,
 ) -> Plan:  # fmt: skip
-    """Tokenize the text if need be, and fit the model to the tokenizer. The caller holds the run's lock.
+    """Tokenize the text if necessary, and fit the model to the tokenizer. The caller holds the run's lock.
 
-    Raises UserError if that cannot be done; a run that had no tokenizer then has none.
+    A new tokenizer gets its settings from the explicit `flags`, then from the preset. Raises UserError if the text, the
+    tokenizer and the checkpoint do not fit together; a run that had no tokenizer then has none.
     """
     if start and reset:
         raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
@@ -189,8 +191,8 @@ def make(
         if start and start.run.path != run.path:
             adopt(start.run, run, with_tokens=data_path is None)
         corpus = prepare(
-            run, data_path=data_path, vocab_limit=vocab_limit, kind=tokenizer, preset=None if start else preset,
-            reset=reset, report=console.line, progress=console.progress,
+            run, data_path=data_path, preset=None if start else preset, reset=reset, report=console.line,
+            progress=console.progress, **pick(TokenizerConfig, flags),
         )  # fmt: skip
         if start:
             train = _on_its_text(train, start, corpus)
@@ -207,35 +209,34 @@ def make(
             run.discard_tokens()
         raise
     vocab_size = corpus.tokenizer.vocab_size
-    if start and start.model.vocab_size != vocab_size:
-        raise UserError(
-            f"{run.tokenizer_path} has {vocab_size} tokens, but the checkpoint's model {start.model.vocab_size}: "
-            "put the tokenizer back that it was trained with"
-        )
+    if start:
+        start.model.check_tokenizer(run.tokenizer_path, vocab_size)
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start)
 
 
 def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:
-    """`train` with the step after which its text began, and the share of the text that was never read.
+    """`train` with the step after which its text began, and the share of the text that no step has trained on.
 
-    Another text than the checkpoint's is read from its beginning.
+    A text other than the checkpoint's is read from its beginning.
     """
     if not is_text_of(start.run, corpus):
         return replace(train, text_start=start.step, unseen_fraction=train.val_fraction)
-    return replace(train, unseen_fraction=min(start.train.unseen_fraction, train.val_fraction))
+    return replace(train, unseen_fraction=min(start.train.unseen, train.val_fraction))
 
 
 def announce(plan: Plan, ops: Any, console: Console) -> None:
-    """Say what is about to be trained and what it takes. Raises UserError if the memory is not there."""
+    """Describe the training that is about to start, its memory and its disk space.
+
+    Raises UserError if the memory or the disk space is not there.
+    """
     model, train, run = plan.model, plan.train, plan.run
     first = plan.start.step + 1 if plan.start else 1
     held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
     sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
     console.line(f"Model:  {describe(model)}")
-    console.line(
-        f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; a step takes {sequences} x {seq} = {sequences * seq:,}"
-    )
+    per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
+    console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; {per_step}")
     steps = train.total_steps - train.text_start
     console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
     console.line("Rate:   " + describe_rate(train, first, plan.start.train if plan.start else None))
@@ -250,16 +251,18 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
 
 def _precision_note(plan: Plan, ops: Any) -> str | None:
     """One line if the run goes on in another precision than before, though nobody asked for that now."""
-    before = plan.start and plan.start.train.precision
-    if before in (None, "auto", ops.precision) or "precision" not in plan.train.computed:
+    if plan.start is None or "precision" not in plan.train.computed:
+        return None
+    before = plan.start.train.precision
+    if before in ("auto", ops.precision):
         return None
     return f"Note: steps up to {plan.start.step} were computed in {before}, those after it are in {ops.precision}"
 
 
 def _seen_note(plan: Plan) -> str | None:
     """One line if the run has trained on text that is held out now."""
-    batches, unseen = plan.batches, plan.train.unseen_fraction
-    seen = batches.val_tokens - math.floor(len(batches.tokens) * unseen)
+    batches = plan.batches
+    seen = batches.val_tokens - math.floor(len(batches.tokens) * plan.train.unseen)
     if seen <= 0:
         return None
     return (
@@ -269,7 +272,7 @@ def _seen_note(plan: Plan) -> str | None:
 
 
 def describe(model: ModelConfig) -> str:
-    """A model's size and shape in a line."""
+    """The size and the shape of a model, in one line."""
     return (
         f"{parameter_count(model):,} parameters ({model.num_layers} layers, dim {model.embed_dim}, "
         f"{model.num_heads} heads, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
@@ -277,13 +280,14 @@ def describe(model: ModelConfig) -> str:
 
 
 def passes(steps: int, tokens_per_step: int, train_tokens: int, model: ModelConfig) -> str:
-    """How often a run of so many steps goes over its text; and, if that is too often, how many steps would do.
+    """How often a run of `steps` steps goes over its text and, if that is too often, how many steps would be enough.
 
-    Beyond MOST_PASSES a model learns nothing more from its text; one with more parameters than the text has tokens for
-    learns it by heart. Then as many tokens would do as the model is best trained on, but never less than the passes
-    that are as good as new text, and never more than those that still teach something. For example 7.7 million
-    parameters are best trained on 154 million tokens. With a text of 258,000 that is 597 passes, so 16 are named:
-    4.1 million tokens, about 500 steps of 8,192.
+    Beyond MOST_PASSES a model learns nothing more from its text. If the text is too short for its parameters, the model
+    learns it by heart. Enough is the text that a model of this size is best trained on (TOKENS_PER_PARAMETER), but at
+    least FRESH_PASSES, which are as good as new text, and at most USEFUL_PASSES, which still teach something.
+
+    For example 7.7 million parameters are best trained on 154 million tokens. With a text of 258,000 tokens that is 597
+    passes, so 16 are advised: 4.1 million tokens, about 500 steps of 8,192.
     """
     count = steps * tokens_per_step / train_tokens
     said = f"{steps:,} steps are {count:,.{0 if count >= 10 else 1}f} passes over {train_tokens:,} tokens"
@@ -297,12 +301,12 @@ def passes(steps: int, tokens_per_step: int, train_tokens: int, model: ModelConf
 
 def _roughly(count: float) -> int:
     """A number to one digit, and at least 1: 503.9 is about 500."""
-    unit = 10 ** max(0, math.floor(math.log10(max(1, count))))
+    unit = int(10 ** max(0, math.floor(math.log10(max(1, count)))))
     return max(1, round(count / unit) * unit)
 
 
 def disk(model: ModelConfig, train: TrainConfig) -> str:
-    """What checkpoints take on disk, and how many of them are kept."""
+    """The disk space of a checkpoint, and the number of checkpoints that are kept, in one line."""
     weights, optimizer = checkpoint.file_bytes(model, train)
     if not train.ckpt_every:
         kept = "only the last step's is written"
@@ -315,10 +319,10 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
 
 
 def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
-    """Bytes that training takes, and bytes that are free. Raises UserError if those are fewer.
+    """The bytes that training needs on the device, and the bytes that are free. Raises UserError if it needs more.
 
-    A tensor that is loaded is counted, so that a run that was started can also be resumed. A GPU's memory is not the
-    host's, through which checkpoints go.
+    The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed. Checkpoints
+    of a GPU go through the host's memory, so that is checked too.
     """
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
@@ -350,7 +354,8 @@ def check_disk(plan: Plan, console: Console) -> None:
         )
     steps = train.total_steps - (plan.start.step if plan.start else 0)
     written = math.ceil(steps / train.ckpt_every) if train.ckpt_every else 1
-    more = min(written, max(0, train.keep_last - len(run.steps())) + 1)  # the oldest goes after the newest is there
+    # The oldest checkpoint is removed after the newest is written.
+    more = min(written, max(0, train.keep_last - len(run.steps())) + 1)
     if more * one + best > free:
         weights_too = f" and the best weights ({size(best)})" if best else ""
         console.line(
@@ -362,7 +367,3 @@ def check_disk(plan: Plan, console: Console) -> None:
 def _check_sample_prompt(flags: Mapping[str, Any], train: TrainConfig) -> None:
     if flags.get("sample_prompt") is not None and not train.sample_every:
         raise UserError("--sample-prompt needs --sample-every N: after how many steps is the model to write?")
-
-
-def _pick(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(cls) if field.name in values}

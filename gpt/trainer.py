@@ -309,7 +309,7 @@ class Trainer:
             self._save()
             raise UserError(
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
-                f"{self.step} (saved); start again with a lower --lr (it is {self.config.learning_rate:g}), "
+                f"{self.step} (saved); start again with a lower --lr (it is {self.config.peak_lr:g}), "
                 "a longer --warmup-steps or a --grad-clip above 0"
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from gpt.config import TokenizerConfig
 from tests.support import ROOT
 from tests.support.amd import errors
 from tests.support.forks import Forks
@@ -116,7 +117,7 @@ def project(tmp_path, monkeypatch):
     from tests.support.project import Project
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gpt.prepare.DEFAULTS", {"vocab_limit": 60, "kind": "word"})
+    monkeypatch.setattr(TokenizerConfig, "of", lambda preset: TokenizerConfig(vocab_limit=60))
     return Project(tmp_path)
 
 

@@ -54,7 +54,7 @@ TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: _encodes(value, str.encode))
 PATH = Kind("a path", lambda value: _encodes(value, os.fsencode) and bool(value) and "\0" not in value)
 NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(map(TEXT.holds, value)))
-_KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT, tuple: NAMES}
+_KINDS = {int: INTEGER, float: NUMBER, bool: TRUTH, str: TEXT, tuple[str, ...]: NAMES}
 
 
 def optional(kind: Kind) -> Kind:

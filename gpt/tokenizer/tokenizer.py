@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config import TOKENIZERS, VOCAB_LIMIT
+from gpt.config import TOKENIZERS, TokenizerConfig
 from gpt.errors import UserError, shown
 from gpt.system.files import write_atomically
 from gpt.system.reading import LARGE, read_json
@@ -43,7 +43,7 @@ class Tokenizer:
     Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257) or beyond int32.
     """
 
-    def __init__(self, vocab_limit: int = VOCAB_LIMIT, kind: str = "word"):
+    def __init__(self, vocab_limit: int = TokenizerConfig.vocab_limit, kind: str = TokenizerConfig.kind):
         if kind not in SPELLINGS:
             raise UserError(f"--tokenizer is {kind}, but must be one of {', '.join(TOKENIZERS)}")
         least = SPELLINGS[kind].least

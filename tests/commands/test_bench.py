@@ -1,4 +1,4 @@
-"""`hipgpt bench`: through the front door on the CPU, and how operations are timed, on a GPU of simulated time."""
+"""`hipgpt bench`: the command on the CPU, and the timing of operations on a GPU in simulated time."""
 
 import json
 import types
@@ -20,7 +20,7 @@ from tests.support.devices import executor, gpu
 
 SHAPE = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 100)
 MODEL = ModelConfig(vocab_size=100, max_seq_len=16, embed_dim=16, num_heads=2, ff_hidden_dim=32, num_layers=2)
-CALLS = {  # of a step of two layers
+CALLS = {  # calls of each operation in a step of two layers
     "embedding": 1, "layernorm": 1, "linear": 2 * 4 + 1, "attention": 2, "add_layernorm": 4, "softmax_cross_entropy": 1,
     "linear_backward": 2 * 4 + 1, "attention_backward": 2, "add_layernorm_backward": 4, "layernorm_backward": 1,
     "embedding_backward": 1, "global_norm": 1, "adamw": 1,
@@ -88,7 +88,7 @@ def test_rubbish_is_refused_in_one_line(hipgpt, flags, complaint):
 
 
 def test_the_formula_is_palms():
-    """Chowdhery et al. 2022, appendix B: 6 N + 12 L H Q T, where heads times their width are the model's."""
+    """Chowdhery et al. 2022, appendix B: 6 N + 12 L H Q T; H Q, heads times their width, is the model's width."""
     gpt3 = ModelConfig(vocab_size=50257, max_seq_len=2048, embed_dim=1024, num_heads=16, num_layers=24)
     assert flops_per_token(gpt3) == 6 * parameter_count(gpt3) + 12 * 24 * 16 * 64 * 2048
 
@@ -97,10 +97,10 @@ def test_the_formula_is_palms():
 
 
 class SimulatedGpu:
-    """A GPU in simulated time, as operations and timeline: the host asks in 10 s for what takes 2, in order."""
+    """Operations and timeline of a GPU in simulated time: the host takes 10 s to ask for an operation of 2 s."""
 
     def __init__(self) -> None:
-        self.host = self.free = 0.0  # what time it is for the host, and when the GPU will have done everything
+        self.host = self.free = 0.0  # the host's time, and the time at which the GPU will be done
         self.timeline = self
 
     def quick(self) -> None:
@@ -128,7 +128,7 @@ def simulated(monkeypatch):
     return device
 
 
-WAITING = 3 * 10 + 2.0  # what three calls take of a GPU that has nothing else to do
+WAITING = 3 * 10 + 2.0  # seconds of three calls on a GPU that has nothing else to do
 
 
 def three(ops):

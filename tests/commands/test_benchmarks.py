@@ -11,7 +11,7 @@ from tests.support import ROOT
 
 
 def printed(script, *arguments):
-    """What a script of benchmarks/ prints, in a process of its own."""
+    """The output of a script of benchmarks/, run in a process of its own."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

@@ -1,4 +1,4 @@
-"""The commands other than `train`, through the front door."""
+"""The commands other than `train`, run as a user runs them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--b
 
 @pytest.fixture
 def run(hipgpt):
-    """A trained run called `r`, in the directory where commands run."""
+    """A trained run called `r`, in the current directory of the commands."""
     Path("text.txt").write_text(TEXT)
     hipgpt("train", "--data-path", "text.txt", "--run-name", "r", "--steps", 4, "--ckpt-every", 2, *MODEL)
     return "r"
@@ -205,7 +205,7 @@ def test_a_reader_that_goes_away_is_no_error(hipgpt, run):
     assert "Error" not in result.stderr
 
 
-# ---- what is left out, and where files are not what they should be ------------------------------------------------
+# ---- lost characters, large vocabularies, other places, closed streams ---------------------------------------------
 
 
 def test_characters_that_the_model_does_not_know_are_said_on_standard_error(hipgpt, run):

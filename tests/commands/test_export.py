@@ -1,4 +1,4 @@
-"""What `hipgpt export` writes, and that transformers reads the same model and the same tokenizer from it."""
+"""`hipgpt export` writes a directory from which transformers reads the same model and the same tokenizer."""
 
 import json
 
@@ -7,10 +7,10 @@ import pytest
 from safetensors import safe_open
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, TrainConfig
+from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.export import export
-from gpt.generate import Sampling, draw, load_model
+from gpt.generate import draw, load_model
 from gpt.model import GPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import optimizer_shapes
@@ -142,7 +142,7 @@ def our_logits(found, ids) -> np.ndarray:
 
 def our_continuation(found, ids, count) -> list[int]:
     """The likeliest `count` ids behind `ids`, or fewer if `<|endoftext|>` comes first."""
-    sampling = Sampling(temperature=0)
+    sampling = SamplingConfig(temperature=0)
     return list(draw(load_model(found, CpuOps()), ids, count, sampling, 0, 0, found.model.max_seq_len))
 
 
@@ -184,7 +184,7 @@ def test_prompts_of_several_lengths_are_padded_and_change_nothing_for_one_anothe
     logits = model(**padded).logits.detach().numpy()
     for row, ids in zip(logits, apart, strict=True):
         assert np.abs(row[: len(ids)] - our_logits(found, ids)).max() < 1e-4
-    theirs.padding_side = "left"  # as transformers asks of whoever generates
+    theirs.padding_side = "left"  # as transformers wants it for generating
     padded = theirs(texts, return_tensors="pt", padding=True)
     written = model.generate(**padded, max_new_tokens=8, do_sample=False).tolist()
     for row, ids in zip(written, apart, strict=True):

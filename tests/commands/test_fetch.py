@@ -117,7 +117,7 @@ def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
 
 @pytest.mark.parametrize("fault", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "bad record")])
 def test_a_network_that_fails_midway_is_not_taken_for_the_disk(server, tmp_path, monkeypatch, fault):
-    """Faults that a loopback server cannot make: they are raised where the real ones are, in the read."""
+    """A loopback server cannot make these faults, so the read raises them, as it raises real ones."""
 
     def fail(*_):
         raise fault

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, SamplingConfig
 from gpt.errors import UserError
-from gpt.generate import Sampling, draw, generate
+from gpt.generate import draw, generate
 from gpt.model import GPT, KVCache
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
@@ -22,10 +22,10 @@ from tests.support.devices import GPUS
 
 WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
-GREEDY = Sampling(temperature=0, repetition_penalty=1)
+GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
 GRID = 2_000  # draws, evenly apart
 PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
-CPU = CpuOps(threads=1)  # to make one takes a thousand times as long as to draw a token
+CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing a token
 
 
 @pytest.fixture(scope="module", params=["word", "byte"])
@@ -64,7 +64,7 @@ def next_token(logits, context, sampling, uniform):
 
 def distribution(logits, context, **changes) -> dict[int, float]:
     """The probability of each id, found by sweeping the draw over a fine even grid."""
-    sampling = Sampling(**{**PLAIN, **changes})
+    sampling = SamplingConfig(**{**PLAIN, **changes})
     draws = ((i + 0.5) / GRID for i in range(GRID))
     chosen = Counter(next_token(np.array(logits, np.float32), context, sampling, uniform) for uniform in draws)
     return {id: count / GRID for id, count in chosen.items()}
@@ -109,9 +109,9 @@ def test_top_p_counts_among_what_top_k_and_temperature_left():
 
 
 def test_the_repetition_penalty_acts_first_and_once_on_each_token_of_the_context():
-    assert next_token(np.array([2.0, 1.5]), [0, 0, 0], Sampling(temperature=0, repetition_penalty=1.3), 0.0) == 0
-    assert next_token(np.array([2.0, 1.5]), [0], Sampling(temperature=0, repetition_penalty=1.4), 0.0) == 1
-    assert next_token(np.array([-1.0, -1.5]), [0], Sampling(temperature=0, repetition_penalty=1.6), 0.0) == 1
+    assert next_token(np.array([2.0, 1.5]), [0, 0, 0], SamplingConfig(temperature=0, repetition_penalty=1.3), 0.0) == 0
+    assert next_token(np.array([2.0, 1.5]), [0], SamplingConfig(temperature=0, repetition_penalty=1.4), 0.0) == 1
+    assert next_token(np.array([-1.0, -1.5]), [0], SamplingConfig(temperature=0, repetition_penalty=1.6), 0.0) == 1
     assert set(distribution([2.0, 1.9, 1.8, 1.7], [0, 1], repetition_penalty=2, top_k=2)) == {2, 3}
 
 
@@ -120,21 +120,21 @@ def test_temperature_zero_takes_the_largest_logit_and_the_lowest_id_among_equals
 
 
 def test_a_draw_on_the_border_of_two_tokens_takes_the_second():
-    assert [next_token(np.zeros(4), [], Sampling(**PLAIN), quarter / 4) for quarter in range(4)] == [0, 1, 2, 3]
+    assert [next_token(np.zeros(4), [], SamplingConfig(**PLAIN), quarter / 4) for quarter in range(4)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6])
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_a_temperature_near_zero_takes_the_likeliest_however_large_the_logits(temperature, uniform, top_k):
-    assert next_token(np.array([-1e4, 1e4, 0.0]), [], Sampling(temperature, top_k, 1.0, 1.0), uniform) == 1
+    assert next_token(np.array([-1e4, 1e4, 0.0]), [], SamplingConfig(temperature, top_k, 1.0, 1.0), uniform) == 1
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("logits", [[1e4, -1e4, 0.0], [-math.inf, 0.0, 1.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
 def test_extreme_logits_and_draws_still_choose_a_possible_token(temperature, logits, uniform):
-    id = next_token(np.array(logits, np.float32), [], Sampling(temperature, 0, 1.0, 1.0), uniform)
+    id = next_token(np.array(logits, np.float32), [], SamplingConfig(temperature, 0, 1.0, 1.0), uniform)
     assert logits[id] > -math.inf
 
 
@@ -153,7 +153,7 @@ def test_extreme_logits_and_draws_still_choose_a_possible_token(temperature, log
 )
 def test_values_out_of_range_are_refused_by_the_name_of_their_flag(values, flag):
     with pytest.raises(UserError, match=f"^{flag} is "):
-        Sampling(**values)
+        SamplingConfig(**values)
 
 
 # ---- generating ---------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def greedy_by_full_passes(model: GPT, ids: list[int], count: int, window: int, p
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("window", [1, 2, 5, WINDOW])
 def test_greedy_text_is_the_argmax_of_full_forward_passes_across_sliding_windows(model, tokenizer, window, penalty):
-    prompt, greedy = "the cat sat on", Sampling(temperature=0, repetition_penalty=penalty)
+    prompt, greedy = "the cat sat on", SamplingConfig(temperature=0, repetition_penalty=penalty)
     ids = tokenizer.encode(prompt)
     pieces = generate(model, tokenizer, prompt, num_tokens=40, sampling=greedy, max_seq_len=window)
     expected = greedy_by_full_passes(model, ids, 40, window, penalty)
@@ -217,7 +217,7 @@ PROMPTS = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8"))
 def test_the_pieces_joined_are_the_text_of_all_ids_after_that_of_the_prompts(model, tokenizer, prompt, seed):
     prompt_ids, recording, count = tokenizer.encode(prompt), Recording(tokenizer), 2 * WINDOW
     assume(prompt_ids)
-    wild = Sampling(temperature=5.0, top_k=0, top_p=1.0)
+    wild = SamplingConfig(temperature=5.0, top_k=0, top_p=1.0)
     pieces = list(generate(model, recording, prompt, num_tokens=count, sampling=wild, seed=seed))
     assert recording.ids[: len(prompt_ids)] == prompt_ids
     assert len(recording.ids) == len(prompt_ids) + count
@@ -227,7 +227,7 @@ def test_the_pieces_joined_are_the_text_of_all_ids_after_that_of_the_prompts(mod
 def test_the_draws_of_all_positions_are_even_and_independent(tokenizer):
     model, recording, n = model_for(tokenizer), Recording(tokenizer), 1500
     model.weights.flat.fill(0)  # all logits equal
-    list(generate(model, recording, "the", num_tokens=n, sampling=Sampling(**PLAIN), seed=3))
+    list(generate(model, recording, "the", num_tokens=n, sampling=SamplingConfig(**PLAIN), seed=3))
     low = np.array(recording.ids[-n:]) < tokenizer.vocab_size // 2
     p = (tokenizer.vocab_size // 2) / tokenizer.vocab_size
     # Hoeffding: n independent draws miss their mean by t with a probability below 2 exp(-2 n t²), here 1e-8.
@@ -248,7 +248,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
         pieces = generate(model, tokenizer, "the cat", num_tokens=count, seed=4, eos_id=eos_id, max_seq_len=window)
         return list(pieces)
 
-    ids = list(draw(model, tokenizer.encode("the cat"), 30, Sampling(), -1, 4, window))
+    ids = list(draw(model, tokenizer.encode("the cat"), 30, SamplingConfig(), -1, 4, window))
     cases = [(1, -1), (30, -1), (30, ids[0]), (30, ids[7])]
     expected = [text(*case) for case in cases]
     monkeypatch.setattr(CpuOps, "steps_ahead", steps_ahead)
@@ -257,7 +257,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
 
 @pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
-    """Else the device would read and write memory that is no longer the generation's."""
+    """Otherwise the device would read and write memory that is no longer the generation's."""
     model, under_way, interrupts = model_for(tokenizer), set(), []
 
     class Slow(HostOutput):
@@ -275,7 +275,7 @@ def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
 
     monkeypatch.setattr(CpuOps, "steps_ahead", 1)
     monkeypatch.setattr(model.ops, "output", Slow)
-    drawn = draw(model, [0], 10, Sampling(), -1, 0, WINDOW)
+    drawn = draw(model, [0], 10, SamplingConfig(), -1, 0, WINDOW)
     next(drawn)
     assert under_way
     if end == "with an error":
@@ -316,9 +316,9 @@ def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, devi
 
 
 @pytest.mark.parametrize("device", GPUS)
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()])
 def test_a_gpu_draws_what_the_cpu_draws(tokenizer, device, sampling):
-    """Logits of float32 differ in their last digits, which no draw here is near enough to notice."""
+    """Logits of float32 differ in their last digits. No draw here is close enough to a boundary to notice."""
     drawn = [
         list(draw(model_for(tokenizer, ops), tokenizer.encode("the cat"), 20, sampling, -1, 1, window=7))
         for ops in (CpuOps(threads=1), GpuOps(device(), "fp32"))

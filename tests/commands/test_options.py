@@ -1,4 +1,4 @@
-"""An option stands on the command line once, whichever it is."""
+"""Every option may be given once."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""What installing brings, and what importing costs."""
+"""The files that an installation brings, and the cost of importing."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_a_text_of_the_users_own_in_data_is_the_default(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
 def test_no_file_of_the_repository_is_a_link():
-    """Windows makes text files of them, and a ZIP from the web may too."""
+    """Windows turns links into text files, and so may a ZIP from the web."""
     listed = subprocess.run(["git", "ls-files", "-s"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert [line for line in listed.splitlines() if line.startswith("12")] == []
 
@@ -71,10 +71,3 @@ def test_importing_the_package_imports_nothing_else():
 
 def test_the_version_is_told(hipgpt):
     assert hipgpt("--version").stdout == f"hipgpt, version {gpt.__version__}\n"
-
-
-@pytest.mark.parametrize("command", ["train", "tokenize", "generate", "export", "runs", "fetch"])
-def test_every_command_has_help(hipgpt, command):
-    out = hipgpt(command, "--help").stdout
-    assert out.startswith("Usage: ")
-    assert f"  {command} " in hipgpt("--help").stdout

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gpt.batches import Batches
-from gpt.config import ModelConfig, TrainConfig
-from gpt.generate import Drawing, Sampling, draw
+from gpt.config import ModelConfig, SamplingConfig, TrainConfig
+from gpt.generate import Drawing, draw
 from gpt.model import GPT
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
@@ -32,7 +32,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
     training = Training(MODEL, config, batches, ops)
     training.model.initialize(3)
-    drawing, texts = Drawing(training.model, Sampling()), []
+    drawing, texts = Drawing(training.model, SamplingConfig()), []
     losses = []
     for number in range(1, STEPS + 1):
         training.step(number)
@@ -42,7 +42,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     if writing:
         alone = GPT(MODEL, ops)
         alone.load({name: ops.to_host(view) for name, view in training.model.weights.named.items()})
-        assert texts[-1] == list(draw(alone, [1, 2, 3], 20, Sampling(), -1, 0, MODEL.max_seq_len))
+        assert texts[-1] == list(draw(alone, [1, 2, 3], 20, SamplingConfig(), -1, 0, MODEL.max_seq_len))
         assert texts[-1] != texts[0]
     return losses, ops.to_host(training.model.weights.flat).copy()
 

@@ -309,7 +309,7 @@ def test_every_logged_line_says_how_long_and_on_how_much_the_run_has_trained_acr
 
 def test_what_a_run_means_is_said_before_step_1(train):
     out = train("--steps", 1000, "--patience", 1).stdout
-    assert "Data:   1,200 tokens, 60 of them held out; a step takes 4 x 16 = 64\n" in out
+    assert "Data:   1,200 tokens, 60 of them held out; 64 tokens per step (4 x 16)\n" in out
     passes = "1,000 steps are 56 passes over 1,140 tokens: the model will memorize; about 300 steps would do"
     assert f"Steps:  {passes}\n" in out
     assert re.search(r"Disk:   a checkpoint takes \d+ KiB; the last 5 are kept, and the best weights \(\d+ KiB\)", out)

@@ -21,7 +21,7 @@ from gpt.parameters import matrix_names, parameter_shapes
 from gpt.run import Run
 
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
-TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2)
+TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2).resolved()
 RENAMES = 5  # weights, optimizer, config (the one that counts), and the two links
 CONFIG_RENAME = 2  # the one that counts, after those of weights and optimizer
 
@@ -175,7 +175,8 @@ def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequenc
     }  # fmt: skip
     run.config_path(10).write_text(json.dumps(config))
     found = checkpoint.load(run)
-    assert (found.model, found.train) == (model, TrainConfig(batch_size=4, learning_rate=0.01, sampling="sequential"))
+    ours = TrainConfig(batch_size=4, learning_rate=0.01, sampling="sequential")
+    assert (found.model, found.train) == (model, ours.resolved())
 
 
 # ---- finding a checkpoint -----------------------------------------------------------------------------------------

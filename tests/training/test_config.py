@@ -1,10 +1,12 @@
-"""What a model and a run may be."""
+"""Settings: ranges and types, computed values, presets."""
 
 import json
+from dataclasses import dataclass
+from types import NoneType
 
 import pytest
 
-from gpt.config import PRESETS, ModelConfig, TrainConfig
+from gpt.config import PRESETS, ModelConfig, TokenizerConfig, TrainConfig, pick, types_of
 from gpt.errors import UserError
 
 
@@ -62,18 +64,18 @@ def test_a_training_that_cannot_be_is_refused(change, complaint):
 
 @pytest.mark.parametrize(("steps", "warmup"), [(50, 1), (1000, 20), (50_000, 1000), (1_000_000, 2000)])
 def test_the_warmup_is_2_percent_of_the_steps_and_at_most_2000(steps, warmup):
-    assert TrainConfig(total_steps=steps).warmup_steps == warmup
+    assert TrainConfig(total_steps=steps).warmup == warmup
 
 
 def test_the_least_learning_rate_is_a_tenth_of_the_peak():
-    assert TrainConfig(learning_rate=0.5).min_lr == pytest.approx(0.05)
+    assert TrainConfig(learning_rate=0.5).final_lr == pytest.approx(0.05)
 
 
 def test_configs_come_back_from_json_and_unknown_keys_are_ignored():
     model, train = ModelConfig(vocab_size=7, activation="relu"), TrainConfig(seed=3, total_steps=100)
     section = json.loads(json.dumps({**train.to_json(), "steps": 12}))
     assert ModelConfig.from_json(json.loads(json.dumps(model.to_json()))) == model
-    assert TrainConfig.from_json(section) == train
+    assert TrainConfig.from_json(section) == train.resolved()
 
 
 @pytest.mark.parametrize("change", [{"embed_dim": 6.0}, {"num_layers": "2"}, {"tie_embeddings": 1}, {"dropout": None}])
@@ -84,14 +86,43 @@ def test_a_value_of_the_wrong_type_is_refused(change):
 
 def test_a_whole_number_serves_where_a_fraction_may_stand():
     assert ModelConfig(vocab_size=7, dropout=0).dropout == 0
-    assert TrainConfig(learning_rate=1, min_lr=0).min_lr == 0
+    assert TrainConfig(learning_rate=1, min_lr=0).final_lr == 0
 
 
-def test_every_preset_makes_a_model_and_a_training():
-    for preset in PRESETS.values():
-        keys = {key: value for key, value in preset.items() if key != "tokenizer"}
-        model = {key: value for key, value in keys.items() if hasattr(ModelConfig, key) or key == "vocab_size"}
-        train = {key: value for key, value in keys.items() if hasattr(TrainConfig, key)}
-        assert len(model) + len(train) == len(keys)
-        ModelConfig(**model)
-        TrainConfig(**train)
+def test_every_preset_makes_a_model_a_training_and_a_tokenizer():
+    for name, preset in PRESETS.items():
+        parts = [pick(cls, preset) for cls in (ModelConfig, TrainConfig, TokenizerConfig)]
+        assert {key: value for part in parts for key, value in part.items()} == preset
+        tokenizer = TokenizerConfig(**parts[2])
+        assert tokenizer == TokenizerConfig.of(name)
+        ModelConfig(vocab_size=tokenizer.vocab_limit, **parts[0])
+        TrainConfig(**parts[1])
+
+
+def test_computed_values_are_written_down_and_named():
+    config = TrainConfig(total_steps=100, learning_rate=1e-3).resolved()
+    assert (config.min_lr, config.warmup_steps, config.unseen_fraction) == (pytest.approx(1e-4), 2, 0.05)
+    assert config.computed == ("precision", "warmup_steps", "min_lr")
+    assert config.resolved() == config
+
+
+def test_a_computed_final_rate_follows_another_peak_and_a_given_one_stays():
+    computed = TrainConfig(learning_rate=1e-3).resolved().changed(learning_rate=1e-5)
+    assert computed.final_lr == pytest.approx(1e-6)
+    assert "min_lr" in computed.computed
+    given = TrainConfig(learning_rate=1e-3, min_lr=1e-4).resolved().changed(learning_rate=1e-2)
+    assert given.final_lr == 1e-4
+
+
+def test_a_computed_warmup_follows_another_start_of_the_schedule_but_not_another_end():
+    before = TrainConfig(total_steps=1000).resolved()
+    assert before.changed(total_steps=5000).warmup == 20
+    assert before.changed(total_steps=1500, schedule_start=1000).warmup == 10
+
+
+def test_types_do_not_depend_on_how_a_file_writes_its_annotations():
+    """With `from __future__ import annotations` a field's own type is a string."""
+    names = {"dataclass": dataclass}
+    fields = "    rate: float | None\n    names: tuple[str, ...]"
+    exec(f"from __future__ import annotations\n@dataclass\nclass Later:\n{fields}", names)
+    assert types_of(names["Later"]) == {"rate": (float, NoneType), "names": (tuple,)}

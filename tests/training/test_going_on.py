@@ -1,4 +1,4 @@
-"""Going on from a checkpoint, through the front door: schedules, texts, settings that were computed, precision."""
+"""Continuing from a checkpoint, as a user does: schedules, texts, computed settings, precision."""
 
 import json
 import re
@@ -150,7 +150,7 @@ def test_the_line_about_the_rate_says_what_the_rates_are(config, first, before, 
         assert learning_rate(int(falling[1]), now) == 1 > learning_rate(int(falling[1]) + 1, now)
 
 
-# ---- what was computed from another setting -----------------------------------------------------------------------
+# ---- computed settings --------------------------------------------------------------------------------------------
 
 
 def test_a_config_says_which_values_were_computed(train):
@@ -215,7 +215,7 @@ def losses(run: str) -> dict[int, float]:
 
 @pytest.mark.parametrize("sampling", ["sequential", "shuffled"])
 def test_another_text_is_read_from_its_beginning_and_the_same_one_goes_on(train, hipgpt, sampling):
-    """A model that does not move has the loss of what it reads, so equal losses tell equal batches."""
+    """The weights hardly move, so the loss depends on the batch alone, and equal losses show equal batches."""
     flags = ("--sampling", sampling, "--accumulate", 2, "--lr", "1e-30", "--schedule", "constant")
     train("--run-name", "r", *flags, "--steps", 5)
     train("--run-name", "whole", *flags, "--steps", 8)

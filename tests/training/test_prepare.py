@@ -17,6 +17,7 @@ import pytest
 import tokenizers
 
 import gpt.prepare
+from gpt import provenance
 from gpt.errors import UserError
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
@@ -26,11 +27,11 @@ from tests.support.project import TEXT, sha256
 
 @pytest.fixture
 def idle(monkeypatch):
-    """Inside `with idle():` nothing may be trained, encoded or digested, but for tokenizer.json."""
+    """Inside `with idle():` nothing may be trained, encoded or digested, except for tokenizer.json."""
 
     @contextmanager
     def nothing_is_read():
-        digest = gpt.prepare._sha256
+        digest = provenance.sha256
 
         def refuse(*_, **__):
             raise AssertionError("the text or the tokens were read again")
@@ -39,14 +40,15 @@ def idle(monkeypatch):
             patch.setattr(Tokenizer, "train_bpe", refuse)
             patch.setattr(Tokenizer, "encode_blocks", refuse)
             patch.setattr(gpt.prepare, "read_blocks", refuse)
-            patch.setattr(gpt.prepare, "_sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
+            patch.setattr(provenance, "read_blocks", refuse)
+            patch.setattr(provenance, "sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
             yield
 
     return nothing_is_read
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """Change a file so that its time tells, however coarse the file system's clock."""
+    """Change a file together with its time, by more than the coarsest clock of a file system."""
     later = path.stat().st_mtime_ns + 2_000_000_000
     path.write_bytes(data)
     os.utime(path, ns=(later, later))
@@ -62,7 +64,7 @@ def flip_a_byte(path: Path) -> None:
     rewrite(path, bytes(data))
 
 
-# What is made
+# Files that are made
 
 
 def test_the_tokens_on_disk_are_the_encoded_text(project):
@@ -159,7 +161,7 @@ def test_a_tokenizer_that_keeps_no_line_breaks_says_so_if_the_text_has_some(proj
     assert not project.lossy, "only when the tokenizer is made"
 
 
-# What is there is used
+# Files that are there are used
 
 
 def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
@@ -267,7 +269,7 @@ def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
     assert "--tokenizer is byte, but checkpoints/r/tokenizer.json has word" in project.refused(kind="byte")
 
 
-# What no longer matches is refused
+# Files that no longer match are refused
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -333,7 +335,7 @@ def test_a_checkpoint_keeps_its_tokenizer(made):
     assert "--reset" not in error
 
 
-# Where the text is
+# The place of the text
 
 
 def test_the_same_text_elsewhere_is_the_same_text(made, idle):
@@ -475,7 +477,7 @@ def test_a_kill_leaves_the_old_files_or_the_new_ones_and_never_some_of_both(proj
 
         return call
 
-    def in_its_place(source, target):  # of the renames, those after the one that counts
+    def in_its_place(source, target):  # the renames after the one that counts
         return replace(source, target) if Path(source).parent.name != ".tokenized" else replace_counted(source, target)
 
     replace, replace_counted = os.replace, dying(os.replace, moment if isinstance(moment, int) else 99)

@@ -1,4 +1,4 @@
-"""Tokens that must not be trusted and texts of which something is lost: what preparing a run says and refuses."""
+"""Preparing a run refuses tokens that the vocabulary lacks, and reports characters that the tokens lack."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import gpt.prepare
+from gpt import provenance
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tests.support.project import sha256
@@ -19,7 +20,7 @@ def put_foreign_ids(made, ids):
     """Other tokens, and a tokens.json that believes in them."""
     tokens, info = made.run.tokens_path, made.info()
     np.array(ids, "<u2").tofile(tokens)
-    info["count"], info["tokens"] = len(ids), {**gpt.prepare._stamp(tokens), "sha256": sha256(tokens)}
+    info["count"], info["tokens"] = len(ids), {**provenance.stamp(tokens), "sha256": sha256(tokens)}
     made.run.tokens_info_path.write_text(json.dumps(info))
 
 
@@ -43,7 +44,7 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     made.prepare()
 
 
-# Texts of which something is lost
+# Texts that lose characters
 
 
 def test_characters_that_are_left_out_are_counted_and_named_with_the_most_frequent_first(project):

@@ -1,4 +1,4 @@
-"""Presets and runs that were tokenized before: no tokenizer takes another's place without a word."""
+"""Presets and runs that were tokenized before: no tokenizer is replaced without a word."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--b
 
 @pytest.fixture(autouse=True)
 def text(hipgpt):
-    """text.txt, in the directory where commands run."""
+    """text.txt, in the current directory of the commands."""
     words = ("red", "blue", "old")
     Path("text.txt").write_text("".join(f"the {words[i * i % 3]} fox number {i % 17} ran . " for i in range(900)))
 

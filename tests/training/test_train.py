@@ -314,7 +314,7 @@ def test_without_a_text_of_ones_own_the_one_that_comes_with_hipgpt_is_taken(hipg
 def test_an_explicit_flag_wins_over_the_preset(train):
     out = train("--preset", "tiny", "--tokenizer", "word", "--steps", 1, "--run-name", "r").stdout
     assert "2 layers, dim 16, 2 heads, seq 16" in out
-    assert "a step takes 4 x 16" in out
+    assert "64 tokens per step (4 x 16)" in out
 
 
 def test_tokenize_and_then_a_plain_train_just_works(hipgpt, text):

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from gpt.batches import token_order
-from gpt.config import ModelConfig, TrainConfig
-from gpt.generate import Sampling, draw
+from gpt.config import ModelConfig, SamplingConfig, TrainConfig
+from gpt.generate import draw
 from gpt.model import GPT
 from gpt.optim import Optimizer
 
@@ -41,4 +41,4 @@ def weights(model: GPT) -> np.ndarray:
 
 def write(model: GPT) -> list[int]:
     """The likeliest ids after a prompt, each less likely once it is there, and more than the window holds."""
-    return list(draw(model, [1], 6, Sampling(temperature=0, repetition_penalty=4), eos_id=-1, seed=0, window=4))
+    return list(draw(model, [1], 6, SamplingConfig(temperature=0, repetition_penalty=4), eos_id=-1, seed=0, window=4))

@@ -1,0 +1,207 @@
+"""The command line's own rules, on top of click: errors of one line, options given once, help in sections.
+
+gpt/cli.py declares the commands with `Program`, `Command`, `Option` and `Setting`.
+"""
+
+import inspect
+import io
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from gpt.config import CHOICES, types_of
+from gpt.errors import UserError, told
+from gpt.system import interrupts
+
+LONGEST_ERROR = 2000  # characters
+WIDEST_TERM = 30  # columns that an option's name may take beside its help
+
+# Advice for a command that runs out of memory; None stands for all other commands.
+SPARING = {
+    "train": "lower --batch, --seq or the size of the model",
+    "bench": "lower --batch, --seq or the size of the model",
+    "tokenize": "give a shorter text or a lower --vocab-size, or take a machine with more",
+    None: "close other programs, or take a machine with more",
+}
+
+Sections = Mapping[str, Sequence["Option"]]  # heading → options
+
+
+class Option(click.Option):
+    """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
+
+    `advice` tells the user how to pass several values. `default_text` describes the default in the help, for an option
+    whose own default is None.
+    """
+
+    def __init__(
+        self, *names: str, help: str, default_text: object = None, advice: str = "give it once", **kwargs: Any
+    ) -> None:
+        if default_text is not None:
+            help = f"{help}  [default: {default_text}]"
+        kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
+        super().__init__(names, help=help, **kwargs)
+        self.advice = advice
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        self.multiple = True  # for the parser alone, which then collects all values
+        super().add_to_parser(parser, ctx)
+        self.multiple = False
+
+    def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
+        name = str(self.name)
+        values = opts.get(name)
+        if values:
+            if len(values) > 1:
+                *first, last = map(str, values)
+                given = "" if self.is_flag else f", {', '.join(first)} and {last}"
+                raise UserError(f"{self.opts[0]} is given {len(values)} times{given}: {self.advice}")
+            opts = {**opts, name: values[0]}
+        return super().handle_parse_result(ctx, opts, args)
+
+
+class Setting(Option):
+    """An option that sets the field `key` of a config class, which has the type and the default.
+
+    Its value is None if the command line does not have it, so that a preset or a checkpoint can decide. For example
+    Setting(ModelConfig, "embed_dim", "--dim", help="…") shows "[default: 256]". With `--dim 512`, the `settings` of its
+    command (see `Command`) are {"embed_dim": 512}; without it, they are {}.
+    """
+
+    def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
+        if not kwargs.get("is_flag"):
+            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types_of(config)[key][0]
+            kwargs.setdefault("default_text", getattr(config, key))
+        super().__init__(*flags, key, default=None, **kwargs)
+
+
+class _WithExample:
+    """A command whose help ends with its epilog, shown line by line under the heading "Example"."""
+
+    epilog: str | None
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in inspect.cleandoc(self.epilog or "").splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Command(_WithExample, click.Command):
+    """A command whose help lists its options in sections.
+
+    Its function has a parameter for each option, except for `Setting`s: those that were given come together in one
+    parameter, `settings`, as a dict from key to value.
+    """
+
+    def __init__(self, name: str, sections: Sections, params: Sequence[click.Parameter] = (), **kwargs: Any) -> None:
+        options = [option for section in sections.values() for option in section]
+        super().__init__(name, params=[*params, *options], **kwargs)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[click.Option]] = {head: list(options) for head, options in self.sections.items()}
+        if help_option := self.get_help_option(ctx):
+            next(iter(sections.values())).append(help_option)
+        records = {
+            heading: [record for option in options if (record := option.get_help_record(ctx))]
+            for heading, options in sections.items()
+        }
+        # Names padded to one width give all sections the same columns.
+        widest = max(len(name) for rows in records.values() for name, _ in rows)
+        for heading, rows in records.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(min(widest, WIDEST_TERM)), text) for name, text in rows], WIDEST_TERM)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        names = [option.name for option in self.params if isinstance(option, Setting)]
+        values = {name: ctx.params.pop(name) for name in names if name}
+        if values:
+            ctx.params["settings"] = {name: value for name, value in values.items() if value is not None}
+        return super().invoke(ctx)
+
+
+class Program(_WithExample, click.Group):
+    """A group of commands whose every error is one line on standard error and exit status 2."""
+
+    command_class = Command
+
+    def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override] # click's returns if not standalone
+        kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}
+        _open_closed_streams()
+        # A terminal that lacks a character must not end a run. Input is decoded in the way arguments are; a command
+        # that needs text refuses bytes that are not text.
+        _reconfigure(sys.stdout, errors="backslashreplace")
+        _reconfigure(sys.stderr, errors="backslashreplace")
+        _reconfigure(sys.stdin, encoding="utf-8", errors="surrogateescape")
+        # hipgpt has threads of its own. OpenBLAS would start as many again, and dies if the system forbids that.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        try:
+            with interrupts.raised(), _flushed():
+                status = super().main(*args, **kwargs)
+            sys.exit(status)
+        except click.ClickException as error:
+            _fail(f"{error.format_message()} (see {_command_path(error)} --help)")
+        except UserError as error:
+            _fail(str(error))
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("Interrupted", err=True)
+            sys.exit(interrupts.status())
+        except OSError as error:
+            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemoryError:
+            raise UserError(f"out of memory: {SPARING.get(ctx.invoked_subcommand, SPARING[None])}") from None
+
+
+def _open_closed_streams() -> None:
+    """Let standard streams that were closed (`>&-`) read and write nothing.
+
+    Otherwise Python has None in their place, and the next file to be opened gets their number.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _reconfigure(stream: object, *, errors: str, encoding: str | None = None) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding=encoding, errors=errors)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    """At the end, drop output that cannot be written: Python's own last attempt would change the exit status."""
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                from gpt.system.console import discard_output
+
+                discard_output(stream)
+
+
+def _fail(message: str) -> None:
+    message = " ".join(message.split())
+    if len(message) > LONGEST_ERROR:
+        message = f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(2)
+
+
+def _command_path(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "hipgpt"

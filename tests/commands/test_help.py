@@ -1,0 +1,96 @@
+"""The help and the README describe the program as it is: its commands and options, and examples that work."""
+
+import re
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from gpt.cli import main
+from gpt.command_line import Setting
+from gpt.config import flag
+from tests.support import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLE = dict(re.findall(r"^\| `hipgpt (\w+)` \| (.*) \|$", README, re.MULTILINE))
+SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+WIDTHS = (80, 100)
+
+
+def help_of(*command: str, width: int = 80) -> str:
+    result = CliRunner().invoke(main, [*command, "--help"], terminal_width=width)
+    assert result.exit_code == 0
+    return result.output
+
+
+def parse(command_line: str) -> None:
+    """Parse `hipgpt …` as a shell and click would, without running it. Raises click's exceptions."""
+    program, name, *arguments = shlex.split(command_line, comments=True)
+    assert program == "hipgpt"
+    main.commands[name].make_context(name, arguments)
+
+
+def readme_commands() -> list[str]:
+    """Every `hipgpt …` in the shell blocks of the README."""
+    lines = "".join(SHELL).replace("\\\n", " ").splitlines()
+    parts = (part.strip() for line in lines for part in line.split("&&"))
+    return [part for part in parts if part.startswith("hipgpt ")]
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_every_command_explains_itself(command):
+    text = help_of(command)
+    assert text.startswith(f"Usage: hipgpt {command} ")
+    assert main.commands[command].help
+    assert re.search(f"^  {command} +[A-Z].*[^.]", help_of(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_help_ends_with_an_example_that_can_be_typed(command, width):
+    text = help_of(*command.split(), width=width)
+    assert max(map(len, text.splitlines())) <= width
+    _, example = text.split("\nExample:\n")
+    for line in example.splitlines():
+        assert line.startswith(f"  hipgpt {command}".rstrip())
+        parse(line)
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_every_option_stands_in_one_section_with_a_whole_phrase(command):
+    text = help_of(command)
+    for option in main.commands[command].params:
+        if isinstance(option, click.Option):
+            assert len(re.findall(rf"^  {re.escape(option.opts[0])}(?![\w-])", text, re.MULTILINE)) == 1
+            assert re.match("[A-Z]", option.help)
+            assert not re.match("(Of|Where|What|Which|How) ", option.help)
+
+
+@pytest.mark.parametrize("command", main.commands)
+def test_error_messages_name_settings_by_flags_that_exist(command):
+    for option in main.commands[command].params:
+        if isinstance(option, Setting):
+            assert flag(option.name) in option.opts
+
+
+def test_the_table_of_commands_in_the_readme_is_complete():
+    assert set(TABLE) == set(main.commands)
+
+
+@pytest.mark.parametrize("command", TABLE)
+def test_the_table_of_commands_names_options_that_exist(command):
+    known = {name for option in main.commands[command].params for name in option.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", TABLE[command])) <= known
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_commands_in_the_readme_can_be_typed(command):
+    parse(command)
+
+
+def test_flags_in_the_readme_belong_to_some_command():
+    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    known = {name for command in main.commands.values() for option in command.params for name in option.opts}
+    known |= {"--help", "--version"}
+    assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= known
