@@ -82,7 +82,7 @@ def schema_of(cls: type) -> Schema:
     """
     schema = {}
     for field in fields(cls):
-        alternatives = get_args(field.type) or (field.type,)  # (float, NoneType) for `float | None`
+        alternatives = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         kind = _KINDS[next(each for each in alternatives if each is not types.NoneType)]
         if types.NoneType in alternatives:
             kind = or_null(kind)
