@@ -10,7 +10,7 @@ A command goes through three stages:
 
 Python runs a handler between two bytecodes of the main thread. It cannot run while NumPy computes there, which may take
 seconds, and it runs only once for two signals in that time. So a second thread listens too: the interpreter writes the
-number of each signal into a socket as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
+number of each signal into a pipe as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
 """
 
 import os
@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 GRACE = 1.0  # seconds that a step may still take after a signal before it is dropped
 ECHO = 0.05  # seconds in which two SIGTERM count as one: timeout(1) sends it to its command and to its group
@@ -169,23 +170,33 @@ def _handle_nudge(_number: int, _frame: object) -> None:
 
 
 def _listen() -> None:
-    """Start the thread that hears of signals as they arrive. Without it (no thread to be had) `_handle` does its work.
-
-    The thread listens at a socket rather than a pipe, because Windows takes only sockets here.
-    """
+    """Start the thread that hears of signals as they arrive. If none can be started, `_handle` does its work."""
     global _is_listening
     if _is_listening or threading.current_thread() is not threading.main_thread():
         return
-    import socket
-
     with suppress(OSError, RuntimeError):
-        hearing, telling = socket.socketpair()
-        telling.setblocking(False)
-        threading.Thread(target=_hear, args=(hearing.recv, telling), daemon=True).start()
+        read, handle, kept_open = _wakeup_channel()
+        threading.Thread(target=_hear, args=(read, kept_open), daemon=True).start()
         _is_listening = True
-        signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(handle, warn_on_full_buffer=False)
         if _NUDGE is not None:
             signal.signal(_NUDGE, _handle_nudge)
+
+
+def _wakeup_channel() -> tuple[Callable[[int], bytes], int, object]:
+    """A function that reads bytes, the descriptor that they are written to, and an object that keeps this open.
+
+    It is a pipe; on Windows, where the interpreter writes only to sockets, a pair of sockets.
+    """
+    if sys.platform == "win32":
+        import socket
+
+        hearing, telling = socket.socketpair()
+        telling.setblocking(False)
+        return hearing.recv, telling.fileno(), telling
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    return partial(os.read, reading), writing, None
 
 
 def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
