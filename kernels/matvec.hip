@@ -6,8 +6,8 @@
 // loads of the first vectors of W, mostly of all of them, begin before anything else. Only then is x read, normalized
 // by every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
 //
-// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 |
-// 1), ACTIVATION (gelu | relu | none), THREADS.
+// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
+// ACTIVATION (gelu | relu | none), THREADS, ROW_THREADS (of a block for W [n, K]).
 #include "common.h"
 
 constexpr float EPS = 1e-5f;
@@ -29,29 +29,29 @@ DEVICE void load(const T* x, Shared<float> factors) {
   sync();
 }
 
-// factors [K] = the layer norm of x
-DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
-  constexpr int MINE = (K + THREADS - 1) / THREADS;
-  SHARED(float, scratch, 2 * WARPS);
+// factors [K] = the layer norm of x, by a block of COUNT threads
+template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
+  constexpr int MINE = (K + COUNT - 1) / COUNT, COUNT_WARPS = COUNT / WARP;
+  SHARED(float, scratch, 2 * COUNT_WARPS);
   auto block_total = [](float v, Shared<float> place) {  // each call has a place of its own: one barrier is enough
     v = warp_sum(v);
     if (lane_id() == 0) place[warp_id()] = v;
     sync();
-    return warp_sum(lane_id() < WARPS ? (float)place[lane_id()] : 0);
+    return warp_sum(lane_id() < COUNT_WARPS ? (float)place[lane_id()] : 0);
   };
   float v[MINE], scale[MINE], shift[MINE], sum = 0, squares = 0;
   UNROLL for (int i = 0; i < MINE; i++) {
-    int at = minimum(thread_id() + i * THREADS, K - 1);
+    int at = minimum(thread_id() + i * COUNT, K - 1);
     v[i] = to_float(x[at]), scale[i] = to_float(weight[at]), shift[i] = to_float(bias[at]);
-    if (thread_id() + i * THREADS < K) sum += v[i];
+    if (thread_id() + i * COUNT < K) sum += v[i];
   }
   float mean = block_total(sum, scratch) / K;
   UNROLL for (int i = 0; i < MINE; i++) {
-    if (thread_id() + i * THREADS < K) squares += (v[i] - mean) * (v[i] - mean);
+    if (thread_id() + i * COUNT < K) squares += (v[i] - mean) * (v[i] - mean);
   }
-  float rstd = rsqrt_of(block_total(squares, scratch + WARPS) / K + EPS);
+  float rstd = rsqrt_of(block_total(squares, scratch + COUNT_WARPS) / K + EPS);
   UNROLL for (int i = 0; i < MINE; i++) {
-    int at = thread_id() + i * THREADS;
+    int at = thread_id() + i * COUNT;
     if (at < K) factors[at] = (v[i] - mean) * rstd * scale[i] + shift[i];
   }
   sync();
@@ -113,7 +113,7 @@ DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Adde
 KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
                             int n) {
   SHARED(float, factors, K);
-  auto fill = [&] { normalize(x, norm_weight, norm_bias, factors); };
+  auto fill = [&] { normalize<THREADS>(x, norm_weight, norm_bias, factors); };
   auto added = [&](int column) { return BIAS ? to_float(bias[column]) : 0; };
   auto finish = [&](int column, float sum) { out[column] = from_float<T>(ACTIVATION(sum)); };
   by_columns(w, n, factors, fill, added, finish);
@@ -130,11 +130,11 @@ KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n)
 }
 
 // The same for W [n, K]: out [n] = activation(layernorm(x) Wᵀ + bias).
-// grid: ceil(n / (ROWS * THREADS / WARP)), block: THREADS
-KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias,
-                                       T* out, int n) {
+// grid: ceil(n / (ROWS * ROW_THREADS / WARP)), block: ROW_THREADS
+KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
+                                           const T* bias, T* out, int n) {
   SHARED(float, factors, K);
-  int first_row = (block_x() * WARPS + warp_id()) * ROWS;
+  int first_row = (block_x() * (ROW_THREADS / WARP) + warp_id()) * ROWS;
   Vector<T> vectors[ROW_AHEAD][ROWS];
   auto load_vectors = [&](int first) {
     UNROLL for (int j = 0; j < ROW_AHEAD; j++) {
@@ -145,7 +145,7 @@ KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T
     }
   };
   load_vectors(0);
-  normalize(x, norm_weight, norm_bias, factors);
+  normalize<ROW_THREADS>(x, norm_weight, norm_bias, factors);
   float sums[ROWS] = {};
   NO_UNROLL for (int first = 0; first < ROW_VECTORS; first += ROW_AHEAD) {
     if (first > 0) load_vectors(first);

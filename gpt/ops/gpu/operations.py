@@ -44,6 +44,7 @@ FILE_DEFINES = {
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
     "matmul.hip": {"SIDE": TILE_SIDE},
+    "matvec.hip": {"ROW_THREADS": THREADS},
     "norm.hip": {"BLOCKS": NORM_BLOCKS},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
@@ -266,16 +267,16 @@ class GpuOps:
         (k, n), by_columns = weight.shape, weight.flags.c_contiguous
         if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
             return False
-        if by_columns:
-            columns = MATVEC_LANES * self._vector  # of a block
-            fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
-            threads = next(fitting, MATVEC_THREADS[-1])
-        else:
-            columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
+        fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
+        threads = next(fitting, MATVEC_THREADS[-1])
         kernel = self._kernel(
             "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
             BIAS=int(bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
+        if by_columns:
+            columns = MATVEC_LANES * self._vector  # of a block
+        else:
+            columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
         kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
         return True
 
