@@ -1,11 +1,12 @@
 // One step of AdamW (Loshchilov & Hutter 2019) over the flat buffers of all parameters.
 //
-// `plan_update`, one thread, decides for all weights, Muon's too: is the step finite, which step of Adam is it, by how much
-// do gradients and rates scale. `adamw` then is one pass: it reads weight, gradient and both moments (16 bytes an element)
-// and writes weight and moments (12), and the bf16 copy (2) that the next forward pass reads. All that changes from step
-// to step is read from device memory, so that a captured graph can be replayed.
+// `plan_update`, a single thread, decides for all weights, Muon's included: whether the step is finite, which step of
+// Adam it is, and the factors of gradients and rates. `adamw` then is one pass: it reads weight, gradient and both
+// moments (16 bytes per element) and writes weight and moments (12), and the bf16 copy (2) that the next forward pass
+// reads. Every number that changes from step to step is read from device memory, so that a captured graph can be
+// replayed.
 //
-// Set by the host: COPY (1: write the bf16 copy).
+// Set by the host: COPY (1: write the bf16 copy), WIDTH (elements per thread; a multiple of 4), THREADS.
 #include "common.h"
 
 struct Plan {
@@ -22,9 +23,11 @@ DEVICE double power(double x, index_t n) {
 }
 
 // norm [1] is the gradients', loss [2] the step's metrics; counters [3]: Adam's step, steps skipped, skipped in a row.
+// grid: 1, block: 1
 KERNEL(1) plan_update(const double* norm, const double* loss, index_t* counters, const float* lr, double* plan,
                       double beta1, double beta2, double weight_decay, double clip) {
   Plan& p = *(Plan*)plan;
+  // A step with a number that is infinite or NaN is skipped, and counted.
   constexpr double LARGEST = 1.7976931348623157e308;
   bool finite = true;
   const double values[3] = {norm[0], loss[0], loss[1]};
@@ -37,26 +40,29 @@ KERNEL(1) plan_update(const double* norm, const double* loss, index_t* counters,
   }
   counters[0] += 1;
   counters[2] = 0;
+  // Gradients whose norm is above `clip` shrink to it.
   double scale = clip / (norm[0] + 1e-6);
   p.gradient_scale = clip > 0 && scale < 1 ? scale : 1;
   p.rate = lr[0];
   p.decay = 1 - lr[0] * weight_decay;
+  // Adam's moments begin at 0: these two undo the bias towards it.
   p.step_size = lr[0] / (1 - power(beta1, counters[0]));
   p.correction = sqrt_of(1 - power(beta2, counters[0]));
 }
 
-// weights, gradients, exp_avg, exp_avg_sq: float [count]; copy: bf16 [count]; weights before `decayed` decay. All counts
-// are multiples of 4.
-KERNEL(256) adamw(float* weights, const float* gradients, float* exp_avg, float* exp_avg_sq, bf16* copy,
-                  const double* plan, float beta1, float beta2, float eps, index_t decayed, index_t count) {
+// weights, gradients, exp_avg, exp_avg_sq: float [count]; copy: bf16 [count]; the weights before `decayed` decay. count
+// and decayed are multiples of WIDTH.
+// grid: ceil(count / (THREADS * WIDTH)), block: THREADS
+KERNEL(THREADS) adamw(float* weights, const float* gradients, float* exp_avg, float* exp_avg_sq, bf16* copy,
+                      const double* plan, float beta1, float beta2, float eps, index_t decayed, index_t count) {
   const Plan& p = *(const Plan*)plan;
-  index_t i = ((index_t)block_x() * 256 + thread_id()) * 4;
+  index_t i = ((index_t)block_x() * THREADS + thread_id()) * WIDTH;
   if (i >= count || p.skip) return;
-  auto w = Floats<4>::load(weights + i), g = Floats<4>::load(gradients + i);
-  auto m = Floats<4>::load(exp_avg + i), v = Floats<4>::load(exp_avg_sq + i);
+  auto w = Floats<WIDTH>::load(weights + i), g = Floats<WIDTH>::load(gradients + i);
+  auto m = Floats<WIDTH>::load(exp_avg + i), v = Floats<WIDTH>::load(exp_avg_sq + i);
   float scale = p.gradient_scale, step_size = p.step_size, correction = p.correction;
   float decay = i < decayed ? (float)p.decay : 1;
-  UNROLL for (int e = 0; e < 4; e++) {
+  UNROLL for (int e = 0; e < WIDTH; e++) {
     float gradient = g.v[e] * scale;
     m.v[e] += (1 - beta1) * (gradient - m.v[e]);
     v.v[e] = beta2 * v.v[e] + (1 - beta2) * (gradient * gradient);

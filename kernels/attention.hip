@@ -1,71 +1,78 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
-// A block of four warps takes SIDE rows of one head, a warp 16 of them, and goes over the other side's rows a slice of
-// OTHERS at a time through shared memory; where copies are asynchronous, the next slice is on its way meanwhile. The
+// A block of four warps takes SIDE rows of one head, each warp 16 of them. It goes over the other side's rows through
+// shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
 // product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
 // left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
-// Backward computes the probabilities again from lse, in two kernels without atomics, hence deterministic:
-// `attention_backward_queries` has queries for rows and loops over keys, `attention_backward_keys` has keys for rows
-// and loops over queries (Sᵀ = K Qᵀ). With p the probabilities, f the dropout factors, dp = f (dO Vᵀ) and delta = sum
-// of dO O per query, which the first of the two leaves for the second: ds = p (dp - delta), dQ = ds K / sqrt(HEAD_DIM),
-// dK = dsᵀ Q / sqrt(HEAD_DIM), dV = (f p)ᵀ dO.
 //
-// Traffic: each operand once per block row of the other side, from the cache, for blocks of one head run side by side;
-// nothing else but the outputs.
+// Backward computes the probabilities again from lse, in two kernels without atomics, hence deterministic:
+// `attention_backward_queries` has queries as rows and loops over keys, `attention_backward_keys` has keys as rows and
+// loops over queries (Sᵀ = K Qᵀ). Let p be the probabilities, f the dropout factors, dp = f (dO Vᵀ), and delta the dot
+// product of dO and O for each query, which the first of the two kernels leaves for the second. Then ds = p (dp -
+// delta), dQ = ds K / sqrt(HEAD_DIM), dK = dsᵀ Q / sqrt(HEAD_DIM), dV = (f p)ᵀ dO.
+//
+// Traffic: each operand is read once per block of the other side, from the cache, because the blocks of one head run
+// side by side; besides, only the outputs are written.
 //
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
-// float [batch, heads, seq]. Blocks count the SIDE rows of a head of a sequence first.
+// float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
 // Set by the host: T (bf16 | float), MATRIX (T, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
-// registers), DROPOUT (0 | 1).
-#include "tile.h"
+// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE).
+#include "slice.h"
 
 typedef Tile<MATRIX> M;
 constexpr int CHUNKS = (HEAD_DIM + 15) / 16, PADDED = CHUNKS * 16;
-constexpr int WARPS = 4, THREADS = WARPS * WARP, SIDE = WARPS * 16;
+static_assert(THREADS == SIDE / 16 * WARP, "a warp for each 16 rows");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
+// Rows of the other side in a slice, so many that slices fit shared memory
 constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four slices fit 48 KiB, two and two blocks 64
 constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
-// Rows of a slice that backward takes at once: as many as registers have sums for.
+// Rows of a slice that backward takes at once: registers hold the sums of so many.
 constexpr int STEP = Others::WIDE ? OTHERS : 16;
 constexpr int BACKWARD_BLOCKS = Others::WIDE && !DROPOUT ? 3 : 1;
-// Queries that go through shared memory together: on Hopper the keys and values need a part of it.
+// Queries in a slice: fewer on Hopper, because there the block's keys and values are in shared memory, too.
 constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others::WIDE ? QUERIES : 16;
-// Whether a warp's own rows stay in registers, beside the sums that it keeps there, or are read again each time.
+// Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
+// again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
   return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 384);
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
 
-// The first and the last of the rows that have their products together with those from `first` on.
+// The first and the last row of the strip (the rows multiplied together) that contains row `first`.
 DEVICE int first_of_strip(int first) { return first / Others::STRIP * Others::STRIP; }
 DEVICE int last_of_strip(int first) { return first_of_strip(first) + Others::STRIP - 1; }
 
-// The head of a sequence that a block is for, and where its rows lie.
+enum { QUERY, KEY, VALUE };  // the three matrices in qkv
+
+// The head of a sequence that a block works on, and the places of its rows.
 struct Head {
   int heads, seq, index, batch, head;
 
   DEVICE Head(int heads, int seq) : heads(heads), seq(seq) {
-    index = block_x() / parts();
+    index = block_x() / blocks();
     batch = index / heads, head = index % heads;
   }
-  // Part 0, 1, 2: queries, keys, values of qkv
-  template <class P> DEVICE Rows<P> part(P qkv, int part) const {
-    index_t first = (index_t)batch * seq * 3 + part;
+  // The head's rows of one matrix in qkv, or in its gradient
+  template <class P> DEVICE Rows<P> in_qkv(P qkv, int matrix) const {
+    index_t first = (index_t)batch * seq * 3 + matrix;
     return {qkv + (first * heads + head) * HEAD_DIM, (index_t)3 * heads * HEAD_DIM};
   }
-  template <class P> DEVICE Rows<P> of(P out) const {
+  // The head's rows of the output, or of its gradient
+  template <class P> DEVICE Rows<P> in_out(P out) const {
     return {out + (index_t)batch * seq * heads * HEAD_DIM + head * HEAD_DIM, (index_t)heads * HEAD_DIM};
   }
-  DEVICE index_t scalar(int s) const { return (index_t)index * seq + s; }  // of lse, delta, and rows of the mask
-  // The first of the block's rows, if blocks take them in order, or from the end: the longest first, for they take the
-  // longest.
-  DEVICE int in_order() const { return block_x() % parts() * SIDE; }
-  DEVICE int longest_first() const { return (parts() - 1) * SIDE - in_order(); }
-  DEVICE int parts() const { return (seq + SIDE - 1) / SIDE; }
+  // The place of row s in lse and in delta, and its number in the dropout mask
+  DEVICE index_t scalar(int s) const { return (index_t)index * seq + s; }
+  // The first of the block's rows, if blocks take them in order, or from the end. A row of queries attends to all keys
+  // up to itself, so with the last rows first the longest work begins first.
+  DEVICE int in_order() const { return block_x() % blocks() * SIDE; }
+  DEVICE int longest_first() const { return (blocks() - 1) * SIDE - in_order(); }
+  DEVICE int blocks() const { return (seq + SIDE - 1) / SIDE; }  // of a head
 };
 
 // 16 rows from `first` on and their columns from 16 chunk on, as a left operand
@@ -74,11 +81,11 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
   return M::load_a(window, 16);
 }
 
-// The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM: kept in registers, or read again
-// each time, or, on Hopper, kept in shared memory, where they are from the first call of Pipeline::next on, and where
-// `store` puts results in their place in the end.
+// The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD)
+// or read again each time. On Hopper they are kept in shared memory: they are there after the first call of
+// Pipeline::next, and in the end `store` puts results in their place.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
-constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for that
+constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for them
 
 template <bool HOLD> struct Slab {
   Rows<const T*> source;
@@ -103,22 +110,22 @@ template <bool HOLD> struct Slab {
   }
 };
 
-// Slices of two parts of the other side's rows, ROWS at a time, for the whole block to use.
+// Slices of two matrices of the other side, ROWS rows at a time, for the whole block to use.
 template <int ROWS> struct Pair {
-  typedef Slice<MATRIX, ROWS, PADDED> Part;
+  typedef Slice<MATRIX, ROWS, PADDED> Operand;
   Shared<T> first, second;  // STAGES slices each
   Rows<const T*> first_rows, second_rows;
   int seq;
 
-  DEVICE Part first_slice(int stage) const { return Part{first + stage * Part::SIZE}; }
-  DEVICE Part second_slice(int stage) const { return Part{second + stage * Part::SIZE}; }
+  DEVICE Operand first_slice(int stage) const { return Operand{first + stage * Operand::SIZE}; }
+  DEVICE Operand second_slice(int stage) const { return Operand{second + stage * Operand::SIZE}; }
   DEVICE void copy(int start, int stage) const {
     first_slice(stage).template copy<THREADS, WIDTH>(first_rows, start, seq, HEAD_DIM);
     second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
   }
 };
 
-// Takes slices of `source` through shared memory, those from `start` to `end` in turn.
+// Takes the slices of `source` through shared memory one after the other, from row `start` up to row `end`.
 template <int ROWS, class Source> struct Pipeline {
   const Source& source;
   int end, stage;
@@ -126,7 +133,7 @@ template <int ROWS, class Source> struct Pipeline {
   DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
     if (STAGES == 2) source.copy(start, stage);
   }
-  // The stage in which the slices at `start` are, until the next call. The copy of those after them begins.
+  // Returns the stage that holds the slices at `start` until the next call, and begins to copy the slices after them.
   DEVICE int next(int start) {
     if (STAGES == 1) {
       sync();
@@ -143,8 +150,8 @@ template <int ROWS, class Source> struct Pipeline {
   }
 };
 
-// Products of queries and keys that may not be, as minus infinity: keys after their query. Rows from `row` and columns
-// from `column` on are queries and keys, or, with KEY_ROWS, keys and queries.
+// Sets the products of queries with later keys to minus infinity. Rows from `row` and columns from `column` on are
+// queries and keys, or, with KEY_ROWS, keys and queries.
 template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row, int column) {
   UNROLL for (int i = 0; i < N; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
@@ -154,15 +161,46 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
   }
 }
 
-// The rows of a sum times one factor per slot
-DEVICE void multiply_rows(M::Acc (&sum)[CHUNKS], const float* factors) {
-  UNROLL for (int i = 0; i < CHUNKS; i++) {
-    UNROLL for (int e = 0; e < M::ELEMENTS; e++) sum[i].v[e] *= factors[M::slot(e)];
+// The algebra of rows. A lane has elements of M::SLOTS rows of an accumulator; PerRow is one number for each of them.
+typedef float PerRow[M::SLOTS];
+
+// The largest of `largest` and the elements of row s, in all lanes
+template <int N> DEVICE float row_max(const M::Acc (&tiles)[N], int s, float largest) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+      if (M::slot(e) == s) largest = maximum(largest, tiles[i].v[e]);
+    }
+  }
+  return M::row_max(largest);
+}
+
+// tiles = 2^(tiles * factor - shift), of which this lane's elements go to sums; then dropout, of keys from `column` on.
+template <int N>
+DEVICE void exponentials(M::Acc (&tiles)[N], float factor, const PerRow& shift, PerRow& sums
+#if DROPOUT
+                         , const Dropout& dropout, const uint32 (&hash)[M::SLOTS], int column
+#endif
+) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+      tiles[i].v[e] = exp2_fast(tiles[i].v[e] * factor - shift[M::slot(e)]);
+      sums[M::slot(e)] += tiles[i].v[e];
+#if DROPOUT
+      tiles[i].v[e] *= dropout.factor(hash[M::slot(e)], column + 16 * i + M::column(e));
+#endif
+    }
   }
 }
 
-// Writes a warp's sum to its 16 rows of `rows`. Where the warp's own rows lie in shared memory, it goes there in their
-// place, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
+// Each row times its factor
+template <int N> DEVICE void scale_rows(M::Acc (&tiles)[N], const PerRow& factors) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factors[M::slot(e)];
+  }
+}
+
+// Writes a warp's sum to its 16 rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
+// them there, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
 DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq, Own own) {
 #if HOPPER
   if constexpr (Own::WIDE && WIDTH > 1) {
@@ -179,18 +217,21 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
   }
 }
 
-KERNEL(4 * WARP) attention(const T* qkv, T* out, float* lse, int heads, int seq, const uint32* key, uint32 site,
-                           uint32 threshold, float keep_scale) {
+// out and lse.
+// grid: batch * heads * ceil(seq / SIDE), block: THREADS
+KERNEL(THREADS) attention(const T* qkv, T* out, float* lse, int heads, int seq, const uint32* key, uint32 site,
+                          uint32 threshold, float keep_scale) {
   SHARED(T, keys, STAGES * Others::SIZE);
   SHARED(T, values, STAGES * Others::SIZE);
   SHARED(T, own, OWN);
   Head head(heads, seq);
   int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
-  Pair<OTHERS> pair{keys, values, head.part(qkv, 1), head.part(qkv, 2), seq};
+  Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
   Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
-  Slab<hold(1, 1)> q(head.part(qkv, 0), first, seq, own);
+  Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, own);
   M::Acc o[CHUNKS] = {};
-  float m[M::SLOTS], l[M::SLOTS], exponent = scale() * LOG2E;  // l: of this lane's columns
+  PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
+  float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     m[s] = -infinity();
     l[s] = 0;
@@ -204,51 +245,49 @@ KERNEL(4 * WARP) attention(const T* qkv, T* out, float* lse, int heads, int seq,
   for (int start = 0; start < end; start += OTHERS) {
     int stage = pipeline.next(start);
     if (start > last_of_strip(first)) continue;
+
+    // S = Q Kᵀ, with later keys at minus infinity
     M::Acc p[OTHERS / 16];
     pair.first_slice(stage).template multiply_transposed<OTHERS>(p, q, 0);
     products_done(p);
     if (start + OTHERS - 1 > first) mask<false>(p, first, start);
-    float factors[M::SLOTS], shift[M::SLOTS];
+
+    // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
+    PerRow factors, shift;
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
-      float largest = m[s];
-      UNROLL for (int i = 0; i < OTHERS / 16; i++) {
-        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          if (M::slot(e) == s) largest = maximum(largest, p[i].v[e]);
-        }
-      }
-      largest = M::row_max(largest);
+      float largest = row_max(p, s, m[s]);
       factors[s] = exp2_fast((m[s] - largest) * exponent);
       m[s] = largest;
       l[s] *= factors[s];
       shift[s] = largest * exponent;
     }
-    multiply_rows(o, factors);
-    UNROLL for (int i = 0; i < OTHERS / 16; i++) {
-      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-        p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
-        l[M::slot(e)] += p[i].v[e];
+    scale_rows(o, factors);
 #if DROPOUT
-        p[i].v[e] *= dropout.factor(hash[M::slot(e)], start + 16 * i + M::column(e));
+    exponentials(p, exponent, shift, l, dropout, hash, start);
+#else
+    exponentials(p, exponent, shift, l);
 #endif
-      }
-    }
+
+    // O += P V
     pair.second_slice(stage).template add_product<OTHERS>(o, p, 0);
     products_done(o);
   }
 
-  float factors[M::SLOTS];
+  // O / l, and lse; the lane with a row's first column writes lse.
+  PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     l[s] = M::row_sum(l[s]);
     factors[s] = 1 / l[s];
     int row = first + M::slot_row(s);
     if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
-  multiply_rows(o, factors);
-  store(o, head.of(out), first, seq, q.own);
+  scale_rows(o, factors);
+  store(o, head.in_out(out), first, seq, q.own);
 }
 
-// dQ, and delta for the next kernel
-KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_queries(
+// dQ, and delta for the next kernel.
+// grid: batch * heads * ceil(seq / SIDE), block: THREADS
+KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_queries(
     const T* dout, const T* qkv, const T* out, const float* lse, float* delta, T* dqkv, int heads, int seq,
     const uint32* key, uint32 site, uint32 threshold, float keep_scale) {
   SHARED(T, keys, STAGES * Others::SIZE);
@@ -257,13 +296,16 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_queries(
   SHARED(T, own_gradients, OWN);
   Head head(heads, seq);
   int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
-  Pair<OTHERS> pair{keys, values, head.part(qkv, 1), head.part(qkv, 2), seq};
+  Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
   Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
-  Slab<hold(2, 1)> q(head.part(qkv, 0), first, seq, own_queries), gradient(head.of(dout), first, seq, own_gradients);
+  Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, own_queries);
+  Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, own_gradients);
   M::Acc dq[CHUNKS] = {};
+
+  // delta = the dot product of dO and O. A row after the last gets an infinite lse, so its probabilities are 0.
   float exponent = scale() * LOG2E, shift[M::SLOTS], row_delta[M::SLOTS] = {};
   UNROLL for (int i = 0; i < CHUNKS; i++) {
-    M::add_dots(row_delta, read_chunk(head.of(dout), first, seq, i), read_chunk(head.of(out), first, seq, i));
+    M::add_dots(row_delta, read_chunk(head.in_out(dout), first, seq, i), read_chunk(head.in_out(out), first, seq, i));
   }
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     int row = first + M::slot_row(s);
@@ -282,12 +324,14 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_queries(
     auto key_slice = pair.first_slice(stage), value_slice = pair.second_slice(stage);
     NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
       if (start + t > last_of_strip(first)) break;
+      // S = Q Kᵀ and dP = dO Vᵀ
       M::Acc p[STEP / 16], dp[STEP / 16];
       key_slice.template multiply_transposed<STEP>(p, q, t);
       value_slice.template multiply_transposed<STEP>(dp, gradient, t);
       products_done(p);
       products_done(dp);
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
+      // dS = P (f dP - delta), in place of dP; then dQ += dS K
       UNROLL for (int i = 0; i < STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int s = M::slot(e);
@@ -303,14 +347,14 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_queries(
     }
   }
 
-  float factors[M::SLOTS];
+  PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  multiply_rows(dq, factors);
-  store(dq, head.part(dqkv, 0), first, seq, q.own);
+  scale_rows(dq, factors);
+  store(dq, head.in_qkv(dqkv, QUERY), first, seq, q.own);
 }
 
-// Slices of queries and of their gradients, with what there is of each query. Rows after the last are zeros, and add
-// none.
+// Slices of queries and of the gradients of their outputs, with lse, delta and dropout's hash of each query. Rows after
+// the last are zeros, and add nothing.
 struct Queries : Pair<QUERIES> {
   Shared<float> lse, delta;  // STAGES x QUERIES
   const float *lse_from, *delta_from;
@@ -336,19 +380,20 @@ struct Queries : Pair<QUERIES> {
   }
 };
 
-// dK and dV: rows of everything here are keys, columns queries.
-KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_keys(
+// dK and dV: rows of the accumulators are keys, columns queries.
+// grid: batch * heads * ceil(seq / SIDE), block: THREADS
+KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_keys(
     const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv, int heads, int seq, const uint32* key,
     uint32 site, uint32 threshold, float keep_scale) {
-  SHARED(T, queries, STAGES * Queries::Part::SIZE);
-  SHARED(T, gradients, STAGES * Queries::Part::SIZE);
+  SHARED(T, queries, STAGES * Queries::Operand::SIZE);
+  SHARED(T, gradients, STAGES * Queries::Operand::SIZE);
   SHARED(float, query_lse, STAGES * QUERIES);
   SHARED(float, query_delta, STAGES * QUERIES);
   SHARED(T, own_keys, OWN);
   SHARED(T, own_values, OWN);
   Head head(heads, seq);
   int block_first = head.in_order(), first = block_first + 16 * warp_id();
-  Pair<QUERIES> pair{queries, gradients, head.part(qkv, 0), head.of(dout), seq};
+  Pair<QUERIES> pair{queries, gradients, head.in_qkv(qkv, QUERY), head.in_out(dout), seq};
 #if DROPOUT
   SHARED(uint32, query_hash, STAGES * QUERIES);
   Dropout dropout(key, site, threshold, keep_scale);
@@ -358,7 +403,7 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_keys(
   Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0)};
 #endif
   Pipeline<QUERIES, Queries> pipeline(source, block_first, seq);
-  Slab<hold(2, 2)> k(head.part(qkv, 1), first, seq, own_keys), v(head.part(qkv, 2), first, seq, own_values);
+  Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, own_keys), v(head.in_qkv(qkv, VALUE), first, seq, own_values);
   M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
   float exponent = scale() * LOG2E;
 
@@ -367,12 +412,14 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_keys(
     auto query_slice = source.first_slice(stage), gradient_slice = source.second_slice(stage);
     NO_UNROLL for (int t = 0; t < QUERIES; t += QUERY_STEP) {
       if (start + t + QUERY_STEP - 1 < first_of_strip(first)) continue;
+      // Sᵀ = K Qᵀ and dPᵀ = V dOᵀ
       M::Acc p[QUERY_STEP / 16], dp[QUERY_STEP / 16];
       query_slice.template multiply_transposed<QUERY_STEP>(p, k, t);
       gradient_slice.template multiply_transposed<QUERY_STEP>(dp, v, t);
       products_done(p);
       products_done(dp);
       if (start + t < first + 15) mask<true>(p, first, start + t);
+      // f Pᵀ and dSᵀ = Pᵀ (f dPᵀ - delta), in place of both; then dV += f Pᵀ dO and dK += dSᵀ Q
       UNROLL for (int i = 0; i < QUERY_STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * QUERIES + t + 16 * i + M::column(e);
@@ -391,9 +438,9 @@ KERNEL(4 * WARP, BACKWARD_BLOCKS) attention_backward_keys(
     }
   }
 
-  float factors[M::SLOTS];
+  PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  multiply_rows(dk, factors);
-  store(dk, head.part(dqkv, 1), first, seq, k.own);
-  store(dv, head.part(dqkv, 2), first, seq, v.own);
+  scale_rows(dk, factors);
+  store(dk, head.in_qkv(dqkv, KEY), first, seq, k.own);
+  store(dv, head.in_qkv(dqkv, VALUE), first, seq, v.own);
 }

@@ -1,63 +1,66 @@
-// Attention of new positions of one sequence to those before them, whose keys and values a cache holds: what writing
-// text needs, mostly for one position at a time.
+// Attention of the new positions of one sequence to all positions before them, whose keys and values a cache holds. It
+// serves the writing of text, mostly one position at a time.
 //
-// A block per new row and head. LANES lanes hold a row of HEAD_DIM, so that a warp takes several positions at once, and
-// AHEAD times as many are on their way: their scores need only shuffles, and what an online softmax keeps (maximum,
-// sum, weighted values) each group of lanes keeps for its own positions. The groups are merged at the end, in a fixed
-// order. Positions that are new are read from qkv, for the cache gets them in the same launch: each block leaves its
-// own row's key and value there. Traffic: the cache once per new row.
+// A block per new row and head. LANES lanes hold a row of HEAD_DIM, so a warp takes several positions at once, and
+// loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an online softmax (maximum,
+// sum, weighted values) of its own positions; the groups are merged at the end, in a fixed order. The new positions are
+// read from qkv, because they enter the cache in this same launch: each block writes the key and the value of its own
+// row. Traffic: the cache once per new row.
 //
 // Layout: qkv is [rows, 3, heads, HEAD_DIM], out [rows, heads, HEAD_DIM], keys and values [heads, capacity, HEAD_DIM];
 // row r is at position start[0] + r.
 //
 // Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES
-// (a power of 2, up to a warp).
+// (a power of 2, up to a warp), THREADS.
 #include "common.h"
 
-constexpr int THREADS = 512, WARPS = THREADS / WARP;
-constexpr int AHEAD = 4;
-constexpr int PARTS = (HEAD_DIM + LANES * WIDTH - 1) / (LANES * WIDTH);
-constexpr int POSITIONS = WARP / LANES;  // of a warp at once
-constexpr float LOWEST = -3e38f;         // below every score, and yet its difference to another is a number
+constexpr int WARPS = THREADS / WARP;
+constexpr int AHEAD = 4;  // positions of a group of lanes whose loads begin together
+constexpr int VECTORS = (HEAD_DIM + LANES * WIDTH - 1) / (LANES * WIDTH);  // that a lane has of a row
+constexpr int POSITIONS = WARP / LANES;  // that a warp takes at once
+constexpr float LOWEST = -3e38f;         // below every score, but finite: its differences are numbers
 
-DEVICE int column(int part) { return (part * LANES + lane_id() % LANES) * WIDTH; }
+DEVICE int column(int vector) { return (vector * LANES + lane_id() % LANES) * WIDTH; }
 
-// A lane's columns of a row, 0 beyond the end.
+// A lane's columns of a row, and 0 after the row's end.
 struct Row {
-  Floats<WIDTH> parts[PARTS];
+  Floats<WIDTH> vectors[VECTORS];
 
   static DEVICE Row load(const T* p) {
     Row row = {};
-    UNROLL for (int i = 0; i < PARTS; i++) {
-      if (column(i) < HEAD_DIM) row.parts[i] = Floats<WIDTH>::load(p + column(i));
+    UNROLL for (int i = 0; i < VECTORS; i++) {
+      if (column(i) < HEAD_DIM) row.vectors[i] = Floats<WIDTH>::load(p + column(i));
     }
     return row;
   }
 };
 
-#define EACH(i, e)                       \
-  UNROLL for (int i = 0; i < PARTS; i++) \
+#define EACH(i, e)                         \
+  UNROLL for (int i = 0; i < VECTORS; i++) \
     UNROLL for (int e = 0; e < WIDTH; e++)
 
 // block_x is the row, block_y the head.
-KERNEL(512) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
+// grid: rows x heads, block: THREADS
+KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
   SHARED(float, maxima, WARPS);
   SHARED(float, totals, WARPS);
   SHARED(float, sums, WARPS * HEAD_DIM);
   int row = block_x(), head = block_y(), first_new = start[0], end = first_new + row + 1;
-  index_t part = (index_t)heads * HEAD_DIM;  // from a query to the key of its row, and from there to the value
+  index_t step = (index_t)heads * HEAD_DIM;  // from a query to the key of its row, and from there to the value
   const T* new_rows = qkv + head * HEAD_DIM;
   T* head_keys = keys + (index_t)head * capacity * HEAD_DIM;
   T* head_values = values + (index_t)head * capacity * HEAD_DIM;
 
-  const T* own = new_rows + 3 * part * row;
+  // This row's key and value go into the cache.
+  const T* own = new_rows + 3 * step * row;
   for (int d = thread_id() * WIDTH; d < HEAD_DIM; d += THREADS * WIDTH) {
-    Floats<WIDTH>::load(own + part + d).store(head_keys + (index_t)(end - 1) * HEAD_DIM + d);
-    Floats<WIDTH>::load(own + 2 * part + d).store(head_values + (index_t)(end - 1) * HEAD_DIM + d);
+    Floats<WIDTH>::load(own + step + d).store(head_keys + (index_t)(end - 1) * HEAD_DIM + d);
+    Floats<WIDTH>::load(own + 2 * step + d).store(head_values + (index_t)(end - 1) * HEAD_DIM + d);
   }
   Row query = Row::load(own);
-  EACH(i, e) query.parts[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
+  EACH(i, e) query.vectors[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
 
+  // Each group of lanes goes over its positions, AHEAD at a time: loads, scores, softmax.
   float m = LOWEST, l = 0;
   Row sum = {};
   for (int first = warp_id() * POSITIONS * AHEAD; first < end; first += THREADS / LANES * AHEAD) {
@@ -66,36 +69,37 @@ KERNEL(512) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads
     UNROLL for (int j = 0; j < AHEAD; j++) {
       int position = minimum(first + j * POSITIONS + lane_id() / LANES, end - 1);
       bool cached = position < first_new;
-      index_t at = cached ? (index_t)position * HEAD_DIM : 3 * part * (position - first_new) + part;
+      index_t at = cached ? (index_t)position * HEAD_DIM : 3 * step * (position - first_new) + step;
       key[j] = Row::load((cached ? head_keys : new_rows) + at);
-      value[j] = Row::load(cached ? head_values + at : new_rows + at + part);
+      value[j] = Row::load(cached ? head_values + at : new_rows + at + step);
     }
     UNROLL for (int j = 0; j < AHEAD; j++) {
       score[j] = 0;
-      EACH(i, e) score[j] += query.parts[i].v[e] * key[j].parts[i].v[e];
+      EACH(i, e) score[j] += query.vectors[i].v[e] * key[j].vectors[i].v[e];
       for (int mask = 1; mask < LANES; mask *= 2) score[j] += shuffle_xor(score[j], mask);
       if (first + j * POSITIONS + lane_id() / LANES >= end) score[j] = -infinity();
       largest = maximum(largest, score[j]);
     }
+    // The maximum may have grown: the sums so far shrink by `factor`.
     float factor = exp2_fast(m - largest);
-    EACH(i, e) sum.parts[i].v[e] *= factor;
+    EACH(i, e) sum.vectors[i].v[e] *= factor;
     UNROLL for (int j = 0; j < AHEAD; j++) {
       float weight = exp2_fast(score[j] - largest);
       added += weight;
-      EACH(i, e) sum.parts[i].v[e] += weight * value[j].parts[i].v[e];
+      EACH(i, e) sum.vectors[i].v[e] += weight * value[j].vectors[i].v[e];
     }
     l = l * factor + added;
     m = largest;
   }
 
-  // The groups of a warp become one, then the warps.
+  // The groups of a warp are merged by shuffles, then the warps through shared memory.
   float largest = m;
   for (int mask = LANES; mask < WARP; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
   float factor = exp2_fast(m - largest);
   l *= factor;
   for (int mask = LANES; mask < WARP; mask *= 2) l += shuffle_xor(l, mask);
   EACH(i, e) {
-    float v = sum.parts[i].v[e] * factor;
+    float v = sum.vectors[i].v[e] * factor;
     for (int mask = LANES; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
     if (lane_id() < LANES && column(i) < HEAD_DIM) sums[warp_id() * HEAD_DIM + column(i) + e] = v;
   }

@@ -1,13 +1,14 @@
-// What every kernel needs and no two compilers agree on: thread numbers, barriers, shuffles, fast math, bf16 and shared
-// memory. No vendor header is included: all of it rests on compiler builtins.
+// The basics of every kernel, on which no two compilers agree: thread numbers, barriers, shuffles, fast math, bf16 and
+// shared memory. No vendor header is included: all of it rests on compiler builtins. Reductions, dropout and
+// activations follow, once for all kernels.
 //
-// One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, under which the
-// tests run every kernel (EXECUTOR, whose own header stands in for the GPU).
+// One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, with which the tests
+// run every kernel (EXECUTOR: a header of the tests stands in for the GPU).
 //
 // The warp is 64 lanes wide on CDNA (gfx9) and 32 on RDNA and NVIDIA: kernels say WARP and never a number.
 
 #if defined(EXECUTOR)
-#include "executor.h"  // defines WARP and LAYOUT, as told on its command line
+#include "executor.h"  // WARP and LAYOUT are defined on the command line
 #elif defined(__CUDACC_RTC__) || defined(__CUDACC__)
 #define ON_CUDA 1
 #define WARP 32
@@ -50,14 +51,14 @@
 #ifndef __shared__
 #define __shared__ __attribute__((shared))
 #endif
-// clang ignores __launch_bounds__ where no HIP header defines it, and then assumes 1024 threads and spills.
+// clang ignores __launch_bounds__ unless a HIP header defines it, and then assumes 1024 threads and spills.
 #define BLOCK_OF(...) __attribute__((amdgpu_flat_work_group_size(1, FIRST_OF(__VA_ARGS__, 0))))
 #define FIRST_OF(first, ...) first
 #else
 #define BLOCK_OF(...) __launch_bounds__(__VA_ARGS__)
 #endif
-// KERNEL(threads) or KERNEL(threads, blocks): the most threads of a block, and on NVIDIA the fewest blocks that
-// registers are to leave room for on a multiprocessor.
+// KERNEL(threads) or KERNEL(threads, blocks): the most threads of a block; and, on NVIDIA, how many blocks a
+// multiprocessor must have registers for.
 #define KERNEL(...) extern "C" __global__ BLOCK_OF(__VA_ARGS__) void
 #define DEVICE __device__ inline __attribute__((always_inline))
 #if defined(ON_CUDA)
@@ -72,7 +73,7 @@ namespace gpt {
 
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
-typedef long long index_t;  // of elements: rows x vocabulary can pass 2^31
+typedef long long index_t;  // counts elements: rows x vocabulary can pass 2^31
 
 // ---- threads, barriers, shuffles ------------------------------------------------------------------------------------
 
@@ -102,7 +103,7 @@ using executor::sync;
 using executor::thread_id;
 #endif
 
-// Nothing that makes or uses the values moves over this, nor does any access to memory. AMD's compiler otherwise moves
+// A line that the compiler moves neither memory accesses nor uses of the values across. Otherwise AMD's compiler moves
 // the loads of a whole unrolled loop to its front, and products away from their operands, and runs out of registers.
 template <int N> DEVICE void pin(float (&values)[N]) {
 #if defined(ON_AMD)
@@ -110,8 +111,8 @@ template <int N> DEVICE void pin(float (&values)[N]) {
 #endif
 }
 
-// A number that the compiler cannot see through, so that what is read at an address made with it is read there and then
-// and not kept in registers from before a loop on.
+// The same number, but unknown to the compiler. An element whose address is made with it is read at that moment, and
+// not before a loop and then kept in registers.
 DEVICE int opaque(int number) {
 #if defined(ON_AMD)
   asm volatile("" : "+v"(number));
@@ -186,7 +187,7 @@ DEVICE float to_float(bf16 v) { return float_of((uint32)v.bits << 16); }
 
 // A float as bf16, rounded to nearest even. NaN stays a NaN; NVIDIA's own conversions make it 0x7fff.
 DEVICE uint32 rounded_bits(float v) {
-  uint32 u = bits_of(v), nan = (u & 0x7fffffffu) > 0x7f800000u;  // 0 or 1: in arithmetic, for compilers branch on it
+  uint32 u = bits_of(v), nan = (u & 0x7fffffffu) > 0x7f800000u;  // 0 or 1: compilers would make a branch of an `if`
   return (u + ((0x7fffu + (u >> 16 & 1u)) & (nan - 1))) >> 16 | nan << 6;
 }
 // Two floats as bf16 in one word, the first in the low half
@@ -213,14 +214,14 @@ template <> DEVICE bf16 from_float<bf16>(float v) {
 #endif
 }
 
-// Sixteen bytes, the widest access a thread makes; addresses must be multiples of it.
+// Sixteen bytes, a thread's widest access; addresses must be multiples of it.
 template <class T> struct alignas(16) Vector {
   static constexpr int SIZE = 16 / sizeof(T);
   T v[SIZE];
 };
 static_assert(sizeof(Vector<bf16>) == 16 && sizeof(Vector<float>) == 16, "a vector is sixteen bytes");
 
-// W neighboring elements as floats. Where they fill vectors, p must be a multiple of sixteen bytes.
+// W neighboring elements as floats. If they fill whole vectors, p must be a multiple of sixteen bytes.
 template <int W> struct Floats {
   float v[W];
 
@@ -228,8 +229,8 @@ template <int W> struct Floats {
     Floats f;
     if constexpr (W % Vector<T>::SIZE == 0) {
       UNROLL for (int i = 0; i < W; i += Vector<T>::SIZE) {
-        Vector<T> part = *(const Vector<T>*)(p + i);
-        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) f.v[i + e] = to_float(part.v[e]);
+        Vector<T> vector = *(const Vector<T>*)(p + i);
+        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) f.v[i + e] = to_float(vector.v[e]);
       }
     } else {
       UNROLL for (int i = 0; i < W; i++) f.v[i] = to_float(p[i]);
@@ -239,9 +240,9 @@ template <int W> struct Floats {
   template <class T> DEVICE void store(T* p) const {
     if constexpr (W % Vector<T>::SIZE == 0) {
       UNROLL for (int i = 0; i < W; i += Vector<T>::SIZE) {
-        Vector<T> part;
-        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) part.v[e] = from_float<T>(v[i + e]);
-        *(Vector<T>*)(p + i) = part;
+        Vector<T> vector;
+        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) vector.v[e] = from_float<T>(v[i + e]);
+        *(Vector<T>*)(p + i) = vector;
       }
     } else {
       UNROLL for (int i = 0; i < W; i++) p[i] = from_float<T>(v[i]);
@@ -251,8 +252,9 @@ template <int W> struct Floats {
 
 // ---- shared memory --------------------------------------------------------------------------------------------------
 
-// SHARED(T, name, count) declares an array that the block shares; Shared<T> is a pointer into one. The executor's own
-// version knows which thread wrote what before which barrier, and so finds races and reads of what nobody wrote.
+// SHARED(T, name, count) declares an array that the block shares; Shared<T> is a pointer into one. The executor's
+// version keeps track of each thread's writes between barriers, and so finds races and reads of elements that nobody
+// wrote.
 #if defined(EXECUTOR)
 using executor::Shared;
 #else
@@ -269,9 +271,9 @@ template <class T> struct Shared {
   const gpt::Shared<T> name { name##_memory }
 #endif
 
-// Copies from global to shared memory, of zeros where not `inside`, that go on while the thread does, where the target
-// has such. copies_done waits for those that this thread began; after the next sync the block may use what they
-// brought.
+// Copies from global to shared memory, or of zeros if not `inside`. On a target that is ASYNCHRONOUS they go on while
+// the thread does other work. copies_done waits for the copies that this thread began; after the next sync the whole
+// block may use the copied elements.
 #if defined(ON_CUDA) && __CUDA_ARCH__ >= 800
 constexpr bool ASYNCHRONOUS = true;
 template <class T> DEVICE void copy_vector(Shared<T> to, const T* from, bool inside) {
@@ -285,7 +287,7 @@ DEVICE void copy_float(Shared<float> to, const float* from, bool inside) {
 DEVICE void copies_done() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the matrix unit reads shared memory by another way
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the matrix unit reads shared memory by another path
 #endif
 }
 #else
@@ -299,8 +301,9 @@ DEVICE void copy_float(Shared<float> to, const float* from, bool inside) { to[0]
 DEVICE void copies_done() {}
 #endif
 
-// 16 rows and 16 columns of a matrix in global memory, read as if rows were 16 apart: what Tile's load_a takes, with a
-// stride of 16, to get an operand without shared memory. Rows after `last` repeat it; columns from `columns` on are 0.
+// 16 rows and 16 columns of a matrix in global memory, read as if rows were 16 apart: Tile's load_a takes it, with a
+// stride of 16, to load an operand without shared memory. Rows after `last` repeat row `last`; columns from `columns`
+// on are 0.
 template <class T, bool EVEN> struct Window {  // EVEN: rows start at even elements, so that words can be read
   const T* p;
   index_t stride;
@@ -314,7 +317,7 @@ template <class T, bool EVEN> struct Window {  // EVEN: rows start at even eleme
   }
 };
 
-// ---- reductions: every lane, or every thread of the block, gets the result; the order is fixed ------------------------
+// ---- reductions: every lane, or every thread of the block, gets the result; the order is fixed ----------------------
 
 DEVICE float warp_sum(float v) {
   for (int mask = WARP / 2; mask; mask /= 2) v += shuffle_xor(v, mask);
@@ -325,7 +328,7 @@ DEVICE float warp_max(float v) {
   return v;
 }
 
-// `scratch` holds one value per warp; it is free again when the call returns.
+// `scratch` has one element per warp; it is free again when the call returns.
 template <int WARPS> DEVICE float block_sum(float v, Shared<float> scratch) {
   v = warp_sum(v);
   if (lane_id() == 0) scratch[warp_id()] = v;
@@ -373,7 +376,7 @@ struct Dropout {
 
 // GELU by its tanh approximation (Hendrycks & Gimpel 2016): x / 2 (1 + tanh(u)) = x / (1 + exp(-2 u)), which cancels
 // nowhere, with u = sqrt(2 / pi) (x + 0.044715 x^3).
-#define JOIN(a, b) JOIN_EXPANDED(a, b)  // a##b of what the macros a and b stand for: JOIN(ACTIVATION, _derivative)
+#define JOIN(a, b) JOIN_EXPANDED(a, b)  // a##b after the macros a and b: JOIN(ACTIVATION, _derivative)
 #define JOIN_EXPANDED(a, b) a##b
 
 constexpr float GELU_SCALE = 0.7978845608028654f, GELU_CUBIC = 0.044715f;

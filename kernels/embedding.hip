@@ -1,15 +1,18 @@
 // Token and position embedding with dropout, and its gradients.
 //
-// Forward: a block per row; reads two table rows and writes one. Backward sums the rows of one token in their order, with
-// no atomics: the host gives a stable argsort of the ids, a block takes each place of it, and the block at the first
-// place of a token's run adds up the run. Positions are simpler: a block per position goes through the batch.
+// Forward: a block per row reads two rows of the tables and writes their sum. Backward adds up the rows of one token in
+// their order, without atomics: the host gives a stable argsort of the ids, one block is launched for each place of
+// that order, and the block at the first place of a token adds up all rows of the token. For example, ids 7 3 7 have
+// the order 1 0 2: the block at place 0 takes row 1 for token 3, the block at place 1 takes rows 0 and 2 for token 7,
+// and the block at place 2 returns at once. Positions are simpler: a block per position goes through the batch.
 //
-// Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT (0 | 1).
+// Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT (0 | 1), THREADS.
 #include "common.h"
 
-// out [rows, d] = wte[ids] + wpe[start[0] + row % seq]; a row whose id is not in the vocabulary becomes NaN
-KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq,
-                      const int* start, const uint32* key, uint32 site, uint32 threshold, float scale) {
+// out [rows, d] = wte[ids] + wpe[start[0] + row % seq]; a row whose id is not in the vocabulary becomes NaN.
+// grid: rows, block: THREADS
+KERNEL(THREADS) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq,
+                          const int* start, const uint32* key, uint32 site, uint32 threshold, float scale) {
   int row = block_x(), id = ids[row];
   const T* token = wte + (index_t)id * d;
   const T* position = wpe + (index_t)(start[0] + row % seq) * d;
@@ -17,7 +20,7 @@ KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vo
   Dropout dropout(key, site, threshold, scale);
   uint32 hash = dropout.row_hash(row);
 #endif
-  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
+  for (int i = thread_id() * WIDTH; i < d; i += THREADS * WIDTH) {
     Floats<WIDTH> sum;
     if (id < 0 || id >= vocab) {
       UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] = float_of(0x7fc00000u);
@@ -33,29 +36,32 @@ KERNEL(128) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vo
   }
 }
 
-// dwte[id] += the rows of dout [rows, d] that belong to id, in their order; order [rows] is a stable argsort of ids
-KERNEL(128) embedding_backward_tokens(const T* dout, const int* ids, const int* order, float* dwte, int rows, int d) {
+// dwte[id] += the rows of dout [rows, d] that belong to id, in their order; order [rows] is a stable argsort of ids.
+// grid: rows, block: THREADS
+KERNEL(THREADS) embedding_backward_tokens(const T* dout, const int* ids, const int* order, float* dwte, int rows,
+                                          int d) {
   int first = block_x(), id = ids[order[first]];
-  if (first > 0 && ids[order[first - 1]] == id) return;
-  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
+  if (first > 0 && ids[order[first - 1]] == id) return;  // the token began at an earlier place
+  for (int i = thread_id() * WIDTH; i < d; i += THREADS * WIDTH) {
     float* out = dwte + (index_t)id * d + i;
     auto sum = Floats<WIDTH>::load(out);
     for (int place = first; place < rows && ids[order[place]] == id; place++) {
-      auto part = Floats<WIDTH>::load(dout + (index_t)order[place] * d + i);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
+      auto row = Floats<WIDTH>::load(dout + (index_t)order[place] * d + i);
+      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += row.v[e];
     }
     sum.store(out);
   }
 }
 
-// dwpe[s] += the rows of dout [batch x seq, d] at position s; a block per position
-KERNEL(128) embedding_backward_positions(const T* dout, float* dwpe, int batch, int seq, int d) {
+// dwpe[s] += the rows of dout [batch x seq, d] at position s.
+// grid: seq, block: THREADS
+KERNEL(THREADS) embedding_backward_positions(const T* dout, float* dwpe, int batch, int seq, int d) {
   int s = block_x();
-  for (int i = thread_id() * WIDTH; i < d; i += 128 * WIDTH) {
+  for (int i = thread_id() * WIDTH; i < d; i += THREADS * WIDTH) {
     auto sum = Floats<WIDTH>::load(dwpe + (index_t)s * d + i);
     for (int b = 0; b < batch; b++) {
-      auto part = Floats<WIDTH>::load(dout + ((index_t)b * seq + s) * d + i);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += part.v[e];
+      auto row = Floats<WIDTH>::load(dout + ((index_t)b * seq + s) * d + i);
+      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += row.v[e];
     }
     sum.store(dwpe + (index_t)s * d + i);
   }

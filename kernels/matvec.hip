@@ -1,24 +1,25 @@
-// Linear layers of a single row x [K]: what writing text needs, where a product is as fast as its weights are read. The
-// layer norm before one and the residual add after it come along, for a launch costs as much as a small product.
+// Linear layers of a single row x [K], for writing text: such a product takes as long as reading its weights. The layer
+// norm before it and the residual add after it are fused in, because a launch costs as much as a small product.
 //
-// W [K, n] row by row: a block takes LANES vectors of neighboring columns and shares out the rows of W among its
-// threads, whose sums it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes the
-// columns of W. The first vectors of W, mostly all of them, are on their way before anything else is done: only then is
-// x read, normed by every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
+// W [K, n]: a block takes LANES vectors of neighboring columns and divides the rows of W among its threads, whose sums
+// it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes divide the columns of W. The
+// loads of the first vectors of W, mostly of all of them, begin before anything else. Only then is x read, normalized
+// by every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
 //
-// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), THREADS, LANES, ROWS,
-// BIAS (0 | 1), ACTIVATION (gelu | relu | none).
+// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
+// ACTIVATION (gelu | relu | none), THREADS, ROW_THREADS (of a block for W [n, K]).
 #include "common.h"
 
 constexpr float EPS = 1e-5f;
 constexpr int WARPS = THREADS / WARP;
 constexpr int DEPTH = THREADS / LANES;  // rows of W [K, n] at a time
 
-// Vectors of W that a thread has to read: all at once, or in rounds of as many as registers then hold.
+// Vectors of W [K, n] that a thread has to read. Up to 8 are read at once; more are read in rounds, AHEAD in each,
+// which registers hold.
 constexpr int VECTORS = (K + DEPTH - 1) / DEPTH, ROUNDS = VECTORS <= 8 ? 1 : (VECTORS + 4) / 5;
 constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
-// Of a row of W [n, K]
-constexpr int PARTS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), PARTS_AHEAD = PARTS < 3 ? PARTS : 3;
+// Vectors of a row of W [n, K] that a lane has to read, and that it reads at once
+constexpr int ROW_VECTORS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), ROW_AHEAD = ROW_VECTORS < 3 ? ROW_VECTORS : 3;
 
 DEVICE float none(float v) { return v; }
 
@@ -28,11 +29,11 @@ DEVICE void load(const T* x, Shared<float> factors) {
   sync();
 }
 
-// factors [K] = the layer norm of x, by a block of so many threads
+// factors [K] = the layer norm of x, by a block of COUNT threads
 template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
   constexpr int MINE = (K + COUNT - 1) / COUNT, COUNT_WARPS = COUNT / WARP;
   SHARED(float, scratch, 2 * COUNT_WARPS);
-  auto block_total = [](float v, Shared<float> place) {  // at a place of its own, so that one barrier is enough
+  auto block_total = [](float v, Shared<float> place) {  // each call has a place of its own: one barrier is enough
     v = warp_sum(v);
     if (lane_id() == 0) place[warp_id()] = v;
     sync();
@@ -56,8 +57,8 @@ template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T*
   sync();
 }
 
-// finish(column, sum) for this block's columns of factors W + added(column); fill() leaves the factors [K] in shared
-// memory.
+// Calls finish(column, sum) for each of this block's columns of factors W + added. fill() leaves the factors [K] in
+// shared memory; added(column) is read early.
 template <class Fill, class Added, class Finish>
 DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Added added, Finish finish) {
   SHARED(float, sums, WARPS * LANES * WIDTH);
@@ -67,12 +68,13 @@ DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Adde
   float last = finishes ? added(first_column + i) : 0;
 
   const T* mine = w + minimum(first_column + lane * WIDTH, n - WIDTH);
-  Vector<T> parts[AHEAD];
+  Vector<T> vectors[AHEAD];
   auto load_rows = [&](int first) {
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      parts[j] = *(const Vector<T>*)(mine + (index_t)minimum(first + j * DEPTH + i / LANES, K - 1) * n);
+      vectors[j] = *(const Vector<T>*)(mine + (index_t)minimum(first + j * DEPTH + i / LANES, K - 1) * n);
     }
   };
+  // The weights are on their way while the factors are made.
   load_rows(0);
   fill();
   float sum[WIDTH] = {};
@@ -81,11 +83,11 @@ DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Adde
     UNROLL for (int j = 0; j < AHEAD; j++) {
       int row = first + j * DEPTH + i / LANES;
       float factor = row < K ? (float)factors[row] : 0;
-      UNROLL for (int e = 0; e < WIDTH; e++) sum[e] += factor * to_float(parts[j].v[e]);
+      UNROLL for (int e = 0; e < WIDTH; e++) sum[e] += factor * to_float(vectors[j].v[e]);
     }
   }
 
-  // Lanes with the same columns swap halves of what they hold, until each has one column, and then add those up.
+  // Lanes with the same columns swap halves of their sums, until each has one column, and then add those up.
   int column = lane * WIDTH;
   UNROLL for (int step = 0; LANES << step < WARP; step++) {
     int mask = LANES << step, half = WIDTH >> (step + 1);
@@ -97,6 +99,7 @@ DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Adde
     if (half == 0) sum[0] += shuffle_xor(sum[0], mask);
     if (upper) column += half;
   }
+  // The warps meet in shared memory, and one thread finishes each column.
   if (lane_id() < LANES * WIDTH) sums[warp_id() * LANES * WIDTH + column] = sum[0];
   sync();
   if (!finishes) return;
@@ -105,7 +108,8 @@ DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Adde
   finish(first_column + i, total + last);
 }
 
-// out [n] = activation(layer norm of x, times W + bias)
+// out [n] = activation(layernorm(x) W + bias).
+// grid: ceil(n / (LANES * WIDTH)), block: THREADS
 KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
                             int n) {
   SHARED(float, factors, K);
@@ -115,7 +119,8 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
   by_columns(w, n, factors, fill, added, finish);
 }
 
-// out [n] += x W + bias
+// out [n] += x W + bias.
+// grid: ceil(n / (LANES * WIDTH)), block: THREADS
 KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n) {
   SHARED(float, factors, K);
   auto fill = [&] { load(x, factors); };
@@ -124,32 +129,33 @@ KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n)
   by_columns(w, n, factors, fill, added, finish);
 }
 
-// As norm_linear, of W [n, K].
-KERNEL(256) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias,
-                                   T* out, int n) {
+// The same for W [n, K]: out [n] = activation(layernorm(x) Wᵀ + bias).
+// grid: ceil(n / (ROWS * ROW_THREADS / WARP)), block: ROW_THREADS
+KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
+                                           const T* bias, T* out, int n) {
   SHARED(float, factors, K);
-  int first_row = (block_x() * (256 / WARP) + warp_id()) * ROWS;
-  Vector<T> parts[PARTS_AHEAD][ROWS];
-  auto load_parts = [&](int first) {
-    UNROLL for (int j = 0; j < PARTS_AHEAD; j++) {
+  int first_row = (block_x() * (ROW_THREADS / WARP) + warp_id()) * ROWS;
+  Vector<T> vectors[ROW_AHEAD][ROWS];
+  auto load_vectors = [&](int first) {
+    UNROLL for (int j = 0; j < ROW_AHEAD; j++) {
       int column = minimum(((first + j) * WARP + lane_id()) * WIDTH, K - WIDTH);
       UNROLL for (int r = 0; r < ROWS; r++) {
-        parts[j][r] = *(const Vector<T>*)(w + (index_t)minimum(first_row + r, n - 1) * K + column);
+        vectors[j][r] = *(const Vector<T>*)(w + (index_t)minimum(first_row + r, n - 1) * K + column);
       }
     }
   };
-  load_parts(0);
-  normalize<256>(x, norm_weight, norm_bias, factors);
+  load_vectors(0);
+  normalize<ROW_THREADS>(x, norm_weight, norm_bias, factors);
   float sums[ROWS] = {};
-  NO_UNROLL for (int first = 0; first < PARTS; first += PARTS_AHEAD) {
-    if (first > 0) load_parts(first);
-    UNROLL for (int j = 0; j < PARTS_AHEAD; j++) {
+  NO_UNROLL for (int first = 0; first < ROW_VECTORS; first += ROW_AHEAD) {
+    if (first > 0) load_vectors(first);
+    UNROLL for (int j = 0; j < ROW_AHEAD; j++) {
       int column = ((first + j) * WARP + lane_id()) * WIDTH;
       if (column >= K) continue;
       UNROLL for (int e = 0; e < WIDTH; e += 4) {
         Vector<float> factor = factors.vector(column + e);
         UNROLL for (int r = 0; r < ROWS; r++) {
-          UNROLL for (int f = 0; f < 4; f++) sums[r] += factor.v[f] * to_float(parts[j][r].v[e + f]);
+          UNROLL for (int f = 0; f < 4; f++) sums[r] += factor.v[f] * to_float(vectors[j][r].v[e + f]);
         }
       }
     }

@@ -1,34 +1,36 @@
 // The next token, drawn on the GPU so that its id is all that leaves it: repetition penalty (Keskar et al. 2019),
-// temperature, top-k, top-p (Holtzman et al. 2020), as gpt/generate.py defines them.
+// temperature, top-k, top-p (Holtzman et al. 2020), as gpt/ops/cpu/operations.py defines them.
 //
-// One block does it, on keys: integers in the order of the floats. Where few tokens are wanted, it first finds few keys
-// that must hold them. The largest key of each of some groups of threads is put in order; with the k-th of these as a
-// bound, at least k keys and hardly more are at or above it. Those few are put in order too, each by counting who comes
-// before it, and then top-k is a place in that order and top-p a sum along it. Only the logits' first reading touches
-// all of them.
+// One block does it, on keys: integers in the order of the floats. If few tokens are wanted, it first narrows the keys
+// down to a few that must hold them: it sorts the largest keys of some groups of threads and takes the k-th of these as
+// a bound. At least k keys, and hardly more, are at or above the bound. The few are sorted too, each by counting the
+// keys before it; then top-k is a place in that order and top-p a sum along it. For example, with top-k 2 and four
+// groups whose largest keys are 9, 7, 4, 8, the bound is 8, and only keys 8 and above are kept. Only the first reading
+// of the logits touches all of them.
 //
-// Where that does not work (more are wanted than there are threads, or too many are equal), all keys go to memory, and
-// a threshold is found bit by bit, the highest first, by counting (top-k) or weighing (top-p) what lies at or above it.
+// If that cannot work (more tokens are wanted than there are threads, or too many keys are equal), all keys go to
+// memory. A threshold is found bit by bit, the highest first, by counting (top-k) or weighing (top-p) the keys at or
+// above it.
 //
-// Of equal logits at a threshold those of lower ids come first. The draw walks the ids in their order. Sums have a
-// fixed order: the same seed draws the same token.
+// Among equal logits at a threshold the lower ids come first. The draw walks the ids in their order. Sums have a fixed
+// order: the same seed draws the same token.
 //
-// Set by the host: T (bf16 | float).
+// Set by the host: T (bf16 | float), THREADS (a multiple of GROUPS).
 #include "common.h"
 
-constexpr int THREADS = 1024, WARPS = THREADS / WARP;
-constexpr int GROUPS = 256;  // of threads, where at most half as many tokens are wanted; else each thread is one
-constexpr int AHEAD = 4;     // vectors of logits of a thread that are on their way at once
+constexpr int WARPS = THREADS / WARP;
+constexpr int GROUPS = 256;  // groups of threads, if at most half as many tokens are wanted; else each thread is one
+constexpr int AHEAD = 4;     // vectors of logits that a thread loads at a time
 constexpr float LARGEST = 3.4028235e38f;
 
-// Floats as integers of the same order, and back; none is 0.
+// Floats as integers of the same order, and back; no float has the key 0.
 DEVICE uint32 key_of(float v) {
   if (v == 0) v = 0;  // -0 equals 0
   return bits_of(v) >> 31 ? ~bits_of(v) : bits_of(v) | 0x80000000u;
 }
 DEVICE float value_of(uint32 key) { return float_of(key >> 31 ? key & 0x7fffffffu : ~key); }
 
-// The logits, with the penalty on those whose tokens are marked.
+// The logits, with the penalty on the marked tokens.
 struct Logits {
   static constexpr int WIDTH = Vector<T>::SIZE;
   struct alignas(WIDTH) Marks {
@@ -46,22 +48,22 @@ struct Logits {
     return is_finite(v) ? maximum(-LARGEST, minimum(v * (v > 0 ? inverse : penalty), LARGEST)) : v;
   }
 
-  // Calls f(id, logit) for this thread's part of them.
+  // Calls f(id, logit) for this thread's share of them.
   template <class F> DEVICE void each(F f) const {
     int vectors = vocab / WIDTH;
     NO_UNROLL for (int first = thread_id(); first < vectors; first += AHEAD * THREADS) {
-      Vector<T> parts[AHEAD];
+      Vector<T> vectors_read[AHEAD];
       Marks marks[AHEAD];
       UNROLL for (int i = 0; i < AHEAD; i++) {
         int vector = minimum(first + i * THREADS, vectors - 1);
-        parts[i] = ((const Vector<T>*)values)[vector];
+        vectors_read[i] = ((const Vector<T>*)values)[vector];
         marks[i] = ((const Marks*)seen)[vector];
       }
       UNROLL for (int i = 0; i < AHEAD; i++) {
         int vector = first + i * THREADS;
         if (vector >= vectors) break;
         float v[WIDTH];
-        UNROLL for (int e = 0; e < WIDTH; e++) v[e] = to_float(parts[i].v[e]);
+        UNROLL for (int e = 0; e < WIDTH; e++) v[e] = to_float(vectors_read[i].v[e]);
         if (marks[i].any()) {
           UNROLL for (int e = 0; e < WIDTH; e++) v[e] = marks[i][e] ? penalized(v[e]) : v[e];
         }
@@ -73,8 +75,9 @@ struct Logits {
   }
 };
 
-// The sum over the lanes up to this one, of numbers that are not negative: a later lane's is never smaller, for
-// rounding keeps the order within each half of the lanes, and to the upper half the sum of the lower one is added.
+// The sum over the lanes up to and including this one, of numbers that are not negative. A later lane's sum is never
+// smaller: rounding keeps the order within each half of the lanes, and all lanes of the upper half add the same sum of
+// the lower half.
 DEVICE float sum_to_lane(float v) {
   NO_UNROLL for (int width = 1; width < WARP; width *= 2) {
     float lower = shuffle(v, maximum(lane_id() / width * width - 1, 0));
@@ -83,8 +86,8 @@ DEVICE float sum_to_lane(float v) {
   return v;
 }
 
-// Where a key stands among `count` of them: by size, the largest first and of equal ones those of lower ids; and by id.
-// Up to the next multiple of a vector the arrays hold keys of 0 and ids above all others.
+// The places of a key among `count` keys: by size, the largest first and equal keys by their ids; and by id. The arrays
+// are filled up to a whole vector with keys of 0 and ids above all others.
 struct Place {
   int by_size, by_id;
 
@@ -101,19 +104,20 @@ struct Place {
   }
 };
 
-// The keys that a token may be drawn from: all of them in memory, or the few that are left in shared memory.
+// The keys that a token may be drawn from: all of them in memory, or a few in shared memory.
 struct Row {
-  const uint32* keys;     // [vocab], where none were left
+  const uint32* keys;     // [vocab], if count is 0
   Shared<uint32> few;     // [THREADS]
   Shared<int> few_ids;    // [THREADS], ascending
   Shared<uint32> sorted;  // [THREADS]: the few, the largest first
   Shared<float> scratch;  // [WARPS]
-  int vocab, count;       // of the few; 0 where all are taken
+  int vocab, count;       // number of the few; 0: take all keys
   float largest, rate;    // weights are 2^((value - largest) rate)
 
   DEVICE float weight(uint32 key) const { return exp2_fast((value_of(key) - largest) * rate); }
 
-  // Calls f(key) for this thread's part of the keys, f(id, key) for neighboring ids in their order.
+  // each calls f(key) for this thread's share of the keys. each_in_order calls f(id, key) for neighboring ids,
+  // ascending.
   template <class F> DEVICE void each(F f) const {
     if (count == 0) {
       for (int i = thread_id(); i < vocab; i += THREADS) f(keys[i]);
@@ -141,9 +145,10 @@ struct Row {
     return block_sum<WARPS>(total, scratch);
   }
 
-  // The sum of `mine`, not negative, over the threads before this one (before) and with it (through), and over all of
-  // them. One thread's `through` is the next one's `before`, to the bit, neither ever falls, and they are the same
-  // where `mine` is 0: every number below the whole sum lies between those of one thread, and of one that adds to it.
+  // Sums of `mine`, which is not negative: over the threads before this one (before), over those and this one
+  // (through), and over all threads (all). One thread's `through` is the next thread's `before`, to the bit; neither
+  // ever falls; and they are equal if `mine` is 0. So every number from 0 up to the whole sum lies between `before` and
+  // `through` of exactly one thread, and that thread adds to the sum.
   DEVICE void sum_up(float mine, float& before, float& through, float& all) const {
     float in_warp = sum_to_lane(mine);
     if (lane_id() == WARP - 1) scratch[warp_id()] = in_warp;
@@ -163,9 +168,10 @@ struct Row {
     if (lane_id() == 0) before = earlier;
   }
 
-  // Leaves the few that must hold the `wanted` largest, if THREADS are enough for them; few [THREADS] holds the key of
-  // the largest logit of each thread, `mine` being this one's.
+  // Finds the few keys that must hold the `wanted` largest; gives up, with count 0, if there are more than THREADS. few
+  // [THREADS] holds the key of the largest logit of each thread, and `mine` is this thread's.
   DEVICE void narrow(const Logits& logits, int wanted, float mine, Shared<uint32> found, Shared<int> ids) {
+    // The largest key of each group, sorted
     int groups = wanted <= GROUPS / 2 ? GROUPS : THREADS, self = thread_id();
     if (self < groups) {
       uint32 most = 0;
@@ -176,11 +182,13 @@ struct Row {
     sync();
     if (self < groups) sorted[Place(found[self], self, found, ids, groups).by_size] = (uint32)found[self];
     sync();
+    // How many logits reach the bound, and the place of this thread's first one
     float bound = value_of(sorted[wanted - 1]), own = 0, before, through, all;
     if (mine >= bound) logits.each([&](int, float v) { own += v >= bound; });
     sum_up(own, before, through, all);
     if (all > THREADS) return;
     count = (int)all;
+    // The kept logits' keys and ids, then sorted both ways
     int next = (int)before;
     auto keep = [&](int id, float v) {
       if (v < bound) return;
@@ -203,7 +211,7 @@ struct Row {
   }
 };
 
-// The largest key for which enough(key) holds, which does so up to some key; 0 if for none.
+// The largest key for which enough(key) holds; 0 if for none. It must hold for all smaller keys, too.
 template <class Enough> DEVICE uint32 highest(Enough enough) {
   uint32 key = 0;
   NO_UNROLL for (int bit = 31; bit >= 0; bit--) {
@@ -212,11 +220,12 @@ template <class Enough> DEVICE uint32 highest(Enough enough) {
   return key;
 }
 
-// token [1] = the id that uniform [1], in [0, 1), draws; -1 where a logit is not finite. seen [vocab] marks the tokens
-// that the penalty is for, and from then on this one. keys [vocab] is scratch memory. rate is log2(e) / temperature, or
-// 0 for the likeliest token; top_k 0 and top_p 1 are off.
-KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, uint32* keys, int vocab,
-                    float penalty, float rate, int top_k, float top_p) {
+// token [1] = the id that uniform [1], in [0, 1), draws; -1 if a logit is not finite. seen [vocab] marks the tokens to
+// penalize; the drawn one is added. keys [vocab] is scratch memory. rate is log2(e) / temperature, or 0 for the
+// likeliest token. top_k 0 and top_p 1 mean no limit.
+// grid: 1, block: THREADS
+KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, uint32* keys, int vocab,
+                       float penalty, float rate, int top_k, float top_p) {
   SHARED(float, scratch, WARPS);
   SHARED(uint32, few, THREADS);
   SHARED(int, few_ids, THREADS);
@@ -240,7 +249,7 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
   int wanted = rate == 0 ? 1 : top_k > 0 ? top_k : vocab;
   if (wanted <= THREADS) row.narrow(all_logits, wanted, mine, found, found_ids);
 
-  // Kept are the keys above `least`, and of those equal to it the first `ties`.
+  // Keep the keys above `least`, and the first `ties` keys equal to it.
   uint32 least = rate > 0 ? 1 : key_of(largest);
   int ties = rate > 0 ? vocab : 1;
   if (row.count > 0) {
@@ -274,6 +283,7 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
     }
   }
 
+  // Each thread weighs the keys that it keeps; `rank` counts the keys equal to `least` in the threads before.
   float equal = 0, weight = 0, rank, before, through, all;
   row.each_in_order([&](int, uint32 key) { equal += key == least; });
   row.sum_up(equal, rank, through, all);
@@ -285,9 +295,10 @@ KERNEL(1024) sample(const T* logits, unsigned char* seen, const double* uniform,
   int place = (int)rank;
   row.each_in_order([&](int, uint32 key) { add_kept(weight, place, key); });
   row.sum_up(weight, before, through, all);
+  // The thread between whose sums the drawn number lies has the token.
   float drawn = minimum((float)uniform[0] * all, float_of(bits_of(all) - 1));  // below the sum, whatever the rounding
   if (drawn < before || drawn >= through) return;
-  // Among this thread's the last that is kept, unless an earlier one reaches what is drawn.
+  // It is the first kept key of this thread whose sum passes the drawn number, or the last kept one.
   int chosen = -1;
   float sum = 0;
   place = (int)rank;

@@ -1,19 +1,19 @@
 // Softmax over the vocabulary: the cross-entropy loss, fused with its gradient.
 //
-// A block per row, two vectors of logits per thread at a time. One pass finds the largest logit, where it stands, and the
-// sum of exponentials relative to it (online: a thread rescales its sum when its maximum grows; Milakov & Gimelshein
-// 2018). A second pass turns logits into their gradient in place. Blocks are larger where rows are longer: few rows are
-// then at work at once, and the second pass finds its row in the cache. Memory traffic: the logits once in and, for a
-// gradient, once out. Subtracting the largest first makes logits of any size safe. Columns from `vocab` on are padding,
-// up to a stride of whole vectors: what they hold does not count, and their gradient is 0.
+// A block per row, two vectors of logits per thread at a time. One pass finds the largest logit, its first place, and
+// the sum of exponentials relative to it (online: a thread rescales its sum when its maximum grows; Milakov &
+// Gimelshein 2018). A second pass turns logits into their gradient in place. Long rows get large blocks: then few rows
+// are in work at once, and the second pass finds its row in the cache. Traffic: the logits once in and, for a gradient,
+// once out. Subtracting the largest first makes logits of any size safe. The columns from `vocab` up to `stride`, which
+// is a multiple of a vector, are padding: their values do not count, and their gradient is 0.
 //
-// Set by the host: T (bf16 | float), GRADIENT (0 | 1), THREADS (of a block).
+// Set by the host: T (bf16 | float), GRADIENT (0 | 1), THREADS.
 #include "common.h"
 
 constexpr int WARPS = THREADS / WARP, WIDTH = Vector<T>::SIZE;
 static_assert(WARPS <= WARP, "a warp puts the results of all of them together");
 
-// WIDTH logits from `column` on; -infinity from `vocab` on, and from `stride` on without a look.
+// WIDTH logits from `column` on: -infinity from `vocab` on, and nothing is read from `stride` on.
 DEVICE Floats<WIDTH> load_logits(const T* row, int column, int vocab, int stride) {
   Floats<WIDTH> logits = {};
   if (column < stride) logits = Floats<WIDTH>::load(row + column);
@@ -42,7 +42,7 @@ struct Partial {
     }
     UNROLL for (int e = 0; e < WIDTH; e++) sum += exp2_fast((logits.v[e] - largest) * LOG2E);
   }
-  DEVICE void add(const Partial& other) {
+  DEVICE void add(const Partial& other) {  // any columns; if the maxima are equal, the earlier place wins
     bool better = other.largest > largest || (other.largest == largest && other.place < place);
     float most = better ? other.largest : largest, less = better ? largest : other.largest;
     float factor = exp2_fast((less - most) * LOG2E);
@@ -52,7 +52,7 @@ struct Partial {
   }
 };
 
-// What the lanes of a warp found together.
+// The Partial of a warp's columns: every lane gets it.
 DEVICE Partial warp_partial(Partial p) {
   for (int mask = WARP / 2; mask; mask /= 2) {
     float place = float_of((uint32)p.place);
@@ -62,6 +62,7 @@ DEVICE Partial warp_partial(Partial p) {
   return p;
 }
 
+// The Partial of the whole row: every thread gets it.
 DEVICE Partial row_partial(const T* row, int vocab, int stride, Shared<float> largest, Shared<float> sums,
                            Shared<int> places) {
   Partial p;
@@ -82,8 +83,9 @@ DEVICE Partial row_partial(const T* row, int vocab, int stride, Shared<float> la
   return warp_partial(p);
 }
 
-// losses [rows] = log sum exp(logits) - logits[label]; hits [rows] = 1 where the label has the (first) largest logit.
-// With GRADIENT, logits [rows, stride] become scale (softmax(logits) - onehot(label)).
+// losses [rows] = log sum exp(logits) - logits[label]; hits [rows] = 1 if the label is the first of the largest logits,
+// else 0. With GRADIENT, logits [rows, stride] become scale (softmax(logits) - onehot(label)).
+// grid: rows, block: THREADS
 KERNEL(THREADS) cross_entropy(T* logits, const int* labels, float* losses, float* hits, int vocab, int stride,
                               float scale) {
   SHARED(float, largest, WARPS);

@@ -1,34 +1,36 @@
-// Matrix products on the matrix unit, whosever it is: a warp's 16 x 16 x 16 tile, and strips of rows times slices of
-// shared memory, which are made of tiles or, on Hopper, of that GPU's own instruction for four warps.
+// A product of 16 x 16 matrices by one warp, on the matrix unit of each GPU: where each lane's values stand, how they
+// are loaded, and how they are multiplied. slice.h makes larger products of it.
 #include "common.h"
 
 namespace gpt {
 
 // ---- the tile -------------------------------------------------------------------------------------------------------
 
-// Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B, for T bf16 (on the matrix
-// unit), tf32 (on NVIDIA's, and only what attention takes) or float (everywhere). Its members:
-//   Element                         what matrices are made of in memory
+// Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B. T is bf16 (on every matrix
+// unit), tf32 (on NVIDIA's, with only the members that attention needs) or float (everywhere). Its members:
+//   Element                         the type of the matrices in memory
 //   A, B, Acc                       a lane's part of each matrix
 //   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
 //   load_b(p, stride)               B(k, n) = p[k * stride + n]; load_b_transposed: B(k, n) = p[n * stride + k]
 //   multiply_add(acc, a, b)
 //   to_a(acc)                       an accumulator as the next product's A, with no shared memory between
-//   ELEMENTS, column(i)             how many elements of an accumulator a lane has, and the column of element i
-//   SLOTS, slot(i), slot_row(s)     the rows a lane has a part of, which of them element i is in, and where they are
+//   ELEMENTS, column(i)             the number of an accumulator's elements in a lane, and the column of element i
+//   SLOTS, slot(i), slot_row(s)     the number of rows that a lane has elements of, the slot of element i, a slot's row
 //   row(i)                          slot_row(slot(i))
-//   row_sum(v), row_max(v)          over the lanes that hold parts of one row, for one slot
-//   add_dots(sums, a, b)            adds to a sum per slot what this lane has of the dot products of a's and b's rows
-// On AMD the instruction gets A and B swapped, so that what a lane accumulates are parts of one row, as in its A.
+//   row_sum(v), row_max(v)          over the lanes that share a row, for one slot
+//   add_dots(sums, a, b)            adds this lane's share of the dot products of a's and b's rows to a sum per slot
+// For example, on NVIDIA lane 5 has ELEMENTS = 8 elements in SLOTS = 2 rows: rows 1 and 9, and of each the columns 2,
+// 3, 10 and 11. On AMD the instruction gets A and B swapped, so that a lane accumulates elements of a single row, as in
+// its A.
 template <class T> struct Tile;
-struct tf32 {};  // float32, of whose mantissas products take 10 bits
+struct tf32 {};  // float32 in memory; products take 10 bits of its mantissas
 
 DEVICE int lane_low() { return lane_id() % 16; }
 DEVICE int lane_high() { return lane_id() / 16; }
 
 #if LAYOUT
-// Where a lane's values stand: what depends on the lane, plus constant steps, which addresses can take as offsets. A
-// word is two bf16 of neighboring k.
+// The places of a lane's values: a place that depends on the lane, plus constant steps, which become offsets of
+// addresses. A word is two bf16 of neighboring k.
 struct Bf16Layout {
 #if LAYOUT == LAYOUT_MMA
   static constexpr int WORDS = 4, ELEMENTS = 8, SLOTS = 2;
@@ -205,7 +207,7 @@ template <> struct Tile<bf16> : Bf16Layout {
       int i = 4 * (j / 2) + 2 * (j % 2);
       a.w[j] = pack(c.v[i], c.v[i + 1]);
     }
-#elif LAYOUT == LAYOUT_WMMA11  // the other half of the row is in the lane 16 away
+#elif LAYOUT == LAYOUT_WMMA11  // a row's other half is in the lane 16 away
     bool upper = lane_high();
     UNROLL for (int j = 0; j < WORDS; j++) {
       float mine = c.v[j], other = shuffle_xor(mine, 16);
@@ -221,19 +223,18 @@ template <> struct Tile<bf16> : Bf16Layout {
     UNROLL for (int j = 0; j < WORDS; j++) {
       float low = to_float(bf16{(unsigned short)a.w[j]}) * to_float(bf16{(unsigned short)b.w[j]});
       float high = float_of(a.w[j] & 0xffff0000u) * float_of(b.w[j] & 0xffff0000u);
-      bool once = LAYOUT != LAYOUT_WMMA11 || lane_high() == j / 4;  // there two lanes have the whole row each
+      bool once = LAYOUT != LAYOUT_WMMA11 || lane_high() == j / 4;  // on RDNA 3 two lanes have the whole row each
       if (once) sums[LAYOUT == LAYOUT_MMA ? j % 2 : 0] += low + high;
     }
   }
-
 };
 #endif  // LAYOUT
 
 #if LAYOUT == LAYOUT_MMA
-// Float32 in memory, rounded to tf32 on the way into the matrix unit, whose instructions take 8 of the 16 k: the first
-// operands' in words 0 to 3, or 0, 1, 4 and 5. Sums lie as bf16's do, so a lane has neighboring columns of them where
-// as an A it would have columns 4 apart. Nobody minds: to_a leaves k in the order of the sums, which load_b takes too;
-// load_a and load_b_transposed keep the order of memory.
+// Float32 in memory, rounded to tf32 on the way into the matrix unit, whose instructions take 8 of the 16 k: A's words
+// 0 to 3 and B's words 0, 1, 4 and 5 are for the first of them. Accumulators have neighboring columns in a lane, as
+// with bf16, but operands columns 4 apart. That permutes k, and it permutes k in the same way for to_a and load_b, so
+// their products are right; load_a and load_b_transposed keep the order of memory.
 struct Tf32Layout : Bf16Layout {
   static constexpr int WORDS = 8;
   static DEVICE int lane_k() { return lane_id() % 4; }
@@ -276,7 +277,7 @@ template <> struct Tile<tf32> : Tf32Layout {
   }
 
 #if defined(ON_CUDA)
-  // To ldmatrix the 16 bytes of a row are eight bf16; a lane gets four bytes of them, which are a float.
+  // ldmatrix takes the 16 bytes of a row for eight bf16. A lane gets four of the bytes, and they are a float.
   static DEVICE B load_b_transposed(Shared<float> p, int stride) {
     B b;
     UNROLL for (int half = 0; half < 2; half++) {
@@ -315,8 +316,9 @@ template <> struct Tile<tf32> : Tf32Layout {
 };
 #endif
 
-// In float32 by plain multiply-adds. A lane has all of its row of A, and reads the part of B that it needs from where
-// it lies: lanes of one half (or quarter) warp read the same addresses, which shared memory serves at once.
+// In float32 by plain multiply-adds. A lane has its whole row of A, and reads its columns of B straight from shared
+// memory. The lanes of half a warp (or a quarter, if it is 64 wide) read the same addresses, which shared memory serves
+// at once.
 template <> struct Tile<float> {
   typedef float Element;
   static constexpr int ELEMENTS = 256 / WARP, SLOTS = 1;
@@ -376,7 +378,7 @@ template <> struct Tile<float> {
   static DEVICE void add_dots(float* sums, const A& a, const A& b) {
     float sum = 0;
     UNROLL for (int k = 0; k < 16; k++) sum += a.v[k] * b.v[k];
-    if (lane_high() == 0) sums[0] += sum;  // every lane of the row has all of it
+    if (lane_high() == 0) sums[0] += sum;  // each lane of the row has the whole sum
   }
   static DEVICE float row_sum(float v) {
     for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
@@ -386,190 +388,6 @@ template <> struct Tile<float> {
     for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
     return v;
   }
-};
-
-
-// ---- strips and slices ----------------------------------------------------------------------------------------------
-
-#if defined(ON_CUDA) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER 1
-#else
-#define HOPPER 0
-#endif
-
-// Rows of a matrix in global memory: row r begins at p + r * stride.
-template <class P> struct Rows {
-  P p;
-  index_t stride;
-};
-
-#if HOPPER
-// d += a b for 16 columns of b after another, 8 registers of d for each; PTX ISA, "wgmma.mma_async". `b` describes
-// where b lies; where not `add`, d is overwritten; TRANSPOSED: whether b's columns are what is contiguous.
-#define D8(t)                                                                                            \
-  "+f"(d[t].v[0]), "+f"(d[t].v[1]), "+f"(d[t].v[2]), "+f"(d[t].v[3]), "+f"(d[t].v[4]), "+f"(d[t].v[5]), \
-      "+f"(d[t].v[6]), "+f"(d[t].v[7])
-#define R16 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define R32 R16 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define R64 R32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA(n, registers, a0, a1, a2, a3, b_, add_, transposed_)                                             \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " add_ ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" \
-  registers "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_ ", p, 1, 1, " transposed_ ";\n}"
-#define OPERANDS "r"(a.w[0]), "r"(a.w[1]), "r"(a.w[2]), "r"(a.w[3]), "l"(b), "r"(add), "n"(TRANSPOSED)
-template <int N, int TRANSPOSED> DEVICE void wgmma(Tile<bf16>::Acc* d, Tile<bf16>::A a, uint64 b, int add) {
-  static_assert(N == 16 || N == 32 || N == 64, "as many columns as there are forms of");
-  if constexpr (N == 16) {
-    asm volatile(WGMMA("16", R16, "%8", "%9", "%10", "%11", "%12", "%13", "%14") : D8(0) : OPERANDS : "memory");
-  } else if constexpr (N == 32) {
-    asm volatile(WGMMA("32", R32, "%16", "%17", "%18", "%19", "%20", "%21", "%22")
-                 : D8(0), D8(1) : OPERANDS : "memory");
-  } else {
-    asm volatile(WGMMA("64", R64, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-                 : D8(0), D8(1), D8(2), D8(3) : OPERANDS : "memory");
-  }
-}
-#endif
-
-// Waits for all products that were begun, after which the sums `acc` may be used.
-//
-// The left operand of a product must not live in registers from one round of a loop to the next: ptxas 12.9 and 13.0
-// give such registers away (seen with heads of 64).
-template <class Acc, int N> DEVICE void products_done(Acc (&acc)[N]) {
-#if HOPPER
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  UNROLL for (int i = 0; i < N; i++) {
-    UNROLL for (auto& v : acc[i].v) asm volatile("" : "+f"(v)::"memory");  // no earlier
-  }
-#endif
-}
-
-// ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is as many rows as one
-// product takes: a warp's 16, or, WIDE, on Hopper the 64 of four neighboring warps, which then all have to be there.
-// Either way a warp holds 16 of the rows, in the parts that Tile says.
-template <class Matrix, int ROWS, int COLUMNS> struct Slice {
-  typedef Tile<Matrix> M;
-  typedef typename M::Element T;
-  static constexpr bool WIDE = HOPPER && sizeof(T) == 2 && (COLUMNS == 16 || COLUMNS == 32 || COLUMNS == 64);
-  static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
-  static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
-  static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE), ROW_BYTES = COLUMNS * sizeof(T);
-  Shared<T> p;  // SIZE elements
-
-  // Row by row; where WIDE the 16 bytes of a row in another order from 128 bytes to 128 bytes, as Hopper wants them
-  static DEVICE int place(int r, int c) {
-    return WIDE ? r * COLUMNS + (c / 8 ^ r * ROW_BYTES / 128 % (COLUMNS / 8)) * 8 + c % 8 : r * STRIDE + c;
-  }
-
-  // Begins to copy rows first ... first + ROWS - 1, with zeros for rows from `rows` and columns from `columns` on, by
-  // THREADS threads, WIDTH elements at a time, 1 or a vector: eight rows of a column first, for those are in different
-  // banks.
-  template <int THREADS, int WIDTH> DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
-    constexpr int GROUPS = COLUMNS / WIDTH, EIGHT = 8 * GROUPS;
-    if constexpr (THREADS % EIGHT == 0) {  // then a thread keeps its column
-      constexpr int STEP = THREADS / GROUPS;
-      int r = thread_id() / EIGHT * 8 + thread_id() % 8, c = thread_id() / 8 % GROUPS * WIDTH;
-      const T* element = from.p + (first + r) * from.stride + c;
-      UNROLL for (int k = 0; k < ROWS; k += STEP) {
-        if (ROWS % STEP && r + k >= ROWS) break;
-        bool inside = first + r + k < rows && c < columns;
-        copy_group<WIDTH>(place(r, c) + k * (WIDE ? COLUMNS : STRIDE), element + k * from.stride, inside);
-      }
-    } else {
-      for (int i = thread_id(); i < ROWS * GROUPS; i += THREADS) {
-        int r = i / EIGHT * 8 + i % 8, c = i / 8 % GROUPS * WIDTH;
-        copy_group<WIDTH>(place(r, c), from.p + (first + r) * from.stride + c, first + r < rows && c < columns);
-      }
-    }
-  }
-  template <int WIDTH> DEVICE void copy_group(int to, const T* from, bool inside) const {
-    if constexpr (WIDTH > 1) copy_vector(p + to, from, inside);
-    else p[to] = inside ? *from : T{};
-  }
-
-#if HOPPER
-  // Rows first ... first + 15 as a left operand
-  DEVICE typename M::A rows(int first, int chunk) const {
-    typename M::A a;
-    M::ldmatrix(a.w, p + place(first + lane_low(), 16 * chunk + 8 * lane_high()));
-    return a;
-  }
-  // A warp's sum in place of those rows
-  DEVICE void put_rows(const typename M::Acc (&sum)[CHUNKS], int first) const {
-    UNROLL for (int i = 0; i < CHUNKS; i++) {
-      UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
-        uint32* word = (uint32*)(p + place(first + M::row(e), 16 * i + M::column(e))).p;
-        *word = pack(sum[i].v[e], sum[i].v[e + 1]);
-      }
-    }
-    asm volatile("bar.warp.sync 0xffffffff;" ::: "memory");
-  }
-  // Those rows, by one warp, to rows of `to` from `to_first` on, but for rows from `rows` and columns from `columns`
-  // on, which must be whole vectors
-  DEVICE void write_rows(Rows<T*> to, int first, int to_first, int rows, int columns) const {
-    constexpr int WIDTH = Vector<T>::SIZE, GROUPS = COLUMNS / WIDTH;
-    UNROLL for (int i = lane_id(); i < 16 * GROUPS; i += WARP) {
-      int r = i / GROUPS, c = i % GROUPS * WIDTH;
-      if (to_first + r >= rows || c >= columns) continue;
-      *(Vector<T>*)(to.p + (to_first + r) * to.stride + c) = p.vector(place(first + r, c));
-    }
-  }
-#endif
-
-  // Begins acc = the strip whose columns 16 i to 16 i + 15 are a[i], times the transpose of N rows from `first` on.
-  template <int N, class Strip>
-  DEVICE void multiply_transposed(typename M::Acc (&acc)[N / 16], const Strip& a, int first) const {
-#if HOPPER
-    if constexpr (WIDE) {
-      typename M::A left[CHUNKS];
-      UNROLL for (int i = 0; i < CHUNKS; i++) left[i] = a[i];
-      begin();
-      UNROLL for (int i = 0; i < CHUNKS; i++) wgmma<N, 0>(acc, left[i], describe(first, 16 * i), i > 0);
-      commit();
-      return;
-    }
-#endif
-    UNROLL for (int t = 0; t < N / 16; t++) {
-      acc[t] = {};
-      UNROLL for (int i = 0; i < CHUNKS; i++) {
-        M::multiply_add(acc[t], a[i], M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[t].v);
-      }
-    }
-  }
-
-  // Begins acc += the strip in `left`, as sums of other products, times N rows from `first` on.
-  template <int N>
-  DEVICE void add_product(typename M::Acc (&acc)[CHUNKS], const typename M::Acc (&left)[N / 16], int first) const {
-#if HOPPER
-    if constexpr (WIDE) {
-      typename M::A a[N / 16];
-      UNROLL for (int t = 0; t < N / 16; t++) a[t] = M::to_a(left[t]);
-      begin();
-      UNROLL for (int t = 0; t < N / 16; t++) wgmma<COLUMNS, 1>(acc, a[t], describe(first + 16 * t, 0), 1);
-      commit();
-      return;
-    }
-#endif
-    UNROLL for (int t = 0; t < N / 16; t++) {
-      typename M::A a = M::to_a(left[t]);
-      UNROLL for (int i = 0; i < CHUNKS; i++) {
-        M::multiply_add(acc[i], a, M::load_b(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[i].v);
-      }
-    }
-  }
-
-#if HOPPER
- private:
-  // The operand whose first element is at row r and column c; PTX ISA, "matrix descriptor".
-  DEVICE uint64 describe(int r, int c) const {
-    constexpr uint64 SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3;
-    uint32 address = (uint32)__cvta_generic_to_shared(p.p) + r * ROW_BYTES + c * (int)sizeof(T);
-    return SWIZZLE << 62 | (uint64)(8 * ROW_BYTES >> 4) << 32 | (1u << 16 | address >> 4);
-  }
-  static DEVICE void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  static DEVICE void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-#endif
 };
 
 }  // namespace gpt

@@ -14,7 +14,7 @@ from gpt.ops.cpu.operations import MUON_RMS
 from gpt.ops.interface import Array, Stack
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
-PARTS = 128  # partial sums of a norm, `PARTS` in muon.hip
+THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and the blocks that share the norm of a matrix
 ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 
 _long, _float = np.int64, np.float32
@@ -48,12 +48,14 @@ class GpuMuon:
         """Move the momentum, and leave what is to be orthogonalized in u, divided by its norm."""
         count = len(u)
         size, strides, defines, grid = _launch(stack, u)
-        partials = self._scratch("muon norm", count * PARTS)
+        partials = self._scratch("muon norm", count * NORM_BLOCKS)
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
         moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
-        self._kernel("muon.hip", "muon_momentum", **defines)((PARTS, count), (256,), moved)
-        self._kernel("muon.hip", "muon_normalize", **defines)(grid, (256,), (u[0], partials, plan, size, strides[1]))
+        self._kernel("muon.hip", "muon_momentum", **defines)((NORM_BLOCKS, count), (THREADS,), moved)
+        self._kernel("muon.hip", "muon_normalize", **defines)(
+            grid, (THREADS,), (u[0], partials, plan, size, strides[1])
+        )
 
     def _update(self, stack: Stack, u: Array, plan: Array) -> None:
         """Move the weights by the orthogonalized u."""
@@ -61,7 +63,7 @@ class GpuMuon:
         factor = _float(MUON_RMS * math.sqrt(max(u.shape[1:])))
         copy = u if stack.copy is None else stack.copy
         updated = (stack.weights[0], u[0], copy[0], plan, factor, size, *strides)
-        self._kernel("muon.hip", "muon_update", **defines)(grid, (256,), updated)
+        self._kernel("muon.hip", "muon_update", **defines)(grid, (THREADS,), updated)
 
     def _orthogonalize(self, us: list[Array], others: list[Array], coefficients: Sequence) -> list[Array]:
         """Newton-Schulz steps on stacks of one smaller side; returns whichever arrays hold the result."""
@@ -122,8 +124,8 @@ def _launch(stack: Stack, u: Array) -> tuple[np.int64, tuple[np.int64, np.int64]
     size = math.prod(u.shape[1:])
     width = 4 if size % 4 == 0 else 1
     strides = _long(_stride(stack.weights)), _long(_stride(u))
-    defines = {"COPY": int(stack.copy is not None), "WIDTH": width}
-    return _long(size), strides, defines, (-(-size // (256 * width)), len(u))
+    defines = {"COPY": int(stack.copy is not None), "WIDTH": width, "BLOCKS": NORM_BLOCKS, "THREADS": THREADS}
+    return _long(size), strides, defines, (-(-size // (THREADS * width)), len(u))
 
 
 def _is_tall(u: Array) -> bool:

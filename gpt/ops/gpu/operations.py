@@ -27,13 +27,35 @@ MAX_HEAD_DIM = 128
 MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
 PART_ROWS = 8  # rows that at least are worth a part
 LANE_ELEMENTS = 24  # of a row of a layer norm that a thread may have: backward holds seven arrays of them in registers
-NORM_BLOCKS = 1024  # `PARTS` in norm.hip
 CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when the next kernel reads it
-# Bytes of a row of logits, and the threads of a block that takes it: as few as keep, with as many blocks as a
-# multiprocessor holds, their rows in its cache (measured on an H100).
+
+# The numbers of the launches. Kernels get them as #defines, in which each kernel says its grid and its block.
+THREADS = 256  # of a block, in all files that have no number of their own here
+EMBEDDING_THREADS = 128
+CACHED_THREADS = 512
+SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
+TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip or attention.hip: its rows (and columns), and its warps
+SUM_LANES = 32  # threads side by side along a row
+NORM_BLOCKS = 1024  # whatever the device, so that all devices add up in the same order
+ADAMW_WIDTH = 4  # elements per thread
+FILE_DEFINES = {
+    "adamw.hip": {"WIDTH": ADAMW_WIDTH},
+    "attention.hip": {"SIDE": TILE_SIDE},
+    "attention_cached.hip": {"THREADS": CACHED_THREADS},
+    "embedding.hip": {"THREADS": EMBEDDING_THREADS},
+    "matmul.hip": {"SIDE": TILE_SIDE},
+    "matvec.hip": {"ROW_THREADS": THREADS},
+    "norm.hip": {"BLOCKS": NORM_BLOCKS},
+    "sample.hip": {"THREADS": SAMPLE_THREADS},
+    "sums.hip": {"LANES": SUM_LANES},
+}
+# softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
+# stay in a multiprocessor's cache (measured on an H100)
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-MATVEC_LONGEST = 10_000  # elements of a row that matvec.hip holds in shared memory
-MATVEC_LANES, MATVEC_ROWS = 2, 4  # vectors of columns of a block of it, or rows of transposed weights of a warp
+# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
+# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
+MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
+MATVEC_LANES, MATVEC_ROWS = 2, 4
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -137,7 +159,7 @@ class GpuOps:
         kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
         sizes = map(_int, (len(wte), d, ids.shape[1]))
         start = self._zero if start is None else start
-        kernel((ids.size,), (128,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
+        kernel((ids.size,), (EMBEDDING_THREADS,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
 
     def embedding_backward(
         self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
@@ -147,15 +169,15 @@ class GpuOps:
         (batch, seq), d = ids.shape, dout.shape[-1]
         defines = {"WIDTH": self._width(d), "DROPOUT": 0}
         tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
-        tokens((ids.size,), (128,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
+        tokens((ids.size,), (EMBEDDING_THREADS,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
         positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
-        positions((seq,), (128,), (dout, dwpe, _int(batch), _int(seq), _int(d)))
+        positions((seq,), (EMBEDDING_THREADS,), (dout, dwpe, _int(batch), _int(seq), _int(d)))
 
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, x: Array, weight: Array, bias: Array, out: Array, mean: Array, rstd: Array) -> None:
         kernel, grid = self._by_rows("layernorm", x)
-        kernel(grid, (256,), (x, weight, bias, out, mean, rstd, _int(len(x))))
+        kernel(grid, (THREADS,), (x, weight, bias, out, mean, rstd, _int(len(x))))
 
     def add_layernorm(
         self, x: Array, branch: Array, weight: Array, bias: Array, x_out: Array, out: Array, mean: Array, rstd: Array,
@@ -163,7 +185,7 @@ class GpuOps:
     ) -> None:  # fmt: skip
         kernel, grid = self._by_rows("add_layernorm", x, dropout)
         arguments = (x, branch, weight, bias, x_out, out, mean, rstd, _int(len(x)), *self._mask(dropout))
-        kernel(grid, (256,), arguments)
+        kernel(grid, (THREADS,), arguments)
 
     def layernorm_backward(
         self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
@@ -171,7 +193,7 @@ class GpuOps:
         kernel, _ = self._by_rows("layernorm_backward", x)
         parts = self.parts(len(x))
         sizes = _int(len(x)), _int(parts), _stride(dweight)
-        kernel((parts,), (256,), (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], *sizes))
+        kernel((parts,), (THREADS,), (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], *sizes))
 
     def add_layernorm_backward(
         self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dbranch: Array,
@@ -181,19 +203,19 @@ class GpuOps:
         parts = self.parts(len(x))
         sums, sizes = (dweight[0], dbias[0], dbranch_sums[0]), (_int(len(x)), _int(parts), _stride(dweight))
         arguments = (dout, x, weight, mean, rstd, dx, dbranch, *sums, *sizes, *self._mask(dropout))
-        kernel((parts,), (256,), arguments)
+        kernel((parts,), (THREADS,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
         kernel, grid = self._by_rows("dropout_rows", x, dropout)
-        kernel(grid, (256,), (x, out, _int(len(x)), *self._mask(dropout)))
+        kernel(grid, (THREADS,), (x, out, _int(len(x)), *self._mask(dropout)))
 
     def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Callable, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
-        while lanes < 256 and lanes * LANE_ELEMENTS < d:
+        while lanes < THREADS and lanes * LANE_ELEMENTS < d:
             lanes *= 2
         defines = {"D": d, "WIDTH": self._width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
-        return self._kernel("layernorm.hip", name, **defines), (-(-rows * lanes // 256),)
+        return self._kernel("layernorm.hip", name, **defines), (-(-rows * lanes // THREADS),)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
@@ -245,8 +267,8 @@ class GpuOps:
         (k, n), by_columns = weight.shape, weight.flags.c_contiguous
         if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
             return False
-        # As few as leave a thread at most 8 vectors of the weights, which is so for rows of up to 4,096.
-        threads = next((threads for threads in (256, 512) if k <= 4 * threads), 1024)
+        fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
+        threads = next(fitting, MATVEC_THREADS[-1])
         kernel = self._kernel(
             "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
             BIAS=int(bias is not None), ACTIVATION=activation or "none",
@@ -254,7 +276,7 @@ class GpuOps:
         if by_columns:
             columns = MATVEC_LANES * self._vector  # of a block
         else:
-            columns, threads = MATVEC_ROWS * 256 // self.device.warp, 256
+            columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
         kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
         return True
 
@@ -320,7 +342,7 @@ class GpuOps:
         kernel = self._kernel(
             "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
             A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
-            EPILOGUE=epilogue, ACTIVATION=activation or "gelu",
+            EPILOGUE=epilogue, ACTIVATION=activation or "gelu", THREADS=self._tile_threads,
         )  # fmt: skip
         a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
         addend = out if addend is None else addend
@@ -329,8 +351,8 @@ class GpuOps:
             a, b, out, addend = (x[0] for x in (a, b, out, addend))
         extras = (out if bias is None else bias, out if before is None else before)  # `out` stands for what is not read
         sizes = (_int(m), _int(n), _int(k), *strides, _float(alpha), _float(beta))
-        grid = (-(-n // 64), math.prod(stack) * -(-m // 64))
-        kernel(grid, (4 * self.device.warp,), (a, b, out, *extras, addend, *sizes))
+        grid = (-(-n // TILE_SIDE), math.prod(stack) * -(-m // TILE_SIDE))
+        kernel(grid, (self._tile_threads,), (a, b, out, *extras, addend, *sizes))
 
     def _activate(self, before: Array, out: Array, activation: str) -> None:
         """out = activation(before), both [rows, columns]; out may be before."""
@@ -344,7 +366,7 @@ class GpuOps:
         """A kernel of gelu.hip over out [rows, columns]."""
         width = self._width(out.shape[1])
         kernel = self._kernel("gelu.hip", name, WIDTH=width, ACTIVATION=activation)
-        kernel((-(-out.size // (256 * width)),), (256,), (*arguments, _long(out.size)))
+        kernel((-(-out.size // (THREADS * width)),), (THREADS,), (*arguments, _long(out.size)))
 
     # ---- gradients of vectors -------------------------------------------------------------------------------------
 
@@ -360,12 +382,13 @@ class GpuOps:
         width = self._width(columns)
         kernel = self._kernel("sums.hip", name, WIDTH=width, ACTIVATION=activation)
         sizes = map(_int, (rows, columns, -(-rows // parts)))
-        kernel((-(-columns // (32 * width)), parts), (256,), (*arrays, partials[0], *sizes, _stride(partials)))
+        grid = (-(-columns // (SUM_LANES * width)), parts)
+        kernel(grid, (THREADS,), (*arrays, partials[0], *sizes, _stride(partials)))
 
     def add_partials(self, partials: Array, out: Array) -> None:
         width = 4 if out.size % 4 == 0 else 1  # float32, whatever activations are
         kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu")
-        kernel((-(-out.size // (32 * width)),), (256,), (partials, out, _int(len(partials)), _int(out.size)))
+        kernel((-(-out.size // (SUM_LANES * width)),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size)))
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -373,7 +396,7 @@ class GpuOps:
         batch, heads, seq = lse.shape
         kernel = self._attention("attention", out.shape[1] // heads, dropout)
         arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
-        kernel((batch * heads * -(-seq // 64),), (4 * self.device.warp,), arguments)
+        kernel((batch * heads * -(-seq // TILE_SIDE),), (self._tile_threads,), arguments)
 
     def attention_backward(
         self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
@@ -381,7 +404,7 @@ class GpuOps:
         batch, heads, seq = lse.shape
         head_dim = out.shape[1] // heads
         delta = self._scratch("delta", lse.size)
-        grid, block = (batch * heads * -(-seq // 64),), (4 * self.device.warp,)
+        grid, block = (batch * heads * -(-seq // TILE_SIDE),), (self._tile_threads,)
         place = (_int(heads), _int(seq), *self._mask(dropout))
         queries = self._attention("attention_backward_queries", head_dim, dropout)
         queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
@@ -395,12 +418,12 @@ class GpuOps:
             lanes *= 2
         defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
         kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
-        kernel((len(qkv), heads), (512,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
+        kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
 
     def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
         defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
-        return self._kernel("attention.hip", name, **defines)
+        return self._kernel("attention.hip", name, THREADS=self._tile_threads, **defines)
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -415,7 +438,7 @@ class GpuOps:
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
         kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")
-        kernel((1,), (256,), (losses, hits, out, _int(losses.size)))
+        kernel((1,), (THREADS,), (losses, hits, out, _int(losses.size)))
 
     def sample(
         self, logits: Array, seen: Array, uniform: Array, out: Array, *, temperature: float, top_k: int, top_p: float,
@@ -426,14 +449,14 @@ class GpuOps:
         keys = self._scratch("sample keys", vocab, "uint32")
         rate = _float(math.log2(math.e) / moderate(temperature) if temperature else 0)
         choice = (_float(moderate(repetition_penalty)), rate, _int(min(top_k, vocab)), _float(top_p))
-        kernel((1,), (1024,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
+        kernel((1,), (SAMPLE_THREADS,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def global_norm(self, x: Array, out: Array) -> None:
         partials = self._scratch("norm", NORM_BLOCKS, "float64")
-        self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (256,), (x, partials, _long(x.size)))
-        self._kernel("norm.hip", "global_norm")((1,), (256,), (partials, out))
+        self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (THREADS,), (x, partials, _long(x.size)))
+        self._kernel("norm.hip", "global_norm")((1,), (THREADS,), (partials, out))
 
     def plan_update(
         self, norm: Array, loss: Array, counters: Array, lr: Array, *, out: Array, betas: tuple[float, float],
@@ -450,7 +473,7 @@ class GpuOps:
         kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
         arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
         scalars = (*map(_float, (*betas, eps)), _long(decayed), _long(weights.size))
-        kernel((-(-weights.size // 1024),), (256,), (*arrays, *scalars))
+        kernel((-(-weights.size // (THREADS * ADAMW_WIDTH)),), (THREADS,), (*arrays, *scalars))
 
     def muon(
         self, stacks: Sequence[Stack], plan: Array, *, momentum: float,
@@ -469,7 +492,8 @@ class GpuOps:
         key = (name, *defines.values())
         kernel = self._kernels.get(key)
         if kernel is None:
-            kernel = self._kernels[key] = self.device.kernel(file, name, {"T": self._type, **defines})
+            defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
+            kernel = self._kernels[key] = self.device.kernel(file, name, defines)
         return kernel
 
     def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
@@ -479,6 +503,11 @@ class GpuOps:
             # one before, so that all together stay below four times the need.
             arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
         return arrays[-1][:size]
+
+    @property
+    def _tile_threads(self) -> int:
+        """Threads of a block of matmul.hip or attention.hip."""
+        return TILE_WARPS * self.device.warp
 
     def _width(self, columns: int) -> int:
         """Elements that a thread takes at a time of rows of `columns`: a vector if rows are whole vectors."""

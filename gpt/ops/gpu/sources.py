@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gpt.system import shipped
 
-_INCLUDE = re.compile(r'^#include "(common\.h|tile\.h)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "((?:common|tile|slice)\.h)"$', re.MULTILINE)
 
 
 class Instance(NamedTuple):

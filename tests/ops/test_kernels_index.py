@@ -1,0 +1,54 @@
+"""kernels/ describes itself: its README has an index, each kernel says its grid, each head lists the file's defines."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gpt.ops.gpu.sources import Instance
+from gpt.system import shipped
+from tests.support.instances import instances
+
+KERNELS = Path(str(shipped.kernel("common.h"))).parent
+SOURCES = sorted(KERNELS.glob("*.hip"))
+DECLARATION = re.compile(r"^KERNEL\([^)]*\) (\w+)\(", re.MULTILINE)
+
+
+def index() -> dict[str, list[str]]:
+    """By file, the kernels that the README's index lists."""
+    rows = re.findall(
+        r"^\| `(\w+\.\w+)` \| (.*?) \|", (KERNELS / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return {file: re.findall(r"`(\w+)`", names) for file, names in rows}
+
+
+def test_the_index_lists_every_file_and_header_in_order():
+    assert list(index()) == [
+        path.name for path in (*SOURCES, *(KERNELS / f"{n}.h" for n in ("common", "tile", "slice")))
+    ]
+    assert {path.name for path in KERNELS.glob("*.h")} == {"common.h", "tile.h", "slice.h"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_the_index_lists_the_kernels_of_a_file_in_order(path):
+    declared = DECLARATION.findall(path.read_text(encoding="utf-8"))
+    assert index()[path.name] == declared == Instance.of(path.name, {}).names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_kernel_says_its_grid_and_block_on_the_line_above(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for above, line in zip(lines, lines[1:], strict=False):
+        if DECLARATION.match(line):
+            said = re.fullmatch(r"// grid: .+, block: (\w+)", above)
+            assert said, line
+            assert line.startswith((f"KERNEL({said[1]})", f"KERNEL({said[1]},")), line
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_the_head_of_a_file_lists_the_defines_that_the_host_sets(path):
+    """A file that does not use the type of the activations, T, need not list it."""
+    head = path.read_text(encoding="utf-8").split("#include")[0].replace("\n// ", " ")
+    listed = set(re.findall(r"\b[A-Z][A-Z_]*\b", re.sub(r"\([^()]*\)", "", head.split("Set by the host:")[1])))
+    (given,) = {frozenset(dict(each.defines)) for each in instances("sm_90", 32, True) if each.file == path.name}
+    assert listed | {"T"} == given
