@@ -22,7 +22,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("hipgpt", "Hugging Face")
-LINES = 100_000  # that Hugging Face encodes at a time
+LINES = 100_000  # lines that Hugging Face encodes at a time
 TIMED = {
     "train": "training",
     "encode": "encoding right after",
@@ -35,7 +35,7 @@ TIMED = {
 @click.option("--vocab-size", default=16_000, show_default=True)
 @click.option("--kind", type=click.Choice(["word", "byte"]), default="word", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--side", type=click.Choice(SIDES), hidden=True)  # a process that measures: --saved is where, --load how
+@click.option("--side", type=click.Choice(SIDES), hidden=True)  # one process measures one side; --saved: its tokenizer
 @click.option("--saved", type=click.Path(path_type=Path), hidden=True)
 @click.option("--load", is_flag=True, hidden=True)
 def main(text: Path, vocab_size: int, kind: str, rounds: int, side: str | None, saved: Path | None, load: bool) -> None:
@@ -54,8 +54,8 @@ def main(text: Path, vocab_size: int, kind: str, rounds: int, side: str | None, 
                 trained, size = watched(command)
                 loaded, _ = watched([*command, "--load"])
                 results[-1][name] = {**trained, **loaded, "bytes": size}
-    what = f"{kind}, {text.stat().st_size / 1e6:.1f} MB, {vocab_size} ids"
-    click.echo(f"{what:<30}{'HIPGPT':>14}{'HUGGING FACE':>14}{'TIMES':>8}")
+    heading = f"{kind}, {text.stat().st_size / 1e6:.1f} MB, {vocab_size} ids"
+    click.echo(f"{heading:<30}{'HIPGPT':>14}{'HUGGING FACE':>14}{'TIMES':>8}")
     for key, label in TIMED.items():
         print_line(label, key, results, " s  ", 1)
     print_line("largest resident memory", "bytes", results, " GiB", 2**30)
@@ -69,7 +69,7 @@ def print_line(label: str, key: str, results: list[dict[str, dict[str, float]]],
 
 
 def watched(command: list[str]) -> tuple[dict[str, float], int]:
-    """The JSON object that a command prints, and the most memory that it had."""
+    """The JSON object that a command prints, and its largest resident memory in bytes."""
     most = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:

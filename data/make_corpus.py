@@ -2,22 +2,26 @@
 
     python data/make_corpus.py
 
-The stories themselves (who, where, and what can happen) are in story_grammar.py; this file is the machine that tells
-them. A story is a list of beats; a beat is a list of ways to say it; and in a way of saying it
-- `[a|b|c]` is one of a, b, c, at random, and may be nested;
-- `{hero}` is what the story's cast says, `{Hero}` the same with a capital, `{a tool}` the same with its article.
+The people, places and plots of the stories are in story_grammar.py; this file is the machine that tells them. A story
+is a list of beats, and a beat is a list of ways to say it. A way of saying it is a template:
+- `[a|b|c]` becomes one of a, b, c, at random, and may be nested;
+- `{hero}` becomes the name of the story's hero, `{Hero}` the same with a capital, `{a tool}` a tool with its article.
 The text is the same on every machine: the random numbers are SplitMix64 (Steele et al. 2014), not Python's.
 """
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import story_grammar as grammar
 
 TARGET = Path(__file__).with_name("data.txt")
-SIZE = 1_300_000  # bytes: the first story that passes this is the last
+SIZE = 1_300_000  # characters of the text: the first story that passes this is the last
 SEED = 2024
+
+T = TypeVar("T")
 
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 _SLOT = re.compile(r"\{(a )?(\w+)\}")
@@ -37,13 +41,14 @@ class Dice:
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
         return (z ^ (z >> 31)) % n
 
-    def pick(self, options: list | tuple):
+    def pick(self, options: Sequence[T]) -> T:
+        """One of the options, each equally likely."""
         return options[self.below(len(options))]
 
 
 def cast(dice: Dice) -> dict[str, str]:
-    """Who and what one story is about: hero, friend and elder with their pronouns, a place, things."""
-    slots = {}
+    """The words for one story's slots: hero, friend and elder with their pronouns, a place, things."""
+    slots: dict[str, str] = {}
     names = {name: pronouns for pronouns, group in grammar.NAMES.items() for name in group}
     for role in ("hero", "friend"):
         slots[role] = dice.pick([name for name in names if name not in slots.values()])

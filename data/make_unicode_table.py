@@ -2,14 +2,14 @@
 
     pip install unicodedata2==16.0.0; python data/make_unicode_table.py > gpt/tokenizer/unicode_table.py
 
-The `byte` tokenizer cuts text where these classes change. Taken from an installed library, they would change with its
-version, and then the same text would have other ids. Unicode 16.0.0 is what Hugging Face's tokenizers 0.23 has.
+The `byte` tokenizer cuts text between characters of different classes. If the classes came from an installed library,
+its next version could give the same text other ids. Hugging Face's tokenizers 0.23 has Unicode 16.0.0 too.
 """
 
 import textwrap
 from itertools import groupby
 
-import unicodedata2
+import unicodedata2  # type: ignore[import-not-found]  # installed only to write the table
 
 WIDTH = 118
 

@@ -1,4 +1,4 @@
-"""The world of the stories: who lives in it, what there is, what can happen. The notation: make_corpus.py."""
+"""The world of the stories: its people, its things, its plots. The notation is explained in make_corpus.py."""
 
 NAMES = {
     "he him his himself": [

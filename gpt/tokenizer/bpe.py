@@ -3,9 +3,10 @@
 Symbols are ids. The alphabet has the ids 0 … size − 1, and merge number k joins a pair of ids into the id size + k.
 So an id made by a merge is also its rank, and the ids of a pair are always smaller than the id it becomes.
 
-Words come as one row of ids, int32 [n], with GAP before the first word, between any two and after the last. NumPy
-then works on many words at once, and what it is called for is a merge (in learning) or a round of merges (in
-applying), never a word.
+Words come as one row of ids, int32 [n], with GAP before the first word, between any two and after the last. With the
+alphabet a = 0, b = 1, the words "aab" and "ab" are the row [-1, 0, 0, 1, -1, 0, 1, -1]. One NumPy call handles one
+merge (in learning) or one round of merges (in applying) for all words of a row. The places of a pair are the positions
+of its left symbols in the row: here (a, b) has the places 2 and 5.
 """
 
 import math
@@ -19,15 +20,16 @@ from gpt.errors import UserError
 from gpt.tokenizer.lexicon import UNKNOWN, Numbering
 
 Pair = tuple[int, int]
-GAP = -1  # between words
-GONE = -2  # inside a merged symbol
+GAP = -1  # id that separates words
+GONE = -2  # id at the positions inside a merged symbol
 
-_PLACE_BITS = 7
-_LONG = (1 << _PLACE_BITS) - 2  # symbols; a longer word is merged by itself
-_ABREAST = 4096  # words, so that they stay in the cache
-_AT_ONCE = 1000  # pairs that are looked at first
-_PART = 1 << 20  # positions
-_NEVER = np.iinfo(np.int64).max  # the place in the queue of a pair that no merge joins
+_PLACE_BITS = 7  # bits of a place within a word, below the rank in an entry of the queue
+_LONGEST_ABREAST = (1 << _PLACE_BITS) - 2  # symbols of a word; a longer word is merged by itself
+_WORDS_ABREAST = 4096  # words merged side by side, few enough for their ids to stay in the CPU's cache
+_FEWEST_CANDIDATES = 1000  # pairs that enter the queue of learning at the first search
+_POSITIONS_AT_ONCE = 1 << 20  # positions numbered at a time, so that their numbers take little memory
+_NEVER = np.iinfo(np.int64).max  # entry of the queue for a pair that no merge joins
+_FIRST = np.zeros(1, np.intp)  # index at which the first group of a sorted array begins
 
 
 def learn(
@@ -40,16 +42,23 @@ def learn(
 ) -> list[Pair]:
     """Merge the most frequent pair again and again (Sennrich et al. 2016); return the pairs in that order.
 
-    `row` holds distinct words in any order and is written over, `counts` (int64 [words]) how often each occurs;
-    `alphabet[id]` is the string of an id. Learning ends after `most` merges or when no pair occurs twice. Of equally
-    frequent pairs the one with the smaller left id comes first, then the smaller right id. A pair is passed over for
-    good if its string exists already (two ids would look alike) or if `joinable(left string, right string)` is false.
-    `progress` is called as (merges done, most) after every merge.
+    `row` holds distinct words in any order and is overwritten. `counts`, int64 [words], says how often each occurs,
+    and `alphabet[id]` is the string of an id. Learning ends after `most` merges or when no pair occurs twice. Ties go
+    to the pair with the smaller left id, then to the one with the smaller right id. A pair is skipped for good if its
+    string exists already (two ids would look alike) or if `joinable(left string, right string)` is false. `progress` is
+    called as (merges done, most) after every merge. Raises UserError if the row is too long to search.
 
-    Once the younger of its ids has been made, a pair's count can only fall. So a count in the queue is a bound: the
-    pair that comes first is counted again, and goes back in line if it has lost places. And as no merge makes a pair
-    more frequent than its own, rare pairs can wait: the queue holds those that occur at least `floor` times, and
-    when it is empty, the words are searched again with a lower floor.
+    Once both ids of a pair exist, its count can only fall. So a count in the queue is an upper bound: the first pair of
+    the queue is counted again, and goes back into the queue if it has become rarer. A merge never makes a pair that is
+    more frequent than the merged pair, so rare pairs can wait: the queue holds the pairs that occur at least `floor`
+    times, and when it is empty, the words are searched again with a lower floor.
+
+    Example: "aab" occurs twice and "ab" three times, so (a, b) occurs five times and becomes id 2. Then (a, ab) is
+    left: it occurs twice and becomes id 3.
+
+    >>> row = np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32)
+    >>> learn(row, np.array([2, 3]), ["a", "b"], most=10)
+    [(0, 1), (0, 2)]
     """
     most = min(most, len(row))  # each merge takes symbols away, so that memory follows the text
     words = _Words(row, counts, len(alphabet) + most)
@@ -57,23 +66,25 @@ def learn(
     merges: list[Pair] = []
     floor = math.inf
     while floor > 2 and len(merges) < most:
-        floor, places = words.frequent(len(pieces), floor, max(_AT_ONCE, (most - len(merges)) // 2))
-        queue = [(-count, pair) for pair, (count, _) in places.items()]
+        floor, candidates = words.frequent(len(pieces), floor, max(_FEWEST_CANDIDATES, (most - len(merges)) // 2))
+        queue = [(-count, pair) for pair, (count, _) in candidates.items()]
         heapify(queue)
         while queue and len(merges) < most:
+            # The first pair of the queue goes back if it has become rarer since it was counted
             bound, pair = heappop(queue)
-            count, start = words.count(pair, places.pop(pair)[1])
+            count, start = words.count(pair, candidates.pop(pair)[1])
             if count < -bound:
                 if count >= floor:
-                    places[pair] = count, start
+                    candidates[pair] = count, start
                     heappush(queue, (-count, pair))
                 continue
+            # It is the most frequent of all: merge it, unless it must never be merged
             left, right = pair
             piece = pieces[left] + pieces[right]
             if piece in known or not joinable(pieces[left], pieces[right]):
                 continue
-            for count, new, where in words.merge(pair, start, len(pieces), floor):
-                places[new] = count, where
+            for count, new, new_start in words.merge(pair, start, len(pieces), floor):
+                candidates[new] = count, new_start
                 heappush(queue, (-count, new))
             pieces.append(piece)
             known.add(piece)
@@ -85,17 +96,20 @@ def learn(
 
 
 class _Words:
-    """The words of a row while pairs are merged in them. No symbol moves: an id stands at the first and at the last
-    position that it covers, and `width` says how many those are, so that neighbors are found by adding and
-    subtracting, and the places of a pair remain where they are.
+    """The words of a row while pairs are merged in them.
+
+    Symbols keep their positions: the id of a merged symbol stands at the first and at the last position that it covers,
+    and GONE between them. `_width[id]` is the number of positions that a symbol covers. So the right neighbor of the
+    symbol at `start` begins at `start + width`, the left neighbor ends at `start - 1`, and the places of other pairs
+    stay valid.
     """
 
     def __init__(self, row: np.ndarray, counts: np.ndarray, size: int):
-        counts = np.append(counts, 0)
+        counts = np.append(counts, 0)  # for the last GAP
         counts = counts.astype(np.min_scalar_type(counts.max()))
         self._row = row
-        self._weight = np.repeat(counts, np.diff(np.flatnonzero(row == GAP), append=len(row)))  # [n], of the word
-        self._stays = np.ones(len(row), bool)  # what begins no symbol goes when the row closes up
+        self._weight = np.repeat(counts, np.diff(np.flatnonzero(row == GAP), append=len(row)))  # count of the word, [n]
+        self._stays = np.ones(len(row), bool)  # positions at which a symbol begins; close_up drops the others
         self._width = np.ones(size, np.int32)
 
     def close_up(self) -> None:
@@ -106,12 +120,23 @@ class _Words:
         self._width[:] = 1
 
     def frequent(self, size: int, below: float, wanted: int) -> tuple[int, dict[Pair, tuple[int, np.ndarray]]]:
-        """Of a row that is closed up: a floor under `below`, and all pairs that reach it with count and places.
+        """Find the frequent pairs of a row that is closed up: (floor, {pair: (count, places)}).
 
-        The floor is such that about `wanted` pairs do.
+        All pairs that occur at least `floor` times are returned. The floor is at least 2, less than `below`, and
+        such that about `wanted` pairs reach it if it can be. All ids of the row are less than `size`.
+        Raises UserError if a place does not fit into 31 bits, or a pair and its place into 63.
+
+        Example: "aab" occurs twice and "ab" three times. With size 2 and 4 bits for a place, the pair (a, b) at place 5
+        is sorted as the integer (0 * 2 + 1) << 4 | 5 = 21. Sorted, the pairs are 1 (a, a at 1), 18 and 21 (a, b at 2
+        and 5). The groups begin at the indices 0 and 1, and their weights add up to 2 and 2 + 3.
+
+        >>> words = _Words(np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32), np.array([2, 3]), size=2)
+        >>> floor, pairs = words.frequent(size=2, below=math.inf, wanted=10)
+        >>> floor, {pair: (count, places.tolist()) for pair, (count, places) in pairs.items()}
+        (2, {(0, 0): (2, [1]), (0, 1): (5, [2, 5])})
         """
         row = self._row
-        # Sorted with its place in one integer, a pair needs half the memory that an argsort wants, and less time
+        # One integer holds a pair and its place: sorting it takes less time than an argsort, and half the memory
         bits = len(row).bit_length()
         if bits > 31 or 2 * size.bit_length() + bits > 63:
             raise UserError("the text has too many distinct words for a vocabulary of this size: train on a part of it")
@@ -119,11 +144,13 @@ class _Words:
         packed *= size
         packed += row[1:]
         packed <<= bits
-        for at in range(0, len(packed), _PART):
-            packed[at : at + _PART] += np.arange(at, min(at + _PART, len(packed)))
+        for at in range(0, len(packed), _POSITIONS_AT_ONCE):
+            packed[at : at + _POSITIONS_AT_ONCE] += np.arange(at, min(at + _POSITIONS_AT_ONCE, len(packed)))
+        # A pair with a GAP is none: it sorts behind all others and is cut off
         packed[(row[:-1] == GAP) | (row[1:] == GAP)] = nowhere = np.iinfo(np.int64).max
         packed.sort()
         packed = packed[: np.searchsorted(packed, nowhere)]
+        # Take the integers apart again; equal pairs are now neighbors, and a group begins at each index of `first`
         start = packed.astype(np.int32)
         start &= (1 << bits) - 1
         packed >>= bits
@@ -132,9 +159,10 @@ class _Words:
         del packed
         if not len(pair):
             return 2, {}
+        # The count of a pair is the sum of its words' counts; the floor is the count of the pair number `wanted`
         count = np.add.reduceat(self._weight[start], first, dtype=np.int64)
-        floor = np.partition(count, -wanted)[-wanted] if len(count) > wanted else 2
-        floor = max(2, min(int(floor), below - 1))
+        enough = int(np.partition(count, -wanted)[-wanted]) if len(count) > wanted else 2
+        floor = int(max(2, min(enough, below - 1)))
         after = np.append(first[1:], len(start))
         return floor, {
             divmod(pair[i].item(), size): (count[i].item(), start[first[i] : after[i]].copy())
@@ -142,7 +170,7 @@ class _Words:
         }
 
     def count(self, pair: Pair, start: np.ndarray) -> tuple[int, np.ndarray]:
-        """How often a pair occurs, and those places of `start` where it still does."""
+        """Count a pair again: how often it occurs, and the places of `start` that still hold it."""
         row, (left, right) = self._row, pair
         there = row.take(start) == left
         there &= row.take(start + self._width[left]) == right
@@ -150,10 +178,28 @@ class _Words:
         return int(np.add.reduce(self._weight.take(start))), start
 
     def merge(self, pair: Pair, start: np.ndarray, made: int, floor: int) -> Iterator[tuple[int, Pair, np.ndarray]]:
-        """Put `made` for the pair at its places; (count, pair, places) of each new pair whose count reaches `floor`."""
+        """Write the id `made` for the pair at its places `start`.
+
+        Yields (count, pair, places) for each new pair that occurs at least `floor` times.
+
+        Example: in "aab" (twice) and "ab" (three times), (a, b) at the places 2 and 5 becomes 2. The neighbor before is
+        a = 0 at the first place and GAP at the second, the neighbors after are both GAP. So one new pair appears,
+        (a, ab), at place 1, twice.
+
+        >>> words = _Words(np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32), np.array([2, 3]), size=4)
+        >>> [(count, new, places.tolist()) for count, new, places in words.merge((0, 1), np.array([2, 5]), 2, floor=2)]
+        [(2, (0, 2), [1])]
+        >>> words._row.tolist()
+        [-1, 0, 2, 2, -1, 2, 2, -1]
+        >>> list(words.merge((0, 2), np.array([1]), 3, floor=2))
+        []
+        >>> words._row.tolist()
+        [-1, 3, -2, 3, -1, 2, 2, -1]
+        """
         row, width, (left, right) = self._row, self._width, pair
         if left == right:
             start = _from_the_left(start, width[left])
+        # The new symbol covers start … end - 1. The order matters: for a narrow pair these positions coincide
         width[made] = width[left] + width[right]
         middle, end = start + width[left], start + width[made]
         row[middle - 1] = GONE
@@ -162,40 +208,52 @@ class _Words:
         row[end - 1] = made
         self._stays[middle] = False
         weight = self._weight.take(start)
-        # Pairs with the neighbors before and, as numbers from `beyond` on, with those after: sorted and counted as one
+        # One array holds the neighbors before, as ids, and those after, as id + beyond: they are sorted together.
+        # If the neighbor after is a new symbol too, that pair is counted there, as the neighbor before.
         beyond = len(width)
         before, after = row.take(start - 1), row.take(end)
-        after[after == made] = GONE  # that pair counts where it is one with the neighbor before
+        after[after == made] = GONE
         after[after >= 0] += beyond
         neighbor = np.concatenate([before, after])
+        # Sort the neighbors that are symbols, and with them the places of the new pairs
         (inside,) = (neighbor >= 0).nonzero()
         if not len(inside):
             return
         inside = inside[neighbor.take(inside).argsort()]
         neighbor = neighbor.take(inside)
         place = np.concatenate([start - width.take(before), start]).take(inside)
+        # Equal neighbors form a group, which begins at an index of `first`; its weights add up to the pair's count
         first = np.concatenate([_FIRST, (neighbor[1:] != neighbor[:-1]).nonzero()[0] + 1])
         count = np.add.reduceat(np.concatenate([weight, weight]).take(inside), first, dtype=np.int64)
         (frequent,) = (count >= floor).nonzero()
         first = np.append(first, len(place))
-        for other, often, begin, end in zip(
+        for other, often, begin, behind in zip(
             neighbor.take(first.take(frequent)).tolist(), count.take(frequent).tolist(),
             first.take(frequent).tolist(), first.take(frequent + 1).tolist(), strict=True,
         ):  # fmt: skip
-            yield often, (other, made) if other < beyond else (made, other - beyond), place[begin:end]
-
-
-_FIRST = np.zeros(1, np.intp)
+            yield often, (other, made) if other < beyond else (made, other - beyond), place[begin:behind]
 
 
 def _from_the_left(start: np.ndarray, width: int) -> np.ndarray:
-    """Places of a pair of equal ids, less those that overlap: aaa becomes aa a."""
+    """The places of a pair of equal ids that do not overlap, taken from the left: sorted, [kept].
+
+    `width` is the number of positions that one of the two symbols covers.
+
+    Example: aaaa at the positions 1 to 4 has the pair (a, a) at 1, 2 and 3. Those at 1 and 3 are kept: aa aa. A second
+    run begins at 7.
+
+    >>> _from_the_left(np.array([7, 2, 1, 3]), 1).tolist()
+    [1, 3, 7]
+    """
     start = np.sort(start)
     if not (start[1:] - start[:-1] == width).any():
         return start
+    # Keep every second place of a run, counted from the index at which the run begins
     index = np.arange(len(start))
     begins_run = np.diff(start, prepend=start[0] - width - 1) != width
-    return start[(index - np.maximum.accumulate(np.where(begins_run, index, 0))) % 2 == 0]
+    within_run = index - np.maximum.accumulate(np.where(begins_run, index, 0))
+    kept: np.ndarray = start[within_run % 2 == 0]
+    return kept
 
 
 class Merges:
@@ -205,57 +263,87 @@ class Merges:
         self.size = size
         self.pairs = list(pairs)
         self._made = {pair: size + rank for rank, pair in enumerate(self.pairs)}
-        self._width = [1] * size
+        self._width = [1] * size  # symbols of the alphabet that an id stands for
         for left, right in self.pairs:
             self._width.append(self._width[left] + self._width[right])
-        self._widths = np.array([*self._width, 1])  # as GAP, -1, has a width of 1
-        self._stride = size + len(self.pairs) + 1  # with GAP, which is -1, the key of a pair is no other's
-        self._ranks = Numbering(1, slots=16)  # most pairs that are asked for are in no merge
+        self._widths = np.array([*self._width, 1])  # the last one is GAP's, whose id is -1
+        self._stride = size + len(self.pairs) + 1  # + 1 keeps the keys of pairs unique if a symbol is GAP
+        self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
         self._ranks.add([self._key(*np.array(self.pairs, np.int32).reshape(-1, 2).T)])
 
     def apply(self, row: np.ndarray) -> np.ndarray:
-        """Merge in each word of a row, lowest rank first and leftmost first among equals; the row of what is left."""
+        """Merge the words of a row, lowest rank first and leftmost first among equals. Returns the new, shorter row.
+
+        Example: the merges ab = 2 and aab = 3 turn "aab ab" into the ids 3 and 2. The words are merged by length: first
+        "ab", then "aab". Each writes its ids from the word's first position on; the positions left over are dropped.
+
+        >>> Merges(2, [(0, 1), (0, 2)]).apply(np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32)).tolist()
+        [-1, 3, -1, 2, -1]
+        """
         gap = np.flatnonzero(row == GAP)
         start, length = gap[:-1] + 1, np.diff(gap) - 1
         merged, kept = row.copy(), row == GAP
+        # Short words go side by side with words of about their length, so that little is padded
         by_length = np.argsort(length, kind="stable")
-        short = np.searchsorted(length[by_length], _LONG, side="right")
-        for first in range(0, short, _ABREAST):
-            words = by_length[first : min(first + _ABREAST, short)]
+        short = int(np.searchsorted(length[by_length], _LONGEST_ABREAST, side="right"))
+        for first in range(0, short, _WORDS_ABREAST):
+            words = by_length[first : min(first + _WORDS_ABREAST, short)]
             ids, count = self._apply_abreast(row, start[words], length[words])
-            at = np.repeat(start[words] - (np.cumsum(count) - count), count) + np.arange(len(ids))
-            merged[at] = ids
-            kept[at] = True
+            places = np.repeat(start[words] - (np.cumsum(count) - count), count) + np.arange(len(ids))
+            merged[places] = ids
+            kept[places] = True
+        # Long words go one by one
         for word in by_length[short:].tolist():
             at = start[word]
-            ids = self._apply_to_one(row[at : at + length[word]].tolist())
-            merged[at : at + len(ids)] = ids
-            kept[at : at + len(ids)] = True
-        return merged[kept]
+            word_ids = self._apply_to_one(row[at : at + length[word]].tolist())
+            merged[at : at + len(word_ids)] = word_ids
+            kept[at : at + len(word_ids)] = True
+        left: np.ndarray = merged[kept]
+        return left
 
-    def _apply_abreast(self, row: np.ndarray, start: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Merge in words of about the same length: their ids one after the other, and how many each word has.
+    def _apply_abreast(self, row: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Merge words of about the same length side by side: (their ids one after the other, ids per word).
 
-        Each word is a column, with GAP above and below it. `queue` holds where a pair begins its rank and its place
-        in one number, and the least number of a column is the pair that is next in that word. A round merges it in
-        every word.
+        The words begin at `begin` in the row. Each is a column of a grid, with GAP above it and below it. An entry of
+        `queue` is rank << 7 | place if the merge of that rank joins the symbol at that place with the next one, else
+        _NEVER. So the least entry of a column is the next merge of that word, and one round does the next merge of
+        every word. As in _Words, a merged symbol has its id at its first and last place.
+
+        Example: "aab" and "ab" with the merges ab = 2 (rank 0) and aab = 3 (rank 1). The grid and the queue before each
+        round, with `.` for GAP and for _NEVER:
+
+            ids   queue      ids   queue      ids   queue
+            . .    .   .     . .    .  .      . .   . .
+            a a    .  0|1    a 2   1|1 .      3 2   . .
+            a b   0|2  .     2 2    .  .      2 2   . .
+            b .    .   .     2 .    .  .      3 .   . .
+            . .    .   .     . .    .  .      . .   . .
+
+        Only the places at which a symbol begins stay, so the ids 3 and 2 are left.
+
+        >>> row = np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32)
+        >>> ids, count = Merges(2, [(0, 1), (0, 2)])._apply_abreast(row, np.array([1, 5]), np.array([3, 2]))
+        >>> ids.tolist(), count.tolist()
+        ([3, 2], [1, 1])
         """
-        columns = len(start)
-        place = np.arange(length.max() + 2)[:, None]
-        ids = row[np.minimum(start - 1 + place, start + length)]
+        # The grid [longest + 2, words]; in flat arrays, the symbol below another is `columns` further on
+        columns = len(begin)
+        line = np.arange(length.max() + 2)[:, None]
+        ids = row[np.minimum(begin - 1 + line, begin + length)]
         stays = ids != GAP
         queue = np.full(ids.shape, _NEVER)
         flat_ids, flat_queue, flat_stays = ids.reshape(-1), queue.reshape(-1), stays.reshape(-1)
-        place = np.repeat(place[:-1], columns)
-        flat_queue[:-columns] = self._queued(flat_ids[:-columns], flat_ids[columns:], place)
+        flat_queue[:-columns] = self._queued(flat_ids[:-columns], flat_ids[columns:], np.repeat(line[:-1], columns))
         width = self._widths
         while True:
+            # The next merge of each word that has one: its place in the word and the id that it makes
             best = queue.min(axis=0)
             (word,) = (best < _NEVER).nonzero()
             if not len(word):
                 break
             best = best[word]
             place, made = best & ((1 << _PLACE_BITS) - 1), self.size + (best >> _PLACE_BITS)
+            # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
             middle = start + width[flat_ids[start]] * columns
             end = start + width[made] * columns
@@ -263,6 +351,7 @@ class Merges:
             flat_stays[middle] = False
             flat_queue[middle] = _NEVER
             flat_ids[start] = flat_ids[end - columns] = made
+            # The new symbol makes two new pairs, with the symbol before it and with the one after it
             place_before = place - width[before]
             both = np.concatenate([place_before * columns + word, start])
             flat_queue[both] = self._queued(
@@ -271,20 +360,28 @@ class Merges:
         return ids.T[stays.T], stays.sum(axis=0)
 
     def _queued(self, left: np.ndarray, right: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """The entries of the queue for pairs at places of their words, int64 [n]."""
         rank = self._ranks.find([self._key(left, right)])
         return np.where(rank == UNKNOWN, _NEVER, rank.astype(np.int64) << _PLACE_BITS | place)
 
     def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """One integer per pair, uint64 [n]."""
         key = left.astype(np.int64)
         key *= self._stride
         key += right
         return key.view(np.uint64)
 
     def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
-        """O(n log n) in the word's length."""
+        """Merge one word, in O(n log n) of its length, with a heap of the merges that can be done.
+
+        Example: with ab = 2 and aab = 3, the word "aab" becomes 3.
+
+        >>> Merges(2, [(0, 1), (0, 2)])._apply_to_one([0, 0, 1])
+        [3]
+        """
         made_of, width, size = self._made, self._width, self.size
         row = [GAP, *ids, GAP]
-        span = len(row)  # made * span + start sorts like (made, start), in half the memory
+        span = len(row)  # made * span + start sorts like (made, start) and takes half the memory
         queue = [made_of[pair] * span + at for at, pair in enumerate(pairwise(row)) if pair in made_of]
         heapify(queue)
         while queue:
@@ -300,6 +397,7 @@ class Merges:
                 heappush(queue, made_of[before, made] * span + start - width[before])
             if (made, after) in made_of:
                 heappush(queue, made_of[made, after] * span + start)
+        # Step from symbol to symbol
         merged, at = [], 1
         while at <= len(ids):
             merged.append(row[at])

@@ -1,7 +1,12 @@
 """From the blocks of a text to ids: each distinct word is encoded once, and a table does the rest.
 
-Blocks come in groups. Threads do what can be done for each block by itself, as NumPy lets go of the interpreter lock.
-In between, the calling thread alone puts what is new into the tables, so that nothing depends on the threads' order.
+The way of a text: `Encoder.encode` takes a group of blocks and cuts each into chunks (gpt/tokenizer/spelling.py). A
+`_Table` looks up the ids of each chunk. It hands chunks that it has never seen to the function that it was made with:
+for the kind `word` this is `ids_of_words`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`,
+which cuts them into words and looks these up in a second table, whose function is `ids_of_words`.
+
+Threads do the work that each block needs by itself, because NumPy releases the interpreter lock. In between, the
+calling thread alone puts new strings into the tables, so the order of the threads changes nothing.
 """
 
 import math
@@ -9,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,41 +23,113 @@ from gpt.tokenizer.bpe import GAP, Merges
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
 from gpt.tokenizer.spelling import Spelling
 
-_TABLE_LIMIT = 1 << 23  # strings and their ids together: 200 to 300 MB, and `byte` has two tables
-_MOST = 8  # threads: the calling one has no work for more
-_GROUP = 4  # blocks per thread, as threads wait for one another twice a group; each takes some 10 MB
+_TABLE_LIMIT = 1 << 23  # strings and ids that a table holds: 200 to 300 MB, and `byte` has two tables
+_MAX_THREADS = 8  # threads at most: the calling thread cannot keep more of them busy
+_GROUP = 4  # blocks per thread in a group, as threads wait for one another twice a group; each takes some 10 MB
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Ids(NamedTuple):
-    """The ids of strings one after the other; how many each string has, and how many characters it lost. All int32."""
+    """The ids of strings one after the other; ids per string; characters that each string has lost. All int32."""
 
     ids: np.ndarray
     lengths: np.ndarray
     lost: np.ndarray
 
 
-EncodeNew = Callable[[bytes], Ids]  # of distinct strings, each with MARK behind it
+EncodeNew = Callable[[bytes], Ids]  # function that encodes distinct strings, each with MARK behind it
 
 
-def encoder(spelling: Spelling, merges: Merges) -> "Encoding":
-    """What encodes a text."""
+class Run(Protocol):
+    """A function that is called like `map` with one argument per call, and may work in several threads."""
 
-    def encode_words(words: bytes) -> Ids:
-        row, lost = spelling.spell([words])
-        row = merges.apply(row)
-        is_gap = row == GAP
-        return Ids(row[~is_gap], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
 
-    return Encoding(spelling, encode_words, _TABLE_LIMIT)
+
+def _in_this_thread(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
+    """`map` itself, with the signature of Run."""
+    return map(function, items)
+
+
+class Encoder:
+    """Encodes the blocks of a text. It calls `encode_words` with the words that it has not seen yet, for their ids.
+
+    Words and ids are forgotten once they are more than 8 million together, unless `keep_words` is true.
+
+    Example: the ids of a new `byte` tokenizer are bytes plus 1, and MARK is not part of a word.
+
+    >>> from gpt.tokenizer.spelling import ByteSpelling
+    >>> encoder = Encoder(ByteSpelling, partial(ids_of_words, ByteSpelling(), Merges(257)))
+    >>> [(ids.tolist(), lost) for ids, lost in encoder.encode(["hi", " hi"])]
+    [([105, 106], 0), ([33, 105, 106], 0)]
+    """
+
+    def __init__(self, spelling: Spelling | type[Spelling], encode_words: EncodeNew, keep_words: bool = False) -> None:
+        self._spelling = spelling
+        self._words = self._chunks = _Table(encode_words, math.inf if keep_words else _TABLE_LIMIT)
+        if spelling.cut is not None:
+            self._chunks = _Table(partial(self._encode_chunks, spelling.cut), _TABLE_LIMIT)
+
+    def encode(self, blocks: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
+        """Yields, for each block, its ids, int32 [n], and how many of its characters have none.
+
+        A verbatim `<|endoftext|>` is id 0 wherever it stands. Raises ValueError for a lone surrogate.
+        """
+        threads = min(available_threads(), _MAX_THREADS)
+        remaining = iter(blocks)
+        # A ThreadPoolExecutor yields the first results while it still makes later ones
+        with ThreadPoolExecutor(threads) as pool:
+            while group := list(islice(remaining, _GROUP * threads)):
+                run: Run = _Threads(pool) if len(group) > 1 else _in_this_thread
+                chunks = list(run(self._spelling.chunks, group))
+                for found in self._chunks.look_up(chunks, run):
+                    yield found.ids, int(found.lost.sum())
+
+    def _encode_chunks(self, cut: Callable[[bytes], tuple[Strings, np.ndarray]], chunks: bytes) -> Ids:
+        """The ids of new chunks: cut them into words, look these up, and add up lengths and losses chunk by chunk.
+
+        Example: chunks of 2 and 1 words have their first words at 0 and 2. Words with 1, 3 and 2 ids make chunks with
+        4 and 2.
+        """
+        words, count = cut(chunks)
+        (found,) = self._words.look_up([words])
+        first = np.cumsum(count) - count
+        return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
+
+
+def ids_of_words(spelling: Spelling, merges: Merges, words: bytes) -> Ids:
+    r"""Spell and merge words, each with MARK behind it.
+
+    Example: the alphabet is a = 1, a</w> = 2, b = 3, b</w> = 4, and the only merge makes ab</w> = 5 of (1, 4). "b"
+    keeps its id, and "xab" loses its x.
+
+    >>> from gpt.tokenizer.spelling import WordSpelling
+    >>> found = ids_of_words(WordSpelling("ab"), Merges(5, [(1, 4)]), b"b\xffxab\xff")
+    >>> found.ids.tolist(), found.lengths.tolist(), found.lost.tolist()
+    ([4, 5], [1, 1], [0, 1])
+    """
+    row, lost = spelling.spell([words])
+    row = merges.apply(row)
+    is_gap = row == GAP
+    return Ids(row[~is_gap], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
 
 
 def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
-    """The distinct words of a text, MARK behind each, in several strings; and how often each occurs, int64 [words].
+    r"""Count the distinct words of a text: (the words, MARK behind each, in several strings; counts, int64 [words]).
 
-    A word's number serves as its only id, so that counting ids counts words. ValueError for a lone surrogate.
+    A word's number serves as its only id, so counting ids counts words. Raises ValueError for a lone surrogate.
+
+    Example:
+
+    >>> from gpt.tokenizer.spelling import WordSpelling
+    >>> words, counts = count_words(WordSpelling, ["the cat", " saw the dog"])
+    >>> sorted(zip(b"".join(words).split(b"\xff"), counts.tolist()))
+    [(b'cat', 1), (b'dog', 1), (b'saw', 1), (b'the', 2)]
     """
     words: list[bytes] = []
-    counts = np.zeros(1, np.int64)  # of the end-of-text mark, which has the number 0
+    counts = np.zeros(1, np.int64)  # counts by number; number 0 is the end-of-text mark
 
     def number_words(new: bytes) -> Ids:
         nonlocal counts
@@ -61,51 +138,30 @@ def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[b
         counts = np.append(counts, np.zeros(count, np.int64))
         return Ids(np.arange(first, first + count, dtype=np.int32), np.ones(count, np.int32), np.zeros(count, np.int32))
 
-    for numbers, _ in Encoding(spelling, number_words, math.inf)(blocks):
+    for numbers, _ in Encoder(spelling, number_words, keep_words=True).encode(blocks):
         np.add.at(counts, numbers, 1)
     return words, counts[1:]
 
 
-class Encoding:
-    """Called with the blocks of a text, it gives the ids of each, int32 [n], and how many characters have none.
+class _Threads:
+    """Runs a function for each item in the threads of a pool; in this thread if the system grants no more threads."""
 
-    `encode_words` gives the ids of new words. Words and ids are forgotten once they are more than `limit` together.
-    Threads come from a ThreadPoolExecutor, as results are taken in order while later ones are still being made.
-    """
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
 
-    def __init__(self, spelling: Spelling | type[Spelling], encode_words: EncodeNew, limit: float):
-        self._spelling = spelling
-        self._words = _Table(encode_words, limit)
-        self._chunks = self._words if spelling.cut is None else _Table(self._encode_chunks, _TABLE_LIMIT)
-
-    def __call__(self, blocks: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
-        """A verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate."""
-        threads = min(available_threads(), _MOST)
-        blocks = iter(blocks)
-        with ThreadPoolExecutor(threads) as pool:
-            while group := list(islice(blocks, _GROUP * threads)):
-                run = partial(_run, pool) if len(group) > 1 else map
-                for found in self._chunks.look_up(list(run(self._spelling.chunks, group)), run):
-                    yield found.ids, int(found.lost.sum())
-
-    def _encode_chunks(self, chunks: bytes) -> Ids:
-        words, count = self._spelling.cut(chunks)
-        (found,) = self._words.look_up([words])
-        first = np.cumsum(count) - count
-        return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
-
-
-def _run(pool: ThreadPoolExecutor, function: Callable, items: Sequence) -> Iterator:
-    """map(function, items) in the threads of a pool; in this one alone if the system grants no more threads."""
-    try:
-        return pool.map(function, items)
-    except RuntimeError:  # "can't start new thread", or in later calls "cannot schedule new futures after shutdown"
-        pool.shutdown(cancel_futures=True)
-        return map(function, items)
+    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
+        try:
+            return self._pool.map(function, items)
+        except RuntimeError:  # "can't start new thread", later "cannot schedule new futures after shutdown"
+            self._pool.shutdown(cancel_futures=True)
+            return map(function, items)
 
 
 class _Table:
-    """String → ids. What is new is encoded all at once by `encode_new`."""
+    """String → ids. All new strings of a look-up are encoded at once by `encode_new`.
+
+    The table forgets all strings at a look-up if strings and ids are more than `limit` together.
+    """
 
     def __init__(self, encode_new: EncodeNew, limit: float):
         self._encode_new = encode_new
@@ -121,20 +177,23 @@ class _Table:
         self._known = Ids(np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
         self._start = np.zeros(1, np.int32)
 
-    def look_up(self, texts: Sequence[Strings], run: Callable[..., Iterator] = map) -> Iterator[Ids]:
-        """The ids of the strings of each text. `run` is called as map is, and may work in several threads."""
+    def look_up(self, texts: Sequence[Strings], run: Run = _in_this_thread) -> Iterator[Ids]:
+        """Yields the ids of the strings of each text. `run` may work in several threads; adding happens in this one."""
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()
         numbers = list(run(self._lexicon.find, texts))
         try:
             self._add(texts, numbers)
-        except BaseException:  # Ctrl-C too: strings that have a number but no ids would be given those of others
+        except BaseException:  # Ctrl-C too: a string that has a number but no ids would later get another one's
             self._clear()
             raise
         return run(partial(_gathered, self._known, self._start), numbers)
 
     def _add(self, texts: Sequence[Strings], numbers: Sequence[np.ndarray]) -> None:
-        """Number and encode the strings that are UNKNOWN in `numbers`, and write their numbers there."""
+        """Number and encode the strings whose number is UNKNOWN, and write their numbers into `numbers`.
+
+        A string that is new in two texts is UNKNOWN in both, but added with the first and found with the second.
+        """
         new = []
         for strings, number in zip(texts, numbers, strict=True):
             (unknown,) = (number == UNKNOWN).nonzero()
@@ -147,6 +206,14 @@ class _Table:
 
 
 def _gathered(known: Ids, start: np.ndarray, number: np.ndarray) -> Ids:
+    """The ids of the strings that have these numbers. The ids of string i begin at `known.ids[start[i]]`.
+
+    Example: string 0 has the id 7, string 1 the ids 5 and 6. The strings 1, 0, 1 then have the ids at 1, 2, 0, 1, 2.
+
+    >>> known = Ids(np.array([7, 5, 6]), np.array([1, 2]), np.array([0, 0]))
+    >>> _gathered(known, start=np.array([0, 1]), number=np.array([1, 0, 1])).ids.tolist()
+    [5, 6, 7, 5, 6]
+    """
     lengths = known.lengths[number]
     end = np.cumsum(lengths)
     place = np.repeat(start[number] - (end - lengths), lengths)

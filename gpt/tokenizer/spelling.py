@@ -1,11 +1,15 @@
-"""How the two kinds of tokenizer see a text: where it is cut, how words are spelled in ids, how ids become text again.
+"""How the two kinds of tokenizer see a text: how it is cut, how words are spelled in ids, how ids become text again.
 
-A text is cut into chunks, and a chunk into words, which merging never leaves. For `word` the two are the same: what
-stands between white space. For `byte` a chunk is that with the white space before it, and its words are GPT-2's
-pieces: only distinct chunks are cut into them. No piece is in two chunks, as no alternative of GPT-2's pattern goes on
-from what is no white space to what is. In both, the end-of-text mark is a chunk by itself.
+A text is cut into chunks, and a chunk into words. Merging never crosses the end of a word. Tables of distinct chunks
+and words then do the rest (gpt/tokenizer/encoding.py).
+- `word`: a chunk is a run of characters between white space, and it is also the word. "it's  12" has the chunks "it's"
+  and "12".
+- `byte`: a chunk is a run of other characters with the white space before it. Its words are GPT-2's pieces. "it's  12"
+  has the chunks "it's" and "  12", which have the pieces "it", "'s" and " ", " 12". A piece never spans two chunks,
+  because GPT-2's pattern never matches white space after other characters.
+In both, the end-of-text mark is a chunk by itself.
 
-All of it is done on whole arrays of bytes or code points. Several strings in one come each with MARK behind it.
+All of this works on whole arrays of bytes or code points. Several strings in one `bytes` have MARK behind each.
 """
 
 import codecs
@@ -25,23 +29,23 @@ from gpt.tokenizer.unicode_table import LETTERS, NUMBERS
 
 END_OF_WORD = "</w>"
 
-_UNKNOWN = -2  # a character without an id
-_ALL = 0x110000  # code points
-_MARK_POINT = 0xDC00 + MARK[0]  # what Python's "surrogateescape" makes of a MARK
-_FIRST_GAP = np.array([GAP], np.int32)
-_NOTHING = np.zeros(0, np.int32)
+_UNKNOWN = -2  # id of a character that has none
+_ALL = 0x110000  # number of code points in Unicode
+_MARK_POINT = 0xDC00 + MARK[0]  # code point that Python's "surrogateescape" makes of a MARK
+_FIRST_GAP = np.array([GAP], np.int32)  # GAP before the first word of a row
+_NOTHING = np.zeros(0, np.int32)  # array of no words, so that there is always something to concatenate
 
-# Unicode's White_Space beyond ASCII, as two and as three bytes of UTF-8
+# White space beyond ASCII (Unicode's White_Space): the characters of two bytes in UTF-8, and those of three
 _WIDE_WHITE = (
     [c.encode() for c in "\x85\xa0"],
     [c.encode() for c in ("\u1680", *map(chr, range(0x2000, 0x200B)), *"\u2028\u2029\u202f\u205f\u3000")],
 )
-# What GPT-2's pattern tells apart
+# Kinds of characters in GPT-2's pattern: the end of a chunk, the space, other white space, letters, digits, other signs
 _END, _SPACE, _WHITE, _LETTER, _DIGIT, _OTHER = range(6)
 
 
 class Decoder(Protocol):
-    """Ids to text, one at a time: what `feed` and `finish` return, joined, is what `decode` gives for all the ids."""
+    """Turns ids into text one at a time. The results of all `feed` calls and of `finish`, joined, equal `decode`'s."""
 
     def feed(self, id: int) -> str: ...
 
@@ -49,7 +53,10 @@ class Decoder(Protocol):
 
 
 class WordSpelling:
-    """Words between white space, as characters. Of character number k, the ids 2k + 1 and 2k + 2 are c and c</w>."""
+    """Words between white space, spelled in characters.
+
+    Character number k has two ids: 2k + 1 within a word, and 2k + 2, with `</w>`, at the end of a word.
+    """
 
     least = 3
     suffix = END_OF_WORD
@@ -57,10 +64,10 @@ class WordSpelling:
     hf_decoder = {"type": "BPEDecoder", "suffix": END_OF_WORD}
 
     def __init__(self, characters: Iterable[str] = ()):
-        characters = list(characters)
-        self.alphabet = [END_OF_TEXT, *chain.from_iterable((c, c + END_OF_WORD) for c in characters)]
-        self._ids = np.full(_ALL, _UNKNOWN, np.int32)  # of code points
-        self._ids[[ord(c) for c in characters]] = np.arange(1, 2 * len(characters), 2)
+        known = list(characters)
+        self.alphabet = [END_OF_TEXT, *chain.from_iterable((c, c + END_OF_WORD) for c in known)]
+        self._ids = np.full(_ALL, _UNKNOWN, np.int32)  # ids by code point
+        self._ids[[ord(c) for c in known]] = np.arange(1, 2 * len(known), 2)
         self._ids[_MARK_POINT] = GAP
 
     @classmethod
@@ -69,22 +76,34 @@ class WordSpelling:
 
     @classmethod
     def fit(cls, words: Sequence[bytes], counts: np.ndarray, vocab_limit: int) -> tuple["WordSpelling", str | None]:
-        """Characters enter by count while they fit, ties by code point; advice if they would fill over half.
+        r"""Choose the alphabet: (spelling, advice). The most frequent characters enter, of equals the lower code point.
 
-        `words` holds words in any number of strings, `counts` how often each of them occurs.
+        `words` holds words in any number of strings, and `counts` says how often each of them occurs. The advice is a
+        line for the user if the characters would fill more than half of the vocabulary, else None.
+        Raises UserError if there is no word.
+
+        Example: "ab" occurs once and "b" twice, so b comes before a.
+
+        >>> spelling, advice = WordSpelling.fit([b"ab\xffb\xff"], np.array([1, 2]), vocab_limit=8)
+        >>> spelling.alphabet
+        ['<|endoftext|>', 'b', 'b</w>', 'a', 'a</w>']
         """
-        times = np.zeros(_ALL)  # float64, as bincount's weights are: exact up to 2^53
+        # Add up the counts of the words that each character is in; MARK ends a word and is counted with it
+        times = np.zeros(_ALL)  # counts by code point; float64, as bincount's weights are: exact up to 2^53
+        counted = 0  # words of the strings before
         for some in words:
             code_points = _code_points(some)
             (end,) = (code_points == _MARK_POINT).nonzero()
-            counted, counts = counts[: len(end)], counts[len(end) :]
-            times += np.bincount(code_points, np.repeat(counted, np.diff(end, prepend=-1)), _ALL)
+            weights = np.repeat(counts[counted : counted + len(end)], np.diff(end, prepend=-1))
+            times += np.bincount(code_points, weights, _ALL)
+            counted += len(end)
         times[_MARK_POINT] = 0
         (found,) = times.nonzero()
         if not len(found):
             raise UserError(
                 f"the text has no word to train on, only white space and {END_OF_TEXT} marks: give a text with words"
             )
+        # A character takes two ids: with and without </w>
         advice = None
         if 4 * len(found) > vocab_limit:
             advice = (
@@ -96,25 +115,40 @@ class WordSpelling:
 
     @staticmethod
     def chunks(text: str) -> Strings:
-        """ValueError for a lone surrogate."""
+        r"""Cut a text into its words and end-of-text marks. Raises ValueError for a lone surrogate.
+
+        Example:
+
+        >>> WordSpelling.chunks("the cat<|endoftext|>\nsat").joined().split(b"\xff")
+        [b'the', b'cat', b'', b'', b'sat', b'']
+        """
         data = b" " + _encoded(text).replace(MARK, b" " + MARK + b" ") + b" " * MARGIN
         white = _white(data)
+        # Words and white space alternate, white space first: every second edge begins a word
         edge = (white[1:] != white[:-1]).nonzero()[0] + 1
         return Strings(data, edge[::2], edge[1::2] - edge[::2])
 
     cut = None  # a chunk is a word
 
     def spell(self, words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The row of the known characters' ids, and how many characters each word has lost, int32 [words].
+        r"""Spell words: (the row of their characters' ids; the number of characters each word has lost, int32 [words]).
 
         A word whose last character is unknown ends without </w>.
+
+        Example: the alphabet is a = 1, a</w> = 2, b = 3, b</w> = 4. "ab" becomes a b</w>, and "xbx" loses both x.
+
+        >>> row, lost = WordSpelling("ab").spell([b"ab\xffxbx\xff"])
+        >>> row.tolist(), lost.tolist()
+        ([-1, 1, 4, -1, 3, -1], [0, 2])
         """
         rows, lost = [_FIRST_GAP], [_NOTHING]
         for some in words:
+            # Ids of characters, with GAP for each MARK; the id of c</w> is one more than that of c
             row = self._ids[_code_points(some)]
             (gap,) = (row == GAP).nonzero()
             known = row != _UNKNOWN
             row[gap - 1] += known[gap - 1]
+            # Unknown characters go; their number per word is counted from each word's first character to its GAP
             rows.append(row[known])
             lost.append(np.add.reduceat(~known, gap - np.diff(gap, prepend=-1) + 1, dtype=np.int32))
         return np.concatenate(rows), np.concatenate(lost)
@@ -128,7 +162,7 @@ class WordSpelling:
 
     @staticmethod
     def joinable(left: str, right: str) -> bool:
-        """No merge may spell a `</w>` that stands in the text: it would read as the end of a word."""
+        """Whether a merge is allowed. It may not spell a `</w>` of the text, which would read as the end of a word."""
         return (left + right).count(END_OF_WORD) == right.count(END_OF_WORD)
 
     @staticmethod
@@ -184,13 +218,24 @@ class ByteSpelling:
 
     @staticmethod
     def chunks(text: str) -> Strings:
-        """ValueError for a lone surrogate."""
+        r"""Cut a text into words with the white space before them, and end-of-text marks.
+
+        A chunk begins at the first character, at white space after other characters, at a mark and after a mark.
+        Raises ValueError for a lone surrogate.
+
+        Example:
+
+        >>> ByteSpelling.chunks("it's  12<|endoftext|>a b").joined().split(b"\xff")
+        [b"it's", b'  12', b'', b'', b'a', b' b', b'']
+        """
         data = _encoded(text)
         padded = data + b" " * MARGIN
         white = _white(padded)[: len(data)]
+        # A chunk begins at white space that follows other characters …
         begins = white.copy()
         begins[1:] &= ~white[:-1]
         begins[:1] = True
+        # … and at a mark and behind it
         if MARK in data:
             (mark,) = (np.frombuffer(data, np.uint8) == MARK[0]).nonzero()
             begins[mark] = True
@@ -200,36 +245,56 @@ class ByteSpelling:
 
     @staticmethod
     def cut(chunks: bytes) -> tuple[Strings, np.ndarray]:
-        r"""GPT-2's pieces of each chunk, and how many those are, intp [chunks].
+        r"""Cut chunks into GPT-2's pieces: (the pieces; how many each chunk has, intp [chunks]).
 
         The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`: contractions, runs
-        of letters, of digits or of other signs with the space before them, and white space less its last character if
-        something follows.
+        of letters, of digits or of other signs with the space before them, and white space without its last character
+        if something follows.
+
+        Example: the apostrophe of "it's" begins a contraction, which ends after one letter. The second space before 12
+        belongs to the digits.
+
+        >>> pieces, count = ByteSpelling.cut(b"it's\xff  12!\xff")
+        >>> pieces.joined().split(b"\xff")[:-1], count.tolist()
+        ([b'it', b"'s", b' ', b' 12', b'!'], [2, 3])
         """
-        points = np.append(_code_points(chunks), np.uint32([_MARK_POINT, _MARK_POINT]))
+        # Every character beside its neighbors; two marks at the end, so that two characters follow every quote
+        points = np.append(_code_points(chunks), np.array([_MARK_POINT, _MARK_POINT], np.uint32))
         kind = _kinds()[points]
         before, after = np.append(np.uint8(_END), kind[:-1]), np.append(kind[1:], np.uint8(_END))
         white, white_before, white_after = (np.isin(k, (_SPACE, _WHITE)) for k in (kind, before, after))
+        # A piece begins at the first and last white space of a run (at the first only, if the chunk ends there); and at
+        # a change of kind, unless a space goes before it, which then has begun the piece. Marks are pieces for now.
         begins = np.where(
             white,
             ~white_before | ~white_after & (after != _END),
             (kind != before) & (before != _SPACE) | (kind == _END),
         )
+        # A contraction is one piece, and another one begins behind it
         (quote,) = (begins & (points == ord("'"))).nonzero()
         letters = _contraction(points[quote + 1], points[quote + 2])
         quote, letters = quote[letters > 0], letters[letters > 0]
         begins[quote + 1] = False
         begins[quote + 1 + letters] = True
+        # From code points to bytes: UTF-8 marks all but the first byte of a character with the upper bits 10
         (begin,) = begins[:-2].nonzero()
         is_end = kind[begin] == _END
-        first_bytes = ((np.frombuffer(chunks, np.uint8) & 0xC0) != 0x80).nonzero()[0]  # of the code points
+        first_bytes = ((np.frombuffer(chunks, np.uint8) & 0xC0) != 0x80).nonzero()[0]
         start = first_bytes[begin]
+        # Drop the marks; the number of pieces between two of them is that of a chunk
         pieces = Strings(chunks + bytes(MARGIN), start, np.diff(start, append=len(chunks)))
         return pieces.take(~is_end), np.diff(is_end.nonzero()[0], prepend=-1) - 1
 
     @staticmethod
     def spell(words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """The row of the words' bytes, and the zeros that say that nothing is lost, int32 [words]."""
+        r"""Spell words: (the row of their bytes' ids; a zero per word, int32 [words], because no byte is ever lost).
+
+        Example:
+
+        >>> row, lost = ByteSpelling.spell([b"\x00\x01\xff\x02\xff"])
+        >>> row.tolist(), lost.tolist()
+        ([-1, 1, 2, -1, 3, -1], [0, 0])
+        """
         data = np.frombuffer(b"".join(words), np.uint8)
         row = np.concatenate([_FIRST_GAP, data.astype(np.int32) + 1])
         row[1:][data == MARK[0]] = GAP
@@ -237,7 +302,7 @@ class ByteSpelling:
 
     @staticmethod
     def unknown(text: str) -> Counter[str]:
-        """No character is unknown."""
+        """Always empty: every character is known."""
         return Counter()
 
     @staticmethod
@@ -246,7 +311,7 @@ class ByteSpelling:
 
     @staticmethod
     def byte_length(piece: str) -> int:
-        """A piece spells each of its bytes in one character."""
+        """The piece's bytes: each is spelled in one character."""
         return len(piece)
 
     @staticmethod
@@ -255,7 +320,7 @@ class ByteSpelling:
 
 
 class _ByteDecoder:
-    """Bytes wait until they make a character; malformed ones become U+FFFD, as in Hugging Face's ByteLevel."""
+    """Holds bytes back until they make a character. Malformed ones become U+FFFD, as in Hugging Face's ByteLevel."""
 
     _BYTE = {character: byte for byte, character in enumerate(_byte_characters())}
 
@@ -275,7 +340,7 @@ SPELLINGS: dict[str, type[Spelling]] = {"word": WordSpelling, "byte": ByteSpelli
 
 
 def _encoded(text: str) -> bytes:
-    """UTF-8 with MARK for each end-of-text mark."""
+    """The text in UTF-8, with MARK for each end-of-text mark. Raises ValueError for a lone surrogate."""
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
@@ -284,12 +349,20 @@ def _encoded(text: str) -> bytes:
 
 
 def _white(data: bytes) -> np.ndarray:
-    """Which bytes belong to white space (Unicode's White_Space), bool [n]. `data` must end in MARGIN spaces."""
+    r"""Whether each byte belongs to white space (Unicode's White_Space), bool [n]. `data` must end in MARGIN spaces.
+
+    Example: the no-break space U+00A0 has the bytes C2 A0.
+
+    >>> _white("a\xa0b".encode() + b" " * MARGIN)[:4].tolist()
+    [False, True, True, False]
+    """
     array = np.frombuffer(data, np.uint8)
-    white = (array == ord(" ")) | (array - np.uint8(ord("\t")) < 5)
+    white: np.ndarray = (array == ord(" ")) | (array - np.uint8(ord("\t")) < 5)
     if not data.isascii():
-        four_bytes = np.ndarray(len(data) - 3, "<u4", data, strides=(1,))  # from each byte on
+        # four_bytes[i] is made of the bytes i … i + 3, the first one lowest
+        four_bytes = np.ndarray(len(data) - 3, "<u4", data, strides=(1,))
         for wide in _WIDE_WHITE:
+            # Look at the whole character wherever the first byte of a wide one stands
             size = len(wide[0])
             (at,) = np.isin(array, [c[0] for c in wide]).nonzero()
             found = np.isin(four_bytes[at] & ((1 << 8 * size) - 1), [int.from_bytes(c, "little") for c in wide])
@@ -300,7 +373,7 @@ def _white(data: bytes) -> np.ndarray:
 
 @cache
 def _white_points() -> np.ndarray:
-    """Which code points are white space (Unicode's White_Space), bool [code points]."""
+    """Whether each code point is white space (Unicode's White_Space), bool [code points]."""
     white = np.zeros(_ALL, bool)
     white[[*map(ord, "\t\n\v\f\r "), *(ord(c.decode()) for c in chain(*_WIDE_WHITE))]] = True
     return white
@@ -308,9 +381,14 @@ def _white_points() -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    """Of each code point, which of the kinds that GPT-2's pattern tells apart, uint8 [code points].
+    """The kind of each code point in GPT-2's pattern, uint8 [code points].
 
-    One version of Unicode, whatever is installed, so that a text has the same ids everywhere.
+    The letters and digits are those of one version of Unicode, so that a text has the same ids on every machine.
+
+    Example: "a" is a letter, "7" a digit, a newline white space, "!" another sign.
+
+    >>> [int(_kinds()[ord(c)]) for c in "a7\\n!"] == [_LETTER, _DIGIT, _WHITE, _OTHER]
+    True
     """
     kinds = np.full(_ALL, _OTHER, np.uint8)
     for kind, ranges in ((_LETTER, LETTERS), (_DIGIT, NUMBERS)):
@@ -323,13 +401,23 @@ def _kinds() -> np.ndarray:
 
 
 def _contraction(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How many letters after an apostrophe belong to it, int64 [n]: 1 for s, t, m, d, 2 for re, ve, ll, else 0."""
+    """The letters that belong to an apostrophe, int64 [n]: 1 for s, t, m, d, 2 for re, ve, ll, else 0.
+
+    `first` and `second` are the code points of the two characters that follow it.
+
+    Example: 's, 're and 'ra (a letter that belongs to no contraction).
+
+    >>> _contraction(*(np.array([*map(ord, letters)], np.uint32) for letters in ("srr", " ea"))).tolist()
+    [1, 2, 0]
+    """
     both = first.astype(np.uint64) << np.uint64(32) | second
+    one = np.isin(first, [*map(ord, "stmd")])
     two = np.isin(both, np.array([ord(a) << 32 | ord(b) for a, b in ("re", "ve", "ll")], np.uint64))
-    return np.isin(first, [*map(ord, "stmd")]) + 2 * two
+    letters: np.ndarray = one + 2 * two
+    return letters
 
 
 def _code_points(text: bytes) -> np.ndarray:
-    """uint32 [characters], where a MARK counts as one."""
-    text = text.decode("utf-8", "surrogateescape")
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    """The code points of UTF-8 text, uint32 [characters]. MARK is a character too, _MARK_POINT."""
+    characters = text.decode("utf-8", "surrogateescape")
+    return np.frombuffer(characters.encode("utf-32-le", "surrogatepass"), np.uint32)

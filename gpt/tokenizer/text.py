@@ -1,8 +1,8 @@
 """Text files, read block by block.
 
-What is a character, a newline or a mark at the beginning is the file's business: nothing is translated, so that the
-blocks joined are the file's very text. Blocks end where every tokenizer has a seam, so that tokenizing block by block
-gives what tokenizing the whole text gives.
+Nothing is translated: newlines and a byte order mark stay as they are, so the blocks joined are exactly the file's
+text. A block ends at a seam, a place at which every kind of tokenizer cuts. So the ids of the blocks, one after the
+other, are the ids of the whole text.
 """
 
 import codecs
@@ -17,15 +17,15 @@ from gpt.system.reading import SMALL, irregular, parse
 
 END_OF_TEXT = "<|endoftext|>"
 
-# The rightmost seam: before a run of white space (what precedes it keeps its pieces, and a space stays with the word
-# that follows) or before the end-of-text mark. `regex` means White_Space by \s; `re` would add U+001C to U+001F.
+# Pattern of the rightmost seam: before a run of white space (GPT-2's pieces before it stay the same, and a space stays
+# with the word behind it) or before the end-of-text mark. \s is White_Space in `regex`; `re` adds U+001C to U+001F.
 _LAST_SEAM = regex.compile(r"(?r)(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")", regex.DOTALL)
 
-_HEAD = 4096  # bytes that show the kind of a file
+_HEAD = 4096  # bytes at the beginning of a file that show its kind
 _UNPACK = "unpack it, and give the text that was in it"
 _CONVERT = "convert it, for example with `iconv -f UTF-16 -t UTF-8`"
 _TABLE = "write the texts in it to a UTF-8 file"
-# First bytes of files that people give as texts, the kind of such a file, and advice
+# Formats of files that people give instead of a text: the first bytes, the kind, advice
 _FORMATS = [
     (re.compile(beginning, re.DOTALL), what, advice)
     for beginning, what, advice in (
@@ -46,15 +46,23 @@ _FORMATS = [
 
 
 def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
-    """The text of a UTF-8 file in blocks of about `block_chars` characters (at most, while seams lie that close).
+    """The text of a UTF-8 file in blocks of about `block_chars` characters.
 
     Every block but the last ends just before a run of white space (Unicode White_Space) or just before a verbatim
-    `<|endoftext|>`; what offers neither comes in one block, however long. Joined, the blocks are the file's text,
-    with its newlines as they are and its byte order mark, if it has one, as the character U+FEFF.
-    Raises UserError for a file that is missing, no regular file, unreadable, empty, or not UTF-8.
+    `<|endoftext|>`. A stretch of text without either comes in one block, however long. Joined, the blocks are the
+    file's text, with its newlines as they are and its byte order mark, if it has one, as the character U+FEFF.
+    Raises UserError for a file that is missing, not a regular file, unreadable, empty, or not UTF-8.
+
+    Example:
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "text.txt").write_text("the cat sat on the mat")
+    ...     list(read_blocks(Path(folder, "text.txt"), block_chars=10))
+    ['the cat', ' sat on the', ' mat']
     """
-    held: list[str] = []  # text without a seam
-    tail = ""  # its end, where the next characters may complete a seam
+    held: list[str] = []  # text without a seam so far
+    tail = ""  # end of that text, which together with the next characters may make a seam
     for text in _decoded(Path(path), block_chars):
         text = tail + text
         seam = _LAST_SEAM.search(text)
@@ -71,7 +79,7 @@ def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
 def _decoded(path: Path, size: int) -> Iterator[str]:
     """The file's characters, `size` bytes at a time."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte that is not decoded yet
+    offset = 0  # place in the file of the first byte that is not decoded yet
     try:
         with cannot(f"read {path}"):
             if what := irregular(path):
@@ -80,7 +88,7 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
                     f"{path} is {what}, but a text is read more than once: write it to a file, and give that one"
                 )  # fmt: skip
             with open(path, "rb") as file:
-                _raise_if_no_text(path, file.peek(_HEAD)[:_HEAD])
+                _raise_unless_text(path, file.peek(_HEAD)[:_HEAD])
                 while data := file.read(size):
                     undecoded = len(decoder.getstate()[0])
                     yield decoder.decode(data)
@@ -93,16 +101,16 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8: byte {offset + error.start} ({error.object[error.start]:#04x}) is "
-            "no part of a character: convert the file to UTF-8"
+            "not part of a character: convert the file to UTF-8"
         ) from None
 
 
-def _raise_if_no_text(path: Path, head: bytes) -> None:
-    """UserError for a file whose first bytes are those of something else than UTF-8 text."""
+def _raise_unless_text(path: Path, head: bytes) -> None:
+    """UserError for a file that does not begin like UTF-8 text but like another format."""
     for beginning, what, advice in _FORMATS:
         if beginning.match(head):
             raise UserError(f"{path} is {what}: {advice}")
-    if 4 * head.count(0) > len(head):  # letters of two bytes each, of which one is mostly 0
+    if 4 * head.count(0) > len(head):  # letters have two bytes in UTF-16, and one of them is mostly 0
         raise UserError(f"{path} is not UTF-8, but looks like UTF-16 without its mark: {_CONVERT}")
 
 

@@ -7,11 +7,22 @@ Two kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they mer
 
 Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A text is split into
 words, each distinct word is merged once, and a table does the rest (gpt/tokenizer/encoding.py).
+
+Example:
+
+>>> tokenizer = Tokenizer(vocab_limit=260, kind="byte")
+>>> tokenizer.train_bpe("the cat sat on the mat")
+>>> ids = tokenizer.encode("the rat")
+>>> [tokenizer.piece(id) for id in ids]
+['the', 'Ġ', 'r', 'at']
+>>> tokenizer.decode(ids)
+'the rat'
 """
 
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +33,12 @@ from gpt.errors import UserError, shown
 from gpt.system.files import write_atomically
 from gpt.system.reading import LARGE, read_json
 from gpt.tokenizer.bpe import Merges, learn
-from gpt.tokenizer.encoding import count_words, encoder
+from gpt.tokenizer.encoding import Encoder, count_words, ids_of_words
 from gpt.tokenizer.spelling import SPELLINGS, Decoder, Spelling
 from gpt.tokenizer.text import END_OF_TEXT
 
-_LIMIT = 1 << 31  # tokens
-_MENTIONED = 10  # characters that a message names
+_LIMIT = 1 << 31  # tokens in a vocabulary must be fewer: ids are int32
+_MENTIONED = 10  # characters that a message names at most
 _OURS = "a tokenizer that hipgpt has made"
 _INSTEAD = (
     "tokenizer.json may be one that `hipgpt tokenize` wrote, or such a one saved again by Hugging Face's tokenizers, "
@@ -36,11 +47,13 @@ _INSTEAD = (
 
 
 class Tokenizer:
-    """Byte-pair encoding of at most `vocab_limit` tokens, everything counted. Blank until `train_bpe` or `load`.
+    """Byte-pair encoding with at most `vocab_limit` tokens, `<|endoftext|>` and the alphabet included.
 
+    A new tokenizer has no merges: call `train_bpe`, or make one with `load`.
     `advice` is one line for the user after a training that left little room for merges, else None.
-    `lost` counts the characters that encoding has left out because the vocabulary lacks them, each by itself.
-    Raises UserError for an unknown kind and for a limit below what the kind needs (word 3, byte 257) or beyond int32.
+    `lost` counts each character that encoding has left out because the vocabulary lacks it.
+    Raises UserError for an unknown kind, for a limit below the least of its kind (word 3, byte 257) and for a limit of
+    2^31 or more.
     """
 
     def __init__(self, vocab_limit: int = TokenizerConfig.vocab_limit, kind: str = TokenizerConfig.kind):
@@ -58,12 +71,13 @@ class Tokenizer:
         self._become(SPELLINGS[kind](), [])
 
     def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
+        """Take over an alphabet and merges."""
         self._spelling = spelling
         self._pieces = list(spelling.alphabet)
         for left, right in pairs:
             self._pieces.append(self._pieces[left] + self._pieces[right])
         self._merges = Merges(len(spelling.alphabet), pairs)
-        self._encoding = encoder(spelling, self._merges)
+        self._encoder = Encoder(spelling, partial(ids_of_words, spelling, self._merges))
 
     @property
     def vocab_size(self) -> int:
@@ -72,11 +86,19 @@ class Tokenizer:
     def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
 
-        Long texts belong in blocks: memory then follows the number of distinct words, and threads share the work.
+        Give a long text in blocks: memory is then needed for its distinct words only, and threads share the work.
         `progress` is called as (merges done, merges planned).
-        Raises UserError if there is no word to learn from, ValueError for a lone surrogate.
+        Raises UserError if there is no word to learn from or far too many, ValueError for a lone surrogate.
+
+        Example: from a file, `tokenizer.train_bpe(read_blocks("data/data.txt"))`. From a text:
+
+        >>> tokenizer = Tokenizer(vocab_limit=8, kind="word")
+        >>> tokenizer.train_bpe("ab ab b")
+        >>> [tokenizer.piece(id) for id in range(tokenizer.vocab_size)]
+        ['<|endoftext|>', 'b', 'b</w>', 'a', 'a</w>', 'ab</w>']
         """
-        words, counts = count_words(SPELLINGS[self.kind], [text] if isinstance(text, str) else text)
+        blocks = [text] if isinstance(text, str) else text
+        words, counts = count_words(SPELLINGS[self.kind], blocks)
         spelling, self.advice = SPELLINGS[self.kind].fit(words, counts, self.vocab_limit)
         row, _ = spelling.spell(words)
         del words  # learning can use the memory
@@ -84,17 +106,30 @@ class Tokenizer:
         self._become(spelling, learn(row, counts, spelling.alphabet, most, spelling.joinable, progress))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; a verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate.
+        """The ids of a text. A verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate.
 
-        A long text wants less memory and more threads in blocks: `encode_blocks`.
+        For a long text use `encode_blocks`, which takes less memory and more threads.
+
+        Example: a new `byte` tokenizer has one id per byte.
+
+        >>> Tokenizer(kind="byte").encode("hi<|endoftext|>")
+        [105, 106, 0]
         """
         (ids,) = self.encode_blocks([text])
-        return ids.tolist()
+        numbers: list[int] = ids.tolist()
+        return numbers
 
     def encode_blocks(self, blocks: Iterable[str]) -> Iterator[np.ndarray]:
         """The ids of a text that comes in blocks as `read_blocks` cuts them: one int32 array [ids] per block.
 
-        Up to 4 blocks for each thread (there are at most 8) are read before the ids of the first of them appear.
+        Blocks are read in groups of up to 4 per thread, and at most 8 threads work. The ids of the first block of a
+        group come when the whole group has been read. Raises ValueError for a lone surrogate.
+
+        Example:
+
+        >>> tokenizer = Tokenizer(kind="byte")
+        >>> [ids.tolist() for ids in tokenizer.encode_blocks(["hi", " hi"])]
+        [[105, 106], [33, 105, 106]]
         """
         held: deque[str] = deque()  # blocks whose ids are still to come
 
@@ -103,7 +138,7 @@ class Tokenizer:
                 held.append(block)
                 yield block
 
-        for ids, dropped in self._encoding(passing()):
+        for ids, dropped in self._encoder.encode(passing()):
             block = held.popleft()
             if dropped:
                 self.lost.update(self.unknown(block))
@@ -111,20 +146,42 @@ class Tokenizer:
 
     @property
     def dropped(self) -> int:
-        """How many characters encoding has left out."""
+        """The number of characters that encoding has left out."""
         return self.lost.total()
 
     def unknown(self, text: str) -> Counter[str]:
-        """The characters of a text that encoding leaves out, and how often each occurs. ValueError as for `encode`."""
+        """The characters of a text that encoding leaves out, and how often each occurs. ValueError as for `encode`.
+
+        Example:
+
+        >>> tokenizer = Tokenizer(kind="word")
+        >>> tokenizer.train_bpe("ab ab b")
+        >>> tokenizer.unknown("abc cd")
+        Counter({'c': 2, 'd': 1})
+        """
         return self._spelling.unknown(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids. Bytes that are no UTF-8 become U+FFFD. UserError for an id outside the vocabulary."""
+        """The text of the ids. Bytes that are not UTF-8 become U+FFFD. UserError for an id outside the vocabulary.
+
+        Example:
+
+        >>> Tokenizer(kind="byte").decode([105, 106])
+        'hi'
+        """
         decoder = self.decoder()
         return "".join(map(decoder.feed, ids)) + decoder.finish()
 
     def decoder(self) -> Decoder:
-        """A decoder for ids that arrive one by one; it never gives away half a character."""
+        """A decoder for ids that arrive one by one. It returns only whole characters.
+
+        Example: "é" has two bytes, so its first id returns nothing yet.
+
+        >>> tokenizer = Tokenizer(kind="byte")
+        >>> decoder = tokenizer.decoder()
+        >>> [decoder.feed(id) for id in tokenizer.encode("né")], decoder.finish()
+        (['n', '', 'é'], '')
+        """
         return self._spelling.decoder(self.piece)
 
     def piece(self, id: int) -> str:
@@ -134,21 +191,36 @@ class Tokenizer:
         return self._pieces[id]
 
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of UTF-8 text each token stands for, int64 [vocab_size].
+        """The number of bytes of UTF-8 text that each token decodes to, int64 [vocab_size].
 
-        They are those that it decodes to, where a word's end is the one space that stands behind it. So for `byte` the
-        sum over a text's tokens is the size of the text; for `word` it is that of the text with single spaces between
-        words, as further white space is neither kept nor predicted.
+        The end of a word counts as the one space behind it. So for `byte` the sum over a text's tokens is the size of
+        the text. For `word` it is the size of the text with single spaces between words, because further white space
+        is neither kept nor predicted.
+
+        Example:
+
+        >>> tokenizer = Tokenizer(kind="word")
+        >>> tokenizer.train_bpe("ab ab b")
+        >>> tokenizer.byte_lengths()[tokenizer.encode("ab b")].tolist()
+        [3, 2]
         """
         return np.array([self._spelling.byte_length(piece) for piece in self._pieces], np.int64)
 
     def save(self, path: str | Path) -> None:
-        """Write a tokenizer.json that Hugging Face `tokenizers` loads and that gives the same ids and strings there."""
+        """Write a tokenizer.json. Hugging Face's `tokenizers` loads it too, and gives the same ids and strings.
+
+        The file is replaced at once or not at all.
+
+        Example: `tokenizer.save("tokenizer.json")`, later `tokenizer = Tokenizer.load("tokenizer.json")`.
+        """
         write_atomically(path, json.dumps(self._document(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a file that `save` wrote (Hugging Face may have written it again). UserError if it is anything else."""
+        """Read a file that `save` wrote (Hugging Face may have saved it again). UserError if it is anything else.
+
+        Example: `Tokenizer.load("checkpoints/tales/tokenizer.json").encode("Once upon a time")`.
+        """
         path = Path(path)
         try:
             document = read_json(path, {}, _OURS, _INSTEAD, LARGE)
@@ -188,18 +260,18 @@ class Tokenizer:
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> "Tokenizer":
-        """Rebuild from the alphabet and the merges alone; ValueError unless that gives the very same document."""
+        """Rebuild a tokenizer from its alphabet and merges. ValueError unless its own document is the very same."""
         model = document["model"]
         ids = model["vocab"]
         pieces = sorted(ids, key=ids.__getitem__)
         "".join(pieces).encode()  # ValueError for a lone surrogate
         limit = model.setdefault("vocab_limit", len(pieces))
         if {type(number) for number in (limit, *ids.values())} != {int} or limit >= _LIMIT:
-            raise ValueError("a number that is none")
-        # Each merge spells the next piece. If that were not known, pieces that double could fill the memory.
+            raise ValueError("an id or a limit that is not an integer below 2^31")
+        # Each merge must spell the next piece. Without this check, merges that double a piece could fill the memory.
         for (left, right), piece in zip(model["merges"], pieces[len(pieces) - len(model["merges"]) :], strict=True):
             if left + right != piece or ids[left] >= ids[piece] or ids[right] >= ids[piece]:
-                raise ValueError("a merge of something else")
+                raise ValueError("a merge that does not spell the next piece")
         kind = "word" if model["end_of_word_suffix"] else "byte"
         tokenizer = cls(max(limit, SPELLINGS[kind].least), kind)
         alphabet = pieces[: len(pieces) - len(model["merges"])]
@@ -207,17 +279,20 @@ class Tokenizer:
             SPELLINGS[kind].from_alphabet(alphabet), [(ids[left], ids[right]) for left, right in model["merges"]]
         )
         if tokenizer._document() != document or len(pieces) > limit:
-            raise ValueError("not what save writes")
+            raise ValueError("a document that save does not write")
         return tokenizer
 
 
-def loss(what: str, lost: Counter[str], characters: int) -> str:
-    """One line for the user about a text that has lost some of its characters: which, the most frequent ones first.
+def loss(source: str, lost: Counter[str], characters: int) -> str:
+    """One line for the user about a text that has lost characters. It names the most frequent ones.
 
-    For example "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)".
+    Example:
+
+    >>> loss("--prompt", Counter({"é": 2, "ü": 1}), 12)
+    "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)"
     """
     by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))
     named = ", ".join(f"{c!r} ({count:,})" for c, count in by_count[:_MENTIONED])
     more = len(by_count) - _MENTIONED
     named += f" and {more:,} others" if more > 1 else " and one other" if more == 1 else ""
-    return f"{what} loses {lost.total():,} of its {characters:,} characters, which the vocabulary lacks: {named}"
+    return f"{source} loses {lost.total():,} of its {characters:,} characters, which the vocabulary lacks: {named}"

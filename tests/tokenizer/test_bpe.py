@@ -83,14 +83,14 @@ def test_applying_equals_replacing_pair_after_pair(long, words, texts):
     for rank, pair in enumerate(pairs):
         expected = [replaced(word, pair, len(ALPHABET) + rank) for word in expected]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt.tokenizer.bpe._LONG", long)
+        patch.setattr("gpt.tokenizer.bpe._LONGEST_ABREAST", long)
         assert applied(Merges(len(ALPHABET), pairs), texts) == expected
 
 
 @given(words=counted_words)
 def test_rare_pairs_wait_until_their_turn_and_change_nothing(words):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt.tokenizer.bpe._AT_ONCE", 1)
+        patch.setattr("gpt.tokenizer.bpe._FEWEST_CANDIDATES", 1)
         assert learn(words, ALPHABET, 4) == plainly_learned(words, 4)
 
 

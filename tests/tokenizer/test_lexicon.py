@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Numbering, Strings, _hashed
 
-# About the seams between integers (8 bytes) and to the dictionary (32), and with what strings are padded with elsewhere
+# Lengths near those at which a string needs another integer (8 bytes) or the dictionary (32), and bytes used as padding
 alike = st.integers(1, 40).map(lambda n: (b"\0ab" * 14)[:n])
 strings = alike | st.binary(min_size=1, max_size=40).map(lambda s: s.replace(b"\xff", b"\xfe"))
 texts = st.lists(strings, max_size=30)
@@ -51,7 +51,7 @@ def test_keys_that_share_a_slot_find_their_way():
 
 
 def test_words_that_differ_in_the_last_bytes_of_their_integers_have_different_hashes():
-    """Of 59,319 random hashes the upper 32 bits are the same for 0.4 pairs."""
+    """Among 59,319 random hashes, 0.4 pairs are expected to have the same upper 32 bits."""
     lanes = np.meshgrid(*[np.arange(33, 72, dtype=np.uint64) << np.uint64(56)] * 3)
     assert len(np.unique(_hashed([lane.ravel() for lane in lanes]) >> np.uint64(32))) > 59_000
 

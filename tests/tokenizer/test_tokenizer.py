@@ -1,4 +1,4 @@
-"""gpt/tokenizer.py: what it promises by itself, and that Hugging Face reads its file and agrees with it."""
+"""gpt/tokenizer/tokenizer.py: its own promises, and that Hugging Face reads its file and gives the same ids."""
 
 import json
 import os
@@ -134,7 +134,7 @@ def test_byte_pieces_are_hugging_faces_for_every_code_point():
 
 
 def test_byte_pieces_of_characters_newer_than_the_table_are_those_of_other_signs():
-    letter = "\U00033479"  # of Unicode 17
+    letter = "\U00033479"  # a letter of Unicode 17
     assert byte_pieces(f"a{letter}a 1{letter}") == ["a", letter, "a", " 1", letter]
 
 
@@ -282,7 +282,7 @@ def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(mon
     ids, sizes = [], []
     for block in bounded.encode_blocks(read_blocks(tmp_path / "corpus.txt", 8)):
         ids += block.tolist()
-        sizes.append(len(bounded._encoding._chunks))
+        sizes.append(len(bounded._encoder._chunks))
     assert ids == whole.encode(CORPUS)
     assert max(sizes) < 10 + 8 * 2 * threads  # a group more than the limit: a string has a byte at least
     assert sizes != sorted(sizes)  # it has been cleared
@@ -296,7 +296,7 @@ def test_after_an_interruption_the_same_tokenizer_encodes_as_ever(monkeypatch, k
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ours._encoding._words, "_encode_new", interrupted)
+        patch.setattr(ours._encoder._words, "_encode_new", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ours.encode("the cat")
     for text in ("a mat", "the cat"):
@@ -310,7 +310,7 @@ def test_an_error_in_a_later_group_leaves_no_thread_behind_and_a_tokenizer_that_
     ours, expected, threads = trained(kind), trained(kind).encode(CORPUS), threading.active_count()
 
     def blocks():
-        yield from ["the cat"] * 2 * gpt.tokenizer.encoding._MOST
+        yield from ["the cat"] * 2 * gpt.tokenizer.encoding._MAX_THREADS
         if error is UserError:
             raise UserError("the file ends in the middle of a character")
         yield "a\ud800"
