@@ -16,7 +16,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gpt.errors import naming
-from gpt.system.filesystem import IS_WINDOWS, note, reason, sync, sync_directory, sync_tree, try_lock, try_symlink
+from gpt.system.filesystem import (
+    IS_WINDOWS,
+    note,
+    reason,
+    sync,
+    sync_directory,
+    sync_tree,
+    try_lock,
+    try_second_name,
+    try_symlink,
+)
 
 
 @contextmanager
@@ -88,8 +98,8 @@ def write_atomically(target: str | os.PathLike[str], text: str) -> None:
 def commit(staged: Path, committed: Path) -> None:
     """Let all files in the directory `staged` replace those of the same names in the directory above it, or none.
 
-    First `staged` is renamed to `committed`, a name beside it. This is the rename that counts. Then the files are moved
-    up one by one. If the process is killed meanwhile, `finish_commit` moves the others. Raises OSError.
+    First `staged` is renamed to `committed`, a name beside it. This is the rename that counts. Then the files are put
+    into their places one by one. If the process is killed meanwhile, `finish_commit` does that again. Raises OSError.
 
     Example:
         commit(run / ".tokenizing", run / ".tokenized")  # .tokenizing/tokens.bin replaces tokens.bin, and so on
@@ -102,14 +112,31 @@ def commit(staged: Path, committed: Path) -> None:
 
 
 def finish_commit(committed: Path) -> None:
-    """Complete a commit after the rename that counts (see `commit`). Does nothing if there was none. Raises OSError."""
+    """Complete a commit after the rename that counts (see `commit`). Does nothing if there was none. Raises OSError.
+
+    The files stay in `committed` too until all of their new places are on the disk. If they were moved instead, a power
+    cut could take a file from one directory before it is in the other.
+    """
     if not committed.is_dir():
         return
     for name in sorted(os.listdir(committed)):
-        os.replace(committed / name, committed.parent / name)
+        _put_into_place(committed / name, committed.parent / name)
     sync_directory(committed.parent)
-    committed.rmdir()
+    remove(committed)
     sync_directory(committed.parent)
+
+
+def _put_into_place(source: Path, place: Path) -> None:
+    """Let the file `source` replace `place`. It keeps its old name as well, if the file system has hard links."""
+    discard_leftovers(place)
+    temporary = _temporary_name(place)
+    try:
+        if try_second_name(source, temporary):
+            os.replace(temporary, place)
+        else:
+            os.replace(source, place)
+    finally:
+        remove(temporary)  # it is still there if `place` was a name of this file already
 
 
 def discard_leftovers(target: Path) -> None:

@@ -75,6 +75,19 @@ def try_symlink(link: Path, target: str) -> OSError | NotImplementedError | None
     return None
 
 
+def try_second_name(path: Path, name: Path) -> bool:
+    """Give a file the second name `name` (a hard link). False if the file system has no hard links; raises any other
+    OSError.
+    """
+    try:
+        os.link(path, name)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        return False
+    return True
+
+
 def sync(path: Path) -> None:
     """Put a file's bytes on the disk, if its file system can. Raises OSError, which names the file."""
     with open(path, "rb+") as file:

@@ -54,7 +54,7 @@ ERRORS = {
 LACKING = (
     ("symlink", "EPERM"), ("symlink", "ENOSYS"), ("symlink", "EOPNOTSUPP"), ("chmod", "EPERM"), ("chmod", "EOPNOTSUPP"),
     ("utime", "EPERM"), ("fsyncdir", "EINVAL"), ("flock", "ENOSYS"), ("flock", "ENOLCK"), ("flock", "EOPNOTSUPP"),
-    ("mmap", "ENODEV"),
+    ("mmap", "ENODEV"), ("link", "EPERM"),
 )  # fmt: skip
 _REAL_SHARE = 64
 

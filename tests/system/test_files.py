@@ -3,12 +3,14 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
 from gpt.errors import told
+from gpt.system import files
 from gpt.system.files import (
     atomic_directory,
     atomic_path,
@@ -130,6 +132,23 @@ def test_a_text_that_does_not_fit_on_the_disk_leaves_the_old_one_and_is_named(tm
     assert names(tmp_path) == {"file"}
 
 
+def test_a_commit_keeps_its_files_until_their_new_places_are_on_the_disk(tmp_path, monkeypatch):
+    """A power cut may keep one directory's changes and lose the other's."""
+    staged, committed, held = tmp_path / "staged", tmp_path / "committed", []
+    staged.mkdir()
+    for name in "ab":
+        (staged / name).write_text("new")
+    sync_directory = files.sync_directory
+
+    def synced(path):
+        held.append(names(committed) if committed.is_dir() else set())
+        sync_directory(path)
+
+    monkeypatch.setattr(files, "sync_directory", synced)
+    commit(staged, committed)
+    assert held[1] == {"a", "b"}
+
+
 @pytest.mark.parametrize("moves", [0, 1, 2])
 def test_a_commit_that_is_cut_short_is_finished_by_the_next_process(tmp_path, monkeypatch, moves):
     staged, committed = tmp_path / "staged", tmp_path / "committed"
@@ -148,8 +167,7 @@ def test_a_commit_that_is_cut_short_is_finished_by_the_next_process(tmp_path, mo
     def cut():
         os.replace = dying
         if moves == 2:
-            os.rmdir = die
-            type(committed).rmdir = die
+            shutil.rmtree = lambda *_, **__: die()
         commit(staged, committed)
 
     assert in_a_child(cut) == -signal.SIGKILL
