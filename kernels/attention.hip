@@ -174,24 +174,6 @@ template <int N> DEVICE float row_max(const M::Acc (&tiles)[N], int s, float lar
   return M::row_max(largest);
 }
 
-// tiles = 2^(tiles * factor - shift), of which this lane's elements go to sums; then dropout, of keys from `column` on.
-template <int N>
-DEVICE void exponentials(M::Acc (&tiles)[N], float factor, const PerRow& shift, PerRow& sums
-#if DROPOUT
-                         , const Dropout& dropout, const uint32 (&hash)[M::SLOTS], int column
-#endif
-) {
-  UNROLL for (int i = 0; i < N; i++) {
-    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      tiles[i].v[e] = exp2_fast(tiles[i].v[e] * factor - shift[M::slot(e)]);
-      sums[M::slot(e)] += tiles[i].v[e];
-#if DROPOUT
-      tiles[i].v[e] *= dropout.factor(hash[M::slot(e)], column + 16 * i + M::column(e));
-#endif
-    }
-  }
-}
-
 // Each row times its factor
 template <int N> DEVICE void scale_rows(M::Acc (&tiles)[N], const PerRow& factors) {
   UNROLL for (int i = 0; i < N; i++) {
@@ -262,11 +244,16 @@ KERNEL(THREADS) attention(const T* qkv, T* out, float* lse, int heads, int seq, 
       shift[s] = largest * exponent;
     }
     scale_rows(o, factors);
+    // P = 2^(exponent S - shift), its sum in this lane, and dropout, in one loop: as a function it compiles differently.
+    UNROLL for (int i = 0; i < OTHERS / 16; i++) {
+      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+        p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
+        l[M::slot(e)] += p[i].v[e];
 #if DROPOUT
-    exponentials(p, exponent, shift, l, dropout, hash, start);
-#else
-    exponentials(p, exponent, shift, l);
+        p[i].v[e] *= dropout.factor(hash[M::slot(e)], start + 16 * i + M::column(e));
 #endif
+      }
+    }
 
     // O += P V
     pair.second_slice(stage).template add_product<OTHERS>(o, p, 0);
