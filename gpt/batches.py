@@ -141,7 +141,7 @@ class Batches:
         is_worth_it = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
         self._read_ahead = mapping if is_worth_it else None  # the file of which windows are fetched ahead
         self._foretold: dict[int, np.ndarray] = {}  # index of a batch → starts of its windows, announced already
-        self._index: int | None = None  # of the last batch
+        self._index: int | None = None  # index of the last batch
 
     def train(self, index: int, out: Batch | None = None) -> Batch:
         """Micro-batch number `index` (step · accumulate + micro-step, any size): ids and labels, int32 [batch, seq].

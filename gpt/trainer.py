@@ -69,7 +69,7 @@ class TrainStep:
 
     def _write_inputs(self, number: int, micro_step: int) -> None:
         config = self.train_config
-        index = (number - 1) * config.accumulate + micro_step  # of the micro-batch, since the run's first step
+        index = (number - 1) * config.accumulate + micro_step  # counts micro-batches since the run's first step
         with self._inputs.written() as inputs:
             self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
             inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
