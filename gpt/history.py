@@ -32,7 +32,7 @@ class History:
 
     `evaluations` has the validation losses so far, by step. All conclusions follow from them, so that a run that was
     killed and resumed comes to the same conclusions at the same steps as a run that was not. Losses on another
-    held-out part of the text cannot be compared, so a run that goes on with another `val_fraction` begins to count anew.
+    held-out part of the text cannot be compared: a run that goes on with another `val_fraction` begins to count anew.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batches: what each step reads, against the formula written out position by position."""
+"""Batches: the tokens of each step, against the formula written out position by position."""
 
 import mmap
 import sys
@@ -21,7 +21,7 @@ def batches(n: int, batch: int = 2, seq: int = 4, sampling="sequential", seed=0,
 
 
 def starts(data: Batches, count: int) -> np.ndarray:
-    """Where the windows of the first `count` sequences start, [count]."""
+    """The starts of the windows of the first `count` sequences, [count]."""
     return np.concatenate([data.train(index)[0][:, 0] for index in range(-(-count // data.batch))])[:count]
 
 
@@ -295,7 +295,7 @@ def mapped(tmp_path, monkeypatch):
 
 
 def announced(tokens: np.memmap, batch) -> bool:
-    """Whether all tokens of a batch lie in bytes that were announced (but for what is behind a seam)."""
+    """Whether all tokens of a batch lie in bytes that were announced, except those behind a seam."""
     ranges = np.array(tokens._mmap.announced)
     for row, ahead in zip(*batch, strict=True):
         first, last = 4 * int(row[0]), 4 * int(ahead[-1])  # a token is its own position

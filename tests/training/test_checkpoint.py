@@ -56,7 +56,7 @@ def same(left, right):
 
 
 def is_complete(found, step):
-    """Whether all parts of a checkpoint are, bit for bit, what was saved at `step`."""
+    """Whether all parts of a checkpoint equal, bit for bit, those that were saved at `step`."""
     weights, optimizer, counters = state(step, optimizer=found.train.optimizer)
     moments, counts = found.optimizer()
     return found.step == step and same(found.weights(), weights) and same(moments, optimizer) and counts == counters
