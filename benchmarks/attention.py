@@ -3,18 +3,22 @@
     python benchmarks/attention.py hipgpt 32 12 1024 64
     python benchmarks/attention.py cudnn 32 12 1024 64
 
-Prints one JSON object, {"ms": …}: the median of several groups of replays of a recorded graph, timed by events of the
-device, so that nothing the host does is in it. Needs a GPU.
+Prints one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed by events of
+the device, so that the host's own work does not count. Needs a GPU.
 """
 
 import json
-import statistics
 from collections.abc import Callable
+from typing import TypeVar
 
 import click
 import numpy as np
 
-GROUPS, REPLAYS = 5, 20
+from gpt.timing import time_groups
+
+WARM_UP = 20  # replays
+
+Mark = TypeVar("Mark")
 
 
 def hipgpt(batch: int, heads: int, seq: int, head_dim: int) -> float:
@@ -32,9 +36,7 @@ def hipgpt(batch: int, heads: int, seq: int, head_dim: int) -> float:
         ops.attention(qkv, out=out, lse=lse)
         ops.attention_backward(dout, qkv, out, lse, dqkv)
 
-    return median_ms(
-        ops.replayed(step), ops.timeline.mark, lambda begin, end: ops.timeline.seconds_between(begin, end) * 1e3
-    )
+    return median_ms(ops.replayed(step), ops.timeline.mark, ops.timeline.seconds_between)
 
 
 def pytorch(side: str, *shape: int) -> float:
@@ -44,7 +46,7 @@ def pytorch(side: str, *shape: int) -> float:
 
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(side == "fa2-deterministic")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a check of PyTorch's own, and not for free
+    torch.utils.deterministic.fill_uninitialized_memory = False  # PyTorch's own check, which costs time
     backend = SDPBackend.CUDNN_ATTENTION if side == "cudnn" else SDPBackend.FLASH_ATTENTION
     q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
     inputs = [each.requires_grad_() for each in (q, k, v)]
@@ -53,7 +55,7 @@ def pytorch(side: str, *shape: int) -> float:
         with sdpa_kernel(backend):
             torch.autograd.grad(scaled_dot_product_attention(q, k, v, is_causal=True), inputs, dout)
 
-    aside = torch.cuda.Stream()  # recording wants everything to have run before, and on such a stream
+    aside = torch.cuda.Stream()  # a graph can be recorded only after its work has run once on a side stream
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         step()
@@ -67,23 +69,21 @@ def pytorch(side: str, *shape: int) -> float:
         event.record()
         return event
 
-    def ms_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    def seconds_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         end.synchronize()
-        return begin.elapsed_time(end)
+        return begin.elapsed_time(end) / 1e3
 
-    return median_ms(graph.replay, mark, ms_between)
+    return median_ms(graph.replay, mark, seconds_between)
 
 
-def median_ms(once: Callable[[], object], mark: Callable, ms_between: Callable) -> float:
-    for _ in range(REPLAYS):
-        once()
-    times = []
-    for _ in range(GROUPS):
-        begin = mark()
-        for _ in range(REPLAYS):
-            once()
-        times.append(ms_between(begin, mark()) / REPLAYS)
-    return statistics.median(times)
+def median_ms(
+    replay: Callable[[], object], mark: Callable[[], Mark], seconds_between: Callable[[Mark, Mark], float]
+) -> float:
+    """The median time of a replay on the device's own clock."""
+    for _ in range(WARM_UP):
+        replay()
+    start = mark()
+    return time_groups(replay, lambda: seconds_between(start, mark())).median * 1e3
 
 
 @click.command()

@@ -3,17 +3,16 @@
     python benchmarks/cpu.py [ROW …] [--rounds N]
 
 Rows are those of ROWS (default: all, about ten minutes on two cores). Every measurement is a process of its own, and a
-round measures hipgpt and each peer right after one another: machines drift, so the ratio printed is the median over
-rounds of the ratio to the fastest peer of that round. Of a step, each process reports the median after a warm-up and
-its largest resident memory (ru_maxrss). All sides may use all cores, in float32.
+round measures hipgpt and each peer right after one another. Machines drift, so the ratio printed is the median over
+rounds of the ratio to the fastest peer of that round. Each process reports the median time of a step after a warm-up,
+as gpt/timing.py takes it, and its largest resident memory (ru_maxrss). All sides may use all cores, in float32.
 
-"numba" is hipgpt as it trains where that is installed, "hipgpt" computes with NumPy alone. The peer of the steps is a
-GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both eager and compiled; that of
-generation is GPT2LMHeadModel.generate with its cache and the same sampling. Weights are random. Needs
+"numba" is hipgpt as it trains if numba is installed, "hipgpt" computes with NumPy alone. The steps are compared with a
+GPT-2 in PyTorch with scaled_dot_product_attention, fused AdamW and gradient clipping, both eager and compiled.
+Generation is compared with GPT2LMHeadModel.generate with its cache and the same sampling. Weights are random. Needs
 `pip install "hipgpt[peers]"`, and for "compile" a C++ compiler.
 """
 
-import argparse
 import importlib.util
 import itertools
 import json
@@ -27,10 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-WARM_UP, SECONDS, LEAST = 2, 4.0, 3  # steps; how long steps are timed, and how many at least
+WARM_UP = 2  # steps that are not timed
 GENERATED = 200  # tokens
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -55,34 +55,32 @@ ROWS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join([*ROWS, 'start'])}")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--side", help=argparse.SUPPRESS)  # the process of one measurement
-    arguments = parser.parse_args()
-    if unknown := set(arguments.rows) - {*ROWS, "start"}:
-        parser.error(f"there is no row {unknown.pop()}")
-    if arguments.side:
-        what, shape, _ = ROWS[arguments.rows[0]]
-        print(json.dumps({"seconds": MEASUREMENTS[what, arguments.side](SHAPES[shape]), "bytes": peak_bytes()}))
+@click.command()
+@click.argument("rows", nargs=-1, metavar="[ROW]…", type=click.Choice([*ROWS, "start"]))
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--side", hidden=True)  # of a process that takes one measurement
+def main(rows: tuple[str, ...], rounds: int, side: str | None) -> None:
+    """Compare hipgpt with PyTorch and transformers on this CPU. ROW is default, medium, small, generate or start."""
+    if side:
+        work, shape, _ = ROWS[rows[0]]
+        click.echo(json.dumps({"seconds": MEASUREMENTS[work, side](SHAPES[shape]), "bytes": peak_bytes()}))
         return
-    for row in arguments.rows or [*ROWS, "start"]:
+    for row in rows or [*ROWS, "start"]:
         if row == "start":
-            print_start(arguments.rounds)
+            print_start(rounds)
         else:
-            print_row(row, arguments.rounds)
+            print_row(row, rounds)
 
 
 def print_row(row: str, rounds: int) -> None:
-    what, shape, sides = ROWS[row]
+    work, shape, sides = ROWS[row]
     command = [sys.executable, __file__, row, "--side"]
     results = [{side: json.loads(output([*command, side])) for side in sides} for _ in range(rounds)]
-    print(f"{what}, {shape}")
+    click.echo(f"{work}, {shape}")
     for side in sides:
         seconds, size = (statistics.median(each[side][key] for each in results) for key in ("seconds", "bytes"))
-        speed = f"{1 / seconds:,.0f} tokens/s" if what == "generate" else f"{seconds * 1e3:,.2f} ms"
-        print(f"  {side:<14}{speed:>20}{size / 2**20:>12,.0f} MiB at most")
+        speed = f"{1 / seconds:,.0f} tokens/s" if work == "generate" else f"{seconds * 1e3:,.2f} ms"
+        click.echo(f"  {side:<14}{speed:>20}{size / 2**20:>12,.0f} MiB at most")
     for side in (side for side in sides if side in OURS):
         faster, smaller = (
             statistics.median(
@@ -90,14 +88,16 @@ def print_row(row: str, rounds: int) -> None:
             )
             for key in ("seconds", "bytes")
         )
-        print(f"  {side} is {faster:.2f} times as fast, in {1 / smaller:.2f} of the memory", flush=True)
+        click.echo(f"  {side} is {faster:.2f} times as fast, in {1 / smaller:.2f} of the memory")
 
 
 def print_start(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        times = [start_times(Path(folder), f"run{number}") for number in range(rounds + 1)][1:]  # files are cached then
+        times = [start_times(Path(folder), f"run{number}") for number in range(rounds + 1)][
+            1:
+        ]  # the first reads the disk
     for name, seconds in zip(times[0], zip(*(each.values() for each in times), strict=True), strict=True):
-        print(f"start: {name:<52}{statistics.median(seconds):>6.2f} s", flush=True)
+        click.echo(f"start: {name:<52}{statistics.median(seconds):>6.2f} s")
 
 
 def start_times(folder: Path, name: str) -> dict[str, float]:
@@ -113,7 +113,7 @@ def start_times(folder: Path, name: str) -> dict[str, float]:
     ready = until_step_1([*hipgpt, "train", "--steps", "1", "--log-every", "1", *data], folder)
     return {
         "hipgpt --help": help_seconds,
-        "to the begin of step 1, default, tokens ready": ready[0],
+        "to the beginning of step 1, default, tokens ready": ready[0],
         "to the end of step 1, --preset tiny, tokenizing too": first[1],
     }
 
@@ -140,15 +140,13 @@ def peak_bytes() -> int:
 
 
 def median_seconds(step: Callable[[int], object]) -> float:
-    """Of step(0), step(1), … after a warm-up."""
-    numbers, times = itertools.count(), []
+    """The median time of step(0), step(1), … after a warm-up."""
+    from gpt.timing import time_groups
+
+    numbers = itertools.count()
     for _ in range(WARM_UP):
         step(next(numbers))
-    while len(times) < LEAST or sum(times) < SECONDS:
-        begin = time.perf_counter()
-        step(next(numbers))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+    return time_groups(lambda: step(next(numbers)), time.perf_counter).median
 
 
 # ---- hipgpt ----------------------------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     from gpt.batches import Batches
     from gpt.config import TrainConfig
     from gpt.ops import select
-    from gpt.trainer import Training
+    from gpt.trainer import TrainStep
 
     config = TrainConfig(batch_size=shape["batch"])
     tokens = np.random.default_rng(0).integers(
@@ -176,9 +174,9 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     ops = select("cpu", training=numba)
     if numba and ops.description == select("cpu").description:
         sys.exit("\n".join(ops.notes))
-    training = Training(model, config, batches, ops)
-    training.model.initialize(0)
-    return median_seconds(lambda number: training.step(number + 1))
+    train_step = TrainStep(model, config, batches, ops)
+    train_step.model.initialize(0)
+    return median_seconds(lambda number: train_step.run(number + 1))
 
 
 def hipgpt_generate(shape: dict[str, Any]) -> float:
@@ -203,17 +201,17 @@ def hipgpt_generate(shape: dict[str, Any]) -> float:
 def torch_step(shape: dict[str, Any], mode: str) -> float:
     model = model_config(shape)
     import torch
-    from pytorch_gpt2 import Training
+    from pytorch_gpt2 import TrainStep
 
     from gpt.config import TrainConfig
 
     config = TrainConfig(batch_size=shape["batch"])
-    training = Training(model, config, "cpu", "fp32", mode)
+    train_step = TrainStep(model, config, "cpu", "fp32", mode)
     tokens = torch.randint(model.vocab_size, (4, shape["batch"], model.max_seq_len + 1))
 
     def step(number: int) -> None:
         batch = tokens[number % 4]
-        training.step(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), config.peak_lr)
+        train_step.run(batch[:, :-1].contiguous(), batch[:, 1:].contiguous(), config.peak_lr)
 
     return median_seconds(step)
 

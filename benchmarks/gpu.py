@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py [--rows TEXT] [--runs N] [--json]
 
-Whatever is measured runs in a process of its own, and in every run the sides take turns, so that a GPU that gets warm
-or a neighbor that gets busy slows all of them down. What is printed are medians over the runs. PyTorch trains in three
-ways (eager, compiled, compiled with CUDA graphs) and has three attention kernels: in the first run all are measured,
-in the others those that were the best by some measure. Needs PyTorch, and transformers for its rows; a side that
-cannot run is named and left out.
+Each measurement runs in a process of its own, and in every run the sides take turns, so that a GPU that gets warm or a
+neighbor that gets busy slows all of them down. The figures printed are medians over the runs. PyTorch trains in three
+ways (eager, compiled, compiled with CUDA graphs) and has three attention kernels. The first run measures all of them,
+the others those that were the best by some measure. Needs PyTorch, and transformers for its rows. A side that cannot
+run is named and left out.
 """
 
 import json
@@ -32,16 +32,16 @@ ATTENTION = (sys.executable, str(HERE / "attention.py"))
 DATA = str(HERE.parent / "data" / "data.txt")
 OURS = "hipgpt"
 
-Side = Callable[[], dict[str, float]]  # measures once: values by the keys of MEASURES
+Side = Callable[[], dict[str, float]]  # takes one measurement: values by the keys of MEASURES
 
 
 class FailedError(Exception):
-    """A side that could not run, and why in a line."""
+    """A side could not run; the message is one line that says why."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a number means. `unit` is what it is divided by before it is printed."""
+    """The meaning of a number. It is divided by `unit` before it is printed."""
 
     label: str
     unit: float = 1
@@ -66,7 +66,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sides that do the same, OURS among them, and the measures that are of interest."""
+    """Sides that do the same work, OURS among them, and the measures to compare."""
 
     name: str
     measures: tuple[str, ...]
@@ -117,7 +117,7 @@ def _last_line(text: str) -> str:
 def training(name: str, precision: str, *measures: str) -> Comparison:
     preset = () if name == "default" else ("--preset", name)
     chosen = (*preset, "--precision", precision)
-    ours = (*HIPGPT, "bench", "--device", "gpu", "--json", "--optimizer", "adamw")  # as PyTorch's side
+    ours = (*HIPGPT, "bench", "--device", "gpu", "--json", "--optimizer", "adamw")  # PyTorch's too
     sides: dict[str, Side] = {OURS: partial(printed, *ours, *chosen)}
     for mode in ("eager", "compile", "graphs"):
         sides[f"PyTorch {mode}"] = partial(printed, *PYTORCH, "train", "--mode", mode, *chosen)
@@ -137,7 +137,7 @@ def attention(*shape: int) -> Comparison:
 
 
 def start_up() -> Comparison:
-    """From the start of a process; hipgpt's text is tokenized already."""
+    """Times from the start of a process. hipgpt's text is tokenized already."""
     run = ("--run-name", "start", "--data-path", DATA)
     train = (*HIPGPT, "train", "--device", "gpu", "--precision", "bf16", "--log-every", "1", *run)
     sides: dict[str, Side] = {OURS: partial(starts, train, before=(*HIPGPT, "tokenize", *run))}
@@ -162,7 +162,7 @@ COMPARISONS = [
 
 
 def compare(comparison: Comparison, runs: int) -> dict[str, dict[str, list[float]]]:
-    """Every value measured, by measure and side; sides that no measure calls the best peer are measured once."""
+    """Every value measured, by measure and side. Sides that are not the best peer by any measure are measured once."""
     values: dict[str, dict[str, list[float]]] = {measure: {} for measure in comparison.measures}
     sides = comparison.sides
     for _ in range(runs):

@@ -3,13 +3,13 @@
     python benchmarks/loss_against_pytorch.py data/shakespeare.txt --preset small --device cpu
     python benchmarks/loss_against_pytorch.py data/shakespeare.txt --preset gpt2-124M --steps 200
 
-Prints both losses on the way, and at the end how far the two curves lie apart over all steps. Of hipgpt's, PyTorch gets
-the first weights, the batches and the learning rates, and nothing after that. In bf16 it computes under autocast, which
-keeps the residual stream in float32.
+Prints both losses on the way, and at the end the distance of the two curves over all steps. PyTorch gets hipgpt's first
+weights, batches and learning rates, and nothing else. In bf16 it computes under autocast, which keeps the residual
+stream in float32.
 
-Training magnifies differences: where the loss stalls, one in the last digit of the weights grows to percents of the
-loss. So PyTorch trains a second time, from weights that differ by one rounding, and how far it parts from itself is
-printed beside. Needs PyTorch; 200 steps of `--preset small` take two minutes on two cores.
+Training magnifies differences: while the loss stalls, a difference in the last digit of the weights grows to percents
+of the loss. So PyTorch trains a second time, from weights that differ by one rounding, and its distance from itself is
+printed too. Needs PyTorch; 200 steps of `--preset small` take two minutes on two cores.
 """
 
 import tempfile
@@ -29,14 +29,16 @@ from gpt.ops import select
 from gpt.optim import learning_rate
 from gpt.prepare import prepare
 from gpt.run import Run
-from gpt.trainer import Training
+from gpt.trainer import TrainStep
 
 MANTISSA_BITS = {"fp32": 24, "tf32": 11, "bf16": 8}  # the leading one included
 
 
 @click.command()
 @click.argument("text", type=click.Path(exists=True, dir_okay=False))
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="As of hipgpt train; without it, the default model.")
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), help="Preset of hipgpt train; without it, the default model."
+)
 @click.option("--steps", default=200, show_default=True, metavar="N")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|gpu")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
@@ -55,20 +57,20 @@ def main(text: str, preset: str | None, steps: int, device: str, precision: str)
         raise click.ClickException(str(error)) from None
     click.echo(f"{ops.description}; PyTorch {torch.__version__}; {plan.describe(model)}")
 
-    training = Training(model, config, batches, ops)
-    training.model.initialize(config.seed)
-    weights = {name: ops.to_host(view) for name, view in training.model.weights.named.items()}
+    ours = TrainStep(model, config, batches, ops)
+    ours.model.initialize(config.seed)
+    weights = {name: ops.to_host(view) for name, view in ours.model.weights.named.items()}
     torch_device = "cpu" if ops.is_cpu else "cuda"
-    peers = [pytorch_gpt2.Training(model, config, torch_device, ops.precision, mode="eager") for _ in range(2)]
+    peers = [pytorch_gpt2.TrainStep(model, config, torch_device, ops.precision, mode="eager") for _ in range(2)]
     peers[0].module.load(weights)
     peers[1].module.load(rounded_otherwise(weights, ops.precision))
 
     losses = np.empty((steps, 3))  # hipgpt's, PyTorch's, and PyTorch's from the other weights
     for step in range(1, steps + 1):
-        training.step(step)
+        ours.run(step)
         ids, labels = (torch.from_numpy(array).to(torch_device).long() for array in batches.train(step - 1))
-        theirs = [peer.step(ids, labels, learning_rate(step, config)) for peer in peers]
-        losses[step - 1] = training.metrics().loss, *(loss.item() for loss in theirs)
+        theirs = [peer.run(ids, labels, learning_rate(step, config)) for peer in peers]
+        losses[step - 1] = ours.metrics().loss, *(loss.item() for loss in theirs)
         if step % max(1, steps // 10) == 0:
             click.echo("[Step {}] hipgpt {:.4f}, PyTorch {:.4f}".format(step, *losses[step - 1]))
     for name, other in (("hipgpt and PyTorch", 0), ("PyTorch and itself", 2)):

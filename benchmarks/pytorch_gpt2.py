@@ -3,16 +3,14 @@
     python benchmarks/pytorch_gpt2.py train --preset gpt2-124M --mode graphs
     python benchmarks/pytorch_gpt2.py generate --preset gpt2-124M
 
-Each prints one JSON object with keys as of `hipgpt bench --json`. A training step is what is usual: activations by
+Each prints one JSON object with keys as of `hipgpt bench --json`. A training step is the usual one: activations by
 autocast and the residual stream in float32, PyTorch's own choice of attention kernel, clipping by the global norm,
-fused AdamW; the tokens are on the device before the clock starts. Both need a GPU, `generate` transformers too.
+fused AdamW. The tokens are on the device before the clock starts. Both need a GPU, `generate` needs transformers too.
 """
 
 import itertools
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import click
@@ -21,21 +19,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gpt.bench import GENERATED, GROUP_SECONDS, GROUPS
+from gpt.bench import GENERATED
 from gpt.config import PRECISIONS, PRESETS, ModelConfig, SamplingConfig, TokenizerConfig, TrainConfig
 from gpt.model import INIT_STD
 from gpt.optim import BETAS, EPS
 from gpt.parameters import padded_vocab
 from gpt.plan import settle
+from gpt.timing import after, time_groups
 
-MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # how torch.compile calls them
-WARM_UP = 8  # steps after the first: graphs are recorded in them
-BATCHES = 4  # of random tokens, over and over
-VOCAB_MULTIPLE = 128  # to which vocabularies are padded, as hipgpt's are
+MODES = {"eager": None, "compile": "default", "graphs": "reduce-overhead"}  # torch.compile's names for them
+WARM_UP = 8  # steps after the first, in which graphs are recorded
+BATCHES = 4  # batches of random tokens, used over and over
+VOCAB_MULTIPLE = 128  # vocabularies are padded to a multiple of this, as hipgpt's are
 
 
 class Block(nn.Module):
-    """As hipgpt's: pre-LN, biases everywhere, GELU by the tanh approximation."""
+    """A block like hipgpt's: pre-LN, biases everywhere, GELU by the tanh approximation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -86,25 +85,27 @@ class GPT2(nn.Module):
 
 
 def linear_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """A tensor of hipgpt's, or its gradient, as GPT2 has it: the weight of a Linear is transposed."""
+    """A tensor of hipgpt, or its gradient, in the layout of GPT2: the weight of a Linear is transposed."""
     return array.T if array.ndim == 2 and ".c_" in name else array
 
 
-class Training:
-    """A GPT2, its optimizer, and a step. `mode` is one of MODES; `precision` "fp32", "tf32" or "bf16"."""
+class TrainStep:
+    """A GPT2, its optimizer, and a step. `mode` is one of MODES; `precision` is "fp32", "tf32" or "bf16"."""
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, device: str, precision: str, mode: str) -> None:
-        torch.manual_seed(config.seed)
+    def __init__(
+        self, model_config: ModelConfig, train_config: TrainConfig, device: str, precision: str, mode: str
+    ) -> None:
+        torch.manual_seed(train_config.seed)
         torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-        self.module = GPT2(model).to(device)
+        self.module = GPT2(model_config).to(device)
         parameters = list(self.module.parameters())
-        self.optimizer = _adamw(parameters, config)
+        self.optimizer = _adamw(parameters, train_config)
         self._loss = torch.compile(self.module, mode=MODES[mode]) if MODES[mode] else self.module
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-        self._parameters, self._clip, self._mode = parameters, config.grad_clip, mode
+        self._parameters, self._clip, self._mode = parameters, train_config.grad_clip, mode
 
-    def step(self, ids: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
-        """One step on int64 [batch, seq] ids and labels; returns their loss before it. Waits for nothing."""
+    def run(self, ids: torch.Tensor, labels: torch.Tensor, lr: float) -> torch.Tensor:
+        """Take a step on int64 [batch, seq] ids and labels. Returns their loss before it. Waits for nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self._mode == "graphs":
@@ -118,7 +119,7 @@ class Training:
         return loss.detach()
 
     def restart(self, tensors: Mapping[str, np.ndarray], config: TrainConfig) -> None:
-        """Begin anew from hipgpt's weights, given by name, with what is compiled already."""
+        """Begin anew from hipgpt's weights, given by name, without compiling again."""
         self.module.load(tensors)
         self.optimizer = _adamw(self._parameters, config)
 
@@ -136,30 +137,15 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=BETAS["adamw"], eps=EPS, fused=True)
 
 
-def median_ms(once: Callable[[], object]) -> float:
-    """The median over groups of about a second's worth of calls, as `hipgpt bench` takes it."""
-
-    def seconds(count: int) -> float:
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(count):
-            once()
-        torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / count
-
-    count = max(1, round(GROUP_SECONDS / seconds(1)))
-    return statistics.median(seconds(count) for _ in range(GROUPS)) * 1e3
-
-
 def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
-    """What `hipgpt bench` trains with that preset (None: the default)."""
+    """The model and training of `hipgpt bench` with that preset (None: the default)."""
     model, config = settle({"optimizer": "adamw"}, preset, start=None, resume=False)
     return replace(model, vocab_size=TokenizerConfig.of(preset).vocab_limit), config
 
 
 @click.group()
 def main() -> None:
-    """What PyTorch and Hugging Face take for what hipgpt does, on the first GPU."""
+    """Time PyTorch and Hugging Face on the first GPU, at the same work as hipgpt."""
 
 
 PRESET = click.option("--preset", type=click.Choice(list(PRESETS)))
@@ -170,24 +156,24 @@ PRESET = click.option("--preset", type=click.Choice(list(PRESETS)))
 @click.option("--mode", type=click.Choice(list(MODES)), default="eager")
 @click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="bf16")
 def train(preset: str | None, mode: str, precision: str) -> None:
-    """Train on random tokens. The first step's end is told on standard error, for those who time it."""
+    """Train on random tokens. The end of the first step is told on standard error, for scripts that time it."""
     model, config = shape(preset)
     ids, labels = torch.randint(
         model.vocab_size, (2, BATCHES, config.batch_size, model.max_seq_len), device="cuda"
     ).unbind()  # fmt: skip
     padded = replace(model, vocab_size=padded_vocab(model, VOCAB_MULTIPLE))
-    training, numbers = Training(padded, config, "cuda", precision, mode), itertools.count()
+    train_step, numbers = TrainStep(padded, config, "cuda", precision, mode), itertools.count()
 
     def step() -> None:
         batch = next(numbers) % BATCHES
-        training.step(ids[batch], labels[batch], config.peak_lr)
+        train_step.run(ids[batch], labels[batch], config.peak_lr)
 
     step()
     torch.cuda.synchronize()
     click.echo("[Step 1]", err=True)
     for _ in range(WARM_UP):
         step()
-    ms = median_ms(step)
+    ms = time_groups(step, after(torch.cuda.synchronize)).median * 1e3
     click.echo(json.dumps({"ms_per_step": ms, "held_bytes": torch.cuda.max_memory_allocated()}))
 
 
@@ -213,8 +199,8 @@ def generate(preset: str | None) -> None:
         )  # fmt: skip
 
     draw(WARM_UP)
-    ms = median_ms(lambda: draw(GENERATED))
-    click.echo(json.dumps({"generated_tokens_per_second": GENERATED / ms * 1e3}))
+    seconds = time_groups(lambda: draw(GENERATED), after(torch.cuda.synchronize)).median
+    click.echo(json.dumps({"generated_tokens_per_second": GENERATED / seconds}))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/recipes.py TEXT --preset medium --steps 1250 --vary lr=2e-3,4e-3,8e-3 --vary optimizer=adamw
     python benchmarks/recipes.py TEXT --preset tiny --steps 300 --vary vocab-size=500,1000,2000 --device cpu --jobs 2
 
-Each value of a `--vary` is one run in which that flag alone differs from the preset; the preset as it is runs too.
-Prints the validation loss in bits a byte, by which runs with different tokenizers compare, the median of a step's time,
-and the time until the end of the last step, the best run first. With more than one of `--jobs` at a time, times are
-those of runs that share the machine. docs/recipes.md has what came of it.
+Each value of a `--vary` is one run in which that flag alone differs from the preset. The unchanged preset runs too.
+Prints, the best run first, the validation loss in bits per byte, by which runs with different tokenizers compare, the
+median time of a step, and the time until the end of the last step. With more than one of `--jobs`, runs share the
+machine, and their times say less. docs/recipes.md has the results.
 """
 
 import itertools
@@ -32,7 +32,7 @@ TOKENIZER_FLAGS = ("tokenizer", "vocab-size")
 
 
 class Result(NamedTuple):
-    """What a run came to; with several seeds, medians."""
+    """The result of a run, or the medians over several seeds."""
 
     bits_per_byte: float
     ms: float
@@ -78,7 +78,7 @@ def main(
 
 
 def _settings(vary: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """The preset as it is, and then with each value of each flag."""
+    """The preset as it is, then the preset with each value of each flag."""
     yield {}
     for name, values in map(_pair, vary):
         for value in values.split(","):
@@ -93,12 +93,12 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def label(setting: dict[str, str]) -> str:
-    """How a setting is called: "lr 4e-3", or "as it is"."""
+    """The name of a setting: "lr 4e-3", or "as it is"."""
     return ", ".join(f"{name} {value}" for name, value in setting.items()) or "as it is"
 
 
 class Sweep:
-    """Runs in `folder` that share what is tokenized alike."""
+    """Runs in `folder`. Those whose texts are tokenized alike share the tokens."""
 
     def __init__(self, folder: Path, text: str, preset: str) -> None:
         self._folder, self._text, self._preset = folder, text, preset

@@ -1,13 +1,13 @@
-"""How long until a model is as good as PyTorch's: a preset's recipe beside AdamW, on the same text.
+"""The time until a model is as good as PyTorch's: a preset's recipe beside AdamW, on the same text.
 
     python benchmarks/time_to_loss.py TEXT --preset medium --steps 2500 --ours 500,600,700 --seeds 3
 
 PyTorch trains the preset's model for `--steps` steps with AdamW, compiled, on windows drawn at random, with a cosine to
 a tenth, 2 % of warmup and clipping at 1.0: once for each rate of `--rates`, and with the best of them for each seed.
-Then hipgpt trains the same model from the same weights by the preset's recipe in runs of `--ours` steps each, and says
-which of them reach PyTorch's loss, and how much sooner. Losses are those of the held-out tail. Times are those of the
-steps: without compiling, tokenizing and evaluating. With `--baseline`, hipgpt's plain defaults on windows in the order
-of the text (its way before there were recipes) stand in PyTorch's place.
+Then hipgpt trains the same model from the same weights by the preset's recipe in runs of `--ours` steps each. It says
+which of them reach PyTorch's loss, and how much sooner. Losses are those of the held-out tail. Times count the steps,
+not compiling, tokenizing and evaluating. With `--baseline`, hipgpt's plain defaults on windows in the order of the text
+(the way of hipgpt before there were recipes) take PyTorch's place.
 """
 
 import statistics
@@ -26,9 +26,9 @@ from gpt.model import GPT
 from gpt.ops import select
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import learning_rate
-from gpt.trainer import Training
+from gpt.trainer import TrainStep
 
-WARM_UP = 5  # steps that are not timed: they compile, plan and record
+WARM_UP = 5  # steps that are not timed, because they compile, plan and record
 
 
 def numbers(kind: type) -> Any:
@@ -50,7 +50,7 @@ def main(
     text: str, preset: str, steps: int, rates: list[float], tried: int | None, ours: list[int], seeds: int, mode: str,
     baseline: bool, device: str,
 ) -> None:  # fmt: skip
-    """Time until hipgpt's recipe is as good as the peer after its steps, on TEXT."""
+    """Measure how soon hipgpt's recipe is as good on TEXT as the peer is after its steps."""
     tokens, vocab_size = tokenized(text, preset)
     ops = select(device, training=True)
     runs = Hipgpt(tokens, vocab_size, preset, ops)
@@ -84,17 +84,17 @@ class Hipgpt:
     def train(self, config: TrainConfig) -> tuple[float, float]:
         """The validation loss at the end, and the seconds that the steps took."""
         batches = batches_of(self.tokens, config, self.model)
-        training = Training(self.model, config, batches, self.ops)
-        training.model.initialize(config.seed)
+        train_step = TrainStep(self.model, config, batches, self.ops)
+        train_step.model.initialize(config.seed)
         began = 0.0
         for step in range(1, config.total_steps + 1):
-            training.step(step)
+            train_step.run(step)
             if step == WARM_UP:
-                training.metrics()
+                train_step.metrics()
                 began = time.perf_counter()
-        training.metrics()
+        train_step.metrics()
         seconds = (time.perf_counter() - began) * config.total_steps / (config.total_steps - WARM_UP)
-        model, ops, count = training.model, self.ops, 0
+        model, ops, count = train_step.model, self.ops, 0
         ops.fill(model.metrics, 0)
         for ids, labels in batches.validation():
             model.loss(ops.from_host(ids), ops.from_host(labels))
@@ -126,14 +126,14 @@ class PyTorch:
         return known + [self.train(TrainConfig(total_steps=steps, learning_rate=rate, seed=seed)) for seed in more]
 
     def train(self, config: TrainConfig) -> tuple[float, float]:
-        """As Hipgpt.train. The first run compiles; later ones begin with new weights in the same module."""
+        """The same as Hipgpt.train. The first run compiles; later ones put new weights into the same module."""
         torch, seq = self._torch, self._model.max_seq_len
         if self._module is None:
-            self._module = self._peer.Training(self._model, config, self._device, self._precision, self._mode)
-        training = self._module
+            self._module = self._peer.TrainStep(self._model, config, self._device, self._precision, self._mode)
+        train_step = self._module
         first = GPT(self._model, CpuOps())
         first.initialize(config.seed)
-        training.restart(first.weights.named, config)
+        train_step.restart(first.weights.named, config)
         batches = batches_of(self._host_tokens, config, self._model)
         draws = np.random.default_rng(config.seed)
         width = torch.arange(seq, device=self._device)
@@ -142,14 +142,14 @@ class PyTorch:
             drawn = draws.integers(batches.train_tokens - seq, size=config.batch_size)
             starts = torch.from_numpy(drawn).to(self._device, non_blocking=True)[:, None]
             ids, labels = self._tokens[starts + width], self._tokens[starts + width + 1]
-            training.step(ids, labels, learning_rate(step, config))
+            train_step.run(ids, labels, learning_rate(step, config))
             if step == WARM_UP:
                 self._wait()
                 began = time.perf_counter()
         self._wait()
         seconds = (time.perf_counter() - began) * config.total_steps / (config.total_steps - WARM_UP)
         losses = [
-            (training.loss(*(torch.from_numpy(x).to(self._device).long() for x in batch)).item(), batch[0].size)
+            (train_step.loss(*(torch.from_numpy(x).to(self._device).long() for x in batch)).item(), batch[0].size)
             for batch in batches.validation()
         ]
         return sum(loss * size for loss, size in losses) / sum(size for _, size in losses), seconds

@@ -1,20 +1,26 @@
 """Token ids in batches: which step reads which tokens, as a function of the step's number alone.
 
 The last part of the tokens is held out for evaluation. The rest trains, and is read in windows of --seq tokens as if
-its end were joined to its beginning. `--sampling` says in which order:
+its end were joined to its beginning. `--sampling` chooses their order:
 
 - shuffled: a pass cuts the text into windows and reads each of them once, in an order that looks random. The next pass
-  cuts at other places and has another order.
+  cuts at other positions and has another order.
 - sequential: one window after the other, as the text runs. A batch is then one stretch of neighboring text, and a model
   learns more slowly from those.
-- random: each window is drawn on its own. By the time that a pass would take, some text was read twice and some never.
+- random: each window is drawn on its own. In the time of a pass, some text is read twice and some is never read.
 
-For example, take 43 training tokens, --seq 4 and --seed 0. 42 positions have a label, which is the token one position
-on, and a pass has 42 // 4 = 10 windows. Pass 0 has the offset 1, so its window w starts at position 1 + 4w. It reads
-the windows in the order 1, 2, 6, 4, 3, 5, 8, 0, 7, 9: they start at 5, 9, 25, 17, 13, 21, 33, 1, 29, 37. Positions 0
-and 41 are left over. Pass 1 has the offset 40 and the order 9, 5, 1, …: its windows start at 34, 18, 2, …, and the one
-at 40 goes on from position 41 to position 0. With --batch 4, batch 0 has the windows at 5, 9, 25, 17, batch 1 those at
-13, 21, 33, 1, and batch 2 those at 29, 37 of pass 0 and at 34, 18 of pass 1.
+For example, take 43 training tokens, --seq 4, --batch 4 and --seed 0. Positions 0 to 41 have a label, which is the
+token one position on. That is a circle of 42 positions, in which position 0 follows position 41.
+
+- shuffled: a pass has 42 // 4 = 10 windows. Pass 0 has the offset 1, so its window w starts at position 1 + 4w. It
+  reads the windows in the order 1, 2, 6, 4, 3, 5, 8, 0, 7, 9: they start at 5, 9, 25, 17, 13, 21, 33, 1, 29, 37.
+  Positions 0 and 41 are left over. Pass 1 has the offset 40 and the order 9, 5, 1, …: its windows start at 34, 18, 2,
+  …, and the one at 40 goes on from position 41 to position 0. Batch 0 has the windows at 5, 9, 25, 17, batch 1 those at
+  13, 21, 33, 1, and batch 2 those at 29, 37 of pass 0 and at 34, 18 of pass 1.
+- sequential: batch 0 has the windows at 0, 4, 8, 12, batch 1 those at 16, 20, 24, 28, and batch 2 those at 32, 36, 40
+  and 2. The window at 40 reads positions 40, 41, 0, 1.
+- random: a window starts at one of 0 to 38, so that it never goes beyond the end. Batch 0 has the windows at 1, 0, 23,
+  9, batch 1 those at 38, 31, 11, 29.
 
 Only windows are read from a memory map, so a token file may be larger than memory. While a batch is read, the operating
 system already fetches the next one. With 5 ms between batches, 64 windows of 1,024 tokens of a 2 GB file that was not
@@ -34,24 +40,28 @@ from gpt.errors import UserError
 
 EVAL_BATCHES = 20  # an evaluation's length stays the same however long the held-out tail is
 
-_ROUNDS = 6  # of the Feistel network: with four, neighboring windows follow one another more often than by chance
-_SMALL = 16 << 20  # bytes: so little is soon in memory, because a page fault reads 128 KiB and more around it
+_ROUNDS = (
+    6  # rounds of the Feistel network: after four, neighboring windows follow one another more often than by chance
+)
+_SMALL = 16 << 20  # bytes of a file that is soon in memory by itself, because a page fault reads 128 KiB and more
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[np.ndarray, np.ndarray]  # ids and labels
 
 
 def token_order(ids: np.ndarray, sequences: int | None = None) -> np.ndarray:
-    """The places of ids sorted by id and then by place, int32 [ids.size]: what sums up gradients of equal tokens.
+    """Indices that sort ids [batch, seq] stably, int32 [batch · seq].
 
-    With `sequences`, that of every so many rows of ids by themselves, one behind the other.
+    embedding_backward adds up the gradients of equal tokens in this order. If `sequences` is given, each group of that
+    many rows is sorted on its own, and its indices count from the group's first row.
 
-    For example, ids [[7, 2, 7], [2, 5, 2]] have places 0 to 5: id 2 stands at places 1, 3 and 5, id 5 at place 4, id 7
-    at places 0 and 2. The result is [1, 3, 5, 4, 0, 2]; with sequences=1 it is [1, 0, 2, 0, 2, 1].
+    For example, ids [[7, 2, 7], [2, 5, 2]] lie at indices 0 to 5: id 2 at 1, 3 and 5, id 5 at 4, id 7 at 0 and 2. The
+    result is [1, 3, 5, 4, 0, 2]. With sequences=1 it is [1, 0, 2] for the first row and [0, 2, 1] for the second,
+    together [1, 0, 2, 0, 2, 1].
     """
     if sequences and sequences < len(ids):
         return np.concatenate([token_order(ids[start : start + sequences]) for start in range(0, len(ids), sequences)])
     if ids.max() < 2**16:
-        ids = ids.astype(np.uint16)  # which NumPy sorts by radix, several times as fast
+        ids = ids.astype(np.uint16)  # NumPy sorts 16-bit integers by radix, several times as fast
     return np.argsort(ids, axis=None, kind="stable").astype(np.int32)
 
 
@@ -60,7 +70,7 @@ class Shuffle:
 
     A number is a cell of a table of about √count rows and columns. A Feistel network shuffles the table: its rounds
     shift each row, and then each column, by a drawn distance (Luby & Rackoff 1988). The table has up to √count cells
-    too many. A number that lands in one of those goes through the network again, until it lands elsewhere (cycle
+    too many. A number that lands in one of those goes through the network again, until it lands in another cell (cycle
     walking: Black & Rogaway 2002).
 
     For example, 10 numbers take 3 rows of 4, and number 5 is in row 1, column 1. A round that shifts row 1 by 2 moves
@@ -68,7 +78,7 @@ class Shuffle:
     too many; if it stays there, it goes on from there with the first round.
     """
 
-    def __init__(self, count: int, generator: np.random.Generator):
+    def __init__(self, count: int, generator: np.random.Generator) -> None:
         self.count, self._width = count, math.isqrt(count - 1) + 1
         self._height = -(-count // self._width)
         self._shifts = [
@@ -77,12 +87,12 @@ class Shuffle:
         ]
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        """The numbers that stand at `places` (int64 [n], from 0 to count − 1) of the order, int64 [n]."""
+        """The numbers at `places` (int64 [n], from 0 to count − 1) of the order, int64 [n]."""
         row, column = places // self._width, places % self._width
-        for of_rows, of_columns in self._shifts:
-            column = (column + of_rows[row]) % self._width
-            row = (row + of_columns[column]) % self._height
-        numbers = row * self._width + column
+        for row_shifts, column_shifts in self._shifts:
+            column = (column + row_shifts[row]) % self._width
+            row = (row + column_shifts[column]) % self._height
+        numbers: np.ndarray = row * self._width + column
         if (outside := numbers >= self.count).any():
             numbers[outside] = self[numbers[outside]]
         return numbers
@@ -96,19 +106,21 @@ def _pass(seed: int, number: int, circle: int, count: int) -> tuple[int, Shuffle
 
 
 def _generator(seed: int, number: int) -> np.random.Generator:
-    """Philox (Salmon et al. 2011) keyed by both, of any size: what is drawn is a function of the key alone."""
+    """Philox (Salmon et al. 2011) keyed by both numbers, which may have any size: its draws depend on the key alone."""
     return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, number % 2**64], np.uint64)))
 
 
 class Batches:
-    """Training and validation batches of `tokens` (an array of ids [n], memory-mapped or not).
+    """Training and validation batches of `tokens` (ids [n], in memory or memory-mapped).
 
     The last floor(n · val_fraction) tokens, `val_tokens` of them, are held out; the first n_t = `train_tokens` train.
     `note` is one line for the user if an evaluation was wanted but the tail is below seq + 1, else None.
     Raises UserError if n_t is below seq + 1.
     """
 
-    def __init__(self, tokens: np.ndarray, batch: int, seq: int, *, sampling: str, seed: int, val_fraction: float):
+    def __init__(
+        self, tokens: np.ndarray, batch: int, seq: int, *, sampling: str, seed: int, val_fraction: float
+    ) -> None:
         self.tokens, self.batch, self.seq, self.sampling, self.seed = tokens, batch, seq, sampling, seed
         self.val_tokens = math.floor(len(tokens) * val_fraction)
         self.train_tokens = len(tokens) - self.val_tokens
@@ -124,30 +136,32 @@ class Batches:
                 f"Note: no evaluation, as only {self.val_tokens} tokens are held out and --seq {seq} needs {seq + 1}: "
                 "raise --val-fraction, or lower --seq"
             )
-        self._windows = sliding_window_view(np.asarray(tokens), seq)  # not of a memmap, which indexes more slowly
-        mapping = getattr(tokens, "_mmap", None)
-        self._reads_ahead = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
-        self._foretold: dict[int, np.ndarray] = {}  # by index, starts of windows that have been announced
-        self._index: int | None = None  # of the last batch
+        self._windows = sliding_window_view(np.asarray(tokens), seq)  # an array indexes faster than a memmap
+        mapping: mmap.mmap | None = getattr(tokens, "_mmap", None)
+        is_worth_it = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
+        self._read_ahead = mapping if is_worth_it else None  # the file of which windows are fetched ahead
+        self._foretold: dict[int, np.ndarray] = {}  # index of a batch → starts of its windows, announced already
+        self._index: int | None = None  # index of the last batch
 
     def train(self, index: int, out: Batch | None = None) -> Batch:
         """Micro-batch number `index` (step · accumulate + micro-step, any size): ids and labels, int32 [batch, seq].
 
         Labels are the ids one position on. C = n_t − 1 positions have one, and after the last of them comes the first.
-        Sequence b is the window that starts, with g = index · batch + b,
+        Row b is the window that starts, with g = index · batch + b,
         - shuffled: at (offset + w · seq) mod C, with (pass, place) = divmod(g, C // seq), and w the window at this
           place in the pass's order. The offset, uniform in 0 … C − 1, and the order are drawn from Philox (Salmon et
           al. 2011) keyed by (seed, pass);
         - sequential: at g · seq mod C;
         - random: at a position drawn uniformly from 0 … C − seq by Philox keyed by (seed, index).
-        Written into `out` (ids, labels) if given. The same index gives the same batch, whatever was asked for before.
-        If rank r of R ranks asks for index · R + r, no two of them read the same window in a pass.
+        The example at the top of this file has all three. The batch is written into `out` (ids, labels) if given. The
+        same index gives the same batch, no matter which were asked for before. If rank r of R ranks asks for
+        index · R + r, no two of them read the same window in a pass.
         """
         index, before = int(index), self._index
         starts = self._foretold.get(index)
         if starts is None:
             starts = self._announced(index)
-        if self._reads_ahead:
+        if self._read_ahead is not None:
             following = index + (1 if before is None else index - before)  # one of several ranks asks for every R-th
             self._foretold, self._index = {following: self._announced(following)}, index
         return self._read(starts, self.train_tokens - 1, out or self._empty(self.batch))
@@ -155,8 +169,8 @@ class Batches:
     def validation(self) -> Iterator[Batch]:
         """Batches of the held-out tail, int32 [rows, seq] with rows ≤ batch; the same ones every time.
 
-        The tail is cut into windows of seq + 1 tokens; where they fill more than EVAL_BATCHES batches, that many
-        batches of evenly spread windows stand for them. Nothing if the tail is below seq + 1.
+        The tail is cut into windows of seq + 1 tokens. If they fill more than EVAL_BATCHES batches, that many batches
+        of evenly spread windows stand for them. There are none if the tail is below seq + 1.
         """
         windows = self.val_tokens // (self.seq + 1)
         count = min(windows, EVAL_BATCHES * self.batch)
@@ -167,7 +181,7 @@ class Batches:
             yield self._read(rows, len(self.tokens) - 1, self._empty(len(rows)))
 
     def _announced(self, index: int) -> np.ndarray:
-        """The positions where the windows of micro-batch `index` start, int64 [batch], announced."""
+        """The starts of the windows of micro-batch `index`, int64 [batch], after announcing them."""
         order = {"shuffled": self._shuffled, "sequential": self._sequential, "random": self._random}[self.sampling]
         starts = order(index)
         self._announce(starts)
@@ -175,15 +189,17 @@ class Batches:
 
     def _announce(self, starts: np.ndarray) -> None:
         """Ask the operating system to fetch the windows at `starts` from the disk, without waiting for them."""
-        if self._reads_ahead:
-            mapping, itemsize = self.tokens._mmap, self.tokens.itemsize
-            ahead = self.tokens.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data  # bytes before token 0
-            begin = ahead + starts * itemsize
-            pages = begin & -mmap.PAGESIZE
-            sizes = begin + (self.seq + 1) * itemsize - pages
-            with suppress(OSError, ValueError):  # a window that cannot be fetched ahead is read when it is due
-                for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
-                    mapping.madvise(mmap.MADV_WILLNEED, page, size)
+        mapping, itemsize = self._read_ahead, self.tokens.itemsize
+        if mapping is None:
+            return
+        # madvise takes a range of the mapped file that starts at a page: round each window's first byte down to one.
+        before = self.tokens.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data  # bytes before token 0
+        begin = before + starts * itemsize
+        pages = begin & -mmap.PAGESIZE
+        sizes = begin + (self.seq + 1) * itemsize - pages
+        with suppress(OSError, ValueError):  # a window that cannot be fetched ahead is read when it is due
+            for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
+                mapping.madvise(mmap.MADV_WILLNEED, page, size)
 
     def _shuffled(self, index: int) -> np.ndarray:
         circle, count = self.train_tokens - 1, (self.train_tokens - 1) // self.seq
@@ -205,11 +221,16 @@ class Batches:
         return _generator(self.seed, index).integers(self.train_tokens - self.seq, size=self.batch)
 
     def _read(self, starts: np.ndarray, circle: int, out: Batch) -> Batch:
-        """Fill `out` with the tokens at seq positions of the circle from each start on, and with those one on."""
+        """Fill `out` with the tokens of the windows at `starts` and with their labels.
+
+        Position `circle` − 1 is followed by position 0. For example, with 42 positions and windows of 4, the window at
+        40 has the tokens 40, 41, 0 and 1, and the labels 41, 42, 1 and 2.
+        """
         ids, labels = out
-        last = circle - self.seq  # start of the last window that does not reach the circle's end
+        last = circle - self.seq  # start of the last window that lies in one piece
         whole = np.minimum(starts, last)
         ids[...], labels[...] = self._windows[whole], self._windows[whole + 1]
+        # The few windows that go on at the circle's beginning are read once more, token by token.
         if (beyond := starts > last).any():
             positions = (starts[beyond, None] + np.arange(self.seq)) % circle
             ids[beyond], labels[beyond] = self.tokens[positions], self.tokens[positions + 1]

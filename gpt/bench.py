@@ -1,22 +1,22 @@
-"""How fast this machine trains a model of some shape, and where the time goes: what `hipgpt bench` prints.
+"""How fast this machine trains a model of some shape, and where the time goes: the figures that `hipgpt bench` prints.
 
-The steps are those of `hipgpt train`, on random tokens and without a run directory. How the numbers come about:
+The steps are those of `hipgpt train`, on random tokens and without a run directory. The figures are made like this:
 
-- A step's time is the median over groups of steps, after a warm-up. The device is waited for only at the ends of a
-  group, as a run waits for it only when it logs.
-- A model's floating-point operations are counted by the usual formula (Chowdhery et al. 2022, appendix B),
-  6 · parameters + 12 · layers · dim · seq for a token, whatever the kernels do.
-- The peak is no data sheet's: it is what one large matrix product reaches here and now, on the path and in the
-  precision of the model's own products.
-- Operations are timed by marks in the device's timeline, in passes that replay no graph. Two marks around a quick
-  operation would measure the host, which asks more slowly than a GPU works. So the GPU is first given large products
-  to do, and a whole step is queued behind them. A call that the GPU reached before all of it was queued is late: its
-  time may hold some waiting. That of the others is the work's own, with a microsecond or two for a kernel's start.
+- The time of a step is the median over groups of steps, after a warm-up (gpt/timing.py). A run waits for its device
+  only when it logs, so the device is waited for only at the ends of a group.
+- The floating-point operations of a model are counted by the usual formula (Chowdhery et al. 2022, appendix B),
+  6 · parameters + 12 · layers · dim · seq per token, whatever the kernels do.
+- The peak comes from no data sheet. It is the speed of one large matrix product here and now, computed by the same
+  library and in the same precision as the products of the model.
+- Operations are timed by marks in the device's timeline, in passes that replay no graph. A GPU is quicker than the host
+  that asks it, so two marks around a short operation would measure the host. Therefore the GPU first gets large
+  products to do, and a whole step is queued behind them. A call that the GPU reached before the host had queued all of
+  it counts as late, because its time may include waiting. The times of the others are their own, with a microsecond or
+  two for the start of a kernel.
 """
 
 import itertools
 import math
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,29 +32,17 @@ from gpt.generate import draw
 from gpt.model import GPT
 from gpt.parameters import parameter_count
 from gpt.system.console import size
-from gpt.trainer import Training
+from gpt.timing import Groups, after, time_groups
+from gpt.trainer import TrainStep
 
-GROUPS = 3
-GROUP_SECONDS = 1.0  # about what a group takes where nobody says how long it is
-WARM_UP = 3  # steps after the first, in which graphs are captured and the GPU's clock rises
-PASSES = 3  # over the operations of a step
-ATTEMPTS = 4  # at queueing passes before the device begins them
+WARM_UP = 3  # steps after the first, in which graphs are recorded and the GPU's clock rises
+PASSES = 3  # passes over the operations of a step
+ATTEMPTS = 4  # attempts to queue whole passes before the device begins them
 GPU_PRODUCT, LEAST_PRODUCT, CPU_PRODUCT = 8192, 1024, 2048  # rows and columns of the product that measures the peak
 GENERATED = 200  # tokens
-NOT_WORK = (  # methods of operations objects
+NOT_WORK = (  # methods of operations objects that are no operations
     "check", "sequences", "parts", "inputs", "empty", "zeros", "to_host", "free_bytes", "held_bytes", "muon_bytes",
 )  # fmt: skip
-
-
-class Groups(NamedTuple):
-    """Something done `count` times in a row, in each of some groups."""
-
-    count: int
-    seconds: list[float]  # for each group, of one time
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
 
 
 class Operation(NamedTuple):
@@ -70,44 +58,45 @@ class Pass:
     """One step, operation by operation, the longest first."""
 
     operations: list[Operation]
-    seconds: float  # from the first one's begin to the last one's end
-    late: int  # calls that the device may have waited for
+    seconds: float  # from the beginning of the first operation to the end of the last
+    late: int  # number of calls that the device may have waited for
 
     @property
     def between(self) -> float:
-        """Seconds in none of them."""
+        """The seconds that the device spent in no operation."""
         return self.seconds - sum(operation.seconds for operation in self.operations)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured. Times are in seconds."""
+    """All that was measured. Times are in seconds."""
 
     device: str
-    notes: list[str]  # what the user should know about it
+    notes: list[str]  # about the device, for the user
     precision: str
-    model: ModelConfig
+    model_config: ModelConfig
     sequences: int  # in a step
-    first_step: float  # from the command's begin to its end
+    first_step: float  # from the beginning of the command to the end of the first step
     steps: Groups
-    held_bytes: int  # on the device, by this process, after those steps
-    planned_bytes: int  # by the model, its gradients and moments, and its activations
-    product_size: int
+    held_bytes: int  # memory of the device that this process holds after those steps
+    planned_bytes: int  # its part for weights, gradients, moments and activations
+    product_size: int  # rows and columns
     product: Groups
     operations: Pass
     generated_per_second: float
 
     @property
     def tokens_per_second(self) -> float:
-        return self.sequences * self.model.max_seq_len / self.steps.median
+        return self.sequences * self.model_config.max_seq_len / self.steps.median
 
     @property
     def model_flops(self) -> float:
-        """Floating-point operations a second."""
-        return flops_per_token(self.model) * self.tokens_per_second
+        """Floating-point operations per second, by the formula."""
+        return flops_per_token(self.model_config) * self.tokens_per_second
 
     @property
     def peak_flops(self) -> float:
+        """Floating-point operations per second of the large product."""
         return 2 * self.product_size**3 / self.product.median
 
     def to_json(self) -> dict[str, Any]:
@@ -116,13 +105,13 @@ class Report:
             "device": self.device,
             "notes": self.notes,
             "precision": self.precision,
-            "model": self.model.to_json(),
-            "parameters": parameter_count(self.model),
-            "tokens_per_step": self.sequences * self.model.max_seq_len,
+            "model": self.model_config.to_json(),
+            "parameters": parameter_count(self.model_config),
+            "tokens_per_step": self.sequences * self.model_config.max_seq_len,
             "first_step_s": self.first_step,
             "ms_per_step": self.steps.median * 1e3,
             "groups_ms_per_step": [seconds * 1e3 for seconds in self.steps.seconds],
-            "steps_per_group": self.steps.count,
+            "steps_per_group": self.steps.calls,
             "tokens_per_second": self.tokens_per_second,
             "model_tflops": self.model_flops / 1e12,
             "peak_tflops": self.peak_flops / 1e12,
@@ -148,10 +137,10 @@ class Report:
         lines = [
             f"Device:     {self.device}",
             *self.notes,
-            f"Model:      {plan.describe(self.model)}",
+            f"Model:      {plan.describe(self.model_config)}",
             f"First step: done {self.first_step:.2f} s after the command began",
-            f"Step:       {self.steps.median * 1e3:.2f} ms for {self.sequences} x {self.model.max_seq_len} tokens, the "
-            f"median of {each} (means of {self.steps.count})",
+            f"Step:       {self.steps.median * 1e3:.2f} ms for {self.sequences} x {self.model_config.max_seq_len} "
+            f"tokens, the median of {each} (means of {self.steps.calls})",
             f"Tokens:     {self.tokens_per_second:,.0f} a second",
             f"Arithmetic: {self.model_flops / 1e12:.3g} TFLOP/s by the formula, "
             f"{self.model_flops / self.peak_flops:.1%} of the {self.peak_flops / 1e12:.3g} that a product of "
@@ -167,79 +156,73 @@ class Report:
         return "\n".join(lines)
 
 
-def flops_per_token(model: ModelConfig) -> int:
-    """Floating-point operations of a token's way forward and back, by the formula."""
-    return 6 * parameter_count(model) + 12 * model.num_layers * model.embed_dim * model.max_seq_len
+def flops_per_token(config: ModelConfig) -> int:
+    """Floating-point operations of the forward and backward passes per token, by the formula."""
+    return 6 * parameter_count(config) + 12 * config.num_layers * config.embed_dim * config.max_seq_len
 
 
 def measure(
-    model: ModelConfig, config: TrainConfig, ops: Any, *, steps: int | None, began: float,
+    model_config: ModelConfig, train_config: TrainConfig, ops: Any, *, steps: int | None, began: float,
     advance: Callable[[int], object],
 ) -> Report:  # fmt: skip
     """Train such a model on `ops` in groups of `steps` steps (None: about a second's worth), and generate with it.
 
-    `began`, of time.perf_counter(), is what the first step is counted from; `advance` hears how many of the 4 parts
-    are done. Raises UserError if the memory is not there.
+    `began` is the time.perf_counter() of the command's beginning. `advance` is called with the number of parts that
+    are done, of 4. Raises UserError if the device lacks the memory.
     """
-    planned, _ = plan.memory(model, config, ops)
-    batches = _random_batches(model, config)
-    first_step, groups, held = _time_steps(Training(model, config, batches, ops), steps, began)
+    planned, _ = plan.memory(model_config, train_config, ops)
+    batches = _random_batches(model_config, train_config)
+    first_step, groups, held = _time_steps(TrainStep(model_config, train_config, batches, ops), steps, began)
     advance(1)
     product = Product(ops, planned)
     advance(2)
-    operations = _time_operations(model, config, batches, TimedOps(ops), product.occupy)
+    operations = _time_operations(model_config, train_config, batches, TimedOps(ops), product.occupy)
     advance(3)
-    generated = _generated_per_second(model, config.seed, ops)
+    generated = _generated_per_second(model_config, train_config.seed, ops)
     advance(4)
     return Report(
-        ops.description, list(ops.notes), ops.precision, model, config.batch_size * config.accumulate, first_step,
-        groups, held, planned, product.size, product.groups, operations, generated,
-    )  # fmt: skip
-
-
-def _random_batches(model: ModelConfig, config: TrainConfig) -> Batches:
-    """Four batches of tokens, over and over, of the type that tokens on disk have."""
-    count = 4 * config.batch_size * model.max_seq_len + 1
-    dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
-    tokens = np.random.default_rng(config.seed).integers(model.vocab_size, size=count, dtype=dtype)
-    return Batches(
-        tokens, config.batch_size, model.max_seq_len, sampling=config.sampling, seed=config.seed, val_fraction=0
+        device=ops.description,
+        notes=list(ops.notes),
+        precision=ops.precision,
+        model_config=model_config,
+        sequences=train_config.batch_size * train_config.accumulate,
+        first_step=first_step,
+        steps=groups,
+        held_bytes=held,
+        planned_bytes=planned,
+        product_size=product.size,
+        product=product.groups,
+        operations=operations,
+        generated_per_second=generated,
     )
 
 
-def _groups(once: Callable[[], object], wait: Callable[[], object], count: int | None = None) -> Groups:
-    """Time what `once` asks for, `wait` returning when all of it is done."""
-
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        for _ in range(count):
-            once()
-        wait()
-        return (time.perf_counter() - begin) / count
-
-    count = count or max(1, round(GROUP_SECONDS / seconds(1)))
-    return Groups(count, [seconds(count) for _ in range(GROUPS)])
+def _random_batches(model_config: ModelConfig, train_config: TrainConfig) -> Batches:
+    """Four batches of tokens, over and over, of the type that tokens on disk have."""
+    batch, seq, vocab_size = train_config.batch_size, model_config.max_seq_len, model_config.vocab_size
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    tokens = np.random.default_rng(train_config.seed).integers(vocab_size, size=4 * batch * seq + 1, dtype=dtype)
+    return Batches(tokens, batch, seq, sampling=train_config.sampling, seed=train_config.seed, val_fraction=0)
 
 
-def _time_steps(training: Training, steps: int | None, began: float) -> tuple[float, Groups, int]:
-    """Seconds from `began` to the end of the first step, the groups after it, and the bytes then held."""
-    training.model.initialize(training.config.seed)
+def _time_steps(train_step: TrainStep, steps: int | None, began: float) -> tuple[float, Groups, int]:
+    """The seconds from `began` to the end of the first step, the groups after a warm-up, and the bytes then held."""
+    train_step.model.initialize(train_step.train_config.seed)
     numbers = itertools.count(1)
+    now = after(train_step.metrics)
 
     def step() -> None:
-        training.step(next(numbers))
+        train_step.run(next(numbers))
 
     step()
-    training.metrics()
-    first = time.perf_counter() - began
+    first_step = now() - began
     for _ in range(WARM_UP):
         step()
-    training.metrics()
-    return first, _groups(step, training.metrics, steps), training.ops.held_bytes()
+    return first_step, time_groups(step, now, steps), train_step.ops.held_bytes()
 
 
 class Product:
-    """A large matrix product in the operations' own way: what the device can do, and what keeps it busy.
+    """A large matrix product, computed as the model's own are. It measures the peak, and keeps a GPU busy.
 
     On a GPU it is as large as fits beside `planned` bytes, up to GPU_PRODUCT.
     """
@@ -249,14 +232,13 @@ class Product:
         while size > LEAST_PRODUCT and 2 * size**2 * 4 > ops.free_bytes() - planned:
             size //= 2
         self.size, self._x, self._out = size, ops.empty((size, size)), ops.empty((size, size))
-        # Random numbers: a GPU that multiplies zeros draws less power and is faster.
+        # The numbers are random, because a GPU that multiplies zeros draws less power and is faster.
         ops.copy(np.random.default_rng(0).standard_normal((size, size), np.float32), out=self._x)
-        self._multiply()  # planned, or compiled, here
-        self._wait()
-        self.groups = _groups(self._multiply, self._wait)
+        self._multiply()  # the first call plans, or compiles, the product
+        self.groups = time_groups(self._multiply, after(self._wait))
 
     def occupy(self, seconds: float) -> None:
-        """Give a GPU about so much to do, and return at once."""
+        """Give a GPU work for about `seconds`, and return at once. A CPU, which would do it first, gets none."""
         if not self.ops.is_cpu:
             for _ in range(math.ceil(seconds / self.groups.median)):
                 self._multiply()
@@ -273,11 +255,11 @@ class TimedOps:
 
     def __init__(self, ops: Any) -> None:
         self._ops, self._timeline = ops, ops.timeline
-        self._calls: list[tuple[str, Any, Any]] = []  # name, begin and end
+        self._calls: list[tuple[str, Any, Any]] = []  # name, and marks at the beginning and the end
         self._late = 0
 
     def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
-        """The function itself: what is replayed is one operation, and this is about all that it is made of."""
+        """The function itself, because a recording that is replayed would count as a single operation."""
         return function
 
     def __getattr__(self, name: str) -> Any:
@@ -295,7 +277,7 @@ class TimedOps:
         return operation
 
     def time(self, step: Callable[[], object]) -> Pass:
-        """Every operation that `step` asks for."""
+        """Run `step`, and time every operation that it asks for."""
         self._calls.clear()
         self._late = 0
         step()
@@ -308,16 +290,24 @@ class TimedOps:
 
 
 def _time_operations(
-    model: ModelConfig, config: TrainConfig, batches: Batches, ops: TimedOps, occupy: Callable[[float], None]
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    batches: Batches,
+    ops: TimedOps,
+    occupy: Callable[[float], None],
 ) -> Pass:
-    training = Training(model, config, batches, ops)
-    training.model.initialize(config.seed)
+    train_step = TrainStep(model_config, train_config, batches, ops)
+    train_step.model.initialize(train_config.seed)
     numbers = itertools.count(1)
-    return time_ahead(ops, lambda: training.step(next(numbers)), occupy)
+    return time_ahead(ops, lambda: train_step.run(next(numbers)), occupy)
 
 
 def time_ahead(ops: TimedOps, step: Callable[[], object], occupy: Callable[[float], None]) -> Pass:
-    """The middle one of some passes over `step`, queued while the device is kept busy by `occupy`, if that can be."""
+    """The middle one, by time, of PASSES passes over `step`.
+
+    Before each, `occupy` keeps the device busy while the host queues the pass: for as long as queueing took at the last
+    attempt, and twice as long if calls were late.
+    """
     ops.time(step)
     begin = time.perf_counter()
     ops.time(step)

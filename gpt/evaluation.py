@@ -13,16 +13,17 @@ from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
 _BLOCK = 1 << 20  # tokens that are counted at a time
-_MOST_BLOCKS = 32  # so counting takes at most a quarter of a second, and reads at most 128 MiB, of any text
-_PROMPT = 8  # tokens of the text that a sample begins with
-_SAMPLE = 40  # tokens that follow
+_MOST_BLOCKS = 32  # blocks of any text that are counted: that takes a quarter of a second, and reads 128 MiB, at most
+_PROMPT = 8  # tokens of the text at the beginning of a sample
+_SAMPLE = 40  # tokens that the model adds
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over the tokens of a step or an evaluation: the loss in nats a token, and of an evaluation in bits a byte.
+    """Means over the tokens of a step or an evaluation. The loss is in nats per token.
 
-    For example 40 tokens that stand for 100 bytes of text, at a loss of 2.0: 2.0 / ln 2 · 40 / 100 = 1.154 bits a byte.
+    An evaluation has the loss in bits per byte of text, too. For example 40 tokens that stand for 100 bytes, at a loss
+    of 2.0, have 2.0 / ln 2 · 40 / 100 = 1.154 bits per byte.
     """
 
     loss: float
@@ -31,6 +32,7 @@ class Metrics:
 
     @classmethod
     def of(cls, sums: np.ndarray, tokens: int, text_bytes: int | None = None) -> "Metrics":
+        """Metrics from the sums over `tokens` tokens that a model keeps: of their losses, and of the right guesses."""
         loss = float(sums[0]) / tokens
         return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes) if text_bytes else None)
 
@@ -46,8 +48,8 @@ class Metrics:
 class HeldOut:
     """The held-out text of `batches`, on which a model is evaluated.
 
-    A model predicts tokens, and each tokenizer cuts a text into other ones. Bits per byte of text make their losses
-    comparable. The bytes are counted exactly, as those that the predicted tokens decode to (`Tokenizer.byte_lengths`).
+    A model predicts tokens, and each tokenizer cuts a text into other tokens. Bits per byte of text make their losses
+    comparable. The bytes counted are exactly those that the predicted tokens decode to (`Tokenizer.byte_lengths`).
     """
 
     def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer) -> None:
@@ -55,7 +57,7 @@ class HeldOut:
         self._byte_lengths = tokenizer.byte_lengths()
 
     def evaluate(self, stopped: Callable[[], bool]) -> Metrics | None:
-        """The model's metrics; None if no text is held out, or if `stopped` comes to be true meanwhile."""
+        """The model's metrics, or None if no text is held out, or if `stopped` becomes true before the end."""
         self._ops.fill(self._model.metrics, 0)
         tokens = text_bytes = 0
         for ids, labels in self._batches.validation():
@@ -67,11 +69,12 @@ class HeldOut:
         return Metrics.of(self._ops.to_host(self._model.metrics), tokens, text_bytes) if tokens else None
 
     def guess(self) -> tuple[float, float]:
-        """The loss of guessing each token by how frequent it is, in nats a token and in bits a byte.
+        """The loss of guessing each token by its frequency, in nats per token and in bits per byte.
 
-        It is the cross-entropy of the tokens that `evaluate` predicts, under the frequencies (plus one, so that none is
-        impossible) of the training part's tokens, or of a sample of 32 evenly spread blocks of 2^20 where there are
-        more. Frequencies of 3, 0 and 1 in a vocabulary of 3 give probabilities of 4/7, 1/7 and 2/7.
+        It is the cross-entropy of the tokens that `evaluate` predicts, under the frequencies of the tokens of the
+        training part (plus one, so that no token is impossible). If that has more than 32 blocks of 2^20 tokens, 32
+        evenly spread blocks are counted. Frequencies of 3, 0 and 1 in a vocabulary of 3 give probabilities of 4/7, 1/7
+        and 2/7.
         """
         counts = 1 + _frequencies(self._batches.tokens[: self._batches.train_tokens], len(self._byte_lengths))
         losses = np.log(counts.sum()) - np.log(counts)
@@ -89,29 +92,29 @@ class HeldOut:
 class Samples:
     """Short texts that a model writes while it is trained, from the same prompt and with the same draws each time.
 
-    The prompt is `config.sample_prompt`, or else the beginning of the held-out text (of the text, if none is held out).
-    What decoding needs is allocated here, once. It shares the model's activations, which every pass writes anew, and
-    touches nothing else that training reads. Raises UserError for a prompt without a known token.
+    The prompt is `train_config.sample_prompt`, or else the beginning of the held-out text (if none is held out, of the
+    whole text). The arrays for decoding are allocated here, once. Decoding also uses the model's activations, which
+    every pass writes anew, and nothing else that training reads. Raises UserError for a prompt without a known token.
     """
 
-    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer, config: TrainConfig) -> None:
-        self._tokenizer, self._seed, self._window = tokenizer, config.seed, model.config.max_seq_len
-        if config.sample_prompt is None:
+    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer, train_config: TrainConfig) -> None:
+        self._tokenizer, self._seed, self._window = tokenizer, train_config.seed, model.config.max_seq_len
+        if train_config.sample_prompt is None:
             first = batches.train_tokens if batches.val_tokens >= _PROMPT else 0
             self._prompt = batches.tokens[first : first + _PROMPT].tolist()
         else:
-            self._prompt = prompt_ids(tokenizer, config.sample_prompt, "--sample-prompt")
+            self._prompt = prompt_ids(tokenizer, train_config.sample_prompt, "--sample-prompt")
         self._drawing = Drawing(model, SamplingConfig())
 
     def text(self) -> str:
-        """The prompt and 40 tokens more. Raises UserError where logits are not finite."""
+        """The prompt and 40 more tokens. Raises UserError if logits are not finite."""
         drawn = self._drawing.ids(self._prompt, _SAMPLE, eos_id=-1, seed=self._seed, window=self._window)
         continued = "".join(decoded(self._tokenizer, self._prompt, drawn))
         return self._tokenizer.decode(self._prompt) + continued
 
 
 def printable(text: str) -> str:
-    """A text that a terminal shows as it is: tabs become spaces, other control characters except line ends "·"."""
+    """A text that is safe to show on a terminal: tabs become spaces, other control characters but line ends "·"."""
     shown = (c if c.isprintable() or c == "\n" else "·" for c in text.expandtabs(4))
     return "".join(shown)
 
@@ -121,7 +124,10 @@ def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
 
 
 def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each id occurs in `tokens`, or in the blocks that stand for them, int64 [vocab_size]."""
+    """How often each id occurs in `tokens`, int64 [vocab_size]; in a long text, in evenly spread blocks of it.
+
+    For example 64 blocks are too many: every second one is counted.
+    """
     blocks = -(-len(tokens) // _BLOCK)
     chosen = min(blocks, _MOST_BLOCKS)
     counts = np.zeros(vocab_size, np.int64)

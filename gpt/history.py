@@ -1,4 +1,4 @@
-"""What a run has logged, metrics.jsonl, and what its validation losses say about how training goes."""
+"""The log of a run, metrics.jsonl, and the conclusions that its validation losses allow about the training."""
 
 import errno
 import json
@@ -6,33 +6,33 @@ import math
 import os
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from gpt.config import TrainConfig
 from gpt.run import Run
 from gpt.system.files import write_atomically
 from gpt.system.filesystem import note, sync
 
-RISES = 3  # of the validation loss in a row
-NOISE = 1.01  # of the best loss: how much a loss may be above it by chance
+RISES = 3  # rises of the validation loss in a row that show that a model memorizes
+NOISE = 1.01  # factor by which a loss may be above the best one by chance
 
 Evaluation = tuple[int, float]  # step and validation loss, NaN if that was not finite
 
 
 class History:
-    """The log of one run, to be gone on with after `step`. The caller holds the run's lock.
+    """The log of one run, which goes on after `step`. The caller holds the run's lock.
 
-    Lines after `step` are dropped: a killed run logged them after the checkpoint that it now goes on from. Each new
-    line says how long and on how much text the run has trained. Both count on from the last line that says so;
-    runs logged before there were such lines have their tokens worked out from their steps.
+    Lines after `step` are dropped: a killed run logged them after the checkpoint that it now resumes from. Each new
+    line says how long and on how many tokens the run has trained. Both count on from the last line that has them. If
+    no line has them, because an older version wrote the log, the tokens follow from the steps.
 
     The log belongs to the checkpoints: `sync` makes all lines so far durable before a checkpoint of their step is, so
-    that a run that goes on from that has them. A line that cannot be written (the disk is full) stays in memory, and
-    is written with the next one or the next checkpoint.
+    that a run that resumes from it has them. A line that cannot be written (the disk is full) stays in memory, and is
+    written with the next line or the next checkpoint.
 
-    `evaluations` has the validation losses so far, by step. All else is worked out from them, so that a run that was
-    killed and resumed comes to the same conclusions at the same steps as one that was not. Losses on another held-out
-    part of the text cannot be compared, so a run that goes on with another `val_fraction` begins to count anew.
+    `evaluations` has the validation losses so far, by step. All conclusions follow from them, so that a run that was
+    killed and resumed comes to the same conclusions at the same steps as a run that was not. Losses on another
+    held-out part of the text cannot be compared: a run that goes on with another `val_fraction` begins to count anew.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class History:
         self.evaluations = validation_losses(kept, val_fraction)
         self._evaluated = {line["step"] for line in kept if "val_loss" in line}
         self._samples = {line["step"] for line in kept if "sample" in line}
-        self.seconds, self._counted = 0.0, (0, 0)  # of training; a step, and the tokens seen up to it
+        self.seconds = 0.0  # of training, up to `step`
+        self._counted = (0, 0)  # a step, and the tokens that were trained on up to its end
         for line in kept:
             if _is_number(line.get("time")) and _is_number(line.get("tokens")):
                 self.seconds, self._counted = float(line["time"]), (line["step"], int(line["tokens"]))
@@ -68,7 +69,7 @@ class History:
     def record(self, step: int, seconds: float, **values: Any) -> None:
         """Append one line. `seconds` is the time that the run has trained, `self.seconds` of it before this start.
 
-        JSON has no NaN, so what is not finite becomes null.
+        JSON has no NaN, so a number that is not finite becomes null.
         """
         place = {"time": round(seconds, 3), "tokens": self._tokens(step), "passes": round(self.passes(step), 4)}
         finite = {
@@ -84,7 +85,7 @@ class History:
         self.evaluations += validation_losses([line])
 
     def sync(self) -> None:
-        """Make the lines so far durable. A failure costs a note only: a log is no reason to lose a checkpoint."""
+        """Make the lines so far durable. A failure only costs a note: a log is not worth losing a checkpoint."""
         self._write()
         try:
             sync(self._path)
@@ -110,10 +111,11 @@ class History:
 
     @property
     def memorizes(self) -> bool:
-        """Whether the last evaluation is the one that shows it: the first since the best one that has risen.
+        """Whether the last evaluation is the first since the best one to show that the model memorizes its text.
 
-        That is to have become worse RISES times in a row, and to be worse than the best by NOISE. For example after
-        2.50, 2.52, 2.51, 2.53, 2.54 and 2.56, the last shows it; one more evaluation of 2.60 does not show it again.
+        An evaluation shows it if its loss is the last of RISES rises in a row, and above the best loss times NOISE. For
+        example after 2.50, 2.52, 2.51, 2.53, 2.54 and 2.56 the last one does. One more loss of 2.60 does not say it
+        again.
         """
         since_best = [loss for _, loss in self.evaluations[len(self.evaluations) - self.without_best - 1 :]]
         rises, shown = 0, []
@@ -125,7 +127,7 @@ class History:
 
     @property
     def without_best(self) -> int:
-        """How many evaluations there have been since the best one, or at all if no loss was finite."""
+        """The number of evaluations since the best one, or of all evaluations if no loss was finite."""
         best = lowest(self.evaluations)
         return len(self.evaluations) - (1 + self.evaluations.index(best) if best else 0)
 
@@ -141,7 +143,7 @@ class History:
 
 
 def owes_evaluation(run: Run, config: TrainConfig, step: int) -> bool:
-    """Whether a signal has skipped the evaluation that is due at `step`, as far as the run's log says."""
+    """Whether the run's log lacks the evaluation that is due at `step`, because a signal has cut it short."""
     is_due = config.eval_every > 0 and (step == config.total_steps or step % config.eval_every == 0)
     return is_due and all(step != evaluated for evaluated, _ in validation_losses(run.metrics()))
 
@@ -159,10 +161,10 @@ def validation_losses(lines: Iterable[dict[str, Any]], val_fraction: float | Non
 
 
 def lowest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
-    """The first evaluation with the lowest finite loss, if any is finite."""
+    """The first evaluation with the lowest finite loss, or None if no loss is finite."""
     finite = [each for each in evaluations if math.isfinite(each[1])]
     return min(finite, key=lambda each: each[1]) if finite else None
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

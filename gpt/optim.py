@@ -1,8 +1,8 @@
 """How the weights move: the learning-rate schedule, gradient clipping, and two optimizers, AdamW and Muon.
 
-AdamW scales every element of a gradient by what that element has been like. Muon looks at a weight matrix as a whole:
-its step is the gradient's momentum with all singular values made about 1, so that rare directions move as far as the
-frequent ones. It moves the matrices of the blocks; embeddings, head, biases and layer norms stay AdamW's.
+AdamW scales every element of a gradient by the past sizes of that element. Muon looks at a weight matrix as a whole:
+its step is the gradient's momentum with all singular values made about 1, so that rare directions move as far as
+frequent ones. Muon moves the matrices of the blocks; AdamW moves embeddings, head, biases and layer norms.
 """
 
 import math
@@ -15,15 +15,15 @@ from gpt.model import GPT
 from gpt.ops.interface import Array, Stack
 from gpt.parameters import matrix_names, parameter_shapes
 
-BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # of AdamW, alone and beside Muon
-EPS = 1e-8
-MOMENTUM = 0.9  # of Muon
-PLAN = 6  # numbers that the steps of all optimizers share, see CpuOps.plan_update
+BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # AdamW's, alone and beside Muon
+EPS = 1e-8  # AdamW's
+MOMENTUM = 0.9  # Muon's
+PLAN = 6  # size of the plan, the numbers that the steps of all optimizers share: see the operation plan_update
 COUNTERS = ("adam_step", "skipped", "skipped_in_a_row")
 
-# Newton-Schulz steps x (a + b x² + c x⁴) that bring singular values in [0.001, 1] to about 1: the composition of five
-# such polynomials with the smallest largest error (Polar Express, Amsel et al. 2025). Each but the last is fed 1 / 1.01
-# of its argument, because rounding to bf16 can leave a singular value slightly above the range.
+# Newton-Schulz steps x (a + b x² + c x⁴) that bring singular values in [0.001, 1] to about 1. No other five polynomials
+# of this form, applied in turn, have a smaller largest error (Polar Express, Amsel et al. 2025). Each but the last gets
+# its argument divided by 1.01, because rounding to bf16 can leave a singular value slightly above the range.
 _POLAR_EXPRESS = (
     (8.287212018145622, -23.59588651909882, 17.300387312530923),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -38,14 +38,14 @@ NEWTON_SCHULZ = (
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of `step` (the first is 1): a linear warmup to `learning_rate`, then one of three schedules.
+    """The learning rate of `step` (the first is 1): a linear warmup to the peak, then one of three schedules.
 
-    Its first step is the one after `schedule_start`, and its last is `total_steps`.
+    A schedule begins with the step after `schedule_start`, and ends with `total_steps`.
 
-    - cosine: half a cosine down to `min_lr` at the last step (Loshchilov & Hutter 2017, one cycle).
-    - trapezoid: constant, then linear to `min_lr` over the last `decay_fraction` of all steps (warmup-stable-decay, Hu
-      et al. 2024). Until the decay begins the rate does not depend on how many steps there are.
-    - constant: no decay at all.
+    - cosine: half a cosine down to the final rate at the last step (Loshchilov & Hutter 2017, one cycle).
+    - trapezoid: constant, then linear to the final rate over the last `decay_fraction` of the schedule
+      (warmup-stable-decay, Hu et al. 2024). Until the decay begins, the rate does not depend on the number of steps.
+    - constant: no decay.
 
     Example: 100 steps, 10 of warmup, a peak of 1.0, a min_lr of 0 and a decay_fraction of 0.4. A trapezoid has 0.5 at
     step 5, 1.0 from step 10 to step 60, 0.5 at step 80 and 0 at step 100; a cosine has 0.5 at step 55. With a
@@ -66,10 +66,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | None = None) -> str:
-    """The learning rate from step `first` on, in a line.
+    """The learning rate from step `first` on, in one line.
 
-    For example "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid); AdamW". If `before`, by which the run
-    was trained up to that step, would have gone on with another rate, the line starts with the rate up to there.
+    For example "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid); AdamW". `before` is the training that
+    the run had up to that step. If it would have gone on with another rate, the line begins with the rate up to then.
     """
     peak, total = config.peak_lr, config.total_steps
     warm, decay = config.schedule_start + config.warmup, decay_start(config)
@@ -84,7 +84,7 @@ def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | Non
         said = f"{learning_rate(first, config):.3g} at step {first}"
         said += f", falling to {config.final_lr:g}" if first < total else ""
     if before and learning_rate(first, config) not in (learning_rate(step, before) for step in (first - 1, first)):
-        if config.schedule_start < first - 1 and first < warm:  # in the middle of a warmup that has another length now
+        if config.schedule_start < first - 1 and first < warm:  # in a warmup whose length has changed
             said = f"{learning_rate(first, config):.3g} at step {first}, {said}"
         said = f"{learning_rate(first - 1, before):.3g} up to step {first - 1}, then {said}"
     by = {"adamw": "AdamW", "muon": "Muon for the blocks' matrices, AdamW for the rest"}[config.optimizer]
@@ -98,13 +98,13 @@ def decay_start(config: TrainConfig) -> int:
     return config.schedule_start + max(warmup, full)
 
 
-def optimizer_shapes(model: ModelConfig, optimizer: str) -> dict[str, tuple[int, ...]]:
+def optimizer_shapes(model_config: ModelConfig, optimizer: str) -> dict[str, tuple[int, ...]]:
     """Name → shape of every float32 tensor that `optimizer`, "adamw" or "muon", keeps between steps.
 
-    Adam has two moments of a tensor, exp_avg.NAME and exp_avg_sq.NAME; Muon has one of a matrix, momentum.NAME.
+    Adam keeps two moments of a tensor, exp_avg.NAME and exp_avg_sq.NAME. Muon keeps one of a matrix, momentum.NAME.
     """
-    shapes = parameter_shapes(model)
-    muon = set(matrix_names(model)) if optimizer == "muon" else set()
+    shapes = parameter_shapes(model_config)
+    muon = set(matrix_names(model_config)) if optimizer == "muon" else set()
     kept = {f"momentum.{name}": shapes[name] for name in shapes if name in muon}
     for moment in ("exp_avg", "exp_avg_sq"):
         kept |= {f"{moment}.{name}": shape for name, shape in shapes.items() if name not in muon}
@@ -114,35 +114,39 @@ def optimizer_shapes(model: ModelConfig, optimizer: str) -> dict[str, tuple[int,
 class Optimizer:
     """Moves a model's weights by AdamW (Loshchilov & Hutter 2019), or by Muon (Jordan et al. 2024) and AdamW.
 
-    `config.optimizer` says which. Gradients are first clipped to a global norm of `config.grad_clip` (0 is off). Decay
-    applies to 2-D tensors. Muon's steps have the size of AdamW's (Liu et al. 2025), so that both use one learning rate
-    and one weight decay. A step whose loss or gradient norm is not finite changes nothing but `counters`.
+    `train_config.optimizer` says which. Gradients are first clipped to a global norm of `train_config.grad_clip` (0 is
+    off). Decay applies to 2-D tensors. Muon's steps have the size of AdamW's (Liu et al. 2025), so that both use one
+    learning rate and one weight decay. A step with a loss or a gradient norm that is not finite changes only
+    `counters`.
+
+    The flat buffer of the weights begins with the blocks' matrices. Muon has those, and AdamW has all elements from
+    `_first` on. Without Muon, `_first` is 0.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig) -> None:
-        self.model, self.ops, self.config = model, model.ops, config
+    def __init__(self, model: GPT, train_config: TrainConfig) -> None:
+        self.model, self.ops, self.train_config = model, model.ops, train_config
         weights, ops = model.weights, model.ops
-        self._first = weights.matrices if config.optimizer == "muon" else 0  # element of the flat buffer that is Adam's
+        self._first = weights.matrices if train_config.optimizer == "muon" else 0
         self._exp_avg, self._exp_avg_sq = (ops.zeros(weights.flat.size - self._first, "float32") for _ in range(2))
         self._momentum = ops.zeros(self._first, "float32")
         self.norm = ops.zeros(1, "float64")
         self.counters = ops.zeros(len(COUNTERS), "int64")
         self._plan = ops.zeros(PLAN, "float64")
         self.coefficients = NEWTON_SCHULZ
-        self._stacks = []
+        self._stacks: list[Stack] = []
         if self._first:
             copies = [None] * len(weights.stacks) if model.compute is weights else model.compute.stacks
             momenta = weights.stacks_of(self._momentum)
-            parts = zip(weights.stacks, model.gradients.stacks, momenta, copies, strict=True)
-            self._stacks = [Stack(*part) for part in parts]
+            arrays = zip(weights.stacks, model.gradients.stacks, momenta, copies, strict=True)
+            self._stacks = [Stack(*each) for each in arrays]
         self.tensors = self._named()
 
     def _named(self) -> dict[str, Array]:
-        """The tensors of `optimizer_shapes`, as views of what the optimizer keeps."""
+        """The tensors of `optimizer_shapes`, as views of the optimizer's flat buffers."""
         flats = {"momentum": (self._momentum, 0), "exp_avg": (self._exp_avg, self._first)}
         flats["exp_avg_sq"] = (self._exp_avg_sq, self._first)
         views = {}
-        for key, shape in optimizer_shapes(self.model.config, self.config.optimizer).items():
+        for key, shape in optimizer_shapes(self.model.config, self.train_config.optimizer).items():
             moment, _, name = key.partition(".")
             flat, first = flats[moment]
             start = self.model.weights.offsets[name] - first
@@ -156,9 +160,9 @@ class Optimizer:
         self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
 
     def step(self, lr: Array) -> None:
-        """Move the weights by the model's gradients. lr, float32 [1], is the learning rate."""
+        """Move the weights by the model's gradients. `lr`, float32 [1], is the learning rate."""
         weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
-        config, first, betas = self.config, self._first, BETAS[self.config.optimizer]
+        config, first, betas = self.train_config, self._first, BETAS[self.train_config.optimizer]
         self.ops.global_norm(gradients.flat, out=self.norm)
         self.ops.plan_update(
             self.norm, self.model.metrics, self.counters, lr, out=self._plan, betas=betas,

@@ -1,15 +1,13 @@
 """The training loop: batch, forward, backward, clip, step; log, evaluate, checkpoint; stop when asked, resume exactly.
 
-Everything a step depends on is a function of its number: the batch, the dropout masks and the learning rate. A
-checkpoint therefore holds weights, moments and a step, and no generator state.
+A step is a function of its number: the batch, the dropout masks and the learning rate follow from it. A checkpoint
+therefore holds weights, moments and a step, and no generator state.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,163 +27,187 @@ from gpt.system.console import Console, duration, rate
 from gpt.system.interrupts import SIGPIPE, Dropped, deferred
 from gpt.tokenizer import Tokenizer
 
-MAX_SKIPPED_IN_A_ROW = 10
-FORETOLD_AFTER = 3  # steps after the first: then the length of the whole run is foretold
-LONG_ON_A_CPU = 3600  # seconds: from here on a smaller model is suggested
+MAX_SKIPPED_IN_A_ROW = 10  # steps that are not finite before the run ends
+FORETOLD_AFTER = 3  # steps after the first before the rest of the run is estimated
+LONG_ON_A_CPU = 3600  # seconds: a longer run gets the advice to train a smaller model
 
 
-class Training:
-    """A model, its optimizer and its batches: everything that a step of training reads and writes."""
+class TrainStep:
+    """One step of training, as a function of its number, with all that it reads and writes.
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Any) -> None:
-        self.config, self.batches, self.ops = config, batches, ops
-        self.model = GPT(model, ops, batch=config.batch_size, training=True)
-        self.optimizer = Optimizer(self.model, config)
-        shape = (config.batch_size, model.max_seq_len)
-        self.inputs = ops.inputs(
+    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` micro-batches.
+    """
+
+    def __init__(self, model_config: ModelConfig, train_config: TrainConfig, batches: Batches, ops: Any) -> None:
+        self.train_config, self.batches, self.ops = train_config, batches, ops
+        self.model = GPT(model_config, ops, batch=train_config.batch_size, training=True)
+        self.optimizer = Optimizer(self.model, train_config)
+        shape = (train_config.batch_size, model_config.max_seq_len)
+        self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads
+        self._inputs = ops.inputs(
             ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
             dropout_key=((2,), "uint32"), lr=((1,), "float32"),
         )  # fmt: skip
-        self.model.dropout_key = self.inputs.device["dropout_key"]
-        self._passes = {each: ops.replayed(partial(self._pass, *each)) for each in product((True, False), repeat=2)}
-        self.tokens_per_step = config.batch_size * config.accumulate * model.max_seq_len
+        self.model.dropout_key = self._inputs.device["dropout_key"]
+        # A GPU records each of these when it runs for the second time, and replays the recording from then on.
+        self._only_pass = ops.replayed(lambda: self._pass(first=True, last=True))
+        self._first_pass = ops.replayed(lambda: self._pass(first=True))
+        self._middle_pass = ops.replayed(self._pass)
+        self._last_pass = ops.replayed(lambda: self._pass(last=True))
         self.droppable: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def step(self, number: int) -> None:
-        """Step `number` (the first is 1): the gradients of its batches, and the update. Waits for nothing.
+    def run(self, number: int) -> None:
+        """Take step `number` (the first is 1): the gradients of its micro-batches, and one update. Waits for nothing.
 
-        Work within `droppable` may be given up, because nothing that a checkpoint holds changes there: on a CPU all
-        but the update, on a GPU, which has been asked for work that nobody takes back, between micro-batches.
+        Work inside `droppable` may be given up, because it changes nothing that a checkpoint holds. On a CPU that is
+        all but the update. A GPU finishes the work that it was given, so only the host's work between passes is.
         """
-        config = self.config
-        for micro_step in range(config.accumulate):
-            index = (number - 1) * config.accumulate + micro_step
-            with self.droppable(), self.inputs.written() as inputs:
-                self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
-                inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
-                inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
-                inputs["lr"][...] = learning_rate(number, config)
-            self._passes[micro_step == 0, micro_step == config.accumulate - 1]()
+        for micro_step in range(self.train_config.accumulate):
+            with self.droppable():
+                self._write_inputs(number, micro_step)
+            self._pass_of(micro_step)()
 
-    def _pass(self, first: bool, last: bool) -> None:
-        """A micro-batch; before the step's first gradients and metrics are zero, after its last the weights move."""
-        inputs, model = self.inputs.device, self.model
+    def _write_inputs(self, number: int, micro_step: int) -> None:
+        config = self.train_config
+        index = (number - 1) * config.accumulate + micro_step  # counts micro-batches since the run's first step
+        with self._inputs.written() as inputs:
+            self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
+            inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
+            inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
+            inputs["lr"][...] = learning_rate(number, config)
+
+    def _pass_of(self, micro_step: int) -> Callable[[], object]:
+        last = self.train_config.accumulate - 1
+        if last == 0:
+            return self._only_pass
+        if micro_step == 0:
+            return self._first_pass
+        return self._last_pass if micro_step == last else self._middle_pass
+
+    def _pass(self, first: bool = False, last: bool = False) -> None:
+        """Forward and backward. `first`: zero gradients and metrics before. `last`: clip, and update the weights."""
+        inputs, model = self._inputs.device, self.model
         with self.droppable() if self.ops.is_cpu else nullcontext():
             if first:
                 self.ops.fill(model.gradients.flat, 0)
                 self.ops.fill(model.metrics, 0)
-            model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens_per_step)
+            model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens)
         if last:
             self.optimizer.step(inputs["lr"])
 
     def metrics(self) -> Metrics:
-        """The last step's, once all work so far is done."""
-        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens_per_step)
+        """The metrics of the last step. Waits until all work so far is done."""
+        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens)
 
 
 class Trainer:
-    """Trains one run from `start` (a checkpoint, or None for fresh weights) to `config.total_steps`.
+    """Trains one run from `start` (a checkpoint, or None for fresh weights) to `train_config.total_steps`.
 
     The caller holds the run's lock and has checked that the memory suffices.
+
+    Ctrl-C, or any other signal of gpt/system/interrupts.py, ends training like this. The step that is being taken is
+    finished; on a CPU it is given up if that takes more than a second. An evaluation or a sample is cut short, or left
+    out: the resumed run makes up for it. Then the last finished step is saved, and `train` returns the signal's number.
+    A second signal ends the process at once, without saving.
     """
 
     def __init__(
         self,
         run: Run,
-        model: ModelConfig,
-        config: TrainConfig,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
         batches: Batches,
         tokenizer: Tokenizer,
         ops: Any,
         console: Console,
         start: Checkpoint | None = None,
     ) -> None:
-        self.run, self.config, self.batches, self.ops, self.console = run, config, batches, ops, console
-        self.training = Training(model, config, batches, ops)
-        self.model, self.optimizer = self.training.model, self.training.optimizer
+        self.run, self.train_config, self.batches, self.ops, self.console = run, train_config, batches, ops, console
+        self.train_step = TrainStep(model_config, train_config, batches, ops)
+        self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
         self.held_out = HeldOut(self.model, batches, tokenizer)
-        self.samples = Samples(self.model, batches, tokenizer, config) if config.sample_every else None
-        self.step = start.step if start else 0
-        self.saved = start.step if start and start.run.path == run.path else None  # the last step that is on disk
-        self.best = None
+        self.samples = Samples(self.model, batches, tokenizer, train_config) if train_config.sample_every else None
+        self.step = start.step if start else 0  # the last one that was taken
+        self.saved: int | None = None  # the last step that is on disk
+        self.best: Checkpoint | None = None
         if start and start.run.path == run.path:
+            self.saved = start.step
             best = checkpoint.best(run)
-            if best and best.train.val_fraction == config.val_fraction:  # or it was the best on other text
+            if best and best.train.val_fraction == train_config.val_fraction:  # else it was the best on other text
                 self.best = best
         else:
-            checkpoint.forget_best(run)  # of a run that was killed before its first checkpoint
+            checkpoint.forget_best(run)  # left by a run that was killed before its first checkpoint
         if start:
             self.model.load(start.weights())
             self.optimizer.load(*start.optimizer())
         else:
-            self.model.initialize(config.seed)
+            self.model.initialize(train_config.seed)
 
     def train(self) -> int | None:
-        """Run the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.
+        """Take the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.
 
-        Training ends with the last step, or when the validation loss has not been better for `config.patience`
-        evaluations. Either way the step it ends with is on disk. Raises UserError, after a checkpoint, when ten steps
-        in a row were not finite, and at once if patience has ended already.
+        Training ends with the last step, or when the validation loss has not been better for `patience` evaluations.
+        In either case the last step is on disk. Raises UserError, after a checkpoint, if ten steps in a row were not
+        finite, and at once if patience has ended already.
         """
-        first, total = self.step + 1, self.config.total_steps
-        tokens_per_step, train_tokens = self.training.tokens_per_step, self.batches.train_tokens
-        self.history = History(
-            self.run, self.step, tokens_per_step, train_tokens, self.config.text_start, self.config.val_fraction
-        )
+        config, tokens, train_tokens = self.train_config, self.train_step.tokens, self.batches.train_tokens
+        self.history = History(self.run, self.step, tokens, train_tokens, config.text_start, config.val_fraction)
         if self._patience_is_over():
             raise UserError(
-                f"run {self.run.name} was ended by --patience {self.config.patience} at step {self.step}: "
+                f"run {self.run.name} was ended by --patience {self.train_config.patience} at step {self.step}: "
                 "to train on, give --patience 0 or more than that"
             )
         with (
             deferred(self._announce_stop, self._farewell) as self._stop,
-            self.console.progress("Training", total, completed=self.step) as advance,
+            self.console.progress("Training", self.train_config.total_steps, completed=self.step) as self._advance,
         ):
             if self.ops.is_cpu:
-                self.training.droppable = self._stop.droppable
-            self.clock = clock = _Clock(self.step, self.history.seconds, wait=self.training.metrics)
-            with suppress(Dropped):
-                if self.step:
-                    with clock.paused():  # a signal cut these short, or another run made the checkpoint
-                        self._evaluate_and_sample(only_missing=True)
-                for number in range(first, total + 1) if not self._patience_is_over() else ():
-                    if self._stopped_by is not None:
-                        break
-                    self.training.step(number)
-                    self.step = number
-                    if number == first + FORETOLD_AFTER:
-                        self._foretell(clock.seconds_per_step(number))
-                    if clock.due():
-                        advance(number, status=self._status(clock.seconds_per_step(number)))
-                    logging = number == total or self._is_due(self.config.log_every)
-                    saving = self._is_due(self.config.ckpt_every)
-                    if logging:
-                        self._log(clock.lap(number))
-                    elif number == first:
-                        clock.lap(number)  # the first step is no measure: it touches every page for the first time
-                    if logging or saving or self._has_to_evaluate or self._has_to_sample:
-                        with clock.paused():  # else nothing waits for the device
-                            self._evaluate_and_sample()
-                            if logging or saving:
-                                self._stop_if_diverged()
-                            if saving:
-                                self._save()
-                    if self._patience_is_over():
-                        break
+                self.train_step.droppable = self._stop.droppable
+            self._clock = _Clock(self.step, self.history.seconds, wait=self.train_step.metrics)
+            with suppress(Dropped):  # a signal came, and the step in progress took too long
+                self._take_steps()
             if self.saved != self.step:
                 self._save()
+        return self._ending()
+
+    def _take_steps(self) -> None:
+        """The training loop. A signal ends it after a step, or raises Dropped out of it."""
+        first, last = self.step + 1, self.train_config.total_steps
+        if self.step:  # a signal cut these short, or another run made the checkpoint
+            self._evaluate_and_sample(only_missing=True)
+        for step in range(first, last + 1):
+            if self._patience_is_over() or self._stopped_by is not None:
+                break
+            self.train_step.run(step)  # batch, forward, backward, clip, update
+            self.step = step
+            self._show_progress(steps_after_first=step - first)
+            logs = self._is_due(self.train_config.log_every, or_last=True)
+            saves = self._is_due(self.train_config.ckpt_every)
+            if logs:
+                self._log()
+            if step == first:  # it touches every page of memory for the first time: no later lap counts it
+                self._clock.lap(step)
+            self._evaluate_and_sample()
+            if logs or saves:
+                self._stop_if_diverged()
+            if saves:
+                self._save()
+
+    def _ending(self) -> int | None:
+        """The result of `train`, after a line for the user if patience has ended."""
+        config = self.train_config
         if self._patience_is_over():
             self.console.line(
-                f"Ended at step {self.step} by --patience {self.config.patience}: the last {self.history.without_best} "
+                f"Ended at step {self.step} by --patience {config.patience}: the last {self.history.without_best} "
                 f"evaluations were no better than the best. {self._kept()}"
             )
             return None
-        is_done = self.step == total and not owes_evaluation(self.run, self.config, self.step)
+        is_done = self.step == config.total_steps and not owes_evaluation(self.run, config, self.step)
         return None if is_done else self._stopped_by
 
     @property
     def _stopped_by(self) -> int | None:
-        """The number of the signal that asked for an end. Output without a reader counts as SIGPIPE."""
+        """The number of the signal that asked for an end, if any. Output without a reader counts as SIGPIPE."""
         return SIGPIPE if self._stop.received is None and self.console.reader_is_gone else self._stop.received
 
     def _announce_stop(self) -> None:
@@ -196,32 +218,33 @@ class Trainer:
             return "Stopped at once. Nothing was saved"
         return f"Stopped at once. Go on from step {self.saved}: hipgpt train --run-name {self.run.name} --resume"
 
-    @property
-    def _has_to_evaluate(self) -> bool:
-        return self._is_due(self.config.eval_every, last=True)
-
-    @property
-    def _has_to_sample(self) -> bool:
-        return self._is_due(self.config.sample_every, last=True)
-
     def _evaluate_and_sample(self, only_missing: bool = False) -> None:
-        """Evaluate and sample as is due at this step. After a signal do nothing: a resumed run makes up for it."""
-        if self._has_to_evaluate and not (only_missing and self.history.has_evaluated(self.step)):
-            self._evaluate()
-        if self._has_to_sample and not (only_missing and self.history.has_sampled(self.step)):
-            self._sample()
+        """Evaluate and sample if this step is one for it; with `only_missing` only if the log lacks the result."""
+        history = self.history
+        evaluates = self._is_due(self.train_config.eval_every, or_last=True)
+        samples = self._is_due(self.train_config.sample_every, or_last=True)
+        if only_missing:
+            evaluates = evaluates and not history.has_evaluated(self.step)
+            samples = samples and not history.has_sampled(self.step)
+        if evaluates or samples:
+            with self._clock.paused():
+                if evaluates:
+                    self._evaluate()
+                if samples:
+                    self._sample()
 
-    def _is_due(self, every: int, last: bool = False) -> bool:
-        """Whether the step is one of every so many, or with `last` the last one; never if `every` is 0."""
-        return every > 0 and (self.step % every == 0 or (last and self.step == self.config.total_steps))
+    def _is_due(self, every: int, or_last: bool = False) -> bool:
+        """Whether the step is a multiple of `every`, or with `or_last` the last one. Never, if `every` is 0."""
+        return every > 0 and (self.step % every == 0 or (or_last and self.step == self.train_config.total_steps))
 
     def _patience_is_over(self) -> bool:
-        return 0 < self.config.patience <= self.history.without_best
+        return 0 < self.train_config.patience <= self.history.without_best
 
-    def _log(self, seconds_per_step: float) -> None:
-        metrics, lr = self.training.metrics(), learning_rate(self.step, self.config)
+    def _log(self) -> None:
+        seconds_per_step = self._clock.lap(self.step)
+        metrics, lr = self.train_step.metrics(), learning_rate(self.step, self.train_config)
         norm, skipped = float(self.ops.to_host(self.optimizer.norm)[0]), self.optimizer.state()["skipped"]
-        speed = self.training.tokens_per_step / seconds_per_step
+        speed = self.train_step.tokens / seconds_per_step
         self.console.line(
             f"[Step {self.step}] {metrics} | LR: {lr:.2e} | Grad: {norm:.2f} | Time: {seconds_per_step * 1e3:.1f} ms"
             f" | {speed:.0f} tok/s" + (f" | Skipped: {skipped}" if skipped else "")
@@ -232,22 +255,22 @@ class Trainer:
         )  # fmt: skip
 
     def _evaluate(self) -> None:
-        """Measure the held-out loss, unless a signal comes meanwhile; keep the weights if they are the best so far."""
+        """Measure the held-out loss, unless a signal comes meanwhile. Keep the weights if they are the best so far."""
         is_first = not self.history.evaluations
-        try:
-            with self.training.droppable():
-                metrics = self.held_out.evaluate(stopped=lambda: self._stopped_by is not None)
-        except Dropped:
-            return
+        metrics = None
+        with suppress(Dropped), self.train_step.droppable():
+            metrics = self.held_out.evaluate(stopped=lambda: self._stopped_by is not None)
         if metrics is None:
             return
         self.console.line(f"[Step {self.step}] Validation {metrics}")
         if is_first:
             loss, bits = self.held_out.guess()
             self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
-        if math.isfinite(metrics.loss) and (self.best is None or metrics.loss < self.best.val_loss):
+        if self._is_best(metrics.loss):
             weights = self._on_host(self.model.weights.named)
-            self.best = checkpoint.save_best(self.run, self.step, self.model.config, self.config, weights, metrics.loss)
+            self.best = checkpoint.save_best(
+                self.run, self.step, self.model.config, self.train_config, weights, metrics.loss
+            )
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
             val_bits_per_byte=metrics.bits_per_byte,
@@ -258,85 +281,104 @@ class Trainer:
                 f"{self._kept()} More --dropout, fewer --steps or more text help."
             )
 
+    def _is_best(self, val_loss: float) -> bool:
+        best = self.best.val_loss if self.best else None
+        return math.isfinite(val_loss) and (best is None or val_loss < best)
+
     def _kept(self) -> str:
+        """A sentence about the best checkpoint."""
         if self.best is None:
             return "No evaluation gave a finite loss."
         return f"The best checkpoint, step {self.best.step} with {self.best.val_loss:.4f}, is kept: use it with --best."
 
     def _sample(self) -> None:
-        if self._stopped_by is not None:
+        """Show a text that the model writes, unless a signal comes meanwhile."""
+        if self.samples is None or self._stopped_by is not None:
             return
         try:
-            with self.training.droppable():
+            with self.train_step.droppable():
                 text = self.samples.text()
-        except (Dropped, UserError):  # the training loop handles steps that are not finite
+        except (Dropped, UserError):  # a UserError says that the weights are not finite, as _stop_if_diverged will
             return
         head, *rest = printable(text).strip().split("\n")
         self.console.line("\n".join([f"[Step {self.step}] Sample: {head}", *(f"    {line}".rstrip() for line in rest)]))
         self._record(sample=text)
 
     def _record(self, **values: Any) -> None:
-        self.history.record(self.step, self.clock.seconds(), **values)
+        self.history.record(self.step, self._clock.seconds(), **values)
 
     def _save(self) -> None:
-        self.history.sync()
-        checkpoint.save(
-            self.run, self.step, self.model.config, self.config, self._on_host(self.model.weights.named),
-            self._on_host(self.optimizer.tensors), self.optimizer.state(),
-        )  # fmt: skip
-        self.saved = self.step
-        checkpoint.prune(self.run, self.config.keep_last)
+        with self._clock.paused():
+            self.history.sync()
+            checkpoint.save(
+                self.run, self.step, self.model.config, self.train_config, self._on_host(self.model.weights.named),
+                self._on_host(self.optimizer.tensors), self.optimizer.state(),
+            )  # fmt: skip
+            self.saved = self.step
+            checkpoint.prune(self.run, self.train_config.keep_last)
 
     def _on_host(self, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
         return {name: self.ops.to_host(tensor) for name, tensor in tensors.items()}
 
-    def _status(self, seconds_per_step: float) -> str:
-        evaluations = self.history.evaluations
-        val = f", val {evaluations[-1][1]:.3f}" if evaluations else ""
-        return (
-            f"{self.step}/{self.config.total_steps}, loss {self.training.metrics().loss:.3f}{val}, "
-            f"{rate(self.training.tokens_per_step / seconds_per_step)} tok/s"
-        )
+    def _show_progress(self, steps_after_first: int) -> None:
+        """Say once how long the run will take, and move the progress bar twice a second."""
+        if steps_after_first == FORETOLD_AFTER:
+            self._foretell(self._clock.seconds_per_step(self.step))
+        if self._clock.due():
+            self._advance(self.step, status=self._status(self._clock.seconds_per_step(self.step)))
 
     def _foretell(self, seconds_per_step: float) -> None:
-        seconds = seconds_per_step * (self.config.total_steps - self.step)
+        seconds = seconds_per_step * (self.train_config.total_steps - self.step)
         self.console.line(f"At {seconds_per_step * 1e3:.0f} ms a step the rest will take about {duration(seconds)}.")
         if self.ops.is_cpu and seconds > LONG_ON_A_CPU:
             self.console.line("That is long on a CPU: --preset tiny trains a small model in minutes.")
+
+    def _status(self, seconds_per_step: float) -> str:
+        """The text beside the progress bar: "120/400, loss 3.210, val 3.456, 33.7k tok/s"."""
+        evaluations = self.history.evaluations
+        val = f", val {evaluations[-1][1]:.3f}" if evaluations else ""
+        return (
+            f"{self.step}/{self.train_config.total_steps}, loss {self.train_step.metrics().loss:.3f}{val}, "
+            f"{rate(self.train_step.tokens / seconds_per_step)} tok/s"
+        )
 
     def _stop_if_diverged(self) -> None:
         if self.optimizer.state()["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
             self._save()
             raise UserError(
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
-                f"{self.step} (saved); start again with a lower --lr (it is {self.config.peak_lr:g}), "
+                f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "
                 "a longer --warmup-steps or a --grad-clip above 0"
             )
 
 
 class _Clock:
-    """Seconds per step, not counting what happens while it is paused; `wait` returns when all steps so far are done.
+    """Times steps: seconds per step since the last lap, and since the run began. Pauses count in neither.
 
-    `spent` is how long the run has trained before.
+    `spent` is how many seconds the run had trained before, up to `step`. `wait` returns when all steps so far are done.
     """
 
     def __init__(self, step: int, spent: float, wait: Callable[[], object]) -> None:
-        self._step, self._shown, self._wait = step, 0.0, wait
-        self._start = time.perf_counter()
-        self._began, self._pause = self._start - spent, None
+        self._wait = wait
+        self._lap_step, self._lap_start = step, time.perf_counter()
+        self._run_start = self._lap_start - spent
+        self._pause_start: float | None = None
+        self._shown = 0.0
 
     def seconds(self) -> float:
-        """How long the run has trained so far; while the clock is paused, until it was."""
-        return (self._pause or time.perf_counter()) - self._began
+        """How long the run has trained so far, or if the clock is paused: had trained until then."""
+        now = time.perf_counter() if self._pause_start is None else self._pause_start
+        return now - self._run_start
 
     def seconds_per_step(self, step: int) -> float:
+        """The mean since the last lap, up to the end of `step`, for which it waits."""
         self._wait()
-        return (time.perf_counter() - self._start) / max(1, step - self._step)
+        return (time.perf_counter() - self._lap_start) / max(1, step - self._lap_step)
 
     def lap(self, step: int) -> float:
-        """Seconds per step since the last lap."""
+        """End a lap with `step`. Returns its seconds per step."""
         seconds = self.seconds_per_step(step)
-        self._step, self._start = step, time.perf_counter()
+        self._lap_step, self._lap_start = step, time.perf_counter()
         return seconds
 
     def due(self) -> bool:
@@ -349,9 +391,10 @@ class _Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Stop the clock inside the `with`, once all steps so far are done."""
         self._wait()
-        self._pause = time.perf_counter()
+        self._pause_start = start = time.perf_counter()
         yield
-        pause, self._pause = time.perf_counter() - self._pause, None
-        self._start += pause
-        self._began += pause
+        pause, self._pause_start = time.perf_counter() - start, None
+        self._lap_start += pause
+        self._run_start += pause

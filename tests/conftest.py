@@ -1,6 +1,7 @@
-"""What several test files share: the real text, and the command as a user runs it."""
+"""Fixtures of several test files: the real text, and the command as a user runs it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from gpt.config import TokenizerConfig
 from tests.support import ROOT
 from tests.support.amd import errors
-from tests.support.forks import Forks
+from tests.support.forks import Fork, Forks
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
 hypothesis.settings.load_profile("patient")
@@ -27,7 +28,7 @@ SHAKESPEARE = (
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Path:
-    """Tiny Shakespeare, which `hipgpt fetch shakespeare` brings; tests that need it skip where it is absent."""
+    """Tiny Shakespeare, which `hipgpt fetch shakespeare` brings; tests that need it skip if it is absent."""
     for path in SHAKESPEARE:
         if path.is_file():
             return path
@@ -47,7 +48,7 @@ def last_of_each(arguments: Iterable[object]) -> list[str | bytes]:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory) -> Iterator[Forks | None]:
-    """Where commands run in forks; None on systems that lack them, or on which libraries do not survive them."""
+    """Runs commands in forks; None on systems that lack forks, or whose libraries do not survive them."""
     if not sys.platform.startswith("linux"):
         yield None
         return
@@ -57,8 +58,14 @@ def forks(tmp_path_factory) -> Iterator[Forks | None]:
 
 
 @pytest.fixture(scope="session")
+def trained() -> dict[tuple[str, ...], Path]:
+    """Runs that `hipgpt.once` has made, by module and command."""
+    return {}
+
+
+@pytest.fixture(scope="session")
 def shim():
-    """The campaign's module of processes; skips where its shim cannot see the system calls of a process."""
+    """The campaign's module of processes; skips if its shim cannot see the system calls of a process."""
     from tests.campaign import process
 
     if reason := process.obstacle():
@@ -67,14 +74,18 @@ def shim():
 
 
 @pytest.fixture
-def hipgpt(forks, tmp_path, monkeypatch):
+def hipgpt(forks, trained, request, tmp_path, tmp_path_factory, monkeypatch):
     """Run the real command in a process of its own, in an empty directory: hipgpt("train", "--steps", 3).
 
-    The process is a fork. It is a new Python if it is given more than arguments: an environment, or what
-    `subprocess.run` takes, such as input. `order` is a tests.campaign.process.Order, about calls under checkpoints/.
+    The process is a fork. It is a new Python if it gets more than arguments: an environment, or keyword arguments of
+    `subprocess.run`, such as input. `order` is a tests.campaign.process.Order, about calls under checkpoints/.
 
-    An option that stands there again replaces the earlier one, so that a test can override what a fixture gives.
-    `hipgpt.start` starts a command as a new Python and goes on at once. It is killed when the test ends.
+    An option that stands there again replaces the earlier one, so that a test can override the options of a fixture.
+    `hipgpt.start` starts a command and goes on at once: `stdout` and `stderr` are pipes of text. It is a new Python if
+    there are more arguments, for `subprocess.Popen`. It is killed when the test ends.
+
+    `hipgpt.once` is for a command that makes a run which tests only read. The first test of a module that asks for it
+    runs the command; the others get a copy of the run's directory.
     """
     monkeypatch.chdir(tmp_path)
     usual = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
@@ -97,14 +108,29 @@ def hipgpt(forks, tmp_path, monkeypatch):
             assert result.stderr.count("\n") == 1, "an error is one line"
         return result
 
-    started: list[subprocess.Popen] = []
+    started: list[subprocess.Popen | Fork] = []
 
-    def start(*arguments: object, environment: Mapping = usual, **kwargs) -> subprocess.Popen:
-        command = [sys.executable, "-m", "gpt.cli", *map(str, arguments)]
-        started.append(subprocess.Popen(command, env=environment, **kwargs))
+    def start(*arguments: object, **kwargs) -> subprocess.Popen | Fork:
+        command = list(map(str, arguments))
+        if forks and not kwargs:
+            started.append(forks.start(command, Path.cwd(), usual))
+        else:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            command = [sys.executable, "-m", "gpt.cli", *command]
+            started.append(subprocess.Popen(command, **{"env": usual, **pipes, **kwargs}))
         return started[-1]
 
-    run.environment, run.start = usual, start
+    def once(*arguments: object, name: str) -> None:
+        command = last_of_each((*arguments, "--run-name", name))
+        key = (request.module.__name__, *(os.fsdecode(part).replace(str(tmp_path), "") for part in command))
+        made = tmp_path / "checkpoints" / name
+        if key in trained:
+            shutil.copytree(trained[key], made, symlinks=True)
+        else:
+            run(*command)
+            trained[key] = shutil.copytree(made, tmp_path_factory.mktemp("once") / name, symlinks=True)
+
+    run.environment, run.start, run.once = usual, start, once
     yield run
     for process in started:
         process.kill()

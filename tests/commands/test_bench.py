@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt import bench
+from gpt import bench, timing
 from gpt.batches import Batches
 from gpt.bench import Product, TimedOps, flops_per_token, time_ahead
 from gpt.config import ModelConfig, TrainConfig
@@ -15,7 +15,7 @@ from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.timeline import CupyTimeline
 from gpt.parameters import parameter_count
-from gpt.trainer import Training
+from gpt.trainer import TrainStep
 from tests.support.devices import executor, gpu
 
 SHAPE = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 100)
@@ -166,11 +166,11 @@ def test_a_device_that_could_not_be_kept_busy_is_said_to_have_waited(simulated):
 def weights_after_two_steps(ops):
     tokens = np.random.default_rng(0).integers(0, 100, 1000)
     batches = Batches(tokens, 2, 16, sampling="random", seed=0, val_fraction=0)
-    training = Training(MODEL, TrainConfig(batch_size=2), batches, ops)
-    training.model.initialize(0)
-    passes = [ops.time(lambda number=number: training.step(number)) if isinstance(ops, TimedOps)
-              else training.step(number) for number in (1, 2)]  # fmt: skip
-    return training.ops.to_host(training.model.weights.flat).copy(), passes[-1]
+    step = TrainStep(MODEL, TrainConfig(batch_size=2), batches, ops)
+    step.model.initialize(0)
+    passes = [ops.time(lambda number=number: step.run(number)) if isinstance(ops, TimedOps)
+              else step.run(number) for number in (1, 2)]  # fmt: skip
+    return ops.to_host(step.model.weights.flat).copy(), passes[-1]
 
 
 @pytest.mark.parametrize("make", [CpuOps, lambda: GpuOps(executor("mma"), "bf16")], ids=["cpu", "executor"])
@@ -184,7 +184,7 @@ def test_timing_changes_nothing_and_sees_the_same_operations_everywhere(make):
 def test_the_product_fits_beside_the_model(monkeypatch):
     monkeypatch.setattr(bench, "CPU_PRODUCT", 256)
     monkeypatch.setattr(bench, "LEAST_PRODUCT", 64)
-    monkeypatch.setattr(bench, "GROUP_SECONDS", 0)
+    monkeypatch.setattr(timing, "GROUP_SECONDS", 0)
     ops = CpuOps(threads=1)
     for room, size in ((2 * 256**2 * 4, 256), (2 * 256**2 * 4 - 1, 128), (0, 64)):
         monkeypatch.setattr(ops, "free_bytes", lambda room=room: 1000 + room)

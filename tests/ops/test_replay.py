@@ -13,7 +13,7 @@ from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.replay import SLOTS, Inputs, Output, Replayed
-from gpt.trainer import Training
+from gpt.trainer import TrainStep
 from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
 
@@ -30,12 +30,12 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     )
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 500, dtype=np.uint16)
     batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
-    training = Training(MODEL, config, batches, ops)
+    training = TrainStep(MODEL, config, batches, ops)
     training.model.initialize(3)
     drawing, texts = Drawing(training.model, SamplingConfig()), []
     losses = []
     for number in range(1, STEPS + 1):
-        training.step(number)
+        training.run(number)
         losses.append(training.metrics().loss)
         if writing:
             texts.append(list(drawing.ids([1, 2, 3], 20, eos_id=-1, seed=0, window=MODEL.max_seq_len)))

@@ -12,23 +12,25 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from tests.support import ROOT
 
 
 class Forks:
-    """A process that has imported everything, and runs one command after the other in forks of itself.
+    """A process that has imported everything, and runs commands in forks of itself.
 
     It has no thread but its own: a fork has only the one that forks, and would wait for a lock of another forever.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` gets what the commands print."""
-        self._streams = [folder / "stdout", folder / "stderr"]
+        """`folder` gets the output of the commands."""
+        self._folder, self._number = folder, 0
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.forks"],
             cwd=ROOT,
@@ -41,19 +43,84 @@ class Forks:
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float
     ) -> subprocess.CompletedProcess:
         """Run `hipgpt command` in `folder`; like `subprocess.run`, raises TimeoutExpired after `timeout` seconds."""
-        request = (command, str(folder), dict(environment), list(map(str, self._streams)))
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        timer = threading.Timer(timeout, os.kill, (int(self._process.stdout.readline()), signal.SIGKILL))
+        streams = [self._folder / "stdout", self._folder / "stderr"]
+        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, streams)))
+        timer = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
         timer.start()
-        status = int(self._process.stdout.readline())
+        status = self._ask("status", pid, True)
         if timer.finished.is_set():
             raise subprocess.TimeoutExpired(command, timeout)
         timer.cancel()
-        return subprocess.CompletedProcess(command, status, *(path.read_text() for path in self._streams))
+        return subprocess.CompletedProcess(command, status, *(path.read_text() for path in streams))
+
+    def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> "Fork":
+        """Start `hipgpt command` in `folder`, and go on at once."""
+        self._number += 1
+        pipes = [self._folder / f"{name}{self._number}" for name in ("stdout", "stderr")]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        handles = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # now, or a writer would wait for it
+        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, pipes)))
+        for handle, pipe in zip(handles, pipes, strict=True):
+            os.set_blocking(handle, True)
+            pipe.unlink()
+        return Fork(command, pid, *(open(handle) for handle in handles), status=lambda: self._ask("status", pid, False))
+
+    def _ask(self, *request: object) -> int | None:
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+
+
+class Fork:
+    """A command that was started in a fork: the part of subprocess.Popen that tests use."""
+
+    def __init__(
+        self, args: Sequence[str], pid: int, stdout: TextIO, stderr: TextIO, status: Callable[[], int | None]
+    ) -> None:
+        self.args, self.pid, self.stdout, self.stderr, self._status = args, pid, stdout, stderr, status
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._status()
+        return self.returncode
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.002)
+        return status
+
+    def communicate(self, timeout: float = float("inf")) -> tuple[str, str]:
+        """The rest of the output, once the command has ended."""
+        texts = ["", ""]
+
+        def read(number: int, stream: TextIO) -> None:
+            with stream:
+                texts[number] = stream.read()
+
+        threads = [
+            threading.Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))
+        ]
+        for thread in threads:
+            thread.start()
+        self.wait(timeout)
+        for thread in threads:
+            thread.join()
+        return texts[0], texts[1]
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def prepare() -> None:
@@ -125,18 +192,23 @@ def _main(command: Sequence[str]) -> int:
 
 
 def _serve() -> None:
-    """Run the commands that standard input asks for, a line for each, and answer with process number and status."""
+    """Start the commands that standard input asks for, and tell their status. Each request and answer is a line."""
     prepare()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread has been started"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test run's; this process ends with its input
     for line in sys.stdin:
-        command, folder, environment, paths = json.loads(line)
-        streams = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
-        pid = start(command, folder, environment, streams)
-        print(pid, flush=True)
-        for stream in streams:
-            os.close(stream)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        request, *arguments = json.loads(line)
+        if request == "start":
+            command, folder, environment, paths = arguments
+            streams = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
+            answer: int | None = start(command, folder, environment, streams)
+            for stream in streams:
+                os.close(stream)
+        else:
+            pid, waits = arguments
+            ended, status = os.waitpid(pid, 0 if waits else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """That a command in a fork can be believed: it does what the real one does, and a broken one is noticed."""
 
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -74,3 +75,16 @@ def test_a_fork_that_takes_too_long_is_killed_and_the_next_one_runs(forks, tmp_p
         forks.run(endless, tmp_path, os.environ, timeout=1)
     assert time.monotonic() - began < 10
     assert forks.run(["--version"], tmp_path, os.environ, timeout=60).returncode == 0
+
+
+def test_a_fork_that_was_started_prints_as_it_goes_and_can_be_signalled(hipgpt):
+    Path("text.txt").write_text("the cat sat on the mat and saw a dog .\n" * 60)
+    train = ("train", "--data-path", "text.txt", *MODEL, "--run-name", "r", "--steps", 10**6, "--ckpt-every", 0)
+    process = hipgpt.start(*train)
+    assert next(line for line in process.stdout if line.startswith("[Step 50]"))
+    assert process.poll() is None
+    assert "--prompt" in hipgpt("generate", "--help").stdout, "another one meanwhile"
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (143, "")
+    assert "saved. Go on" in out

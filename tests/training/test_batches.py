@@ -1,4 +1,4 @@
-"""Batches: what each step reads, against the formula written out position by position."""
+"""Batches: the tokens of each step, against the formula written out position by position."""
 
 import mmap
 import sys
@@ -21,7 +21,7 @@ def batches(n: int, batch: int = 2, seq: int = 4, sampling="sequential", seed=0,
 
 
 def starts(data: Batches, count: int) -> np.ndarray:
-    """Where the windows of the first `count` sequences start, [count]."""
+    """The starts of the windows of the first `count` sequences, [count]."""
     return np.concatenate([data.train(index)[0][:, 0] for index in range(-(-count // data.batch))])[:count]
 
 
@@ -53,12 +53,14 @@ def test_a_shuffled_pass_reads_each_window_once(data):
     assert len({int(ids[0] - rows[0][0][0]) % circle % seq for ids, _ in rows} - {0}) <= 1  # cut from one offset
 
 
-def test_a_pass_is_the_example_of_the_module():
+def test_windows_start_as_the_example_of_the_module_says():
     data = batches(43, 4, 4, "shuffled")
     assert starts(data, 10).tolist() == [5, 9, 25, 17, 13, 21, 33, 1, 29, 37]
     assert data.train(2)[0].tolist() == [[29, 30, 31, 32], [37, 38, 39, 40], [34, 35, 36, 37], [18, 19, 20, 21]]
     at_40 = next(row for index in range(5) for row in data.train(index)[0].tolist() if row[0] == 40)
     assert at_40 == [40, 41, 0, 1]
+    assert starts(batches(43, 4, 4, "sequential"), 12).tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 2]
+    assert starts(batches(43, 4, 4, "random"), 8).tolist() == [1, 0, 23, 9, 38, 31, 11, 29]
 
 
 @pytest.mark.parametrize("windows", [1, 2, 3])
@@ -293,7 +295,7 @@ def mapped(tmp_path, monkeypatch):
 
 
 def announced(tokens: np.memmap, batch) -> bool:
-    """Whether all tokens of a batch lie in bytes that were announced (but for what is behind a seam)."""
+    """Whether all tokens of a batch lie in bytes that were announced, except those behind a seam."""
     ranges = np.array(tokens._mmap.announced)
     for row, ahead in zip(*batch, strict=True):
         first, last = 4 * int(row[0]), 4 * int(ahead[-1])  # a token is its own position
@@ -310,7 +312,7 @@ needs_hints = pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="no 
 def test_the_next_batch_is_announced_while_one_is_read(mapped, sampling):
     tokens = mapped(5_000_000)
     data, other = (Batches(tokens, 8, 64, sampling=sampling, seed=1, val_fraction=0.1) for _ in range(2))
-    other._reads_ahead = False
+    other._read_ahead = None
     for index in (7, 8, 9):
         tokens._mmap.announced = []
         assert np.array_equal(data.train(index), other.train(index))
@@ -324,7 +326,7 @@ def test_a_rank_announces_its_own_next_batch(mapped):
     data, other = (Batches(tokens, 8, 64, sampling="shuffled", seed=1, val_fraction=0.1) for _ in range(2))
     data.train(3)
     data.train(7)
-    tokens._mmap.announced, other._reads_ahead = [], False
+    tokens._mmap.announced, other._read_ahead = [], None
     data.train(11)
     assert announced(tokens, other.train(15))
     assert len(tokens._mmap.announced) == 8

@@ -1,4 +1,4 @@
-"""What a run says about how good its model is, and the best checkpoint it keeps: through the front door."""
+"""The quality of a model, as its run reports it, and the best checkpoint that it keeps: through the front door."""
 
 import fcntl
 import json
@@ -25,7 +25,7 @@ VALIDATION_LOSS = re.compile(r"\[Step (\d+)\] Validation Loss: ([\d.]+) \| Perpl
 
 @pytest.fixture
 def text(tmp_path) -> Path:
-    """Words at random: what can be learned of them is their frequencies, and the rest only by heart."""
+    """Words at random: a model can learn their frequencies, and the rest only by heart."""
     words = [a + b for a in "bcdfg" for b in "aeiou"]
     chosen = np.random.default_rng(0).choice(words, 1200)
     path = tmp_path / "text.txt"
@@ -35,12 +35,13 @@ def text(tmp_path) -> Path:
 
 @pytest.fixture
 def train(hipgpt, text):
-    """Train the run r, whose validation loss soon rises."""
+    """Train the run r, whose validation loss soon rises; with `train.once` another run, once for all tests."""
+    flags = ("train", "--data-path", text, *MODEL, "--lr", "1e-2", "--eval-every", EVERY, "--log-every", 20)
 
     def run(*arguments, name="r", **kwargs):
-        flags = ("--lr", "1e-2", "--eval-every", EVERY, "--log-every", 20, "--run-name", name)
-        return hipgpt("train", "--data-path", text, *MODEL, *flags, *arguments, **kwargs)
+        return hipgpt(*flags, "--run-name", name, *arguments, **kwargs)
 
+    run.once = lambda *arguments, name: hipgpt.once(*flags, *arguments, name=name)
     return run
 
 
@@ -119,7 +120,7 @@ def test_runs_shows_best_and_last_validation_loss_with_their_steps(train, hipgpt
 def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being_lost(train, cut, number):
     """The run goes on from step 25, if it is killed, which is before the best one or after it."""
     steps = ("--steps", 120, "--ckpt-every", 25)
-    train(*steps, name="whole")
+    train.once(*steps, name="whole")
     cut("[Step 40] Loss", number, *steps)
     train("--resume", "--steps", 120)
     assert validation() == validation("whole")
@@ -130,7 +131,7 @@ def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being
 
 
 def set_back_to(step: int) -> None:
-    """Leave the run as if it had been killed before its next checkpoint, but with what it logged."""
+    """Leave the run as if it had been killed before its next checkpoint, but with all lines of its log."""
     for path in directory().glob("r_step*"):
         if not path.name.startswith((f"r_step{step}_", f"r_step{step}.")):
             path.unlink()
@@ -138,7 +139,7 @@ def set_back_to(step: int) -> None:
 
 
 def test_a_better_loss_of_steps_that_a_kill_has_lost_stays_the_best(train, cut):
-    """From step 10 on the run goes on at a rate at which it never comes near what it had reached."""
+    """From step 10 on the run goes on at a rate so low that it never comes near its earlier loss."""
     cut("[Step 40] Loss", signal.SIGKILL, "--steps", 200, "--ckpt-every", 10, "--keep-last", 100)
     before = best()
     assert before["step"] > 10
@@ -234,7 +235,7 @@ def test_patience_counts_anew_when_another_part_of_the_text_is_held_out(train, h
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("line", ["[Step 40] Loss", "[Step 50] Validation"])
 def test_a_stopped_and_resumed_run_ends_by_patience_at_the_same_step(train, cut, hipgpt, number, line):
-    train(*PATIENT, name="whole")
+    train.once(*PATIENT, name="whole")
     end = validation("whole")[-1][0]
     assert end > 50
     cut(line, number, *PATIENT)
@@ -395,7 +396,7 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_wor
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = hipgpt.start(
-        "train", "--data-path", text, *MODEL, *flags, stdin=side, stdout=side, stderr=side, environment=environment
+        "train", "--data-path", text, *MODEL, *flags, stdin=side, stdout=side, stderr=side, env=environment
     )
     os.close(side)
     shown, is_stopping = b"", False

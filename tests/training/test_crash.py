@@ -21,7 +21,6 @@ from tests.training.test_best import _read as read_terminal
 MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2)
 TEXT = "the cat sat on the mat and saw a dog .\n" * 60
 ENDLESS = ("--steps", 3, "--accumulate", 2**31 - 1)
-PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 WALL_CLOCK = ("time", "ms", "tokens_per_second")
 
 
@@ -38,17 +37,20 @@ def start(hipgpt, text):
 
     def begin(*arguments, **kwargs) -> subprocess.Popen:
         flags = ("--data-path", text, *MODEL, "--device", "cpu", "--run-name", "r", *arguments)
-        return hipgpt.start("train", *flags, **{**PIPES, **kwargs})
+        return hipgpt.start("train", *flags, **kwargs)
 
     return begin
 
 
 @pytest.fixture
 def train(hipgpt, text):
-    def run(*arguments, name="r", **kwargs):
-        flags = ("--data-path", text, *MODEL, "--device", "cpu", "--run-name", name)
-        return hipgpt("train", *flags, *arguments, **kwargs)
+    """Train the run r; with `train.once` another run, once for all tests."""
+    flags = ("train", "--data-path", text, *MODEL, "--device", "cpu")
 
+    def run(*arguments, name="r", **kwargs):
+        return hipgpt(*flags, "--run-name", name, *arguments, **kwargs)
+
+    run.once = lambda *arguments, name: hipgpt.once(*flags, *arguments, name=name)
     return run
 
 
@@ -95,7 +97,6 @@ def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(s
     ],
 )
 def test_training_goes_on_with_one_note_where_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
-    train("--steps", 4, "--ckpt-every", 2, name="whole")
     for number in answers:
         shutil.rmtree("checkpoints/r", ignore_errors=True)
         lacking = shim.Order((call,), 1, str(-number))
@@ -222,7 +223,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start, name):
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_while_a_text_is_tokenized_ends_quietly_and_leaves_no_temporary_file(hipgpt, tmp_path, name, status):
     Path("long.txt").write_text(" ".join(f"{number:x}" for number in range(400_000)))
-    process = hipgpt.start("tokenize", "--run-name", "t", "--data-path", "long.txt", **PIPES)
+    process = hipgpt.start("tokenize", "--run-name", "t", "--data-path", "long.txt")
     while not Path("checkpoints/t/.tokenizing").exists():
         time.sleep(0.01)
     process.send_signal(getattr(signal, name))
@@ -280,7 +281,7 @@ def test_a_metrics_file_that_cannot_be_written_for_a_while_has_all_its_lines_in_
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, hipgpt, number, line):
     """Evaluations and samples that the signal cut short are made up for, and the stop itself adds no line."""
     steps = ("--steps", 60, "--log-every", 10, "--eval-every", 15, "--sample-every", 15, "--ckpt-every", 10)
-    train(*steps, name="whole")
+    train.once(*steps, name="whole")
     process = start(*steps)
     wait_for(process, line)
     process.send_signal(number)

@@ -1,4 +1,4 @@
-"""How good a model is: bits per byte, what guessing would give, and samples that leave training as it is."""
+"""The quality of a model: bits per byte, the loss of guessing, and samples that leave training as it is."""
 
 import math
 from collections import Counter

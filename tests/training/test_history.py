@@ -1,4 +1,4 @@
-"""metrics.jsonl: what is logged, what a resumed run keeps of it, and what the validation losses in it mean."""
+"""metrics.jsonl: its lines, those that a resumed run keeps, and the meaning of its validation losses."""
 
 import json
 import math

@@ -68,7 +68,7 @@ def model():
 
 
 def lr(rate):
-    """A learning rate where the optimizer reads it."""
+    """A learning rate as the optimizer takes it."""
     return np.array([rate], np.float32)
 
 

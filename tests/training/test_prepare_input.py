@@ -1,4 +1,4 @@
-"""Preparing a run refuses tokens that the vocabulary lacks, and reports characters that the tokens lack."""
+"""Tokens that cannot be trusted, texts that cannot be used, and texts that lose characters."""
 
 import json
 import os
@@ -42,6 +42,55 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     assert "checked" in made.info()
     monkeypatch.setattr(gpt.prepare, "_largest", None)
     made.prepare()
+
+
+# Texts that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "data.txt is empty"),
+        (b" \n\t ", "data/data.txt has no word to train on, only white space and <|endoftext|> marks"),
+        (b"caf\xe9 au lait", "data.txt is not UTF-8: byte 3 "),
+        (None, "data.txt is a directory"),
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_text_that_cannot_be_used_leaves_everything_as_it_was(project, content, message, reset):
+    if reset:
+        project.prepare()
+    project.text.unlink()
+    project.text.mkdir() if content is None else project.text.write_bytes(content)
+    assert message in project.refused(reset=reset)
+    assert len(project.snapshot()) == (3 if reset else 0)
+
+
+def test_a_text_that_the_tokenizer_knows_nothing_of_is_refused(made):
+    made.run.tokens_path.unlink()
+    made.run.tokens_info_path.unlink()
+    made.text.write_text("ΑΒΓ ΔΕΖ", encoding="utf-8")
+    assert "no tokens" in made.refused()
+
+
+def test_a_missing_default_text_says_where_to_get_one(project):
+    project.text.unlink()
+    error = project.refused(data_path="data/data.txt")
+    assert "data/data.txt does not exist" in error
+    assert "--data-path" in error
+    assert "hipgpt fetch shakespeare" in error
+
+
+def test_a_missing_text_of_the_user_is_named(project):
+    assert "nowhere.txt does not exist" in project.refused(data_path="nowhere.txt")
+
+
+def test_a_text_that_is_needed_again_is_missed(made):
+    assert "nowhere.txt does not exist" in made.refused(data_path="nowhere.txt")
+    made.text.unlink()
+    made.run.tokens_path.unlink()
+    assert "data/data.txt does not exist" in made.refused()
+    assert made.notes == []
 
 
 # Texts that lose characters

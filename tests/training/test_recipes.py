@@ -1,4 +1,4 @@
-"""Optimizers, schedules and presets through the front door: what they keep, how they go on, what they refuse."""
+"""Optimizers, schedules and presets through the front door: the state they keep, resuming, and refusals."""
 
 import json
 import signal

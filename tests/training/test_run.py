@@ -1,4 +1,4 @@
-"""A run: which names it may have, where its files lie, and that only one process trains it."""
+"""A run: the names it may have, the places of its files, and that only one process trains it."""
 
 import json
 import os

@@ -121,9 +121,9 @@ def test_ckpt_takes_the_latest_link_and_stays_in_its_own_run(train, hipgpt):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_saves_says_how_to_resume_and_ends_as_if_it_had_not_been_stopped(train, hipgpt, number, status):
+def test_a_stopped_run_saves_says_how_to_resume_and_ends_as_if_it_had_not_been_stopped(hipgpt, text, number, status):
     steps = ("--steps", 400, "--log-every", 25, "--eval-every", 100, "--dropout", 0.1)
-    train("--run-name", "whole", *steps)
+    hipgpt.once("train", "--data-path", text, *MODEL, *steps, name="whole")
     process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "cut", *steps)
     wait_for_line(process, "[Step 25]")
     process.send_signal(number)
@@ -177,7 +177,7 @@ def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
 
 
 def start(hipgpt, *arguments) -> subprocess.Popen:
-    return hipgpt.start("train", *arguments, stdout=subprocess.PIPE, text=True)
+    return hipgpt.start("train", *arguments)
 
 
 def wait_for_line(process: subprocess.Popen, beginning: str) -> None:

@@ -1,0 +1,139 @@
+"""Preparing a text that changes, is interrupted or killed, and files that were deleted, cut or flipped afterward."""
+
+import errno
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from gpt.errors import UserError
+from gpt.tokenizer import Tokenizer
+from tests.support.project import TEXT
+from tests.training.test_prepare import flip_a_byte, idle, touch
+
+__all__ = ["idle"]  # a fixture
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(made, monkeypatch):
+    encode_blocks = Tokenizer.encode_blocks
+
+    def encode_slowly(self, blocks):
+        yield from encode_blocks(self, blocks)
+        with open(made.text, "a") as file:
+            file.write("more")
+
+    monkeypatch.setattr(Tokenizer, "encode_blocks", encode_slowly)
+    assert "data.txt changed while it was being read" in made.refused(reset=True)
+
+
+@pytest.mark.parametrize("method", ["train_bpe", "encode_blocks", "save"])
+def test_a_failing_reset_leaves_the_old_files_usable(made, idle, monkeypatch, method):
+    before = made.snapshot()
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, method, fail)
+        with pytest.raises(KeyboardInterrupt):
+            made.prepare(reset=True, vocab_limit=70)
+    assert made.snapshot() == before
+    with idle():
+        made.prepare()
+
+
+@pytest.mark.parametrize("moment", ["before it counts", 0, 1, 2, "afterwards"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_kill_leaves_the_old_files_or_the_new_ones_and_never_some_of_both(project, monkeypatch, moment, reset):
+    old = TEXT
+    if reset:
+        project.prepare()
+        project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
+    new = project.text.read_text(encoding="utf-8")
+
+    def dying(function, left):
+        def call(*arguments):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+
+        return call
+
+    def in_its_place(source, target):  # the renames after the one that counts
+        return replace(source, target) if Path(source).parent.name != ".tokenized" else replace_counted(source, target)
+
+    replace, replace_counted = os.replace, dying(os.replace, moment if isinstance(moment, int) else 99)
+    if (child := os.fork()) == 0:
+        monkeypatch.setattr(os, "replace", in_its_place)
+        if moment == "before it counts":
+            monkeypatch.setattr(os, "rename", dying(os.rename, 0))
+        if moment == "afterwards":
+            monkeypatch.setattr(Path, "rmdir", dying(Path.rmdir, 0))
+        project.prepare(reset=reset)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if reset and moment == "before it counts":
+        assert "--reset" in project.refused(), "the old files are for the old text"
+        project.text.write_text(old, encoding="utf-8")
+        new = old
+    corpus = project.prepare()
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(new)
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert project.notes == []
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_learned_vocabulary_survives_an_interrupted_encoding(project, monkeypatch, failure, reset):
+    if reset:
+        project.prepare()
+
+    def fail(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", fail)
+        with pytest.raises(type(failure)):
+            project.prepare(reset=reset, vocab_limit=50)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "train_bpe", lambda *_: pytest.fail("the vocabulary is learned a second time"))
+        corpus = project.prepare(reset=reset, vocab_limit=50)
+    assert "learned from this text before" in project.notes[0]
+    assert corpus.tokenizer.vocab_limit == 50
+    assert project.snapshot().keys() == {path.name for path in project.files}
+    assert not project.run.staged_path.exists()
+
+
+@pytest.mark.parametrize("change", ["settings", "text"])
+def test_a_vocabulary_learned_from_something_else_is_learned_anew(project, monkeypatch, change):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare()
+    if change == "text":
+        project.text.write_text(TEXT.replace("cat", "cow"), encoding="utf-8")
+    corpus = project.prepare(vocab_limit=50 if change == "settings" else None)
+    assert not any("learned" in note for note in project.notes)
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(project.text.read_text(encoding="utf-8"))
+    assert corpus.tokenizer.vocab_size <= (50 if change == "settings" else 60)
+
+
+def test_random_accidents_never_lead_to_stale_tokens(made):
+    """Delete, cut, flip or touch any of the files in any order: the tokens are right, or there are none."""
+    chance = random.Random(0)
+    pristine = made.snapshot()
+    for _ in range(60):
+        for name, data in pristine.items():
+            (made.run.path / name).write_bytes(data)
+        for path in chance.sample(made.files, chance.randint(1, 3)):
+            accident = chance.choice([Path.unlink, flip_a_byte, touch, lambda p: os.truncate(p, 7)])
+            accident(path)
+        try:
+            corpus = made.prepare()
+        except UserError:
+            continue
+        assert corpus.tokens.tolist() == Tokenizer.load(made.run.tokenizer_path).encode(TEXT)
