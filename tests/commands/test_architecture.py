@@ -40,27 +40,25 @@ def room(module: str) -> str:
     return "ops.interface" if parts[:2] == ["ops", "interface"] else parts[0] if parts else "gpt"
 
 
-def floors() -> list[set[str]]:
-    """The rooms of each row of the table, from the ground up."""
+def floors() -> list[tuple[str, int]]:
+    """Each room that the table names, with its floor."""
     table = PAGE.partition("## What may import what")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| \d+ \| (.+?) \|", table, re.MULTILINE)
-    return [set(re.findall(r"`([\w.]+)`", row)) for row in reversed(rows)]
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", table, re.MULTILINE)
+    return [(name, int(floor)) for floor, names in rows for name in re.findall(r"`([\w.]+)`", names)]
 
 
-def floor_of(name: str) -> int:
-    return next(number for number, names in enumerate(floors()) if name in names)
+FLOOR = dict(floors())
 
 
 def test_every_module_stands_on_exactly_one_floor_of_the_table():
-    named = [name for names in floors() for name in names]
-    assert sorted(named) == sorted({room(module) for module in FILES} - {"gpt"})
+    assert sorted(name for name, _ in floors()) == sorted({room(module) for module in FILES} - {"gpt"})
 
 
 @pytest.mark.parametrize("module", sorted(FILES.keys() - {"gpt"}))
 def test_a_module_imports_only_from_its_own_room_and_from_floors_below(module):
     own = room(module)
     others = {room(name) for name in imports(FILES[module]) if name.startswith("gpt.")} - {own}
-    above = {other for other in others if floor_of(other) >= floor_of(own)}
+    above = {other for other in others if FLOOR[other] >= FLOOR[own]}
     assert not above, f"{module} imports {', '.join(sorted(above))}"
 
 
