@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -198,7 +198,8 @@ def _fail(message: str) -> None:
     message = " ".join(message.split())
     if len(message) > LONGEST_ERROR:
         message = f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
-    click.echo(f"Error: {message}", err=True)
+    with suppress(OSError):  # nobody may be left to read it
+        click.echo(f"Error: {message}", err=True)
     sys.exit(2)
 
 

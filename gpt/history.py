@@ -142,10 +142,14 @@ class History:
         return tokens + (step - counted) * self._tokens_per_step
 
 
-def owes_evaluation(run: Run, config: TrainConfig, step: int) -> bool:
-    """Whether the run's log lacks the evaluation that is due at `step`, because a signal has cut it short."""
-    is_due = config.eval_every > 0 and (step == config.total_steps or step % config.eval_every == 0)
-    return is_due and all(step != evaluated for evaluated, _ in validation_losses(run.metrics()))
+def owes_result(run: Run, config: TrainConfig, step: int) -> bool:
+    """Whether the run's log lacks the evaluation or the sample that is due at `step`, because of a signal."""
+    lines = [line for line in run.metrics() if line["step"] == step]
+    due = [("val_loss", config.eval_every), ("sample", config.sample_every)]
+    return any(
+        every > 0 and (step == config.total_steps or step % every == 0) and not any(key in line for line in lines)
+        for key, every in due
+    )
 
 
 def validation_losses(lines: Iterable[dict[str, Any]], val_fraction: float | None = None) -> list[Evaluation]:

@@ -17,7 +17,7 @@ from gpt.checkpoint import Checkpoint
 from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, flag, pick
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
-from gpt.history import owes_evaluation
+from gpt.history import owes_result
 from gpt.model import KVCache, memory_bytes
 from gpt.optim import describe_rate
 from gpt.parameters import parameter_count
@@ -89,7 +89,7 @@ def is_done(start: Checkpoint | None, steps: int | None) -> bool:
     """Whether a run has done all of its steps and evaluations. `steps` is their number (None: the run's own)."""
     if start is None or start.step != (start.train.total_steps if steps is None else steps):
         return False
-    return not owes_evaluation(start.run, start.train, start.step)
+    return not owes_result(start.run, start.train, start.step)
 
 
 def settle(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
-from gpt.errors import UserError
+from gpt.errors import UserError, naming
 from gpt.system.files import finish_commit, make_directory, remove
 from gpt.system.filesystem import IS_WINDOWS
 from gpt.system.lock import NAMES as LOCK_NAMES
@@ -152,7 +152,7 @@ class Run:
         """The lines of metrics.jsonl, as {"step": …, …}. Leaves out lines that are damaged, or cut short by a kill."""
         entries = []
         if self.metrics_path.is_file():
-            with open(self.metrics_path, "rb") as file:
+            with naming(self.metrics_path), open(self.metrics_path, "rb") as file:
                 while line := file.readline(SMALL):
                     with suppress(ValueError):
                         entries.append(check(parse(line), _METRICS))

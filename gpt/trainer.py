@@ -18,7 +18,7 @@ from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
-from gpt.history import RISES, History, owes_evaluation
+from gpt.history import RISES, History, owes_result
 from gpt.model import GPT
 from gpt.ops.interface import Array
 from gpt.optim import Optimizer, learning_rate
@@ -202,7 +202,7 @@ class Trainer:
                 f"evaluations were no better than the best. {self._kept()}"
             )
             return None
-        is_done = self.step == config.total_steps and not owes_evaluation(self.run, config, self.step)
+        is_done = self.step == config.total_steps and not owes_result(self.run, config, self.step)
         return None if is_done else self._stopped_by
 
     @property

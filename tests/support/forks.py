@@ -177,7 +177,8 @@ def _main(command: Sequence[str]) -> int:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        traceback.print_exc()
+        with suppress(OSError):  # Python does not mind either if nobody can read it
+            traceback.print_exc()
         status = 1
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -293,11 +293,14 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, 
     assert weights(60) == weights(60, "whole")
 
 
-def test_an_evaluation_of_the_last_step_that_a_signal_skipped_is_made_up_for(train, hipgpt):
-    train("--steps", 6, name="whole")
-    train("--steps", 6)
+@pytest.mark.parametrize("key", ["val_loss", "sample"])
+def test_a_result_of_the_last_step_that_a_signal_skipped_is_made_up_for(train, hipgpt, key):
+    train("--steps", 6, "--sample-every", 6, name="whole")
+    train("--steps", 6, "--sample-every", 6)
     path = Path("checkpoints/r/metrics.jsonl")
-    path.write_text("".join(line for line in path.read_text().splitlines(True) if "val_loss" not in line))
+    lines = path.read_text().splitlines(True)
+    cut = next(number for number, line in enumerate(lines) if key in line and '"step": 6,' in line)
+    path.write_text("".join(lines[:cut]))
     assert "is done" not in hipgpt("train", "--run-name", "r", "--resume").stdout
     assert logged() == logged("whole")
     assert "Run r is done" in hipgpt("train", "--run-name", "r", "--resume").stdout
