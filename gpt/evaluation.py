@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
 from gpt.batches import Batches
 from gpt.config import SamplingConfig, TrainConfig
 from gpt.generate import Drawing, decoded, prompt_ids
@@ -122,7 +123,7 @@ def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
 
 def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """How often each id occurs in `tokens`, or in the blocks that stand for them, int64 [vocab_size]."""
-    blocks = -(-len(tokens) // _BLOCK)
+    blocks = ceil_div(len(tokens), _BLOCK)
     chosen = min(blocks, _MOST_BLOCKS)
     counts = np.zeros(vocab_size, np.int64)
     for number in range(chosen):

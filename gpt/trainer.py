@@ -21,8 +21,8 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_evaluation
-from gpt.model import GPT
-from gpt.ops.interface import Array
+from gpt.model import TrainableGPT
+from gpt.ops.interface import Array, Operations
 from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
 from gpt.system.console import Console, duration, rate
@@ -37,9 +37,9 @@ LONG_ON_A_CPU = 3600  # seconds: from here on a smaller model is suggested
 class Training:
     """A model, its optimizer and its batches: everything that a step of training reads and writes."""
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Any) -> None:
+    def __init__(self, model: ModelConfig, config: TrainConfig, batches: Batches, ops: Operations) -> None:
         self.config, self.batches, self.ops = config, batches, ops
-        self.model = GPT(model, ops, batch=config.batch_size, training=True)
+        self.model = TrainableGPT(model, ops, batch=config.batch_size)
         self.optimizer = Optimizer(self.model, config)
         shape = (config.batch_size, model.max_seq_len)
         self.inputs = ops.inputs(
@@ -96,7 +96,7 @@ class Trainer:
         config: TrainConfig,
         batches: Batches,
         tokenizer: Tokenizer,
-        ops: Any,
+        ops: Operations,
         console: Console,
         start: Checkpoint | None = None,
     ) -> None:
