@@ -175,7 +175,7 @@ class Arithmetic(Protocol):
     def fill(self, array: Array, value: float) -> None:
         """array[...] = value."""
 
-    # ---- embedding
+    # ---- embedding ------------------------------------------------------------------------------------------------
 
     def embedding(
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
@@ -195,7 +195,7 @@ class Arithmetic(Protocol):
         in their order without a search.
         """
 
-    # ---- layer norm
+    # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, normed: Normed, norm: Affine) -> None:
         """out = (x - mean) · rstd · weight + bias per row, rstd = 1 / sqrt(variance + 1e-5) (Ba et al. 2016).
@@ -232,7 +232,7 @@ class Arithmetic(Protocol):
         gpt/ops/cpu/masks.py defines the mask.
         """
 
-    # ---- linear
+    # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
         """out = x @ weight + bias; x [rows, in], out [rows, out].
@@ -266,7 +266,7 @@ class Arithmetic(Protocol):
     def add_partials(self, partials: Array, out: Array) -> None:
         """out [n] += Σ partials [partial sums, n]."""
 
-    # ---- attention
+    # ---- attention ------------------------------------------------------------------------------------------------
 
     def attention(self, qkv: Array, out: Array, lse: Array, dropout: Dropout | None = None) -> None:
         """Causal self-attention of every head: out = dropout(softmax(q kᵀ / sqrt(head_dim))) v.
@@ -288,7 +288,7 @@ class Arithmetic(Protocol):
         of all earlier positions.
         """
 
-    # ---- loss
+    # ---- loss -----------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
         self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
@@ -314,7 +314,7 @@ class Arithmetic(Protocol):
         order of id.
         """
 
-    # ---- optimizer
+    # ---- optimizer ------------------------------------------------------------------------------------------------
 
     def global_norm(self, x: Array, out: Array) -> None:
         """out = the L2 norm of x [n], float64 [1], summed in float64; not finite if any element is not."""

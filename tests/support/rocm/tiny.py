@@ -1,6 +1,5 @@
 """A few steps of a tiny model on any operations, and what it then writes."""
 
-
 import numpy as np
 
 from gpt.batches import token_order
