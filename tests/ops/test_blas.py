@@ -186,7 +186,7 @@ def test_a_library_that_fails_is_given_up_with_a_warning(blas, library):
     device.blas = blas
     x = ones(8, 8)
     with pytest.warns(UserWarning, match="failed with status 14; from here on"):
-        GpuOps(device, "fp32").linear(x, x, None, ones(8, 8))
+        GpuOps(device, "fp32").linear(x, Affine(x, None), ones(8, 8))
     assert device.blas is None
 
 
