@@ -36,6 +36,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
 
 EVAL_BATCHES = 20  # an evaluation's length stays the same however long the held-out tail is
@@ -80,7 +81,7 @@ class Shuffle:
 
     def __init__(self, count: int, generator: np.random.Generator) -> None:
         self.count, self._width = count, math.isqrt(count - 1) + 1
-        self._height = -(-count // self._width)
+        self._height = ceil_div(count, self._width)
         self._shifts = [
             (generator.integers(self._width, size=self._height), generator.integers(self._height, size=self._width))
             for _ in range(_ROUNDS // 2)

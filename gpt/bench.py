@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
 from gpt.model import GPT
+from gpt.ops.interface import Affine, Operations
 from gpt.parameters import parameter_count
 from gpt.system.console import size
 from gpt.timing import Groups, after, time_groups
@@ -40,9 +41,6 @@ PASSES = 3  # passes over the operations of a step
 ATTEMPTS = 4  # attempts to queue whole passes before the device begins them
 GPU_PRODUCT, LEAST_PRODUCT, CPU_PRODUCT = 8192, 1024, 2048  # rows and columns of the product that measures the peak
 GENERATED = 200  # tokens
-NOT_WORK = (  # methods of operations objects that are no operations
-    "check", "sequences", "parts", "inputs", "empty", "zeros", "to_host", "free_bytes", "held_bytes", "muon_bytes",
-)  # fmt: skip
 
 
 class Operation(NamedTuple):
@@ -162,7 +160,7 @@ def flops_per_token(config: ModelConfig) -> int:
 
 
 def measure(
-    model_config: ModelConfig, train_config: TrainConfig, ops: Any, *, steps: int | None, began: float,
+    model_config: ModelConfig, train_config: TrainConfig, ops: Operations, *, steps: int | None, began: float,
     advance: Callable[[int], object],
 ) -> Report:  # fmt: skip
     """Train such a model on `ops` in groups of `steps` steps (None: about a second's worth), and generate with it.
@@ -227,7 +225,7 @@ class Product:
     On a GPU it is as large as fits beside `planned` bytes, up to GPU_PRODUCT.
     """
 
-    def __init__(self, ops: Any, planned: int) -> None:
+    def __init__(self, ops: Operations, planned: int) -> None:
         self.ops, size = ops, CPU_PRODUCT if ops.is_cpu else GPU_PRODUCT
         while size > LEAST_PRODUCT and 2 * size**2 * 4 > ops.free_bytes() - planned:
             size //= 2
@@ -244,7 +242,7 @@ class Product:
                 self._multiply()
 
     def _multiply(self) -> None:
-        self.ops.linear(self._x, self._x, None, out=self._out)
+        self.ops.linear(self._x, Affine(self._x, bias=None), out=self._out)
 
     def _wait(self) -> None:
         self.ops.to_host(self._out[:1])
@@ -253,7 +251,7 @@ class Product:
 class TimedOps:
     """An operations object that marks the begin and the end of every operation asked of it."""
 
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Operations) -> None:
         self._ops, self._timeline = ops, ops.timeline
         self._calls: list[tuple[str, Any, Any]] = []  # name, and marks at the beginning and the end
         self._late = 0
@@ -264,7 +262,7 @@ class TimedOps:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._ops, name)
-        if not callable(attribute) or name in NOT_WORK:
+        if not callable(attribute) or name in vars(Operations):  # those of Arithmetic are timed
             return attribute
 
         def operation(*args: Any, **kwargs: Any) -> Any:
@@ -296,7 +294,8 @@ def _time_operations(
     ops: TimedOps,
     occupy: Callable[[float], None],
 ) -> Pass:
-    train_step = TrainStep(model_config, train_config, batches, ops)
+    # TimedOps has all of the operations by __getattr__.
+    train_step = TrainStep(model_config, train_config, batches, cast(Operations, ops))
     train_step.model.initialize(train_config.seed)
     numbers = itertools.count(1)
     return time_ahead(ops, lambda: train_step.run(next(numbers)), occupy)
@@ -323,7 +322,7 @@ def time_ahead(ops: TimedOps, step: Callable[[], object], occupy: Callable[[floa
     return sorted(passes, key=lambda each: each.seconds)[PASSES // 2]
 
 
-def _generated_per_second(config: ModelConfig, seed: int, ops: Any) -> float:
+def _generated_per_second(config: ModelConfig, seed: int, ops: Operations) -> float:
     model = GPT(config, ops)
     model.initialize(seed)
     ids = draw(model, [0], WARM_UP + GENERATED, SamplingConfig(), eos_id=-1, seed=seed, window=config.max_seq_len)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
 from gpt.batches import Batches
 from gpt.config import SamplingConfig, TrainConfig
 from gpt.generate import Drawing, decoded, prompt_ids
@@ -128,7 +129,7 @@ def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
     For example 64 blocks are too many: every second one is counted.
     """
-    blocks = -(-len(tokens) // _BLOCK)
+    blocks = ceil_div(len(tokens), _BLOCK)
     chosen = min(blocks, _MOST_BLOCKS)
     counts = np.zeros(vocab_size, np.int64)
     for number in range(chosen):

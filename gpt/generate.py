@@ -11,7 +11,6 @@ again as positions 0 to 3, and the next 4 tokens fill positions 4 to 7.
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 
@@ -19,14 +18,14 @@ from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import NO_EOS, NUM_TOKENS, SamplingConfig, TrainConfig, check
 from gpt.errors import UserError, shown
 from gpt.model import GPT, KVCache, memory_bytes
-from gpt.ops.interface import Array
+from gpt.ops.interface import Array, Operations, SamplingRule
 from gpt.system.limits import require_memory
 from gpt.tokenizer import Tokenizer
 
 _USUAL = SamplingConfig()  # the default of `generate`
 
 
-def load_model(checkpoint: Checkpoint, ops: Any) -> GPT:
+def load_model(checkpoint: Checkpoint, ops: Operations) -> GPT:
     """The checkpoint's model on `ops`, for inference of one sequence.
 
     Raises UserError as `Checkpoint.weights` does, and if the memory is not there.
@@ -126,10 +125,8 @@ class Drawing:
     def _step(self, ids: Array) -> None:
         """Decode ids (int32 [n]), and draw the next one."""
         logits, sampling = self._model.decode(ids, self._cache), self._sampling
-        self._ops.sample(
-            logits, self._seen, self._inputs.device["uniform"], out=self._drawn, temperature=sampling.temperature,
-            top_k=sampling.top_k, top_p=sampling.top_p, repetition_penalty=sampling.penalty,
-        )  # fmt: skip
+        rule = SamplingRule(sampling.temperature, sampling.top_k, sampling.top_p, sampling.penalty)
+        self._ops.sample(logits, self._seen, self._inputs.device["uniform"], out=self._drawn, rule=rule)
 
     def ids(
         self, prompt: list[int], num_tokens: int, eos_id: int, seed: int, window: int

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT
-from gpt.ops.interface import Array, Stack
+from gpt.model import TrainableGPT
+from gpt.ops.interface import AdamBuffers, Array, Stack, UpdateRule
 from gpt.parameters import matrix_names, parameter_shapes
 
 BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # AdamW's, alone and beside Muon
 EPS = 1e-8  # AdamW's
 MOMENTUM = 0.9  # Muon's
-PLAN = 6  # size of the plan, the numbers that the steps of all optimizers share: see the operation plan_update
+PLAN = 6  # size of the plan, the numbers that the steps of all optimizers share: see Operations.plan_update
 COUNTERS = ("adam_step", "skipped", "skipped_in_a_row")
 
 # Newton-Schulz steps x (a + b x² + c x⁴) that bring singular values in [0.001, 1] to about 1. No other five polynomials
@@ -123,7 +123,7 @@ class Optimizer:
     `_first` on. Without Muon, `_first` is 0.
     """
 
-    def __init__(self, model: GPT, train_config: TrainConfig) -> None:
+    def __init__(self, model: TrainableGPT, train_config: TrainConfig) -> None:
         self.model, self.ops, self.train_config = model, model.ops, train_config
         weights, ops = model.weights, model.ops
         self._first = weights.matrices if train_config.optimizer == "muon" else 0
@@ -133,12 +133,25 @@ class Optimizer:
         self.counters = ops.zeros(len(COUNTERS), "int64")
         self._plan = ops.zeros(PLAN, "float64")
         self.coefficients = NEWTON_SCHULZ
+        # The gradients, and the copy of the weights that products read, as the two optimizers take them.
+        gradients, first = model.gradients, self._first
+        compute = None if model.compute is weights else model.compute
+        betas = BETAS[train_config.optimizer]
+        self._rule = UpdateRule(betas, EPS, train_config.weight_decay, train_config.grad_clip)
+        self._buffers = AdamBuffers(
+            weights.flat[first:],
+            gradients.flat[first:],
+            self._exp_avg,
+            self._exp_avg_sq,
+            copy=compute.flat[first:] if compute else None,
+            decayed=weights.decayed - first,
+        )
         self._stacks: list[Stack] = []
-        if self._first:
-            copies = [None] * len(weights.stacks) if model.compute is weights else model.compute.stacks
+        if first:
+            copies = compute.stacks if compute else [None] * len(weights.stacks)
             momenta = weights.stacks_of(self._momentum)
-            arrays = zip(weights.stacks, model.gradients.stacks, momenta, copies, strict=True)
-            self._stacks = [Stack(*each) for each in arrays]
+            bundles = zip(weights.stacks, gradients.stacks, momenta, copies, strict=True)
+            self._stacks = [Stack(*bundle) for bundle in bundles]
         self.tensors = self._named()
 
     def _named(self) -> dict[str, Array]:
@@ -161,20 +174,11 @@ class Optimizer:
 
     def step(self, lr: Array) -> None:
         """Move the weights by the model's gradients. `lr`, float32 [1], is the learning rate."""
-        weights, gradients, compute = self.model.weights, self.model.gradients, self.model.compute
-        config, first, betas = self.train_config, self._first, BETAS[self.train_config.optimizer]
-        self.ops.global_norm(gradients.flat, out=self.norm)
-        self.ops.plan_update(
-            self.norm, self.model.metrics, self.counters, lr, out=self._plan, betas=betas,
-            weight_decay=config.weight_decay, clip=config.grad_clip,
-        )  # fmt: skip
+        self.ops.global_norm(self.model.gradients.flat, out=self.norm)
+        self.ops.plan_update(self.norm, self.model.metrics, self.counters, lr, out=self._plan, rule=self._rule)
         if self._stacks:
             self.ops.muon(self._stacks, self._plan, momentum=MOMENTUM, coefficients=self.coefficients)
-        self.ops.adamw(
-            weights.flat[first:], gradients.flat[first:], self._exp_avg, self._exp_avg_sq,
-            copy=None if compute is weights else compute.flat[first:], plan=self._plan, betas=betas, eps=EPS,
-            decayed=weights.decayed - first,
-        )  # fmt: skip
+        self.ops.adamw(self._buffers, self._plan, self._rule)
 
     def state(self) -> dict[str, int]:
         """The counters by name, read from the device."""

@@ -1,14 +1,15 @@
-"""The parameters of a GPT-2: their names, their shapes, and the one flat buffer that they lie in."""
+"""The parameters of a GPT-2: their names, their shapes, and the one flat buffer that holds them."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
-from gpt.ops.interface import Array
+from gpt.ops.interface import Affine, Array
 
-ALIGNMENT = 128  # elements: views start where vector loads and matrix products like it
+ALIGNMENT = 128  # elements: vector loads and matrix products want views that start at such multiples
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -30,15 +31,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """How many numbers a model of this shape learns."""
+    """The number of weights that a model of this shape learns."""
     return over_layers(config, lambda few: sum(math.prod(shape) for shape in parameter_shapes(few).values()))
-
-
-class Affine(NamedTuple):
-    """The two parameters of a linear layer or a layer norm."""
-
-    weight: Array
-    bias: Array
 
 
 class Block(NamedTuple):
@@ -71,8 +65,11 @@ def matrix_names(config: ModelConfig) -> list[str]:
 
 def stack_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
     """Shapes of `Parameters.stacks`: layers, in and out of each module's matrices."""
-    shapes = parameter_shapes(config)
-    return [(config.num_layers, *shapes[_of_all_layers(config, module)[0]]) for module in MATRICES]
+    shapes, stacks = parameter_shapes(config), []
+    for module in MATRICES:
+        d_in, d_out = shapes[_of_all_layers(config, module)[0]]
+        stacks.append((config.num_layers, d_in, d_out))
+    return stacks
 
 
 def _of_all_layers(config: ModelConfig, module: str) -> list[str]:
@@ -100,13 +97,16 @@ class Layout(NamedTuple):
 
 
 def layout(config: ModelConfig, vocab_multiple: int) -> Layout:
+    """The layout of a model's parameters, on a device that pads the vocabulary to `vocab_multiple`."""
     shapes, matrices = parameter_shapes(config), dict.fromkeys(matrix_names(config))
     others = sorted((name for name in shapes if name not in matrices), key=lambda name: len(shapes[name]) == 1)
     whole_vocab = padded_vocab(config, vocab_multiple) * config.embed_dim
-    offsets, ends, end = {}, {}, 0
+    offsets: dict[str, int] = {}
+    ends: dict[str, int] = {}
+    end = 0
     for name in (*matrices, *others):
         offsets[name] = end
-        end += _aligned(whole_vocab if name in OF_VOCAB else math.prod(shapes[name]))
+        end += round_up(whole_vocab if name in OF_VOCAB else math.prod(shapes[name]), ALIGNMENT)
         ends["matrices" if name in matrices else "decayed" if len(shapes[name]) == 2 else "total"] = end
     return Layout(offsets, **ends)
 
@@ -120,10 +120,10 @@ class Parameters:
     The gaps between parameters are always zero, so they affect neither a norm nor an update. The same holds for rows
     vocab_size … V' - 1, which exist in `head` [V', D] but not in the named view.
 
-    A gradient of a vector is a sum over all rows of a batch, and operations leave it as up to `partial_sums` partial
-    sums. If `partial_sums` is given, those of all vectors lie side by side in `partials` [partial_sums, all vectors],
-    to be added to `vectors` at once, and `blocks`, `norms` and `ln_f` have views [partial_sums, n] of it in place of
-    vectors.
+    The gradient of a vector is a sum over all rows of a batch, and operations leave up to `partial_sums` partial sums
+    of it. If `partial_sums` is given, the partial sums of all vectors lie side by side in `partials` [partial_sums, all
+    vectors], to be added to `vectors` at once; `blocks`, `norms` and `ln_f` then have views [partial_sums, n] of
+    `partials` in place of vectors.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Parameters:
         self.vectors = self.flat[self.decayed :]
         self._views = self.named
         if partial_sums:
+            # The gradient of a bias is then a view of all its partial sums.
             self.partials = allocate((partial_sums, len(self.vectors)))
             starts = {name: start - self.decayed for name, start in self.offsets.items() if start >= self.decayed}
             vectors = {name: self.partials[:, start : start + shapes[name][0]] for name, start in starts.items()}
@@ -163,7 +164,7 @@ class Parameters:
         stacks = []
         for names in self._stacked:
             shape, start = self.named[names[0]].shape, self.offsets[names[0]]
-            stride = _aligned(math.prod(shape))
+            stride = round_up(math.prod(shape), ALIGNMENT)
             rows = flat[start : start + len(names) * stride].reshape(len(names), stride)
             stacks.append(rows[:, : math.prod(shape)].reshape(len(names), *shape))
         return stacks
@@ -173,15 +174,11 @@ class Parameters:
 
 
 def padded_vocab(config: ModelConfig, multiple: int) -> int:
-    """The rows of the head's matrix in memory: the vocabulary, up to the next multiple."""
-    return -(-config.vocab_size // multiple) * multiple
+    """The rows of the head's matrix in memory: the size of the vocabulary, rounded up to `multiple`."""
+    return round_up(config.vocab_size, multiple)
 
 
 def over_layers(config: ModelConfig, total: Callable[[ModelConfig], int]) -> int:
     """`total` of a model of any depth, at the cost of two shallow ones: every layer adds the same."""
     one, two = (total(replace(config, num_layers=layers)) for layers in (1, 2))
     return one + (config.num_layers - 1) * (two - one)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT

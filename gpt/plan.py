@@ -19,6 +19,7 @@ from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.history import owes_result
 from gpt.model import KVCache, memory_bytes
+from gpt.ops.interface import Operations
 from gpt.optim import describe_rate
 from gpt.parameters import parameter_count
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
@@ -157,7 +158,7 @@ def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, in
     return {"total_steps": start.step + steps, "schedule_start": start.step}
 
 
-def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Any, TrainConfig]:
+def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Operations, TrainConfig]:
     """The operations object to train with, and `train` with the precision in which they compute.
 
     A precision that was `inherited` from a checkpoint is given up on a device that lacks it. Raises UserError as
@@ -224,7 +225,7 @@ def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> Train
     return replace(train, unseen_fraction=min(start.train.unseen, train.val_fraction))
 
 
-def announce(plan: Plan, ops: Any, console: Console) -> None:
+def announce(plan: Plan, ops: Operations, console: Console) -> None:
     """Describe the training that is about to start, its memory and its disk space.
 
     Raises UserError if the memory or the disk space is not there.
@@ -249,7 +250,7 @@ def announce(plan: Plan, ops: Any, console: Console) -> None:
     check_disk(plan, console)
 
 
-def _precision_note(plan: Plan, ops: Any) -> str | None:
+def _precision_note(plan: Plan, ops: Operations) -> str | None:
     """One line if the run goes on in another precision than before, though nobody asked for that now."""
     if plan.start is None or "precision" not in plan.train.computed:
         return None
@@ -318,7 +319,7 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
     return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
 
 
-def memory(model: ModelConfig, train: TrainConfig, ops: Any) -> tuple[int, int]:
+def memory(model: ModelConfig, train: TrainConfig, ops: Operations) -> tuple[int, int]:
     """The bytes that training needs on the device, and the bytes that are free. Raises UserError if it needs more.
 
     The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed. Checkpoints

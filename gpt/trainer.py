@@ -19,8 +19,8 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_result
-from gpt.model import GPT
-from gpt.ops.interface import Array
+from gpt.model import TrainableGPT
+from gpt.ops.interface import Array, Operations, Work
 from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
 from gpt.system.console import Console, duration, rate
@@ -35,12 +35,12 @@ LONG_ON_A_CPU = 3600  # seconds: a longer run gets the advice to train a smaller
 class TrainStep:
     """One step of training, as a function of its number, with all that it reads and writes.
 
-    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` micro-batches.
+    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` batches.
     """
 
-    def __init__(self, model_config: ModelConfig, train_config: TrainConfig, batches: Batches, ops: Any) -> None:
+    def __init__(self, model_config: ModelConfig, train_config: TrainConfig, batches: Batches, ops: Operations) -> None:
         self.train_config, self.batches, self.ops = train_config, batches, ops
-        self.model = GPT(model_config, ops, batch=train_config.batch_size, training=True)
+        self.model = TrainableGPT(model_config, ops, batch=train_config.batch_size)
         self.optimizer = Optimizer(self.model, train_config)
         shape = (train_config.batch_size, model_config.max_seq_len)
         self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads
@@ -57,7 +57,7 @@ class TrainStep:
         self.droppable: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self, number: int) -> None:
-        """Take step `number` (the first is 1): the gradients of its micro-batches, and one update. Waits for nothing.
+        """Take step `number` (the first is 1): the gradients of its batches, and one update. Waits for nothing.
 
         Work inside `droppable` may be given up, because it changes nothing that a checkpoint holds. On a CPU that is
         all but the update. A GPU finishes the work that it was given, so only the host's work between passes is.
@@ -69,14 +69,14 @@ class TrainStep:
 
     def _write_inputs(self, number: int, micro_step: int) -> None:
         config = self.train_config
-        index = (number - 1) * config.accumulate + micro_step  # counts micro-batches since the run's first step
+        index = (number - 1) * config.accumulate + micro_step  # counts batches since the run's first step
         with self._inputs.written() as inputs:
             self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
             inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
             inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
             inputs["lr"][...] = learning_rate(number, config)
 
-    def _pass_of(self, micro_step: int) -> Callable[[], object]:
+    def _pass_of(self, micro_step: int) -> Work:
         last = self.train_config.accumulate - 1
         if last == 0:
             return self._only_pass
@@ -118,7 +118,7 @@ class Trainer:
         train_config: TrainConfig,
         batches: Batches,
         tokenizer: Tokenizer,
-        ops: Any,
+        ops: Operations,
         console: Console,
         start: Checkpoint | None = None,
     ) -> None:

@@ -379,8 +379,6 @@ struct Dropout {
 #define JOIN(a, b) JOIN_EXPANDED(a, b)  // a##b after the macros a and b: JOIN(ACTIVATION, _derivative)
 #define JOIN_EXPANDED(a, b) a##b
 
-constexpr float GELU_SCALE = 0.7978845608028654f, GELU_CUBIC = 0.044715f;
-
 DEVICE float gelu_sigmoid(float x) {
   return reciprocal(1 + exp2_fast(-2 * LOG2E * GELU_SCALE * x * (1 + GELU_CUBIC * x * x)));
 }

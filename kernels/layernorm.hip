@@ -10,7 +10,6 @@
 // or more), DROPOUT (0 | 1), THREADS (a multiple of LANES).
 #include "common.h"
 
-constexpr float EPS = 1e-5f;
 constexpr int ROWS = THREADS / LANES;  // rows that a block works on at once
 constexpr int VECTORS = (D + LANES * WIDTH - 1) / (LANES * WIDTH);  // that a lane has of a row
 constexpr int SCRATCH = 4 * (THREADS / WARP);  // two halves for two sums of each warp
@@ -80,7 +79,7 @@ DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean
     squares[0] += x.vectors[i].v[e] * x.vectors[i].v[e];
   }
   row_sums(squares, scratch, 1);
-  float rstd = rsqrt_of(squares[0] / D + EPS);
+  float rstd = rsqrt_of(squares[0] / D + NORM_EPS);
   Row w = Row::load(weight), b = Row::load(bias);
   EACH(i, e) x.vectors[i].v[e] = x.vectors[i].v[e] * rstd * w.vectors[i].v[e] + b.vectors[i].v[e];
   if (!place.real) return;

@@ -10,7 +10,6 @@
 // ACTIVATION (gelu | relu | none), THREADS, ROW_THREADS (of a block for W [n, K]).
 #include "common.h"
 
-constexpr float EPS = 1e-5f;
 constexpr int WARPS = THREADS / WARP;
 constexpr int DEPTH = THREADS / LANES;  // rows of W [K, n] at a time
 
@@ -49,7 +48,7 @@ template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T*
   UNROLL for (int i = 0; i < MINE; i++) {
     if (thread_id() + i * COUNT < K) squares += (v[i] - mean) * (v[i] - mean);
   }
-  float rstd = rsqrt_of(block_total(squares, scratch + COUNT_WARPS) / K + EPS);
+  float rstd = rsqrt_of(block_total(squares, scratch + COUNT_WARPS) / K + NORM_EPS);
   UNROLL for (int i = 0; i < MINE; i++) {
     int at = thread_id() + i * COUNT;
     if (at < K) factors[at] = (v[i] - mean) * rstd * scale[i] + shift[i];

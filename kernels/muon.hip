@@ -1,5 +1,5 @@
-// The elementwise part of a step of Muon (Jordan et al. 2024) on stacks of matrices; gpt/ops/cpu/operations.py defines
-// the step, and gpt/ops/gpu/muon.py asks for the matrix products between these kernels.
+// The elementwise part of a step of Muon (Jordan et al. 2024) on stacks of matrices; gpt/ops/interface.py defines the
+// step, and gpt/ops/gpu/muon.py asks for the matrix products between these kernels.
 //
 // `muon_momentum` moves the momentum and writes u, the matrices to be orthogonalized, in the type of the products (14
 // bytes per element in bf16), with a partial sum of u's squares per block. `muon_normalize` divides every u by its

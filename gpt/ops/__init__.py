@@ -1,24 +1,24 @@
 """The dozen operations a GPT needs, each as forward and backward, behind one face per kind of device.
 
-`select` returns an operations object. Everything above it (model, optimizer, trainer) calls its methods and knows
-neither which array library runs nor where memory lies. `cpu/` has the reference, in NumPy, and the same with numba;
-`gpu/` is the other set, over the kernels in kernels/.
+`select` returns an `Operations` object (interface.py). Everything above it (model, optimizer, trainer) calls its
+methods and knows neither which array library runs nor which memory holds the arrays. `cpu/` has the reference, in
+NumPy, and a faster version with numba; `gpu/` runs the kernels in kernels/.
 """
 
 import importlib.util
 import re
-from typing import Any
 
 from gpt.errors import UserError
+from gpt.ops.interface import Operations
 
 
-def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Any:
-    """The operations object for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
+def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Operations:
+    """The operations for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
     auto is the first GPU that works, a card before an integrated one, else the CPU; gpu is the same, but never the CPU.
-    Precision auto is bf16 where a GPU has matrix units for it, else fp32. On the CPU numba, where it is installed, is
-    worth its start for `training`.
-    Raises UserError when the device does not exist here or cannot compute so.
+    Precision auto is bf16 if the GPU has matrix units for it, else fp32. For `training` on the CPU, numba is used if it
+    is installed; it starts too slowly for anything shorter.
+    Raises UserError if the device does not exist here or lacks that precision.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
         raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
@@ -47,8 +47,8 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
     return GpuOps(gpu, {"auto": "bf16" if gpu.has_bf16 else "fp32"}.get(precision, precision))
 
 
-def _cpu(training: bool) -> Any:
-    """CpuOps; for training those with numba, where that is installed and works."""
+def _cpu(training: bool) -> Operations:
+    """CpuOps, or for training NumbaOps, if numba is installed and works."""
     from gpt.ops.cpu.operations import CpuOps
 
     if not (training and importlib.util.find_spec("numba")):
@@ -57,7 +57,7 @@ def _cpu(training: bool) -> Any:
         from gpt.ops.cpu.numba_operations import NumbaOps
 
         return NumbaOps()
-    except Exception as error:  # whatever a broken installation, or no place to keep what is compiled, may raise
+    except Exception as error:  # a broken installation may raise any, and so may a folder that takes no cache
         ops, reason = CpuOps(), (str(error) or repr(error)).splitlines()[0]
         ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]
         return ops

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections import Counter
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from gpt.model import GPT, KVCache
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.interface import SamplingRule
 from gpt.tokenizer import Tokenizer
 from tests.support.devices import GPUS
 
@@ -58,7 +58,8 @@ def model(tokenizer) -> GPT:
 
 def next_token(logits, context, sampling, uniform):
     seen, out = np.isin(np.arange(len(logits)), context).astype(np.uint8), np.zeros(1, np.int32)
-    CPU.sample(logits, seen, np.array([uniform]), out, **asdict(sampling))
+    rule = SamplingRule(sampling.temperature, sampling.top_k, sampling.top_p, sampling.penalty)
+    CPU.sample(logits, seen, np.array([uniform]), out, rule)
     return int(out[0])
 
 

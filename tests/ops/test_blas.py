@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gpt.ops.gpu import operations as gpu
-from gpt.ops.gpu.blas import ALIGNMENT, Blas, BlasError, BlasMissingError
+from gpt.ops.gpu.blas import ALIGNMENT, Blas, BlasError, BlasMissingError, Epilogue, Sum
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.interface import Activation, Affine
 from tests.support import ROOT
 from tests.support.instances import NotingDevice
 
@@ -83,7 +84,7 @@ def test_products(blas, low, transposed, m, k, n, added):
     out = stored(rng, (m, n), False)
     addend = {None: None, "out": out, "another": stored(rng, (m, n), False)}[added]
     expected = 0.5 * values(a) @ values(b) + (0 if addend is None else 3 * addend)
-    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=3, addend=addend)
+    assert blas.product(a, b, out, stream=0, into=Sum(0.5, 3, addend))
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -102,7 +103,7 @@ def test_products_of_stacks(blas, low, transposed):
     a, b = stack(6, 5, transposed[0]), stack(5, 8, transposed[1], gap=1)
     addend, out = stack(6, 8, gap=2), stack(6, 8)
     expected = 0.5 * values(a).astype(np.float64) @ values(b) + 2 * values(addend)
-    assert blas.product(a, b, out, stream=0, alpha=0.5, beta=2, addend=addend)
+    assert blas.product(a, b, out, stream=0, into=Sum(0.5, 2, addend))
     close = {"rtol": 2**-7, "atol": 2**-7} if low else {"rtol": 1e-5, "atol": 1e-5}
     np.testing.assert_allclose(values(out), expected, **close)
 
@@ -120,12 +121,12 @@ def test_epilogues(blas, low):
     before, out = stored(rng, (6, 8), low), stored(rng, (6, 8), low)
     close = {"rtol": 2**-7, "atol": 2**-7} if low else {"rtol": 1e-5, "atol": 1e-5}
     product = values(a).astype(np.float64) @ values(b)
-    assert blas.product(a, b, out, stream=0, epilogue="bias", bias=bias)
+    assert blas.product(a, b, out, stream=0, epilogue=Epilogue("bias", bias))
     np.testing.assert_allclose(values(out), product + values(bias), **close)
-    assert blas.product(a, b, out, stream=0, epilogue="gelu", bias=bias, activation_input=before)
+    assert blas.product(a, b, out, stream=0, epilogue=Epilogue("gelu", bias, before))
     np.testing.assert_allclose(values(before), product + values(bias), **close)
     np.testing.assert_allclose(values(out), gelu(product + values(bias)), **close)
-    assert blas.product(a, b, out, stream=0, epilogue="dgelu", activation_input=before)
+    assert blas.product(a, b, out, stream=0, epilogue=Epilogue("dgelu", pre_activation=before))
     np.testing.assert_allclose(values(out), product * gelu_derivative(values(before).astype(np.float64)), **close)
 
 
@@ -160,7 +161,9 @@ def test_an_array_that_begins_anywhere_is_declined(blas, library, which):
     arrays = {name: ones(2, 2) for name in ("a", "b", "out")} | {"bias": ones(2)}
     memory = ones(5)
     arrays[which] = memory[1 : 1 + arrays[which].size].reshape(arrays[which].shape)
-    assert not blas.product(arrays["a"], arrays["b"], arrays["out"], stream=0, epilogue="bias", bias=arrays["bias"])
+    assert not blas.product(
+        arrays["a"], arrays["b"], arrays["out"], stream=0, epilogue=Epilogue("bias", arrays["bias"])
+    )
     assert ctypes.c_int.in_dll(library, "heuristics").value == 0
 
 
@@ -183,7 +186,7 @@ def test_a_library_that_fails_is_given_up_with_a_warning(blas, library):
     device.blas = blas
     x = ones(8, 8)
     with pytest.warns(UserWarning, match="failed with status 14; from here on"):
-        GpuOps(device, "fp32").linear(x, x, None, ones(8, 8))
+        GpuOps(device, "fp32").linear(x, Affine(x, None), ones(8, 8))
     assert device.blas is None
 
 
@@ -220,15 +223,15 @@ def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)
     low = ops.low_precision
-    x, w, bias, out, before = (stored(rng, s, low) for s in ((8, 8), (8, 16), (16,), (8, 16), (8, 16)))
-    ops.linear(x, w, bias, out, before, "gelu")
+    x, w, bias, out, pre_activation = (stored(rng, s, low) for s in ((8, 8), (8, 16), (16,), (8, 16), (8, 16)))
+    ops.linear(x, Affine(w, bias), out, Activation("gelu", pre_activation))
     fused = low and large and refused in (0, 4, 192)
     expected = ["matmul"] if refused == -1 else [] if fused else ["activation"]
     if refused == 4 and not fused:
         expected = ["add_bias", "activation"]
     assert asked == expected
     if refused != -1 and "add_bias" not in asked:
-        np.testing.assert_allclose(values(before), values(x) @ values(w) + values(bias), rtol=2**-7, atol=2**-7)
+        np.testing.assert_allclose(values(pre_activation), values(x) @ values(w) + values(bias), rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -237,9 +240,10 @@ def test_the_way_back_through_an_activation_sums_up_what_it_finds(asking, librar
     monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)
-    dout, x, before, w = (stored(rng, s, ops.low_precision) for s in ((8, 16), (8, 8), (8, 8), (8, 16)))
+    dout, x, pre_activation, w = (stored(rng, s, ops.low_precision) for s in ((8, 16), (8, 8), (8, 8), (8, 16)))
     dx, dw, sums = x.copy(), aligned(np.zeros((8, 16), np.float32)), np.zeros((1, 8), np.float32)
-    ops.linear_backward(dout, x, w, aligned(dx), dw, None, before, "gelu", sums)
+    through = Activation("gelu", pre_activation, sums)
+    ops.linear_backward(dout, x, w, aligned(dx), Affine(dw, None), through)
     fused = ops.low_precision and large and refused == 0
     products = ["matmul"] if refused == -1 else []
     assert asked == [*products, "column_sums" if fused else "activation_backward", *products]

@@ -18,7 +18,7 @@ from gpt.ops.cpu import attention as cpu_attention
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.cpu.orthogonal import orthogonalized
-from gpt.ops.interface import Dropout, Stack
+from gpt.ops.interface import Activation, AdamBuffers, Affine, Branch, Dropout, Normed, Stack, UpdateRule
 from gpt.optim import NEWTON_SCHULZ
 
 H = 1e-5
@@ -33,7 +33,7 @@ def tiny_blocks(monkeypatch):
         monkeypatch.setattr(cpu, name, size)
     monkeypatch.setattr(cpu_attention, "TILE", 600)
     monkeypatch.setattr(cpu_attention, "LEAST_TILE", 1)
-    monkeypatch.setattr(cpu_activations, "PART", 40)
+    monkeypatch.setattr(cpu_activations, "CHUNK", 40)
 
 
 @pytest.fixture(params=["blocks", "tiny blocks"])
@@ -123,27 +123,27 @@ def test_add_layernorm_and_its_backward(ops, rng, dropout, rows, d):
         centered = total - total.mean(1, keepdims=True)
         return centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-5) * a["weight"] + a["bias"]
 
-    ops.add_layernorm(*a.values(), x_out, out, mean, rstd, dropout=dropout)
+    norm = Affine(a["weight"], a["bias"])
+    ops.add_layernorm(a["x"], a["branch"], norm, Normed(x_out, out, mean, rstd), dropout)
     np.testing.assert_allclose(x_out, a["x"] + a["branch"] * mask, **EXACT)
     np.testing.assert_allclose(out, formula(), **EXACT)
     plain = unset(rows, d)
-    ops.layernorm(x_out, a["weight"], a["bias"], plain, unset(rows), unset(rows))
+    ops.layernorm(Normed(x_out, plain, unset(rows), unset(rows)), norm)
     assert np.array_equal(plain, out)
 
-    dout = rng.standard_normal(out.shape)
-    dx, dweight, dbias = np.ones((rows, d)), unset(2, d), unset(2, d)
-    ops.layernorm_backward(dout, x_out, a["weight"], mean, rstd, dx, dweight, dbias)
-    check_gradients(formula, dout, a, {"x": dx - 1, "weight": dweight.sum(0), "bias": dbias.sum(0)}, rng)
+    dout, normed = rng.standard_normal(out.shape), Normed(x_out, out, mean, rstd)
+    dx, grads = np.ones((rows, d)), Affine(unset(2, d), unset(2, d))
+    ops.layernorm_backward(dout, normed, a["weight"], dx, grads)
+    check_gradients(formula, dout, a, {"x": dx - 1, "weight": grads.weight.sum(0), "bias": grads.bias.sum(0)}, rng)
 
-    dsum, dweight, dbias, dbranch_sums = np.zeros((rows, d)), unset(2, d), unset(2, d), unset(2, d)
-    dbranch = unset(rows, d) if dropout else dsum
-    inputs = dout, x_out, a["weight"], mean, rstd
-    ops.add_layernorm_backward(*inputs, dsum, dbranch, dweight, dbias, dbranch_sums, dropout=dropout)
-    gradients = {"x": dsum, "branch": dbranch, "weight": dweight.sum(0), "bias": dbias.sum(0)}
+    dsum, grads = np.zeros((rows, d)), Affine(unset(2, d), unset(2, d))
+    branch = Branch(unset(rows, d) if dropout else dsum, unset(2, d), dropout)
+    ops.add_layernorm_backward(dout, normed, a["weight"], dsum, grads, branch)
+    gradients = {"x": dsum, "branch": branch.gradient, "weight": grads.weight.sum(0), "bias": grads.bias.sum(0)}
     check_gradients(formula, dout, a, gradients, rng)
-    np.testing.assert_allclose(dbranch_sums.sum(0), dbranch.sum(0), **EXACT)
+    np.testing.assert_allclose(branch.dbias.sum(0), branch.gradient.sum(0), **EXACT)
 
-    ops.add_layernorm(*a.values(), a["x"], out, mean, rstd, dropout=dropout)
+    ops.add_layernorm(a["x"], a["branch"], norm, Normed(a["x"], out, mean, rstd), dropout)
     assert np.array_equal(a["x"], x_out), "the sum may overwrite x"
 
 
@@ -151,7 +151,8 @@ def test_layernorm_in_float32_of_rows_far_from_zero(rng):
     """x has an error of 2**-24 · 1e4 = 6e-4 by being float32, and so has the mean: each moves out by that much."""
     x = (1e4 + rng.standard_normal((50, 256))).astype(np.float32)
     out, mean, rstd = np.empty_like(x), np.empty(50, np.float32), np.empty(50, np.float32)
-    CpuOps(threads=1).layernorm(x, np.ones(256, np.float32), np.zeros(256, np.float32), out, mean, rstd)
+    norm = Affine(np.ones(256, np.float32), np.zeros(256, np.float32))
+    CpuOps(threads=1).layernorm(Normed(x, out, mean, rstd), norm)
     exact = x.astype(np.float64)
     exact -= exact.mean(1, keepdims=True)
     exact /= exact.std(1, keepdims=True)
@@ -171,14 +172,14 @@ def test_linear_and_its_backward(ops, rng, rows, d, f, transposed):
     weight = rng.standard_normal((f, d)).T if transposed else rng.standard_normal((d, f))
     a = {"x": rng.standard_normal((rows, d)), "weight": weight, "bias": rng.standard_normal(f)}
     out = unset(rows, f)
-    ops.linear(*a.values(), out)
+    ops.linear(a["x"], Affine(weight, a["bias"]), out)
     np.testing.assert_allclose(out, a["x"] @ weight + a["bias"], **EXACT)
-    ops.linear(a["x"], weight, None, out)
+    ops.linear(a["x"], Affine(weight, None), out)
     np.testing.assert_allclose(out, a["x"] @ weight, **EXACT)
 
     dout, dx, partials = rng.standard_normal(out.shape), unset(rows, d), unset(2, f)
     dweight = np.ones((f, d)).T if transposed else np.ones((d, f))
-    ops.linear_backward(dout, a["x"], weight, dx, dweight, partials)
+    ops.linear_backward(dout, a["x"], weight, dx, Affine(dweight, partials))
     dbias = np.ones(f)
     ops.add_partials(partials, dbias)
     np.testing.assert_allclose(dx, dout @ weight.T, **EXACT)
@@ -190,17 +191,19 @@ def test_linear_and_its_backward(ops, rng, rows, d, f, transposed):
 @pytest.mark.parametrize(("rows", "d", "f"), SIZES)
 def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formula):
     x, w1, b1 = rng.standard_normal((rows, d)), rng.standard_normal((d, f)), rng.standard_normal(f)
-    before, out = unset(rows, f), unset(rows, f)
-    ops.linear(x, w1, b1, out, before=before, activation=activation)
-    np.testing.assert_allclose(before, x @ w1 + b1, **EXACT)
-    np.testing.assert_allclose(out, formula(before), **EXACT)
+    pre_activation, out = unset(rows, f), unset(rows, f)
+    ops.linear(x, Affine(w1, b1), out, Activation(activation, pre_activation))
+    np.testing.assert_allclose(pre_activation, x @ w1 + b1, **EXACT)
+    np.testing.assert_allclose(out, formula(pre_activation), **EXACT)
 
     w2, dout = rng.standard_normal((f, d)), rng.standard_normal((rows, d))
-    dbefore, sums, options = unset(rows, f), unset(2, f), {"before": before, "activation": activation}
-    ops.linear_backward(dout, out, w2, dbefore, np.zeros((f, d)), None, **options, dx_sums=sums)
-    np.testing.assert_allclose(sums.sum(0), dbefore.sum(0), **EXACT)
-    assert activation == "gelu" or np.abs(before).min() > H, "no difference quotient crosses relu's corner"
-    check_gradients(lambda: formula(before) @ w2, dout, {"before": before}, {"before": dbefore}, rng)
+    gradient, dbias = unset(rows, f), unset(2, f)
+    through = Activation(activation, pre_activation, dbias)
+    ops.linear_backward(dout, out, w2, gradient, Affine(np.zeros((f, d)), None), through)
+    np.testing.assert_allclose(dbias.sum(0), gradient.sum(0), **EXACT)
+    assert activation == "gelu" or np.abs(pre_activation).min() > H, "no difference quotient crosses relu's corner"
+    inputs, gradients = {"pre_activation": pre_activation}, {"pre_activation": gradient}
+    check_gradients(lambda: formula(pre_activation) @ w2, dout, inputs, gradients, rng)
 
 
 @pytest.mark.parametrize(("activation", "formula"), [(None, lambda x: x), ("gelu", gelu)])
@@ -208,9 +211,9 @@ def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formul
 def test_a_linear_layer_with_the_norm_before_it(ops, rng, rows, d, f, activation, formula):
     x, w1, b1, norm = (rng.standard_normal(shape) for shape in ((rows, d), (d, f), f, (2, d)))
     normed, out = unset(rows, d), unset(rows, f)
-    ops.layernorm(x, *norm, normed, unset(rows), unset(rows))
+    ops.layernorm(Normed(x, normed, unset(rows), unset(rows)), Affine(*norm))
     for bias in (b1, None):
-        ops.norm_linear(x, *norm, w1, bias, out, activation)
+        ops.norm_linear(x, Affine(*norm), Affine(w1, bias), out, activation)
         np.testing.assert_allclose(out, formula(normed @ w1 + (0 if bias is None else bias)), **EXACT)
 
 
@@ -218,7 +221,7 @@ def test_a_linear_layer_with_the_norm_before_it(ops, rng, rows, d, f, activation
 def test_a_linear_layer_that_adds(ops, rng, rows, d, f):
     x, w, b, stream = (rng.standard_normal(shape) for shape in ((rows, d), (d, f), f, (rows, f)))
     out = stream.copy()
-    ops.linear_add(x, w, b, out)
+    ops.linear_add(x, Affine(w, b), out)
     np.testing.assert_allclose(out, stream + x @ w + b, **EXACT)
 
 
@@ -355,18 +358,16 @@ def test_adamw_takes_the_steps_of_its_definition(ops, rng, n, decayed, clip):
     w, m, v = rng.standard_normal(n), np.zeros(n), np.zeros(n)
     expected = [w.copy(), m.copy(), v.copy()]
     counters, lr, norm = np.array([0, 4, 3], np.int64), np.zeros(1), np.zeros(1)
-    betas, plan = (0.9, 0.95), np.full(6, np.nan)
-    fixed = {"betas": betas, "eps": 1e-8, "decayed": decayed}
-    shared = {"weight_decay": 0.1, "clip": clip}
+    rule, plan = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=clip), np.full(6, np.nan)
     for step in (1, 2, 3):
         g = rng.standard_normal(n)
         lr[0] = 0.1 / step
         ops.global_norm(g, norm)
         kept = g.copy()
-        ops.plan_update(norm, np.ones(2), counters, lr, out=plan, betas=betas, **shared)
-        ops.adamw(w, g, m, v, copy=None, plan=plan, **fixed)
+        ops.plan_update(norm, np.ones(2), counters, lr, plan, rule)
+        ops.adamw(AdamBuffers(w, g, m, v, copy=None, decayed=decayed), plan, rule)
         w_, m_, v_ = expected
-        adamw_by_the_book(w_, g, m_, v_, step, lr[0], norm=norm[0], **fixed, **shared)
+        adamw_by_the_book(w_, g, m_, v_, step, lr[0], decayed=decayed, norm=norm[0], **rule._asdict())
         assert np.array_equal(g, kept), "gradients stay as they are"
     for ours, theirs in zip((w, m, v), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, **EXACT)
@@ -377,11 +378,9 @@ def test_adamw_takes_the_steps_of_its_definition(ops, rng, n, decayed, clip):
 def test_a_step_that_is_not_finite_is_skipped_by_every_optimizer(ops, rng, norm, loss):
     arrays, stack = ([rng.standard_normal(shape) for _ in range(4)] for shape in (9, (2, 3, 4)))
     kept, counters = [array.copy() for array in arrays + stack], np.array([5, 2, 1], np.int64)
-    plan, betas = np.empty(6), (0.9, 0.95)
-    ops.plan_update(
-        np.array([norm]), np.array([1.0, loss]), counters, np.ones(1), out=plan, betas=betas, weight_decay=0.1, clip=1.0
-    )
-    ops.adamw(*arrays, copy=None, plan=plan, betas=betas, eps=1e-8, decayed=9)
+    plan, rule = np.empty(6), UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=1.0)
+    ops.plan_update(np.array([norm]), np.array([1.0, loss]), counters, np.ones(1), plan, rule)
+    ops.adamw(AdamBuffers(*arrays, copy=None, decayed=9), plan, rule)
     ops.muon([Stack(*stack[:3], copy=None)], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
     assert all(np.array_equal(a, b) for a, b in zip(arrays + stack, kept, strict=True))
     assert counters.tolist() == [5, 3, 2]

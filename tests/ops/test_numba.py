@@ -1,6 +1,6 @@
 """The operations with numba: when they are taken, and that a run does not depend on who compiled them.
 
-test_kernels.py compares each of them with NumPy's, tests/training/test_model_on_devices.py all of them together.
+kernels/ compares each of them with NumPy's, tests/training/test_model_on_devices.py all of them together.
 """
 
 import json
@@ -14,6 +14,7 @@ import pytest
 
 from gpt import ops
 from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.interface import Activation, Affine
 from gpt.system import limits
 
 pytest.importorskip("numba")
@@ -21,7 +22,7 @@ pytest.importorskip("scipy")
 
 from numba import njit
 
-from gpt.ops.cpu import activations as cpu_activations
+from gpt.ops.cpu import activations
 from gpt.ops.cpu import numba_loops as loops
 from gpt.ops.cpu import numba_operations as cpu_numba
 from gpt.ops.cpu import operations as cpu
@@ -197,7 +198,7 @@ def test_the_largest_of_all_signs_and_kinds(n):
 
 
 def test_constants_are_those_of_numpys_operations():
-    assert (loops.EPS, loops.CUBIC, loops.SCALE) == (cpu.EPS, cpu_activations.CUBIC, cpu_activations.SCALE)
+    assert (loops.EPS, loops.CUBIC, loops.SCALE) == (cpu.NORM_EPS, activations.GELU_CUBIC, activations.GELU_SCALE)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (1, 1, 1), (1, 5, 3), (4, 1, 3), (5, 3, 1), (7, 16, 9)])
@@ -231,15 +232,17 @@ def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumula
 def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, threads, activation):
     """Whole numbers: every sum is exact."""
     rng = np.random.default_rng(0)
-    x, before, dout, weight, bias, dweight = (
+    x, pre_activation, dout, weight, bias, dweight = (
         rng.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, 7), (rows, 7), (rows, 5), (7, 5), 5, (7, 5))
     )
 
     def results(ops):
         out, dx, added = np.full_like(dout, np.nan), np.full_like(x, np.nan), dweight.copy()
-        ops.linear(x, weight, bias, out, np.full_like(dout, np.nan), activation)
-        dbias, dx_sums = (np.full((ops.parts(rows), n), np.nan, np.float32) for n in (5, 7))
-        ops.linear_backward(dout, x, weight, dx, added, dbias, before, activation, dx_sums)
+        dbias, dx_sums = (np.full((ops.partial_sums(rows), n), np.nan, np.float32) for n in (5, 7))
+        after = Activation(activation, np.full_like(dout, np.nan)) if activation else None
+        through = Activation(activation, pre_activation, dx_sums) if activation else None
+        ops.linear(x, Affine(weight, bias), out, after)
+        ops.linear_backward(dout, x, weight, dx, Affine(added, dbias), through)
         return out, dx, added, dbias.sum(0), dx_sums.sum(0) if activation else None
 
     for ours, theirs in zip(results(NumbaOps(threads)), results(CpuOps(threads)), strict=True):
@@ -249,8 +252,8 @@ def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, thre
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_no_activation_hides_a_run_that_diverged(activation):
     x, weight, bias = np.full((2, 1), np.nan, np.float32), np.ones((1, 3), np.float32), np.zeros(3, np.float32)
-    out, before = np.zeros((2, 2, 3), np.float32)
-    NumbaOps(threads=1).linear(x, weight, bias, out, before, activation)
+    out, pre_activation = np.zeros((2, 2, 3), np.float32)
+    NumbaOps(threads=1).linear(x, Affine(weight, bias), out, Activation(activation, pre_activation))
     assert np.isnan(out).all()
 
 

@@ -12,7 +12,8 @@ from gpt.model import GPT
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
-from gpt.ops.gpu.replay import SLOTS, Inputs, Output, Replayed
+from gpt.ops.gpu.replay import SLOTS, PinnedInputs, PinnedOutput, Replayed
+from gpt.ops.interface import Affine
 from gpt.trainer import TrainStep
 from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
@@ -116,10 +117,11 @@ def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_nee
         def kernel(self, file, name, defines):
             return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
 
-    ops, norm = GpuOps(Noting(), "fp32"), np.zeros((2, 3), np.float32)
+    ops, norm = GpuOps(Noting(), "fp32"), Affine(*np.zeros((2, 3), np.float32))
+    layer, out = Affine(np.zeros((3, 5), np.float32), None), np.zeros((2, 3), np.float32)
     ops.linear = lambda *_: None
     for rows in range(1, most + 1):  # of a width that takes a kernel for the norm: with an output, means, deviations
-        ops.norm_linear(np.zeros((rows, 3), np.float32), *norm, np.zeros((3, 5), np.float32), None, norm)
+        ops.norm_linear(np.zeros((rows, 3), np.float32), norm, layer, out)
     assert len(scratch) == 3 * most
     assert all(array() is not None for array in scratch)
     arrays = {id(array()): array() for array in scratch}.values()
@@ -137,7 +139,7 @@ def test_inputs_are_written_again_only_when_their_upload_is_done():
             self.uploads += 1
             return lambda number=self.uploads: waited.append(number)
 
-    inputs = Inputs(Slow(), {"ids": ((2, 3), "int32"), "lr": ((1,), "float32")})
+    inputs = PinnedInputs(Slow(), {"ids": ((2, 3), "int32"), "lr": ((1,), "float32")})
     for step in range(SLOTS + 2):
         with inputs.written() as host:
             host["ids"][...] = step
@@ -153,7 +155,7 @@ def test_generation_is_ahead_by_fewer_steps_than_an_output_has_slots():
     assert GpuOps.steps_ahead < SLOTS
 
 
-@pytest.mark.parametrize("make", [lambda array: Output(HostDevice(), array), HostOutput])
+@pytest.mark.parametrize("make", [lambda array: PinnedOutput(HostDevice(), array), HostOutput])
 def test_an_output_is_what_was_there_when_it_was_asked_for(make):
     array = np.zeros((2, 1), np.int32)
     output, asked = make(array), []

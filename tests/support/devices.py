@@ -1,13 +1,13 @@
-"""The devices that operations are tested on: a GPU where there is one, a CPU that stands in for every kind, numba."""
+"""The devices that operations are tested on: a GPU if there is one, a CPU that stands in for every kind, numba."""
 
 import functools
-from typing import Any
 
 import numpy as np
 import pytest
 
 from gpt.errors import UserError
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.interface import Array, Device, Operations
 from tests.support.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
 GUARD = 64  # elements before and after a guarded array, a multiple of every vector
@@ -16,7 +16,7 @@ UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}  # by kind, or kind
 
 @functools.cache
 def gpu():
-    """This machine's GPU; skips where there is none."""
+    """This machine's GPU; skips if there is none."""
     pytest.importorskip("cupy")
     from gpt.ops.gpu.device import CupyDevice
 
@@ -28,7 +28,7 @@ def gpu():
 
 @functools.cache
 def executor(layout: str, order: str = "forward"):
-    """The CPU executor for one tile layout; skips where there is no C++ compiler."""
+    """The CPU executor for one tile layout; skips if there is no C++ compiler."""
     from tests.support.executor import ExecutorDevice, compiler
 
     if compiler() is None:
@@ -38,7 +38,7 @@ def executor(layout: str, order: str = "forward"):
 
 @functools.cache
 def emulator(target: str):
-    """An emulated AMD GPU; skips where there is no emulator."""
+    """An emulated AMD GPU; skips if there is no emulator."""
     if unavailable():
         pytest.skip(unavailable())
     return EmulatorDevice(target)
@@ -52,14 +52,14 @@ class Numba:
 
 @functools.cache
 def numba_cpu() -> Numba:
-    """Skips where what `pip install "hipgpt[numba]"` brings is not there."""
+    """Skips if the packages of `pip install "hipgpt[numba]"` are missing."""
     pytest.importorskip("numba")
     pytest.importorskip("scipy")
     return Numba()
 
 
-def operations(device: Any, precision: str) -> Any:
-    """What `device` computes with, in "fp32", "tf32" or "bf16"; skips where it cannot."""
+def operations(device: Device | Numba, precision: str) -> Operations:
+    """The operations of `device`, in "fp32", "tf32" or "bf16"; skips if it lacks that precision."""
     if precision == "bf16" and not device.has_bf16:
         pytest.skip("no matrix unit")
     if precision == "tf32" and not device.has_tf32:
@@ -89,12 +89,13 @@ def _untouched(dtype: np.dtype) -> float:
 
 
 class Arrays:
-    """Makes arrays for GpuOps `ops` and finds out afterward who wrote where they should not."""
+    """Makes arrays on the device of `ops`; `check` finds writes outside of them."""
 
-    def __init__(self, ops) -> None:
-        self.ops, self._guarded = ops, []
+    def __init__(self, ops: Operations) -> None:
+        self.ops = ops
+        self._guarded: list[tuple[Array, int]] = []
 
-    def of(self, value: np.ndarray, dtype: str = "") -> object:
+    def of(self, value: np.ndarray, dtype: str = "") -> Array:
         """`value` on the device, in the type of activations unless `dtype` says otherwise, between guard bands."""
         value = np.asarray(value)
         whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
@@ -106,7 +107,7 @@ class Arrays:
         self._guarded.append((whole, value.size))
         return view
 
-    def poisoned(self, *shape: int, dtype: str = "") -> object:
+    def poisoned(self, *shape: int, dtype: str = "") -> Array:
         """An array of NaN, for a kernel to overwrite."""
         return self.of(np.full(shape, np.nan), dtype)
 

@@ -1,4 +1,4 @@
-"""What devices that stand in for a GPU have in common: NumPy's arrays, and work that can be recorded."""
+"""A base for devices that stand in for a GPU: NumPy's arrays, and work that can be recorded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from gpt.ops.cpu.host import HostTimeline
 
 
 class HostDevice:
-    """What GpuOps asks of a device apart from kernels; those go through `ask`, so that they are recorded too."""
+    """All of `Device` but kernels. Those go through `ask`, so that they are recorded too."""
 
     xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
     records = True
@@ -17,7 +17,7 @@ class HostDevice:
     _landing: list[Callable[[], object]] | None = None  # downloads that nobody has waited for
 
     def ask(self, work: Callable[[], object]) -> None:
-        """Do it now, or note it where work is being recorded."""
+        """Do it now, or note it if work is being recorded."""
         if self._recorded is None:
             work()
         else:
@@ -39,7 +39,7 @@ class HostDevice:
 
     def upload(self, host: np.ndarray, out: np.ndarray) -> Callable[[], object]:
         out[...] = host
-        host[...] = 0xA5  # nobody may count on what an earlier step wrote
+        host[...] = 0xA5  # nobody may rely on an earlier step's values
         return lambda: None
 
     def download(self, array: np.ndarray, host: np.ndarray) -> Callable[[], object]:

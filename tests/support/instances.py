@@ -4,10 +4,11 @@ import numpy as np
 
 from gpt.batches import token_order
 from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
-from gpt.model import GPT, KVCache
+from gpt.model import KVCache, TrainableGPT
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_tf32
+from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
 from tests.support.host_device import HostDevice
 
@@ -27,7 +28,7 @@ MODELS = [
 
 
 class NotingDevice(HostDevice):
-    """A device whose kernels do nothing but be remembered."""
+    """A device that remembers the kernels it is asked for, and runs none."""
 
     description = "a device that takes notes"
 
@@ -41,12 +42,12 @@ class NotingDevice(HostDevice):
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
-    """What training, evaluating and writing text compile on `target`, in fp32 and, where it can, in bf16 and tf32."""
+    """The instances that training, evaluating and writing text compile on `target`, in every precision that it has."""
     device = NotingDevice(target, warp, has_bf16)
     for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
         for shape in MODELS:
             ops = GpuOps(device, precision)
-            model = GPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, training=True)
+            model = TrainableGPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops)
             ids = np.zeros((1, 8), np.int32)
             model.loss(ids, ids)
             model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
@@ -60,7 +61,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             for scale in (None, 1.0):
                 ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
         for vocab in (40, 5000):
-            place, options = np.zeros(1, np.int32), {"top_k": 3, "top_p": 0.9, "repetition_penalty": 1.1}
+            place, rule = np.zeros(1, np.int32), SamplingRule(0.5, top_k=3, top_p=0.9, repetition_penalty=1.1)
             logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
-            ops.sample(logits, seen, np.empty(1), place, temperature=0.5, **options)
+            ops.sample(logits, seen, np.empty(1), place, rule)
     return list(device.instances)

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_info
 
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT
+from gpt.model import TrainableGPT
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
@@ -144,7 +144,7 @@ def train(threads, steps=3):
     config = ModelConfig(
         vocab_size=301, max_seq_len=70, embed_dim=24, num_heads=3, ff_hidden_dim=40, num_layers=2, dropout=0.1
     )
-    model = GPT(config, CpuOps(threads), batch=5, training=True)
+    model = TrainableGPT(config, CpuOps(threads), batch=5)
     model.initialize(seed=1)
     optimizer, rng = Optimizer(model, TrainConfig()), np.random.default_rng(0)
     for step in range(steps):

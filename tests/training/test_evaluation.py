@@ -12,7 +12,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.generate import generate
-from gpt.model import GPT
+from gpt.model import GPT, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.tokenizer import Tokenizer
 
@@ -35,7 +35,7 @@ def parts(tokenizer):
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size, max_seq_len=SEQ, embed_dim=8, num_heads=2, ff_hidden_dim=16, num_layers=2
     )
-    model = GPT(config, CpuOps(threads=1), batch=3, training=True)
+    model = TrainableGPT(config, CpuOps(threads=1), batch=3)
     model.initialize(1)
     return model, batches, ids
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT, KVCache, memory_bytes
+from gpt.model import GPT, KVCache, TrainableGPT, memory_bytes
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import PLAN, Optimizer
@@ -34,7 +34,8 @@ def config(request):
 
 def build(config, training=True, dtype="float64"):
     """A model whose weights, biases included, are of size 0.3: every path carries a gradient that matters."""
-    model = GPT(config, CpuOps(threads=2, dtype=dtype), batch=BATCH, training=training)
+    kind = TrainableGPT if training else GPT
+    model = kind(config, CpuOps(threads=2, dtype=dtype), batch=BATCH)
     rng = np.random.default_rng(0)
     for name, view in model.weights.named.items():
         view[...] = 0.3 * rng.standard_normal(view.shape) + ("ln_" in name and name.endswith("weight"))
@@ -168,7 +169,7 @@ def test_memory_is_known_before_it_is_allocated(config, optimizer):
             asked.append(array.nbytes)
             return array
 
-    model = GPT(config, Counting(threads=1), batch=BATCH, training=True)
+    model = TrainableGPT(config, Counting(threads=1), batch=BATCH)
     moving = Optimizer(model, TrainConfig(optimizer=optimizer))
     small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
     allocated = sum(asked) - sum(array.nbytes for array in small)

@@ -5,7 +5,7 @@ import pytest
 
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT, KVCache
+from gpt.model import KVCache, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
 from tests.support.devices import DEVICES, operations
@@ -46,7 +46,7 @@ def batch(config, number=0):
 
 
 def build(config, ops):
-    model = GPT(config, ops, BATCH, training=True)
+    model = TrainableGPT(config, ops, BATCH)
     model.initialize(seed=3)
     ops.copy(np.array([8, 1], np.uint32), out=model.dropout_key)
     return model

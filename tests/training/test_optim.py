@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import GPT
+from gpt.model import TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import MOMENTUM, Optimizer, decay_start, learning_rate, optimizer_shapes
 from gpt.parameters import matrix_names
@@ -62,7 +62,7 @@ def test_without_warmup_the_first_step_has_nearly_the_full_rate():
 @pytest.fixture
 def model():
     config = ModelConfig(vocab_size=13, max_seq_len=5, embed_dim=6, num_heads=2, ff_hidden_dim=7, num_layers=1)
-    model = GPT(config, CpuOps(threads=1), training=True)
+    model = TrainableGPT(config, CpuOps(threads=1))
     model.initialize(seed=0)
     return model
 
@@ -176,7 +176,7 @@ def test_steps_of_muon_equal_pytorchs(weight_decay):
     in direction alone by that, which is why 20 of them are compared with 5 % of their sum."""
     torch = pytest.importorskip("torch")
     config = ModelConfig(vocab_size=13, max_seq_len=5, embed_dim=24, num_heads=2, ff_hidden_dim=56, num_layers=2)
-    model = GPT(config, CpuOps(threads=1), training=True)
+    model = TrainableGPT(config, CpuOps(threads=1))
     model.initialize(seed=0)
     names = matrix_names(config)
     ours = {name: model.weights.named[name] for name in names}

@@ -1,25 +1,27 @@
-"""The activations of the feed-forward layer in NumPy, and what the chain rule makes of them.
+"""The activations of the feed-forward layer in NumPy, and their derivatives.
 
 GELU is the tanh approximation of Hendrycks & Gimpel 2016, as in GPT-2: x/2 · (1 + tanh(u)) with
 u = sqrt(2/π) · (x + 0.044715 x³).
 """
 
-import math
-
 import numpy as np
 
+from gpt.ops.constants import GELU_CUBIC, GELU_SCALE
 from gpt.ops.cpu.sums import sum_rows
 from gpt.system.threads import Scratch, blocks
 
-PART = 2**17  # elements per chain of calls in a backward pass, which goes over five arrays
-CUBIC = 0.044715
-SCALE = math.sqrt(2 / math.pi)
+CHUNK = 2**17  # elements per chain of calls in a backward pass, which goes over five arrays
+
+
+def apply(activation: str, x: np.ndarray, out: np.ndarray) -> None:
+    """out = activation(x)."""
+    _FUNCTIONS[activation](x, out)
 
 
 def backward(activation: str, x: np.ndarray, dx: np.ndarray, sums: np.ndarray, scratch: Scratch) -> None:
-    """dx *= activation'(x), both [rows, F]; sums [F] = that, summed over rows."""
-    for part in blocks(slice(0, len(x)), max(1, PART // x.shape[1])):
-        dx[part] *= _DERIVATIVES[activation](x[part], scratch)
+    """dx *= activation'(x), both [rows, F]; sums [F] = its sum over rows."""
+    for chunk in blocks(slice(0, len(x)), max(1, CHUNK // x.shape[1])):
+        dx[chunk] *= _DERIVATIVES[activation](x[chunk], scratch)
     sum_rows(dx, sums)
 
 
@@ -28,7 +30,9 @@ def _relu(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def _relu_derivative(x: np.ndarray, scratch: Scratch) -> np.ndarray:
-    return np.greater(x, 0, out=scratch("relu", x.shape, x.dtype), casting="unsafe")
+    derivative = scratch("relu", x.shape, x.dtype)
+    np.greater(x, 0, out=derivative, casting="unsafe")
+    return derivative
 
 
 def _gelu(x: np.ndarray, out: np.ndarray) -> None:
@@ -39,11 +43,11 @@ def _gelu(x: np.ndarray, out: np.ndarray) -> None:
 
 
 def _gelu_derivative(x: np.ndarray, scratch: Scratch) -> np.ndarray:
-    """(1 + t)/2 · (1 + (1 - t) · x u') with t = tanh(u), for 1 - t² = (1 + t)(1 - t)."""
+    """(1 + t)/2 · (1 + (1 - t) · x u') with t = tanh(u), because 1 - t² = (1 + t)(1 - t)."""
     t, derivative, rest = (scratch(f"gelu {name}", x.shape, x.dtype) for name in ("t", "derivative", "rest"))
     square = np.multiply(x, x, out=t)
-    np.multiply(square, 3 * SCALE * CUBIC, out=derivative)
-    derivative += SCALE
+    np.multiply(square, 3 * GELU_SCALE * GELU_CUBIC, out=derivative)
+    derivative += GELU_SCALE
     derivative *= x
     _tanh_u(square, x)
     derivative *= np.subtract(1, t, out=rest)
@@ -55,12 +59,12 @@ def _gelu_derivative(x: np.ndarray, scratch: Scratch) -> np.ndarray:
 
 
 def _tanh_u(square: np.ndarray, x: np.ndarray) -> None:
-    """x², given, becomes tanh(u)."""
-    square *= SCALE * CUBIC
-    square += SCALE
+    """Overwrite `square`, x², with tanh(u)."""
+    square *= GELU_SCALE * GELU_CUBIC
+    square += GELU_SCALE
     square *= x
     np.tanh(square, out=square)
 
 
-ACTIVATIONS = {"gelu": _gelu, "relu": _relu}  # activation(x, out): out = activation(x)
+_FUNCTIONS = {"gelu": _gelu, "relu": _relu}
 _DERIVATIVES = {"gelu": _gelu_derivative, "relu": _relu_derivative}

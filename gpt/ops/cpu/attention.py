@@ -8,25 +8,42 @@ in the sequence's length. All arrays are views [batch, heads, positions, head_di
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
 from gpt.ops.cpu.masks import Mask
 from gpt.ops.cpu.sums import ones
 from gpt.system.threads import Scratch, Threads
 
 TILE = 2**18  # elements of a tile, at most: 1 MiB of float32
 LEAST_TILE = 2**17  # elements below which another thread does not pay
-LEAST_TOTAL = 1e-9  # a row's largest exponential is then above 1e-9 / keys, and none that counts is denormal
+LEAST_TOTAL = 1e-9  # least sum of a row's exponentials: the largest is then above 1e-9 / keys, not denormal
 QUERIES = 64  # rows of a tile: few enough to skip most of the upper triangle
+
+HeadGroup = tuple[slice, slice]  # sequences of the batch, and heads of each, that one tile holds
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values of all heads, or their gradients."""
+
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+
+
+class Attended(NamedTuple):
+    """The results of `attend` that `attend_backward` reads."""
+
+    out: np.ndarray
+    lse: np.ndarray  # [batch, heads, queries]
 
 
 def attend(
     threads: Threads,
     scratch: Scratch,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
+    inputs: Heads,
     out: np.ndarray,
     lse: np.ndarray | None = None,
     mask: Mask | None = None,
@@ -35,18 +52,19 @@ def attend(
 
     lse [batch, heads, queries] receives log Σ exp of each row's scores.
     """
+    q, k, v = inputs
     tiles = _Tiles(threads, q, k, scratch)
 
-    def task(part: tuple[slice, slice]) -> None:
+    def task(group: HeadGroup) -> None:
         for i in tiles.queries():
             end = tiles.past + i.stop
-            p, shift, total = tiles.exponentials(q[part][..., i, :], k[part], i)
+            p, shift, total = tiles.exponentials(q[group][..., i, :], k[group], i)
             if lse is not None:
-                np.add(np.log(total), shift, out=lse[part][..., i, None])
+                np.add(np.log(total), shift, out=lse[group][..., i, None])
             if mask:
-                p *= tiles.mask(mask, part, i)
-            o = out[part][..., i, :]
-            np.matmul(p, v[part][..., :end, :], out=o)
+                p *= tiles.mask(mask, group, i)
+            o = out[group][..., i, :]
+            np.matmul(p, v[group][..., :end, :], out=o)
             o /= total
 
     tiles.run(task)
@@ -56,43 +74,39 @@ def attend_backward(
     threads: Threads,
     scratch: Scratch,
     dout: np.ndarray,
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    out: np.ndarray,
-    lse: np.ndarray,
-    dq: np.ndarray,
-    dk: np.ndarray,
-    dv: np.ndarray,
+    inputs: Heads,
+    attended: Attended,
+    gradients: Heads,
     mask: Mask | None = None,
 ) -> None:
-    """dq, dk and dv for dout; out and lse are what `attend` wrote, for as many queries as keys.
+    """Write the gradients of q, k and v, given dout, the gradient of attended.out; as many queries as keys.
 
     With p the probabilities, dp = dout vᵀ (both after dropout) and delta = Σ dout · out per query:
     ds = p · (dp - delta), dq = ds k, dk = dsᵀ q (both / sqrt(head_dim)), dv = pᵀ dout.
     """
+    (q, k, v), (dq, dk, dv), (out, lse) = inputs, gradients, attended
     tiles = _Tiles(threads, q, k, scratch)
 
-    def task(part: tuple[slice, slice]) -> None:
-        delta = np.einsum("bhsd,bhsd->bhs", dout[part], out[part])
+    def task(group: HeadGroup) -> None:
+        delta = np.einsum("bhsd,bhsd->bhs", dout[group], out[group])
         for i in reversed(tiles.queries()):  # the last reaches all keys: it overwrites dk and dv, the others add
             keys = slice(0, i.stop)
-            p, scaled_q = tiles.scores(q[part][..., i, :], k[part], i)
-            p -= lse[part][..., i, None]
+            p, scaled_q = tiles.scores(q[group][..., i, :], k[group], i)
+            p -= lse[group][..., i, None]
             np.exp(p, out=p)
-            dout_i = dout[part][..., i, :]
-            ds = np.matmul(dout_i, v[part][..., keys, :].swapaxes(-1, -2), out=scratch("ds", p.shape, p.dtype))
+            dout_i = dout[group][..., i, :]
+            ds = np.matmul(dout_i, v[group][..., keys, :].swapaxes(-1, -2), out=scratch("ds", p.shape, p.dtype))
             dropped = p
             if mask:
-                factors = tiles.mask(mask, part, i)
+                factors = tiles.mask(mask, group, i)
                 ds *= factors
                 dropped = np.multiply(p, factors, out=factors)
-            tiles.add_product(dropped, dout_i, dv[part][..., keys, :], i)
+            tiles.add_product(dropped, dout_i, dv[group][..., keys, :], i)
             ds -= delta[..., i, None]
             ds *= p
-            tiles.add_product(ds, scaled_q, dk[part][..., keys, :], i)
-            dq_i = dq[part][..., i, :]
-            np.matmul(ds, k[part][..., keys, :], out=dq_i)
+            tiles.add_product(ds, scaled_q, dk[group][..., keys, :], i)
+            dq_i = dq[group][..., i, :]
+            np.matmul(ds, k[group][..., keys, :], out=dq_i)
             dq_i *= tiles.scale
 
     tiles.run(task)
@@ -100,12 +114,12 @@ def attend_backward(
 
 @lru_cache
 def _future(rows: int, dtype: np.dtype) -> np.ndarray:
-    """[rows, rows] to be added to scores: -inf where the key comes after the query, else 0. Not to be written to."""
+    """[rows, rows] to be added to scores: -inf if the key comes after the query, else 0. Not to be written to."""
     return np.triu(np.full((rows, rows), -np.inf, dtype), 1)
 
 
 class _Tiles:
-    """How the tiles of one attention lie, and what forward and backward both do with one."""
+    """The tiles of one attention, and the steps that forward and backward share."""
 
     def __init__(self, threads: Threads, q: np.ndarray, k: np.ndarray, scratch: Scratch) -> None:
         self._batch, self._heads, self._seq, head_dim = q.shape
@@ -114,16 +128,16 @@ class _Tiles:
         self.scale = 1 / math.sqrt(head_dim)
         self._threads, self._scratch = threads, scratch
         self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
-        share = max(-(-self._batch * self._heads // threads.count), -(-LEAST_TILE // (self._rows * keys)))
+        share = max(ceil_div(self._batch * self._heads, threads.count), ceil_div(LEAST_TILE, self._rows * keys))
         self._fit = min(share, max(1, TILE // (self._rows * keys)))  # heads in one tile
         self._future = _future(self._rows, q.dtype)
 
-    def run(self, task: Callable[[tuple[slice, slice]], None]) -> None:
-        """Call task((batch slice, head slice)) for parts of all heads that fit one tile."""
-        parts = list(self._parts())
-        self._threads.run(lambda number: task(parts[number]), len(parts))
+    def run(self, task: Callable[[HeadGroup], None]) -> None:
+        """Call task(group) for all groups of heads that fit one tile."""
+        groups = list(self._groups())
+        self._threads.run(lambda number: task(groups[number]), len(groups))
 
-    def _parts(self) -> Iterator[tuple[slice, slice]]:
+    def _groups(self) -> Iterator[HeadGroup]:
         heads = min(self._heads, self._fit)
         batch = max(1, self._fit // self._heads)
         for b in range(0, self._batch, batch):
@@ -134,7 +148,7 @@ class _Tiles:
         return [slice(i, min(self._seq, i + self._rows)) for i in range(0, self._seq, self._rows)]
 
     def scores(self, q: np.ndarray, k: np.ndarray, i: slice) -> tuple[np.ndarray, np.ndarray]:
-        """q kᵀ / sqrt(head_dim) of queries i and all keys up to their last, -inf where a key comes after the query.
+        """q kᵀ / sqrt(head_dim) of queries i and all keys up to their last, -inf if a key comes after the query.
 
         Also q / sqrt(head_dim).
         """
@@ -149,8 +163,8 @@ class _Tiles:
     def exponentials(self, q: np.ndarray, k: np.ndarray, i: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """exp(scores - shift), shift, and the sum of each row of exponentials.
 
-        The shift, which keeps exp from overflow, is a head's largest score. Where that leaves next to nothing of a
-        row, it is each row's own, which takes ten times as long to find.
+        The shift, which keeps exp from overflow, is a head's largest score. If that leaves next to nothing of a row,
+        the shift is each row's own largest score, which takes ten times as long to find.
         """
         for axes in ((-2, -1), -1):
             p, _ = self.scores(q, k, i)
@@ -162,9 +176,9 @@ class _Tiles:
                 break
         return p, shift, total
 
-    def mask(self, mask: Mask, part: tuple[slice, slice], i: slice) -> np.ndarray:
+    def mask(self, mask: Mask, group: HeadGroup, i: slice) -> np.ndarray:
         """The dropout factors of a tile: rows are numbered through [batch, heads, seq]."""
-        b, h, s = (np.arange(axis.start, axis.stop, dtype=np.uint32) for axis in (*part, i))
+        b, h, s = (np.arange(axis.start, axis.stop, dtype=np.uint32) for axis in (*group, i))
         rows = (b[:, None, None] * np.uint32(self._heads) + h[:, None]) * np.uint32(self._seq) + s
         return mask.draw(rows, i.stop, self._scratch, self._future.dtype)
 

@@ -6,7 +6,7 @@ With mix(x) the 32-bit finalizer "lowbias32" (Wellons, "Prospecting for Hash Fun
     row_hash = mix(mix(row ^ k0) ^ k1)
     bits     = mix(mix(column) ^ row_hash)
 
-and an element is kept where bits >= floor(rate · 2³²). All arithmetic is modulo 2³². Rows and columns are those of the
+and an element is kept if bits >= floor(rate · 2³²). All arithmetic is modulo 2³². Rows and columns are those of the
 array seen as a matrix, [product of all axes but the last, last axis], so up to 2³² of each work, and each device gets
 the same mask however it tiles the array.
 """
@@ -27,7 +27,8 @@ def mix(x: np.ndarray, spare: np.ndarray | None = None) -> np.ndarray:
         np.bitwise_xor(x, spare, out=x)
         np.multiply(x, np.uint32(factor), out=x)
     spare = np.right_shift(x, np.uint32(16), out=spare)
-    return np.bitwise_xor(x, spare, out=x)
+    np.bitwise_xor(x, spare, out=x)
+    return x
 
 
 class Mask:

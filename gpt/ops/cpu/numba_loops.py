@@ -1,50 +1,63 @@
-"""The slowest operations of a training step on a CPU, as loops that numba compiles: numba_operations.py calls them.
+"""The slowest operations of a training step on a CPU, as loops that numba compiles; numba_operations.py calls them.
 
-`operations.py` says what each operation is. How these are built:
+gpt/ops/interface.py defines the operations. How the loops are built:
 
-- A `parallel` function cuts its rows into `parts` shares for OpenMP's threads. Those wait some 50 µs for the next one
-  before they sleep, so handing shares out takes 2 µs. Results depend on `parts`, but not on which thread is faster.
+- A `parallel` function cuts its rows into `shares` for OpenMP's threads. Those wait some 50 µs for the next share
+  before they sleep, so handing shares out takes 2 µs. Results depend on the number of shares, but not on which thread
+  is faster. Shares are slices of arrays, so these functions take arrays and numbers, not bundles.
 - A `loop` goes over one share. The innermost loops start at 0 and run over contiguous arrays: else LLVM would not take
   8 or 16 elements at a time. That is why shares are slices, and why sums over rows go into arrays of their own.
-- LLVM may reorder the terms of a `reduction` and fuse those of a `polynomial`; all else it must do as it is written. If
-  it might do more, what was just compiled and what comes from numba's cache, which is optimized once more, would round
-  differently, and the same run twice would not give the same bits.
+- LLVM may reorder the terms of a `reduction` and fuse those of a `polynomial`; everything else it must do as written.
+  With more freedom, fresh code and code from numba's cache, which is optimized once more, would round differently, and
+  the same run twice would not give the same bits.
 
-All numbers are float32: one that is not would make its whole expression float64. Constants of NumPy's operations stand
-here once more, because numba does not see when another file changes.
+All numbers are float32: one that is not would make its whole expression float64. numba does not see when another file
+changes, so the imported constants are only those of GPT-2, which never change.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's BLAS; loaded here, before BLAS is told to use one thread
 from numba import njit, prange, types
 
+from gpt.ops.constants import GELU_CUBIC as CUBIC
+from gpt.ops.constants import GELU_SCALE as SCALE
+from gpt.ops.constants import NORM_EPS as EPS
+
 f4 = np.float32
 ZERO, ONE, INFINITY = f4(0), f4(1), f4(np.inf)
-EPS = 1e-5  # of a layer norm
-CUBIC, SCALE = 0.044715, math.sqrt(2 / math.pi)  # of GELU
 IDENTITY, RELU, GELU = range(3)  # activations
-PRODUCT_ROWS = 512  # rows of a product at a time: what follows then finds them in the cache
-QUERIES, KEYS = 64, 256  # of a tile of attention; KEYS is a multiple, so that every query sees the tile's first key
+PRODUCT_ROWS = 512  # rows of a product at a time: the next loop then finds them in the cache
+QUERIES, KEYS = 64, 256  # a tile of attention; KEYS is a multiple of QUERIES, so every query sees the tile's first key
 
-_OPTIONS = {"cache": True, "error_model": "numpy"}
-loop = njit(**_OPTIONS)
-polynomial = njit(**_OPTIONS, fastmath={"contract"})
-reduction = njit(**_OPTIONS, fastmath={"contract", "reassoc"})
-parallel = njit(**_OPTIONS, nogil=True, parallel=True)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[F], F]:
+    """numba.njit with these options. To a type checker, a compiled function has the type that it had before."""
+    decorator: Callable[[F], F] = njit(cache=True, error_model="numpy", **options)
+    return decorator
+
+
+loop = compiled()
+polynomial = compiled(fastmath={"contract"})
+reduction = compiled(fastmath={"contract", "reassoc"})
+parallel = compiled(nogil=True, parallel=True)
 
 
 @loop
-def share(size: int, parts: int, number: int) -> tuple[int, int]:
-    """Where share `number` of `parts` begins and ends."""
-    return size * number // parts, size * (number + 1) // parts
+def share(size: int, shares: int, number: int) -> tuple[int, int]:
+    """The begin and the end of share `number` of `shares`."""
+    return size * number // shares, size * (number + 1) // shares
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
 
 _POINTER, _INT = types.CPointer(types.float32), types.intp
-_gemm = types.ExternalFunction(  # what numba's own np.dot calls, which wants contiguous arrays and cannot add
+_gemm = types.ExternalFunction(  # called by numba's own np.dot, which wants contiguous arrays and cannot add
     "numba_xxgemm",
     types.intc(
         types.char, types.char, types.char, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _POINTER, _INT, _POINTER,
@@ -56,9 +69,9 @@ _FACTORS = np.array([0, 1], np.float32)  # BLAS wants the address of its alpha, 
 
 @loop
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: int) -> None:
-    """out [M, N] = a [M, K] @ b [K, N] where accumulate is 0; where it is 1 the product is added to out.
+    """out [M, N] = a [M, K] @ b [K, N] if accumulate is 0; if it is 1 the product is added to out.
 
-    The rows of out are contiguous, and so are those of a and b, or else their columns.
+    The rows of out are contiguous. So are the rows of a and b, or else their columns.
     """
     (m, k), n = a.shape, b.shape[1]
     if m and n:
@@ -70,8 +83,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray, accumulate: int) -> No
 
 
 @loop
-def _layout(x):
-    """Whether BLAS is to transpose x, and the number of elements from one of its rows, or columns, to the next."""
+def _layout(x: np.ndarray) -> tuple[int, int]:
+    """BLAS's letter for x as it is ("n") or transposed ("t"), and the elements from one row, or column, to the next."""
     if x.strides[1] == 4:
         return ord("n"), max(x.shape[1], x.strides[0] // 4)
     return ord("t"), max(x.shape[0], x.strides[1] // 4)
@@ -87,7 +100,7 @@ LEAST, MOST = f4(-87.3), f4(88.3)  # between which e^x is a normal number
 
 
 @polynomial
-def exp(x: float) -> float:
+def exp(x: f4) -> f4:
     """e^x to 2^-22 relative; 0 below 1e-38, infinite above 2e38.
 
     2^n e^f with |f| <= ln(2) / 2, for which Taylor's next term is below 2^-27.
@@ -100,16 +113,16 @@ def exp(x: float) -> float:
 
 
 @loop
-def sigmoid_2u(x: float) -> float:
+def sigmoid_2u(x: f4) -> f4:
     """σ(2u) = (1 + tanh(u)) / 2, with the u of the GELU of x."""
     return ONE / (ONE + exp(f4(-2 * SCALE) * x * (ONE + f4(CUBIC) * x * x)))
 
 
 @loop
-def largest(x: np.ndarray) -> float:
-    """The largest of x [n], n at least 1; undefined where one is NaN.
+def largest(x: np.ndarray) -> f4:
+    """The largest of x [n], n at least 1; undefined if one is NaN.
 
-    Found by the bits as integers of the same order, for LLVM vectorizes the maximum of integers, but not of floats.
+    Compares the bits as integers of the same order, because LLVM vectorizes the maximum of integers, but not of floats.
     """
     most, bits = np.int32(-(2**31)), x.view(np.int32)
     for j in range(x.size):
@@ -118,7 +131,7 @@ def largest(x: np.ndarray) -> float:
 
 
 @reduction
-def total(x: np.ndarray) -> float:
+def total(x: np.ndarray) -> f4:
     """Σ x, [n]."""
     result = ZERO
     for j in range(x.size):
@@ -127,7 +140,7 @@ def total(x: np.ndarray) -> float:
 
 
 @reduction
-def dot(x: np.ndarray, y: np.ndarray) -> float:
+def dot(x: np.ndarray, y: np.ndarray) -> f4:
     """Σ x y, both [n]."""
     result = ZERO
     for j in range(x.size):
@@ -143,7 +156,7 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @loop
-def scale(x: np.ndarray, factor: float) -> None:
+def scale(x: np.ndarray, factor: f4) -> None:
     """x *= factor, [n]."""
     for j in range(x.size):
         x[j] *= factor
@@ -153,11 +166,11 @@ def scale(x: np.ndarray, factor: float) -> None:
 
 
 @parallel
-def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray, parts: int) -> None:
+def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray, shares: int) -> None:
     """Shares of columns: no two threads ever add to the same element."""
     batch, seq = ids.shape
-    for part in prange(parts):
-        begin, end = share(dwte.shape[1], parts, part)
+    for number in prange(shares):
+        begin, end = share(dwte.shape[1], shares, number)
         for row in range(batch * seq):
             b, s = row // seq, row % seq
             add(dout[row, begin:end], dwte[ids[b, s], begin:end])
@@ -168,7 +181,16 @@ def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe
 
 
 @loop
-def _layernorm(x, branch, weight, bias, x_out, out, mean, rstd):
+def _layernorm(
+    x: np.ndarray,
+    branch: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    x_out: np.ndarray,
+    out: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+) -> None:
     """x, branch, x_out and out [rows, D], weight and bias [D], mean and rstd [rows]."""
     rows, d = x.shape
     for r in range(rows):
@@ -186,17 +208,27 @@ def _layernorm(x, branch, weight, bias, x_out, out, mean, rstd):
 @parallel
 def layernorm(
     x: np.ndarray, branch: np.ndarray, weight: np.ndarray, bias: np.ndarray, x_out: np.ndarray, out: np.ndarray,
-    mean: np.ndarray, rstd: np.ndarray, parts: int,
+    mean: np.ndarray, rstd: np.ndarray, shares: int,
 ) -> None:  # fmt: skip
     """The norm of x_out = x + branch; with an empty branch x_out must be x."""
-    for part in prange(parts):
-        begin, end = share(len(x), parts, part)
+    for number in prange(shares):
+        begin, end = share(len(x), shares, number)
         r = slice(begin, end)
         _layernorm(x[r], branch[r], weight, bias, x_out[r], out[r], mean[r], rstd[r])
 
 
 @loop
-def _layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, dx_sums):
+def _layernorm_backward(
+    dout: np.ndarray,
+    x: np.ndarray,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    dx: np.ndarray,
+    dweight: np.ndarray,
+    dbias: np.ndarray,
+    dx_sums: np.ndarray,
+) -> None:
     """dout, x and dx [rows, D], mean and rstd [rows], the others [D]; dx and the last three are added to."""
     rows, d = x.shape
     n, g = np.empty(d, np.float32), np.empty(d, np.float32)
@@ -215,46 +247,46 @@ def _layernorm_backward(dout, x, weight, mean, rstd, dx, dweight, dbias, dx_sums
 @parallel
 def layernorm_backward(
     dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
-    dweight: np.ndarray, dbias: np.ndarray, dx_sums: np.ndarray, parts: int,
+    dweight: np.ndarray, dbias: np.ndarray, dx_sums: np.ndarray, shares: int,
 ) -> None:  # fmt: skip
-    """The three sums are partial ones, [parts, D]."""
-    for part in prange(parts):
-        begin, end = share(len(x), parts, part)
+    """The three sums are partial ones, [shares, D]."""
+    for number in prange(shares):
+        begin, end = share(len(x), shares, number)
         r = slice(begin, end)
         sums = np.zeros((3, x.shape[1]), np.float32)
         _layernorm_backward(dout[r], x[r], weight, mean[r], rstd[r], dx[r], sums[0], sums[1], sums[2])
-        dweight[part], dbias[part], dx_sums[part] = sums[0], sums[1], sums[2]
+        dweight[number], dbias[number], dx_sums[number] = sums[0], sums[1], sums[2]
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 
 @loop
-def _activate(before, bias, out, activation):
-    """before += bias, then out = activation(before), both [rows, n]; an empty bias is none."""
-    rows, columns = before.shape
+def _activate(pre_activation: np.ndarray, bias: np.ndarray, out: np.ndarray, activation: int) -> None:
+    """pre_activation += bias, then out = activation(pre_activation), both [rows, n]; an empty bias is none."""
+    rows, columns = pre_activation.shape
     for r in range(rows):
         if bias.size:
-            add(bias, before[r])
+            add(bias, pre_activation[r])
         if activation == RELU:
             for j in range(columns):
-                out[r, j] = ZERO if before[r, j] < ZERO else before[r, j]  # keeps NaN
+                out[r, j] = ZERO if pre_activation[r, j] < ZERO else pre_activation[r, j]  # keeps NaN
         elif activation == GELU:
             for j in range(columns):
-                out[r, j] = before[r, j] * sigmoid_2u(before[r, j])
+                out[r, j] = pre_activation[r, j] * sigmoid_2u(pre_activation[r, j])
 
 
 @loop
-def _activate_backward(before, dx, activation, dx_sums):
-    """dx *= activation'(before), both [rows, n]; dx_sums [n] += its rows."""
-    rows, columns = before.shape
+def _activate_backward(pre_activation: np.ndarray, dx: np.ndarray, activation: int, dx_sums: np.ndarray) -> None:
+    """dx *= activation'(pre_activation), both [rows, n]; dx_sums [n] += its rows."""
+    rows, columns = pre_activation.shape
     for r in range(rows):
         if activation == RELU:
             for j in range(columns):
-                dx[r, j] = dx[r, j] if before[r, j] > ZERO else ZERO
+                dx[r, j] = dx[r, j] if pre_activation[r, j] > ZERO else ZERO
         else:
             for j in range(columns):
-                x = before[r, j]
+                x = pre_activation[r, j]
                 s = sigmoid_2u(x)
                 twice_du = f4(2 * SCALE) * (ONE + f4(3 * CUBIC) * x * x)
                 dx[r, j] *= s + x * s * (ONE - s) * twice_du
@@ -263,48 +295,51 @@ def _activate_backward(before, dx, activation, dx_sums):
 
 @parallel
 def linear(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, before: np.ndarray, out: np.ndarray, activation: int,
-    parts: int,
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, pre_activation: np.ndarray, out: np.ndarray, activation: int,
+    shares: int,
 ) -> None:  # fmt: skip
-    """out = activation(before), before = x @ weight + bias; an empty bias is none. With IDENTITY before must be out."""
-    for part in prange(parts):
-        begin, end = share(len(x), parts, part)
+    """out = activation(pre_activation), pre_activation = x @ weight + bias; an empty bias is none.
+
+    With IDENTITY pre_activation must be out.
+    """
+    for number in prange(shares):
+        begin, end = share(len(x), shares, number)
         for first in range(begin, end, PRODUCT_ROWS):
             r = slice(first, min(first + PRODUCT_ROWS, end))
-            matmul(x[r], weight, before[r], 0)
-            _activate(before[r], bias, out[r], activation)
+            matmul(x[r], weight, pre_activation[r], 0)
+            _activate(pre_activation[r], bias, out[r], activation)
 
 
 @parallel
 def linear_backward(
     dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
-    dbias: np.ndarray, before: np.ndarray, dx_sums: np.ndarray, activation: int, pieces: int,
+    dbias: np.ndarray, pre_activation: np.ndarray, dx_sums: np.ndarray, activation: int, shares: int,
 ) -> None:  # fmt: skip
-    """dx = (dout @ weightᵀ) · activation'(before), dweight += leftᵀ @ right; even numbers are pieces of dx, odd ones of
-    dweight, so that every thread gets some of both.
+    """dx = (dout @ weightᵀ) · activation'(pre_activation), dweight += leftᵀ @ right. Even numbers are shares of dx, odd
+    ones of dweight, so that every thread gets some of both.
 
-    Partial sums over rows [parts, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
+    Partial sums over rows [shares, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
-    dbias[pieces:], dx_sums[pieces:] = ZERO, ZERO
-    for number in prange(2 * pieces):
-        piece = number // 2
+    dbias[shares:], dx_sums[shares:] = ZERO, ZERO
+    for number in prange(2 * shares):
+        each = number // 2
         if number % 2 == 0:
-            begin, end = share(len(dout), pieces, piece)
+            begin, end = share(len(dout), shares, each)
             sums = np.zeros(dx.shape[1], np.float32)
             for first in range(begin, end, PRODUCT_ROWS):
                 r = slice(first, min(first + PRODUCT_ROWS, end))
                 matmul(dout[r], weight.T, dx[r], 0)
                 if activation:
-                    _activate_backward(before[r], dx[r], activation, sums)
+                    _activate_backward(pre_activation[r], dx[r], activation, sums)
             if activation:
-                dx_sums[piece] = sums
+                dx_sums[each] = sums
             if dbias.size:
                 sums = np.zeros(dout.shape[1], np.float32)
                 for row in range(begin, end):
                     add(dout[row], sums)
-                dbias[piece] = sums
+                dbias[each] = sums
         else:
-            begin, end = share(len(dweight), pieces, piece)
+            begin, end = share(len(dweight), shares, each)
             matmul(left[:, begin:end].T, right, dweight[begin:end], 1)
 
 
@@ -312,14 +347,14 @@ def linear_backward(
 
 
 @loop
-def _columns(d, heads, h):
-    """Where head h has its queries, keys and values in a row of qkv; its results lie where its queries do."""
+def _columns(d: int, heads: int, h: int) -> tuple[slice, slice, slice]:
+    """The columns of head h's queries, keys and values in a row of qkv; its results have the columns of its queries."""
     hd = d // heads
     return slice(h * hd, (h + 1) * hd), slice(d + h * hd, d + (h + 1) * hd), slice(2 * d + h * hd, 2 * d + (h + 1) * hd)
 
 
 @loop
-def _attend(qkv, heads, h, out, lse, scores):
+def _attend(qkv: np.ndarray, heads: int, h: int, out: np.ndarray, lse: np.ndarray, scores: np.ndarray) -> None:
     """One head of one sequence; qkv [seq, 3 D], out [seq, D], lse [seq], scores [QUERIES, KEYS].
 
     A tile of scores at a time, with the maximum of all before it (FlashAttention, Dao 2023).
@@ -353,20 +388,30 @@ def _attend(qkv, heads, h, out, lse, scores):
 
 
 @parallel
-def attention(qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, parts: int) -> None:
+def attention(qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, shares: int) -> None:
     """Shares of heads."""
     batch, heads, seq = lse.shape
-    for part in prange(parts):
+    for number in prange(shares):
         scores = np.empty((QUERIES, KEYS), np.float32)
-        begin, end = share(batch * heads, parts, part)
-        for number in range(begin, end):
-            b, h = number // heads, number % heads
+        begin, end = share(batch * heads, shares, number)
+        for head in range(begin, end):
+            b, h = head // heads, head % heads
             rows = slice(b * seq, (b + 1) * seq)
             _attend(qkv[rows], heads, h, out[rows], lse[b, h], scores)
 
 
 @loop
-def _attend_backward(dout, qkv, heads, h, out, lse, dqkv, scores, gradients):
+def _attend_backward(
+    dout: np.ndarray,
+    qkv: np.ndarray,
+    heads: int,
+    h: int,
+    out: np.ndarray,
+    lse: np.ndarray,
+    dqkv: np.ndarray,
+    scores: np.ndarray,
+    gradients: np.ndarray,
+) -> None:
     """As `_attend`; dqkv [seq, 3 D], gradients [QUERIES, KEYS]. Names are those of `attend_backward` in NumPy."""
     seq, d = out.shape
     q, k, v = _columns(d, heads, h)
@@ -397,15 +442,15 @@ def _attend_backward(dout, qkv, heads, h, out, lse, dqkv, scores, gradients):
 
 @parallel
 def attention_backward(
-    dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dqkv: np.ndarray, parts: int,
+    dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dqkv: np.ndarray, shares: int,
 ) -> None:  # fmt: skip
     """Shares of heads."""
     batch, heads, seq = lse.shape
-    for part in prange(parts):
+    for number in prange(shares):
         tiles = np.empty((2, QUERIES, KEYS), np.float32)
-        begin, end = share(batch * heads, parts, part)
-        for number in range(begin, end):
-            b, h = number // heads, number % heads
+        begin, end = share(batch * heads, shares, number)
+        for head in range(begin, end):
+            b, h = head // heads, head % heads
             rows = slice(b * seq, (b + 1) * seq)
             _attend_backward(dout[rows], qkv[rows], heads, h, out[rows], lse[b, h], dqkv[rows], tiles[0], tiles[1])
 
@@ -414,7 +459,9 @@ def attention_backward(
 
 
 @loop
-def _softmax_cross_entropy(logits, labels, losses, hits, vocab, gradient_scale):
+def _softmax_cross_entropy(
+    logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, hits: np.ndarray, vocab: int, gradient_scale: f4
+) -> None:
     """logits [rows, V], the others [rows]."""
     e = np.empty(vocab, np.float32)
     for r in range(len(logits)):
@@ -422,7 +469,7 @@ def _softmax_cross_entropy(logits, labels, losses, hits, vocab, gradient_scale):
         most, wanted = largest(x), x[label]
         hit = wanted == most
         if hit:
-            for j in range(label):  # of equal ones the first counts
+            for j in range(label):  # among equal logits the first counts
                 hit = hit and x[j] != most
         hits[r] = ONE if hit else ZERO
         for j in range(vocab):
@@ -438,12 +485,12 @@ def _softmax_cross_entropy(logits, labels, losses, hits, vocab, gradient_scale):
 
 @parallel
 def softmax_cross_entropy(
-    logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, hits: np.ndarray, vocab: int, gradient_scale: float,
-    parts: int,
+    logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, hits: np.ndarray, vocab: int, gradient_scale: f4,
+    shares: int,
 ) -> None:  # fmt: skip
-    """With a gradient_scale of 0 logits stay as they are."""
-    for part in prange(parts):
-        begin, end = share(len(logits), parts, part)
+    """A gradient_scale of 0 leaves the logits as they are."""
+    for number in prange(shares):
+        begin, end = share(len(logits), shares, number)
         r = slice(begin, end)
         _softmax_cross_entropy(logits[r], labels[r], losses[r], hits[r], vocab, gradient_scale)
 
@@ -452,7 +499,7 @@ def softmax_cross_entropy(
 
 
 @reduction
-def _sum_of_squares(x):
+def _sum_of_squares(x: np.ndarray) -> float:
     result = 0.0
     for i in range(x.size):
         result += np.float64(x[i]) * np.float64(x[i])
@@ -461,14 +508,26 @@ def _sum_of_squares(x):
 
 @parallel
 def sums_of_squares(x: np.ndarray, sums: np.ndarray) -> None:
-    """sums [parts] = those of the parts of x [n], in float64."""
-    for part in prange(sums.size):
-        begin, end = share(x.size, sums.size, part)
-        sums[part] = _sum_of_squares(x[begin:end])
+    """sums [shares] = the sum of squares of each share of x [n], in float64."""
+    for number in prange(sums.size):
+        begin, end = share(x.size, sums.size, number)
+        sums[number] = _sum_of_squares(x[begin:end])
 
 
 @loop
-def _adamw(w, g, m, v, beta1, beta2, factor, root, eps, keep, step_size):
+def _adamw(
+    w: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    beta1: f4,
+    beta2: f4,
+    factor: f4,
+    root: f4,
+    eps: f4,
+    keep: f4,
+    step_size: f4,
+) -> None:
     for i in range(w.size):
         m[i] = beta1 * m[i] + factor * g[i]
         v[i] = beta2 * v[i] + (root * g[i]) * (root * g[i])
@@ -477,15 +536,15 @@ def _adamw(w, g, m, v, beta1, beta2, factor, root, eps, keep, step_size):
 
 @parallel
 def adamw(
-    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: float, beta2: float, factor: float,
-    root: float, eps: float, keep: float, step_size: float, decayed: int, parts: int,
+    w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: f4, beta2: f4, factor: f4,
+    root: f4, eps: f4, keep: f4, step_size: f4, decayed: int, shares: int,
 ) -> None:  # fmt: skip
     """m = beta1 m + factor g, v = beta2 v + (root g)², w = keep w - step_size m / (√v + eps), each [n].
 
     From `decayed` on, all of w is kept.
     """
-    for part in prange(parts):
-        begin, end = share(w.size, parts, part)
+    for number in prange(shares):
+        begin, end = share(w.size, shares, number)
         middle = max(begin, min(end, decayed))
         for r, kept in ((slice(begin, middle), keep), (slice(middle, end), ONE)):
             _adamw(w[r], g[r], m[r], v[r], beta1, beta2, factor, root, eps, kept, step_size)

@@ -32,4 +32,5 @@ def orthogonalized(u: np.ndarray, coefficients: Sequence[tuple[float, float, flo
         if number < last:
             gram = np.matmul(np.matmul(factor, gram), factor)
     product *= scale / norm
-    return np.matmul(product, wide) if wide is u else np.matmul(u, product.T)
+    result: np.ndarray = np.matmul(product, wide) if wide is u else np.matmul(u, product.T)
+    return result

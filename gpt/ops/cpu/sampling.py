@@ -2,16 +2,14 @@
 
 import numpy as np
 
-from gpt.ops.interface import moderate
+from gpt.ops.interface import SamplingRule, moderate
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def choose(
-    logits: np.ndarray, seen: np.ndarray, temperature: float, top_k: int, top_p: float, repetition_penalty: float,
-    uniform: float,
-) -> int:  # fmt: skip
-    """The id drawn from finite logits [vocab], as `CpuOps.sample` says."""
+def choose(logits: np.ndarray, seen: np.ndarray, uniform: float, rule: SamplingRule) -> int:
+    """The id drawn from finite logits [vocab], as `Operations.sample` defines it."""
+    temperature, top_k, top_p, repetition_penalty = rule
     logits = logits.astype(np.float64)
     seen = np.flatnonzero(seen)
     penalty, found = moderate(repetition_penalty), logits[seen]

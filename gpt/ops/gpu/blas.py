@@ -20,12 +20,34 @@ import numpy as np
 FLOAT32, BF16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF and HIP_R_32F, HIP_R_16BF are the same
 MAX_WORKSPACE_BYTES = 1  # the preference's number, in both
 HEURISTIC_BYTES = 512  # more than either library's result, which begins with the algorithm
-ALIGNMENT = 256  # bytes: what cuBLASLt takes for granted unless told otherwise
+ALIGNMENT = 256  # bytes: cuBLASLt takes it for granted unless told otherwise
 EPILOGUES = {"none": 1, "bias": 4, "gelu": 164, "dgelu": 192}  # gelu: GELU_AUX_BIAS; the same in both
 
 
+class Epilogue(NamedTuple):
+    """A step that the library applies to a product before it stores it; `Blas.product` defines each."""
+
+    name: str  # a key of EPILOGUES
+    bias: Any = None  # [N]
+    pre_activation: Any = None  # [M, N]
+
+
+NO_EPILOGUE = Epilogue("none")
+
+
+class Sum(NamedTuple):
+    """alpha · product + beta · addend; without an addend alpha · product."""
+
+    alpha: float = 1
+    beta: float = 1
+    addend: Any = None
+
+
+PLAIN = Sum()
+
+
 class _Vendor(NamedTuple):
-    """What differs: names, and the numbers of cublasLt.h or of hipblas-common.h and hipblaslt.h."""
+    """The names and numbers of one library: those of cublasLt.h, or of hipblas-common.h and hipblaslt.h."""
 
     prefix: str
     libraries: tuple[str, ...]
@@ -59,17 +81,17 @@ _ROCM = _Vendor(
 
 
 class BlasMissingError(OSError):
-    """The library is not there; the message names the package to install."""
+    """The library is missing; the message names the package to install."""
 
 
 class BlasError(RuntimeError):
-    """The library failed where it should not."""
+    """The library failed unexpectedly."""
 
 
 class Blas:
     """The library of `kind` "cuda" or "rocm", with `workspace_bytes` of device memory at `workspace` to work in.
 
-    `library` is a loaded one to use instead. Raises BlasMissingError where there is none.
+    `library` is a loaded one to use instead. Raises BlasMissingError if there is none.
     """
 
     def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL | None = None) -> None:
@@ -79,40 +101,48 @@ class Blas:
         self._handle = ctypes.c_void_p()
         self._call("Create", ctypes.byref(self._handle))
         self._matmul = getattr(self._library, f"{self._vendor.prefix}Matmul")
-        self._plans: dict[tuple, _Plan | None] = {}
+        self._plans: dict[_Problem, _Plan | None] = {}
 
     def product(
-        self, a: Any, b: Any, out: Any, *, stream: int, epilogue: str = "none", alpha: float = 1, beta: float = 1,
-        addend: Any = None, bias: Any = None, activation_input: Any = None, tf32: bool = False,
-    ) -> bool:  # fmt: skip
+        self,
+        a: Any,
+        b: Any,
+        out: Any,
+        *,
+        stream: int,
+        epilogue: Epilogue = NO_EPILOGUE,
+        into: Sum = PLAIN,
+        tf32: bool = False,
+    ) -> bool:
         """out [M, N] = alpha · a [M, K] @ b [K, N], and + beta · addend [M, N] if there is one, on `stream`.
 
-        Returns False if the library cannot; nothing has happened then. a and b are both bf16 (dtype uint16) or both
-        float32, C-contiguous or transposed views of C-contiguous arrays; out and addend (which may be out) are
-        C-contiguous and of one type, either. Sums are float32; `tf32` lets float32 operands be rounded to 10 bits of
-        mantissa. All may be stacks [n, …] of such matrices, evenly apart. Arrays that do not begin at multiples of
-        ALIGNMENT bytes are declined, and so are stacks whose matrices do not.
-        Epilogues, with bias [N] and activation_input [M, N] of out's type:
+        `into` has alpha, beta and addend. Returns False if the library cannot compute this; nothing has happened then.
+        a and b are both bf16 (dtype uint16) or both float32, C-contiguous or transposed views of C-contiguous arrays;
+        out and addend (which may be out) are C-contiguous and of one type, either. Sums are float32; `tf32` lets
+        float32 operands be rounded to 10 bits of mantissa. All may be stacks [n, …] of such matrices, evenly apart.
+        Arrays that do not begin at multiples of ALIGNMENT bytes are declined, and so are stacks whose matrices do not.
+        Epilogues, with bias [N] and pre_activation [M, N] of out's type:
         - bias: out = a @ b + bias;
-        - gelu: activation_input = a @ b + bias, out = gelu(activation_input), by the tanh approximation;
-        - dgelu: out = (a @ b) · gelu'(activation_input).
+        - gelu: pre_activation = a @ b + bias, out = gelu(pre_activation), by the tanh approximation;
+        - dgelu: out = (a @ b) · gelu'(pre_activation).
         Raises BlasError.
         """
-        addend, beta = (out, 0) if addend is None else (addend, beta)
-        itemsizes = a.dtype.itemsize, out.dtype.itemsize
-        strides = tuple(_stack_stride(each) for each in (a, b, addend, out))
+        addend, beta = (out, 0.0) if into.addend is None else (into.addend, into.beta)
+        strides = _stack_stride(a), _stack_stride(b), _stack_stride(addend), _stack_stride(out)
         if any(stride % ALIGNMENT for stride in strides):
             return False
-        transposed = is_transposed(a), is_transposed(b)
-        key = (a.shape, b.shape[-1], *transposed, *itemsizes, strides, epilogue, alpha, beta, tf32)
-        extras = (self._vendor.bias_pointer, bias), (self._vendor.aux_pointer, activation_input)
+        problem = _Problem(
+            a.shape, b.shape[-1], is_transposed(a), is_transposed(b), a.dtype.itemsize, out.dtype.itemsize, strides,
+            epilogue.name, into.alpha, beta, tf32,
+        )  # fmt: skip
+        extras = (self._vendor.bias_pointer, epilogue.bias), (self._vendor.aux_pointer, epilogue.pre_activation)
         pointers = {attribute: _address(array) for attribute, array in extras if array is not None}
         if any(address % ALIGNMENT for address in (*map(_address, (a, b, addend, out)), *pointers.values())):
             return False
-        if key in self._plans:
-            plan = self._plans[key]
+        if problem in self._plans:
+            plan = self._plans[problem]
         else:
-            plan = self._plans[key] = self._plan_or_none(*key, pointers)
+            plan = self._plans[problem] = self._plan_or_none(problem, pointers)
         if plan is None:
             return False
         self._point(plan.product, pointers)
@@ -123,27 +153,26 @@ class Blas:
             ctypes.c_void_p(stream),
         )  # fmt: skip
         if status == self._vendor.not_supported:
-            self._plans[key] = None
+            self._plans[problem] = None
             return False
         self._check("Matmul", status)
         return True
 
-    def _plan_or_none(self, *key: Any) -> "_Plan | None":
-        """How to compute such products, or None where the library knows no way, or not even the question."""
+    def _plan_or_none(self, problem: "_Problem", pointers: dict[int, int]) -> "_Plan | None":
+        """A plan for such products, or None if the library knows no algorithm, or does not even know the problem."""
         try:
-            return self._plan(*key)
+            return self._plan(problem, pointers)
         except BlasError:
             return None
 
-    def _plan(
-        self, a_shape: tuple[int, ...], n: int, a_transposed: bool, b_transposed: bool, itemsize: int,
-        out_itemsize: int, strides: tuple[int, ...], epilogue: str, alpha: float, beta: float, tf32: bool,
-        pointers: dict[int, int],
-    ) -> "_Plan | None":  # fmt: skip
-        vendor, (*stack, m, k) = self._vendor, a_shape
+    def _plan(self, problem: "_Problem", pointers: dict[int, int]) -> "_Plan | None":
+        vendor, n, epilogue = self._vendor, problem.n, problem.epilogue
+        *stack, m, k = problem.a_shape
+        a_transposed, b_transposed = problem.a_transposed, problem.b_transposed
+        itemsize, out_itemsize = problem.itemsize, problem.out_itemsize
         kind, out_kind = (BF16 if size == 2 else FLOAT32 for size in (itemsize, out_itemsize))
         product = ctypes.c_void_p()
-        compute = vendor.tf32 if tf32 and kind == FLOAT32 else vendor.float32
+        compute = vendor.tf32 if problem.tf32 and kind == FLOAT32 else vendor.float32
         self._call("MatmulDescCreate", ctypes.byref(product), ctypes.c_int(compute), ctypes.c_int(FLOAT32))
         for attribute, transposed in ((vendor.trans_a, b_transposed), (vendor.trans_b, a_transposed)):
             self._set(product, attribute, ctypes.c_int32(vendor.transposed if transposed else vendor.normal))
@@ -152,8 +181,8 @@ class Blas:
             self._set(product, vendor.bias_type, ctypes.c_int32(out_kind))
         if epilogue in ("gelu", "dgelu"):
             self._set(product, vendor.aux_ld, ctypes.c_int64(n))
-        self._point(product, pointers)  # before the library is asked: it judges by where they point, and whether
-        count, (right_apart, left_apart, addend_apart, out_apart) = (stack or [1])[0], strides
+        self._point(product, pointers)  # before the heuristic query, which looks at pointer alignment and at NULL
+        count, (right_apart, left_apart, addend_apart, out_apart) = (stack or [1])[0], problem.strides
         left = self._layout(kind, *((k, n) if b_transposed else (n, k)), count, left_apart // itemsize)
         right = self._layout(kind, *((m, k) if a_transposed else (k, m)), count, right_apart // itemsize)
         addend = self._layout(out_kind, n, m, count, addend_apart // out_itemsize)
@@ -161,7 +190,7 @@ class Blas:
         algorithm = self._algorithm(product, left, right, addend, out)
         if algorithm is None:
             return None
-        factors = (ctypes.byref(ctypes.c_float(factor)) for factor in (alpha, beta))
+        factors = (ctypes.byref(ctypes.c_float(factor)) for factor in (problem.alpha, problem.beta))
         return _Plan(product, left, right, addend, out, algorithm, *factors)
 
     def _layout(self, kind: int, rows: int, columns: int, count: int, apart: int) -> ctypes.c_void_p:
@@ -176,8 +205,8 @@ class Blas:
                 self._call("MatrixLayoutSetAttribute", layout, ctypes.c_int(attribute), ctypes.byref(value), size)
         return layout
 
-    def _algorithm(self, product: Any, left: Any, right: Any, addend: Any, out: Any) -> ctypes.Array | None:
-        """The library's first choice within the workspace, or None where it has no choice."""
+    def _algorithm(self, product: Any, left: Any, right: Any, addend: Any, out: Any) -> Any:
+        """The library's first choice within the workspace, or None if it has no choice."""
         preference, found = ctypes.c_void_p(), ctypes.c_int()
         self._call("MatmulPreferenceCreate", ctypes.byref(preference))
         size = self._workspace_bytes
@@ -193,7 +222,7 @@ class Blas:
         return result if status == 0 and found.value else None
 
     def _point(self, product: Any, pointers: dict[int, int]) -> None:
-        """Sets the addresses of what an epilogue reads or writes, by their attributes' numbers."""
+        """Set the addresses that an epilogue reads or writes, by their attributes' numbers."""
         for attribute, address in pointers.items():
             self._set(product, attribute, ctypes.c_void_p(address))
 
@@ -207,6 +236,22 @@ class Blas:
     def _check(self, name: str, status: int) -> None:
         if status:
             raise BlasError(f"{self._vendor.prefix}{name} failed with status {status}")
+
+
+class _Problem(NamedTuple):
+    """Everything that a plan depends on."""
+
+    a_shape: tuple[int, ...]
+    n: int
+    a_transposed: bool
+    b_transposed: bool
+    itemsize: int  # bytes of an element of a or b
+    out_itemsize: int  # bytes of an element of out or addend
+    strides: tuple[int, int, int, int]  # bytes between the matrices of stacks: a, b, addend, out
+    epilogue: str
+    alpha: float
+    beta: float
+    tf32: bool
 
 
 class _Plan(NamedTuple):
@@ -226,12 +271,12 @@ def is_transposed(array: Any) -> bool:
 
 
 def _stack_stride(array: Any) -> int:
-    """Bytes from one matrix of a stack to the next; 0 of a single one."""
-    return array.strides[0] if array.ndim == 3 and len(array) > 1 else 0
+    """Bytes from one matrix of a stack to the next; 0 for a single matrix."""
+    return int(array.strides[0]) if array.ndim == 3 and len(array) > 1 else 0
 
 
 def _address(array: Any) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def _load(vendor: _Vendor) -> ctypes.CDLL:
@@ -244,7 +289,7 @@ def _load(vendor: _Vendor) -> ctypes.CDLL:
 
 
 def _candidates(vendor: _Vendor) -> Iterator[str]:
-    """Where the library may be: on the loader's path, or in the folders of NVIDIA's wheels."""
+    """Names and paths to try: on the loader's path, then in the folders of NVIDIA's wheels."""
     yield from vendor.libraries
     for name in vendor.libraries:
         for folder in sys.path:

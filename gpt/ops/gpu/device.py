@@ -1,4 +1,4 @@
-"""A GPU through CuPy: its arrays, its memory, and kernels that NVRTC or hiprtc compiles when they are first needed."""
+"""A GPU through CuPy: its arrays, its memory, and kernels that NVRTC or hiprtc compiles at their first use."""
 
 import atexit
 import ctypes
@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,22 @@ from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_bf16, has_tf32, warp_size
 from gpt.ops.gpu.timeline import CupyTimeline
+from gpt.ops.interface import Array, Device, Kernel, Work
 
-OLDEST_NVIDIA = 70  # sm_70, Volta: what CuPy's wheels still know
+OLDEST_NVIDIA = 70  # sm_70, Volta: the oldest that CuPy's wheels know
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
 
-# A library's name without lib and .so, and the ROCm package that has it where that is named otherwise.
+# A library's name without lib and .so → the ROCm package that has it, if that has another name.
 ROCM_PACKAGES = {
     "amdhip64": "hip-runtime-amd", "hiprtc": "hip-runtime-amd", "roctracer64": "roctracer", "roctx64": "roctracer",
 }  # fmt: skip
 
 
-class CupyDevice:
-    """GPU number `index`. Raises UserError when CuPy, a library of its or that GPU is not there, or the GPU too old."""
+class CupyDevice(Device):
+    """GPU number `index`. Raises UserError if CuPy, one of its libraries or that GPU is missing, or the GPU too old."""
+
+    notes: list[str]
 
     def __init__(self, index: int = 0) -> None:
         self.xp = cupy = _import_cupy()
@@ -45,9 +48,9 @@ class CupyDevice:
 
     @classmethod
     def best(cls) -> "CupyDevice":
-        """The first GPU that works, the integrated ones coming last; a note says which were passed over, and why.
+        """The first GPU that works, integrated ones last; a note names those that were passed over, and why.
 
-        For example with a Ryzen's own GPU as number 0 and a card as number 1 it is number 1. Raises UserError if none
+        For example, with a Ryzen's own GPU as number 0 and a card as number 1, it is number 1. Raises UserError if none
         works.
         """
         cupy = _import_cupy()
@@ -81,17 +84,18 @@ class CupyDevice:
                     f"GPU {index} is too old: {self.target}, and sm_{OLDEST_NVIDIA} is the least; use --device cpu"
                 )
         self.description = f"{properties['name'].decode()} ({self.target})"
-        self.warp, self.has_bf16, self.has_tf32 = (of(self.target) for of in (warp_size, has_bf16, has_tf32))
-        self.notes: list[str] = []
+        self.warp = warp_size(self.target)
+        self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
+        self.notes = []
         self._check_cache()
         self.timeline = CupyTimeline(cupy)
         self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
         self._modules: dict[Instance, Any] = {}
-        # CUDA's own stream cannot be recorded. This one is everybody's: CuPy's, the kernels' and the libraries'.
+        # CUDA's own stream cannot be recorded. CuPy, the kernels and the libraries all use this one.
         self._stream = _stream(cupy, index)
         self._stream.use()
         self.records = True
-        self._options = ("-std=c++17",)
+        self._options: tuple[str, ...] = ("-std=c++17",)
         if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
             self._options += ("-arch=sm_90a",)
 
@@ -120,81 +124,77 @@ class CupyDevice:
 
     @property
     def stream(self) -> int:
-        """The raw pointer of the stream that work goes to."""
-        return self.xp.cuda.get_current_stream().ptr
+        return int(self.xp.cuda.get_current_stream().ptr)
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable:
-        """Kernel `name` of kernels/`file`, compiled with these macros; call it with (grid, block, arguments).
-
-        Raises UserError when it does not compile.
-        """
+    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Kernel:
         instance = Instance.of(file, defines)
         module = self._modules.get(instance)
         if module is None:
-            module = self.xp.RawModule(code=instance.source, options=self._options)
-            try:
-                module.compile()
-            except self.xp.cuda.compiler.CompileException as error:
-                raise UserError(
-                    f"the kernels of {instance} do not compile for {self.target}: {_first_error(str(error))}; "
-                    "please report this, and use --device cpu"
-                ) from None
-            except OSError as error:
-                raise UserError(
-                    f"CuPy cannot keep compiled kernels ({error.strerror}): free some space, or set CUPY_CACHE_DIR to "
-                    "another folder"
-                ) from None
-            self._modules[instance] = module
-        return module.get_function(name)
+            module = self._modules[instance] = self._compiled(instance)
+        kernel: Kernel = module.get_function(name)
+        return kernel
 
-    def to_host(self, array: Any) -> np.ndarray:
-        """The array as a NumPy one, after all work before it."""
-        return self.xp.asnumpy(array)
+    def _compiled(self, instance: Instance) -> Any:
+        """A CuPy module with the kernels of an instance."""
+        module = self.xp.RawModule(code=instance.source, options=self._options)
+        try:
+            module.compile()
+        except self.xp.cuda.compiler.CompileException as error:
+            raise UserError(
+                f"the kernels of {instance} do not compile for {self.target}: {_first_error(str(error))}; "
+                "please report this, and use --device cpu"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"CuPy cannot keep compiled kernels ({error.strerror}): free some space, or set CUPY_CACHE_DIR to "
+                "another folder"
+            ) from None
+        return module
 
-    def clear(self, array: Any) -> None:
-        """array = 0"""
+    def to_host(self, array: Array) -> np.ndarray:
+        host: np.ndarray = self.xp.asnumpy(array)
+        return host
+
+    def clear(self, array: Array) -> None:
         array.fill(0)
 
     def pinned(self, size: int) -> np.ndarray:
-        """Memory of the host, uint8 [size], that the GPU can read by itself."""
         return np.frombuffer(self.xp.cuda.alloc_pinned_memory(size), np.uint8, size)
 
-    def upload(self, host: np.ndarray, out: Any) -> Callable[[], object]:
-        """Copy pinned memory, after all work before it, while the host goes on. What returns waits until it is done."""
+    def upload(self, host: np.ndarray, out: Array) -> Work:
         out.data.copy_from_host_async(ctypes.c_void_p(host.ctypes.data), host.nbytes)
         return self._until_here()
 
-    def download(self, array: Any, host: np.ndarray) -> Callable[[], object]:
-        """Copy into pinned memory, in the same way."""
+    def download(self, array: Array, host: np.ndarray) -> Work:
         array.data.copy_to_host_async(ctypes.c_void_p(host.ctypes.data), host.nbytes)
         return self._until_here()
 
-    def _until_here(self) -> Callable[[], object]:
-        """What waits until all that was asked for by now is done."""
+    def _until_here(self) -> Work:
+        """Returns a function that waits until all work asked for by now is done."""
         done = self.xp.cuda.Event(disable_timing=True)
         done.record(self.xp.cuda.get_current_stream())
-        return done.synchronize
+        wait: Work = done.synchronize
+        return wait
 
-    def record(self, work: Callable[[], object]) -> Callable[[], object]:
-        """What `work` asks the GPU for, without doing it, as a graph; calling what returns does it."""
-        self._stream.use()  # whatever the current one is by now: CUDA's own would refuse
+    def record(self, work: Work) -> Work:
+        self._stream.use()  # the current one may be another by now: CUDA's own would refuse
         self._stream.begin_capture()
         try:
             work()
         finally:
             graph = self._stream.end_capture()
-        return graph.launch
+        launch: Work = graph.launch
+        return launch
 
     def free_bytes(self) -> int:
-        """Bytes that could be allocated now."""
-        return self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes()
+        return int(self.xp.cuda.runtime.memGetInfo()[0] + self.xp.get_default_memory_pool().free_bytes())
 
     def held_bytes(self) -> int:
-        """Bytes that CuPy's memory pool holds: all that arrays have ever taken at once, as it gives nothing back."""
-        return self.xp.get_default_memory_pool().total_bytes()
+        # All that arrays have ever taken at once, because CuPy's memory pool gives nothing back.
+        return int(self.xp.get_default_memory_pool().total_bytes())
 
 
-@functools.cache  # for CuPy itself forgets a stream that nobody keeps
+@functools.cache  # because CuPy itself forgets a stream that nobody keeps
 def _stream(cupy: Any, index: int) -> Any:
     return cupy.cuda.Stream(non_blocking=True)
 
@@ -207,7 +207,7 @@ def _count(cupy: Any) -> int:
     """How many GPUs CuPy sees. Raises UserError if there is none."""
     runtime, reason = cupy.cuda.runtime, "it counts 0"
     try:
-        if count := runtime.getDeviceCount():
+        if count := int(runtime.getDeviceCount()):
             return count
     except runtime.CUDARuntimeError as error:
         reason = _first_line(error)
@@ -223,7 +223,7 @@ def _said(passed_over: Mapping[int, str]) -> str:
 
 
 def install_advice() -> str:
-    """How CuPy is installed: from a checkout by hipgpt's own extras, elsewhere by name, as no index may have hipgpt."""
+    """The commands that install CuPy: hipgpt's extras if this is a checkout, else CuPy's own names."""
     root = Path(__file__).parents[3]
     if (root / "setup.py").is_file():
         where = "." if root == Path.cwd() else str(root)
@@ -239,17 +239,17 @@ def _import_cupy() -> Any:
     except ModuleNotFoundError:
         raise UserError(f"--device gpu needs CuPy: {install_advice()}") from None
     except ImportError as error:
-        error = error.__cause__ or error  # CuPy wraps it into a page of advice
-        library = re.search(r"lib(\w+?)\.so", str(error))
+        reason = error.__cause__ or error  # CuPy wraps it into a page of advice
+        library = re.search(r"lib(\w+?)\.so", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
         raise UserError(
-            f"CuPy does not load ({_first_line(error)}): install {package}, or, if it was made for another vendor's "
+            f"CuPy does not load ({_first_line(reason)}): install {package}, or, if it was made for another vendor's "
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

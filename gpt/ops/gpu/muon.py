@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from gpt.ops.cpu.operations import MUON_RMS
-from gpt.ops.interface import Array, Stack
+from gpt.arithmetic import ceil_div, round_up
+from gpt.ops.cpu.optimizer import MUON_RMS
+from gpt.ops.gpu.blas import Sum
+from gpt.ops.interface import Array, Kernel, Stack
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
 THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and the blocks that share the norm of a matrix
@@ -20,35 +22,40 @@ ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 _long, _float = np.int64, np.float32
 
 Shape = tuple[int, int, int]  # matrices, rows, columns
+Coefficients = Sequence[tuple[float, float, float]]
 
 
 class GpuMuon:
-    """One step of Muon on a GPU: `kernel`, `product` and `scratch` are those of GpuOps; u has type `dtype`.
+    """One step of Muon on a GPU: `kernel`, `product` and `scratch` are methods of GpuOps; u has type `dtype`.
 
-    It lives for a step, because GpuOps and what keeps its methods would keep each other alive.
+    It lives for one step only: GpuOps and an object that keeps its methods would keep each other alive.
     """
 
-    def __init__(self, kernel: Callable, product: Callable, scratch: Callable, dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        kernel: Callable[..., Kernel],
+        product: Callable[..., None],
+        scratch: Callable[[str, int, str], Array],
+        dtype: np.dtype,
+    ) -> None:
         self._kernel, self._product, self._scratch, self._dtype = kernel, product, scratch, dtype
 
-    def step(
-        self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
-    ) -> None:
-        """`CpuOps.muon` says what it does."""
+    def step(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
+        """`Operations.muon` defines it."""
         for layers, few in _together([stack.weights.shape for stack in stacks]):
-            parts = [Stack(*(None if array is None else array[layers] for array in stacks[i])) for i in few]
-            shapes = [part.weights.shape for part in parts]
+            chunks = [Stack(*(None if array is None else array[layers] for array in stacks[i])) for i in few]
+            shapes = [chunk.weights.shape for chunk in chunks]
             us, others = self._rooms("muon u", shapes), self._rooms("muon other", shapes)
-            for part, u in zip(parts, us, strict=True):
-                self._move_momentum(part, u, plan, momentum)
-            for part, u in zip(parts, self._orthogonalize(us, others, coefficients), strict=True):
-                self._update(part, u, plan)
+            for chunk, u in zip(chunks, us, strict=True):
+                self._move_momentum(chunk, u, plan, momentum)
+            for chunk, u in zip(chunks, self._orthogonalize(us, others, coefficients), strict=True):
+                self._update(chunk, u, plan)
 
     def _move_momentum(self, stack: Stack, u: Array, plan: Array, momentum: float) -> None:
-        """Move the momentum, and leave what is to be orthogonalized in u, divided by its norm."""
+        """Move the momentum, and leave u / ‖u‖ in u, to be orthogonalized."""
         count = len(u)
         size, strides, defines, grid = _launch(stack, u)
-        partials = self._scratch("muon norm", count * NORM_BLOCKS)
+        partials = self._scratch("muon norm", count * NORM_BLOCKS, "float32")
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
         moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
@@ -65,7 +72,7 @@ class GpuMuon:
         updated = (stack.weights[0], u[0], copy[0], plan, factor, size, *strides)
         self._kernel("muon.hip", "muon_update", **defines)(grid, (THREADS,), updated)
 
-    def _orthogonalize(self, us: list[Array], others: list[Array], coefficients: Sequence) -> list[Array]:
+    def _orthogonalize(self, us: list[Array], others: list[Array], coefficients: Coefficients) -> list[Array]:
         """Newton-Schulz steps on stacks of one smaller side; returns whichever arrays hold the result."""
         grams = [_gram(u.shape) for u in us]
         ends = np.cumsum([count for count, _, _ in grams]).tolist()
@@ -73,13 +80,13 @@ class GpuMuon:
         (all_grams,), (all_factors,) = (self._rooms(name, all_shapes) for name in ("muon gram", "muon factor"))
         slices = [slice(end - gram[0], end) for end, gram in zip(ends, grams, strict=True)]
         for a, b, c in coefficients:
-            for u, part in zip(us, slices, strict=True):
+            for u, place in zip(us, slices, strict=True):
                 turned = u.swapaxes(1, 2)
-                self._product(*((turned, u) if _is_tall(u) else (u, turned)), all_grams[part])
-            self._product(all_grams, all_grams, all_factors, alpha=c, beta=b, addend=all_grams)
-            for u, other, part in zip(us, others, slices, strict=True):
-                factor = all_factors[part]
-                self._product(*((u, factor) if _is_tall(u) else (factor, u)), other, beta=a, addend=u)
+                self._product(*((turned, u) if _is_tall(u) else (u, turned)), all_grams[place])
+            self._product(all_grams, all_grams, all_factors, Sum(alpha=c, beta=b, addend=all_grams))
+            for u, other, place in zip(us, others, slices, strict=True):
+                factor = all_factors[place]
+                self._product(*((u, factor) if _is_tall(u) else (factor, u)), other, Sum(beta=a, addend=u))
             us, others = others, us
         return us
 
@@ -87,7 +94,7 @@ class GpuMuon:
         """Scratch arrays of these shapes, one behind the other."""
         memory, rooms, start = self._scratch(name, _elements(shapes), self._dtype.name), [], 0
         for count, rows, columns in shapes:
-            stride = _aligned(rows * columns)
+            stride = round_up(rows * columns, ALIGNMENT)
             room = memory[start : start + count * stride].reshape(count, stride)
             rooms.append(room[:, : rows * columns].reshape(count, rows, columns))
             start += count * stride
@@ -98,38 +105,38 @@ def scratch_elements(shapes: Sequence[Shape]) -> int:
     """Elements of the products' type that a step takes as scratch memory for stacks of these shapes."""
     most = 0
     for layers, few in _together(shapes):
-        parts = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
-        most = max(most, 2 * (_elements(parts) + _elements(map(_gram, parts))))
+        chunks = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
+        most = max(most, 2 * (_elements(chunks) + _elements(map(_gram, chunks))))
     return most
 
 
 def _together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
-    """What is orthogonalized together: a slice of the matrices of each of some stacks, which are given by number.
+    """Yields the chunks to orthogonalize together: a slice of the matrices, and the numbers of the stacks to slice.
 
-    Parts are as equal as may be, and the first is the largest. For example, if AT_ONCE is 1,000,
+    Chunks are as equal as possible, and the first is the largest. For example, if AT_ONCE is 1,000,
     [(4, 10, 30), (4, 10, 10), (4, 5, 5)] gives the matrices 0 to 1 and 2 to 3 of stacks 0 and 1, and 0 to 3 of stack 2.
     """
     sides: dict[tuple[int, int], list[int]] = {}
     for number, (count, rows, columns) in enumerate(shapes):
         sides.setdefault((min(rows, columns), count), []).append(number)
     for (_, count), few in sides.items():
-        parts = min(count, -(-_elements(shapes[i] for i in few) // AT_ONCE))
-        at_once = -(-count // parts)
+        chunks = min(count, ceil_div(_elements(shapes[i] for i in few), AT_ONCE))
+        at_once = ceil_div(count, chunks)
         for start in range(0, count, at_once):
             yield slice(start, min(start + at_once, count)), few
 
 
 def _launch(stack: Stack, u: Array) -> tuple[np.int64, tuple[np.int64, np.int64], dict[str, int], tuple[int, int]]:
-    """What kernels of muon.hip take: elements of a matrix, distances to the next, macros, and a grid for all of it."""
+    """Arguments for kernels of muon.hip: elements of a matrix, distances to the next, macros, and a grid for u."""
     size = math.prod(u.shape[1:])
     width = 4 if size % 4 == 0 else 1
     strides = _long(_stride(stack.weights)), _long(_stride(u))
     defines = {"COPY": int(stack.copy is not None), "WIDTH": width, "BLOCKS": NORM_BLOCKS, "THREADS": THREADS}
-    return _long(size), strides, defines, (-(-size // (THREADS * width)), len(u))
+    return _long(size), strides, defines, (ceil_div(size, THREADS * width), len(u))
 
 
 def _is_tall(u: Array) -> bool:
-    return u.shape[1] > u.shape[2]
+    return bool(u.shape[1] > u.shape[2])
 
 
 def _gram(shape: Shape) -> Shape:
@@ -139,13 +146,9 @@ def _gram(shape: Shape) -> Shape:
 
 
 def _elements(shapes: Iterable[Shape]) -> int:
-    return sum(count * _aligned(rows * columns) for count, rows, columns in shapes)
+    return sum(count * round_up(rows * columns, ALIGNMENT) for count, rows, columns in shapes)
 
 
 def _stride(stack: Array) -> int:
     """Elements from one matrix to the next."""
-    return stack.strides[0] // stack.itemsize
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return int(stack.strides[0] // stack.itemsize)

@@ -1,10 +1,10 @@
-"""The operations on a GPU: which kernel of kernels/ runs on what. gpt/ops/cpu/operations.py defines each operation.
+"""The operations on a GPU: the kernels of kernels/ that each one launches. gpt/ops/interface.py defines the operations.
 
-- A device object (gpt/ops/gpu/device.py) brings the array module, compiles kernels and starts them; nothing here knows
+- A device object (gpt/ops/gpu/device.py) brings the array module, compiles kernels and starts them. Nothing here knows
   whose GPU it is, and tests put a CPU or an emulator in its place.
-- Activations and the weights that products read are bf16 or float32; everything that accumulates (gradients of weights,
+- Activations and the weights that products read are bf16 or float32. Everything that accumulates (gradients of weights,
   moments, statistics, losses) is float32 or float64. bf16 arrays have dtype uint16: only kernels look inside.
-- Matrix products are the vendor's where the device has its library and that knows the problem, else matmul.hip's.
+- Matrix products are the vendor's if the device has its library and the library can compute them, else matmul.hip's.
 - Scratch memory is made at its first use and kept: a training step allocates nothing from its second run on.
 """
 
@@ -15,19 +15,37 @@ from typing import Any
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.ops.gpu.blas import BlasError, is_transposed
+from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
-from gpt.ops.gpu.replay import Inputs, Output, Replayed
-from gpt.ops.interface import Array, Dropout, Stack, moderate
+from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
+from gpt.ops.interface import (
+    Activation,
+    AdamBuffers,
+    Affine,
+    Array,
+    Branch,
+    Device,
+    Dropout,
+    Kernel,
+    Normed,
+    Operations,
+    SamplingRule,
+    Shape,
+    Stack,
+    UpdateRule,
+    Work,
+    moderate,
+)
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
-MOST_PARTS = 256  # partial sums of a gradient that is a sum over rows, and
-PART_ROWS = 8  # rows that at least are worth a part
-LANE_ELEMENTS = 24  # of a row of a layer norm that a thread may have: backward holds seven arrays of them in registers
-CACHE_BYTES = 2**25  # of an array that a GPU's last cache may still hold when the next kernel reads it
+MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
+PARTIAL_ROWS = 8  # least rows in a partial sum
+LANE_ELEMENTS = 24  # most elements of a layer norm's row per thread: backward holds seven arrays of them in registers
+CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
 
 # The numbers of the launches. Kernels get them as #defines, in which each kernel says its grid and its block.
 THREADS = 256  # of a block, in all files that have no number of their own here
@@ -60,55 +78,63 @@ MATVEC_LANES, MATVEC_ROWS = 2, 4
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
 
-class GpuOps:
-    """The operations on one GPU; `precision` is "fp32", "tf32" (float32 whose products round to 10 bits of mantissa
-    where the matrix unit makes them) or "bf16".
+class GpuOps(Operations):
+    """The operations on one GPU; `precision` is "fp32", "tf32" or "bf16".
+
+    In tf32, matrix units round float32 operands to 10 bits of mantissa.
     """
 
     is_cpu = False
     head_rows = HEAD_ROWS
-    vocab_multiple = 128  # what matrix products like the vocabulary padded to
+    vocab_multiple = 128  # matrix products are fastest with such sizes
     steps_ahead = 1
 
-    def __init__(self, device: Any, precision: str) -> None:
+    def __init__(self, device: Device, precision: str) -> None:
         self.device, self.precision, self._xp = device, precision, device.xp
-        self.description, self.notes = f"{device.description}, {precision}", device.notes
+        self.description, self.notes, self.timeline = (
+            f"{device.description}, {precision}",
+            device.notes,
+            device.timeline,
+        )
         self.low_precision = precision == "bf16"
         self._type = "bf16" if self.low_precision else "float"
         self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
         self._vector = 16 // self._dtype.itemsize
-        self._kernels: dict[tuple, Callable] = {}
+        self._compiled: dict[tuple[object, ...], Kernel] = {}
         self._scratch_arrays: dict[str, list[Array]] = {}
-        self._no_key = self.zeros(2, "uint32")  # stands in for a dropout's key where there is none
+        self._no_key = self.zeros(2, "uint32")  # kernels without dropout take it as the key
         self._zero = self.zeros(1, "int32")
 
     def check(self, config: ModelConfig) -> None:
-        """Raises UserError for a model that the kernels cannot run."""
         if config.head_dim > MAX_HEAD_DIM:
             raise UserError(
                 f"--dim {config.embed_dim} with --heads {config.num_heads} makes heads of {config.head_dim}, but the "
-                f"GPU's attention takes up to {MAX_HEAD_DIM}: use at least {-(-config.embed_dim // MAX_HEAD_DIM)} heads"
+                f"GPU's attention takes up to {MAX_HEAD_DIM}: "
+                f"use at least {ceil_div(config.embed_dim, MAX_HEAD_DIM)} heads"
             )
 
     def sequences(self, batch: int, seq: int) -> int:
         return batch
 
+    def partial_sums(self, rows: int) -> int:
+        return min(MOST_PARTIAL_SUMS, ceil_div(rows, PARTIAL_ROWS))
+
     # ---- arrays ---------------------------------------------------------------------------------------------------
 
-    def empty(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+    def empty(self, shape: Shape, dtype: str = "") -> Array:
         return self._allocate(self._xp.empty, shape, dtype)
 
-    def zeros(self, shape: int | tuple[int, ...], dtype: str = "") -> Array:
+    def zeros(self, shape: Shape, dtype: str = "") -> Array:
         return self._allocate(self._xp.zeros, shape, dtype)
 
-    def _allocate(self, make: Callable, shape: int | tuple[int, ...], dtype: str) -> Array:
-        dtype = np.dtype(dtype) if dtype else self._dtype
+    def _allocate(self, make: Callable[..., Array], shape: Shape, dtype: str) -> Array:
+        wanted = np.dtype(dtype) if dtype else self._dtype
         try:
-            return make(shape, dtype)
+            return make(shape, wanted)
         except MemoryError:  # CuPy's OutOfMemoryError is one
-            wanted = math.prod(shape if isinstance(shape, tuple) else (shape,)) * dtype.itemsize
+            needed = math.prod(shape if isinstance(shape, tuple) else (shape,)) * wanted.itemsize
             raise UserError(
-                f"out of GPU memory: {wanted / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
+                f"out of GPU memory: {needed / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
                 "are free; lower --batch (--accumulate makes up for it), --seq or the model's size"
             ) from None
 
@@ -128,16 +154,16 @@ class GpuOps:
     def fill(self, array: Array, value: float) -> None:
         if value == 0:
             self.device.clear(array)
-        else:  # a copy, for which CuPy compiles no kernel of its own: on ROCm those need headers that may not be there
+        else:  # a copy, because CuPy compiles kernels to fill: on ROCm those need headers that may be missing
             self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
 
-    def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
-        return Inputs(self.device, fields)
+    def inputs(self, **fields: tuple[tuple[int, ...], str]) -> PinnedInputs:
+        return PinnedInputs(self.device, fields)
 
-    def output(self, array: Array) -> Output:
-        return Output(self.device, array)
+    def output(self, array: Array) -> PinnedOutput:
+        return PinnedOutput(self.device, array)
 
-    def replayed(self, function: Callable[[], object]) -> Callable[[], object]:
+    def replayed(self, function: Work) -> Work:
         return Replayed(self.device, function)
 
     def free_bytes(self) -> int:
@@ -145,10 +171,6 @@ class GpuOps:
 
     def held_bytes(self) -> int:
         return self.device.held_bytes()
-
-    @property
-    def timeline(self) -> Any:
-        return self.device.timeline
 
     # ---- embedding ------------------------------------------------------------------------------------------------
 
@@ -175,166 +197,162 @@ class GpuOps:
 
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
-    def layernorm(self, x: Array, weight: Array, bias: Array, out: Array, mean: Array, rstd: Array) -> None:
-        kernel, grid = self._by_rows("layernorm", x)
-        kernel(grid, (THREADS,), (x, weight, bias, out, mean, rstd, _int(len(x))))
+    def layernorm(self, normed: Normed, norm: Affine) -> None:
+        kernel, grid = self._by_rows("layernorm", normed.x)
+        kernel(grid, (THREADS,), (normed.x, *norm, normed.out, normed.mean, normed.rstd, _int(len(normed.x))))
 
-    def add_layernorm(
-        self, x: Array, branch: Array, weight: Array, bias: Array, x_out: Array, out: Array, mean: Array, rstd: Array,
-        dropout: Dropout | None = None,
-    ) -> None:  # fmt: skip
+    def add_layernorm(self, x: Array, branch: Array, norm: Affine, out: Normed, dropout: Dropout | None = None) -> None:
         kernel, grid = self._by_rows("add_layernorm", x, dropout)
-        arguments = (x, branch, weight, bias, x_out, out, mean, rstd, _int(len(x)), *self._mask(dropout))
-        kernel(grid, (THREADS,), arguments)
+        kernel(grid, (THREADS,), (x, branch, *norm, *out, _int(len(x)), *self._mask(dropout)))
 
-    def layernorm_backward(
-        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dweight: Array, dbias: Array
-    ) -> None:
+    def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
+        x, _, mean, rstd = normed
         kernel, _ = self._by_rows("layernorm_backward", x)
-        parts = self.parts(len(x))
-        sizes = _int(len(x)), _int(parts), _stride(dweight)
-        kernel((parts,), (THREADS,), (dout, x, weight, mean, rstd, dx, dweight[0], dbias[0], *sizes))
+        partials = self.partial_sums(len(x))
+        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
+        sums = grads.weight[0], grads.bias[0]
+        kernel((partials,), (THREADS,), (dout, x, weight, mean, rstd, dx, *sums, *sizes))
 
     def add_layernorm_backward(
-        self, dout: Array, x: Array, weight: Array, mean: Array, rstd: Array, dx: Array, dbranch: Array,
-        dweight: Array, dbias: Array, dbranch_sums: Array, dropout: Dropout | None = None,
-    ) -> None:  # fmt: skip
-        kernel, _ = self._by_rows("add_layernorm_backward", x, dropout)
-        parts = self.parts(len(x))
-        sums, sizes = (dweight[0], dbias[0], dbranch_sums[0]), (_int(len(x)), _int(parts), _stride(dweight))
-        arguments = (dout, x, weight, mean, rstd, dx, dbranch, *sums, *sizes, *self._mask(dropout))
-        kernel((parts,), (THREADS,), arguments)
+        self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
+    ) -> None:
+        x, _, mean, rstd = normed
+        kernel, _ = self._by_rows("add_layernorm_backward", x, branch.dropout)
+        partials = self.partial_sums(len(x))
+        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
+        sums = grads.weight[0], grads.bias[0], branch.dbias[0]
+        arguments = (dout, x, weight, mean, rstd, dx, branch.gradient, *sums, *sizes, *self._mask(branch.dropout))
+        kernel((partials,), (THREADS,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
         kernel, grid = self._by_rows("dropout_rows", x, dropout)
         kernel(grid, (THREADS,), (x, out, _int(len(x)), *self._mask(dropout)))
 
-    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Callable, tuple[int]]:
+    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
         while lanes < THREADS and lanes * LANE_ELEMENTS < d:
             lanes *= 2
         defines = {"D": d, "WIDTH": self._width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
-        return self._kernel("layernorm.hip", name, **defines), (-(-rows * lanes // THREADS),)
+        return self._kernel("layernorm.hip", name, **defines), (ceil_div(rows * lanes, THREADS),)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
-    def linear(
-        self, x: Array, weight: Array, bias: Array | None, out: Array, before: Array | None = None,
-        activation: str | None = None,
-    ) -> None:  # fmt: skip
-        if self._has_fused(activation, out) and self._blas(x, weight, out, "gelu", bias=bias, activation_input=before):
+    def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
+        weight, bias = layer
+        product = activation.pre_activation if activation else out
+        fused = activation and self._has_fused(activation.name, out)
+        if fused and self._blas(x, weight, out, Epilogue("gelu", bias, product)):
             return
-        product = before if activation else out
-        has_product = self._blas(x, weight, product, "bias" if bias is not None else "none", bias=bias)
-        if not has_product and bias is not None and self._blas(x, weight, product, "none"):
+        has_product = self._blas(x, weight, product, NO_EPILOGUE if bias is None else Epilogue("bias", bias))
+        if not has_product and bias is not None and self._blas(x, weight, product):
             has_product = True
             self._add_bias(product, bias)
         if not has_product:
-            epilogue = "BIAS_ACTIVATION" if activation else "BIAS" if bias is not None else "STORE"
-            self._matmul(x, weight, out, epilogue, activation, bias, before)
+            epilogue = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
+            self._matmul(x, weight, out, epilogue, bias=bias, activation=activation)
         elif activation:
-            self._activate(before, out, activation)
+            self._activate(product, out, activation.name)
 
-    def norm_linear(
-        self, x: Array, norm_weight: Array, norm_bias: Array, weight: Array, bias: Array | None, out: Array,
-        activation: str | None = None,
-    ) -> None:  # fmt: skip
-        name = "norm_linear" if weight.flags.c_contiguous else "norm_linear_transposed"
-        w = weight if weight.flags.c_contiguous else weight.T
-        arguments = (x, norm_weight, norm_bias, w, w if bias is None else bias, out)
-        if self._matvec(name, x, weight, bias, activation, arguments):
+    def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
+        by_columns = layer.weight.flags.c_contiguous
+        w = layer.weight if by_columns else layer.weight.T
+        arguments = (x, *norm, w, w if layer.bias is None else layer.bias, out)
+        if self._matvec("norm_linear" if by_columns else "norm_linear_transposed", layer, activation, arguments):
             return
         normed = self._scratch("normed", x.size, self._dtype.name).reshape(x.shape)
         mean, rstd = self._scratch("mean", len(x)), self._scratch("rstd", len(x))
-        self.layernorm(x, norm_weight, norm_bias, normed, mean, rstd)
-        self.linear(normed, weight, bias, out)
+        self.layernorm(Normed(x, normed, mean, rstd), norm)
+        self.linear(normed, layer, out)
         if activation:
             self._activate(out, out, activation)
 
-    def linear_add(self, x: Array, weight: Array, bias: Array, out: Array) -> None:
-        if self._matvec("linear_add", x, weight, bias, None, (x, weight, bias, out)):
+    def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
+        if self._matvec("linear_add", layer, None, (x, *layer, out)):
             return
-        self._product(x, weight, out, addend=out)
-        self._add_bias(out, bias)
+        self._product(x, layer.weight, out, Sum(addend=out))
+        self._add_bias(out, layer.bias)
 
-    def _matvec(
-        self, name: str, x: Array, weight: Array, bias: Array | None, activation: str | None, arguments: tuple
-    ) -> bool:
-        """A kernel of matvec.hip; False where x is more than one row, or longer than it takes, or where a row of the
-        weights is not whole vectors.
+    def _matvec(self, name: str, layer: Affine, activation: str | None, arguments: tuple[Array, ...]) -> bool:
+        """Launch a kernel of matvec.hip, if it can compute this: x, the first argument, must be one row, not longer
+        than MATVEC_LONGEST, and rows of the weights must be whole vectors. Returns whether it can.
         """
-        (k, n), by_columns = weight.shape, weight.flags.c_contiguous
-        if len(x) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
+        (k, n), by_columns = layer.weight.shape, layer.weight.flags.c_contiguous
+        if len(arguments[0]) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
             return False
         fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
         threads = next(fitting, MATVEC_THREADS[-1])
         kernel = self._kernel(
             "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
-            BIAS=int(bias is not None), ACTIVATION=activation or "none",
+            BIAS=int(layer.bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
         if by_columns:
-            columns = MATVEC_LANES * self._vector  # of a block
+            columns = MATVEC_LANES * self._vector
         else:
             columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
-        kernel((-(-n // columns),), (threads,), (*arguments, _int(n)))
+        kernel((ceil_div(n, columns),), (threads,), (*arguments, _int(n)))
         return True
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, dweight: Array, dbias: Array | None,
-        before: Array | None = None, activation: str | None = None, dx_sums: Array | None = None,
-    ) -> None:  # fmt: skip
+        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None
+    ) -> None:
         if activation:
-            self._gradient_before(dout, weight.T, dx, before, activation, dx_sums)
+            self._activation_backward(dout, weight.T, dx, activation)
         else:
             self._product(dout, weight.T, dx)
-        if dweight.flags.c_contiguous:
-            a, b, out = x.T, dout, dweight
+        if grads.weight.flags.c_contiguous:
+            a, b, dweight = x.T, dout, grads.weight
         else:
-            a, b, out = dout.T, x, dweight.T
-        self._product(a, b, out, addend=out)
-        if dbias is not None:
-            self._column_sums(dout, dbias)
+            a, b, dweight = dout.T, x, grads.weight.T
+        self._product(a, b, dweight, Sum(addend=dweight))
+        if grads.bias is not None:
+            self._column_sums(dout, grads.bias)
 
-    def _gradient_before(
-        self, dout: Array, weight: Array, dx: Array, before: Array, activation: str, dx_sums: Array
-    ) -> None:
-        """dx = (dout @ weight) · activation'(before), and partial sums of it."""
-        if self._has_fused(activation, dx) and self._blas(dout, weight, dx, "dgelu", activation_input=before):
-            self._column_sums(dx, dx_sums)
+    def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation) -> None:
+        """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
+        name, pre_activation, dbias = activation
+        epilogue = Epilogue("dgelu", pre_activation=pre_activation)
+        if self._has_fused(name, dx) and self._blas(dout, weight, dx, epilogue):
+            self._column_sums(dx, dbias)
             return
         self._product(dout, weight, dx)
-        self._launch_sums("activation_backward", (before, dx), dx_sums, activation)
+        self._launch_sums("activation_backward", (pre_activation, dx), dbias, name)
 
-    def _has_fused(self, activation: str | None, out: Array) -> bool:
-        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32, slows
-        tf32 products down fourfold, and takes longer than a pass of ours over an `out` that the cache still holds.
+    def _has_fused(self, activation: str, out: Array) -> bool:
+        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32; it slows
+        tf32 products down fourfold; and it takes longer than a separate pass over an `out` that the cache still holds.
         """
-        return activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES
+        return bool(activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES)
 
-    def _blas(self, a: Array, b: Array, out: Array, epilogue: str, **options: Any) -> bool:
-        """out = a @ b by the vendor's library; False where there is none or it does not know how."""
+    def _blas(self, a: Array, b: Array, out: Array, epilogue: Epilogue = NO_EPILOGUE, into: Sum = PLAIN) -> bool:
+        """out = a @ b by the vendor's library. Returns False if it is missing or cannot compute that."""
         blas, tf32 = self.device.blas, self.precision == "tf32"
         if blas is None:
             return False
         try:
-            return blas.product(a, b, out, stream=self.device.stream, epilogue=epilogue, tf32=tf32, **options)
+            stream = self.device.stream
+            done: bool = blas.product(a, b, out, stream=stream, epilogue=epilogue, into=into, tf32=tf32)
+            return done
         except BlasError as error:
             self.device.blas = None
             warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
             return False
 
-    def _product(
-        self, a: Array, b: Array, out: Array, *, alpha: float = 1, beta: float = 1, addend: Array | None = None
-    ) -> None:
+    def _product(self, a: Array, b: Array, out: Array, into: Sum = PLAIN) -> None:
         """out = alpha · a @ b, and + beta · addend if there is one, of matrices or stacks of them: see Blas.product."""
-        if not self._blas(a, b, out, "none", alpha=alpha, beta=beta, addend=addend):
-            self._matmul(a, b, out, "STORE" if addend is None else "ADD", addend=addend, alpha=alpha, beta=beta)
+        if not self._blas(a, b, out, into=into):
+            self._matmul(a, b, out, "STORE" if into.addend is None else "ADD", into=into)
 
     def _matmul(
-        self, a: Array, b: Array, out: Array, epilogue: str, activation: str | None = None, bias: Array | None = None,
-        before: Array | None = None, addend: Array | None = None, alpha: float = 1, beta: float = 1,
-    ) -> None:  # fmt: skip
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        epilogue: str,
+        bias: Array = None,
+        activation: Activation | None = None,
+        into: Sum = PLAIN,
+    ) -> None:
         """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views, and all of them stacks."""
         (*stack, m, k), n = a.shape, b.shape[-1]
         a_transposed, b_transposed = is_transposed(a), is_transposed(b)
@@ -342,53 +360,55 @@ class GpuOps:
         kernel = self._kernel(
             "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
             A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
-            EPILOGUE=epilogue, ACTIVATION=activation or "gelu", THREADS=self._tile_threads,
+            EPILOGUE=epilogue, ACTIVATION=activation.name if activation else "gelu",
+            THREADS=self._tile_threads,
         )  # fmt: skip
         a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
-        addend = out if addend is None else addend
+        addend = out if into.addend is None else into.addend
         strides = (_long(x.strides[0] // x.itemsize if stack else 0) for x in (a, b, out, addend))
         if stack:
             a, b, out, addend = (x[0] for x in (a, b, out, addend))
-        extras = (out if bias is None else bias, out if before is None else before)  # `out` stands for what is not read
-        sizes = (_int(m), _int(n), _int(k), *strides, _float(alpha), _float(beta))
-        grid = (-(-n // TILE_SIDE), math.prod(stack) * -(-m // TILE_SIDE))
+        # `out` stands in for arrays that the kernel does not read.
+        extras = (out if bias is None else bias, activation.pre_activation if activation else out)
+        sizes = (_int(m), _int(n), _int(k), *strides, _float(into.alpha), _float(into.beta))
+        grid = (ceil_div(n, TILE_SIDE), math.prod(stack) * ceil_div(m, TILE_SIDE))
         kernel(grid, (self._tile_threads,), (a, b, out, *extras, addend, *sizes))
 
-    def _activate(self, before: Array, out: Array, activation: str) -> None:
-        """out = activation(before), both [rows, columns]; out may be before."""
-        self._elementwise("activation", out, (before, out), activation)
+    def _activate(self, pre_activation: Array, out: Array, activation: str) -> None:
+        """out = activation(pre_activation), both [rows, columns]; out may be pre_activation."""
+        self._elementwise("activation", out, (pre_activation, out), activation)
 
     def _add_bias(self, x: Array, bias: Array) -> None:
         """x [rows, columns] += bias"""
         self._elementwise("add_bias", x, (x, bias, _int(x.shape[1])))
 
-    def _elementwise(self, name: str, out: Array, arguments: tuple, activation: str = "gelu") -> None:
-        """A kernel of gelu.hip over out [rows, columns]."""
+    def _elementwise(self, name: str, out: Array, arguments: tuple[Any, ...], activation: str = "gelu") -> None:
+        """Launch a kernel of gelu.hip over out [rows, columns]."""
         width = self._width(out.shape[1])
         kernel = self._kernel("gelu.hip", name, WIDTH=width, ACTIVATION=activation)
-        kernel((-(-out.size // (THREADS * width)),), (THREADS,), (*arguments, _long(out.size)))
+        kernel((ceil_div(out.size, THREADS * width),), (THREADS,), (*arguments, _long(out.size)))
 
     # ---- gradients of vectors -------------------------------------------------------------------------------------
-
-    def parts(self, rows: int) -> int:
-        return min(MOST_PARTS, -(-rows // PART_ROWS))
 
     def _column_sums(self, x: Array, partials: Array) -> None:
         self._launch_sums("column_sums", (x,), partials)
 
     def _launch_sums(self, name: str, arrays: tuple[Array, ...], partials: Array, activation: str = "gelu") -> None:
-        """A kernel of sums.hip that leaves partial sums of [rows, columns]."""
-        (rows, columns), parts = arrays[0].shape, self.parts(len(arrays[0]))
+        """Launch a kernel of sums.hip that leaves partial sums of [rows, columns]."""
+        (rows, columns), count = arrays[0].shape, self.partial_sums(len(arrays[0]))
         width = self._width(columns)
         kernel = self._kernel("sums.hip", name, WIDTH=width, ACTIVATION=activation)
-        sizes = map(_int, (rows, columns, -(-rows // parts)))
-        grid = (-(-columns // (SUM_LANES * width)), parts)
-        kernel(grid, (THREADS,), (*arrays, partials[0], *sizes, _stride(partials)))
+        sizes = map(_int, (rows, columns, ceil_div(rows, count)))
+        kernel(
+            (ceil_div(columns, SUM_LANES * width), count), (THREADS,), (*arrays, partials[0], *sizes, _stride(partials))
+        )
 
     def add_partials(self, partials: Array, out: Array) -> None:
-        width = 4 if out.size % 4 == 0 else 1  # float32, whatever activations are
+        width = 4 if out.size % 4 == 0 else 1  # partial sums are float32, whatever type activations have
         kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu")
-        kernel((-(-out.size // (SUM_LANES * width)),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size)))
+        kernel(
+            (ceil_div(out.size, SUM_LANES * width),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size))
+        )
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -396,7 +416,7 @@ class GpuOps:
         batch, heads, seq = lse.shape
         kernel = self._attention("attention", out.shape[1] // heads, dropout)
         arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
-        kernel((batch * heads * -(-seq // TILE_SIDE),), (self._tile_threads,), arguments)
+        kernel((batch * heads * ceil_div(seq, TILE_SIDE),), (self._tile_threads,), arguments)
 
     def attention_backward(
         self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
@@ -404,7 +424,7 @@ class GpuOps:
         batch, heads, seq = lse.shape
         head_dim = out.shape[1] // heads
         delta = self._scratch("delta", lse.size)
-        grid, block = (batch * heads * -(-seq // TILE_SIDE),), (self._tile_threads,)
+        grid, block = (batch * heads * ceil_div(seq, TILE_SIDE),), (self._tile_threads,)
         place = (_int(heads), _int(seq), *self._mask(dropout))
         queries = self._attention("attention_backward_queries", head_dim, dropout)
         queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
@@ -420,7 +440,7 @@ class GpuOps:
         kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
         kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
 
-    def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Callable:
+    def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Kernel:
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
         defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
         return self._kernel("attention.hip", name, THREADS=self._tile_threads, **defines)
@@ -440,10 +460,8 @@ class GpuOps:
         kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")
         kernel((1,), (THREADS,), (losses, hits, out, _int(losses.size)))
 
-    def sample(
-        self, logits: Array, seen: Array, uniform: Array, out: Array, *, temperature: float, top_k: int, top_p: float,
-        repetition_penalty: float,
-    ) -> None:  # fmt: skip
+    def sample(self, logits: Array, seen: Array, uniform: Array, out: Array, rule: SamplingRule) -> None:
+        temperature, top_k, top_p, repetition_penalty = rule
         vocab = logits.size
         kernel = self._kernel("sample.hip", "sample")
         keys = self._scratch("sample keys", vocab, "uint32")
@@ -458,27 +476,21 @@ class GpuOps:
         self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (THREADS,), (x, partials, _long(x.size)))
         self._kernel("norm.hip", "global_norm")((1,), (THREADS,), (partials, out))
 
-    def plan_update(
-        self, norm: Array, loss: Array, counters: Array, lr: Array, *, out: Array, betas: tuple[float, float],
-        weight_decay: float, clip: float,
-    ) -> None:  # fmt: skip
-        factors = map(np.float64, (*betas, weight_decay, clip))
+    def plan_update(self, norm: Array, loss: Array, counters: Array, lr: Array, out: Array, rule: UpdateRule) -> None:
+        factors = map(np.float64, (*rule.betas, rule.weight_decay, rule.clip))
         kernel = self._kernel("adamw.hip", "plan_update", COPY=int(self.low_precision))
         kernel((1,), (1,), (norm, loss, counters, lr, out, *factors))
 
-    def adamw(
-        self, weights: Array, gradients: Array, exp_avg: Array, exp_avg_sq: Array, *, copy: Array | None, plan: Array,
-        betas: tuple[float, float], eps: float, decayed: int,
-    ) -> None:  # fmt: skip
+    def adamw(self, buffers: AdamBuffers, plan: Array, rule: UpdateRule) -> None:
+        weights, gradients, exp_avg, exp_avg_sq, copy, decayed = buffers
         kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
         arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
-        scalars = (*map(_float, (*betas, eps)), _long(decayed), _long(weights.size))
-        kernel((-(-weights.size // (THREADS * ADAMW_WIDTH)),), (THREADS,), (*arrays, *scalars))
+        scalars = (*map(_float, (*rule.betas, rule.eps)), _long(decayed), _long(weights.size))
+        kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
     def muon(
-        self, stacks: Sequence[Stack], plan: Array, *, momentum: float,
-        coefficients: Sequence[tuple[float, float, float]],
-    ) -> None:  # fmt: skip
+        self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
+    ) -> None:
         muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
         muon.step(stacks, plan, momentum, coefficients)
 
@@ -487,20 +499,20 @@ class GpuOps:
 
     # ---- kernels --------------------------------------------------------------------------------------------------
 
-    def _kernel(self, file: str, name: str, **defines: object) -> Callable:
+    def _kernel(self, file: str, name: str, **defines: object) -> Kernel:
         """A kernel, compiled at its first use; call it with (grid, block, arguments)."""
         key = (name, *defines.values())
-        kernel = self._kernels.get(key)
+        kernel = self._compiled.get(key)
         if kernel is None:
             defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
-            kernel = self._kernels[key] = self.device.kernel(file, name, defines)
+            kernel = self._compiled[key] = self.device.kernel(file, name, defines)
         return kernel
 
     def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
         arrays = self._scratch_arrays.setdefault(name, [])
         if not arrays or arrays[-1].size < size:
-            # Beside the smaller ones, whose addresses a recorded step may know; each is at least twice as large as the
-            # one before, so that all together stay below four times the need.
+            # Smaller ones are kept, because a recorded step may know their addresses. Each is at least twice as large
+            # as the one before, so all together stay below four times the need.
             arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
         return arrays[-1][:size]
 
@@ -510,11 +522,11 @@ class GpuOps:
         return TILE_WARPS * self.device.warp
 
     def _width(self, columns: int) -> int:
-        """Elements that a thread takes at a time of rows of `columns`: a vector if rows are whole vectors."""
+        """Elements of a row that a thread takes at a time: a vector if `columns` are whole vectors, else one."""
         return self._vector if columns % self._vector == 0 else 1
 
-    def _mask(self, dropout: Dropout | None) -> tuple:
-        """A dropout as the kernels take it: key, site, threshold and scale."""
+    def _mask(self, dropout: Dropout | None) -> tuple[Any, ...]:
+        """A dropout's arguments for a kernel: key, site, threshold and scale."""
         if not dropout:
             return self._no_key, _uint(0), _uint(0), _float(1)
         threshold = int(dropout.rate * 2**32)

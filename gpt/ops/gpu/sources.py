@@ -1,13 +1,20 @@
-"""The sources in kernels/ as text for a compiler: one instance is a file, its headers and a set of #defines."""
+"""The sources in kernels/ as text for a compiler: an instance is a file, its headers and a set of #defines."""
 
 import functools
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from gpt.ops.constants import GELU_CUBIC, GELU_SCALE, NORM_EPS
 from gpt.system import shipped
 
 _INCLUDE = re.compile(r'^#include "((?:common|tile|slice)\.h)"$', re.MULTILINE)
+
+# Macros that every file gets, before its headers.
+_CONSTANTS = "".join(
+    f"#define {name} {value!r}f\n"
+    for name, value in {"NORM_EPS": NORM_EPS, "GELU_SCALE": GELU_SCALE, "GELU_CUBIC": GELU_CUBIC}.items()
+)
 
 
 class Instance(NamedTuple):
@@ -35,10 +42,10 @@ class Instance(NamedTuple):
 
 
 def expanded(file: str, macros: str = "") -> str:
-    """The text of a file of kernels/: the header that it includes, if any, then `macros`, then its own."""
+    """The text of a file of kernels/: the header that it includes, or the constants, then `macros`, then its own."""
     text = _text(file)
     include = _INCLUDE.search(text)
-    header = expanded(include[1]) if include else ""
+    header = expanded(include[1]) if include else _CONSTANTS
     return f'{header}{macros}#line 1 "{file}"\n{_INCLUDE.sub("", text)}'
 
 

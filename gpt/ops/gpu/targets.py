@@ -1,4 +1,4 @@
-"""What a kernel has to know about a GPU, by the name that its compiler gives it; kernels/common.h decides the same."""
+"""The properties of a GPU by its compiler's name for it (gfx942, sm_90); kernels/common.h decides the same."""
 
 import re
 
@@ -16,5 +16,5 @@ def has_bf16(target: str) -> bool:
 
 
 def has_tf32(target: str) -> bool:
-    """Whether its matrix unit takes float32 rounded to tf32: on NVIDIA's."""
+    """Whether the GPU's matrix unit takes float32 rounded to tf32, as NVIDIA's do."""
     return target.startswith("sm_") and has_bf16(target)

@@ -1,10 +1,12 @@
-"""When a GPU gets to which point of its work: the clock that operations are timed with."""
+"""The clock of a GPU: the times at which it reaches points of its work."""
 
 from typing import Any
 
+from gpt.ops.interface import Timeline
 
-class CupyTimeline:
-    """Of a GPU, which works on after it was asked: an event is a time that it notes when it gets there."""
+
+class CupyTimeline(Timeline):
+    """A GPU works on after it was asked: a mark is an event that it notes with the time when it gets there."""
 
     def __init__(self, cupy: Any) -> None:
         self._cuda = cupy.cuda
@@ -15,8 +17,8 @@ class CupyTimeline:
         return event
 
     def has_passed(self, mark: Any) -> bool:
-        return mark.done
+        return bool(mark.done)
 
     def seconds_between(self, begin: Any, end: Any) -> float:
         end.synchronize()
-        return self._cuda.get_elapsed_time(begin, end) / 1e3
+        return float(self._cuda.get_elapsed_time(begin, end)) / 1e3

@@ -1,13 +1,12 @@
 """A few steps of a tiny model on any operations, and what it then writes."""
 
-from typing import Any
-
 import numpy as np
 
 from gpt.batches import token_order
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
-from gpt.model import GPT
+from gpt.model import GPT, TrainableGPT
+from gpt.ops.interface import Operations
 from gpt.optim import Optimizer
 
 CONFIG = ModelConfig(
@@ -16,10 +15,10 @@ CONFIG = ModelConfig(
 BATCH, STEPS, LEARNING_RATE = 2, 3, 1e-3
 
 
-def train(ops: Any) -> tuple[GPT, list[float]]:
+def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
     """The same model after steps on the same tokens, and the mean loss of each."""
     rng = np.random.default_rng(0)
-    model = GPT(CONFIG, ops, BATCH, training=True)
+    model = TrainableGPT(CONFIG, ops, BATCH)
     model.initialize(0)
     optimizer = Optimizer(model, TrainConfig())
     losses = []

@@ -1,0 +1,6 @@
+"""Numbers that define GPT-2's arithmetic. Every device takes them from here; kernels get them as macros."""
+
+import math
+
+NORM_EPS = 1e-5  # added to the variance in a layer norm
+GELU_SCALE, GELU_CUBIC = math.sqrt(2 / math.pi), 0.044715  # gelu(x) = x/2 · (1 + tanh(SCALE · (x + CUBIC · x³)))

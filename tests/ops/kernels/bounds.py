@@ -1,0 +1,58 @@
+"""The reference, and how far from it a result may be.
+
+The reference is NumPy's operations in float64. Inputs are rounded to the type of activations first, so that both sides
+see the same numbers. Outputs are NaN before the call and lie between guard bands. Bounds follow from the arithmetic:
+u = 2^-24 is a rounding of float32 and U = 2^-8 one of bf16 (u in fp32 mode); a sum of n terms, in whatever order, is
+off by at most n u times the sum of the absolute values. The GPU's exp2 is good to 2^-21 relative; that is EXP, and does
+not count the rounding of exp2's argument.
+"""
+
+import numpy as np
+
+from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.interface import Dropout
+from tests.support.amd import errors
+
+u, EXP = 2.0**-24, 2.0**-21
+TF32 = 2.0**-10  # of a product whose two operands are rounded to tf32, half of it each
+REFERENCE = CpuOps(threads=1, dtype="float64")
+
+
+def near(ops, ours, reference, bound):
+    """|ours - reference| <= bound everywhere, and ours is finite."""
+    ours = ops.to_host(ours).astype(np.float64)
+    assert np.isfinite(ours).all(), "an element was not written, or is not finite"
+    off = np.abs(ours - reference)
+    errors.note(ops, off, np.broadcast_to(bound, off.shape))
+    worst = np.unravel_index(np.argmax(off - bound), off.shape)
+    assert (off <= bound).all(), f"{ours[worst]} for {reference[worst]} at {worst}, off by more than the bound"
+
+
+def dropout(ops, rate, site=3):
+    key = np.array([17, 4], np.uint32)
+    mine = Dropout(rate, ops.from_host(key), site) if rate else None
+    return mine, Dropout(rate, key, site) if rate else None
+
+
+class Sums:
+    """Room for a vector's partial sums over `rows` rows, between columns that belong to others."""
+
+    def __init__(self, ops, arrays, rows, n):
+        self.ops, self.n = ops, n
+        self.whole = arrays.poisoned(ops.partial_sums(rows), n + 256, dtype="float32")
+        self.partials = self.whole[:, 128 : 128 + n]
+
+    def total(self):
+        host = self.ops.to_host(self.whole).astype(np.float64)
+        assert np.isnan(host[:, :128]).all(), "a kernel wrote into another vector's sums"
+        assert np.isnan(host[:, 128 + self.n :]).all(), "a kernel wrote into another vector's sums"
+        return host[:, 128 : 128 + self.n].sum(0)
+
+
+def norm_bound(x, weight, bias, mean, rstd, U):
+    """n = (x - mean) rstd: the mean is off by d u mean|x|, each difference by that and its rounding; rstd by d u."""
+    d = x.shape[1]
+    off = (d + 4) * u * (np.abs(x).mean(1, keepdims=True) + np.abs(x)) * rstd[:, None]
+    n = np.abs(x - mean[:, None]) * rstd[:, None]
+    spread = off * (1 + n * n.mean(1, keepdims=True))  # the mean's error goes into rstd too
+    return (spread + (2 * d + 8) * u * n) * np.abs(weight) + (U + 4 * u) * (np.abs(n * weight) + np.abs(bias)) + 1e-30

@@ -1,0 +1,34 @@
+"""The fixtures of the tests of every operation: operations on a device, their arrays, random numbers, a rounding."""
+
+import numpy as np
+import pytest
+
+from tests.ops.kernels.bounds import TF32, u
+from tests.support.devices import DEVICES, Arrays, operations
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return request.param()
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def ops(request, device):
+    return operations(device, request.param)
+
+
+@pytest.fixture
+def arrays(ops):
+    made = Arrays(ops)
+    yield made
+    made.check()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.fixture
+def U(ops):
+    return {"fp32": u, "tf32": TF32, "bf16": 2.0**-8}[ops.precision]

@@ -1,0 +1,201 @@
+"""The optimizers: kernels, and loops for numba, against the reference on every device."""
+
+import math
+
+import numpy as np
+import pytest
+
+from gpt.ops.gpu import muon as gpu_muon
+from gpt.ops.gpu.blas import Sum
+from gpt.ops.interface import AdamBuffers, Stack, UpdateRule
+from gpt.optim import NEWTON_SCHULZ
+from tests.ops.kernels.bounds import REFERENCE, TF32, near, u
+from tests.support.devices import GPUS, Arrays
+
+
+@pytest.mark.parametrize("n", [1, 7, 1024, 70_000])
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+def test_the_global_norm_over_and_underflows_nowhere(ops, arrays, rng, n, magnitude):
+    x = (rng.standard_normal(n) * magnitude).astype(np.float32)
+    out = arrays.poisoned(1, dtype="float64")
+    ops.global_norm(arrays.of(x, "float32"), out)
+    expected = np.linalg.norm(x.astype(np.float64))
+    near(ops, out, np.array([expected]), n * 2.0**-52 * expected)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 4, 6])
+def test_a_gradient_that_is_not_finite_makes_the_norm_not_finite(ops, arrays, poison, place):
+    x = np.zeros(7, np.float32)
+    x[place] = poison
+    out = arrays.of(np.zeros(1), "float64")
+    ops.global_norm(arrays.of(x, "float32"), out)
+    assert not np.isfinite(ops.to_host(out)).any()
+
+
+RULE = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=0.0)
+
+
+def planned(ops, arrays, norm, loss, counters, lr, clip):
+    """The plan of a step, float64 [6]; counters, on the host, are moved on."""
+    plan, mine = arrays.poisoned(6, dtype="float64"), arrays.of(counters)
+    norm, loss, lr = arrays.of(np.array([norm]), "float64"), arrays.of(np.array(loss), "float64"), np.array([lr])
+    ops.plan_update(norm, loss, mine, arrays.of(lr, "float32"), plan, RULE._replace(clip=clip))
+    counters[...] = ops.to_host(mine)
+    return plan
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_adamw(ops, arrays, rng, U, clip):
+    n, decayed = 1280, 512
+    host = [rng.standard_normal(n).astype(np.float32).astype(np.float64) for _ in range(4)]
+    host[3] **= 2
+    mine = [arrays.of(x, "float32") for x in host]
+    copy = arrays.poisoned(n)
+    counters, theirs = np.array([6, 2, 1]), np.array([6, 2, 1])
+    plan = planned(ops, arrays, 3.0, [1.0, 1.0], counters, 1e-3, clip)
+    ops.adamw(AdamBuffers(*mine, copy if ops.low_precision else None, decayed), plan, RULE)
+    step = np.abs(host[0]).copy()
+    plan_ = planned(REFERENCE, Arrays(REFERENCE), 3.0, [1.0, 1.0], theirs, 1e-3, clip)
+    REFERENCE.adamw(AdamBuffers(*host, None, decayed), plan_, RULE)
+    near(ops, plan, plan_, 1e-12 * np.abs(plan_))
+    assert counters.tolist() == theirs.tolist() == [7, 2, 0]
+    near(ops, mine[0], host[0], 4 * u * step + 40 * u * 0.1)  # a step is below lr · 10 / (1 - 0.9^7) < 0.1
+    near(ops, mine[2], host[2], 8 * u * (np.abs(host[2]) + np.abs(host[1])))
+    near(ops, mine[3], host[3], 8 * u * np.abs(host[3]))
+    if ops.low_precision:
+        weights = ops.to_host(mine[0])
+        near(ops, copy, weights, U * np.abs(weights))
+
+
+@pytest.mark.parametrize("ops", ["bf16"], indirect=True)
+def test_what_products_read_is_the_nearest_bf16_and_of_two_the_even_one(ops, arrays):
+    """Of weights of every kind (denormal, infinite, NaN and what becomes infinite), which a step of rate 0 leaves."""
+    high = (np.arange(0, 2**16, 32, dtype=np.uint32)[:, None] + np.array([0, 1, 31], np.uint32)).ravel()
+    low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    weights = (high[:, None] << 16 | low).ravel().view(np.float32)
+    zeros, copy = np.zeros(weights.size), arrays.poisoned(weights.size)
+    mine = arrays.of(weights, "float32"), *(arrays.of(zeros, "float32") for _ in range(3))
+    plan = planned(ops, arrays, 1.0, [1.0, 1.0], np.zeros(3, np.int64), 0.0, clip=0.0)
+    ops.adamw(AdamBuffers(*mine, copy, decayed=0), plan, RULE)
+    stored = ops.to_host(mine[0])  # AMD's take denormals for 0
+    np.testing.assert_array_equal(ops.to_host(copy), ops.to_host(arrays.of(stored)))
+    np.testing.assert_array_equal(np.isnan(stored), np.isnan(weights))
+
+
+@pytest.mark.parametrize(("norm", "loss"), [(np.nan, 1), (np.inf, 1), (1, np.nan), (1, -np.inf)])
+def test_a_step_that_is_not_finite_is_skipped_by_every_optimizer(ops, arrays, rng, norm, loss):
+    host = [rng.standard_normal(256).astype(np.float32) for _ in range(4)]
+    mine, counters = [arrays.of(x, "float32") for x in host], np.array([5, 2, 1])
+    plan = planned(ops, arrays, norm, [1.0, loss], counters, 1.0, clip=1.0)
+    ops.adamw(AdamBuffers(*mine, None, decayed=256), plan, RULE)
+    stack = Stack(*(x.reshape(2, 8, 16) for x in mine[:3]), copy=None)
+    ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
+    assert all(np.array_equal(ops.to_host(a), b) for a, b in zip(mine, host, strict=True))
+    assert counters.tolist() == [5, 3, 2]
+
+
+# Singular values of about 1 make elements of at most 1, and roundings of 2^-24 or 2^-9 of them are raised by some
+# hundreds in fp32, where small singular values are small, and by a few in bf16, where those are lost anyway.
+MUON_FP32, MUON_BF16 = 400 * u, 0.1
+STACKS = [(1, 1, 1), (2, 16, 16), (3, 24, 72), (2, 96, 33), (2, 130, 64), (4, 7, 5)]  # matrices, rows, columns
+
+
+def stack_of(arrays, ops, shape, rng):
+    """Weights, gradients and momentum [matrices, rows, columns], and room for the copy, evenly apart with gaps."""
+    count, rows, columns = shape
+    stride = -(-rows * columns // 128) * 128
+    host = [rng.standard_normal(shape).astype(np.float32).astype(np.float64) for _ in range(3)]
+
+    def laid_out(value, dtype):
+        whole = arrays.of(np.zeros((count, stride)), dtype)
+        view = whole[:, : rows * columns].reshape(shape)
+        ops.copy(value.astype(np.float32), out=view)
+        return view
+
+    copy = laid_out(np.full(shape, np.nan), "") if ops.low_precision else None
+    return host, Stack(*(laid_out(x, "float32") for x in host), copy)
+
+
+def roundings(x, size, rng):
+    """x with every element off by up to `size` of it: one way in which arithmetic may round."""
+    return x * (1 + size * rng.uniform(-1, 1, x.shape))
+
+
+def rounded_orthogonalized(u, size, rng):
+    """The orthogonalization that rounds every result of a product, stored in the type of products, at random."""
+    x = roundings(u / np.linalg.norm(u, axis=(1, 2), keepdims=True), 2 * size, rng)
+    tall = x.shape[1] > x.shape[2]
+    for a, b, c in NEWTON_SCHULZ:
+        turned = x.swapaxes(1, 2)
+        gram = roundings(turned @ x if tall else x @ turned, size, rng)
+        factor = roundings(b * gram + c * gram @ gram, size, rng)
+        x = roundings(a * x + (x @ factor if tall else factor @ x), size, rng)
+    return x
+
+
+@pytest.mark.parametrize("shape", STACKS)
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_muon(ops, arrays, rng, U, shape, scale):
+    """How far roundings take an orthogonalized matrix is seen from the reference with roundings drawn at random
+    (Vignes 2004, stochastic arithmetic): no element may be further off than three times the furthest of 16 draws.
+    In fp32 a product of n terms adds up to n roundings; on a CPU squares of singular values are multiplied.
+    """
+    (w, g, m), stack = stack_of(arrays, ops, shape, rng)
+    plan = arrays.of(np.array([0, scale, 0.1, 0.99, 1, 1]), "float64")
+    ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
+    m_ = 0.95 * m + 0.05 * scale * g
+    u_ = 0.05 * scale * g + 0.95 * m_
+    near(ops, stack.momentum, m_, 8 * u * (np.abs(m) + np.abs(scale * g)))
+    factor = 0.1 * 0.2 * math.sqrt(max(shape[1:]))
+    exact = REFERENCE.zeros(shape)
+    REFERENCE.muon(
+        [Stack(exact, g, m, None)], np.array([0, scale, 1 / (0.2 * math.sqrt(max(shape[1:]))), 1, 1, 1]), momentum=0.95,
+        coefficients=NEWTON_SCHULZ,
+    )  # fmt: skip
+    size = max(U / 2, u * max(shape[1:])) * (40 if ops.is_cpu else 1)
+    draws = [rounded_orthogonalized(u_, size, rng) + exact for _ in range(16)]
+    off = np.abs(draws).max()
+    near(ops, stack.weights, 0.99 * w + factor * exact, 3 * factor * off + 4 * u * (np.abs(w) + factor))
+    if ops.low_precision:
+        weights = ops.to_host(stack.weights)
+        near(ops, stack.copy, weights, U * np.abs(weights))
+
+
+@pytest.mark.parametrize("device", GPUS, indirect=True)  # a CPU takes matrix by matrix
+@pytest.mark.parametrize("tall", [False, True])
+def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, tall, monkeypatch):
+    shape = (5, 32, 16) if tall else (5, 16, 32)
+    _, stack = stack_of(arrays, ops, shape, rng)
+    others = Stack(*(None if a is None else a.copy() for a in stack))
+    plan = arrays.of(np.array([0, 1, 0.1, 0.99, 1, 1]), "float64")
+    ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
+    monkeypatch.setattr(gpu_muon, "AT_ONCE", 2 * 16 * 32)
+    ops.muon([others], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
+    weights = ops.to_host(stack.weights)  # a library may take another algorithm for another number of products
+    tolerance = MUON_FP32 if ops.precision == "fp32" else MUON_BF16
+    np.testing.assert_allclose(ops.to_host(others.weights), weights, rtol=0, atol=tolerance * 0.1 * 0.2 * math.sqrt(32))
+    assert np.array_equal(ops.to_host(stack.momentum), ops.to_host(others.momentum))
+
+
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+@pytest.mark.parametrize(("shape", "n"), [((3, 5, 7), 9), ((2, 64, 32), 70), ((1, 8, 8), 8)])
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
+def test_products_of_stacks(ops, arrays, rng, U, shape, n, transposed):
+    count, m, k = shape
+
+    def stack(rows, columns, turned=False):
+        value = arrays.rounded(rng.standard_normal((count, columns, rows) if turned else (count, rows, columns)))
+        mine = arrays.of(value)
+        return (mine.swapaxes(1, 2), value.swapaxes(1, 2)) if turned else (mine, value)
+
+    (a, a_), (b, b_), (addend, addend_) = stack(m, k, transposed[0]), stack(k, n, transposed[1]), stack(m, n)
+    out, plain = arrays.poisoned(count, m, n), arrays.poisoned(count, m, n)
+    ops._product(a, b, out, Sum(-0.5, 3.0, addend))
+    ops._product(a, b, plain)
+    size = np.abs(a_) @ np.abs(b_)
+    bound = (k + 4) * u * (size + 3 * np.abs(addend_))
+    tf32 = (TF32 if ops.precision == "tf32" else 0) * size
+    expected = 3 * addend_ - 0.5 * (a_ @ b_)
+    near(ops, out, expected, bound + tf32 + U * np.abs(expected))
+    near(ops, plain, a_ @ b_, bound + tf32 + U * np.abs(a_ @ b_))
