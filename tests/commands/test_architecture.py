@@ -1,4 +1,4 @@
-"""What may import what: the table in docs/architecture.md, held against the program's import statements."""
+"""The import rules: the table in docs/architecture.md, held against the program's import statements."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def room(module: str) -> str:
 
 def floors() -> list[tuple[str, int]]:
     """Each room that the table names, with its floor."""
-    table = PAGE.partition("## What may import what")[2].partition("\n## ")[0]
+    table = PAGE.partition("## Import rules")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", table, re.MULTILINE)
     return [(name, int(floor)) for floor, names in rows for name in re.findall(r"`([\w.]+)`", names)]
 
