@@ -58,7 +58,11 @@ class Normed(NamedTuple):
 
     def rows(self, rows: int) -> "Normed":
         """The first `rows` rows of all four."""
-        return Normed(self.x[:rows], self.out[:rows], self.mean[:rows], self.rstd[:rows])
+        return self.slice(slice(rows))
+
+    def slice(self, rows: slice) -> "Normed":
+        """These rows of all four."""
+        return Normed(self.x[rows], self.out[rows], self.mean[rows], self.rstd[rows])
 
 
 class Activation(NamedTuple):

@@ -19,15 +19,16 @@ import psutil
 
 from gpt.arithmetic import ceil_div
 from gpt.config import ModelConfig
-from gpt.ops.constants import NORM_EPS
 from gpt.ops.cpu import activations
 from gpt.ops.cpu.attention import Attended, Heads, attend, attend_backward
 from gpt.ops.cpu.embedding import TokenRows
 from gpt.ops.cpu.host import HostInputs, HostOutput, HostTimeline
+from gpt.ops.cpu.loss import cross_entropy
 from gpt.ops.cpu.masks import Mask
+from gpt.ops.cpu.norm import normalize, normalize_backward
 from gpt.ops.cpu.optimizer import AdamStep, adam_step, move_matrix, plan_update
 from gpt.ops.cpu.sampling import choose
-from gpt.ops.cpu.sums import ones, sum_rows
+from gpt.ops.cpu.sums import sum_rows
 from gpt.ops.interface import (
     Activation,
     AdamBuffers,
@@ -171,7 +172,7 @@ class CpuOps(Operations):
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, normed: Normed, norm: Affine) -> None:
-        self._by_rows(lambda r: _normalize(normed, norm, r), normed.x)
+        self._by_rows(lambda r: normalize(normed.slice(r), norm), normed.x)
 
     def add_layernorm(
         self, x: np.ndarray, branch: np.ndarray, norm: Affine, out: Normed, dropout: Dropout | None = None
@@ -183,7 +184,7 @@ class CpuOps(Operations):
             if mask:
                 added = np.multiply(added, self._draw(mask, r, x.shape[1]), out=out.out[r])
             np.add(x[r], added, out=out.x[r])
-            _normalize(out, norm, r)
+            normalize(out.slice(r), norm)
 
         self._by_rows(block, x)
 
@@ -206,30 +207,16 @@ class CpuOps(Operations):
         grads: Affine,
         branch: Branch | None = None,
     ) -> None:
-        x, rstd = normed.x, normed.rstd
-        rows, d = x.shape
+        rows, d = normed.x.shape
         mask = Mask(branch.dropout, d) if branch and branch.dropout else None
         block_rows = self._block_rows(rows, d)
         sums = self._scratch("layernorm sums", (3, ceil_div(rows, block_rows), d), self._dtype)
 
         def block(r: slice) -> None:
             number = r.start // block_rows
-            centered = self._scratch("layernorm centered", (r.stop - r.start, d), self._dtype)
-            g = self._scratch("layernorm g", centered.shape, self._dtype)
-            # With n = centered · rstd: the sums over rows of dout · n and of dout.
-            np.subtract(x[r], normed.mean[r, None], out=centered)
-            dout_centered = np.multiply(dout[r], centered, out=g)
-            np.matmul(rstd[r], dout_centered, out=sums[0, number])
-            sum_rows(dout[r], out=sums[1, number])
-            # dx += rstd · (g - mean(g) - n · mean(g · n))
-            centered *= (np.matmul(dout_centered, weight) * (rstd[r] ** 2 / d))[:, None]
-            np.multiply(dout[r], weight, out=g)
-            g -= (np.matmul(dout[r], weight) / d)[:, None]
-            g -= centered
-            g *= rstd[r, None]
-            dx[r] += g
-            # These rows of dx are complete: on to the branch.
-            if branch:
+            block_sums = Affine(weight=sums[0, number], bias=sums[1, number])
+            normalize_backward(dout[r], normed.slice(r), weight, dx[r], block_sums, self._scratch)
+            if branch:  # these rows of dx are complete
                 if mask:
                     np.multiply(dx[r], self._draw(mask, r, d), out=branch.gradient[r])
                 sum_rows(branch.gradient[r], out=sums[2, number])
@@ -383,18 +370,9 @@ class CpuOps(Operations):
             logits = logits[:, :vocab]
 
         def block(r: slice) -> None:
-            x, each = logits[r], np.arange(r.stop - r.start)
-            best = np.argmax(x, axis=1)
-            largest, wanted = x[each, best], x[each, labels[r]]
+            x = logits[r]
             e = self._scratch("softmax", x.shape, self._dtype) if scale is None else x
-            np.subtract(x, largest[:, None], out=e)
-            np.exp(e, out=e)
-            total = np.matmul(e, ones(e.shape[1], e.dtype))
-            np.equal(best, labels[r], out=hits[r], casting="unsafe")
-            np.subtract(np.log(total), wanted - largest, out=losses[r])
-            if scale is not None:
-                e *= (scale / total)[:, None]
-                e[each, labels[r]] -= scale
+            cross_entropy(x, labels[r], losses[r], hits[r], e, scale)
 
         self._by_rows(block, logits)
 
@@ -493,21 +471,6 @@ class CpuOps(Operations):
         if rows * product.size <= SMALL_PRODUCT:
             return height
         return min(ceil_div(height, self.threads.count), max(1, PRODUCT_BLOCK // int(width)))
-
-
-def _normalize(normed: Normed, norm: Affine, r: slice) -> None:
-    """The layer norm of rows r of normed.x."""
-    x, out, mean, rstd = normed.x[r], normed.out[r], normed.mean[r], normed.rstd[r]
-    np.matmul(x, ones(x.shape[1], x.dtype), out=mean)
-    mean /= x.shape[1]
-    np.subtract(x, mean[:, None], out=out)
-    np.einsum("ij,ij->i", out, out, out=rstd)
-    rstd /= x.shape[1]
-    rstd += NORM_EPS
-    np.divide(1, np.sqrt(rstd, out=rstd), out=rstd)
-    out *= rstd[:, None]
-    out *= norm.weight
-    out += norm.bias
 
 
 def _leave_total(sums: np.ndarray, out: np.ndarray) -> None:

@@ -1,0 +1,45 @@
+"""The layer norm of a block of rows in NumPy, forward and backward."""
+
+import numpy as np
+
+from gpt.ops.constants import NORM_EPS
+from gpt.ops.cpu.sums import ones, sum_rows
+from gpt.ops.interface import Affine, Normed
+from gpt.system.threads import Scratch
+
+
+def normalize(normed: Normed, norm: Affine) -> None:
+    """As `Operations.layernorm`."""
+    x, out, mean, rstd = normed
+    np.matmul(x, ones(x.shape[1], x.dtype), out=mean)
+    mean /= x.shape[1]
+    np.subtract(x, mean[:, None], out=out)
+    np.einsum("ij,ij->i", out, out, out=rstd)
+    rstd /= x.shape[1]
+    rstd += NORM_EPS
+    np.divide(1, np.sqrt(rstd, out=rstd), out=rstd)
+    out *= rstd[:, None]
+    out *= norm.weight
+    out += norm.bias
+
+
+def normalize_backward(
+    dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, sums: Affine, scratch: Scratch
+) -> None:
+    """As `Operations.layernorm_backward`. `sums` [D] get the sums over these rows of dout · n and of dout."""
+    x, _, mean, rstd = normed
+    d = x.shape[1]
+    centered = scratch("layernorm centered", x.shape, x.dtype)
+    g = scratch("layernorm g", x.shape, x.dtype)
+    # With n = centered · rstd: the sums over rows of dout · n and of dout
+    np.subtract(x, mean[:, None], out=centered)
+    dout_centered = np.multiply(dout, centered, out=g)
+    np.matmul(rstd, dout_centered, out=sums.weight)
+    sum_rows(dout, out=sums.bias)
+    # dx += rstd · (g - mean(g) - n · mean(g · n))
+    centered *= (np.matmul(dout_centered, weight) * (rstd**2 / d))[:, None]
+    np.multiply(dout, weight, out=g)
+    g -= (np.matmul(dout, weight) / d)[:, None]
+    g -= centered
+    g *= rstd[:, None]
+    dx += g
