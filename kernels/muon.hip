@@ -10,7 +10,7 @@
 // the next, u and the orthogonalized u `stride_u`. Both are multiples of a vector.
 //
 // Set by the host: T (bf16 | float), the type of u; COPY (1: write the bf16 copy); WIDTH (4 if size is a multiple, else
-// 1); BLOCKS (of `muon_momentum` for each matrix, always the same: the order of the sums is fixed), THREADS.
+// 1); BLOCKS (of `muon_momentum` for each matrix at most, always the same: the order of the sums is fixed), THREADS.
 #include "common.h"
 
 struct Plan {
@@ -19,8 +19,8 @@ struct Plan {
 
 constexpr float LEAST_NORM = 1e-7f;
 
-// partials: float [matrices, BLOCKS], a sum of squares per block.
-// grid: BLOCKS x matrices, block: THREADS
+// partials: float [matrices, BLOCKS], a sum of squares for each block. A small matrix has less than BLOCKS of them.
+// grid: min(BLOCKS, ceil(size / (THREADS * WIDTH))) x matrices, block: THREADS
 KERNEL(THREADS) muon_momentum(const float* gradients, float* momentum, T* u, float* partials, const double* plan,
                               float beta, index_t size, index_t stride, index_t stride_u) {
   SHARED(float, scratch, THREADS / WARP);
@@ -45,14 +45,15 @@ KERNEL(THREADS) muon_momentum(const float* gradients, float* momentum, T* u, flo
   if (thread_id() == 0) partials[matrix * BLOCKS + block_x()] = sum;
 }
 
-// u /= its norm, the root of the sum of its partials.
+// u /= its norm, the root of the sum of its first `blocks` partials.
 // grid: ceil(size / (THREADS * WIDTH)) x matrices, block: THREADS
-KERNEL(THREADS) muon_normalize(T* u, const float* partials, const double* plan, index_t size, index_t stride_u) {
+KERNEL(THREADS) muon_normalize(T* u, const float* partials, const double* plan, index_t size, index_t stride_u,
+                               int blocks) {
   const Plan& p = *(const Plan*)plan;
   if (p.skip) return;
   index_t matrix = block_y(), i = ((index_t)block_x() * THREADS + thread_id()) * WIDTH;
   float sum = 0;
-  for (int block = lane_id(); block < BLOCKS; block += WARP) sum += partials[matrix * BLOCKS + block];
+  for (int block = lane_id(); block < blocks; block += WARP) sum += partials[matrix * BLOCKS + block];
   sum = warp_sum(sum);
   if (i >= size) return;
   float factor = 1 / maximum(sqrt_of(sum), LEAST_NORM);

@@ -4,12 +4,12 @@
 // the threads of a block, then the blocks. `squares` is one pass over the array and leaves one partial sum per block;
 // `global_norm` adds those up.
 //
-// Set by the host: BLOCKS (of `squares`: the same on every device, so that all add up in the same order), THREADS (a
-// power of 2).
+// Set by the host: BLOCKS (of `squares` at most: the same on every device, so that all add up in the same order),
+// THREADS (a power of 2).
 #include "common.h"
 
 // partials: float64 [BLOCKS], a sum of squares per block.
-// grid: BLOCKS, block: THREADS
+// grid: min(BLOCKS, ceil(count / (4 * THREADS))), block: THREADS
 KERNEL(THREADS) squares(const float* x, double* partials, index_t count) {
   SHARED(double, sums, THREADS);
   double sum = 0;
@@ -33,12 +33,12 @@ KERNEL(THREADS) squares(const float* x, double* partials, index_t count) {
   if (thread_id() == 0) partials[block_x()] = sums[0];
 }
 
-// out [1] = sqrt(sum of partials [BLOCKS]).
+// out [1] = sqrt(sum of partials [blocks]).
 // grid: 1, block: THREADS
-KERNEL(THREADS) global_norm(const double* partials, double* out) {
+KERNEL(THREADS) global_norm(const double* partials, double* out, int blocks) {
   SHARED(double, sums, THREADS);
   double sum = 0;
-  for (int i = thread_id(); i < BLOCKS; i += THREADS) sum += partials[i];
+  for (int i = thread_id(); i < blocks; i += THREADS) sum += partials[i];
   sums[thread_id()] = sum;
   sync();
   if (thread_id() == 0) {

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from gpt.ops.gpu import operations as gpu
+from gpt.ops.gpu import products as gpu_products
 from gpt.ops.gpu.blas import ALIGNMENT, Blas, BlasError, BlasMissingError, Epilogue, Sum
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Activation, Affine
@@ -219,7 +219,7 @@ def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
     asking, library, refused, large, monkeypatch
 ):
     """The kernels that step in are checked elsewhere; here only that they are asked for, and nothing else."""
-    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    monkeypatch.setattr(gpu_products, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)
     low = ops.low_precision
@@ -237,7 +237,7 @@ def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("refused", [0, 192, -1])
 def test_the_way_back_through_an_activation_sums_up_what_it_finds(asking, library, refused, large, monkeypatch):
-    monkeypatch.setattr(gpu, "CACHE_BYTES", 0 if large else 2**25)
+    monkeypatch.setattr(gpu_products, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)
     dout, x, pre_activation, w = (stored(rng, s, ops.low_precision) for s in ((8, 16), (8, 8), (8, 8), (8, 16)))

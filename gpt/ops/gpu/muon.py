@@ -16,7 +16,7 @@ from gpt.ops.gpu.blas import Sum
 from gpt.ops.interface import Array, Kernel, Stack
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
-THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and the blocks that share the norm of a matrix
+THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and most blocks that share the norm of a matrix
 ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 
 _long, _float = np.int64, np.float32
@@ -59,10 +59,10 @@ class GpuMuon:
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
         moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
-        self._kernel("muon.hip", "muon_momentum", **defines)((NORM_BLOCKS, count), (THREADS,), moved)
-        self._kernel("muon.hip", "muon_normalize", **defines)(
-            grid, (THREADS,), (u[0], partials, plan, size, strides[1])
-        )
+        blocks = min(NORM_BLOCKS, grid[0])
+        self._kernel("muon.hip", "muon_momentum", **defines)((blocks, count), (THREADS,), moved)
+        divided = (u[0], partials, plan, size, strides[1], np.int32(blocks))
+        self._kernel("muon.hip", "muon_normalize", **defines)(grid, (THREADS,), divided)
 
     def _update(self, stack: Stack, u: Array, plan: Array) -> None:
         """Move the weights by the orthogonalized u."""

@@ -9,7 +9,6 @@
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +17,27 @@ import numpy as np
 from gpt.arithmetic import ceil_div
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
+from gpt.ops.gpu.blas import NO_EPILOGUE, Epilogue, Sum
+from gpt.ops.gpu.launch import (
+    ADAMW_WIDTH,
+    CACHED_THREADS,
+    EMBEDDING_THREADS,
+    LOGITS_THREADS,
+    MATVEC_LANES,
+    MATVEC_LONGEST,
+    MATVEC_ROWS,
+    MATVEC_THREADS,
+    MATVEC_VECTORS,
+    NORM_BLOCKS,
+    NORM_WIDTH,
+    SAMPLE_THREADS,
+    SUM_LANES,
+    THREADS,
+    TILE_SIDE,
+    Kernels,
+)  # fmt: skip
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
+from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
 from gpt.ops.interface import (
     Activation,
@@ -38,42 +56,13 @@ from gpt.ops.interface import (
     UpdateRule,
     Work,
     moderate,
-)
+)  # fmt: skip
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
 MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
 PARTIAL_ROWS = 8  # least rows in a partial sum
 LANE_ELEMENTS = 24  # most elements of a layer norm's row per thread: backward holds seven arrays of them in registers
-CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
-
-# The numbers of the launches. Kernels get them as #defines, in which each kernel says its grid and its block.
-THREADS = 256  # of a block, in all files that have no number of their own here
-EMBEDDING_THREADS = 128
-CACHED_THREADS = 512
-SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
-TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip or attention.hip: its rows (and columns), and its warps
-SUM_LANES = 32  # threads side by side along a row
-NORM_BLOCKS = 1024  # whatever the device, so that all devices add up in the same order
-ADAMW_WIDTH = 4  # elements per thread
-FILE_DEFINES = {
-    "adamw.hip": {"WIDTH": ADAMW_WIDTH},
-    "attention.hip": {"SIDE": TILE_SIDE},
-    "attention_cached.hip": {"THREADS": CACHED_THREADS},
-    "embedding.hip": {"THREADS": EMBEDDING_THREADS},
-    "matmul.hip": {"SIDE": TILE_SIDE},
-    "matvec.hip": {"ROW_THREADS": THREADS},
-    "norm.hip": {"BLOCKS": NORM_BLOCKS},
-    "sample.hip": {"THREADS": SAMPLE_THREADS},
-    "sums.hip": {"LANES": SUM_LANES},
-}
-# softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
-# stay in a multiprocessor's cache (measured on an H100)
-LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
-# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
-MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
-MATVEC_LANES, MATVEC_ROWS = 2, 4
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -91,16 +80,13 @@ class GpuOps(Operations):
 
     def __init__(self, device: Device, precision: str) -> None:
         self.device, self.precision, self._xp = device, precision, device.xp
-        self.description, self.notes, self.timeline = (
-            f"{device.description}, {precision}",
-            device.notes,
-            device.timeline,
-        )
+        self.description = f"{device.description}, {precision}"
+        self.notes, self.timeline = device.notes, device.timeline
         self.low_precision = precision == "bf16"
         self._type = "bf16" if self.low_precision else "float"
+        self._kernel = Kernels(device, self._type)
+        self._products = Products(device, precision, self._kernel)
         self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
-        self._vector = 16 // self._dtype.itemsize
-        self._compiled: dict[tuple[object, ...], Kernel] = {}
         self._scratch_arrays: dict[str, list[Array]] = {}
         self._no_key = self.zeros(2, "uint32")  # kernels without dropout take it as the key
         self._zero = self.zeros(1, "int32")
@@ -178,7 +164,7 @@ class GpuOps(Operations):
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
         d = out.shape[-1]
-        kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._width(d), DROPOUT=int(bool(dropout)))
+        kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._kernel.width(d), DROPOUT=int(bool(dropout)))
         sizes = map(_int, (len(wte), d, ids.shape[1]))
         start = self._zero if start is None else start
         kernel((ids.size,), (EMBEDDING_THREADS,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
@@ -189,7 +175,7 @@ class GpuOps(Operations):
         if dropout:
             self.dropout(dout, dout, dropout)
         (batch, seq), d = ids.shape, dout.shape[-1]
-        defines = {"WIDTH": self._width(d), "DROPOUT": 0}
+        defines = {"WIDTH": self._kernel.width(d), "DROPOUT": 0}
         tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
         tokens((ids.size,), (EMBEDDING_THREADS,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
         positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
@@ -233,7 +219,7 @@ class GpuOps(Operations):
         (rows, d), lanes = x.shape, self.device.warp
         while lanes < THREADS and lanes * LANE_ELEMENTS < d:
             lanes *= 2
-        defines = {"D": d, "WIDTH": self._width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
+        defines = {"D": d, "WIDTH": self._kernel.width(d), "LANES": lanes, "DROPOUT": int(bool(dropout))}
         return self._kernel("layernorm.hip", name, **defines), (ceil_div(rows * lanes, THREADS),)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
@@ -241,16 +227,18 @@ class GpuOps(Operations):
     def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
-        fused = activation and self._has_fused(activation.name, out)
-        if fused and self._blas(x, weight, out, Epilogue("gelu", bias, product)):
+        fused = activation and self._products.has_fused(activation.name, out)
+        if fused and self._products.try_vendor(x, weight, out, Epilogue("gelu", bias, product)):
             return
-        has_product = self._blas(x, weight, product, NO_EPILOGUE if bias is None else Epilogue("bias", bias))
-        if not has_product and bias is not None and self._blas(x, weight, product):
+        has_product = self._products.try_vendor(
+            x, weight, product, NO_EPILOGUE if bias is None else Epilogue("bias", bias)
+        )
+        if not has_product and bias is not None and self._products.try_vendor(x, weight, product):
             has_product = True
             self._add_bias(product, bias)
         if not has_product:
-            epilogue = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
-            self._matmul(x, weight, out, epilogue, bias=bias, activation=activation)
+            name = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
+            self._products.by_kernel(x, weight, out, name, bias=bias, activation=activation)
         elif activation:
             self._activate(product, out, activation.name)
 
@@ -270,7 +258,7 @@ class GpuOps(Operations):
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
         if self._matvec("linear_add", layer, None, (x, *layer, out)):
             return
-        self._product(x, layer.weight, out, Sum(addend=out))
+        self._products.product(x, layer.weight, out, Sum(addend=out))
         self._add_bias(out, layer.bias)
 
     def _matvec(self, name: str, layer: Affine, activation: str | None, arguments: tuple[Array, ...]) -> bool:
@@ -278,16 +266,16 @@ class GpuOps(Operations):
         than MATVEC_LONGEST, and rows of the weights must be whole vectors. Returns whether it can.
         """
         (k, n), by_columns = layer.weight.shape, layer.weight.flags.c_contiguous
-        if len(arguments[0]) > 1 or k > MATVEC_LONGEST or self._width(n if by_columns else k) == 1:
+        if len(arguments[0]) > 1 or k > MATVEC_LONGEST or self._kernel.width(n if by_columns else k) == 1:
             return False
         fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
         threads = next(fitting, MATVEC_THREADS[-1])
         kernel = self._kernel(
-            "matvec.hip", name, K=k, WIDTH=self._vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
+            "matvec.hip", name, K=k, WIDTH=self._kernel.vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
             BIAS=int(layer.bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
         if by_columns:
-            columns = MATVEC_LANES * self._vector
+            columns = MATVEC_LANES * self._kernel.vector
         else:
             columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
         kernel((ceil_div(n, columns),), (threads,), (*arguments, _int(n)))
@@ -299,12 +287,12 @@ class GpuOps(Operations):
         if activation:
             self._activation_backward(dout, weight.T, dx, activation)
         else:
-            self._product(dout, weight.T, dx)
+            self._products.product(dout, weight.T, dx)
         if grads.weight.flags.c_contiguous:
             a, b, dweight = x.T, dout, grads.weight
         else:
             a, b, dweight = dout.T, x, grads.weight.T
-        self._product(a, b, dweight, Sum(addend=dweight))
+        self._products.product(a, b, dweight, Sum(addend=dweight))
         if grads.bias is not None:
             self._column_sums(dout, grads.bias)
 
@@ -312,67 +300,11 @@ class GpuOps(Operations):
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
         name, pre_activation, dbias = activation
         epilogue = Epilogue("dgelu", pre_activation=pre_activation)
-        if self._has_fused(name, dx) and self._blas(dout, weight, dx, epilogue):
+        if self._products.has_fused(name, dx) and self._products.try_vendor(dout, weight, dx, epilogue):
             self._column_sums(dx, dbias)
             return
-        self._product(dout, weight, dx)
+        self._products.product(dout, weight, dx)
         self._launch_sums("activation_backward", (pre_activation, dx), dbias, name)
-
-    def _has_fused(self, activation: str, out: Array) -> bool:
-        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32; it slows
-        tf32 products down fourfold; and it takes longer than a separate pass over an `out` that the cache still holds.
-        """
-        return bool(activation == "gelu" and self.low_precision and out.nbytes > CACHE_BYTES)
-
-    def _blas(self, a: Array, b: Array, out: Array, epilogue: Epilogue = NO_EPILOGUE, into: Sum = PLAIN) -> bool:
-        """out = a @ b by the vendor's library. Returns False if it is missing or cannot compute that."""
-        blas, tf32 = self.device.blas, self.precision == "tf32"
-        if blas is None:
-            return False
-        try:
-            stream = self.device.stream
-            done: bool = blas.product(a, b, out, stream=stream, epilogue=epilogue, into=into, tf32=tf32)
-            return done
-        except BlasError as error:
-            self.device.blas = None
-            warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
-            return False
-
-    def _product(self, a: Array, b: Array, out: Array, into: Sum = PLAIN) -> None:
-        """out = alpha · a @ b, and + beta · addend if there is one, of matrices or stacks of them: see Blas.product."""
-        if not self._blas(a, b, out, into=into):
-            self._matmul(a, b, out, "STORE" if into.addend is None else "ADD", into=into)
-
-    def _matmul(
-        self,
-        a: Array,
-        b: Array,
-        out: Array,
-        epilogue: str,
-        bias: Array = None,
-        activation: Activation | None = None,
-        into: Sum = PLAIN,
-    ) -> None:
-        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views, and all of them stacks."""
-        (*stack, m, k), n = a.shape, b.shape[-1]
-        a_transposed, b_transposed = is_transposed(a), is_transposed(b)
-        row_a, row_b = m if a_transposed else k, k if b_transposed else n
-        kernel = self._kernel(
-            "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
-            A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed), WIDTH=self._width(math.gcd(row_a, row_b)),
-            EPILOGUE=epilogue, ACTIVATION=activation.name if activation else "gelu",
-            THREADS=self._tile_threads,
-        )  # fmt: skip
-        a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
-        addend = out if into.addend is None else into.addend
-        strides = (_long(x.strides[0] // x.itemsize if stack else 0) for x in (a, b, out, addend))
-        if stack:
-            a, b, out, addend = (x[0] for x in (a, b, out, addend))
-        # `out` stands in for arrays that the kernel does not read.
-        extras = (out if bias is None else bias, activation.pre_activation if activation else out)
-        sizes = (_int(m), _int(n), _int(k), *strides, _float(into.alpha), _float(into.beta))
-        grid = (ceil_div(n, TILE_SIDE), math.prod(stack) * ceil_div(m, TILE_SIDE))
-        kernel(grid, (self._tile_threads,), (a, b, out, *extras, addend, *sizes))
 
     def _activate(self, pre_activation: Array, out: Array, activation: str) -> None:
         """out = activation(pre_activation), both [rows, columns]; out may be pre_activation."""
@@ -384,7 +316,7 @@ class GpuOps(Operations):
 
     def _elementwise(self, name: str, out: Array, arguments: tuple[Any, ...], activation: str = "gelu") -> None:
         """Launch a kernel of gelu.hip over out [rows, columns]."""
-        width = self._width(out.shape[1])
+        width = self._kernel.width(out.shape[1])
         kernel = self._kernel("gelu.hip", name, WIDTH=width, ACTIVATION=activation)
         kernel((ceil_div(out.size, THREADS * width),), (THREADS,), (*arguments, _long(out.size)))
 
@@ -396,7 +328,7 @@ class GpuOps(Operations):
     def _launch_sums(self, name: str, arrays: tuple[Array, ...], partials: Array, activation: str = "gelu") -> None:
         """Launch a kernel of sums.hip that leaves partial sums of [rows, columns]."""
         (rows, columns), count = arrays[0].shape, self.partial_sums(len(arrays[0]))
-        width = self._width(columns)
+        width = self._kernel.width(columns)
         kernel = self._kernel("sums.hip", name, WIDTH=width, ACTIVATION=activation)
         sizes = map(_int, (rows, columns, ceil_div(rows, count)))
         kernel(
@@ -416,7 +348,7 @@ class GpuOps(Operations):
         batch, heads, seq = lse.shape
         kernel = self._attention("attention", out.shape[1] // heads, dropout)
         arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
-        kernel((batch * heads * ceil_div(seq, TILE_SIDE),), (self._tile_threads,), arguments)
+        kernel((batch * heads * ceil_div(seq, TILE_SIDE),), (self._kernel.tile_threads,), arguments)
 
     def attention_backward(
         self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
@@ -424,7 +356,7 @@ class GpuOps(Operations):
         batch, heads, seq = lse.shape
         head_dim = out.shape[1] // heads
         delta = self._scratch("delta", lse.size)
-        grid, block = (batch * heads * ceil_div(seq, TILE_SIDE),), (self._tile_threads,)
+        grid, block = (batch * heads * ceil_div(seq, TILE_SIDE),), (self._kernel.tile_threads,)
         place = (_int(heads), _int(seq), *self._mask(dropout))
         queries = self._attention("attention_backward_queries", head_dim, dropout)
         queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
@@ -433,7 +365,7 @@ class GpuOps(Operations):
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
         heads, capacity, head_dim = keys.shape
-        width, lanes = self._width(head_dim), 1
+        width, lanes = self._kernel.width(head_dim), 1
         while lanes < self.device.warp and lanes * width < head_dim:
             lanes *= 2
         defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
@@ -443,7 +375,7 @@ class GpuOps(Operations):
     def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Kernel:
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
         defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
-        return self._kernel("attention.hip", name, THREADS=self._tile_threads, **defines)
+        return self._kernel("attention.hip", name, THREADS=self._kernel.tile_threads, **defines)
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -473,8 +405,9 @@ class GpuOps(Operations):
 
     def global_norm(self, x: Array, out: Array) -> None:
         partials = self._scratch("norm", NORM_BLOCKS, "float64")
-        self._kernel("norm.hip", "squares")((NORM_BLOCKS,), (THREADS,), (x, partials, _long(x.size)))
-        self._kernel("norm.hip", "global_norm")((1,), (THREADS,), (partials, out))
+        blocks = min(NORM_BLOCKS, ceil_div(x.size, THREADS * NORM_WIDTH))
+        self._kernel("norm.hip", "squares")((blocks,), (THREADS,), (x, partials, _long(x.size)))
+        self._kernel("norm.hip", "global_norm")((1,), (THREADS,), (partials, out, _int(blocks)))
 
     def plan_update(self, norm: Array, loss: Array, counters: Array, lr: Array, out: Array, rule: UpdateRule) -> None:
         factors = map(np.float64, (*rule.betas, rule.weight_decay, rule.clip))
@@ -491,22 +424,13 @@ class GpuOps(Operations):
     def muon(
         self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
     ) -> None:
-        muon = GpuMuon(self._kernel, self._product, self._scratch, self._dtype)
+        muon = GpuMuon(self._kernel, self._products.product, self._scratch, self._dtype)
         muon.step(stacks, plan, momentum, coefficients)
 
     def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
         return scratch_elements(shapes) * self._dtype.itemsize
 
-    # ---- kernels --------------------------------------------------------------------------------------------------
-
-    def _kernel(self, file: str, name: str, **defines: object) -> Kernel:
-        """A kernel, compiled at its first use; call it with (grid, block, arguments)."""
-        key = (name, *defines.values())
-        kernel = self._compiled.get(key)
-        if kernel is None:
-            defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
-            kernel = self._compiled[key] = self.device.kernel(file, name, defines)
-        return kernel
+    # ---- arguments ------------------------------------------------------------------------------------------------
 
     def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
         arrays = self._scratch_arrays.setdefault(name, [])
@@ -515,15 +439,6 @@ class GpuOps(Operations):
             # as the one before, so all together stay below four times the need.
             arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
         return arrays[-1][:size]
-
-    @property
-    def _tile_threads(self) -> int:
-        """Threads of a block of matmul.hip or attention.hip."""
-        return TILE_WARPS * self.device.warp
-
-    def _width(self, columns: int) -> int:
-        """Elements of a row that a thread takes at a time: a vector if `columns` are whole vectors, else one."""
-        return self._vector if columns % self._vector == 0 else 1
 
     def _mask(self, dropout: Dropout | None) -> tuple[Any, ...]:
         """A dropout's arguments for a kernel: key, site, threshold and scale."""

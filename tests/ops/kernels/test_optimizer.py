@@ -191,8 +191,8 @@ def test_products_of_stacks(ops, arrays, rng, U, shape, n, transposed):
 
     (a, a_), (b, b_), (addend, addend_) = stack(m, k, transposed[0]), stack(k, n, transposed[1]), stack(m, n)
     out, plain = arrays.poisoned(count, m, n), arrays.poisoned(count, m, n)
-    ops._product(a, b, out, Sum(-0.5, 3.0, addend))
-    ops._product(a, b, plain)
+    ops._products.product(a, b, out, Sum(-0.5, 3.0, addend))
+    ops._products.product(a, b, plain)
     size = np.abs(a_) @ np.abs(b_)
     bound = (k + 4) * u * (size + 3 * np.abs(addend_))
     tf32 = (TF32 if ops.precision == "tf32" else 0) * size

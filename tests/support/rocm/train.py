@@ -4,14 +4,14 @@ import json
 import sys
 
 from gpt.ops import select
-from gpt.ops.gpu import operations as gpu
+from gpt.ops.gpu import products
 from tests.support.rocm.simulated import launches
 from tests.support.rocm.tiny import train, weights, write
 
 
 def main(*precisions: str) -> None:
     """{precision: {description, notes, losses, weights, the kernels that training launched, and the ids written}}."""
-    gpu.CACHE_BYTES = 0  # of the library this model asks what a larger one would
+    products.CACHE_BYTES = 0  # of the library this model asks what a larger one would
     results = {}
     for precision in precisions:
         launches.clear()

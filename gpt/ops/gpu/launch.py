@@ -1,0 +1,63 @@
+"""The kernels of one GPU, and the numbers of their launches.
+
+Kernels get these numbers as #defines, in which each kernel says its grid and its block.
+"""
+
+import math
+
+from gpt.ops.interface import Device, Kernel
+
+THREADS = 256  # of a block, in all files that have no number of their own here
+EMBEDDING_THREADS = 128
+CACHED_THREADS = 512
+SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
+TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip or attention.hip: its rows (and columns), and its warps
+SUM_LANES = 32  # threads side by side along a row
+NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
+ADAMW_WIDTH = 4  # elements per thread
+FILE_DEFINES = {
+    "adamw.hip": {"WIDTH": ADAMW_WIDTH},
+    "attention.hip": {"SIDE": TILE_SIDE},
+    "attention_cached.hip": {"THREADS": CACHED_THREADS},
+    "embedding.hip": {"THREADS": EMBEDDING_THREADS},
+    "matmul.hip": {"SIDE": TILE_SIDE},
+    "matvec.hip": {"ROW_THREADS": THREADS},
+    "norm.hip": {"BLOCKS": NORM_BLOCKS},
+    "sample.hip": {"THREADS": SAMPLE_THREADS},
+    "sums.hip": {"LANES": SUM_LANES},
+}
+# softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
+# stay in a multiprocessor's cache (measured on an H100)
+LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
+# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
+# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
+MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
+MATVEC_LANES, MATVEC_ROWS = 2, 4
+
+
+class Kernels:
+    """The kernels for one GPU whose activations have type `type`, "bf16" or "float". Each is compiled at its first use.
+
+    Example:
+        kernel = Kernels(device, "float")("gelu.hip", "add_bias", WIDTH=4, ACTIVATION="gelu")
+        kernel((grid,), (THREADS,), (x, bias, columns, size))
+    """
+
+    def __init__(self, device: Device, type: str) -> None:
+        self._device, self._type = device, type
+        self.vector = 8 if type == "bf16" else 4  # activations in a vector of 16 bytes
+        self.tile_threads = TILE_WARPS * device.warp  # of a block of matmul.hip or attention.hip
+        self._compiled: dict[tuple[object, ...], Kernel] = {}
+
+    def __call__(self, file: str, name: str, **defines: object) -> Kernel:
+        """A kernel; call it with (grid, block, arguments)."""
+        key = (name, *defines.values())
+        kernel = self._compiled.get(key)
+        if kernel is None:
+            defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
+            kernel = self._compiled[key] = self._device.kernel(file, name, defines)
+        return kernel
+
+    def width(self, columns: int) -> int:
+        """Elements of a row that a thread takes at a time: a vector if `columns` are whole vectors, else one."""
+        return self.vector if columns % self.vector == 0 else 1

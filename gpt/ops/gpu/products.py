@@ -1,0 +1,78 @@
+"""Matrix products on a GPU: by the vendor's library (blas.py) if it can compute them, else by kernels/matmul.hip."""
+
+import math
+import warnings
+
+import numpy as np
+
+from gpt.arithmetic import ceil_div
+from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
+from gpt.ops.gpu.launch import TILE_SIDE, Kernels
+from gpt.ops.interface import Activation, Array, Device
+
+CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
+
+_int, _long, _float = np.int32, np.int64, np.float32
+
+
+class Products:
+    """The matrix products of one GPU in one precision, "fp32", "tf32" or "bf16"."""
+
+    def __init__(self, device: Device, precision: str, kernel: Kernels) -> None:
+        self._device, self._precision, self._kernel = device, precision, kernel
+
+    def has_fused(self, activation: str, out: Array) -> bool:
+        """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32; it slows
+        tf32 products down fourfold; and it takes longer than a separate pass over an `out` that the cache still holds.
+        """
+        return bool(activation == "gelu" and self._precision == "bf16" and out.nbytes > CACHE_BYTES)
+
+    def try_vendor(self, a: Array, b: Array, out: Array, epilogue: Epilogue = NO_EPILOGUE, into: Sum = PLAIN) -> bool:
+        """out = a @ b by the vendor's library. Returns False if it is missing or cannot compute that."""
+        blas, tf32 = self._device.blas, self._precision == "tf32"
+        if blas is None:
+            return False
+        try:
+            stream = self._device.stream
+            done: bool = blas.product(a, b, out, stream=stream, epilogue=epilogue, into=into, tf32=tf32)
+            return done
+        except BlasError as error:
+            self._device.blas = None
+            warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
+            return False
+
+    def product(self, a: Array, b: Array, out: Array, into: Sum = PLAIN) -> None:
+        """out = alpha · a @ b, and + beta · addend if there is one, of matrices or stacks of them: see Blas.product."""
+        if not self.try_vendor(a, b, out, into=into):
+            self.by_kernel(a, b, out, "STORE" if into.addend is None else "ADD", into=into)
+
+    def by_kernel(
+        self,
+        a: Array,
+        b: Array,
+        out: Array,
+        epilogue: str,
+        bias: Array = None,
+        activation: Activation | None = None,
+        into: Sum = PLAIN,
+    ) -> None:
+        """out [M, N] = a [M, K] @ b [K, N], by matmul.hip; a and b may be transposed views, and all of them stacks."""
+        (*stack, m, k), n = a.shape, b.shape[-1]
+        a_transposed, b_transposed = is_transposed(a), is_transposed(b)
+        row_a, row_b = m if a_transposed else k, k if b_transposed else n
+        kernel = self._kernel(
+            "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
+            A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed),
+            WIDTH=self._kernel.width(math.gcd(row_a, row_b)), EPILOGUE=epilogue,
+            ACTIVATION=activation.name if activation else "gelu", THREADS=self._kernel.tile_threads,
+        )  # fmt: skip
+        a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
+        addend = out if into.addend is None else into.addend
+        strides = (_long(x.strides[0] // x.itemsize if stack else 0) for x in (a, b, out, addend))
+        if stack:
+            a, b, out, addend = (x[0] for x in (a, b, out, addend))
+        # `out` stands in for arrays that the kernel does not read.
+        extras = (out if bias is None else bias, activation.pre_activation if activation else out)
+        sizes = (_int(m), _int(n), _int(k), *strides, _float(into.alpha), _float(into.beta))
+        grid = (ceil_div(n, TILE_SIDE), math.prod(stack) * ceil_div(m, TILE_SIDE))
+        kernel(grid, (self._kernel.tile_threads,), (a, b, out, *extras, addend, *sizes))
