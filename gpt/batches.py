@@ -141,11 +141,11 @@ class Batches:
         mapping: mmap.mmap | None = getattr(tokens, "_mmap", None)
         is_worth_it = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
         self._read_ahead = mapping if is_worth_it else None  # the file of which windows are fetched ahead
-        self._foretold: dict[int, np.ndarray] = {}  # index of a batch → starts of its windows, announced already
+        self._prefetched: dict[int, np.ndarray] = {}  # index of a batch → starts of its windows, announced already
         self._index: int | None = None  # index of the last batch
 
     def train(self, index: int, out: Batch | None = None) -> Batch:
-        """Micro-batch number `index` (step · accumulate + micro-step, any size): ids and labels, int32 [batch, seq].
+        """Batch number `index`, counted from 0 (a step takes `accumulate` batches): ids and labels, int32 [batch, seq].
 
         Labels are the ids one position on. C = n_t − 1 positions have one, and after the last of them comes the first.
         Row b is the window that starts, with g = index · batch + b,
@@ -159,12 +159,12 @@ class Batches:
         index · R + r, no two of them read the same window in a pass.
         """
         index, before = int(index), self._index
-        starts = self._foretold.get(index)
+        starts = self._prefetched.get(index)
         if starts is None:
             starts = self._announced(index)
         if self._read_ahead is not None:
             following = index + (1 if before is None else index - before)  # one of several ranks asks for every R-th
-            self._foretold, self._index = {following: self._announced(following)}, index
+            self._prefetched, self._index = {following: self._announced(following)}, index
         return self._read(starts, self.train_tokens - 1, out or self._empty(self.batch))
 
     def validation(self) -> Iterator[Batch]:

@@ -298,10 +298,10 @@ def _given(text: str) -> str:
 
 def _say_unknown(flag: str, tokenizer: "Tokenizer", text: str) -> None:
     """List on standard error the characters of an option's text that the tokenizer leaves out."""
-    from gpt.tokenizer import loss
+    from gpt.tokenizer import lost_note
 
     if unknown := tokenizer.unknown(text):
-        click.echo(f"Note: {loss(flag, unknown, len(text))}", err=True)
+        click.echo(f"Note: {lost_note(flag, unknown, len(text))}", err=True)
 
 
 def _parse_ids(text: str) -> list[int]:

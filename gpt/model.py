@@ -4,8 +4,8 @@ A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-L
 Read `GPT._forward` first, then `TrainableGPT._backward`. The arithmetic is that of an `Operations` object
 (gpt/ops/interface.py); this file only says in which order. Four choices shape it:
 
-- All parameters lie in one flat buffer (gpt/parameters.py), and so do their gradients: clipping, AdamW and saving are
-  one pass.
+- All parameters are in one flat buffer (gpt/parameters.py), and so are their gradients: clipping and AdamW are one pass
+  over it, and Muon and saving take views of it.
 - In training the residual add is fused with the layer norm that follows it, so every block ends by computing the norm
   that the next one (or the head) starts with.
 - The head goes over the rows in chunks, each turned from logits into its gradient at once: no array of
@@ -103,7 +103,7 @@ class GPT:
         ops.layernorm(stream, norm=weights.norms[0])
 
         for layer, (w, kept) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
-            act = kept.of(ids)
+            act = kept.of(ids)  # act.ln_1 is `stream`: the norm at the end of the previous block
             # x + proj(attention(ln_1(x)))
             ops.linear(stream.out, w.attn_qkv, out=act.qkv)  # [rows, 3 D]
             ops.attention(act.qkv, out=act.attended, lse=act.lse, dropout=sites.attention(layer))  # [rows, D]

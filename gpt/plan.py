@@ -26,7 +26,7 @@ from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import ROOT, Run
 from gpt.system.console import Console, size
 from gpt.system.limits import free_disk, free_memory, require_memory
-from gpt.tokenizer import loss
+from gpt.tokenizer import lost_note
 
 BYTES_PER_TOKEN = 12  # in a batch: the id, its label and its place in their order, 4 bytes each
 
@@ -55,7 +55,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
     """
     if resume and ckpt is None:
         if run_name is None:
-            raise UserError("--resume needs --run-name: which run is to go on? `hipgpt runs` lists them")
+            raise UserError("--resume needs --run-name: which run should be resumed? `hipgpt runs` lists them")
         run = Run(run_name, root)
         return run, checkpoint.load(run)
     if ckpt is None:
@@ -204,7 +204,7 @@ def make(
         if train.sample_prompt is not None:
             prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")
             if unknown := corpus.tokenizer.unknown(train.sample_prompt):
-                console.line(f"Note: {loss('--sample-prompt', unknown, len(train.sample_prompt))}")
+                console.line(f"Note: {lost_note('--sample-prompt', unknown, len(train.sample_prompt))}")
     except UserError:
         if is_new:
             run.discard_tokens()

@@ -27,7 +27,7 @@ from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
 from gpt.system.shipped import default_text
-from gpt.tokenizer import Tokenizer, loss
+from gpt.tokenizer import Tokenizer, lost_note
 from gpt.tokenizer.text import looks_like_json_lines, read_blocks
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
@@ -77,7 +77,9 @@ def prepare(
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
     if trained and reset:
-        raise UserError(f"--reset would part run {run.name} from its checkpoints' tokenizer: take another --run-name")
+        raise UserError(
+            f"--reset would replace the tokenizer that the checkpoints of run {run.name} need: take another --run-name"
+        )
     if trained and not has_tokenizer:
         raise UserError(
             f"{run.tokenizer_path} is missing, and the run's checkpoints are of no use without it: "
@@ -90,7 +92,7 @@ def prepare(
 
     def made(tokenizer: Tokenizer, is_new: bool) -> Corpus:
         corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress)
-        _report_losses(corpus, text, report)
+        _report_lost(corpus, text, report)
         return corpus
 
     if reset or not has_tokenizer:
@@ -303,10 +305,10 @@ def _learned(
     return tokenizer
 
 
-def _report_losses(corpus: Corpus, text: Path, report: Report) -> None:
+def _report_lost(corpus: Corpus, text: Path, report: Report) -> None:
     """Report the characters of a text that its tokens lack, and markup that they should not have."""
     if lost := corpus.tokenizer.lost:
-        said = loss(str(text), lost, corpus.info["characters"])
+        said = lost_note(str(text), lost, corpus.info["characters"])
         report(f"Note: {said}; --tokenizer byte would keep every character")
     if looks_like_json_lines(text):
         report(

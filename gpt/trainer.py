@@ -1,7 +1,7 @@
 """The training loop: batch, forward, backward, clip, step; log, evaluate, checkpoint; stop when asked, resume exactly.
 
-A step is a function of its number: the batch, the dropout masks and the learning rate follow from it. A checkpoint
-therefore holds weights, moments and a step, and no generator state.
+Everything random or scheduled in a step follows from its number: the batch, the dropout masks, the learning rate. A
+checkpoint therefore holds weights, moments and a step, and no generator state.
 """
 
 import math
@@ -28,7 +28,7 @@ from gpt.system.interrupts import SIGPIPE, Dropped, deferred
 from gpt.tokenizer import Tokenizer
 
 MAX_SKIPPED_IN_A_ROW = 10  # steps that are not finite before the run ends
-FORETOLD_AFTER = 3  # steps after the first before the rest of the run is estimated
+ESTIMATE_AFTER = 3  # steps after the first before the rest of the run is estimated
 LONG_ON_A_CPU = 3600  # seconds: a longer run gets the advice to train a smaller model
 
 
@@ -322,12 +322,12 @@ class Trainer:
 
     def _show_progress(self, steps_after_first: int) -> None:
         """Say once how long the run will take, and move the progress bar twice a second."""
-        if steps_after_first == FORETOLD_AFTER:
-            self._foretell(self._clock.seconds_per_step(self.step))
+        if steps_after_first == ESTIMATE_AFTER:
+            self._estimate_rest(self._clock.seconds_per_step(self.step))
         if self._clock.due():
             self._advance(self.step, status=self._status(self._clock.seconds_per_step(self.step)))
 
-    def _foretell(self, seconds_per_step: float) -> None:
+    def _estimate_rest(self, seconds_per_step: float) -> None:
         seconds = seconds_per_step * (self.train_config.total_steps - self.step)
         self.console.line(f"At {seconds_per_step * 1e3:.0f} ms a step the rest will take about {duration(seconds)}.")
         if self.ops.is_cpu and seconds > LONG_ON_A_CPU:

@@ -1,5 +1,5 @@
-// The basics of every kernel, on which no two compilers agree: thread numbers, barriers, shuffles, fast math, bf16 and
-// shared memory. No vendor header is included: all of it rests on compiler builtins. Reductions, dropout and
+// The basics that every kernel needs and every compiler spells differently: thread numbers, barriers, shuffles, fast
+// math, bf16 and shared memory. No vendor header is included: all of it rests on compiler builtins. Reductions, dropout and
 // activations follow, once for all kernels.
 //
 // One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, with which the tests

@@ -14,8 +14,8 @@ constexpr int ROWS = THREADS / LANES;  // rows that a block works on at once
 constexpr int VECTORS = (D + LANES * WIDTH - 1) / (LANES * WIDTH);  // that a lane has of a row
 constexpr int SCRATCH = 4 * (THREADS / WARP);  // two halves for two sums of each warp
 
-DEVICE int lane() { return thread_id() % LANES; }
-DEVICE int column(int vector) { return (vector * LANES + lane()) * WIDTH; }
+DEVICE int lane_in_row() { return thread_id() % LANES; }
+DEVICE int column(int vector) { return (vector * LANES + lane_in_row()) * WIDTH; }
 
 // A row in registers: this lane's columns of it, and 0 after the row's end.
 struct Row {
@@ -84,7 +84,7 @@ DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean
   EACH(i, e) x.vectors[i].v[e] = x.vectors[i].v[e] * rstd * w.vectors[i].v[e] + b.vectors[i].v[e];
   if (!place.real) return;
   x.store(out + (index_t)place.row * D);
-  if (lane() == 0) {
+  if (lane_in_row() == 0) {
     mean_out[place.row] = mean;
     rstd_out[place.row] = rstd;
   }
@@ -148,10 +148,10 @@ DEVICE void store_sum(const Row& mine, float* out, Shared<float> all) {
 // With n = (x - mean) rstd and g = dout weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes rows
 // b ROWS ... (b + 1) ROWS - 1, and then each blocks-th such group. Row b of dweight and of dbias, rows `stride` apart,
 // gets the block's sums of dout n and of dout. With BRANCH, branch(row, number) may change each row of dx, and row b of
-// dbranch gets their sum.
+// dbranch_bias gets their sum.
 template <bool BRANCH, class F>
 DEVICE void backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
-                     float* dweight, float* dbias, float* dbranch, int rows, int blocks, int stride, F branch) {
+                     float* dweight, float* dbias, float* dbranch_bias, int rows, int blocks, int stride, F branch) {
   SHARED(float, scratch, SCRATCH);
   SHARED(float, all, ROWS > 1 ? ROWS * D : 1);
   Row weight_sum = {}, bias_sum = {}, branch_sum = {}, w = Row::load(weight);
@@ -188,14 +188,14 @@ DEVICE void backward(const T* dout, const T* x, const T* weight, const float* me
   index_t mine = (index_t)block_x() * stride;
   store_sum(weight_sum, dweight + mine, all);
   store_sum(bias_sum, dbias + mine, all);
-  if constexpr (BRANCH) store_sum(branch_sum, dbranch + mine, all);
+  if constexpr (BRANCH) store_sum(branch_sum, dbranch_bias + mine, all);
 }
 
 // grid: blocks, block: THREADS
 KERNEL(THREADS) layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd,
                                    T* dx, float* dweight, float* dbias, int rows, int blocks, int stride) {
   auto branch = [](Row&, int) {};
-  backward<false>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbias, rows, blocks, stride, branch);
+  backward<false>(dout, x, weight, mean, rstd, dx, dweight, dbias, nullptr, rows, blocks, stride, branch);
 }
 
 // The same for add_layernorm, with its x_out as x. The branch's gradient is dropout(dx), which goes to dbranch; without
@@ -203,7 +203,7 @@ KERNEL(THREADS) layernorm_backward(const T* dout, const T* x, const T* weight, c
 // grid: blocks, block: THREADS
 KERNEL(THREADS) add_layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean,
                                        const float* rstd, T* dx, T* dbranch, float* dweight, float* dbias,
-                                       float* dbranch_sums, int rows, int blocks, int stride, const uint32* key,
+                                       float* dbranch_bias, int rows, int blocks, int stride, const uint32* key,
                                        uint32 site, uint32 threshold, float scale) {
 #if DROPOUT
   Dropout dropout(key, site, threshold, scale);
@@ -215,5 +215,5 @@ KERNEL(THREADS) add_layernorm_backward(const T* dout, const T* x, const T* weigh
 #else
   auto branch = [](Row&, int) {};
 #endif
-  backward<true>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbranch_sums, rows, blocks, stride, branch);
+  backward<true>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbranch_bias, rows, blocks, stride, branch);
 }

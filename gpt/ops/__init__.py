@@ -1,4 +1,4 @@
-"""The dozen operations a GPT needs, each as forward and backward, behind one face per kind of device.
+"""The operations of a GPT, behind one interface for every kind of device.
 
 `select` returns an `Operations` object (interface.py). Everything above it (model, optimizer, trainer) calls its
 methods and knows neither which array library runs nor which memory holds the arrays. `cpu/` has the reference, in

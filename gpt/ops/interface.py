@@ -8,8 +8,8 @@ Conventions:
 
 - Activations are C-contiguous [rows, D], a row for each token. Weights are [in, out].
 - A matrix of weights may be a transposed view (the tied head is `wte.T`), and so may its gradient.
-- The caller provides every array that an operation writes, and its content is overwritten. Gradients of matrices are
-  the exception: operations add to them.
+- The caller provides every array that an operation writes. An operation overwrites it unless its formula says `+=`:
+  gradients of matrices, the residual stream's `dx`, and the operations named `add_…` or `…_add` add to it.
 - The gradient of a vector (a bias, a layer norm's weight) is a sum over rows. Operations leave partial sums of it,
   [partial_sums(rows), n]; `add_partials` adds them up.
 - An output may alias an input only if the docstring says so.

@@ -13,6 +13,6 @@ Each function that works on arrays has an example in its docstring. tests/tokeni
 """
 
 from gpt.tokenizer.text import END_OF_TEXT
-from gpt.tokenizer.tokenizer import Tokenizer, loss
+from gpt.tokenizer.tokenizer import Tokenizer, lost_note
 
-__all__ = ["END_OF_TEXT", "Tokenizer", "loss"]
+__all__ = ["END_OF_TEXT", "Tokenizer", "lost_note"]

@@ -42,14 +42,14 @@ class Ids(NamedTuple):
 EncodeNew = Callable[[bytes], Ids]  # function that encodes distinct strings, each with MARK behind it
 
 
-class Run(Protocol):
+class ParallelMap(Protocol):
     """A function that is called like `map` with one argument per call, and may work in several threads."""
 
     def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
 
 
 def _in_this_thread(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
-    """`map` itself, with the signature of Run."""
+    """`map` itself, with the signature of ParallelMap."""
     return map(function, items)
 
 
@@ -82,7 +82,7 @@ class Encoder:
         # A ThreadPoolExecutor yields the first results while it still makes later ones
         with ThreadPoolExecutor(threads) as pool:
             while group := list(islice(remaining, _GROUP * threads)):
-                run: Run = _Threads(pool) if len(group) > 1 else _in_this_thread
+                run: ParallelMap = _Threads(pool) if len(group) > 1 else _in_this_thread
                 chunks = list(run(self._spelling.chunks, group))
                 for found in self._chunks.look_up(chunks, run):
                     yield found.ids, int(found.lost.sum())
@@ -177,7 +177,7 @@ class _Table:
         self._known = Ids(np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
         self._start = np.zeros(1, np.int32)
 
-    def look_up(self, texts: Sequence[Strings], run: Run = _in_this_thread) -> Iterator[Ids]:
+    def look_up(self, texts: Sequence[Strings], run: ParallelMap = _in_this_thread) -> Iterator[Ids]:
         """Yields the ids of the strings of each text. `run` may work in several threads; adding happens in this one."""
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()

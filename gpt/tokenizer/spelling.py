@@ -76,7 +76,7 @@ class WordSpelling:
 
     @classmethod
     def fit(cls, words: Sequence[bytes], counts: np.ndarray, vocab_limit: int) -> tuple["WordSpelling", str | None]:
-        r"""Choose the alphabet: (spelling, advice). The most frequent characters enter, of equals the lower code point.
+        r"""Choose the most frequent characters as alphabet: (spelling, advice). The lower code point wins a tie.
 
         `words` holds words in any number of strings, and `counts` says how often each of them occurs. The advice is a
         line for the user if the characters would fill more than half of the vocabulary, else None.

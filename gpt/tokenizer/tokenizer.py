@@ -283,12 +283,12 @@ class Tokenizer:
         return tokenizer
 
 
-def loss(source: str, lost: Counter[str], characters: int) -> str:
+def lost_note(source: str, lost: Counter[str], characters: int) -> str:
     """One line for the user about a text that has lost characters. It names the most frequent ones.
 
     Example:
 
-    >>> loss("--prompt", Counter({"é": 2, "ü": 1}), 12)
+    >>> lost_note("--prompt", Counter({"é": 2, "ü": 1}), 12)
     "--prompt loses 3 of its 12 characters, which the vocabulary lacks: 'é' (2), 'ü' (1)"
     """
     by_count = sorted(lost.items(), key=lambda each: (-each[1], each[0]))

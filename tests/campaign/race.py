@@ -64,7 +64,7 @@ RACES = (
     Race("tokenize", (f"tokenize --run-name r {LEARN}",), TAKEN),
     Race("tokenize --reset", (f"tokenize --run-name r {LEARN} --reset",), TAKEN),
     Race("train", (f"tokenize --run-name r {LEARN}",), TAKEN),
-    Race("train, tokenized", (f"tokenize --run-name r {LEARN} --reset",), TAKEN + "|would part"),
+    Race("train, tokenized", (f"tokenize --run-name r {LEARN} --reset",), TAKEN + "|would replace the tokenizer"),
     Race("train, pruning", (GENERATE, "export --run-name r --out out"), NOT_YET),
     Race("train, pruning", ("runs", "runs", f"{GENERATE} --best"), NOT_YET),
     Race("train --resume", (GENERATE, "export --run-name r --out out")),

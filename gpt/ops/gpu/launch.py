@@ -1,6 +1,6 @@
 """The kernels of one GPU, and the numbers of their launches.
 
-Kernels get these numbers as #defines, in which each kernel says its grid and its block.
+Kernels get these numbers as #defines. The comment above each kernel says its grid and its block in terms of them.
 """
 
 import math

@@ -62,7 +62,9 @@ HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
 MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
 PARTIAL_ROWS = 8  # least rows in a partial sum
-LANE_ELEMENTS = 24  # most elements of a layer norm's row per thread: backward holds seven arrays of them in registers
+LANE_ELEMENTS = (
+    24  # of a layer norm's row per thread, or more if D > 6,144: backward has seven such arrays in registers
+)
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -441,7 +443,7 @@ class GpuOps(Operations):
         return arrays[-1][:size]
 
     def _mask(self, dropout: Dropout | None) -> tuple[Any, ...]:
-        """A dropout's arguments for a kernel: key, site, threshold and scale."""
+        """A dropout's arguments for a kernel: key, site, threshold and scale. `first` is 0: see `sequences`."""
         if not dropout:
             return self._no_key, _uint(0), _uint(0), _float(1)
         threshold = int(dropout.rate * 2**32)
