@@ -148,7 +148,7 @@ def test_a_plan_is_made_once(blas, library):
 def test_tf32_is_asked_for_if_the_vendor_has_it(kind, blas, library, tf32):
     a = ones(2, 2)
     blas.product(a, a, ones(2, 2), stream=0, tf32=tf32)
-    asked = ctypes.c_int.in_dll(library, "last_compute").value
+    asked = ctypes.c_int.in_dll(library, "last_compute").value  # 77 is CUBLAS_COMPUTE_32F_FAST_TF32
     assert asked == {"cuda": {False: 68, True: 77}, "rocm": {False: 2, True: 2}}[kind][tf32]
 
 
@@ -222,14 +222,16 @@ def asking(request, blas):
     return GpuOps(device, request.param), asked
 
 
-@pytest.mark.parametrize("large", [False, True])  # more than the GPU's cache holds
+@pytest.mark.parametrize("large", [False, True])  # whether `out` is too large for the GPU's cache
 @pytest.mark.parametrize("refused", [0, 4, 164, 192, -1])
 def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
     asking, library, refused, large, monkeypatch
 ):
     """Checks that the right kernels step in for a refused epilogue, and no others.
 
-    Other tests check their results.
+    `refused` is the number of the epilogue that the library does not know: 4 adds a bias, 164 adds a bias, stores the
+    sum and applies GELU, and 192 multiplies by GELU's derivative. With 0 it knows all of them, and with -1 it knows no
+    product at all. Other tests check the results of the kernels.
     """
     monkeypatch.setattr(gpu_products, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused

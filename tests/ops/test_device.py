@@ -132,7 +132,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("hip", [True, False])
-def test_if_no_gpu_is_visible_the_error_names_the_variable_that_may_hide_them(monkeypatch, hip):
+def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variable_that_may_hide_them(monkeypatch, hip):
     machine(monkeypatch, hip=hip, count=0)
     for make in (CupyDevice, CupyDevice.best):
         message = refusal(make)

@@ -35,14 +35,20 @@ class AttentionBounds:
         return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1] * x.shape[3])
 
     def heads(self, x):
+        """[rows, D] as [batch, heads, seq, head_dim]."""
         return x.reshape(self.p.shape[0], self.seq, self.p.shape[1], -1).transpose(0, 2, 1, 3)
 
     def out(self):
+        """How far each element of the output may be off, [rows, D]."""
         p = self.p * self.mask
         off = (self.p_error * self.mask + (self.U + self.seq * u) * p) @ np.abs(self.v)
         return self.rows(off + self.U * np.abs(p @ self.v)) + 1e-30
 
     def gradients(self, dout, delta):
+        """How far each element of the gradients of q, k and v may be off, three arrays [rows, D].
+
+        The head of kernels/attention.hip has the formulas. `delta` is the dot product of each row of dout and out.
+        """
         do = self.heads(dout)
         p, U = self.p * self.mask, self.U
         dp = do @ self.v.swapaxes(-1, -2) * self.mask
@@ -57,6 +63,7 @@ class AttentionBounds:
         return [self.rows(off + (U + 4 * u) * np.abs(x)) + 1e-30 for off, x in zip((dq, dk, dv), exact, strict=True)]
 
     def delta_size(self, do, dout):
+        """The sum of the absolute values of delta's terms, to which its error is relative."""
         return np.sum(np.abs(do * self.attended), -1)
 
 

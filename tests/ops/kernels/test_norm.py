@@ -117,6 +117,7 @@ def test_layernorm_backward(ops, arrays, rng, U, rows, d, branch):
         mask, its_mask = dropout(ops, branch)
         ops.add_layernorm_backward(*inputs, Branch(dbranch, dbranch_sums.partials, mask))
 
+    # dx grows by rstd (g - mean(g) - n mean(g n)). `each` is how far the terms in parentheses may be off.
     n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
     n_error = 3 * u * np.abs(n) + 2 * u * np.abs(x) * rstd[:, None]
     g_mean, gn_mean = np.abs(g).mean(1, keepdims=True), np.abs(g * n).mean(1, keepdims=True)
