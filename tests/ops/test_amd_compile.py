@@ -1,7 +1,7 @@
-"""What is looked for in the code that AMD's compilers make: spills, private memory, workgroups of another size than was
-asked for, too few waves to hide memory's latency.
+"""The checks of machine code that AMD's compilers make find every fault that they look for.
 
-`python -m tests.support.amd.table` looks for it in every kernel, for every target: that takes minutes.
+The faults are spills, private memory, workgroups of another size than was asked for, and too few waves to hide the
+latency of memory. `python -m tests.support.amd.table` checks every kernel for every target, which takes minutes.
 """
 
 import re
@@ -18,7 +18,7 @@ needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
 
 
 def only_kernel(source, target="gfx1100", compiler="clang"):
-    """The single kernel of a little source, and what is wrong with it."""
+    """The single kernel of a little source, and the complaints about it."""
     source = HEADERS + source
     (kernel,) = amd.read_kernels(amd.compile_source(source, compiler, target))
     return kernel, kernel.complaints(amd.asked_threads(source, target)[kernel.name])
@@ -35,7 +35,7 @@ def test_a_modest_kernel_has_no_complaints(target):
 
 @needs_clang
 def test_a_spill_is_found():
-    """1024 threads leave 96 registers for 200 values that all live at once."""
+    """With 1024 threads each has 96 registers, for 200 values that are all live at once."""
     source = """
       KERNEL(1024) spill(const float* x, float* y) {
         float v[200];
@@ -63,7 +63,7 @@ def test_an_array_in_private_memory_is_found():
 
 @needs_clang
 def test_an_ignored_workgroup_size_is_found():
-    """What clang does, without a word, where it does not know __launch_bounds__."""
+    """If clang does not know __launch_bounds__, it ignores the size without a warning."""
     source = "#undef BLOCK_OF\n#define BLOCK_OF(n)\nKERNEL(64) k(float* y) { y[thread_id()] = 0; }"
     kernel = amd.read_kernels(amd.compile_source(HEADERS + source, "clang", "gfx942"))[0]
     assert kernel.complaints(64) == ["compiled for workgroups of 1024 threads, not of 64"]
@@ -72,7 +72,7 @@ def test_an_ignored_workgroup_size_is_found():
 @needs_clang
 @pytest.mark.parametrize(("target", "waves"), [("gfx942", 1), ("gfx1100", 3)])
 def test_too_few_waves_are_found(target, waves):
-    """40 KiB for a workgroup of 4 waves: once in CDNA's 64 KiB, three times in RDNA's 128 KiB."""
+    """A workgroup of 4 waves takes 40 KiB, which fits once into CDNA's 64 KiB and three times into RDNA's 128 KiB."""
     source = """
       KERNEL(4 * WARP) hog(float* y) {
         SHARED(float, s, 10240);

@@ -1,4 +1,4 @@
-"""What the headers of kernels/ offer, as machine code of four AMD targets, on an emulator (see tests/support/amd).
+"""The functions in the headers of kernels/, as machine code of four AMD targets, on an emulator (tests/support/amd).
 
 Matrices hold small integers, so that products and sums are exact and results can be compared for equality.
 """
@@ -115,17 +115,17 @@ def launch(device, source, name, grid, block, *args):
 
 
 def integers(*shape):
-    """Small enough that a chain of two products stays below 256, which bf16 holds exactly."""
+    """Random integers, so small that a chain of two products stays below 256, which bf16 holds exactly."""
     return np.random.default_rng(0).integers(-1, 2, shape).astype(np.float32)
 
 
 def stored(x, kind):
-    """As the kernels store it."""
+    """x in the type in which kernels of this kind store it."""
     return (x.view(np.uint32) >> 16).astype(np.uint16) if kind == "bf16" else x
 
 
 def padded(x, kind):
-    """[16, 16] in rows of 24, with a number in the padding that would be seen in any result."""
+    """x [16, 16] in rows of 24. The padding holds a number so large that any result that used it would show it."""
     memory = np.full((16, 24), 1000, np.float32)
     memory[:, :16] = x
     return stored(memory, kind)
@@ -170,7 +170,7 @@ def test_warps_and_blocks_reduce(device):
         np.testing.assert_array_equal(out[..., column], want)
 
 
-def test_arithmetic_is_that_of_ieee_within_two_units(device):
+def test_arithmetic_is_off_by_at_most_two_units_in_the_last_place(device):
     x = np.geomspace(1e-3, 1e2, 128).astype(np.float32)
     out, roots = np.full((128, 4), np.nan, np.float32), np.full(128, np.nan)
     rounded, packed = np.zeros(128, np.uint16), np.zeros(128, np.uint32)
@@ -181,8 +181,8 @@ def test_arithmetic_is_that_of_ieee_within_two_units(device):
     np.testing.assert_allclose(roots, np.sqrt(wide), rtol=2 * 2.0**-52)
 
 
-def test_bf16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite(device):
-    """Expected by the definition: the nearest of the two neighbors, the even one where both are as near."""
+def test_bf16_is_rounded_to_nearest_even_and_keeps_infinity_and_nan(device):
+    """The expected values follow the definition: the nearer of the two neighbors, or in a tie the even one."""
     random = np.random.default_rng(3).integers(0, 2**32, 57, dtype=np.uint32)
     ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001], np.uint32)
     x = np.concatenate([random, ties]).view(np.float32)
@@ -229,4 +229,4 @@ KERNEL(WARP) summands(float* c) {
 def test_the_emulated_matrix_unit_adds_constants(target):
     sums = np.full((2, 32), np.nan, np.float32)
     launch(emulator.EmulatorDevice(target), SUMMANDS, "summands", 1, 32, sums)
-    assert (sums.T == (0, 2)).all(), "0 is not v128"
+    assert (sums.T == (0, 2)).all(), "the constant 0 was read from v128"

@@ -1,4 +1,7 @@
-"""Matrix products through the vendors' interfaces, on a library that computes what its descriptors say."""
+"""Matrix products through the vendors' interfaces.
+
+A library on the CPU stands in for cuBLASLt and hipBLASLt. It computes the product that its descriptors describe.
+"""
 
 import ctypes
 import shutil
@@ -27,7 +30,7 @@ def library(kind, tmp_path):
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    path = tmp_path / f"{kind}.so"  # a file of its own for each test, and so counters of its own
+    path = tmp_path / f"{kind}.so"  # each test has a library file of its own, and so counters of its own
     flags = ["-DROCM"] if kind == "rocm" else []
     subprocess.run([compiler, *flags, "-O1", "-w", "-shared", "-fPIC", str(SOURCE), "-o", str(path), "-lm"], check=True)
     return ctypes.CDLL(str(path))
@@ -48,7 +51,7 @@ def values(x):
 
 
 def aligned(x):
-    """A copy that begins where the libraries want it."""
+    """A copy of x at an address that is aligned as the libraries require."""
     memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
@@ -91,7 +94,7 @@ def test_products(blas, low, transposed, m, k, n, added):
 @pytest.mark.parametrize("low", [False, True])
 @pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, False)])
 def test_products_of_stacks(blas, low, transposed):
-    """Three matrices each, with gaps between them; out and addend lie differently."""
+    """Each stack has three matrices with gaps between them. The gaps of `out` and of the addend differ."""
     rng = np.random.default_rng(4)
 
     def stack(rows, columns, turned=False, gap=0):
@@ -115,7 +118,10 @@ def test_stacks_whose_matrices_are_not_aligned_are_declined(blas):
 
 @pytest.mark.parametrize("low", [False, True])
 def test_epilogues(blas, low):
-    """One rounding of the result, to 2^-8 in bf16, and where the activation's input is stored one more of that."""
+    """The result is rounded once, by 2^-8 in bf16.
+
+    If the activation's input is stored too, it is rounded once more.
+    """
     rng = np.random.default_rng(2)
     a, b, bias = (stored(rng, shape, low) for shape in ((6, 5), (5, 8), (8,)))
     before, out = stored(rng, (6, 8), low), stored(rng, (6, 8), low)
@@ -139,14 +145,14 @@ def test_a_plan_is_made_once(blas, library):
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_tf32_is_asked_for_where_the_vendor_has_it(kind, blas, library, tf32):
+def test_tf32_is_asked_for_if_the_vendor_has_it(kind, blas, library, tf32):
     a = ones(2, 2)
     blas.product(a, a, ones(2, 2), stream=0, tf32=tf32)
-    asked = ctypes.c_int.in_dll(library, "last_compute").value
+    asked = ctypes.c_int.in_dll(library, "last_compute").value  # 77 is CUBLAS_COMPUTE_32F_FAST_TF32
     assert asked == {"cuda": {False: 68, True: 77}, "rocm": {False: 2, True: 2}}[kind][tf32]
 
 
-def test_what_the_library_does_not_know_is_declined_and_remembered(blas, library):
+def test_a_product_that_the_library_does_not_know_is_declined_and_remembered(blas, library):
     ctypes.c_int.in_dll(library, "refuse").value = -1
     a, out = ones(2, 2), aligned(np.full((2, 2), 7, np.float32))
     for _ in range(2):
@@ -156,8 +162,11 @@ def test_what_the_library_does_not_know_is_declined_and_remembered(blas, library
 
 
 @pytest.mark.parametrize("which", ["a", "b", "out", "bias"])
-def test_an_array_that_begins_anywhere_is_declined(blas, library, which):
-    """A plan holds for arrays that begin where it was made for; the last row of a prompt may begin elsewhere."""
+def test_an_array_at_an_unaligned_address_is_declined(blas, library, which):
+    """A plan holds only for arrays that are aligned as it was made for.
+
+    The last row of a prompt, for example, may begin at an unaligned address.
+    """
     arrays = {name: ones(2, 2) for name in ("a", "b", "out")} | {"bias": ones(2)}
     memory = ones(5)
     arrays[which] = memory[1 : 1 + arrays[which].size].reshape(arrays[which].shape)
@@ -201,7 +210,7 @@ def test_a_missing_library_names_its_package(kind, monkeypatch):
 
 @pytest.fixture(params=["fp32", "tf32", "bf16"])
 def asking(request, blas):
-    """Operations whose products `blas` computes, and the names of the kernels that they launch."""
+    """Operations whose products `blas` computes, and a list that gets the names of the kernels they launch."""
     asked = []
 
     class Device(NotingDevice):
@@ -213,12 +222,17 @@ def asking(request, blas):
     return GpuOps(device, request.param), asked
 
 
-@pytest.mark.parametrize("large", [False, True])  # more than the GPU's cache holds
+@pytest.mark.parametrize("large", [False, True])  # whether `out` is too large for the GPU's cache
 @pytest.mark.parametrize("refused", [0, 4, 164, 192, -1])
 def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
     asking, library, refused, large, monkeypatch
 ):
-    """The kernels that step in are checked elsewhere; here only that they are asked for, and nothing else."""
+    """Checks that the right kernels step in for a refused epilogue, and no others.
+
+    `refused` is the number of the epilogue that the library does not know: 4 adds a bias, 164 adds a bias, stores the
+    sum and applies GELU, and 192 multiplies by GELU's derivative. With 0 it knows all of them, and with -1 it knows no
+    product at all. Other tests check the results of the kernels.
+    """
     monkeypatch.setattr(gpu_products, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)
@@ -236,7 +250,7 @@ def test_a_linear_layer_is_the_same_whichever_epilogues_the_library_refuses(
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("refused", [0, 192, -1])
-def test_the_way_back_through_an_activation_sums_up_what_it_finds(asking, library, refused, large, monkeypatch):
+def test_the_backward_pass_through_an_activation_takes_its_column_sums(asking, library, refused, large, monkeypatch):
     monkeypatch.setattr(gpu_products, "CACHE_BYTES", 0 if large else 2**25)
     ctypes.c_int.in_dll(library, "refuse").value = refused
     (ops, asked), rng = asking, np.random.default_rng(0)

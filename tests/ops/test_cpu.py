@@ -1,8 +1,9 @@
 """Every operation against its literal formula, and every backward pass against central differences, in float64.
 
-How near a central difference is to the derivative along a unit direction: the truncation error is h²/6 times the third
-derivative (below 1000 for these functions of a few hundred numbers of size 1), the rounding error eps/h times the sum
-of the absolute values that were added. With h = 1e-5 that is below 2e-8 + 2.2e-11 · Σ|terms|.
+A central difference approximates the derivative along a unit direction with two errors. The truncation error is h²/6
+times the third derivative, which is below 1000 for these functions of a few hundred numbers of size 1. The rounding
+error is eps/h times the sum of the absolute values that were added. With h = 1e-5 both together are below
+2e-8 + 2.2e-11 · Σ|terms|.
 
 With "tiny blocks" the same small arrays are cut into many blocks and tiles.
 """
@@ -66,7 +67,10 @@ def mask_of(ops, dropout, shape):
 
 
 def check_gradients(forward, dout, inputs, gradients, rng):
-    """Compare Σ gradient · direction with the central difference of Σ dout · forward() for each of the inputs."""
+    """Compare each of the `gradients` with a central difference along a random unit direction.
+
+    Σ gradient · direction has to be the derivative of Σ dout · forward() as the input of that name moves.
+    """
     for name, gradient in gradients.items():
         x = inputs[name]
         kept, direction = x.copy(), rng.standard_normal(x.shape)
@@ -148,7 +152,7 @@ def test_add_layernorm_and_its_backward(ops, rng, dropout, rows, d):
 
 
 def test_layernorm_in_float32_of_rows_far_from_zero(rng):
-    """x has an error of 2**-24 · 1e4 = 6e-4 by being float32, and so has the mean: each moves out by that much."""
+    """In float32 x and its mean are each off by 2**-24 · 1e4 = 6e-4, and each moves `out` by that much."""
     x = (1e4 + rng.standard_normal((50, 256))).astype(np.float32)
     out, mean, rstd = np.empty_like(x), np.empty(50, np.float32), np.empty(50, np.float32)
     norm = Affine(np.ones(256, np.float32), np.zeros(256, np.float32))
@@ -201,7 +205,7 @@ def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formul
     through = Activation(activation, pre_activation, dbias)
     ops.linear_backward(dout, out, w2, gradient, Affine(np.zeros((f, d)), None), through)
     np.testing.assert_allclose(dbias.sum(0), gradient.sum(0), **EXACT)
-    assert activation == "gelu" or np.abs(pre_activation).min() > H, "no difference quotient crosses relu's corner"
+    assert activation == "gelu" or np.abs(pre_activation).min() > H, "a difference crosses the corner of relu"
     inputs, gradients = {"pre_activation": pre_activation}, {"pre_activation": gradient}
     check_gradients(lambda: formula(pre_activation) @ w2, dout, inputs, gradients, rng)
 
@@ -272,8 +276,10 @@ def test_cached_attention_continues_where_it_left_off(ops, rng, pieces):
 
 
 def test_a_softmax_keeps_its_digits_far_below_the_largest_score_of_its_head(rng):
-    """In float32 a score of 392 is off by up to 4 roundings, 1e-4 in all; those of other rows lie so far below that
-    exp of the difference is 0."""
+    """Row 20 has a score of 392. In float32 it is off by up to 4 roundings, 1e-4 in all.
+
+    The scores of other rows lie so far below it that exp of the difference is 0.
+    """
     qkv, out, lse = rng.standard_normal((40, 12)).astype(np.float32), np.empty((40, 4), "f"), np.empty((1, 1, 40), "f")
     qkv[20, :8] = 14
     CpuOps(threads=1).attention(qkv, out, lse)
@@ -303,7 +309,7 @@ def test_cross_entropy_and_its_gradient(ops, rng, rows, vocab):
     ops.softmax_cross_entropy(logits, labels, losses, hits, logits.shape[1])
     np.testing.assert_allclose(losses, formula(), **EXACT)
     assert np.array_equal(hits, original.argmax(1) == labels)
-    assert np.array_equal(logits, original), "without a scale logits stay"
+    assert np.array_equal(logits, original), "without a scale the logits must not change"
     ops.add_sums(losses, hits, sums)
     np.testing.assert_allclose(sums, [1 + losses.sum(), 1 + hits.sum()], **EXACT)
 
@@ -387,7 +393,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_every_optimizer(ops, rng, norm,
 
 
 def composed(x, coefficients):
-    """What Newton-Schulz steps make of a singular value."""
+    """The value to which the Newton-Schulz steps take the singular value x."""
     for a, b, c in coefficients:
         x = a * x + b * x**3 + c * x**5
     return x
@@ -395,9 +401,12 @@ def composed(x, coefficients):
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (4, 9), (9, 4), (1, 7), (7, 1)])
 @pytest.mark.parametrize("coefficients", [NEWTON_SCHULZ, ((3.4445, -4.7750, 2.0315),) * 5, ((1.5, -0.5, 0.0),)])
-def test_orthogonalizing_brings_every_singular_value_where_the_polynomials_take_it(rng, shape, coefficients):
-    """Against an SVD in float64. The condition of the polynomials, 4,000 at a singular value of 0, times a few hundred
-    roundings of 2^-53 is 1e-10."""
+def test_orthogonalizing_applies_the_polynomials_to_every_singular_value(rng, shape, coefficients):
+    """Against an SVD in float64.
+
+    The condition number of the polynomials is at most 4,000, at a singular value of 0. Times a few hundred roundings of
+    2^-53 that is 1e-10.
+    """
     u = rng.standard_normal(shape)
     left, values, right = np.linalg.svd(u, full_matrices=False)
     expected = left * composed(values / np.linalg.norm(u), coefficients) @ right
@@ -406,7 +415,7 @@ def test_orthogonalizing_brings_every_singular_value_where_the_polynomials_take_
 
 
 def test_orthogonalized_singular_values_lie_in_the_band_of_the_polynomials(rng):
-    """The five polynomials take [0.001, 1] to within 0.15 of 1, which the composition itself says."""
+    """The five polynomials take [0.001, 1] to within 0.15 of 1, as their composition shows."""
     band = composed(np.geomspace(1e-3, 1, 100_001), NEWTON_SCHULZ)
     assert 0.84 < band.min() < band.max() < 1.14
     left, right = (np.linalg.qr(rng.standard_normal((48, 48)))[0] for _ in range(2))

@@ -1,4 +1,7 @@
-"""What a user reads when a GPU cannot be used: one line, with what to do. A stand-in for CuPy plays the machines."""
+"""The choice of a GPU, and the one line that a user reads if it cannot be used, which says what to do.
+
+A stand-in for the module cupy plays the machines.
+"""
 
 import os
 import sys
@@ -30,9 +33,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, module=None, gpus=None, busy=()):
-    """Let `import cupy` give a machine with `count` GPUs of these properties, or with `gpus`, each with its own.
+    """Let `import cupy` give a machine with `count` GPUs that all have `properties`.
 
-    Those whose numbers are in `busy` cannot be used.
+    Or give `gpus`, a list with the properties of each. GPUs whose numbers are in `busy` cannot be used.
     """
     count = count if gpus is None else len(gpus)
 
@@ -129,7 +132,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("hip", [True, False])
-def test_where_no_gpu_is_to_be_seen_that_is_said_and_what_may_hide_them(monkeypatch, hip):
+def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variable_that_may_hide_them(monkeypatch, hip):
     machine(monkeypatch, hip=hip, count=0)
     for make in (CupyDevice, CupyDevice.best):
         message = refusal(make)
@@ -163,7 +166,7 @@ def test_auto_takes_the_first_card_that_works_before_an_integrated_gpu(monkeypat
         assert ("passed over" in notes) == (passed_over is not None)
 
 
-def test_if_no_gpu_works_each_ones_reason_is_given(monkeypatch):
+def test_if_no_gpu_works_the_error_gives_a_reason_for_each(monkeypatch):
     machine(monkeypatch, gpus=[OLD, CARD], busy=[1])
     message = refusal(ops.select, "gpu")
     assert "none of the 2 GPUs works: GPU 0 is too old" in message
@@ -182,7 +185,7 @@ def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_nam
     assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
 
 
-def test_a_cache_that_fills_up_later_is_a_line(monkeypatch):
+def test_a_disk_that_fills_up_later_is_a_one_line_error(monkeypatch):
     class Module:
         def __init__(self, code, options):
             pass
@@ -219,7 +222,7 @@ def test_without_hipcc_it_says_so(monkeypatch):
         (False, {"name": b"a", "major": 12, "minor": 0}, "sm_120", 32, True),
     ],
 )
-def test_what_a_gpu_can_do_is_read_from_its_name(monkeypatch, hip, properties, target, warp, has_bf16):
+def test_the_abilities_of_a_gpu_are_read_from_its_name(monkeypatch, hip, properties, target, warp, has_bf16):
     machine(monkeypatch, hip=hip, properties=properties)
     monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
     device = CupyDevice()
@@ -271,7 +274,7 @@ def test_precisions_that_a_device_lacks_are_refused(monkeypatch):
     assert "NVIDIA" in refusal(ops.select, "gpu", "tf32")
 
 
-def test_auto_takes_bf16_where_it_is_fast(monkeypatch):
+def test_auto_takes_bf16_on_a_gpu_with_matrix_units_for_it(monkeypatch):
     machine(monkeypatch)
     assert ops.select("auto", "auto").precision == "bf16"
     machine(monkeypatch, properties={"name": b"a", "major": 7, "minor": 0})

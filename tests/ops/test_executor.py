@@ -1,4 +1,4 @@
-"""The CPU executor: it runs what is right as a GPU would, and finds what is wrong whatever the order of the threads."""
+"""The CPU executor runs correct kernels as a GPU would, and finds faults in every order of the threads."""
 
 import os
 import re
@@ -76,7 +76,7 @@ def test_a_shuffle_reads_any_lane_of_the_warp(layout, order):
 def test_a_declaration_of_shared_memory_is_one_array_however_often_a_thread_comes_by_it():
     y = np.zeros(64, np.float32)
     body = """for (int i = 0; i < 3; i++) {
-        SHARED(float, s, 8192);  // twice that would be all that there is
+        SHARED(float, s, 8192);  // two such arrays would take all 64 KiB
         if (i == 0) s[thread_id()] = thread_id();
         if (i == 2) y[thread_id()] = s[thread_id()];
       }"""
@@ -97,8 +97,8 @@ def test_launches_may_run_at_once():
     assert (outputs == 50 * np.arange(8)[:, None] + np.arange(50).sum()).all()
 
 
-def test_the_order_of_threads_is_what_was_asked_for():
-    """Seen in what a right kernel never does: count who comes when."""
+def test_threads_take_turns_in_the_order_that_was_asked_for():
+    """The kernel counts which thread comes when, without barriers. A correct kernel never does that."""
     turns = {}
     for order in ORDERS:
         y = np.zeros((2, 64), np.float32)
@@ -110,7 +110,7 @@ def test_the_order_of_threads_is_what_was_asked_for():
     assert (turns["reversed"] == forward[:, ::-1]).all()
     first, second = turns["seeded"]
     assert sorted(first) == list(range(64))
-    assert (first != second - 64).any(), "each round has an order of its own"
+    assert (first != second - 64).any(), "the order of both rounds is the same"
 
 
 def test_a_missing_barrier_is_found_in_every_order(order):
@@ -119,29 +119,29 @@ def test_a_missing_barrier_is_found_in_every_order(order):
     assert "since the last barrier" in message or "nobody has written it" in message
 
 
-def test_writing_what_another_thread_reads_is_found_in_every_order(order):
+def test_writing_an_element_that_another_thread_reads_is_found_in_every_order(order):
     body = "SHARED(float, s, 64); s[thread_id()] = 1; sync(); y[thread_id()] = s[0]; if (thread_id() == 9) s[0] = 2;"
     assert "since the last barrier" in failure(body, order=order)
 
 
-def test_two_threads_that_write_one_place_are_found(order):
+def test_two_threads_that_write_one_element_are_found(order):
     assert "s[0] is written, but thread" in failure("SHARED(float, s, 1); s[0] = 1;", order=order)
 
 
-def test_reading_what_nobody_wrote_is_found():
+def test_reading_an_element_that_nobody_wrote_is_found():
     assert "s[5] is read, but nobody has written it" in failure("SHARED(float, s, 64); if (!thread_id()) y[0] = s[5];")
 
 
-def test_what_an_earlier_block_wrote_counts_as_not_written():
+def test_an_element_that_an_earlier_block_wrote_counts_as_not_written():
     body = "SHARED(float, s, 1); if (thread_id() == 0) { if (block_x() == 0) s[0] = 1; y[0] = s[0]; }"
     assert failure(body, grid=(2,)).startswith("kernel: block (1, 0), thread 0: s[0] is read")
 
 
-def test_a_place_outside_of_a_shared_array_is_found():
+def test_an_access_outside_of_a_shared_array_is_found():
     assert "s[64] is outside of its 64 elements" in failure("SHARED(float, s, 64); s[thread_id() + 1] = 1;")
 
 
-def test_a_vector_at_a_crooked_address_is_found():
+def test_a_vector_at_an_unaligned_address_is_found():
     body = "SHARED(float, s, 64); s[thread_id()] = 1; sync(); if (!thread_id()) y[0] = s.vector(1).v[0];"
     assert "s[1] is not at a multiple of 16 bytes" in failure(body)
 
@@ -177,7 +177,7 @@ def test_an_error_says_which_kernel_block_thread_and_line():
         assert message == f"{expected} (kernel.hip:3)"
 
 
-def test_of_many_blocks_the_first_that_fails_is_named():
+def test_the_first_of_many_failing_blocks_is_named():
     assert "block (0, 0)" in failure("SHARED(float, s, 1); y[0] = s[0];", grid=(50,))
 
 
@@ -213,7 +213,7 @@ def test_an_array_that_is_not_contiguous_is_refused():
     assert "argument 0 is not contiguous" in failure("y[0] = 1;", np.zeros((4, 4), np.float32).T)
 
 
-def test_what_does_not_compile_is_an_error():
+def test_a_source_that_does_not_compile_is_an_error():
     with pytest.raises(ExecutorError, match="nonsense"):
         launch("y[0] = nonsense;", np.zeros(1, np.float32))
 
@@ -251,7 +251,10 @@ TILE = """
 @pytest.mark.parametrize("left", ["load_a", "load_a_transposed"])
 @pytest.mark.parametrize("right", ["load_b", "load_b_transposed"])
 def test_the_tile_multiplies_chains_and_reduces(layout, kind, left, right):
-    """Integers, so that sums are exact: |AB| <= 3200, |(AB) B| <= 102,400. Of AB, bf16 keeps 8 bits as an operand."""
+    """Elements are integers, so that sums are exact: |AB| <= 3200, |(AB) B| <= 102,400.
+
+    As a bf16 operand AB is rounded to 8 bits.
+    """
     rng = np.random.default_rng(0)
     a, b = rng.integers(-100, 101, (16, 16)).astype(np.float32), rng.integers(-2, 3, (16, 16)).astype(np.float32)
     y = np.full(544, np.nan, np.float32)
@@ -273,7 +276,7 @@ def test_the_tile_multiplies_chains_and_reduces(layout, kind, left, right):
 @pytest.mark.parametrize("layout", BF16_LAYOUTS)
 @pytest.mark.parametrize("even", ["true", "false"])
 def test_the_tile_reads_rows_of_global_memory_as_far_as_they_go(layout, even):
-    """Rows 3 ... 7 of ten, then row 7 again; 12 of 16 columns, then zeros."""
+    """The window is rows 3 to 7, then row 7 again and again, and 12 of 16 columns, then zeros."""
     a, b = np.random.default_rng(0).integers(-9, 10, (2, 16, 16)).astype(np.float32)
     y = np.full((16, 16), np.nan, np.float32)
     body = f"""typedef Tile<bf16> M; SHARED(bf16, right, 256);
@@ -329,7 +332,7 @@ OVERRUNS = {
 
 
 @pytest.mark.parametrize("overrun", OVERRUNS)
-def test_sanitizers_see_what_a_kernel_overruns(overrun):
+def test_sanitizers_see_a_kernel_that_overruns_an_array(overrun):
     body, report = OVERRUNS[overrun]
     if not Path(compiler()).name.startswith("g++"):
         pytest.skip("g++ brings the sanitizers' libraries, other compilers have them elsewhere")

@@ -1,4 +1,4 @@
-"""Every kind of operations keeps the contract: the methods of gpt/ops/interface.py, with its parameters."""
+"""Every implementation of the operations has the methods of gpt/ops/interface.py, with the same parameters."""
 
 import importlib.util
 import inspect
@@ -37,7 +37,7 @@ def parameters(function):
 @pytest.mark.parametrize(("name", "method"), methods(Arithmetic, Operations))
 def test_every_operation_has_the_parameters_of_the_contract(kind, name, method):
     ours = getattr(kind(), name)
-    assert ours is not method, "the contract's own, which does nothing"
+    assert ours is not method, "inherited from the contract, whose method does nothing"
     assert parameters(ours) == parameters(method)
 
 
@@ -48,7 +48,7 @@ def test_a_gpu_has_the_methods_of_the_contract(name, method):
 
 
 @pytest.mark.parametrize(("name", "method"), [each for each in methods(Device) if each[0] in vars(HostDevice)])
-def test_a_stand_in_for_a_gpu_has_them_too(name, method):
+def test_a_stand_in_for_a_gpu_has_the_parameters_of_the_contract(name, method):
     assert parameters(getattr(HostDevice, name)) == parameters(method)
 
 

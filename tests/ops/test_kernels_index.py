@@ -1,4 +1,8 @@
-"""kernels/ describes itself: its README has an index, each kernel says its grid, each head lists the file's defines."""
+"""The documentation of kernels/ is right.
+
+Its README has an index of files and kernels. The line above each kernel says its grid and block. The comment at the
+head of each file lists the defines that the host sets.
+"""
 
 import re
 from pathlib import Path
@@ -15,7 +19,7 @@ DECLARATION = re.compile(r"^KERNEL\([^)]*\) (\w+)\(", re.MULTILINE)
 
 
 def index() -> dict[str, list[str]]:
-    """By file, the kernels that the README's index lists."""
+    """{file: the kernels that the README's index lists for it}, in the order of the index."""
     rows = re.findall(
         r"^\| `(\w+\.\w+)` \| (.*?) \|", (KERNELS / "README.md").read_text(encoding="utf-8"), re.MULTILINE
     )

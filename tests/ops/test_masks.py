@@ -11,7 +11,7 @@ from gpt.ops.interface import Dropout
 from gpt.system.threads import Scratch
 
 FLOAT = np.dtype(np.float64)
-SIGMAS = 5  # a fair coin fails such a test once in 1.7 million
+SIGMAS = 5  # a test of a fair coin fails once in 1.7 million times
 
 
 def kept(rate=0.5, seed=0, counter=0, site=0, rows=1000, columns=100, first_row=0):
@@ -21,7 +21,7 @@ def kept(rate=0.5, seed=0, counter=0, site=0, rows=1000, columns=100, first_row=
 
 
 def test_the_hash_is_lowbias32():
-    """The finalizer's values, worked out step by step on Python integers."""
+    """Compares it with the finalizer's steps, written out on Python integers."""
 
     def literal(x):
         x = ((x ^ x >> 16) * 0x7FEB352D) % 2**32
@@ -42,7 +42,7 @@ def test_the_documented_formula_gives_the_mask():
     assert kept(rate, seed, counter, site, rows=5, columns=9).tolist() == expected
 
 
-def test_a_mask_can_begin_with_any_row_of_it():
+def test_a_mask_can_begin_with_any_of_its_rows():
     mask = Mask(Dropout(0.5, np.zeros(2, np.uint32), site=0, first=30), 100)
     later = mask.draw(np.arange(20, dtype=np.uint32), 100, Scratch(), FLOAT) > 0
     assert np.array_equal(later, kept(rows=50)[30:])
@@ -56,13 +56,13 @@ def test_the_rate_is_met_within_the_binomial_spread(rate):
     assert np.abs(sample.mean(0) - (1 - rate)).max() < worst / math.sqrt(sample.shape[0]) + 1 / sample.shape[0]
 
 
-def test_what_is_kept_is_scaled_so_that_the_mean_stays():
+def test_kept_elements_are_scaled_so_that_the_mean_stays():
     mask = Mask(Dropout(0.2, np.zeros(2, np.uint32), 0), 50)
     assert set(np.unique(mask.draw(np.arange(9, dtype=np.uint32), 50, Scratch(), FLOAT))) == {0.0, 1 / (1 - 0.2)}
 
 
 def correlation_is_noise(a, b):
-    """For fair coins, agreements among n pairs deviate from n/2 by a few times sqrt(n)/2."""
+    """Whether a and b agree as often as independent fair coins: in n/2 of n pairs, give or take SIGMAS sqrt(n)/2."""
     return abs(np.mean(a == b) - 0.5) < SIGMAS * 0.5 / math.sqrt(a.size)
 
 

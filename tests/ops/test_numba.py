@@ -1,6 +1,6 @@
-"""The operations with numba: when they are taken, and that a run does not depend on who compiled them.
+"""The operations with numba: when they are taken, and that freshly compiled code gives the same bits as cached code.
 
-kernels/ compares each of them with NumPy's, tests/training/test_model_on_devices.py all of them together.
+tests/ops/kernels/ compares each of them with NumPy's, and tests/training/test_model_on_devices.py all of them together.
 """
 
 import json
@@ -45,7 +45,7 @@ def test_generating_does_not_wait_for_numba_to_start():
     assert type(ops.select("cpu")) is CpuOps
 
 
-def test_where_numba_is_not_installed_numpy_trains(monkeypatch):
+def test_numpy_trains_if_numba_is_not_installed(monkeypatch):
     monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
     chosen = ops.select("cpu", training=True)
     assert type(chosen) is CpuOps
@@ -54,13 +54,14 @@ def test_where_numba_is_not_installed_numpy_trains(monkeypatch):
 
 @pytest.fixture
 def anew(monkeypatch):
-    """As if nothing of numba's had been imported."""
+    """Makes the next import of hipgpt's numba modules a first one."""
     for module in ("gpt.ops.cpu.numba_operations", "gpt.ops.cpu.numba_loops"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delattr(ops.cpu, "numba_loops")
 
 
 def note_of_numpy():
+    """The note with which NumPy trains in place of numba."""
     chosen = ops.select("cpu", training=True)
     assert type(chosen) is CpuOps
     (note,) = chosen.notes
@@ -68,15 +69,18 @@ def note_of_numpy():
 
 
 @pytest.mark.parametrize("missing", ["scipy.linalg.cython_blas", "numba.np.ufunc.omppool"])
-def test_where_numba_lacks_something_numpy_trains_and_says_what(anew, monkeypatch, missing):
+def test_numpy_trains_if_numba_lacks_something_and_a_note_names_it(anew, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     note = note_of_numpy()
     assert note.startswith("Note: numba is not used, ")
     assert missing in note
 
 
-def test_where_nothing_can_be_kept_numpy_trains_and_says_so(anew, monkeypatch):
-    """numba keeps what it compiles beside the source, or in the user's cache, and else refuses."""
+def test_numpy_trains_if_compiled_code_cannot_be_cached_and_a_note_says_so(anew, monkeypatch):
+    """numba caches compiled code beside the source or in the user's cache folder.
+
+    If it can write to neither, it refuses to compile.
+    """
 
     def refuse(**options):
         raise RuntimeError("cannot cache function 'share': no locator available")
@@ -86,12 +90,12 @@ def test_where_nothing_can_be_kept_numpy_trains_and_says_so(anew, monkeypatch):
 
 
 def with_cache(monkeypatch, folder):
-    """The notes of NumbaOps whose cache is in `folder`."""
+    """The notes of NumbaOps, with numba's cache in `folder`."""
     monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": type("Stats", (), {"cache_path": str(folder)})}))
     return NumbaOps().notes
 
 
-def test_what_a_power_cut_damaged_is_compiled_again(monkeypatch, tmp_path):
+def test_cache_files_that_a_power_cut_damaged_are_compiled_again(monkeypatch, tmp_path):
     whole = pickle.dumps([1, 2, 3])
     contents = {"linear-1.py311.nbi": b"", "share-1.py311.1.nbc": whole, "loop-1.py311.1.nbc": whole[:-3] + b"\0\0\0"}
     for name, content in {**contents, "exp-1.py311.nbi": whole[:-1]}.items():
@@ -109,7 +113,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     assert "NUMBA_CACHE_DIR" in note
 
 
-def test_what_cannot_be_loaded_is_compiled_and_what_cannot_be_kept_is_used(monkeypatch):
+def test_code_that_cannot_be_loaded_is_compiled_and_code_that_cannot_be_cached_is_used(monkeypatch):
     def fail(*_):
         raise pickle.UnpicklingError("pickle data was truncated")
 
@@ -121,7 +125,7 @@ def test_what_cannot_be_loaded_is_compiled_and_what_cannot_be_kept_is_used(monke
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not bind threads")
 @pytest.mark.parametrize("setting", ["OMP_PROC_BIND=true", "OMP_PLACES=cores", "GOMP_CPU_AFFINITY=0"])
-def test_threads_that_openmp_binds_are_counted_before(setting):
+def test_threads_are_counted_before_openmp_binds_them(setting):
     code = "import os; from gpt.ops.cpu.numba_operations import NumbaOps"
     code += "; print(NumbaOps().threads.count, len(os.sched_getaffinity(0)))"
     environment = {**os.environ, **dict([setting.split("=")])}
@@ -139,7 +143,7 @@ def test_numba_with_its_compiler_switched_off_is_not_used(hipgpt):
 
 
 def test_no_blas_has_threads_of_its_own():
-    """NumPy's and SciPy's, in a process that has imported nothing before."""
+    """Checks NumPy's and SciPy's BLAS, in a process that has imported nothing before."""
     code = "import json, gpt.ops; gpt.ops.select('cpu', training=True)"
     code += "; from threadpoolctl import threadpool_info; print(json.dumps(threadpool_info()))"
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -151,7 +155,7 @@ def test_no_blas_has_threads_of_its_own():
 # ---- the same bits ---------------------------------------------------------------------------------------------------
 
 
-def test_what_was_just_compiled_computes_the_bits_of_what_was_kept(hipgpt, tmp_path):
+def test_freshly_compiled_code_computes_the_bits_of_cached_code(hipgpt, tmp_path):
     environment = {**hipgpt.environment, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     weights = []
     for run in ("compiles", "loads"):
@@ -162,7 +166,7 @@ def test_what_was_just_compiled_computes_the_bits_of_what_was_kept(hipgpt, tmp_p
     assert weights[0] == weights[1]
 
 
-# ---- what loops are made of ------------------------------------------------------------------------------------------
+# ---- the parts of loops ----------------------------------------------------------------------------------------------
 
 
 @njit
@@ -186,7 +190,7 @@ def test_exp_ends_in_zero_infinity_and_nan():
 
 
 @pytest.mark.parametrize("n", [1, 7, 1000])
-def test_the_largest_of_all_signs_and_kinds(n):
+def test_the_largest_of_numbers_of_all_signs_and_of_infinities(n):
     rng = np.random.default_rng(n)
     for shift in (0, 100, -100):
         x = (rng.standard_normal(n) * 10 + shift).astype(np.float32)
@@ -204,7 +208,7 @@ def test_constants_are_those_of_numpys_operations():
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (1, 1, 1), (1, 5, 3), (4, 1, 3), (5, 3, 1), (7, 16, 9)])
 @pytest.mark.parametrize("accumulate", [0, 1])
 def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumulate):
-    """Whole numbers: every sum is exact."""
+    """Elements are whole numbers, so that every sum is exact."""
     rng = np.random.default_rng(0)
 
     def whole(rows, columns):
@@ -230,7 +234,7 @@ def test_products_of_rows_columns_and_parts_of_larger_matrices(m, k, n, accumula
 @pytest.mark.parametrize("rows", [1, 5, FEW_ROWS, FEW_ROWS + 44, 2 * loops.PRODUCT_ROWS + 7])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_a_linear_layer_and_its_gradients_however_they_are_shared_out(rows, threads, activation):
-    """Whole numbers: every sum is exact."""
+    """Elements are whole numbers, so that every sum is exact."""
     rng = np.random.default_rng(0)
     x, pre_activation, dout, weight, bias, dweight = (
         rng.integers(-9, 9, shape).astype(np.float32) for shape in ((rows, 7), (rows, 7), (rows, 5), (7, 5), 5, (7, 5))
@@ -259,8 +263,8 @@ def test_no_activation_hides_a_run_that_diverged(activation):
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("row", [10, 70, 300])
-def test_attention_keeps_nan_where_it_is_seen_and_nowhere_else(row, sign):
-    """x86 makes a negative NaN of infinity minus infinity."""
+def test_attention_keeps_nan_in_the_row_that_has_it_and_nowhere_else(row, sign):
+    """Both signs occur: on x86 infinity minus infinity is a negative NaN."""
     seq, d = 320, 8
     qkv = np.random.default_rng(0).standard_normal((seq, 3 * d)).astype(np.float32)
     qkv[row, 0] = np.copysign(np.float32(np.nan), sign)  # a query

@@ -1,4 +1,4 @@
-"""Every kernel compiles for NVIDIA GPUs, with no GPU: NVRTC from its wheel, down to machine code, and in registers."""
+"""Every kernel compiles to machine code for NVIDIA GPUs and stays in registers. NVRTC's wheel needs no GPU for it."""
 
 import ctypes
 import re
@@ -11,7 +11,9 @@ import pytest
 from tests.support.instances import instances
 
 TARGETS = ("sm_80", "sm_90a", "sm_120")
-MEMORY_LIMIT = 512  # bytes a thread may keep in memory: float32 heads of 128 take 404, an array that got there far more
+# Bytes that a thread may keep in memory: float32 attention with heads of 128 takes 404, an array that is not kept in
+# registers far more.
+MEMORY_LIMIT = 512
 
 
 @cache
@@ -38,7 +40,7 @@ def compile_source(source: str, target: str) -> tuple[bool, str]:
 
 
 def complaints(log: str) -> list[str]:
-    """Lines of ptxas's report that tell of memory, beyond the limit, where registers were meant."""
+    """The lines of ptxas's report on threads that keep more than MEMORY_LIMIT bytes in memory, not in registers."""
     lines = re.findall(r"(?:\d+ bytes (?:stack frame|spill stores|spill loads)(?:, )?)+", log)
     return [line for line in lines if max(map(int, re.findall(r"\d+", line))) > MEMORY_LIMIT]
 
@@ -55,14 +57,14 @@ def test_every_kernel_compiles_and_stays_in_registers(target, instance):
     assert complaints(log) == []
 
 
-def test_an_error_is_an_error():
+def test_a_source_that_does_not_compile_is_an_error():
     succeeded, log = compile_source('extern "C" __global__ void k(float* y) { *y = nonsense; }', "sm_90")
     assert not succeeded
     assert 'identifier "nonsense" is undefined' in log
 
 
-def test_shared_memory_beyond_what_is_static_is_refused():
-    """48 KiB: beyond, a launch would need an attribute that nobody sets."""
+def test_shared_memory_beyond_the_static_limit_is_refused():
+    """The limit is 48 KiB. For more, a launch would need an attribute that hipgpt does not set."""
     body = "__shared__ float s[12289]; s[threadIdx.x] = *y; __syncthreads(); *y = s[threadIdx.x ^ 1];"
     succeeded, _ = compile_source(f'extern "C" __global__ void k(float* y) {{ {body} }}', "sm_90")
     assert not succeeded

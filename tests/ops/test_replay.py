@@ -1,4 +1,4 @@
-"""A step that is recorded and replayed does what it does when it is run, for every input."""
+"""A step that is recorded and replayed computes the same bits as one that is run, for every input."""
 
 import weakref
 
@@ -21,11 +21,11 @@ from tests.support.host_device import HostDevice
 MODEL = ModelConfig(
     vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
 )
-STEPS = 4  # the first is run, the second recorded
+STEPS = 4  # the first is run, the second recorded, the others are replayed
 
 
 def train(ops, accumulate, writing=False, optimizer="adamw"):
-    """Every step's loss, and all weights after them. With `writing` the model writes a text after each step, too."""
+    """The loss of every step, and all weights after the last. With `writing` the model also writes a text each step."""
     config = TrainConfig(
         batch_size=2, accumulate=accumulate, total_steps=STEPS, learning_rate=1e-2, warmup_steps=2, optimizer=optimizer
     )
@@ -60,7 +60,7 @@ def device(request, monkeypatch):
     [("fp32", 1, "adamw"), ("bf16", 3, "adamw"), ("fp32", 2, "muon"), ("bf16", 1, "muon")],
 )
 def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, accumulate, optimizer, monkeypatch):
-    """Batches, learning rates and dropout masks are different in every step: nothing of that may be recorded."""
+    """Batches, learning rates and dropout masks differ in every step, so none of them may become part of the record."""
     replayed_losses, replayed = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
     assert device.records
     monkeypatch.setattr(device, "records", False)
@@ -72,7 +72,10 @@ def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, a
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_texts_that_a_model_writes_between_replayed_steps_change_no_bits(device, precision):
-    """They share its activations, and their own steps are replayed as well, each text being as of a model by itself."""
+    """Writing shares the activations of training, and its own steps are replayed as well.
+
+    `train` asserts that the last text is the one that a model by itself would write.
+    """
     losses, weights = train(GpuOps(device, precision), 1)
     same_losses, same = train(GpuOps(device, precision), 1, writing=True)
     assert device.records
@@ -97,10 +100,10 @@ def test_a_device_that_cannot_record_says_so_once_and_trains_on(device, monkeypa
         losses, weights = train(GpuOps(device, "fp32"), 1)
     assert losses == expected[0]
     assert np.array_equal(weights, expected[1])
-    Replayed(device, lambda: None)()  # would warn again
+    Replayed(device, lambda: None)()  # does not warn a second time
 
 
-def test_what_is_recorded_is_not_done_until_it_is_replayed():
+def test_recorded_work_is_not_done_until_it_is_replayed():
     device, array = HostDevice(), np.ones(3)
     replayed = Replayed(device, lambda: device.ask(lambda: np.add(array, 1, out=array)))
     for call in range(1, 5):
@@ -108,7 +111,7 @@ def test_what_is_recorded_is_not_done_until_it_is_replayed():
         assert array[0] == 1 + call
 
 
-def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_needs_more():
+def test_scratch_memory_of_a_recorded_step_is_kept_when_a_later_one_needs_more():
     scratch, most = [], 100
 
     class Noting(HostDevice):
@@ -120,7 +123,8 @@ def test_scratch_memory_that_a_recorded_step_knows_is_kept_where_a_later_one_nee
     ops, norm = GpuOps(Noting(), "fp32"), Affine(*np.zeros((2, 3), np.float32))
     layer, out = Affine(np.zeros((3, 5), np.float32), None), np.zeros((2, 3), np.float32)
     ops.linear = lambda *_: None
-    for rows in range(1, most + 1):  # of a width that takes a kernel for the norm: with an output, means, deviations
+    # Rows of this width take a kernel for the norm, whose scratch memory is an output, means and deviations.
+    for rows in range(1, most + 1):
         ops.norm_linear(np.zeros((rows, 3), np.float32), norm, layer, out)
     assert len(scratch) == 3 * most
     assert all(array() is not None for array in scratch)
@@ -156,7 +160,7 @@ def test_generation_is_ahead_by_fewer_steps_than_an_output_has_slots():
 
 
 @pytest.mark.parametrize("make", [lambda array: PinnedOutput(HostDevice(), array), HostOutput])
-def test_an_output_is_what_was_there_when_it_was_asked_for(make):
+def test_a_fetched_output_has_the_values_from_when_it_was_asked_for(make):
     array = np.zeros((2, 1), np.int32)
     output, asked = make(array), []
     for step in range(2 * SLOTS):

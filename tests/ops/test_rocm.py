@@ -16,13 +16,13 @@ pytestmark = [
     pytest.mark.skipif(bool(rocm.unavailable()), reason=str(rocm.unavailable())),
 ]
 
-# A loss is a mean over 32 tokens of log 40 and some logits of 0.1. In bf16 a logit has been rounded some ten times, by
-# 2^-9 / sqrt(3) each in root mean square: 3.6e-3 of 0.1, and of a mean of 32 such 6e-5, or 2e-5 of the loss; and five
-# times that is what may not be passed.
+# A loss is a mean over 32 tokens of log 40 and some logits of size 0.1. In bf16 a logit has been rounded some ten
+# times, each time by 2^-9 / sqrt(3) in root mean square. That is a relative error of 3.6e-3 in logits of 0.1, an error
+# of 6e-5 in a mean of 32 of them, and 2e-5 relative to the loss. The bound is five times that.
 LOSS = {"fp32": 1e-5, "bf16": 1e-4}
 # A step moves a weight by the learning rate times a ratio of gradients. Their relative errors are about 1e-6 in fp32
-# and 2e-2 in bf16, but gradients that are 0 but for rounding (those of the keys' bias) go anywhere, by up to the
-# learning rate.
+# and 2e-2 in bf16. But gradients that would be 0 without rounding (those of the keys' bias) are only noise, so their
+# weights may move in either direction by up to the learning rate.
 MOVED = STEPS * LEARNING_RATE
 WEIGHT = {"fp32": 1e-2 * MOVED, "bf16": 2 * MOVED}
 MEAN_WEIGHT = {"fp32": 1e-4 * MOVED, "bf16": 5e-2 * MOVED}
@@ -40,7 +40,7 @@ def reference():
 
 
 def trained(simulation, *precisions, **machine):
-    """What `train` printed, by precision, found to be what the CPU computes."""
+    """The results that `train` printed, by precision. Asserts that they are near those of the CPU."""
     result = simulation.run("train", *precisions, **machine)
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout)
@@ -50,13 +50,13 @@ def trained(simulation, *precisions, **machine):
         off = np.abs(np.array(results[precision]["weights"]) - expected)
         assert off.max() <= WEIGHT[precision]
         assert off.mean() <= MEAN_WEIGHT[precision]
-        if precision == "fp32":  # in bf16 other ids may be the likeliest
+        if precision == "fp32":  # in bf16 rounding may make other ids the likeliest
             assert results[precision]["ids"] == ids
     return results
 
 
 def refused(simulation, program, *arguments, target="gfx942", **machine):
-    """The one line with which a program gave up."""
+    """The one line of the error with which a program ended."""
     result = simulation.run(program, *arguments, target=target, **machine)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
@@ -86,14 +86,14 @@ PLAIN_EPILOGUES = PLAIN_ACTIVATIONS | {"add_bias"}
     ("mode", "kernels"),
     [
         ("", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
-        ("whole", {"fp32": PLAIN_ACTIVATIONS, "bf16": set()}),  # fp32 wants a more exact GELU than the library's
+        ("whole", {"fp32": PLAIN_ACTIVATIONS, "bf16": set()}),  # fp32 needs a more exact GELU than the library's
         ("products", {"fp32": PLAIN_EPILOGUES, "bf16": PLAIN_EPILOGUES}),
         ("nothing", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
         ("promises", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
         ("broken", {"fp32": OWN_PRODUCTS, "bf16": OWN_PRODUCTS}),
     ],
 )
-def test_what_hipblaslt_cannot_do_hipgpts_kernels_do(simulation, mode, kernels):
+def test_hipgpts_kernels_do_the_work_that_hipblaslt_cannot_do(simulation, mode, kernels):
     for precision, result in trained(simulation, "fp32", "bf16", target="gfx942", hipblaslt=mode).items():
         assert (OWN_PRODUCTS | PLAIN_EPILOGUES) & set(result["kernels"]) == kernels[precision]
         notes = {"": "install ROCm's hipblaslt", "broken": "hipblasLtCreate failed with status 6"}

@@ -1,7 +1,9 @@
-/* A stand-in for cuBLASLt or hipBLASLt on the host: it believes nothing but what the descriptors say, and computes the
- * product from them, in columns, as both libraries do. -DROCM gives the functions hipBLASLt's names and the constants its
- * numbers, as they are in hipblaslt.h; without, cuBLASLt's, as in cublasLt.h. `refuse` makes it know no algorithm for an
- * epilogue (or, with -1, for anything); `failure` is the status that every product ends with. */
+/* A stand-in for cuBLASLt or hipBLASLt on the host. It computes the product that the descriptors describe and relies on
+ * nothing else. Matrices are column-major, as in both libraries.
+ *
+ * With -DROCM the functions have hipBLASLt's names and the constants have the numbers of hipblaslt.h. Without it names
+ * and numbers are those of cuBLASLt and cublasLt.h. `refuse` is an epilogue for which it has no algorithm (or -1, and it has none for any
+ * product). `failure` is the status that every product ends with. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

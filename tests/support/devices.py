@@ -1,4 +1,4 @@
-"""The devices that operations are tested on: a GPU if there is one, a CPU that stands in for every kind, numba."""
+"""The devices that operations are tested on: a GPU if there is one, a CPU in place of every kind of GPU, and numba."""
 
 import functools
 
@@ -10,8 +10,9 @@ from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Array, Device, Operations
 from tests.support.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
-GUARD = 64  # elements before and after a guarded array, a multiple of every vector
-UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}  # by kind, or kind and bytes
+GUARD = 64  # elements before and after a guarded array: a multiple of the length of every vector
+# The values of guard bands, by the dtype's kind, or by its kind and size in bytes.
+UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}
 
 
 @functools.cache
@@ -52,7 +53,7 @@ class Numba:
 
 @functools.cache
 def numba_cpu() -> Numba:
-    """Skips if the packages of `pip install "hipgpt[numba]"` are missing."""
+    """The CPU with numba; skips if the packages of `pip install "hipgpt[numba]"` are missing."""
     pytest.importorskip("numba")
     pytest.importorskip("scipy")
     return Numba()
@@ -71,7 +72,8 @@ def operations(device: Device | Numba, precision: str) -> Operations:
     return GpuOps(device, precision)
 
 
-# A GPU, one of each on a CPU (layouts of the tile, warps of 64 and 32, orders of the threads), and AMD's machine code.
+# This machine's GPU; a stand-in on the CPU for each layout of the tile, with warps of 64 and 32 and all orders of the
+# threads between them; and AMD's machine code on an emulator.
 GPUS = [
     pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
     pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
@@ -89,14 +91,17 @@ def _untouched(dtype: np.dtype) -> float:
 
 
 class Arrays:
-    """Makes arrays on the device of `ops`; `check` finds writes outside of them."""
+    """Makes arrays on the device of `ops`. `check` asserts that nothing was written outside of them."""
 
     def __init__(self, ops: Operations) -> None:
         self.ops = ops
         self._guarded: list[tuple[Array, int]] = []
 
     def of(self, value: np.ndarray, dtype: str = "") -> Array:
-        """`value` on the device, in the type of activations unless `dtype` says otherwise, between guard bands."""
+        """`value` on the device, between guard bands.
+
+        Its type is `dtype`, or by default that of activations for floats and its own for integers.
+        """
         value = np.asarray(value)
         whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
         whole.fill(_untouched(whole.dtype))

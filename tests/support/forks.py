@@ -1,7 +1,8 @@
-"""The command `hipgpt …` in a fork of a process that has imported everything (10 ms), not in a new Python (a second).
+"""The command `hipgpt …` in a fork of a process that has imported everything.
 
-A fork inherits what was imported, and the variables that were read meanwhile. So a test of what only a new process has
-(PYTHON* variables, closed streams, a handler that is set before the start) needs a new one.
+That takes 10 ms, and a new Python takes a second. But a fork inherits the imported modules, and the values of the
+environment variables that they have read. So tests of things that only a new process has (PYTHON* variables, closed
+streams, a signal handler that is set before the start) need a new process.
 """
 
 import atexit
@@ -25,7 +26,8 @@ from tests.support import ROOT
 class Forks:
     """A process that has imported everything, and runs commands in forks of itself.
 
-    It has no thread but its own: a fork has only the one that forks, and would wait for a lock of another forever.
+    It has only one thread. A fork gets a copy of no thread but the one that forks, and would wait forever for a lock
+    that another thread held.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,12 +56,12 @@ class Forks:
         return subprocess.CompletedProcess(command, status, *(path.read_text() for path in streams))
 
     def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> "Fork":
-        """Start `hipgpt command` in `folder`, and go on at once."""
+        """Start `hipgpt command` in `folder`, and return at once."""
         self._number += 1
         pipes = [self._folder / f"{name}{self._number}" for name in ("stdout", "stderr")]
         for pipe in pipes:
             os.mkfifo(pipe)
-        handles = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # now, or a writer would wait for it
+        handles = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # now: a writer waits for it
         pid = self._ask("start", command, str(folder), dict(environment), list(map(str, pipes)))
         for handle, pipe in zip(handles, pipes, strict=True):
             os.set_blocking(handle, True)
@@ -124,7 +126,7 @@ class Fork:
 
 
 def prepare() -> None:
-    """Import whatever the commands import, so that a fork has it."""
+    """Import every module that the commands import, so that a fork has them."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command does, before NumPy is imported
     import gpt.bench
     import gpt.cli
@@ -137,9 +139,10 @@ def prepare() -> None:
 
 
 def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]) -> int:
-    """Start `hipgpt command` in a fork of this process, and give the number of the new one.
+    """Start `hipgpt command` in a fork of this process, and return the number of the new process.
 
-    It reads nothing, and prints to `streams`. If `environment` has an order for the campaign's shim, it gets that too.
+    Its standard input is empty, and it prints to `streams`. If `environment` has variables for the campaign's shim, the
+    fork loads that too.
     """
     pid = os.fork()
     if pid:
@@ -164,7 +167,7 @@ def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], 
 
 
 def _main(command: Sequence[str]) -> int:
-    """What `python -m gpt.cli` does, its end included."""
+    """Do the same as `python -m gpt.cli`, including the end of the process; returns its exit status."""
     import gpt.cli
     from gpt.system import interrupts
 
@@ -177,7 +180,7 @@ def _main(command: Sequence[str]) -> int:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        with suppress(OSError):  # Python does not mind either if nobody can read it
+        with suppress(OSError):  # Python ignores a failure to print it, too
             traceback.print_exc()
         status = 1
     threading._shutdown()
@@ -193,7 +196,10 @@ def _main(command: Sequence[str]) -> int:
 
 
 def _serve() -> None:
-    """Start the commands that standard input asks for, and tell their status. Each request and answer is a line."""
+    """Start the commands that standard input asks for, and answer with their numbers or their exit status.
+
+    Each request and each answer is a line of JSON.
+    """
     prepare()
     assert len(os.listdir("/proc/self/task")) == 1, "a thread has been started"
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the test run's; this process ends with its input

@@ -1,4 +1,4 @@
-"""A base for devices that stand in for a GPU: NumPy's arrays, and work that can be recorded."""
+"""A base class for devices that stand in for a GPU. Their arrays are NumPy's, and their work can be recorded."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ from gpt.ops.cpu.host import HostTimeline
 
 
 class HostDevice:
-    """All of `Device` but kernels. Those go through `ask`, so that they are recorded too."""
+    """Everything in `Device` but kernels. Subclasses run their kernels through `ask`, so that they are recorded too."""
 
     xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
     records = True
@@ -17,7 +17,7 @@ class HostDevice:
     _landing: list[Callable[[], object]] | None = None  # downloads that nobody has waited for
 
     def ask(self, work: Callable[[], object]) -> None:
-        """Do it now, or note it if work is being recorded."""
+        """Do the work now, or note it if work is being recorded."""
         if self._recorded is None:
             work()
         else:
@@ -39,15 +39,15 @@ class HostDevice:
 
     def upload(self, host: np.ndarray, out: np.ndarray) -> Callable[[], object]:
         out[...] = host
-        host[...] = 0xA5  # nobody may rely on an earlier step's values
+        host[...] = 0xA5  # a caller that relies on values of an earlier step is found out
         return lambda: None
 
     def download(self, array: np.ndarray, host: np.ndarray) -> Callable[[], object]:
         self._landing, value = self._landing or [], array.copy()
-        host.view(np.uint8)[...] = 0xA5  # nothing is there before somebody waits for it
+        host.view(np.uint8)[...] = 0xA5  # a caller that reads before it has waited is found out
         self._landing.append(partial(np.copyto, host, value))
 
-        def wait() -> None:  # by now the device may have done all that it was asked for
+        def wait() -> None:  # all downloads may be done by now, as on a GPU
             for land in self._landing:
                 land()
             self._landing.clear()

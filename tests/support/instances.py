@@ -1,4 +1,7 @@
-"""Every kernel instance that models of hipgpt ask for: found by running them on a device that only takes notes."""
+"""Every kernel instance that hipgpt's models ask for.
+
+They are found by running the models on a device that takes notes and runs no kernel.
+"""
 
 import numpy as np
 
@@ -12,8 +15,8 @@ from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
 from tests.support.host_device import HostDevice
 
-# Shapes that between them ask for every head size, rows that are whole vectors and rows that are not, rows for one warp
-# and rows for more, both activations, and dropout or none.
+# Between them these models have every head size, rows that are whole vectors and rows that are not, rows for one warp
+# and rows for several, both activations, and dropout and none.
 MODELS = [
     {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 64},  # heads of 16
     {"embed_dim": 256, "num_heads": 8, "ff_hidden_dim": 1024, "dropout": 0.1},  # the default: 32
@@ -23,12 +26,12 @@ MODELS = [
     {"embed_dim": 160, "num_heads": 2, "ff_hidden_dim": 80, "dropout": 0.1},  # 80
     {"embed_dim": 192, "num_heads": 2, "ff_hidden_dim": 64, "dropout": 0.1},  # 96
     {"embed_dim": 128, "num_heads": 1, "ff_hidden_dim": 64, "dropout": 0.1},  # 128
-    {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: nothing is even
+    {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: odd
 ]
 
 
 class NotingDevice(HostDevice):
-    """A device that remembers the kernels it is asked for, and runs none."""
+    """A device that remembers the kernels that it is asked for, and runs none."""
 
     description = "a device that takes notes"
 
@@ -42,7 +45,7 @@ class NotingDevice(HostDevice):
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
-    """The instances that training, evaluating and writing text compile on `target`, in every precision that it has."""
+    """The instances that training, evaluation and generation compile on `target`, in every precision that it has."""
     device = NotingDevice(target, warp, has_bf16)
     for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
         for shape in MODELS:

@@ -1,4 +1,4 @@
-"""A working directory in which a text is prepared: what the tests of gpt/prepare.py share."""
+"""A working directory in which a text is prepared, for the tests of gpt/prepare.py."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ class Project:
 
     def __init__(self, path: Path) -> None:
         self.notes: list[str] = []
-        self.lossy: list[str] = []  # notes of what a tokenizer does not keep, which every new one of this text has
+        # The notes that a tokenizer does not keep line breaks. Every new tokenizer of this text gives one.
+        self.lossy: list[str] = []
         self.text = path / "data" / "data.txt"
         self.text.parent.mkdir()
         self.text.write_text(TEXT, encoding="utf-8")
@@ -35,7 +36,7 @@ class Project:
         (self.lossy if "no line breaks" in note else self.notes).append(note)
 
     def refused(self, **kwargs) -> str:
-        """The one line of an error that changes nothing on disk."""
+        """The one line of the error with which `prepare` ends. Asserts that nothing has changed on disk."""
         before = self.snapshot()
         with pytest.raises(UserError) as error:
             self.prepare(**kwargs)

@@ -1,4 +1,4 @@
-"""That a command in a fork can be believed: it does what the real one does, and a broken one is noticed."""
+"""A command in a fork is as good as a real process: it prints, computes and ends as that does."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ def _forks(forks):
 
 @pytest.fixture
 def both(hipgpt):
-    """What a command gives in a fork and as a real process."""
+    """Runs a command in a fork and as a real process; gives the standard output and error of each."""
 
     def run(*arguments, status=0) -> list[tuple[str, str]]:
         results = [hipgpt(*arguments, status=status, **kwargs) for kwargs in ({}, {"environment": hipgpt.environment})]
-        assert "gpt.cli" in str(results[1].args), "this one is real"
+        assert "gpt.cli" in str(results[1].args), "the second has to be a real process"
         return [(result.stdout, result.stderr) for result in results]
 
     return run
@@ -83,7 +83,7 @@ def test_a_fork_that_was_started_prints_as_it_goes_and_can_be_signalled(hipgpt):
     process = hipgpt.start(*train)
     assert next(line for line in process.stdout if line.startswith("[Step 50]"))
     assert process.poll() is None
-    assert "--prompt" in hipgpt("generate", "--help").stdout, "another one meanwhile"
+    assert "--prompt" in hipgpt("generate", "--help").stdout, "another fork runs meanwhile"
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (143, "")

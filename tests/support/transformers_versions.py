@@ -2,8 +2,8 @@
 
     python -m tests.support.transformers_versions 4.46.3 4.57.3
 
-A folder holds transformers and all that it needs but PyTorch, which is the installed one. It is 300 MB, lies in the
-system's folder for temporary files, and is used again.
+A folder holds transformers and the packages it needs, except PyTorch: the installed one is used. It takes 300 MB, lies
+in the system's folder for temporary files, and is used again by the next run.
 """
 
 import os
@@ -16,7 +16,7 @@ from tests.support import ROOT
 
 
 def main(versions: list[str]) -> int:
-    """Run the tests with each version; 1 if they fail, or are skipped, with any."""
+    """Run the tests with each version. Returns 1 if with any of them a test fails or is skipped."""
     failed = []
     for version in versions:
         folder = Path(tempfile.gettempdir()) / f"transformers-{version}"

@@ -1,10 +1,11 @@
-"""The reference, and how far from it a result may be.
+"""The reference, and how far a result may be from it.
 
 The reference is NumPy's operations in float64. Inputs are rounded to the type of activations first, so that both sides
-see the same numbers. Outputs are NaN before the call and lie between guard bands. Bounds follow from the arithmetic:
-u = 2^-24 is a rounding of float32 and U = 2^-8 one of bf16 (u in fp32 mode); a sum of n terms, in whatever order, is
-off by at most n u times the sum of the absolute values. The GPU's exp2 is good to 2^-21 relative; that is EXP, and does
-not count the rounding of exp2's argument.
+see the same numbers. Outputs are NaN before the call and lie between guard bands.
+
+Bounds follow from the arithmetic. u = 2^-24 is the relative error of one rounding to float32, and U = 2^-8 that of one
+rounding to bf16 (U = u in fp32 mode). A sum of n terms, added in any order, is off by at most n u times the sum of the
+absolute values. The GPU's exp2 has a relative error of at most EXP = 2^-21, not counting the rounding of its argument.
 """
 
 import numpy as np
@@ -14,12 +15,12 @@ from gpt.ops.interface import Dropout
 from tests.support.amd import errors
 
 u, EXP = 2.0**-24, 2.0**-21
-TF32 = 2.0**-10  # of a product whose two operands are rounded to tf32, half of it each
+TF32 = 2.0**-10  # relative error of a product whose operands are rounded to tf32: each rounding adds half of it
 REFERENCE = CpuOps(threads=1, dtype="float64")
 
 
 def near(ops, ours, reference, bound):
-    """|ours - reference| <= bound everywhere, and ours is finite."""
+    """Assert that `ours` is finite and |ours - reference| <= bound for every element."""
     ours = ops.to_host(ours).astype(np.float64)
     assert np.isfinite(ours).all(), "an element was not written, or is not finite"
     off = np.abs(ours - reference)
@@ -50,9 +51,12 @@ class Sums:
 
 
 def norm_bound(x, weight, bias, mean, rstd, U):
-    """n = (x - mean) rstd: the mean is off by d u mean|x|, each difference by that and its rounding; rstd by d u."""
+    """How far layer norm may be off, for n = (x - mean) rstd.
+
+    The mean is off by d u mean|x|, each difference by that and its own rounding, and rstd by d u relative.
+    """
     d = x.shape[1]
     off = (d + 4) * u * (np.abs(x).mean(1, keepdims=True) + np.abs(x)) * rstd[:, None]
     n = np.abs(x - mean[:, None]) * rstd[:, None]
-    spread = off * (1 + n * n.mean(1, keepdims=True))  # the mean's error goes into rstd too
+    spread = off * (1 + n * n.mean(1, keepdims=True))  # the mean's error also enters rstd
     return (spread + (2 * d + 8) * u * n) * np.abs(weight) + (U + 4 * u) * (np.abs(n * weight) + np.abs(bias)) + 1e-30

@@ -1,4 +1,4 @@
-"""The fixtures of the tests of every operation: operations on a device, their arrays, random numbers, a rounding."""
+"""Fixtures for the tests of every operation: a device, its operations and arrays, random numbers, the rounding U."""
 
 import numpy as np
 import pytest

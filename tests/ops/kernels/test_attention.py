@@ -1,4 +1,4 @@
-"""Attention: kernels, and loops for numba, against the reference on every device."""
+"""Attention on every device, by kernels and by numba's loops, against the reference."""
 
 import math
 
@@ -15,7 +15,7 @@ HEADS = [
 
 
 class AttentionBounds:
-    """All that attention computes, [batch, heads, seq, …] in float64, and how far off each may be."""
+    """The intermediate results of attention, [batch, heads, seq, …] in float64, and how far off each may be."""
 
     def __init__(self, qkv, heads, batch, U, mask, product=0.0):
         seq, d = len(qkv) // batch, qkv.shape[1] // 3
@@ -26,7 +26,7 @@ class AttentionBounds:
         self.p = np.exp(scores - scores.max(-1, keepdims=True))
         self.p /= self.p.sum(-1, keepdims=True)
         size = np.abs(self.q) @ np.abs(self.k).swapaxes(-1, -2) * self.scale
-        self.score_error = ((hd + 4) * u + product) * size  # of the product, its scaling and log2(e)
+        self.score_error = ((hd + 4) * u + product) * size  # from the product, its scaling and log2(e)
         self.p_error = self.p * (2 * self.score_error.max(-1, keepdims=True) + (seq + 4) * u + 2 * EXP)
         self.mask, self.U, self.product, self.seq, self.hd = mask, U, product, seq, hd
 
@@ -35,14 +35,20 @@ class AttentionBounds:
         return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1] * x.shape[3])
 
     def heads(self, x):
+        """[rows, D] as [batch, heads, seq, head_dim]."""
         return x.reshape(self.p.shape[0], self.seq, self.p.shape[1], -1).transpose(0, 2, 1, 3)
 
     def out(self):
+        """How far each element of the output may be off, [rows, D]."""
         p = self.p * self.mask
         off = (self.p_error * self.mask + (self.U + self.seq * u) * p) @ np.abs(self.v)
         return self.rows(off + self.U * np.abs(p @ self.v)) + 1e-30
 
     def gradients(self, dout, delta):
+        """How far each element of the gradients of q, k and v may be off, three arrays [rows, D].
+
+        The head of kernels/attention.hip has the formulas. `delta` is the dot product of each row of dout and out.
+        """
         do = self.heads(dout)
         p, U = self.p * self.mask, self.U
         dp = do @ self.v.swapaxes(-1, -2) * self.mask
@@ -57,6 +63,7 @@ class AttentionBounds:
         return [self.rows(off + (U + 4 * u) * np.abs(x)) + 1e-30 for off, x in zip((dq, dk, dv), exact, strict=True)]
 
     def delta_size(self, do, dout):
+        """The sum of the absolute values of delta's terms, to which its error is relative."""
         return np.sum(np.abs(do * self.attended), -1)
 
 
@@ -68,7 +75,7 @@ def attention_case(ops, arrays, rng, U, shape, rate, magnitude=1.0):
     mask = np.ones((batch * heads * seq, seq))
     if theirs:
         REFERENCE.dropout(np.ones((batch * heads * seq, seq)), mask, theirs)
-    product = TF32 if ops.precision == "tf32" else 0.0  # bf16's operands are what they are rounded to
+    product = TF32 if ops.precision == "tf32" else 0.0  # bf16 operands are exact: they are rounded already
     bounds = AttentionBounds(qkv, heads, batch, U, mask.reshape(batch, heads, seq, seq), product)
     out, lse = np.empty((batch * seq, d)), np.empty((batch, heads, seq))
     REFERENCE.attention(qkv, out, lse, theirs)
@@ -110,7 +117,7 @@ def test_attention_backward(ops, arrays, rng, U, shape, rate):
     near(ops, dqkv, expected, np.concatenate(bounds.gradients(dout, delta), axis=1))
 
 
-@pytest.mark.parametrize("device", [GPUS[0], NUMBA], indirect=True)  # elsewhere it takes minutes
+@pytest.mark.parametrize("device", [GPUS[0], NUMBA], indirect=True)  # on emulated devices it takes minutes
 @pytest.mark.parametrize("shape", [(1, 2, 1023, 64), (1, 1, 2048, 32), (1, 1, 2048, 128)])
 @pytest.mark.parametrize("rate", [0, 0.3])
 def test_attention_of_long_sequences(ops, arrays, rng, U, shape, rate):

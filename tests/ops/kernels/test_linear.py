@@ -1,4 +1,4 @@
-"""Linear layers, and sums over rows: kernels, and loops for numba, against the reference on every device."""
+"""Linear layers and sums over rows on every device, by kernels and by numba's loops, against the reference."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ SIZES = [
     (1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40),
     (1, 24, 20), (1, 24, 7),
 ]  # rows, in, out  # fmt: skip
-# One row of whole vectors, for blocks of each size, that a thread reads at once or not, or that is too long for them.
+# A single row that consists of whole vectors. The lengths call for blocks of each size: a thread reads its share of the
+# row at once or in several turns, and the last row is too long for any of the blocks.
 ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_008, 16)]
 
 
@@ -27,13 +28,19 @@ def through(activation, pre_activation, dbias=None):
 
 
 def product_bound(a, b, U, extra=0.0):
-    """An element of a @ b is off by its terms' sum and its own rounding; `extra` is added before that."""
+    """How far an element of a @ b may be off: by the roundings of its sum and by its own.
+
+    `extra` is the size of a term, such as the bias, that is added before the result is rounded.
+    """
     size = np.abs(a) @ np.abs(b) + extra
     return (a.shape[1] + 3) * u * size + U * size + 1e-30
 
 
 def activation_bound(x, error, U):
-    """gelu' is at most 1.13; its tanh form's own error is below 16 u |x| plus exp2's."""
+    """How far an activation of x may be off if x is off by `error`.
+
+    The derivative of GELU is at most 1.13. Its tanh form has an error below 16 u |x| of its own, plus that of exp2.
+    """
     return 1.13 * error + (16 * u + EXP + U) * np.abs(x) + 1e-30
 
 
@@ -102,12 +109,12 @@ def test_linear_backward(ops, arrays, rng, U, rows, d_in, d_out, transposed, act
     dx_, size_w, dbias_ = np.empty((rows, d_in)), np.abs(dweight), np.empty((1, d_out))
     its_activation = through(activation, pre_activation, np.empty((1, d_in)))
     REFERENCE.linear_backward(dout, x, weight, dx_, Affine(dweight, dbias_), its_activation)
-    size = np.abs(dout) @ np.abs(weight.T)  # gelu' is at most 1.13, and off by less than 64 u + 4 EXP
+    size = np.abs(dout) @ np.abs(weight.T)  # GELU's derivative is at most 1.13, and off by less than 64 u + 4 EXP
     near(ops, dx, dx_, 1.13 * product_bound(dout, weight.T, U) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size)
     near(ops, dw, dweight, (rows + 3) * u * (np.abs(x.T) @ np.abs(dout) + size_w))
     if dbias:
         near(ops, dbias.total(), dbias_[0], rows * u * np.abs(dout).sum(0) + 1e-30)
-    if activation:  # the sums are those of the dx that was stored
+    if activation:  # the sums are taken over dx as it was stored
         stored = ops.to_host(dx).astype(np.float64)
         near(ops, dx_sums.total(), stored.sum(0), rows * u * np.abs(stored).sum(0) + 1e-30)
 

@@ -1,4 +1,4 @@
-"""Cross-entropy and sampling: kernels, and loops for numba, against the reference on every device."""
+"""Cross-entropy and sampling on every device, by kernels and by numba's loops, against the reference."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.support.devices import Arrays
 def test_cross_entropy_and_its_gradient(ops, arrays, rng, U, rows, vocab, magnitude, scale):
     padded = -(-vocab // 128) * 128
     logits = arrays.rounded(rng.standard_normal((rows, padded)) * magnitude)
-    logits[:, vocab:] = 1e30  # padding must not count, whatever it holds
+    logits[:, vocab:] = 1e30  # the values of the padding must not count
     labels = rng.integers(0, vocab, rows).astype(np.int32)
     labels[0] = np.argmax(logits[0, :vocab])
     mine = arrays.of(logits), arrays.of(labels), *(arrays.poisoned(rows, dtype="float32") for _ in range(2))
@@ -26,7 +26,7 @@ def test_cross_entropy_and_its_gradient(ops, arrays, rng, U, rows, vocab, magnit
     near(ops, mine[2], losses, (vocab + 4) * u + 2 * EXP + 2 * exponent + 4 * u * np.abs(losses))
     assert np.array_equal(ops.to_host(mine[3]), hits)
     if scale is None:
-        assert np.array_equal(ops.to_host(mine[0])[:, :vocab], logits[:, :vocab]), "nothing may change"
+        assert np.array_equal(ops.to_host(mine[0])[:, :vocab], logits[:, :vocab]), "the logits have changed"
     else:
         size = np.abs(p) + 2 * scale * (np.arange(padded) == labels[:, None])
         near(ops, mine[0], p, ((vocab + 4) * u + 2 * EXP + 2 * exponent[:, None] + U) * size + 1e-30)
@@ -51,7 +51,7 @@ def test_the_metrics_are_sums_in_float64(ops, arrays, rng, rows):
 
 
 def sampled(ops, arrays, logits, seen, uniform, **options):
-    """The id that `ops` draw; they must mark it, and no other."""
+    """The id that `ops` draw. Asserts that they mark this id as seen, and no other."""
     marks, out = arrays.of(seen), arrays.of(np.array([-7], np.int32))
     rule = SamplingRule(**options)
     ops.sample(arrays.of(logits), marks, arrays.of(np.array([uniform]), "float64"), out, rule)
@@ -66,9 +66,12 @@ def sampled(ops, arrays, logits, seen, uniform, **options):
     [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6), (1, 300, 0.9), (1, 1500, 0.9)],
 )
 def test_sampling_draws_what_the_reference_draws(ops, arrays, rng, vocab, temperature, top_k, top_p):
-    """Sums of weights are off by 1e-4 of their total at most; where a draw is nearer to a boundary either may be."""
+    """Sums of weights are off by at most 1e-4 of their total.
+
+    If a draw is nearer than that to the boundary between two ids, either id is right.
+    """
     logits = arrays.rounded(rng.standard_normal(vocab) * 2)
-    logits[rng.integers(0, vocab, vocab // 4)] = logits[0]  # equal ones
+    logits[rng.integers(0, vocab, vocab // 4)] = logits[0]  # ties
     seen = np.isin(np.arange(vocab), rng.integers(0, vocab, 9)).astype(np.uint8)
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": 1.3}
     for uniform in np.append(rng.random(8), [0, 1 - 2**-24]):
@@ -94,7 +97,7 @@ def test_sampling_among_more_equal_logits_than_there_are_threads(ops, arrays, te
 
 
 @pytest.mark.parametrize("vocab", [9, 3000])
-def test_sampling_knows_no_order_of_the_two_zeros(ops, arrays, vocab):
+def test_sampling_treats_both_zeros_as_equal(ops, arrays, vocab):
     logits = np.where(np.arange(vocab) % 2, 0.0, -0.0)
     greedy = {"temperature": 0, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
     assert sampled(ops, arrays, logits, np.zeros(vocab, np.uint8), 0.9, **greedy) == 0
@@ -118,7 +121,7 @@ def test_sampling_draws_the_same_with_the_most_extreme_settings_and_no_warning(o
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_sampling_says_where_a_logit_is_not_finite(ops, arrays, poison):
+def test_sampling_gives_minus_one_if_a_logit_is_not_finite(ops, arrays, poison):
     options = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
     logits, seen = np.array([1.0, poison, 2.0]), np.zeros(3, np.uint8)
     assert sampled(ops, arrays, logits, seen, 0.5, **options) == -1

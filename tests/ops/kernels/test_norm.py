@@ -1,4 +1,4 @@
-"""Embedding and layer norm: kernels, and loops for numba, against the reference on every device."""
+"""Embedding, layer norm and dropout on every device, by kernels and by numba's loops, against the reference."""
 
 import numpy as np
 import pytest
@@ -93,13 +93,13 @@ def test_add_layernorm(ops, arrays, rng, U, rows, d, rate):
     norm_ = Affine(arrays.of(weight), arrays.of(bias))
     ops.add_layernorm(arrays.of(x), arrays.of(branch), norm_, Normed(x_out, out, m, r), mine)
     near(ops, x_out, summed, U * np.abs(summed) + 3 * u * (np.abs(x) + 1.5 * np.abs(branch)))
-    stored = ops.to_host(x_out).astype(np.float64)  # the norm is that of what was stored
+    stored = ops.to_host(x_out).astype(np.float64)  # the norm is taken of the sum as it was stored
     REFERENCE.layernorm(Normed(stored, expected, mean, rstd), norm)
     near(ops, out, expected, norm_bound(stored, weight, bias, mean, rstd, U))
 
 
 @pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64), (70, 800)])
-@pytest.mark.parametrize("branch", [None, 0, 0.3])  # none, or one with this dropout
+@pytest.mark.parametrize("branch", [None, 0, 0.3])  # no branch, or one with this dropout rate
 def test_layernorm_backward(ops, arrays, rng, U, rows, d, branch):
     x, dout, dx = (arrays.rounded(rng.standard_normal((rows, d))) for _ in range(3))
     weight = arrays.rounded(rng.standard_normal(d))
@@ -117,6 +117,7 @@ def test_layernorm_backward(ops, arrays, rng, U, rows, d, branch):
         mask, its_mask = dropout(ops, branch)
         ops.add_layernorm_backward(*inputs, Branch(dbranch, dbranch_sums.partials, mask))
 
+    # dx grows by rstd (g - mean(g) - n mean(g n)). `each` is how far the terms in parentheses may be off.
     n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
     n_error = 3 * u * np.abs(n) + 2 * u * np.abs(x) * rstd[:, None]
     g_mean, gn_mean = np.abs(g).mean(1, keepdims=True), np.abs(g * n).mean(1, keepdims=True)
@@ -128,7 +129,8 @@ def test_layernorm_backward(ops, arrays, rng, U, rows, d, branch):
     near(ops, mine, dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + 1e-30)
     near(ops, dweight.total(), expected[0, 0], weight_error + 1e-30)
     near(ops, dbias.total(), expected[1, 0], rows * u * np.abs(dout).sum(0) + 1e-30)
-    if branch is not None:  # its gradient is that of the dx that was stored, and its sums those of what was stored
+    # The branch's gradient is computed from dx as it was stored, and its sums from that gradient as it was stored.
+    if branch is not None:
         dx, branch_gradient = ops.to_host(mine).astype(np.float64), np.empty((rows, d))
         if branch:
             REFERENCE.dropout(dx, branch_gradient, its_mask)

@@ -1,4 +1,4 @@
-"""The optimizers: kernels, and loops for numba, against the reference on every device."""
+"""The optimizers on every device, by kernels and by numba's loops, against the reference."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests.support.devices import GPUS, Arrays
 
 @pytest.mark.parametrize("n", [1, 7, 1024, 70_000])
 @pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
-def test_the_global_norm_over_and_underflows_nowhere(ops, arrays, rng, n, magnitude):
+def test_the_global_norm_neither_overflows_nor_underflows(ops, arrays, rng, n, magnitude):
     x = (rng.standard_normal(n) * magnitude).astype(np.float32)
     out = arrays.poisoned(1, dtype="float64")
     ops.global_norm(arrays.of(x, "float32"), out)
@@ -37,7 +37,7 @@ RULE = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=0.0)
 
 
 def planned(ops, arrays, norm, loss, counters, lr, clip):
-    """The plan of a step, float64 [6]; counters, on the host, are moved on."""
+    """The plan of a step, float64 [6] on the device. Updates `counters`, an array on the host."""
     plan, mine = arrays.poisoned(6, dtype="float64"), arrays.of(counters)
     norm, loss, lr = arrays.of(np.array([norm]), "float64"), arrays.of(np.array(loss), "float64"), np.array([lr])
     ops.plan_update(norm, loss, mine, arrays.of(lr, "float32"), plan, RULE._replace(clip=clip))
@@ -69,8 +69,11 @@ def test_adamw(ops, arrays, rng, U, clip):
 
 
 @pytest.mark.parametrize("ops", ["bf16"], indirect=True)
-def test_what_products_read_is_the_nearest_bf16_and_of_two_the_even_one(ops, arrays):
-    """Of weights of every kind (denormal, infinite, NaN and what becomes infinite), which a step of rate 0 leaves."""
+def test_the_copy_of_the_weights_is_rounded_to_the_nearest_bf16_and_ties_to_even(ops, arrays):
+    """Weights of every kind: denormal, infinite, NaN, and finite ones that become infinite when they are rounded.
+
+    A step with a learning rate of 0 leaves the weights as they are, and only makes the copy.
+    """
     high = (np.arange(0, 2**16, 32, dtype=np.uint32)[:, None] + np.array([0, 1, 31], np.uint32)).ravel()
     low = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
     weights = (high[:, None] << 16 | low).ravel().view(np.float32)
@@ -78,7 +81,7 @@ def test_what_products_read_is_the_nearest_bf16_and_of_two_the_even_one(ops, arr
     mine = arrays.of(weights, "float32"), *(arrays.of(zeros, "float32") for _ in range(3))
     plan = planned(ops, arrays, 1.0, [1.0, 1.0], np.zeros(3, np.int64), 0.0, clip=0.0)
     ops.adamw(AdamBuffers(*mine, copy, decayed=0), plan, RULE)
-    stored = ops.to_host(mine[0])  # AMD's take denormals for 0
+    stored = ops.to_host(mine[0])  # AMD GPUs take denormals for 0
     np.testing.assert_array_equal(ops.to_host(copy), ops.to_host(arrays.of(stored)))
     np.testing.assert_array_equal(np.isnan(stored), np.isnan(weights))
 
@@ -95,14 +98,18 @@ def test_a_step_that_is_not_finite_is_skipped_by_every_optimizer(ops, arrays, rn
     assert counters.tolist() == [5, 3, 2]
 
 
-# Singular values of about 1 make elements of at most 1, and roundings of 2^-24 or 2^-9 of them are raised by some
-# hundreds in fp32, where small singular values are small, and by a few in bf16, where those are lost anyway.
+# Singular values of about 1 make elements of at most 1, whose roundings are 2^-24 in fp32 or 2^-9 in bf16. The steps
+# enlarge such errors some hundreds of times in fp32, which keeps small singular values. In bf16, which loses small
+# singular values anyway, they enlarge them a few times.
 MUON_FP32, MUON_BF16 = 400 * u, 0.1
 STACKS = [(1, 1, 1), (2, 16, 16), (3, 24, 72), (2, 96, 33), (2, 130, 64), (4, 7, 5)]  # matrices, rows, columns
 
 
 def stack_of(arrays, ops, shape, rng):
-    """Weights, gradients and momentum [matrices, rows, columns], and room for the copy, evenly apart with gaps."""
+    """Weights, gradients and momentum [matrices, rows, columns] on the host, and their Stack on the device.
+
+    The Stack also has room for the copy. Its matrices are evenly spaced, with gaps between them.
+    """
     count, rows, columns = shape
     stride = -(-rows * columns // 128) * 128
     host = [rng.standard_normal(shape).astype(np.float32).astype(np.float64) for _ in range(3)]
@@ -118,12 +125,15 @@ def stack_of(arrays, ops, shape, rng):
 
 
 def roundings(x, size, rng):
-    """x with every element off by up to `size` of it: one way in which arithmetic may round."""
+    """x with a random relative error of up to `size` in every element: one way in which arithmetic may round."""
     return x * (1 + size * rng.uniform(-1, 1, x.shape))
 
 
 def rounded_orthogonalized(u, size, rng):
-    """The orthogonalization that rounds every result of a product, stored in the type of products, at random."""
+    """Newton-Schulz orthogonalization with a random rounding of every product's result.
+
+    A result is rounded because it is stored in the type of products.
+    """
     x = roundings(u / np.linalg.norm(u, axis=(1, 2), keepdims=True), 2 * size, rng)
     tall = x.shape[1] > x.shape[2]
     for a, b, c in NEWTON_SCHULZ:
@@ -137,9 +147,10 @@ def rounded_orthogonalized(u, size, rng):
 @pytest.mark.parametrize("shape", STACKS)
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 def test_muon(ops, arrays, rng, U, shape, scale):
-    """How far roundings take an orthogonalized matrix is seen from the reference with roundings drawn at random
-    (Vignes 2004, stochastic arithmetic): no element may be further off than three times the furthest of 16 draws.
-    In fp32 a product of n terms adds up to n roundings; on a CPU squares of singular values are multiplied.
+    """The bound comes from stochastic arithmetic (Vignes 2004): the reference is run with roundings drawn at random.
+
+    No element may be further off than three times the largest error of 16 such draws. In fp32 a product of n terms adds
+    up to n roundings. On a CPU the errors are larger, because it multiplies squares of singular values.
     """
     (w, g, m), stack = stack_of(arrays, ops, shape, rng)
     plan = arrays.of(np.array([0, scale, 0.1, 0.99, 1, 1]), "float64")
@@ -162,7 +173,7 @@ def test_muon(ops, arrays, rng, U, shape, scale):
         near(ops, stack.copy, weights, U * np.abs(weights))
 
 
-@pytest.mark.parametrize("device", GPUS, indirect=True)  # a CPU takes matrix by matrix
+@pytest.mark.parametrize("device", GPUS, indirect=True)  # a CPU moves one matrix at a time
 @pytest.mark.parametrize("tall", [False, True])
 def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, tall, monkeypatch):
     shape = (5, 32, 16) if tall else (5, 16, 32)
@@ -172,7 +183,7 @@ def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, t
     ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
     monkeypatch.setattr(gpu_muon, "AT_ONCE", 2 * 16 * 32)
     ops.muon([others], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
-    weights = ops.to_host(stack.weights)  # a library may take another algorithm for another number of products
+    weights = ops.to_host(stack.weights)  # a library may choose another algorithm for another number of products
     tolerance = MUON_FP32 if ops.precision == "fp32" else MUON_BF16
     np.testing.assert_allclose(ops.to_host(others.weights), weights, rtol=0, atol=tolerance * 0.1 * 0.2 * math.sqrt(32))
     assert np.array_equal(ops.to_host(stack.momentum), ops.to_host(others.momentum))

@@ -1,1 +1,1 @@
-"""AMD GPUs without one: kernels compiled by real compilers, their resources read, their machine code emulated."""
+"""Checks for AMD GPUs without having one: compile kernels, read the resources they take, emulate their machine code."""

@@ -1,7 +1,8 @@
 """Compile kernels for AMD GPUs, with no GPU and no ROCm at hand, and judge the machine code's use of the hardware.
 
-Two compilers: clang 19 for every target that hipgpt supports, and hiprtc 5.2, the compiler that CuPy calls on ROCm, for
-the two targets that this old one knows. What a kernel takes (registers, shared memory) is in a code object's notes.
+There are two compilers: clang 19 for every target that hipgpt supports, and hiprtc, the compiler that CuPy calls on
+ROCm. Version 5.2 of hiprtc is old and knows only two of the targets. The notes of a code object say how many registers
+and how much shared memory each kernel takes.
 """
 
 import re
@@ -21,7 +22,7 @@ TARGETS = {
 }
 MATRIX_TARGETS = TARGETS["clang"]  # those with a matrix unit for bf16
 LDS_LIMIT = 64 * 1024  # bytes that one workgroup may have, on every target
-LEAST_WAVES = 2  # per SIMD: with one, whatever it waits for leaves the SIMD idle
+LEAST_WAVES = 2  # per SIMD: if there is only one, the SIMD is idle whenever that waits
 
 
 class CompileError(Exception):
@@ -29,28 +30,29 @@ class CompileError(Exception):
 
 
 class Processor(NamedTuple):
-    """What the waves of a workgroup share: a compute unit of CDNA, a workgroup processor of RDNA; both have 4 SIMDs.
+    """The hardware that the waves of a workgroup share: a compute unit of CDNA or a workgroup processor of RDNA.
 
-    Registers, granules, waves and workgroups are those of LLVM's AMDGPUBaseInfo.cpp (getTotalNumVGPRs,
-    getVGPRAllocGranule, getMaxWavesPerEU, getMaxWorkGroupsPerCU), and AMDGPU.td's FeatureISAVersion… say which chip has
-    which; LDS sizes and their granule those of https://llvm.org/docs/AMDGPUUsage.html (GRANULATED_LDS_SIZE).
+    Both have 4 SIMDs. Registers, granules, waves and workgroups are those of LLVM's AMDGPUBaseInfo.cpp
+    (getTotalNumVGPRs, getVGPRAllocGranule, getMaxWavesPerEU, getMaxWorkGroupsPerCU). AMDGPU.td's FeatureISAVersion… say
+    which chip has which. The sizes of LDS and its granule are those of https://llvm.org/docs/AMDGPUUsage.html
+    (GRANULATED_LDS_SIZE).
     """
 
     wave: int  # lanes of a wave
     vgprs: int  # vector registers of a SIMD's lane, for all its waves
-    granule: int  # they are handed out in multiples of this
-    waves: int  # that a SIMD can hold
+    granule: int  # vector registers are handed out in multiples of this
+    waves: int  # most waves that a SIMD can hold
     lds: int  # bytes
-    workgroups: int  # that the barrier unit can hold; a workgroup of a single wave needs no barrier
+    workgroups: int  # most that the barrier unit can hold; a workgroup of a single wave needs no barrier
 
     SIMDS = 4
     LDS_GRANULE = 512
 
     def waves_per_simd(self, vgprs: int, sgprs: int, lds: int, threads: int) -> float:
-        """How many waves of a kernel each SIMD can hold at once, given what one workgroup of it takes."""
+        """How many waves of a kernel each SIMD can hold at once, by the resources of one workgroup (LDS in bytes)."""
         waves = _blocks(threads, self.wave)
         per_simd = min(self.waves, self.vgprs // (_blocks(max(vgprs, 1), self.granule) * self.granule))
-        if self.wave == 64:  # GCN and CDNA share 800 scalar registers out; RDNA gives every wave the same 128
+        if self.wave == 64:  # GCN and CDNA divide 800 scalar registers among the waves; RDNA gives 128 to each
             per_simd = min(per_simd, 800 // max(sgprs, 1))
         workgroups = per_simd * self.SIMDS // waves
         if waves > 1:
@@ -74,7 +76,7 @@ PROCESSORS = {
 
 
 class Argument(NamedTuple):
-    """Where a kernel expects an argument, in bytes, and what: "global_buffer" (a pointer), "by_value", "hidden_…"."""
+    """The place of an argument, in bytes, and its kind: "global_buffer" (a pointer), "by_value" or "hidden_…"."""
 
     offset: int
     size: int
@@ -82,7 +84,7 @@ class Argument(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One kernel of a code object: what its notes say that it takes."""
+    """One kernel of a code object, with the resources that it takes by its notes."""
 
     name: str
     target: str
@@ -90,19 +92,19 @@ class Kernel(NamedTuple):
     vgprs: int  # accumulation registers included
     agprs: int
     sgprs: int
-    spills: int  # registers of both kinds that had to be kept elsewhere
+    spills: int  # vector and scalar registers that had to be kept in memory
     lds: int  # bytes of a workgroup
-    private: int  # bytes of memory for each thread: arrays that did not fit, or could not be put, into registers
+    private: int  # bytes of memory for each thread: arrays that do not fit, or cannot be put, into registers
     dynamic_stack: bool
     arguments: tuple[Argument, ...]
 
     @property
     def waves(self) -> float:
-        """Per SIMD."""
+        """How many waves of it each SIMD can hold at once."""
         return PROCESSORS[self.target].waves_per_simd(self.vgprs, self.sgprs, self.lds, self.threads)
 
     def complaints(self, asked_threads: int) -> list[str]:
-        """What is wrong with it, for a launch with `asked_threads` threads per block; empty if it is fit to be run."""
+        """The faults of it for a launch with `asked_threads` threads per block; empty if it is fit to be run."""
         found = []
         if self.threads != asked_threads:
             found.append(f"compiled for workgroups of {self.threads} threads, not of {asked_threads}")
@@ -133,21 +135,21 @@ def compile_source(source: str, compiler: str, target: str, *options: str) -> by
         result = Path(folder) / "kernel.hsaco"
         if compiler == "clang":
             command = [*clang_command(target), *options, "-", "-o", str(result)]
-        else:  # in a process of its own, for it can crash
+        else:  # in a process of its own, because it can crash
             command = [sys.executable, str(Path(__file__).with_name("hiprtc.py")), target, str(result), *options]
         _run(command, source, f"{compiler} for {target}")
         return result.read_bytes()
 
 
 def asked_threads(source: str, target: str) -> dict[str, int]:
-    """By name, the kernels of a source with what stands in their KERNEL(threads)."""
+    """{name: threads} for each `KERNEL(threads) name` of a source, as macros define `threads` for `target`."""
     expanded = _run([*clang_command(target), "-E", "-P", "-"], source, f"clang for {target}")
     declaration = r"amdgpu_flat_work_group_size\(1, ([^;{]*?)\)\)\)\s+void\s+(\w+)\("
     return {name: _product(threads) for threads, name in re.findall(declaration, expanded)}
 
 
 def read_kernels(code: bytes) -> list[Kernel]:
-    """The kernels of a code object, in its order."""
+    """The kernels of a code object, in the order of its notes."""
     with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
         file.write(code)
         file.flush()
@@ -177,7 +179,7 @@ def _kernel(item: str, target: str) -> Kernel:
 
 
 def clang_command(target: str) -> list[str]:
-    """A command whose options are CuPy's and hiprtc's: C++17, optimized, denormals flushed; no warning passes."""
+    """A command with the options of CuPy and hiprtc: C++17, optimized, denormals flushed. Warnings are errors."""
     options = "-x hip --cuda-device-only --no-gpu-bundle-output -nogpulib -nogpuinc -std=c++17 -O3 -Wall -Werror"
     header = "-Wno-pragma-once-outside-header -Wno-unused-const-variable"  # common.h stands in the source itself
     return [CLANG, *options.split(), *header.split(), "-fcuda-flush-denormals-to-zero", f"--offload-arch={target}"]

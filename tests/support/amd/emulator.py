@@ -1,9 +1,10 @@
-"""A device whose GPU is an emulator: clang compiles the kernels, their machine code runs instruction by instruction.
+"""A device whose GPU is an emulator: clang compiles the kernels, and an emulator executes their machine code.
 
-The emulator of the AMD instruction sets is tinygrad's (test/mockgpu/amd/emu.py); AMD_EMU names a checkout of it. It
-costs microseconds an instruction, and seconds for a kernel that it has not met, so shapes have to be small.
+The emulator of the AMD instruction sets is tinygrad's (test/mockgpu/amd/emu.py). AMD_EMU names a checkout of tinygrad.
+An instruction takes microseconds, and a kernel that is new to the emulator takes seconds, so shapes have to be small.
 
-It knows no caches, no private memory on CDNA, and flushes no denormals. What it cannot run is patched, see `_patch`.
+It has no caches, and no private memory on CDNA, and it does not flush denormals. `_patch` replaces the instructions
+that it cannot run.
 """
 
 import ctypes
@@ -28,8 +29,9 @@ from tests.support.host_device import HostDevice
 FAMILIES = {"gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1201": "rdna4"}
 TARGETS = tuple(FAMILIES)
 OBJDUMP = "llvm-objdump-19"
-ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")  # of such stores it writes a part
-# The bits that say which instruction it is, and what they are in gfx942 for the same or the fused one.
+# Let clang avoid unaligned stores, because the emulator writes only a part of them.
+ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")
+# The mask of the bits that identify an instruction, and their value on gfx942 for the same one or the fused one.
 GFX942_NUMBERS = {
     "v_mfma_f32_16x16x16bf16_1k": (0xFFFF0000, 0xD3E10000),
     "v_mad_f32": (0x3FF << 16, 0x1CB << 16),  # v_fma_f32
@@ -38,7 +40,7 @@ GFX942_NUMBERS = {
 
 
 def unavailable() -> str | None:
-    """Why nothing can be emulated here; None if it can."""
+    """The reason why nothing can be emulated here; None if it can."""
     if not os.environ.get("AMD_EMU"):
         return "AMD_EMU does not name a checkout of tinygrad"
     if not shutil.which(OBJDUMP):
@@ -47,7 +49,7 @@ def unavailable() -> str | None:
 
 
 class EmulatorDevice(HostDevice):
-    """What GpuOps asks of a device, on an emulated GPU; its arrays are NumPy's."""
+    """A device for GpuOps whose GPU is emulated and whose arrays are NumPy's."""
 
     has_bf16, has_tf32 = True, False
 
@@ -58,12 +60,12 @@ class EmulatorDevice(HostDevice):
         self._compiled: dict[str, CodeObject] = {}
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
-        """A kernel of kernels/ as a function of grid, block and arguments."""
+        """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
         kernel = self.kernel_of(Instance.of(file, defines).source, name)
         return lambda *launch: self.ask(partial(kernel, *launch))
 
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
-        """A kernel of a whole source."""
+        """Kernel `name` of a whole source text, as a function of grid, block and arguments."""
         if source not in self._compiled:
             self._compiled[source] = CodeObject(compile_source(source, "clang", self.target, *ALIGNED))
         code = self._compiled[source]
@@ -71,7 +73,7 @@ class EmulatorDevice(HostDevice):
 
 
 class CodeObject:
-    """A code object in memory, ready to be launched. Formats: https://llvm.org/docs/AMDGPUUsage.html and ELF's."""
+    """A code object in memory, ready to be launched. Its format is ELF and https://llvm.org/docs/AMDGPUUsage.html."""
 
     def __init__(self, code: bytes) -> None:
         self.kernels = {kernel.name: kernel for kernel in read_kernels(code)}
@@ -82,12 +84,12 @@ class CodeObject:
     def launch(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
         """Run a kernel to its end. Arrays are passed by pointer, NumPy scalars by value.
 
-        Raises TypeError where arguments are not what the kernel takes, ValueError for a block that it was not made for.
+        Raises TypeError if the kernel takes other arguments, and ValueError if it was compiled for smaller blocks.
         """
         self._run(name, grid, block, _checked(self.kernels[name], args))
 
     def launch_raw(self, name: str, grid: tuple[int, ...], block: tuple[int, ...], values: Any) -> None:
-        """As `launch`, with arguments as HIP takes them: `values` is a C array of pointers, one to each argument."""
+        """Like `launch`, with arguments as HIP takes them: `values` is a C array with a pointer to each argument."""
         arguments = _expected(self.kernels[name])
         self._run(name, grid, block, [ctypes.string_at(values[i], a.size) for i, a in enumerate(arguments)])
 
@@ -99,9 +101,10 @@ class CodeObject:
         descriptor = self._memory + self._symbols[name + ".kd"]
         group, private, entry = struct.unpack("<II8xq", ctypes.string_at(descriptor, 24))
         resources, properties = struct.unpack("<IH", ctypes.string_at(descriptor + 52, 6))
-        # The loader's work: the size of LDS, in blocks of 512 bytes, belongs into bits 15 to 23.
+        # As a loader does, put the size of LDS, in blocks of 512 bytes, into bits 15 to 23.
         resources = resources & ~(0x1FF << 15) | -(-group // 512) << 15
-        # What the descriptor asks to find in scalar registers, in this order; kernels of ours read only the arguments.
+        # The descriptor's bits say which values the kernel expects in its first scalar registers, in this order. The
+        # kernels of hipgpt read only the address of the arguments.
         registers = []
         for bit, count in enumerate((4, 2, 2, 2, 2, 2, 1)):
             if properties >> bit & 1:
@@ -122,7 +125,7 @@ class CodeObject:
             raise RuntimeError(f"{name}: the emulator ended with status {status}")
 
     def _load(self, code: bytes) -> None:
-        """Lay the segments out as they ask, and find the symbols."""
+        """Copy the segments to the addresses that they ask for, and find the symbols."""
         (program_headers, section_headers) = struct.unpack_from("<QQ", code, 32)
         header_size, headers, section_size, sections, _ = struct.unpack_from("<5H", code, 54)
         segments = [
@@ -148,11 +151,13 @@ class CodeObject:
                     self._symbols[code[names + name : code.index(b"\0", names + name)].decode()] = value
 
     def _patch(self, code: bytes) -> None:
-        """Make of the machine code what the emulator knows.
+        """Replace the instructions that the emulator does not know.
 
-        Cache write-backs and invalidations become s_nop, there being no caches; so do changes of how denormals are
-        treated, which the emulator cannot change. Instructions of gfx90a get the numbers that they have in gfx942, the
-        only CDNA that it knows; the multiply-add with two roundings, which gfx942 lacks, becomes the fused one.
+        Cache write-backs and invalidations become s_nop, because the emulator has no caches. Changes of the treatment
+        of denormals become s_nop as well, because it has only one.
+
+        Instructions of gfx90a get the numbers that they have on gfx942, the only CDNA that the emulator knows. The
+        multiply-add with two roundings, which gfx942 lacks, becomes the fused one.
         """
         with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
             file.write(code)
@@ -177,7 +182,7 @@ def _expected(kernel: Kernel) -> list[Argument]:
 
 
 def _checked(kernel: Kernel, args: tuple[Any, ...]) -> list[bytes]:
-    """What is passed for arrays and NumPy scalars; raises TypeError where the kernel takes something else."""
+    """The bytes to pass for arrays and NumPy scalars. Raises TypeError if the kernel takes other arguments."""
     expected = _expected(kernel)
     if len(args) != len(expected):
         raise TypeError(f"{kernel.name} takes {len(expected)} arguments, not {len(args)}")
@@ -204,7 +209,7 @@ def _halves(value: int) -> list[int]:
 
 @cache
 def _run_asm() -> Callable[..., int]:
-    """The emulator's entry; tinygrad reads its settings when it is imported, and compiles with CC."""
+    """The emulator's entry. Sets tinygrad's settings first: it reads them when it is imported, and compiles with CC."""
     os.environ.setdefault("DEV", "CPU")
     os.environ.setdefault("CC", CLANG)
     sys.path.insert(0, os.environ["AMD_EMU"])
@@ -215,7 +220,7 @@ def _run_asm() -> Callable[..., int]:
 
 
 def _mend(emu: Any) -> None:
-    """Compile some instructions otherwise than the emulator does by itself."""
+    """Replace the emulator's translation of some instructions, which is wrong for the kernels of hipgpt."""
 
     class Masked(emu._Ctx):
         __slots__ = ()
@@ -225,13 +230,19 @@ def _mend(emu: Any) -> None:
             return emu._lane_active(self.rexec(), lane).where(value, value.const_like(0))
 
     def shared_memory(instruction: Any, context: Any) -> Any:
-        """The emulator reads shared memory for lanes that are switched off, too, and drops what it read; but what their
-        registers hold need not be an address, and the read may be a segmentation fault. Let them read from 0."""
+        """Let lanes that are switched off read shared memory at address 0.
+
+        The emulator reads for them too, and drops the value. But their registers need not hold an address, so the read
+        may be a segmentation fault.
+        """
         context.__class__ = Masked
         return emu._compile_mem_op(instruction, context)
 
     def of_16_bits(compile_it: Callable, instruction: Any, context: Any) -> Any:
-        """In RDNA v130 of a 16-bit instruction is the upper half of v2, which the emulator does for CDNA, too."""
+        """Let v130 in a 16-bit instruction of CDNA be the register v130.
+
+        In RDNA it stands for the upper half of v2, and the emulator takes it for that in CDNA, too.
+        """
         bits = {name: max(32, size) for name, size in instruction.canonical_op_bits.items()}
         vars(instruction)["canonical_op_bits"] = bits
         return compile_it(instruction, context)
@@ -239,8 +250,11 @@ def _mend(emu: Any) -> None:
     matrix_product = emu._compile_wmma
 
     def of_any_summand(instruction: Any, context: Any) -> Any:
-        """The emulator takes a constant that RDNA's matrix unit is to add to a product for a vector register, 0 for
-        v128, which has other things in it where a kernel has that many."""
+        """Let RDNA's matrix unit add a constant to a product.
+
+        The emulator takes the constant for the number of a vector register, 0 for v128. In a kernel with that many
+        registers, v128 holds something else.
+        """
 
         class Adding(emu._Ctx):
             __slots__ = ()

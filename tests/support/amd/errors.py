@@ -1,4 +1,7 @@
-"""How near each kernel comes to what is allowed, on each emulated target; and which cases are enough to say so."""
+"""How near the error of each kernel comes to its bound on each emulated target.
+
+Emulation is slow, so this module also chooses the test cases that suffice.
+"""
 
 from collections import defaultdict
 from typing import Any
@@ -11,7 +14,7 @@ _largest: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)  # (kernel
 
 
 def note(ops: Any, error: np.ndarray, bound: np.ndarray) -> None:
-    """Remember the largest `error` relative to its `bound` for the kernels that `ops`, made for one test, has run."""
+    """Remember the largest ratio of `error` to `bound` for all kernels that `ops`, made for a single test, has run."""
     if not isinstance(getattr(ops, "device", None), EmulatorDevice):
         return
     relative = float(np.max(np.divide(error, bound, out=np.zeros_like(error), where=error > 0)))
@@ -21,7 +24,7 @@ def note(ops: Any, error: np.ndarray, bound: np.ndarray) -> None:
 
 
 def table() -> list[str]:
-    """What was noted, a line for each kernel and precision, a column for each target; empty if there was nothing."""
+    """The noted ratios, with a line for each kernel and precision and a column for each target; empty without any."""
     if not _largest:
         return []
     lines = [f"{'kernel, largest error / bound':40}" + "".join(f"{target:>9}" for target in TARGETS)]
@@ -32,9 +35,10 @@ def table() -> list[str]:
 
 
 def few(items: list[Any]) -> list[Any]:
-    """Of the tests of one function on emulators every fourth, others on each target: emulation is slow.
+    """Keep every fourth of the tests of a function on each emulated target, because emulation is slow.
 
-    Each function stays on each target in each precision, and each case on some target.
+    Each target keeps another fourth. So each function is tested on each target in each precision, and each case is
+    tested on some target. Tests without an emulator are all kept.
     """
     cases = defaultdict(list)
     for item in items:

@@ -1,7 +1,8 @@
 """The real hiprtc, with no GPU: `python hiprtc.py TARGET RESULT [option …] < source` writes a code object.
 
-It is what CuPy calls on ROCm, with HIP's header built in: names that clash there clash here. Version 5.2, which Debian
-has (libamdhip64-5, libhiprtc-builtins5, rocm-device-libs), knows gfx90a and gfx1030; it crashes on gfx11 and newer.
+CuPy calls hiprtc on ROCm. HIP's header is built into it, so names that clash with that header on ROCm clash here too.
+Debian has version 5.2 (libamdhip64-5, libhiprtc-builtins5, rocm-device-libs), which knows gfx90a and gfx1030. It
+crashes on gfx11 and newer.
 """
 
 import ctypes
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def main(target: str, result: str, *options: str) -> int:
-    """Compile standard input into the file `result`; returns hiprtc's status, 0 for success, its log on stderr."""
+    """Compile standard input into the file `result`, with the log on stderr. Returns hiprtc's status, 0 for success."""
     hip = ctypes.CDLL("libamdhip64.so.5")
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     status = hip.hiprtcCreateProgram(ctypes.byref(program), sys.stdin.buffer.read(), b"kernel.hip", 0, None, None)

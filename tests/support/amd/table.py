@@ -1,4 +1,7 @@
-"""`python -m tests.support.amd.table` prints what each kernel takes of each AMD GPU. Status 1: one is unfit."""
+"""`python -m tests.support.amd.table` prints the resources that each kernel takes on each AMD GPU.
+
+Its exit status is 1 if a kernel is unfit.
+"""
 
 import os
 import sys
@@ -31,7 +34,7 @@ class Case(NamedTuple):
         return f"{self.compiler} {self.target} {self.instance}"
 
     def compile(self) -> list[tuple[Kernel, list[str]]]:
-        """The kernels, each with what is wrong with it. Raises CompileError."""
+        """The kernels, each with the complaints about it. Raises CompileError."""
         source = self.instance.source
         kernels = read_kernels(compile_source(source, self.compiler, self.target))
         asked = asked_threads(source, self.target)
@@ -39,7 +42,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every compiler, target and instance that training and generation need there."""
+    """Every compiler and target, with each instance that training and generation need there."""
     return [
         Case(compiler, target, instance)
         for compiler, targets in TARGETS.items()
@@ -49,9 +52,9 @@ def cases() -> list[Case]:
 
 
 def main() -> int:
-    """Print the table; the number of unfit kernels, 1 at most."""
+    """Print the table. Returns 1 if a kernel is unfit, else 0."""
     rows, unfit = [HEADINGS], 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a compiler, which is a process, for each core
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler, a process of its own, for each core
         everything = cases()
         for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
             for kernel, complaints in kernels:

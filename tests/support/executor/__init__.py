@@ -1,10 +1,11 @@
 """A device on the CPU: kernels compiled by the host's C++ compiler and run on NumPy arrays, thread by thread.
 
-What a GPU would refuse, or forgive only sometimes, raises ExecutorError: executor.cpp lists it.
+A fault that a GPU would refuse, or would forgive only sometimes, raises ExecutorError. executor.cpp lists these faults.
 
-HIPGPT_EXECUTOR_CACHE names the folder for compiled kernels, by default one among the system's temporary files. With
-HIPGPT_SANITIZE=1 kernels are built with AddressSanitizer, which sees accesses outside of NumPy's arrays, and with
-UndefinedBehaviorSanitizer; Python then has to be started with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and
+HIPGPT_EXECUTOR_CACHE names the folder for compiled kernels, by default one among the system's temporary files.
+
+With HIPGPT_SANITIZE=1 kernels are built with AddressSanitizer, which sees accesses outside of NumPy's arrays, and with
+UndefinedBehaviorSanitizer. Python then has to be started with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and
 ASAN_OPTIONS=detect_leaks=0.
 """
 
@@ -28,26 +29,26 @@ from tests.support.host_device import HostDevice
 HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir()) / f"hipgpt-executor-{os.getuid()}"))
 
-# How a matrix tile lies in registers, as common.h numbers it, and how wide a warp is.
+# {name: (the number that common.h gives to this layout of a matrix tile in registers, lanes of a warp)}
 LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64), "wmma11": (3, 32), "wmma12": (4, 32)}
-ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # in which the threads of a block take their turns
-LARGEST_GRID = (2**31 - 1, 65535, 1)  # on NVIDIA; kernels do not use z
+ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # how the threads take turns; 12345 is a random seed
+LARGEST_GRID = (2**31 - 1, 65535, 1)  # NVIDIA's limits for x and y; kernels do not use z
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
 if os.environ.get("HIPGPT_SANITIZE"):
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack
+    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack, which STACK_BYTES in fiber.h gives
 else:
     FLAGS += ["-Wframe-larger-than=32768"]
 KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
 KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers"]
 
-# How a parameter is passed, as executor.h names it, by what NumPy calls the argument's type.
+# {NumPy's name for the type of an argument: executor.h's letter for the way it is passed}
 CODES = {"array": "p", "f4": "f", "f8": "d", "i4": "i", "u4": "i", "i8": "l", "u8": "l"}
 
 
 class ExecutorError(RuntimeError):
-    """What a kernel or its launch did that a GPU would not forgive; or what the compiler said."""
+    """A kernel or its launch has a fault that a GPU would not forgive, or the kernel does not compile."""
 
 
 @functools.cache
@@ -57,7 +58,10 @@ def compiler() -> str | None:
 
 
 class ExecutorDevice(HostDevice):
-    """Warps as wide, and tiles laid out, as LAYOUTS[layout] says; threads take turns in the order ORDERS[order]."""
+    """A device on which LAYOUTS[layout] is the width of a warp and the layout of a tile.
+
+    The threads of a block take turns in the order ORDERS[order].
+    """
 
     def __init__(self, layout: str, order: str = "forward") -> None:
         self._layout, self.warp = LAYOUTS[layout]
@@ -66,12 +70,12 @@ class ExecutorDevice(HostDevice):
         self.has_bf16, self.has_tf32 = self._layout != 0, layout == "mma"
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
-        """Kernel `name` of an instance; call it with (grid, block, arguments)."""
+        """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
         kernel = self.kernel_of(Instance.of(file, defines).source, name)
         return lambda *launch: self.ask(partial(kernel, *launch))
 
     def kernel_of(self, source: str, name: str) -> Callable[..., None]:
-        """Kernel `name` of a whole source text, common.h and all. Raises ExecutorError if that does not compile."""
+        """Kernel `name` of a source text that includes common.h's. Raises ExecutorError if that does not compile."""
         kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
         entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
         source += f'#line 1 "executor.h"\n{entries}'
@@ -93,7 +97,7 @@ class _Kernel:
         self._parameters = parameters().decode()
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
-        """Runs it. Raises ExecutorError, in one line, for what is wrong with the launch, or goes wrong in it."""
+        """Run the kernel. Raises ExecutorError, in one line, for a fault of the launch or in the kernel."""
         self._check(grid, block, arguments)
         cells = [np.array(x.ctypes.data if isinstance(x, np.ndarray) else x) for x in arguments]
         pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
@@ -104,7 +108,10 @@ class _Kernel:
             raise ExecutorError(f"{self._name}: {message}{_places(self._path, calls)}")
 
     def _check(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
-        """Arrays go where pointers are expected, NumPy scalars where numbers of their kind and size are."""
+        """Raise ExecutorError for a grid, a block or arguments that a GPU or the kernel would not take.
+
+        A pointer takes an array, and a number takes a NumPy scalar of the same kind and size.
+        """
         if any(not 1 <= n <= most for n, most in zip(grid, LARGEST_GRID, strict=False)):
             blocks = " x ".join(map(str, grid))
             raise ExecutorError(f"{self._name}: a grid of {blocks} blocks, but none may be 0 or above {LARGEST_GRID}")
@@ -121,17 +128,17 @@ class _Kernel:
 
 
 def _places(library: Path, calls: list[str]) -> str:
-    """Where in the source `calls` were, offsets in the library, as " (common.h:12, gelu.hip:34)"."""
+    """The source lines of `calls`, which are offsets in the library, as " (common.h:12, gelu.hip:34)"."""
     if not calls or not shutil.which("addr2line"):
         return ""
     result = subprocess.run(["addr2line", "-i", "-e", library, *calls], capture_output=True, text=True, check=True)
-    places = [Path(line.split(" (")[0]).name for line in result.stdout.splitlines()]  # without discriminators
+    places = [Path(line.split(" (")[0]).name for line in result.stdout.splitlines()]  # drop discriminators
     return f" ({', '.join(place for place in places if not place.startswith(('?', 'executor.h')))})"
 
 
 @functools.cache
 def _runtime() -> ctypes.CDLL:
-    """executor.cpp, for kernels to call."""
+    """The compiled executor.cpp, for kernels to call."""
     path = _compile((HERE / "executor.cpp").read_text(), ("-O2",))
     library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     pointer, number = ctypes.c_void_p, ctypes.c_int
@@ -142,7 +149,7 @@ def _runtime() -> ctypes.CDLL:
 
 @functools.cache
 def _compile(source: str, flags: tuple[str, ...]) -> Path:
-    """The source as a library, from the cache if it was compiled before."""
+    """The path of the source as a library, which comes from the cache if it was compiled before."""
     command = [compiler(), *FLAGS, *flags, "-I", str(HERE), "-x", "c++", "-"]
     headers = [(HERE / header).read_text() for header in ("executor.h", "fiber.h")]
     path = CACHE / f"{hashlib.sha256(chr(0).join([source, *command, *headers]).encode()).hexdigest()}.so"
@@ -153,5 +160,5 @@ def _compile(source: str, flags: tuple[str, ...]) -> Path:
             result = subprocess.run([*command, "-o", made], input=source, capture_output=True, text=True, check=False)
             if result.returncode:
                 raise ExecutorError(result.stderr)
-            os.replace(made, path)  # at once: others may look for it now
+            os.replace(made, path)  # atomically: another process may be looking for it
     return path

@@ -1,11 +1,14 @@
 // Runs launches of kernels, block by block.
 //
-// Every thread of a block is a fiber. It runs until it meets others, at a barrier or in an exchange within its warp, and
-// then hands over to its block, which lets go on those who now have all come. Threads take turns in an order that the
-// caller chooses: a right kernel does not care. What a GPU forgives only sometimes is an error here:
-// - a barrier that a thread of the block, or an exchange that a lane of the warp, never reaches;
-// - shared memory that is read but was not written in this block, or is outside of its array, or too much;
-// - an element of it that one thread writes and another touches with no barrier between the two.
+// Every thread of a block is a fiber. It runs until it has to wait for others, at a barrier or in an exchange within
+// its warp. Then it switches to its block. When all threads that a barrier or an exchange needs have come, the block
+// lets them continue. Threads take turns in an order that the caller chooses: a correct kernel works in every order.
+//
+// These faults, which a GPU forgives sometimes, are errors here:
+// - a barrier that a thread of the block never reaches, or an exchange that a lane of the warp never reaches;
+// - an element of shared memory that is read but was not written in this block, or an access outside of its array;
+// - more shared memory than a block may have;
+// - an element of shared memory that one thread writes and another reads or writes, with no barrier between the two.
 #include "executor.h"
 
 #include <dlfcn.h>
@@ -25,7 +28,8 @@
 
 namespace executor {
 
-// Who touched an element last, and in which phase, the time between two barriers. Phases are numbered through all blocks.
+// The threads that wrote and read an element last, and in which phases. A phase is the time between two barriers. The
+// numbers of phases go on from one block to the next.
 struct Element {
   unsigned written_in = 0, read_in = 0;
   int writer = 0, reader = 0;  // the reader may be SEVERAL
@@ -41,21 +45,21 @@ struct Array {
 
 namespace {
 
-constexpr size_t SHARED_BYTES = 64 << 10;  // what AMD gives a block
+constexpr size_t SHARED_BYTES = 64 << 10;  // the most that a block may have on AMD GPUs
 constexpr int LARGEST_WARP = 64, SEVERAL = -1;
 
 enum State { READY, AT_BARRIER, IN_SHUFFLE, IN_PRODUCT, DONE };
 const char* const DOES[] = {"runs", "waits at a barrier", "waits in a shuffle", "waits in a matrix product", "has ended"};
 bool in_warp(State state) { return state == IN_SHUFFLE || state == IN_PRODUCT; }
 
-// What the lanes of a warp show each other.
+// The values that the lanes of a warp give to each other.
 struct Exchange : Operands {
   float values[LARGEST_WARP];
 };
 
 struct Thread : Fiber {
   int id, lane;
-  Exchange *next, *last;  // used in turn, so that nobody writes what another lane has yet to read
+  Exchange *next, *last;  // used in turn, so that no lane overwrites a value that another has yet to read
   State state;
 };
 
@@ -63,18 +67,18 @@ struct Launch {
   void (*kernel)(void** arguments);
   void** arguments;
   int grid_x, grid_y, threads, warp;
-  uint64_t seed;  // of the order of turns: 0 is forward, 1 reversed, others draw a new one each time
+  uint64_t seed;  // order of turns: 0 is forward, 1 reversed; other seeds shuffle it for each round
 };
 
-// A block of a launch at work, and then the next: stacks and shared memory are used again.
+// Runs one block of a launch after the other, with the same stacks and the same shared memory.
 class Block {
  public:
   explicit Block(const Launch& launch)
       : launch_(launch), threads_(launch.threads), order_(launch.threads),
         exchanges_(2 * (launch.threads / launch.warp + 1)) {}
 
-  // Runs block `number` of the grid. False if something went wrong, which `error` then tells: "block (x, y), thread t:
-  // what", then a line for each call that led there, as an offset in the kernel's library, the innermost first.
+  // Runs block `number` of the grid. Returns false after an error. `error` is then "block (x, y), thread t: message"
+  // and a line for each call that led there, as an offset in the kernel's library, the innermost first.
   bool run(int number);
   std::string error;
 
@@ -149,7 +153,7 @@ void Block::thread_main() {
   block->wait(DONE);
 }
 
-// By Fisher and Yates, with Knuth's generator.
+// The shuffle of Fisher and Yates, with Knuth's linear congruential generator.
 void Block::shuffle_order() {
   for (int i = launch_.threads - 1; i > 0; i--) {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
@@ -183,7 +187,7 @@ bool Block::all(State state, int first, int end) const {
   return true;
 }
 
-// Lets go on those who now have all come. False if that is nobody.
+// Lets the threads continue whose barrier or exchange is complete. Returns false if there are none.
 bool Block::release() {
   int threads = launch_.threads, warp = launch_.warp;
   if (all(AT_BARRIER, 0, threads)) {
@@ -201,7 +205,8 @@ bool Block::release() {
   return any;
 }
 
-// Has a thread that waits in vain say so from where it waits: in an exchange if there is one, else at a barrier.
+// Lets a thread that waits in vain report it, so that the error has the place at which it waits. Threads in an exchange
+// come before those at a barrier.
 void Block::explain_deadlock() {
   auto exchanging = [](const Thread& thread) { return in_warp(thread.state); };
   auto at_barrier = [](const Thread& thread) { return thread.state == AT_BARRIER; };
@@ -233,7 +238,7 @@ void Block::fail(const char* format, ...) {
   va_end(values);
   error = text;
 
-  void* calls[16];  // return addresses: what called ends a byte before
+  void* calls[16];  // return addresses; the call itself ends a byte before
   int count = backtrace(calls, 16);
   Dl_info kernel, library;
   dladdr((void*)launch_.kernel, &kernel);
@@ -243,7 +248,7 @@ void Block::fail(const char* format, ...) {
     error += text;
   }
   current->switch_to(scheduler_, true);
-  abort();  // never reached: nobody has a turn after an error
+  abort();  // never reached: after an error no thread gets a turn
 }
 
 Array* Block::array(const void* site, const char* name, int count, int element_bytes) {
@@ -290,7 +295,7 @@ void Block::write(Array& array, int i) {
 
 }  // namespace
 
-// ---- what kernels call ------------------------------------------------------------------------------------------------
+// ---- functions that kernels call --------------------------------------------------------------------------------------
 
 int thread_id() { return block->current->id; }
 int block_x() { return block->x; }
@@ -321,7 +326,7 @@ void check_alignment(Array* array, int i, int bytes) {
 
 }  // namespace executor
 
-// Runs all blocks, as many at a time as the host has cores; writes the error of the first block that has one, or "".
+// Runs all blocks, as many at a time as the host has cores. Writes the error of the first block that fails, or "".
 extern "C" void executor_run(void (*kernel)(void**), void** arguments, int grid_x, int grid_y, int threads, int warp,
                              uint64_t seed, char* error, size_t error_bytes) {
   using executor::Block;

@@ -1,6 +1,8 @@
-// A GPU on the host, as kernels see it: what common.h asks of a compiler, in plain C++. executor.cpp is behind it.
+// A GPU on the host, as kernels see it: the functions and types that common.h expects of a compiler, in plain C++.
+// executor.cpp does the work behind them.
 //
-// Shared memory is reached through objects that tell the executor of every read and write, with the array's bounds.
+// Kernels reach shared memory through objects that report every read and write to the executor. It knows the array's
+// bounds.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -22,9 +24,9 @@ template <class T> struct Vector;
 
 namespace executor {
 
-// ---- what executor.cpp does for the thread whose turn it is -----------------------------------------------------------
+// ---- the work of executor.cpp for the thread whose turn it is ---------------------------------------------------------
 
-// Constant for a thread, although not for the fibers' host.
+// These are constant for a thread, but not for the host's thread, which runs many fibers.
 __attribute__((const)) int thread_id();
 __attribute__((const)) int block_x();
 __attribute__((const)) int block_y();
@@ -32,18 +34,20 @@ __attribute__((const)) int block_y();
 void sync();
 float shuffle(float v, int lane);
 
-// The operands of a warp's next product, which its lanes fill together and then wait for each other.
+// The operands of a warp's next product. The lanes fill them together, and then wait for each other.
 struct Operands {
   float a[16][16], b[16][16];
 };
 Operands& operands();
 void wait_for_operands();
 
-// The block's array that is declared at `site`; an element of one, for reading or writing; whether a wide access may be.
 struct Array;
+// The block's array that is declared at `site`.
 Array* shared_array(const void* site, const char* name, int count, int element_bytes);
+// An element of an array, for reading or for writing.
 const void* read(Array* array, int i);
 void* write(Array* array, int i);
+// Reports an access of `bytes` at element i whose address is not a multiple of its size.
 void check_alignment(Array* array, int i, int bytes);
 
 // ---- the matrix product -----------------------------------------------------------------------------------------------
@@ -64,7 +68,7 @@ inline float tf32_value(float value) {
   return value;
 }
 
-// A lane's part of the product, once the whole warp has left its operands
+// A lane's part of the product, after the whole warp has stored its operands.
 template <class Layout> void add_products(float* c, const Operands& all) {
   wait_for_operands();
   for (int i = 0; i < Layout::ELEMENTS; i++) {
@@ -73,7 +77,7 @@ template <class Layout> void add_products(float* c, const Operands& all) {
   }
 }
 
-// c += a b, 16 x 16 x 16, each lane with the parts that Layout says.
+// c += a b for matrices of 16 x 16. Each lane has the parts that Layout gives it.
 template <class Layout> void multiply_add(float* c, const uint32_t* a, const uint32_t* b) {
   Operands& all = operands();
   for (int j = 0; j < Layout::WORDS; j++) {
@@ -85,7 +89,7 @@ template <class Layout> void multiply_add(float* c, const uint32_t* a, const uin
   add_products<Layout>(c, all);
 }
 
-// The same for parts of float32, rounded to tf32's 10 bits of mantissa, halves away from zero
+// The same for operands of float32, which are rounded to the 10 bits of tf32's mantissa, ties away from zero.
 template <class Layout> void multiply_add_tf32(float* c, const float* a, const float* b) {
   Operands& all = operands();
   for (int j = 0; j < Layout::WORDS; j++) {
@@ -97,10 +101,10 @@ template <class Layout> void multiply_add_tf32(float* c, const float* a, const f
 
 // ---- shared memory ----------------------------------------------------------------------------------------------------
 
-// A pointer into an array that the block shares.
+// A pointer into an array in shared memory.
 template <class T> class Shared {
  public:
-  // An element: it finds out whether it is read or written.
+  // A reference to an element, which tells reads from writes.
   class Place {
    public:
     Place(Array* array, int i) : array_(array), i_(i) {}
@@ -118,7 +122,7 @@ template <class T> class Shared {
   Place operator[](int i) const { return Place(array_, offset_ + i); }
   Shared operator+(int i) const { return Shared(array_, offset_ + i); }
 
-  // Neighbors that a GPU reads or writes in one access, at a multiple of their size.
+  // Neighboring elements that a GPU reads or writes in one access, at a multiple of their size.
   gpt::Vector<T> vector(int i) const {
     gpt::Vector<T> v;
     check_alignment(array_, offset_ + i, sizeof v);
@@ -145,7 +149,7 @@ template <class T> class Shared {
 
 // ---- a kernel for the host to call ------------------------------------------------------------------------------------
 
-// How a parameter is passed: p a pointer, f and d a float of 4 and 8 bytes, i and l an integer of 4 and 8.
+// The letter for a parameter's type: p is a pointer, f and d are floats of 4 and 8 bytes, i and l integers of 4 and 8.
 template <class T> constexpr char code() {
   if (std::is_pointer<T>::value) return 'p';
   if (std::is_floating_point<T>::value) return sizeof(T) == 4 ? 'f' : 'd';
@@ -163,7 +167,8 @@ template <class... A, void (*kernel)(A...)> struct Entry<kernel> {
 
 }  // namespace executor
 
-// For each kernel of a source, at its end: its parameters, the largest block that it was declared for, and a call of it.
+// Stands at the end of a source, once for each kernel. It defines three functions: the letters of the kernel's
+// parameters, the largest block that it was declared for, and a call of it.
 #define EXECUTOR_ENTRY(name, most)                                                            \
   extern "C" const char* parameters_##name() { return executor::Entry<::name>::parameters; }  \
   extern "C" int threads_##name() { return most; }                                            \

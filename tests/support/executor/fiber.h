@@ -1,20 +1,21 @@
 // Fibers: functions on stacks of their own that take turns within one thread of the host.
 //
-// Switching saves a dozen registers; swapcontext would make a system call, and after a longjmp AddressSanitizer no longer
-// watches the frames of the stack that was left.
+// A switch saves a dozen registers. The alternatives are worse: swapcontext makes a system call, and after a longjmp
+// AddressSanitizer no longer watches the frames of the stack that was left.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
-#define __SANITIZE_ADDRESS__ 1  // clang says it otherwise than g++
+#define __SANITIZE_ADDRESS__ 1  // clang has another name for it than g++
 #endif
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-// Pushes what a call must preserve, stores the stack pointer in *from, and goes on where `to` was stored.
+// Pushes the registers that a call must preserve, stores the stack pointer in *from, and continues the fiber with stack
+// pointer `to`.
 extern "C" void executor_switch(void** from, void* to) asm("executor_switch");
 #if defined(__x86_64__)
 asm(R"(
@@ -36,7 +37,7 @@ executor_switch:
   popq %rbp
   ret
 )");
-constexpr int FRAME_WORDS = 8, RETURN_WORD = 6;  // the last word makes up for the one that a call would have pushed
+constexpr int FRAME_WORDS = 8, RETURN_WORD = 6;  // the last word takes the place of the one that a call pushes
 #elif defined(__aarch64__)
 asm(R"(
 .text
@@ -74,12 +75,12 @@ constexpr int FRAME_WORDS = 20, RETURN_WORD = 11;
 namespace executor {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t STACK_BYTES = 256 << 10;  // with guard bands around each variable
+constexpr size_t STACK_BYTES = 256 << 10;  // enough for AddressSanitizer's guard bands around each variable
 #else
 constexpr size_t STACK_BYTES = 64 << 10;
 #endif
 
-// One flow of control, running or left: a fiber, or the host's own, which has no stack here.
+// One flow of control, running or suspended: a fiber, or the host's own flow, whose stack is not ours.
 class Fiber {
  public:
   Fiber() = default;
@@ -123,7 +124,7 @@ class Fiber {
   char* stack_ = nullptr;
   Bounds bounds_ = {};
   void* top_ = nullptr;
-  [[maybe_unused]] void* shadow_ = nullptr;  // AddressSanitizer's notes on this stack
+  [[maybe_unused]] void* shadow_ = nullptr;  // AddressSanitizer's record of this stack
 };
 
 }  // namespace executor

@@ -1,13 +1,17 @@
 """ROCm without an AMD GPU: the real cupy-rocm wheel on a simulated HIP runtime.
 
-What is real: CuPy's ROCm wheel with its HIP code paths, all of hipgpt, the arguments of its kernels, their code. What
-is not: memory is the host's (hip.c), hiprtc is clang 19, or hiprtc 5.2 where that knows the target (hiprtc.c), kernels
-run on the emulator of tests/support/amd, hipBLASLt is a loop (hipblaslt.c), and all other libraries that CuPy links to
-are functions that do nothing and say that they succeeded.
+These parts are real: CuPy's ROCm wheel with its HIP code paths, all of hipgpt, and the code and arguments of its
+kernels. These parts are simulated:
+- memory is the host's (hip.c)
+- the compiler is hiprtc 5.2 if that knows the target, else clang 19 (hiprtc.c)
+- kernels run on the emulator of tests/support/amd
+- hipBLASLt is a loop (hipblaslt.c)
+- all other libraries that CuPy links to are functions that do nothing and return success
 
-Needs what tests/support/amd needs, gcc, and HIPGPT_ROCM_PYTHON: a Python of an environment of its own (CuPy's wheels
-for different vendors clash) with `pip install 'hipgpt[rocm]'`. CuPy reads its surroundings when it is imported, so
-every program runs in a process of its own: `python -m tests.support.rocm PROGRAM`.
+The simulation needs gcc, the tools that tests/support/amd needs, and HIPGPT_ROCM_PYTHON. This variable names a Python
+with `pip install 'hipgpt[rocm]'`, in an environment of its own because CuPy's wheels for different vendors clash. CuPy
+reads its surroundings when it is imported, so every program runs in a process of its own:
+`python -m tests.support.rocm PROGRAM`.
 """
 
 import os
@@ -39,7 +43,7 @@ def unavailable() -> str | None:
 
 
 class Simulation:
-    """An installation of ROCm in an empty `folder`."""
+    """A simulated installation of ROCm in a `folder` that is empty before."""
 
     def __init__(self, folder: Path) -> None:
         self._python, self.folder = os.environ["HIPGPT_ROCM_PYTHON"], folder
@@ -55,9 +59,10 @@ class Simulation:
         self, program: str, *arguments: str, target: str, gpus: int = 1, hipcc: bool = True, hipblaslt: str = "",
         without: str = "",
     ) -> subprocess.CompletedProcess:  # fmt: skip
-        """Run `main` of tests/support/rocm/`program`.py on a machine with `gpus` GPUs of a kind.
+        """Run `main` of tests/support/rocm/`program`.py on a machine with `gpus` GPUs of the kind `target`.
 
-        `hipblaslt` is a mode of hipblaslt.c, or "" where that library is not installed; nor is the one named `without`.
+        `hipblaslt` is a mode of hipblaslt.c, or "" if that library is not installed. `without` names another library
+        that is not installed.
         """
         libraries = self.folder / "lib"
         if without:
@@ -79,16 +84,17 @@ class Simulation:
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
     def _packages(self) -> Path:
-        """Where that Python keeps CuPy."""
+        """The folder of the packages of HIPGPT_ROCM_PYTHON."""
         code = "import importlib.util as u, sys; sys.stdout.write(u.find_spec('cupy').submodule_search_locations[0])"
         found = subprocess.run([self._python, "-c", code], capture_output=True, text=True, check=True).stdout
         return Path(found).parent
 
 
 def _build_libraries(packages: Path, folder: Path) -> None:
-    """Every library that CuPy's wheel links to and a plain Linux lacks.
+    """Build every library that CuPy's wheel links to and a plain Linux lacks.
 
-    The simulated runtime, whose name all of CuPy's parts load, also exports what nobody simulates.
+    All of CuPy's parts load the simulated runtime. So it also exports the functions that are not simulated: they return
+    0, which is success.
     """
     needed, wanted = set(), set()
     for library in packages.glob("cupy*/**/*.so"):

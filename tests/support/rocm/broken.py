@@ -1,4 +1,4 @@
-"""Compile a kernel for a type that does not exist."""
+"""Ask for a kernel with a type that does not exist, so that it does not compile."""
 
 from gpt.ops.gpu.device import CupyDevice
 

@@ -1,4 +1,4 @@
-"""Print which operations `--device auto` chooses, and its notes but that about hipBLASLt."""
+"""Print which operations `--device auto` chooses, and its notes except the one about hipBLASLt."""
 
 from gpt.ops import select
 

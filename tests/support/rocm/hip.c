@@ -1,8 +1,8 @@
 // The part of the HIP runtime that CuPy needs, without a GPU: memory is the host's, and all work is done when a call
-// returns. Modules and launches go to whoever called simulated_on. What else CuPy links to is added as functions that
-// do nothing (see libraries.py). Numbers are those of hip_runtime_api.h, ROCm 7.
+// returns. Modules and launches go to the functions that were given to simulated_on. CuPy links to other functions too:
+// _build_libraries in __init__.py adds them, and they do nothing. Numbers are those of hip_runtime_api.h, ROCm 7.
 //
-// The environment says which GPU it is: SIMULATED_TARGET ("gfx942"), SIMULATED_GPUS (how many).
+// The environment describes the GPUs: SIMULATED_TARGET is their kind ("gfx942"), SIMULATED_GPUS their number.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +75,7 @@ const char* hipGetErrorString(int status) {
   return status == NO_DEVICE ? "no ROCm-capable device is detected" : "unknown error";
 }
 
-// New memory holds ones, which are no float: what is read before it was written is seen.
+// All bits of new memory are ones, which is NaN in every float type, so that a read before the first write is seen.
 int hipMalloc(void** pointer, size_t size) {
   *pointer = aligned_alloc(256, (size + 255) / 256 * 256);
   if (!*pointer) return OUT_OF_MEMORY;
@@ -117,7 +117,7 @@ int hipStreamIsCapturing(void* stream, int* status) {
   return SUCCESS;
 }
 
-// There are no graphs: one that seems to be made, and then does nothing, would go unnoticed.
+// Refuses to record graphs. If it only seemed to record one, a replay that does nothing would go unnoticed.
 int hipStreamBeginCapture(void* stream, int mode) { return NOT_SUPPORTED; }
 
 int hipModuleLoadData(size_t* module, const void* image) {

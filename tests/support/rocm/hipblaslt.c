@@ -1,10 +1,10 @@
-// hipBLASLt on the CPU: column-major products, and as much beyond them as SIMULATED_HIPBLASLT says.
-//   whole       every epilogue that gpt/ops/gpu/blas.py asks for
-//   products    no epilogue has an algorithm
-//   nothing     nothing has one
-//   promises    everything has an algorithm, and then is not supported
-//   broken      it cannot even begin
-// Numbers are those of hipblaslt.h and hipblas-common.h; what is not among them is an invalid value.
+// hipBLASLt on the CPU: column-major products. SIMULATED_HIPBLASLT is its mode:
+//   whole       it has every epilogue that gpt/ops/gpu/blas.py asks for
+//   products    it has an algorithm for plain products, but for none with an epilogue
+//   nothing     it has an algorithm for no product
+//   promises    it has an algorithm for every product, and then says that it is not supported
+//   broken      hipblasLtCreate fails
+// Numbers are those of hipblaslt.h and hipblas-common.h. Any other number is an invalid value.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -108,7 +108,7 @@ int hipblasLtMatmulAlgoGetHeuristic(void* handle, const Product* product, const 
   return SUCCESS;
 }
 
-// The gradient of gelu, by the tanh approximation, or with `gradient` 0 gelu itself.
+// GELU by the tanh approximation, or its derivative if `gradient` is not 0.
 static float gelu(float x, int gradient) {
   float k = 0.7978845608f, t = tanhf(k * (x + 0.044715f * x * x * x));
   if (!gradient) return 0.5f * x * (1 + t);

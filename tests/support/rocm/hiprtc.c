@@ -1,4 +1,4 @@
-// hiprtc's interface; the compiler behind it is whoever called simulated_on.
+// hiprtc's interface. The compiler behind it is the function that was given to simulated_on.
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,7 +9,7 @@ typedef struct {
   size_t code_size;
 } Program;
 
-// Stores a log and, on success, code through set_log and set_code; returns 0 for success.
+// The compiler: it stores a log with set_log and on success the code with set_code, and returns 0 for success.
 static int (*on_compile)(Program* program, const char* source, int count, const char** options);
 
 void simulated_on(void* compile) { on_compile = compile; }

@@ -1,4 +1,7 @@
-"""The other side of hip.c and hiprtc.c: compilers for CuPy's sources, and the emulator for its launches."""
+"""The Python side of the libraries hip.c and hiprtc.c.
+
+It compiles the sources that CuPy gives to hiprtc, and launches kernels on the emulator.
+"""
 
 import ctypes
 import os
@@ -11,25 +14,28 @@ from tests.support.amd.compile import TARGETS, CompileError, compile_source, mis
 from tests.support.amd.emulator import CodeObject
 
 TARGET = os.environ["SIMULATED_TARGET"]
-# What hiprtc has built in and clang without HIP's headers has not.
+# Definitions that are built into hiprtc, and that clang lacks without HIP's headers.
 KEYWORDS = [f"-D__{word}__=__attribute__(({word}))" for word in ("global", "device", "shared", "constant")]
 KEYWORDS += ["-D__HIPCC_RTC__=1"]
 
-launches: Counter[str] = Counter()  # of each kernel, by its name
+launches: Counter[str] = Counter()  # {name of a kernel: how often it was launched}
 
 
 def simulate() -> list[Any]:
-    """Answer for the runtime and the compiler; the result has to be kept as long as they are used."""
+    """Answer the calls of the simulated runtime and compiler.
+
+    Keep the result as long as they are used: it owns the functions that they call.
+    """
     try:
         runtime, compiler = ctypes.CDLL("libamdhip64.so.7"), ctypes.CDLL("libhiprtc.so.7")
-    except OSError:  # a ROCm without them, which is for the program to find out
+    except OSError:  # a ROCm without them: the program has to report that
         return []
     modules: list[CodeObject] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)
     def load(image: int) -> int:
         modules.append(CodeObject(ctypes.string_at(image, _elf_size(image))))
-        return len(modules)  # 0 would be no module
+        return len(modules)  # a module's number begins with 1, because 0 is not a handle
 
     @ctypes.CFUNCTYPE(
         None, ctypes.c_size_t, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint32), ctypes.POINTER(ctypes.c_void_p)
@@ -38,7 +44,7 @@ def simulate() -> list[Any]:
         launches[name.decode()] += 1
         try:
             modules[module - 1].launch_raw(name.decode(), tuple(sizes[:3]), tuple(sizes[3:6]), arguments)
-        except BaseException:  # ctypes would print it and go on
+        except BaseException:  # ctypes would only print it, and the program would go on
             sys.excepthook(*sys.exc_info())
             os._exit(70)
 
@@ -66,7 +72,7 @@ def _compile(source: str, options: list[str]) -> bytes:
 
 
 def _elf_size(image: int) -> int:
-    """The section headers end an ELF file."""
+    """The size of an ELF file in memory, in bytes: it ends with the section headers."""
     header = ctypes.string_at(image, 64)
     offset, size, count = *struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58)
     return offset + size * count

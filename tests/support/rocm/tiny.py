@@ -1,4 +1,4 @@
-"""A few steps of a tiny model on any operations, and what it then writes."""
+"""A few training steps of a tiny model on any operations, and the text that it then writes."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ BATCH, STEPS, LEARNING_RATE = 2, 3, 1e-3
 
 
 def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
-    """The same model after steps on the same tokens, and the mean loss of each."""
+    """A tiny model after STEPS steps, and the mean loss of each step. Weights and tokens are the same in every call."""
     rng = np.random.default_rng(0)
     model = TrainableGPT(CONFIG, ops, BATCH)
     model.initialize(0)
@@ -34,10 +34,13 @@ def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
 
 
 def weights(model: GPT) -> np.ndarray:
-    """All of them, one after the other."""
+    """All weights of the model in a single array, one after the other."""
     return np.concatenate([model.ops.to_host(view).ravel() for view in model.weights.named.values()])
 
 
 def write(model: GPT) -> list[int]:
-    """The likeliest ids after a prompt, each less likely once it is there, and more than the window holds."""
+    """The six likeliest ids after a prompt of one id.
+
+    An id is less likely once it was written, and the window of 4 is shorter than the text.
+    """
     return list(draw(model, [1], 6, SamplingConfig(temperature=0, repetition_penalty=4), eos_id=-1, seed=0, window=4))

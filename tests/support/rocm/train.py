@@ -1,4 +1,4 @@
-"""Train a tiny model in each of some precisions, let it write, and print what came of it as JSON."""
+"""Train a tiny model in each of the given precisions, let it write, and print the results as JSON."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from tests.support.rocm.tiny import train, weights, write
 
 
 def main(*precisions: str) -> None:
-    """{precision: {description, notes, losses, weights, the kernels that training launched, and the ids written}}."""
-    products.CACHE_BYTES = 0  # of the library this model asks what a larger one would
+    """Print {precision: {description, notes, losses, weights, kernels (that training launched), ids (written)}}."""
+    products.CACHE_BYTES = 0  # so that this tiny model asks hipBLASLt for the epilogues of a larger one
     results = {}
     for precision in precisions:
         launches.clear()
