@@ -1,4 +1,4 @@
-"""Choosing tokens, streaming text, and the window that slides."""
+"""Choosing tokens, streaming text, and the sliding window."""
 
 import inspect
 import math
@@ -23,9 +23,9 @@ from tests.support.devices import GPUS
 WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
-GRID = 2_000  # draws, evenly apart
+GRID = 2_000  # evenly spaced draws
 PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
-CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing a token
+CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing one token
 
 
 @pytest.fixture(scope="module", params=["word", "byte"])
@@ -258,7 +258,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
 
 @pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
-    """Otherwise the device would read and write memory that is no longer the generation's."""
+    """Otherwise the device would read and write memory that no longer belongs to the generation."""
     model, under_way, interrupts = model_for(tokenizer), set(), []
 
     class Slow(HostOutput):

@@ -1,4 +1,4 @@
-"""Files and directories that are wholly there or not at all, and the temporary ones that killed processes leave."""
+"""Files and directories appear whole or not at all, and the temporary ones of killed processes are removed."""
 
 import errno
 import fcntl
@@ -118,7 +118,7 @@ def test_the_message_of_an_error_names_the_file_and_not_its_temporary_name(tmp_p
 
 
 def test_a_text_that_does_not_fit_on_the_disk_leaves_the_old_one_and_is_named(tmp_path, monkeypatch):
-    """A failed write() gives an error without a file, because the system knows only the number of the open file."""
+    """The error of a failed write() lacks a file name, because the system knows only the number of the open file."""
 
     def fail(handle):
         raise OSError(errno.ENOSPC, "No space left on device")

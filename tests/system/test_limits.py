@@ -1,4 +1,4 @@
-"""The memory and CPUs that a container leaves: cgroups of both versions in made-up roots, and real ones if allowed."""
+"""Memory and CPUs of a container: cgroups of both versions in simulated roots, and real ones if permitted."""
 
 import os
 import re
@@ -118,7 +118,7 @@ def test_version_1_limits_memory_and_cpus(machine):
         "sys/fs/cgroup/cpu,cpuacct/box/in/cpu.cfs_period_us": 100_000,
     })  # fmt: skip
     assert limits.free_memory(root) == 81 * MIB
-    assert limits.cpus(root) == 1  # half of one
+    assert limits.cpus(root) == 1  # half a CPU, rounded up
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "0::", ":::\n\n1", "\0"])
@@ -222,7 +222,7 @@ def test_a_disk_too_small_for_one_checkpoint_is_refused(saved, monkeypatch):
 
 @pytest.fixture
 def cgroup():
-    """A real group of version 1 with 150 MiB and half a CPU. Gives a function that moves a process into it."""
+    """A real group of version 1 with 150 MiB and half a CPU; gives a function that moves a process into the group."""
     folders = [Path("/sys/fs/cgroup") / kind / f"hipgpt-test-{os.getpid()}" for kind in ("memory", "cpu")]
     try:
         for folder in folders:

@@ -1,4 +1,4 @@
-"""safetensors files of hipgpt's own making, beside those of the safetensors package."""
+"""safetensors files that hipgpt writes, compared with those of the safetensors package."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_writing_and_reading_take_no_more_than_one_tensor(tmp_path):
         del array
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3e6  # bytes: one tensor, the next one while the first is let go, and little else
+    assert peak < 3e6  # bytes: one tensor, the next one before the first is freed, and little else
 
 
 def test_a_file_stays_readable_after_it_has_been_removed(tmp_path):

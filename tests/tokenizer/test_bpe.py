@@ -1,4 +1,4 @@
-"""gpt/tokenizer/bpe.py: learning and applying merges, against the plainest program that does the same."""
+"""gpt/tokenizer/bpe.py: learning and applying merges, compared with the simplest program that does the same."""
 
 from collections import Counter
 from itertools import chain, pairwise

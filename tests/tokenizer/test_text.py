@@ -1,4 +1,4 @@
-"""gpt/tokenizer/text.py: files are read as they are, in blocks that end where every tokenizer has a seam."""
+"""gpt/tokenizer/text.py: files are read unchanged, in blocks that end at a seam of every tokenizer."""
 
 import bz2
 import gzip
@@ -84,7 +84,7 @@ def test_a_file_without_permission_is_refused(tmp_path):
         list(read_blocks(tmp_path / "text.txt"))
 
 
-# Files that are no text
+# Files that are not text
 
 
 FORMATS = {

@@ -1,4 +1,4 @@
-"""gpt/tokenizer/tokenizer.py: its own promises, and that Hugging Face reads its file and gives the same ids."""
+"""gpt/tokenizer/tokenizer.py: its own promises; Hugging Face reads its file and gives the same ids."""
 
 import json
 import os
@@ -34,7 +34,7 @@ FRAGMENTS = [
     "\u202f", "\u205f", "\u3000", "\ufeff", "日本", "語", "العربية", "e\u0301", "\u0301", "ñ", "👩‍👩‍👧", "👍🏽", "Ⅷ",
     "X", "ſ", "İ", "\uffff",
 ]  # fmt: skip
-# Hugging Face's classes are those of Unicode 14; a newer Python draws only where nothing has been assigned since
+# Hugging Face's classes are those of Unicode 14; with a newer Python, draw only from a range without later ones
 NEWEST = 0x10FFFF if tuple(map(int, unicodedata.unidata_version.split("."))) <= (14, 0, 0) else 0x7FF
 characters = st.characters(exclude_categories=("Cs", "Cn"), max_codepoint=NEWEST)
 texts = st.lists(st.sampled_from(FRAGMENTS) | characters).map("".join)
@@ -183,7 +183,7 @@ def test_without_more_threads_the_ids_are_the_same(monkeypatch, tmp_path, grante
     assert len(started) == granted
 
 
-# Coming back
+# Decoding
 
 
 @given(text=texts)
@@ -284,7 +284,7 @@ def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(mon
         ids += block.tolist()
         sizes.append(len(bounded._encoder._chunks))
     assert ids == whole.encode(CORPUS)
-    assert max(sizes) < 10 + 8 * 2 * threads  # a group more than the limit: a string has a byte at least
+    assert max(sizes) < 10 + 8 * 2 * threads  # one group more than the limit, because a string has at least one byte
     assert sizes != sorted(sizes)  # it has been cleared
 
 
@@ -377,7 +377,7 @@ def test_progress_ends_at_the_merges_made(kind):
     tokenizer = Tokenizer(300, kind)
     tokenizer.train_bpe(CORPUS, lambda *numbers: told.append(numbers))
     alphabet = tokenizer.vocab_size - len(told)
-    most = told[0][1]  # as many as the vocabulary has room for, or as the text can have at all if that is less
+    most = told[0][1]  # as many as fit in the vocabulary, or the most that the text allows if that is less
     assert told == [(merge, most) for merge in range(1, len(told) + 1)]
     assert len(told) <= most <= 300 - alphabet
     assert told

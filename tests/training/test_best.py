@@ -1,4 +1,4 @@
-"""The quality of a model, as its run reports it, and the best checkpoint that it keeps: through the front door."""
+"""The model quality that a run reports, and the best checkpoint that it keeps, tested through the command."""
 
 import fcntl
 import json
@@ -18,14 +18,14 @@ from tests.training.test_train import LOG_LINE, start, wait_for_line
 
 MODEL = ("--dim", 32, "--heads", 2, "--ff", 64, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 100)
 EVERY = 10
-# As HipGPT's plot script reads a log
+# HipGPT's plot script reads a log with these patterns
 STEP_LOSS = re.compile(r"\[Step (\d+)\] Loss: ([\d.]+)")
 VALIDATION_LOSS = re.compile(r"\[Step (\d+)\] Validation Loss: ([\d.]+) \| Perplexity: ([\d.]+) \| Accuracy: ([\d.]+)%")
 
 
 @pytest.fixture
 def text(tmp_path) -> Path:
-    """Words at random: a model can learn their frequencies, and the rest only by heart."""
+    """Words at random: a model can learn their frequencies, and can only memorize the rest."""
     words = [a + b for a in "bcdfg" for b in "aeiou"]
     chosen = np.random.default_rng(0).choice(words, 1200)
     path = tmp_path / "text.txt"
@@ -118,7 +118,7 @@ def test_runs_shows_best_and_last_validation_loss_with_their_steps(train, hipgpt
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being_lost(train, cut, number):
-    """The run goes on from step 25, if it is killed, which is before the best one or after it."""
+    """A killed run resumes from step 25, which comes before its best step or after it."""
     steps = ("--steps", 120, "--ckpt-every", 25)
     train.once(*steps, name="whole")
     cut("[Step 40] Loss", number, *steps)
@@ -131,7 +131,7 @@ def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being
 
 
 def set_back_to(step: int) -> None:
-    """Leave the run as if it had been killed before its next checkpoint, but with all lines of its log."""
+    """Leave the run's files as a kill before the next checkpoint would, but keep all lines of its log."""
     for path in directory().glob("r_step*"):
         if not path.name.startswith((f"r_step{step}_", f"r_step{step}.")):
             path.unlink()
@@ -139,7 +139,7 @@ def set_back_to(step: int) -> None:
 
 
 def test_a_better_loss_of_steps_that_a_kill_has_lost_stays_the_best(train, cut):
-    """From step 10 on the run goes on at a rate so low that it never comes near its earlier loss."""
+    """From step 10, the run continues at such a low rate that it never comes near its earlier loss."""
     cut("[Step 40] Loss", signal.SIGKILL, "--steps", 200, "--ckpt-every", 10, "--keep-last", 100)
     before = best()
     assert before["step"] > 10
@@ -192,7 +192,7 @@ def test_a_best_checkpoint_that_was_deleted_is_made_anew(train):
 
 
 def test_a_rising_validation_loss_is_said_once_with_what_is_kept_and_what_helps(hipgpt, text):
-    text.write_text(text.read_text()[:1200])  # so little is soon known by heart
+    text.write_text(text.read_text()[:1200])  # a model soon memorizes so little text
     model = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--batch", 8, "--lr", "5e-3")
     flags = ("--steps", 150, "--schedule", "constant", "--eval-every", 30, "--val-fraction", 0.2)
     lines = hipgpt("train", "--data-path", text, *model, *flags, "--run-name", "r").stdout.splitlines()
@@ -246,7 +246,7 @@ def test_a_stopped_and_resumed_run_ends_by_patience_at_the_same_step(train, cut,
 
 
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
-    """The record of step 20 is taken away, as if the signal had come while it was evaluated."""
+    """The record of step 20 is removed, as if the signal had come during its evaluation."""
     train("--steps", 60, name="whole")
     train("--steps", 60, "--ckpt-every", 20)
     set_back_to(20)
@@ -258,7 +258,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
 
 
 def test_patience_ends_a_run_by_an_evaluation_that_is_made_up_for(train, hipgpt):
-    """As above, but of the evaluation that ends the run."""
+    """As above, but with the evaluation that ends the run."""
     train(*PATIENT)
     before, metrics = validation(), directory() / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if f'"step": {before[-1][0]}, ' not in line]
@@ -421,5 +421,5 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_wor
 def _read(handle: int) -> bytes:
     try:
         return os.read(handle, 1 << 16)
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # Linux's error for a terminal whose other side is closed
         return b""

@@ -1,4 +1,4 @@
-"""Checkpoints: they come back as they were saved, and a kill at any moment leaves a run that loads."""
+"""Checkpoints: they load exactly as they were saved, and a kill at any moment leaves a run that loads."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def complete(run, *steps):
 
 
 def in_a_child(action):
-    """Run `action` in a forked process, which may die of it; its exit status, negative for a signal."""
+    """Run `action` in a forked process, which may die; return its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""The best checkpoint's files: the old or the new whole after a kill at any moment, and never pruned."""
+"""The best checkpoint's files: after a kill at any moment, all old or all new; and never pruned."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoints that are missing, damaged or do not fit: each is named in one line."""
+"""Missing, damaged and unsuitable checkpoints: one line names each."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_without_a_latest_config_the_highest_step_is_the_latest(run, damage):
 
 @pytest.mark.parametrize("as_plain_file", [False, True])
 def test_a_step_that_latest_config_does_not_name_yet_is_the_latest(run, as_plain_file):
-    """A kill or a power cut came between the files of the step and the links."""
+    """As after a kill or a power cut between the step's files and the links."""
     save(run, 5)
     before = run.config_path(5).read_text()
     save(run, 10)

@@ -1,4 +1,4 @@
-"""Continuing from a checkpoint, as a user does: schedules, texts, computed settings, precision."""
+"""Continuing from a checkpoint through the command: schedules, texts, computed settings, precision."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def train(hipgpt):
 
 @pytest.fixture
 def go_on(hipgpt):
-    """Train on from the latest checkpoint of a run, in the run `on`."""
+    """Continue from the latest checkpoint of a run, in a new run called `on`."""
 
     def run(start, *arguments, **kwargs):
         checkpoint = f"checkpoints/{start}/latest_checkpoint.safetensors"
@@ -42,7 +42,7 @@ def training(run: str, step: int | str = "latest") -> dict:
 
 
 def change(run: str, **values) -> None:
-    """Write other values into the training section of the latest config; None takes a key out."""
+    """Write other values into the training section of the latest config; None removes a key."""
     path = Path(f"checkpoints/{run}/latest_config.json").resolve()
     config = json.loads(path.read_text())
     config["training"] = {key: value for key, value in (config["training"] | values).items() if value is not None}
@@ -168,7 +168,7 @@ def test_another_rate_brings_its_own_smallest_rate_along(train, hipgpt):
 
 @pytest.mark.parametrize("least", [("--lr", "1e-3"), ("--preset", "tiny", "--lr", "1e-3")])
 def test_a_config_that_does_not_say_what_was_computed_shows_it_by_its_values(train, hipgpt, least):
-    """A tenth of the rate was computed; a preset's 0 was given."""
+    """A tenth of the rate is a computed value; a preset's 0 is a given one."""
     train("--run-name", "r", "--steps", 4, *least)
     before = training("r")["min_lr"]
     change("r", computed=None, precision="auto")

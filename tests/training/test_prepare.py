@@ -1,4 +1,4 @@
-"""Tokenizer and tokens on disk: made once, used as they are, refused when they no longer belong together."""
+"""Tokenizer and tokens on disk: made once, used unchanged, refused when they no longer belong together."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.support.project import TEXT, sha256
 
 @pytest.fixture
 def idle(monkeypatch):
-    """Inside `with idle():` nothing may be trained, encoded or digested, except for tokenizer.json."""
+    """Inside `with idle():`, training a tokenizer, encoding, and digesting any file but tokenizer.json are errors."""
 
     @contextmanager
     def nothing_is_read():
@@ -61,7 +61,7 @@ def flip_a_byte(path: Path) -> None:
     rewrite(path, bytes(data))
 
 
-# Files that are made
+# Making the files
 
 
 def test_the_tokens_on_disk_are_the_encoded_text(project):
@@ -120,7 +120,7 @@ def test_memory_does_not_follow_the_text(project, monkeypatch):
         project.prepare(reset=times > 200)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 600 * len(TEXT) / 10  # holding the text would add all of that, the ids a half
+    assert peaks[1] - peaks[0] < 600 * len(TEXT) / 10  # the text would add 600 * len(TEXT), its ids half
 
 
 def test_progress_runs_to_its_end_for_training_and_for_encoding(project):
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_keeps_no_line_breaks_says_so_if_the_text_has_some(proj
     assert not project.lossy, "only when the tokenizer is made"
 
 
-# Files that are there are used
+# Using existing files
 
 
 def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
@@ -332,7 +332,7 @@ def test_a_checkpoint_keeps_its_tokenizer(made):
     assert "--reset" not in error
 
 
-# The place of the text
+# The location of the text
 
 
 def test_the_same_text_elsewhere_is_the_same_text(made, idle):

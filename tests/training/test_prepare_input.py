@@ -1,4 +1,4 @@
-"""Tokens that cannot be trusted, texts that cannot be used, and texts that lose characters."""
+"""Untrustworthy tokens, unusable texts, and texts that lose characters."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.support.project import sha256
 
 
 def put_foreign_ids(made, ids):
-    """Other tokens, and a tokens.json that believes in them."""
+    """Other tokens, and a tokens.json that vouches for them."""
     tokens, info = made.run.tokens_path, made.info()
     np.array(ids, "<u2").tofile(tokens)
     info["count"], info["tokens"] = len(ids), {**provenance.stamp(tokens), "sha256": sha256(tokens)}
@@ -36,7 +36,7 @@ def test_tokens_with_an_id_that_the_vocabulary_lacks_are_refused_when_they_are_f
 
 def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     info = made.info()
-    del info["checked"], info["tokenizer"]["unicode"]  # as older versions wrote it
+    del info["checked"], info["tokenizer"]["unicode"]  # the form that older versions wrote
     made.run.tokens_info_path.write_text(json.dumps(info))
     made.prepare()
     assert "checked" in made.info()

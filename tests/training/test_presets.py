@@ -1,4 +1,4 @@
-"""Presets and runs that were tokenized before: no tokenizer is replaced without a word."""
+"""Presets on runs that already have a tokenizer, which is never replaced without a message."""
 
 import json
 from pathlib import Path

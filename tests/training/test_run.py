@@ -1,4 +1,4 @@
-"""A run: the names it may have, the places of its files, and that only one process trains it."""
+"""A run: its valid names, the paths of its files, and the lock that admits one training process."""
 
 import json
 import os
@@ -253,7 +253,7 @@ def test_a_read_only_directory_is_refused_in_one_line(read_only):
         user = os.geteuid()
         try:
             if user == 0:
-                os.seteuid(65534)  # nobody: permissions do not bind root
+                os.seteuid(65534)  # the user nobody, because root ignores permissions
             with pytest.raises(UserError, match=f"^cannot write to {run.path}: Permission denied$"), run.lock():
                 pass
         finally:
