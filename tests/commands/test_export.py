@@ -164,7 +164,7 @@ def test_transformers_gives_our_ids_and_logits_from_the_directory_alone(peer, ki
 
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", ["word", "byte"])
-def test_what_their_tokenizer_gives_their_model_continues_as_ours(peer, kind):
+def test_their_model_continues_the_ids_of_their_tokenizer_as_ours_does(peer, kind):
     found, theirs, model = peer(kind)
     for text in ("the cat sat", "the dog", "日本"):
         inputs = theirs(text, return_tensors="pt")

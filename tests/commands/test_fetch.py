@@ -95,7 +95,7 @@ def test_the_published_digest_is_that_of_tiny_shakespeare(shakespeare):
         ({"url": "http://no-such-host.invalid"}, "cannot be downloaded"),
     ],
 )
-def test_a_text_that_cannot_be_had_changes_nothing_and_says_why_in_one_line(
+def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     server, tmp_path, monkeypatch, offer, complaint
 ):
     monkeypatch.setattr(gpt.fetch, "TIMEOUT", 0.3)

@@ -55,7 +55,7 @@ def test_a_directory_that_cannot_be_filled_leaves_nothing(tmp_path):
     assert names(tmp_path) == set()
 
 
-def test_what_a_killed_process_left_beside_the_place_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_and_files_of_a_living_one_are_not(tmp_path):
     def write_half():
         with atomic_directory(tmp_path / "out") as made:
             (made / "file").touch()

@@ -99,7 +99,7 @@ def test_a_container_whose_group_is_its_root_is_seen(machine):
 
 
 @pytest.mark.parametrize(("group", "mount"), [("/docker/1f", "/docker/1f"), ("/docker/1f", "/"), ("/../x", "/")])
-def test_a_path_of_outside_the_container_stands_for_its_root(machine, group, mount):
+def test_a_path_from_outside_the_container_means_its_root(machine, group, mount):
     assert limits.free_memory(machine(**v2(group, mount, **{"": memory_v2(99 * MIB, 0)}))) == 99 * MIB
 
 
@@ -128,7 +128,7 @@ def test_files_that_say_nothing_are_no_limit(machine, text):
     assert limits.cpus(root) == 64
 
 
-def test_more_used_than_allowed_is_nothing_free(machine):
+def test_a_group_that_uses_more_than_its_limit_has_nothing_free(machine):
     assert limits.free_memory(machine(**v2("/box", __box=memory_v2(10 * MIB, 40 * MIB)))) == 0
 
 
@@ -174,7 +174,7 @@ def test_generate_and_export_look_at_the_memory_first(saved, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_resumed_run_loads_is_counted_from_the_first_start_on():
+def test_memory_for_resuming_is_counted_from_the_first_start_on():
     ops, train = CpuOps(1), TrainConfig()
     arrays = memory_bytes(MODEL, train.batch_size, ops, "adamw")
     assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding

@@ -105,7 +105,7 @@ def test_the_fields_of_a_dataclass_are_its_schema():
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 @pytest.mark.parametrize("name", ["config", "weights", "optimizer"])
-def test_what_is_no_regular_file_is_never_read(saved, kind, name):
+def test_only_regular_files_are_read(saved, kind, name):
     path = {"config": saved.config_path, "weights": saved.weights_path, "optimizer": saved.optimizer_path}[name](5)
     path.unlink()
     {"pipe": os.mkfifo, "directory": os.mkdir, "device": lambda link: os.symlink("/dev/zero", link)}[kind](path)
@@ -205,7 +205,7 @@ def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
     refused(lambda: Tokenizer.load(path), "not a tokenizer that hipgpt has made")
 
 
-def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
+def test_a_tokenizer_that_hugging_face_made_is_refused_with_the_allowed_source(tmp_path):
     foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
     foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False)

@@ -44,7 +44,7 @@ def test_a_single_task_stays_in_the_calling_thread():
 
 
 @pytest.mark.parametrize("where", ["the caller", "a worker"])
-def test_what_a_task_raises_reaches_the_caller_and_the_pool_goes_on(where):
+def test_an_error_in_a_task_reaches_the_caller_and_the_pool_stays_usable(where):
     threads, caller = Threads(2), threading.current_thread()
     meeting = threading.Barrier(2, timeout=10)
 
@@ -97,7 +97,7 @@ def test_threads_end_with_their_pool():
         assert not worker.is_alive()
 
 
-def test_where_no_more_threads_can_be_had_fewer_do(monkeypatch):
+def test_fewer_threads_do_the_work_if_the_system_refuses_more(monkeypatch):
     start, started = threading.Thread.start, []
 
     def limited(thread):

@@ -64,7 +64,7 @@ def test_the_mark_is_a_string_like_no_other():
     assert lexicon.find(side_by_side([MARK])).tolist() == [0]
 
 
-def test_several_threads_find_what_one_finds():
+def test_several_threads_find_the_same_numbers_as_one():
     lexicon, words = Lexicon(), side_by_side([b"%d" % i * (i % 9 + 1) for i in range(5000)])
     number, _ = lexicon.add(words)
     with ThreadPoolExecutor(4) as pool:

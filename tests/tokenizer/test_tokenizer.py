@@ -102,7 +102,7 @@ def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
 
 @both_kinds
 @given(corpus=st.lists(st.sampled_from(FRAGMENTS), min_size=1), text=texts, vocab_limit=st.integers(257, 300))
-def test_hugging_face_agrees_whatever_the_tokenizer_was_trained_on(tmp_path_factory, kind, corpus, text, vocab_limit):
+def test_hugging_face_agrees_for_any_training_text(tmp_path_factory, kind, corpus, text, vocab_limit):
     path = tmp_path_factory.getbasetemp() / "any.json"
     ours = trained(kind, "a" + "".join(corpus * 2), vocab_limit)
     ours.save(path)
@@ -187,14 +187,14 @@ def test_without_more_threads_the_ids_are_the_same(monkeypatch, tmp_path, grante
 
 
 @given(text=texts)
-def test_bytes_bring_back_any_text(pairs, text):
+def test_byte_tokens_decode_to_the_same_text(pairs, text):
     ours = pairs["byte"][0]
     assert ours.decode(ours.encode(text)) == text
     assert ours.dropped == 0
 
 
 @given(words=st.lists(st.text(st.sampled_from("x</w>yéq日"), min_size=1)))
-def test_words_bring_back_every_word_over_the_training_characters(words):
+def test_word_tokens_decode_to_every_word_over_the_training_characters(words):
     ours = trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
     assert ours.decode(ours.encode(" \n".join(words))) == " ".join(words)
     assert ours.dropped == 0
@@ -394,7 +394,7 @@ def test_progress_ends_at_the_merges_made(kind):
         ((9, "char"), ["--tokenizer is char,", "word, byte"]),
     ],
 )
-def test_limits_and_kinds_that_cannot_be_are_refused(arguments, words):
+def test_impossible_limits_and_kinds_are_refused(arguments, words):
     with pytest.raises(UserError) as error:
         Tokenizer(*arguments)
     assert all(word in str(error.value) for word in words)

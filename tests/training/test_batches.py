@@ -150,7 +150,7 @@ def test_sequential_batches_are_the_formula(data):
 
 
 @given(st.integers(0, 2**70), st.integers(0, 10**30))
-def test_random_batches_are_drawn_as_ever(seed, index):
+def test_random_batches_are_drawn_as_in_old_runs(seed, index):
     """The draws may not change, because old runs must resume to the same bits."""
     key = np.array([seed % 2**64, index % 2**64], np.uint64)
     drawn = np.random.Generator(np.random.Philox(key=key)).integers(100 - 4, size=7)
@@ -210,7 +210,7 @@ def test_a_batch_is_written_into_the_buffers_that_are_given():
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_batches_are_int32_whatever_the_file_holds(dtype):
+def test_batches_are_int32_for_files_of_any_dtype(dtype):
     top = np.iinfo(dtype).max if dtype == np.uint16 else 2**31 - 1
     data = Batches(np.full(20, top, dtype), 2, 4, sampling="sequential", seed=0, val_fraction=0.5)
     for array in (*data.train(0), *next(data.validation())):
@@ -255,7 +255,7 @@ def test_a_tail_below_one_window_means_no_evaluation_and_a_note(n, evaluated):
         assert "--seq 4 needs 5" in data.note
 
 
-def test_no_evaluation_was_wanted_so_there_is_no_note():
+def test_without_a_held_out_fraction_there_is_neither_evaluation_nor_note():
     data = batches(50, val_fraction=0)
     assert data.note is None
     assert not list(data.validation())

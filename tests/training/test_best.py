@@ -191,7 +191,7 @@ def test_a_best_checkpoint_that_was_deleted_is_made_anew(train):
 # ---- memorizing, and patience -------------------------------------------------------------------------------------
 
 
-def test_a_rising_validation_loss_is_said_once_with_what_is_kept_and_what_helps(hipgpt, text):
+def test_a_rising_validation_loss_is_noted_once_with_the_kept_step_and_advice(hipgpt, text):
     text.write_text(text.read_text()[:1200])  # a model soon memorizes so little text
     model = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--batch", 8, "--lr", "5e-3")
     flags = ("--steps", 150, "--schedule", "constant", "--eval-every", 30, "--val-fraction", 0.2)
@@ -207,7 +207,7 @@ def test_a_rising_validation_loss_is_said_once_with_what_is_kept_and_what_helps(
 PATIENT = ("--steps", 400, "--ckpt-every", 25, "--patience", 4)
 
 
-def test_patience_ends_a_run_with_a_checkpoint_and_says_why_and_what_is_kept(train, hipgpt):
+def test_patience_ends_a_run_with_a_checkpoint_and_names_the_reason_and_the_kept_step(train, hipgpt):
     out = train(*PATIENT).stdout
     step, loss = lowest()
     end = step + 4 * EVERY
@@ -308,7 +308,7 @@ def test_every_logged_line_says_how_long_and_on_how_much_the_run_has_trained_acr
 # ---- before step 1 ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_means_is_said_before_step_1(train):
+def test_tokens_passes_and_disk_space_are_printed_before_step_1(train):
     out = train("--steps", 1000, "--patience", 1).stdout
     assert "Data:   1,200 tokens, 60 of them held out; 64 tokens per step (4 x 16)\n" in out
     passes = "1,000 steps are 56 passes over 1,140 tokens: the model will memorize; about 300 steps would do"
@@ -317,7 +317,7 @@ def test_what_a_run_means_is_said_before_step_1(train):
     assert "Steps:  100 steps are 5.6 passes over 1,140 tokens\n" in train("--steps", 100, name="short").stdout
 
 
-def test_the_disk_line_says_what_the_files_take(train):
+def test_the_disk_line_gives_the_size_of_the_files(train):
     out = train("--steps", 10, "--keep-last", 1).stdout
     disk = re.search(r"takes (\d+) KiB; the last one is kept, and the best weights \((\d+)", out)
     checkpoint, best_weights = disk.groups()
@@ -359,7 +359,7 @@ def test_samples_are_shown_and_logged_and_change_nothing_else(train):
         (("--patience", 2, "--eval-every", 0), "--patience is 2, but nothing is evaluated"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, complaint):
+def test_impossible_settings_are_refused_in_one_line_and_leave_nothing_behind(train, flags, complaint):
     assert complaint in train("--steps", 5, *flags, status=2).stderr
     assert not directory().exists()
 

@@ -134,7 +134,7 @@ def test_the_links_are_relative_and_point_at_the_latest(run):
     assert is_complete(checkpoint.load(run, 50), 50)
 
 
-def test_strided_arrays_are_saved_as_what_they_show(run):
+def test_strided_arrays_are_saved_with_the_values_that_they_show(run):
     weights, optimizer, counters = state(1)
     strided = {name: np.asfortranarray(array) for name, array in weights.items()}
     strided["transformer.ln_f.bias"] = np.repeat(weights["transformer.ln_f.bias"], 2)[::2]
@@ -234,7 +234,7 @@ def test_a_run_that_was_copied_or_renamed_loads_and_trains_on(run, tmp_path, fol
 
 
 @pytest.mark.parametrize("file", ["missing.safetensors", "missing_config.json", "."])
-def test_a_path_that_is_no_file_is_refused(run, file):
+def test_a_path_that_is_not_a_file_is_refused(run, file):
     save(run, 5)
     with pytest.raises(UserError, match=r"^--ckpt .* is not a file: .*$"):
         checkpoint.find(run.path / file)
@@ -311,7 +311,7 @@ def test_saving_into_a_missing_directory_is_a_user_error(tmp_path):
 # ---- pruning ------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(run):
+def test_pruning_keeps_the_highest_steps_whole_regardless_of_file_times(run):
     for age, step in enumerate((100, 200, 300)):
         save(run, step)
         os.utime(run.config_path(step), (1e9 - age, 1e9 - age))  # the clock goes back
@@ -323,7 +323,7 @@ def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(
 
 
 @pytest.mark.parametrize("as_plain_files", [False, True])
-def test_pruning_keeps_what_latest_points_at(run, as_plain_files):
+def test_pruning_keeps_the_checkpoint_that_latest_points_at(run, as_plain_files):
     for step in (30, 20, 10):
         save(run, step)
     if as_plain_files:

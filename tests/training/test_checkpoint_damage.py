@@ -104,7 +104,7 @@ def test_a_config_that_lacks_something_or_does_not_fit_is_refused_in_one_line(ru
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 5}', "null", "\N{SNOWMAN}", b"\xff\xfe\x00"])
-def test_a_config_that_is_no_config_is_refused_in_one_line(run, text):
+def test_a_file_that_is_not_a_config_is_refused_in_one_line(run, text):
     save(run, 5)
     run.config_path(5).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"^.*config\.json is not .*$"):

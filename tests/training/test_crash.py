@@ -96,7 +96,7 @@ def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(s
         ("mmap", (errno.ENODEV,), "cannot be mapped"),
     ],
 )
-def test_training_goes_on_with_one_note_where_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
+def test_training_continues_with_one_note_if_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
     for number in answers:
         shutil.rmtree("checkpoints/r", ignore_errors=True)
         lacking = shim.Order((call,), 1, str(-number))

@@ -111,7 +111,7 @@ def test_a_long_text_is_counted_in_blocks_and_a_very_long_one_by_evenly_spread_b
 # ---- samples ------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_what_generate_writes_from_the_same_weights(parts, tokenizer):
+def test_a_sample_is_the_text_that_generate_writes_from_the_same_weights(parts, tokenizer):
     model, batches, _ = parts
     samples = Samples(model, batches, tokenizer, TrainConfig(sample_every=1, sample_prompt="the cat", seed=5))
     alone = GPT(model.config, CpuOps(threads=1))

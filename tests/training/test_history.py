@@ -35,7 +35,7 @@ def test_a_line_says_how_long_and_on_how_much_text_the_run_has_trained(run):
     assert lines(run) == [{"step": 25, "time": 1.25, "tokens": 200, "passes": 2.0, "loss": 2.0, "sample": "the cat"}]
 
 
-def test_what_is_not_finite_becomes_null_as_json_has_no_nan(run):
+def test_values_that_are_not_finite_become_null_because_json_lacks_nan(run):
     evaluated(run, [NAN, math.inf])
     assert [line["val_loss"] for line in lines(run)] == [None, None]
 
@@ -124,7 +124,7 @@ def test_the_lowest_is_the_first_of_equals_and_finite():
 
 
 @pytest.mark.parametrize("damage", ["x", [], True, None])
-def test_a_loss_that_is_no_number_counts_as_none(damage):
+def test_a_validation_loss_that_is_not_a_number_is_read_as_nan(damage):
     ((step, loss),) = validation_losses([{"step": 5, "val_loss": damage}, {"step": 6, "loss": 1.0}])
     assert step == 5
     assert math.isnan(loss)

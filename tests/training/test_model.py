@@ -86,7 +86,7 @@ def test_gradients_add_up_over_calls(config):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_batch_taken_in_parts_gives_what_it_gives_as_a_whole(config, dropout, monkeypatch):
+def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout, monkeypatch):
     config = replace(config, dropout=dropout)
     ids, labels = tokens(config)
     whole = build(config)

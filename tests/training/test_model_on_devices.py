@@ -112,7 +112,7 @@ def test_the_padding_of_the_vocabulary_stays_zero(config, ops):
 
 
 @pytest.mark.parametrize(("name", "optimizer"), MOVED)
-def test_what_products_read_is_the_rounded_weights(name, ops, optimizer):
+def test_products_read_the_rounded_weights(name, ops, optimizer):
     model = build(CONFIGS[name], ops)
     step(model, Optimizer(model, TrainConfig(optimizer=optimizer)), 0)
     weights, compute = ops.to_host(model.weights.flat), ops.to_host(model.compute.flat)

@@ -76,7 +76,7 @@ def test_the_tokens_on_disk_are_the_encoded_text(project):
     assert project.notes == []
 
 
-def test_tokens_json_says_what_the_tokens_were_made_from(project):
+def test_tokens_json_describes_the_origin_of_the_tokens(project):
     corpus = project.prepare(vocab_limit=22)
     run, text, tokens = project.run, project.text, project.run.tokens_path
     assert corpus.info == project.info()
@@ -170,7 +170,7 @@ def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
     assert made.notes == []
 
 
-def test_settings_come_from_what_is_stored_unless_they_are_given(project, idle):
+def test_stored_settings_are_used_unless_others_are_given(project, idle):
     other = project.text.with_name("other.txt")
     other.write_text(TEXT.upper(), encoding="utf-8")
     project.prepare(data_path="data/other.txt", vocab_limit=300, kind="byte")
@@ -281,7 +281,7 @@ def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
         (lambda p: p.run.tokenizer_path.write_text("{}"), "tokenizer.json is not the tokenizer that tokens.bin was"),
     ],
 )
-def test_whatever_changed_is_named_with_what_it_was_and_is_and_with_a_way_out(made, change, message, trained):
+def test_a_changed_file_is_named_with_the_old_and_the_new_state_and_a_way_out(made, change, message, trained):
     if trained:
         made.add_checkpoint()
     change(made)

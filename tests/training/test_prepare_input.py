@@ -110,7 +110,7 @@ def test_characters_that_are_left_out_are_counted_and_named_with_the_most_freque
     assert project.notes == [], "it has been said when the training began"
 
 
-def test_another_text_for_the_same_vocabulary_says_what_it_loses(made):
+def test_another_text_for_the_same_vocabulary_reports_its_lost_characters(made):
     made.run.tokens_path.unlink()
     made.run.tokens_info_path.unlink()
     made.text.write_text("the cat ЖЖЖ\n" * 9, encoding="utf-8")

@@ -60,7 +60,7 @@ def test_a_run_with_muon_that_was_stopped_or_killed_goes_on_to_the_same_bits(tra
 
 
 @pytest.mark.parametrize(("first", "second"), [("adamw", "muon"), ("muon", "adamw")])
-def test_a_checkpoint_is_not_gone_on_from_with_another_optimizer(train, hipgpt, first, second):
+def test_a_checkpoint_cannot_be_resumed_with_another_optimizer(train, hipgpt, first, second):
     train("--run-name", "r", "--steps", 2, "--optimizer", first)
     for place in (("--run-name", "r", "--resume"), ("--ckpt", "checkpoints/r/r_step2.safetensors")):
         error = hipgpt("train", *place, "--steps", 4, "--optimizer", second, status=2).stderr
@@ -119,7 +119,7 @@ def test_rubbish_is_refused_in_one_line(train, flags, complaint):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_what_it_says(hipgpt, preset):
+def test_a_preset_trains_with_its_own_settings(hipgpt, preset):
     """The preset's recipe, on a model that is small enough for a test."""
     small = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 2, "--vocab-size", 300)
     data = ("--data-path", ROOT / "data" / "data.txt")
