@@ -27,7 +27,7 @@ def run(hipgpt):
 # ---- tokenize -----------------------------------------------------------------------------------------------------
 
 
-def test_tokenize_summarizes_what_it_made(hipgpt):
+def test_tokenize_summarizes_its_results(hipgpt):
     Path("text.txt").write_text(TEXT)
     out = hipgpt("tokenize", "--data-path", "text.txt", "--run-name", "t", "--vocab-size", 60).stdout
     info = json.loads(Path("checkpoints/t/tokens.json").read_text())
@@ -299,7 +299,7 @@ def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
         (1, ["runs"]),
     ],
 )  # fmt: skip
-def test_a_closed_standard_stream_loses_its_output_and_nothing_else(hipgpt, run, stream, command):
+def test_closing_a_standard_stream_costs_only_its_output(hipgpt, run, stream, command):
     tokens = Path("checkpoints/r/tokens.bin").read_bytes()
     result = hipgpt(*command, preexec_fn=lambda: os.close(stream))
     assert result.stderr == ""

@@ -69,5 +69,5 @@ def test_importing_the_package_imports_nothing_else():
     assert not modules & (HEAVY | {"click", "gpt.config"})
 
 
-def test_the_version_is_told(hipgpt):
+def test_the_version_is_printed(hipgpt):
     assert hipgpt("--version").stdout == f"hipgpt, version {gpt.__version__}\n"

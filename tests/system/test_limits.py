@@ -207,7 +207,7 @@ class Lines(list):
         (200_000, ["Note: 5 x 47 KiB of checkpoints and the best weights (16 KiB) will be kept, but 195 KiB is free"]),
     ],
 )
-def test_a_disk_too_small_for_what_will_be_kept_is_told_at_the_start(saved, monkeypatch, free, said):
+def test_a_disk_too_small_for_the_kept_checkpoints_is_reported_at_the_start(saved, monkeypatch, free, said):
     monkeypatch.setattr(plan, "free_disk", lambda path: free)
     lines = Lines()
     plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), lines)

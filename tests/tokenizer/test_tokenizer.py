@@ -149,7 +149,7 @@ def test_tiny_shakespeare_has_hugging_faces_ids(tmp_path, shakespeare, kind):
     assert ids == theirs.encode(text).ids
     assert ours.vocab_size == 5000
     assert ours.decode(ids) == (text if kind == "byte" else " ".join(text.split()))
-    assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of it ends in q"
+    assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of the training text ends in q"
 
 
 @both_kinds
@@ -158,7 +158,7 @@ def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
     ours.save(tmp_path / "ours.json")
     tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json")).save(str(tmp_path / "theirs.json"))
     again = Tokenizer.load(tmp_path / "theirs.json")
-    assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "theirs does not keep the limit"
+    assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "Hugging Face's file does not keep the limit"
     assert again.encode(CORPUS) == ours.encode(CORPUS)
 
 

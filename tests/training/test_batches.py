@@ -371,7 +371,7 @@ def test_equal_tokens_stand_together_in_the_order_of_their_places():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
-def test_training_on_a_file_larger_than_memory_reads_only_what_it_needs(tmp_path):
+def test_training_on_a_file_larger_than_memory_reads_only_the_pages_that_it_needs(tmp_path):
     import resource
 
     path, size = tmp_path / "tokens.bin", 1 << 36  # 64 GiB, all one hole

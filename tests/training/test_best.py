@@ -117,7 +117,7 @@ def test_runs_shows_best_and_last_validation_loss_with_their_steps(train, hipgpt
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being_lost(train, cut, number):
+def test_the_best_survives_a_later_stop_that_loses_the_steps_in_between(train, cut, number):
     """A killed run resumes from step 25, which comes before its best step or after it."""
     steps = ("--steps", 120, "--ckpt-every", 25)
     train.once(*steps, name="whole")
@@ -229,7 +229,7 @@ def test_patience_counts_anew_when_another_part_of_the_text_is_held_out(train, h
     out = hipgpt("train", *resumed).stdout
     assert [step for step, _ in validation()][-2:] == [end + EVERY, end + 2 * EVERY]
     assert "by --patience" not in out
-    assert "Guessing by frequency" in out, "the held-out part is another one"
+    assert "Guessing by frequency" in out, "another part is held out"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -281,10 +281,10 @@ def test_eval_every_0_turns_evaluation_off(train, hipgpt):
         assert "has no best checkpoint" in hipgpt(*command, "--run-name", "r", "--best", status=2).stderr
 
 
-def test_the_first_evaluation_says_what_guessing_by_frequency_would_give(train):
+def test_the_first_evaluation_gives_the_loss_of_guessing_by_frequency(train):
     out = train("--steps", 20).stdout
     guess = re.search(r"^Guessing by frequency would give (\d\.\d\d) \((\d\.\d\d) bits/byte\)\.$", out, re.MULTILINE)
-    assert float(guess[1]) == pytest.approx(np.log(25), abs=0.1), "25 words, all as frequent"
+    assert float(guess[1]) == pytest.approx(np.log(25), abs=0.1), "25 words, all equally frequent"
     assert out.count("Guessing") == 1
     assert "Guessing" not in train("--steps", 40, "--resume").stdout
     line = next(line for line in out.splitlines() if "Validation" in line)
@@ -367,7 +367,7 @@ def test_impossible_settings_are_refused_in_one_line_and_leave_nothing_behind(tr
 # ---- runs made before, and terminals ------------------------------------------------------------------------------
 
 
-def test_a_run_made_before_there_was_any_of_this_is_listed_and_goes_on(train, hipgpt):
+def test_a_run_of_a_version_without_best_checkpoints_is_listed_and_goes_on(train, hipgpt):
     train("--steps", 30, name="whole")
     train("--steps", 20)
     for path in directory().glob("*best*"):

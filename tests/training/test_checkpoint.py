@@ -96,7 +96,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(run):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_weights_file_has_gpt2s_names_and_a_head_only_where_it_is_not_tied(run, tied):
+def test_the_weights_file_has_gpt2s_names_and_a_head_only_if_it_is_not_tied(run, tied):
     model = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, num_layers=1, tie_embeddings=tied)
     found = save(run, 1, model)
     assert list(found.weights()) == list(parameter_shapes(model))
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_muon_has_one_moment_of_a_blocks_matrix_and_two_of_the_r
     assert is_complete(checkpoint.load(run), 1)
 
 
-def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(run):
+def test_a_checkpoint_from_before_optimizers_could_be_chosen_is_adamws(run):
     save(run, 1)
     config = json.loads(run.config_path(1).read_text())
     del config["training"]["optimizer"]
@@ -190,7 +190,7 @@ def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequenc
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["checkpoints/a.b", "some where/else", "."])
-def test_a_checkpoint_is_found_by_any_of_its_files_wherever_they_lie(run, tmp_path, monkeypatch, file, step, place):
+def test_a_checkpoint_is_found_by_any_of_its_files_in_any_directory(run, tmp_path, monkeypatch, file, step, place):
     save(run, 5)
     save(run, 10)
     directory = tmp_path / place

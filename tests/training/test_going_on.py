@@ -91,7 +91,7 @@ def test_a_given_warmup_is_kept_and_refused_if_the_rate_would_never_reach_its_pe
     assert training("on")["warmup_steps"] == 6
 
 
-def test_a_checkpoint_needs_to_be_told_which_schedule(train, go_on):
+def test_continuing_from_a_checkpoint_needs_a_choice_of_schedule(train, go_on):
     train("--run-name", "r", "--steps", 4)
     error = go_on("r", status=2).stderr
     assert "--steps N" in error
@@ -195,7 +195,7 @@ def test_a_precision_that_only_the_checkpoint_asks_for_is_dropped_if_the_device_
     assert "Note: steps up to" not in hipgpt(*on, 6).stdout
     change("r", precision="bf16", computed=["learning_rate", "warmup_steps", "min_lr"])  # given, on a GPU
     assert "Note: steps up to 6 were computed in bf16, those after it are in fp32" in hipgpt(*on, 7).stdout
-    assert training("r")["precision"] == "fp32", "what the steps were computed in"
+    assert training("r")["precision"] == "fp32", "the precision of the steps so far"
     change("r", precision="bf16", computed=["learning_rate", "warmup_steps", "min_lr"])
     assert "--precision bf16 needs a GPU" in hipgpt(*on, 8, "--precision", "bf16", status=2).stderr
     assert "Note: steps up to" not in hipgpt(*on, 8, "--precision", "fp32").stdout
@@ -250,7 +250,7 @@ def seen(result) -> list[int]:
     return [int(number.replace(",", "")) for number in found.groups()] if found else []
 
 
-def test_text_that_was_trained_on_and_is_held_out_now_is_told(train, go_on, hipgpt):
+def test_held_out_text_that_was_trained_on_before_is_reported(train, go_on, hipgpt):
     train("--run-name", "r", "--steps", 4, "--val-fraction", 0.1)
     count = json.loads(Path("checkpoints/r/tokens.json").read_text())["count"]
     on = ("train", "--run-name", "r", "--resume", "--steps")

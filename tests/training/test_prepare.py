@@ -111,7 +111,7 @@ def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
     assert np.fromfile(project.run.tokens_path, "<u4").tolist() == corpus.tokens.tolist()
 
 
-def test_memory_does_not_follow_the_text(project, monkeypatch):
+def test_memory_does_not_grow_with_the_text(project, monkeypatch):
     monkeypatch.setattr(gpt.prepare, "read_blocks", partial(read_blocks, block_chars=1 << 14))
     peaks = []
     for times in (200, 800):
@@ -229,7 +229,7 @@ def test_a_trained_run_is_not_given_another_text_because_its_own_was_forgotten(m
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"text": 1}', "\0", "{"])
-def test_a_damaged_tokens_json_is_as_good_as_none(made, damage):
+def test_a_damaged_tokens_json_is_treated_as_missing(made, damage):
     made.run.tokens_info_path.write_text(damage)
     made.prepare()
     assert "tokens.json is missing or damaged" in made.notes[0]
@@ -295,7 +295,7 @@ def test_a_changed_file_is_named_with_the_old_and_the_new_state_and_a_way_out(ma
         assert ("--reset" in error, "--run-name" in error) == (not trained, trained)
 
 
-def test_the_ways_out_lead_out(made):
+def test_the_suggested_ways_out_work(made):
     flip_a_byte(made.run.tokens_path)
     made.refused()
     made.run.tokens_path.unlink()
@@ -367,7 +367,7 @@ def test_a_project_can_move_and_be_used_from_anywhere(made, monkeypatch, idle, t
     assert made.notes == []
 
 
-def test_a_text_outside_the_project_is_found_wherever_the_project_goes(project, tmp_path_factory, idle):
+def test_a_text_outside_the_project_is_found_after_the_project_moves(project, tmp_path_factory, idle):
     text = tmp_path_factory.mktemp("elsewhere") / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     project.prepare(data_path=str(text))

@@ -189,7 +189,7 @@ def test_a_run_that_another_process_writes_to_is_refused_after_a_few_seconds(tmp
     message = r"^run a is being written to by another process: .*$"
     with pytest.raises(UserError, match=message), Run("a", tmp_path).lock():
         pass
-    assert 2 < time.monotonic() - start < 5, "as long as a command may take that is about to be refused"
+    assert 2 < time.monotonic() - start < 5, "a refused command waits no longer than this"
     with Run("b", tmp_path).lock():
         pass
 
