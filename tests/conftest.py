@@ -16,7 +16,7 @@ from tests.support import ROOT
 from tests.support.amd import errors
 from tests.support.forks import Fork, Forks
 
-hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is not a failure
+hypothesis.settings.register_profile("patient", deadline=None)  # a slow example on a busy machine is not a failure
 hypothesis.settings.load_profile("patient")
 
 SHAKESPEARE = (
@@ -36,7 +36,7 @@ def shakespeare() -> Path:
 
 
 def last_of_each(arguments: Iterable[object]) -> list[str | bytes]:
-    """A command line without the options that are given again later: the command itself refuses those."""
+    """The command line with only the last one of each repeated option, because the command refuses repeated options."""
     groups: list[list[str | bytes]] = [[]]  # an option and its values
     for argument in (each if isinstance(each, bytes) else str(each) for each in arguments):
         if isinstance(argument, str) and argument.startswith("--"):
@@ -77,12 +77,13 @@ def shim():
 def hipgpt(forks, trained, request, tmp_path, tmp_path_factory, monkeypatch):
     """Run the real command in a process of its own, in an empty directory: hipgpt("train", "--steps", 3).
 
-    The process is a fork. It is a new Python if it gets more than arguments: an environment, or keyword arguments of
-    `subprocess.run`, such as input. `order` is a tests.campaign.process.Order, about calls under checkpoints/.
+    The process is a fork if the command gets only arguments. It is a new Python if it also gets an environment or
+    keyword arguments of `subprocess.run`, such as input. `order` is a tests.campaign.process.Order for the calls that
+    touch checkpoints/.
 
-    An option that stands there again replaces the earlier one, so that a test can override the options of a fixture.
-    `hipgpt.start` starts a command and goes on at once: `stdout` and `stderr` are pipes of text. It is a new Python if
-    there are more arguments, for `subprocess.Popen`. It is killed when the test ends.
+    If an option is repeated, the last one counts, so that a test can override the options of a fixture.
+    `hipgpt.start` starts a command and returns at once; its `stdout` and `stderr` are pipes of text. The process is a
+    new Python if there are keyword arguments, for `subprocess.Popen`. It is killed when the test ends.
 
     `hipgpt.once` is for a command that makes a run which tests only read. The first test of a module that asks for it
     runs the command; the others get a copy of the run's directory.
@@ -149,13 +150,13 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(project):
-    """The same, prepared."""
+    """The project, with its tokenizer and tokens made."""
     project.prepare()
     return project
 
 
 def pytest_configure():
-    """Take signals again that are ignored, as nohup and a shell's `&` arrange. Commands would inherit that."""
+    """Handle signals that nohup or a shell's `&` made this process ignore, because commands would inherit that."""
     for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

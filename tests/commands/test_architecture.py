@@ -41,7 +41,7 @@ def room(module: str) -> str:
 
 
 def floors() -> list[tuple[str, int]]:
-    """Each room that the table names, with its floor."""
+    """The rooms that the table names, each with its floor."""
     table = PAGE.partition("## Import rules")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", table, re.MULTILINE)
     return [(name, int(floor)) for floor, names in rows for name in re.findall(r"`([\w.]+)`", names)]
@@ -69,6 +69,6 @@ def test_only_the_operations_know_a_library_of_one_device():
 
 
 def test_above_the_operations_only_the_command_and_the_plan_choose_a_device():
-    """A model is given its operations object, so it runs on any device, a test's included."""
+    """A model receives its operations object, so it runs on any device, including a test's."""
     using = {room(module) for module, path in FILES.items() if any(room(name) == "ops" for name in imports(path))}
     assert using <= {"ops", "cli", "plan"}

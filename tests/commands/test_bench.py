@@ -88,7 +88,7 @@ def test_rubbish_is_refused_in_one_line(hipgpt, flags, complaint):
 
 
 def test_the_formula_is_palms():
-    """Chowdhery et al. 2022, appendix B: 6 N + 12 L H Q T; H Q, heads times their width, is the model's width."""
+    """Chowdhery et al. 2022, appendix B: 6 N + 12 L H Q T. H Q (heads times their width) is the model's width."""
     gpt3 = ModelConfig(vocab_size=50257, max_seq_len=2048, embed_dim=1024, num_heads=16, num_layers=24)
     assert flops_per_token(gpt3) == 6 * parameter_count(gpt3) + 12 * 24 * 16 * 64 * 2048
 
@@ -97,7 +97,7 @@ def test_the_formula_is_palms():
 
 
 class SimulatedGpu:
-    """Operations and timeline of a GPU in simulated time: the host takes 10 s to ask for an operation of 2 s."""
+    """Operations and timeline of a GPU in simulated time: the host takes 10 s to queue an operation of 2 s."""
 
     def __init__(self) -> None:
         self.host = self.free = 0.0  # the host's time, and the time at which the GPU will be done
@@ -128,7 +128,7 @@ def simulated(monkeypatch):
     return device
 
 
-WAITING = 3 * 10 + 2.0  # seconds of three calls on a GPU that has nothing else to do
+WAITING = 3 * 10 + 2.0  # the seconds that three calls take on an idle GPU
 
 
 def three(ops):

@@ -1,4 +1,4 @@
-"""The comparisons with PyTorch that anyone can run, run for a moment."""
+"""Short runs of benchmarks/, the comparisons with PyTorch that users can repeat."""
 
 import os
 import re
@@ -26,7 +26,7 @@ def text(tmp_path):
 
 @pytest.mark.peers
 def test_the_same_training_in_pytorch_has_the_same_losses(text):
-    """Float32 rounds by 6e-8; five steps of Adam, dividing by the root of small squares, make at most 1e-4 of it."""
+    """Float32 rounds by 6e-8; five steps of Adam (it divides by roots of small squares) make that 1e-4 at most."""
     pytest.importorskip("torch")
     output = printed("loss_against_pytorch.py", text, "--preset", "tiny", "--steps", 5, "--device", "cpu")
     losses = [float(loss) for loss in re.findall(r"^\[Step \d\] hipgpt (\d+\.\d+), PyTorch", output, re.M)]

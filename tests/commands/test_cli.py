@@ -27,7 +27,7 @@ def run(hipgpt):
 # ---- tokenize -----------------------------------------------------------------------------------------------------
 
 
-def test_tokenize_summarizes_what_it_made(hipgpt):
+def test_tokenize_summarizes_its_results(hipgpt):
     Path("text.txt").write_text(TEXT)
     out = hipgpt("tokenize", "--data-path", "text.txt", "--run-name", "t", "--vocab-size", 60).stdout
     info = json.loads(Path("checkpoints/t/tokens.json").read_text())
@@ -98,7 +98,7 @@ def test_temperature_zero_is_plain_argmax_unless_a_penalty_is_asked_for(hipgpt, 
     assert greedy != hipgpt(*flags, "--rep-penalty", 100).stdout
 
 
-def test_a_prompt_on_standard_input_that_is_no_text_is_refused(hipgpt, run):
+def test_a_prompt_on_standard_input_that_is_not_text_is_refused(hipgpt, run):
     environment = {**hipgpt.environment, "PYTHONIOENCODING": "utf-8:strict"}
     command = [sys.executable, "-m", "gpt.cli", "generate", "--run-name", run, "--prompt", "-"]
     result = subprocess.run(command, input=b"the \xff", capture_output=True, env=environment, check=False)
@@ -196,7 +196,7 @@ def test_a_prompt_in_another_encoding_is_refused_in_one_line(hipgpt, run):
     assert "is not valid text" in hipgpt(*flags, environment=environment, status=2).stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(hipgpt, run):
+def test_a_reader_that_leaves_is_not_an_error(hipgpt, run):
     command = f"{sys.executable} -m gpt.cli runs | true"
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, env=hipgpt.environment, check=False
@@ -299,7 +299,7 @@ def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
         (1, ["runs"]),
     ],
 )  # fmt: skip
-def test_a_closed_standard_stream_is_as_good_as_nowhere(hipgpt, run, stream, command):
+def test_closing_a_standard_stream_costs_only_its_output(hipgpt, run, stream, command):
     tokens = Path("checkpoints/r/tokens.bin").read_bytes()
     result = hipgpt(*command, preexec_fn=lambda: os.close(stream))
     assert result.stderr == ""

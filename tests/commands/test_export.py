@@ -18,7 +18,7 @@ from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 
 TEXT = "the cat sat on the mat and the dog sat on the log . naïve 日本語 ends here .\n" * 3
-NOISE = 0.4  # enough for the two forms of GELU to differ by more than the tolerance
+NOISE = 0.4  # large enough that the two forms of GELU differ by more than the tolerance
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
@@ -37,7 +37,7 @@ def saved(tmp_path):
         model.initialize(seed=1)
         named = model.weights.named
         for view in named.values():
-            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias stays 0, no norm stays 1
+            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias is 0, no norm is 1
         counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
         shapes = optimizer_shapes(model.config, "adamw")
         optimizer = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -156,7 +156,7 @@ def test_transformers_gives_our_ids_and_logits_from_the_directory_alone(peer, ki
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids, skip_special_tokens=False) == ours.decode(ids)
-    inputs = theirs(TEXT, return_tensors="pt", truncation=True)  # to the model's own length
+    inputs = theirs(TEXT, return_tensors="pt", truncation=True)  # as many tokens as the model's context holds
     assert inputs["input_ids"].shape == (1, 24)
     logits = model(**inputs).logits[0].detach().numpy()
     assert np.abs(logits - our_logits(found, ours.encode(TEXT)[:24])).max() < 1e-4
@@ -164,7 +164,7 @@ def test_transformers_gives_our_ids_and_logits_from_the_directory_alone(peer, ki
 
 @pytest.mark.peers
 @pytest.mark.parametrize("kind", ["word", "byte"])
-def test_what_their_tokenizer_gives_their_model_continues_as_ours(peer, kind):
+def test_their_model_continues_the_ids_of_their_tokenizer_as_ours_does(peer, kind):
     found, theirs, model = peer(kind)
     for text in ("the cat sat", "the dog", "日本"):
         inputs = theirs(text, return_tensors="pt")
@@ -184,7 +184,7 @@ def test_prompts_of_several_lengths_are_padded_and_change_nothing_for_one_anothe
     logits = model(**padded).logits.detach().numpy()
     for row, ids in zip(logits, apart, strict=True):
         assert np.abs(row[: len(ids)] - our_logits(found, ids)).max() < 1e-4
-    theirs.padding_side = "left"  # as transformers wants it for generating
+    theirs.padding_side = "left"  # transformers wants this for generating
     padded = theirs(texts, return_tensors="pt", padding=True)
     written = model.generate(**padded, max_new_tokens=8, do_sample=False).tolist()
     for row, ids in zip(written, apart, strict=True):
@@ -200,7 +200,7 @@ def test_a_pipeline_writes_prompts_and_their_continuations(peer):
     found, theirs, model = peer("byte")
     ours = Tokenizer.load(found.run.tokenizer_path)
     texts = ["the cat sat on the mat", "the dog"]
-    theirs.padding_side = "left"  # transformers 5 does it by itself
+    theirs.padding_side = "left"  # transformers 5 sets this by itself
     pipeline = transformers.pipeline("text-generation", model=model, tokenizer=theirs, batch_size=2)
     written = [each[0]["generated_text"] for each in pipeline(texts, max_new_tokens=8, do_sample=False)]
     prompts = [ours.encode(text) for text in texts]
@@ -216,7 +216,7 @@ def test_words_stay_apart_in_a_pipeline_whose_prompt_ends_with_a_space(peer):
     (written,) = pipeline("the cat sat ", max_new_tokens=8, do_sample=False)
     ids = ours.encode("the cat sat ")
     expected = ours.decode(ids + our_continuation(found, ids, 8))
-    assert written["generated_text"].split() == expected.split()  # transformers 4 writes a second space behind ours
+    assert written["generated_text"].split() == expected.split()  # transformers 4 adds a second space after ours
 
 
 @pytest.mark.peers

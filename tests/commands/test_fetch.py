@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setenv("no_proxy", "*")  # a proxy of this machine has no way to its loopback
+    monkeypatch.setenv("no_proxy", "*")  # a proxy could not reach this machine's loopback address
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.text, server.asked, server.released = TEXT, 0, threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -95,7 +95,7 @@ def test_the_published_digest_is_that_of_tiny_shakespeare(shakespeare):
         ({"url": "http://no-such-host.invalid"}, "cannot be downloaded"),
     ],
 )
-def test_a_text_that_cannot_be_had_changes_nothing_and_says_why_in_one_line(
+def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     server, tmp_path, monkeypatch, offer, complaint
 ):
     monkeypatch.setattr(gpt.fetch, "TIMEOUT", 0.3)
@@ -117,7 +117,7 @@ def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
 
 @pytest.mark.parametrize("fault", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "bad record")])
 def test_a_network_that_fails_midway_is_not_taken_for_the_disk(server, tmp_path, monkeypatch, fault):
-    """A loopback server cannot make these faults, so the read raises them, as it raises real ones."""
+    """A loopback server cannot cause these faults, so a replaced `read` raises them, as the real one would."""
 
     def fail(*_):
         raise fault
@@ -139,7 +139,7 @@ def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch)
 
 
 def test_without_a_network_the_command_says_so_in_one_line(hipgpt):
-    """A proxy that refuses stands for a network that is down."""
+    """A proxy that refuses connections simulates a network that is down."""
     environment = {**hipgpt.environment, "https_proxy": "http://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
     error = hipgpt("fetch", "shakespeare", status=2, environment=environment).stderr
     assert "cannot be downloaded" in error

@@ -33,7 +33,7 @@ def flat(value: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def is_of(value: object, types: str) -> bool:
-    """Whether a value of JSON is of one of the types "integer or null"; true and false are only booleans."""
+    """Whether a JSON value has one of the types in a text like "integer or null"; true and false are only booleans."""
     wanted = types.split(" or ")
     return any(isinstance(value, TYPES[each]) for each in wanted) and (type(value) is bool) == ("boolean" in wanted)
 

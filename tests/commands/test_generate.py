@@ -1,4 +1,4 @@
-"""Choosing tokens, streaming text, and the window that slides."""
+"""Choosing tokens, streaming text, and the sliding window."""
 
 import inspect
 import math
@@ -23,9 +23,9 @@ from tests.support.devices import GPUS
 WINDOW = 12
 TEXT = "the cat sat on the mat and the dog sat on the log . 🙂 naïve 日本語 ends here . " * 3
 GREEDY = SamplingConfig(temperature=0, repetition_penalty=1)
-GRID = 2_000  # draws, evenly apart
+GRID = 2_000  # evenly spaced draws
 PLAIN = {"temperature": 1, "top_k": 0, "top_p": 1, "repetition_penalty": 1}
-CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing a token
+CPU = CpuOps(threads=1)  # shared, because making one takes a thousand times as long as drawing one token
 
 
 @pytest.fixture(scope="module", params=["word", "byte"])
@@ -102,7 +102,7 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it():
     assert set(distribution(logits, [], top_p=1e-9)) == {0}
 
 
-def test_top_p_counts_among_what_top_k_and_temperature_left():
+def test_top_p_counts_among_the_tokens_that_top_k_and_temperature_left():
     logits = np.log([0.4, 0.3, 0.2, 0.1])
     assert set(distribution(logits, [], top_k=2, top_p=0.6)) == {0, 1}  # 0.4 / 0.7 is below 0.6
     assert set(distribution(logits, [], top_k=2, top_p=0.55)) == {0}
@@ -258,7 +258,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
 
 @pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
-    """Otherwise the device would read and write memory that is no longer the generation's."""
+    """Otherwise the device would read and write memory that no longer belongs to the generation."""
     model, under_way, interrupts = model_for(tokenizer), set(), []
 
     class Slow(HostOutput):
@@ -318,7 +318,7 @@ def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, devi
 
 @pytest.mark.parametrize("device", GPUS)
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()])
-def test_a_gpu_draws_what_the_cpu_draws(tokenizer, device, sampling):
+def test_a_gpu_draws_the_same_tokens_as_the_cpu(tokenizer, device, sampling):
     """Logits of float32 differ in their last digits. No draw here is close enough to a boundary to notice."""
     drawn = [
         list(draw(model_for(tokenizer, ops), tokenizer.encode("the cat"), 20, sampling, -1, 1, window=7))
@@ -350,7 +350,7 @@ def test_generation_stops_before_the_end_token(model, tokenizer):
         ({"seed": -1}, "--seed is -1"),
     ],
 )
-def test_what_cannot_be_is_refused_when_generate_is_called(model, tokenizer, arguments, complaint):
+def test_impossible_arguments_are_refused_when_generate_is_called(model, tokenizer, arguments, complaint):
     with pytest.raises(UserError, match=complaint):
         generate(model, tokenizer, **{"prompt": "the cat", **arguments})
 
@@ -376,7 +376,7 @@ def test_a_model_that_diverged_is_refused(tokenizer):
         list(generate(model, tokenizer, "the cat"))
 
 
-def test_the_memory_of_a_cache_is_what_its_arrays_take():
+def test_the_memory_of_a_cache_is_the_size_of_its_arrays():
     config, ops = ModelConfig(vocab_size=9, max_seq_len=7, embed_dim=12, num_heads=3, num_layers=2), CpuOps(threads=1)
     cache = KVCache(config, ops.zeros, ops.zeros(1, "int32"))
     assert KVCache.bytes(config, ops) == cache.keys.nbytes + cache.values.nbytes

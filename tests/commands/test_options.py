@@ -24,7 +24,7 @@ def options() -> list[tuple[str, str, list[str]]]:
 
 @pytest.mark.parametrize(("command", "option", "value"), options())
 def test_an_option_given_twice_is_refused_with_both_values(command, option, value, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the command's handlers are not for this process
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # keep the command's signal handlers out of this process
     result = CliRunner().invoke(main, [command, option, *value, option, *value])
     error = result.stderr
     assert result.exit_code == 2
@@ -33,7 +33,7 @@ def test_an_option_given_twice_is_refused_with_both_values(command, option, valu
     assert option.replace("_", "-") in error
 
 
-def test_two_texts_are_refused_with_what_to_do():
+def test_two_texts_are_refused_with_advice():
     command = [sys.executable, "-m", "gpt.cli", "tokenize", "--data-path", "a.txt", "--data-path", "b.txt"]
     error = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False).stderr
     assert "--data-path is given 2 times, a.txt and b.txt" in error

@@ -19,7 +19,7 @@ def test_the_kernels_and_a_text_come_with_the_package(tmp_path, monkeypatch):
     assert Path(shipped.default_text()).stat().st_size > 1_000_000
 
 
-def test_what_lies_inside_the_package_wins_over_what_lies_beside_it(tmp_path, monkeypatch):
+def test_files_inside_the_package_win_over_files_beside_it(tmp_path, monkeypatch):
     """A wheel's neighbors in site-packages are other distributions, and Hugging Face has a `kernels` there."""
     monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "gpt")
     (tmp_path / "gpt").mkdir()
@@ -69,5 +69,5 @@ def test_importing_the_package_imports_nothing_else():
     assert not modules & (HEAVY | {"click", "gpt.config"})
 
 
-def test_the_version_is_told(hipgpt):
+def test_the_version_is_printed(hipgpt):
     assert hipgpt("--version").stdout == f"hipgpt, version {gpt.__version__}\n"

@@ -1,4 +1,4 @@
-"""Files and directories that are wholly there or not at all, and the temporary ones that killed processes leave."""
+"""Files and directories appear whole or not at all, and the temporary ones of killed processes are removed."""
 
 import errno
 import fcntl
@@ -55,7 +55,7 @@ def test_a_directory_that_cannot_be_filled_leaves_nothing(tmp_path):
     assert names(tmp_path) == set()
 
 
-def test_what_a_killed_process_left_beside_the_place_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next_and_files_of_a_living_one_are_not(tmp_path):
     def write_half():
         with atomic_directory(tmp_path / "out") as made:
             (made / "file").touch()
@@ -118,7 +118,7 @@ def test_the_message_of_an_error_names_the_file_and_not_its_temporary_name(tmp_p
 
 
 def test_a_text_that_does_not_fit_on_the_disk_leaves_the_old_one_and_is_named(tmp_path, monkeypatch):
-    """A failed write() gives an error without a file, because the system knows only the number of the open file."""
+    """The error of a failed write() lacks a file name, because the system knows only the number of the open file."""
 
     def fail(handle):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -28,7 +28,7 @@ def weights(name: str, step: int) -> bytes:
 
 
 def take_terminal() -> None:
-    """Make standard input the terminal that this process, a session's leader, is controlled by."""
+    """Make standard input the controlling terminal of this process, which leads its session."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
@@ -63,9 +63,9 @@ def test_a_terminal_that_is_closed_stops_training_which_is_saved_and_goes_on(hip
         ("SIGTERM", "SIGINT", True),
         ("SIGTERM", "SIGTERM", True),
         ("SIGHUP", "SIGINT", True),
-        ("SIGHUP", "SIGTERM", False),  # the request that the warning foretold
+        ("SIGHUP", "SIGTERM", False),  # the request that the warning announced
         ("SIGUSR1", "SIGTERM", False),
-        ("SIGHUP", "SIGHUP", False),  # from the kernel, and from the shell
+        ("SIGHUP", "SIGHUP", False),  # one from the kernel, and one from the shell
         ("SIGINT", "SIGHUP", False),
         ("SIGTERM", "SIGUSR2", False),
     ],

@@ -1,4 +1,4 @@
-"""The memory and CPUs that a container leaves: cgroups of both versions in made-up roots, and real ones if allowed."""
+"""Memory and CPUs of a container: cgroups of both versions in simulated roots, and real ones if permitted."""
 
 import os
 import re
@@ -99,7 +99,7 @@ def test_a_container_whose_group_is_its_root_is_seen(machine):
 
 
 @pytest.mark.parametrize(("group", "mount"), [("/docker/1f", "/docker/1f"), ("/docker/1f", "/"), ("/../x", "/")])
-def test_a_path_of_outside_the_container_stands_for_its_root(machine, group, mount):
+def test_a_path_from_outside_the_container_means_its_root(machine, group, mount):
     assert limits.free_memory(machine(**v2(group, mount, **{"": memory_v2(99 * MIB, 0)}))) == 99 * MIB
 
 
@@ -118,7 +118,7 @@ def test_version_1_limits_memory_and_cpus(machine):
         "sys/fs/cgroup/cpu,cpuacct/box/in/cpu.cfs_period_us": 100_000,
     })  # fmt: skip
     assert limits.free_memory(root) == 81 * MIB
-    assert limits.cpus(root) == 1  # half of one
+    assert limits.cpus(root) == 1  # half a CPU, rounded up
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "0::", ":::\n\n1", "\0"])
@@ -128,7 +128,7 @@ def test_files_that_say_nothing_are_no_limit(machine, text):
     assert limits.cpus(root) == 64
 
 
-def test_more_used_than_allowed_is_nothing_free(machine):
+def test_a_group_that_uses_more_than_its_limit_has_nothing_free(machine):
     assert limits.free_memory(machine(**v2("/box", __box=memory_v2(10 * MIB, 40 * MIB)))) == 0
 
 
@@ -174,7 +174,7 @@ def test_generate_and_export_look_at_the_memory_first(saved, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_resumed_run_loads_is_counted_from_the_first_start_on():
+def test_memory_for_resuming_is_counted_from_the_first_start_on():
     ops, train = CpuOps(1), TrainConfig()
     arrays = memory_bytes(MODEL, train.batch_size, ops, "adamw")
     assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding
@@ -207,7 +207,7 @@ class Lines(list):
         (200_000, ["Note: 5 x 47 KiB of checkpoints and the best weights (16 KiB) will be kept, but 195 KiB is free"]),
     ],
 )
-def test_a_disk_too_small_for_what_will_be_kept_is_told_at_the_start(saved, monkeypatch, free, said):
+def test_a_disk_too_small_for_the_kept_checkpoints_is_reported_at_the_start(saved, monkeypatch, free, said):
     monkeypatch.setattr(plan, "free_disk", lambda path: free)
     lines = Lines()
     plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), lines)
@@ -222,7 +222,7 @@ def test_a_disk_too_small_for_one_checkpoint_is_refused(saved, monkeypatch):
 
 @pytest.fixture
 def cgroup():
-    """A real group of version 1 with 150 MiB and half a CPU. Gives a function that moves a process into it."""
+    """A real group of version 1 with 150 MiB and half a CPU; gives a function that moves a process into the group."""
     folders = [Path("/sys/fs/cgroup") / kind / f"hipgpt-test-{os.getpid()}" for kind in ("memory", "cpu")]
     try:
         for folder in folders:

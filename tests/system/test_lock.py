@@ -1,4 +1,4 @@
-"""The lock: the operating system's, or on a file system without locks a file that says who holds it."""
+"""The lock: the operating system's or, on a file system without locks, a file that names the holder."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ from gpt.system.lock import ABANDONED, NAMES, OWNER, Lock
 
 @pytest.fixture
 def no_locks(monkeypatch):
-    """A file system without flock, as NFS without lockd is."""
+    """A file system without flock, such as NFS without lockd."""
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -50,7 +50,7 @@ def test_one_process_has_the_lock_and_the_next_gets_it_when_it_is_released(tmp_p
 def test_a_lock_whose_file_is_removed_is_not_mistaken_for_the_one_that_is_there_now(tmp_path):
     first, second = Lock(tmp_path), Lock(tmp_path)
     assert first.acquire()
-    (tmp_path / ".lock").unlink()  # as a refused command does, which removes the directory it made
+    (tmp_path / ".lock").unlink()  # a refused command does this when it removes the directory that it made
     assert second.acquire()
     assert not Lock(tmp_path).acquire()
 

@@ -1,4 +1,4 @@
-"""Files that may hold anything: reading one gives checked values or a message of one line, and never hangs."""
+"""Files with arbitrary contents: reading one gives checked values or a message of one line, and never hangs."""
 
 import json
 import os
@@ -21,12 +21,12 @@ from gpt.system.reading import COUNT, NUMBER, PATH, TEXT, optional, parse, read_
 from gpt.tokenizer import Tokenizer
 
 MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
-LONGEST = 1000  # characters of a message, but for its paths
+LONGEST = 1000  # the most characters of a message, without its paths
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """A run with the checkpoint of step 5."""
+    """A run that has a checkpoint of step 5."""
     run = Run("r", tmp_path)
     run.path.mkdir()
     weights = {name: np.ones(shape, np.float32) for name, shape in parameter_shapes(MODEL).items()}
@@ -100,12 +100,12 @@ def test_the_fields_of_a_dataclass_are_its_schema():
     assert schema_of(ModelConfig)["vocab_size"].required
 
 
-# Things that are not files
+# Pipes, devices and directories
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
 @pytest.mark.parametrize("name", ["config", "weights", "optimizer"])
-def test_what_is_no_regular_file_is_never_read(saved, kind, name):
+def test_only_regular_files_are_read(saved, kind, name):
     path = {"config": saved.config_path, "weights": saved.weights_path, "optimizer": saved.optimizer_path}[name](5)
     path.unlink()
     {"pipe": os.mkfifo, "directory": os.mkdir, "device": lambda link: os.symlink("/dev/zero", link)}[kind](path)
@@ -205,7 +205,7 @@ def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
     refused(lambda: Tokenizer.load(path), "not a tokenizer that hipgpt has made")
 
 
-def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tmp_path):
+def test_a_tokenizer_that_hugging_face_made_is_refused_with_the_allowed_source(tmp_path):
     foreign = tokenizers.Tokenizer(tokenizers.models.BPE())
     foreign.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, show_progress=False)
@@ -214,7 +214,7 @@ def test_a_tokenizer_of_hugging_faces_own_making_is_told_what_may_stand_there(tm
     refused(lambda: Tokenizer.load(tmp_path / "tokenizer.json"), "may be one that `hipgpt tokenize` wrote")
 
 
-# Anything at all
+# Random contents
 
 
 @pytest.mark.parametrize("seed", range(4))

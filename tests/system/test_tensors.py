@@ -1,4 +1,4 @@
-"""safetensors files of hipgpt's own making, beside those of the safetensors package."""
+"""safetensors files that hipgpt writes, compared with those of the safetensors package."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def contiguous():
     return {name: np.require(array, requirements="C") for name, array in ARRAYS.items()}
 
 
-def test_a_file_is_byte_for_byte_what_the_package_writes(tmp_path):
+def test_a_file_equals_the_packages_byte_for_byte(tmp_path):
     write_tensors(tmp_path / "ours", ARRAYS)
     save_file(contiguous(), tmp_path / "theirs", {"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
@@ -52,7 +52,7 @@ def test_writing_and_reading_take_no_more_than_one_tensor(tmp_path):
         del array
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3e6  # bytes: one tensor, the next one while the first is let go, and little else
+    assert peak < 3e6  # bytes: one tensor, the next one before the first is freed, and little else
 
 
 def test_a_file_stays_readable_after_it_has_been_removed(tmp_path):
@@ -84,7 +84,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         (with_header({"x": entry("F4", (2**62,) * 20)}), "do not have"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_file_is_said_shortly(tmp_path, content, complaint):
+def test_messages_about_damaged_files_are_short(tmp_path, content, complaint):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match=complaint) as error:
         TensorFile(tmp_path / "file", ["x"])

@@ -1,4 +1,4 @@
-"""The pool of threads, and that neither their number nor their timing changes a result."""
+"""The thread pool; neither the number of threads nor their timing changes a result."""
 
 import gc
 import threading
@@ -34,7 +34,7 @@ def test_blocks_cover_all_rows():
 
 def test_tasks_run_at_the_same_time():
     meeting = threading.Barrier(3, timeout=10)
-    Threads(3).run(lambda number: meeting.wait(), 3)  # raises BrokenBarrierError if one never comes
+    Threads(3).run(lambda number: meeting.wait(), 3)  # raises BrokenBarrierError if a task never arrives
 
 
 def test_a_single_task_stays_in_the_calling_thread():
@@ -44,7 +44,7 @@ def test_a_single_task_stays_in_the_calling_thread():
 
 
 @pytest.mark.parametrize("where", ["the caller", "a worker"])
-def test_what_a_task_raises_reaches_the_caller_and_the_pool_goes_on(where):
+def test_an_error_in_a_task_reaches_the_caller_and_the_pool_stays_usable(where):
     threads, caller = Threads(2), threading.current_thread()
     meeting = threading.Barrier(2, timeout=10)
 
@@ -80,7 +80,7 @@ def test_a_pool_holds_no_array_after_its_tasks_are_done():
     threads.run(lambda number, array=array: array.sum(), 3)
     del array
     deadline = time.monotonic() + 10
-    while gone() is not None and time.monotonic() < deadline:  # a worker reports first and lets go then
+    while gone() is not None and time.monotonic() < deadline:  # a worker reports its result before it drops its task
         time.sleep(0.01)
     assert gone() is None
 
@@ -97,7 +97,7 @@ def test_threads_end_with_their_pool():
         assert not worker.is_alive()
 
 
-def test_where_no_more_threads_can_be_had_fewer_do(monkeypatch):
+def test_fewer_threads_do_the_work_if_the_system_refuses_more(monkeypatch):
     start, started = threading.Thread.start, []
 
     def limited(thread):
@@ -172,6 +172,6 @@ def test_a_repeated_run_gives_the_same_bits(threads):
 @pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("threads", [2, 3])
 def test_the_number_of_threads_changes_nothing_but_rounding(threads):
-    """One gradient: sums of 350 terms in another order differ by some 350 · 2**-24 = 2e-5 of their size at most."""
+    """In one gradient, sums of 350 terms in another order differ by at most 350 · 2**-24 = 2e-5 of their size."""
     one, many = train(1, steps=1)[0], train(threads, steps=1)[0]
     assert np.abs(one - many).max() < 2e-5 * np.abs(one).max()

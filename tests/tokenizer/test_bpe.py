@@ -1,4 +1,4 @@
-"""gpt/tokenizer/bpe.py: learning and applying merges, against the plainest program that does the same."""
+"""gpt/tokenizer/bpe.py: learning and applying merges, compared with the simplest program that does the same."""
 
 from collections import Counter
 from itertools import chain, pairwise
@@ -133,7 +133,7 @@ def test_progress_is_told_after_every_merge():
 
 
 @pytest.mark.parametrize("period", ["a", "ab", "abcbbca"])
-def test_one_word_of_a_hundred_thousand_letters_takes_no_square_of_its_length(period):
+def test_a_word_of_a_hundred_thousand_letters_does_not_take_quadratic_time(period):
     word = ids(period) * (100_000 // len(period))
     pairs = learn([(word, 1)], ALPHABET, 500)
     (merged,) = applied(Merges(len(ALPHABET), pairs), [word])

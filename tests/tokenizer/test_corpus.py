@@ -85,7 +85,7 @@ def test_stories_have_a_beginning_a_middle_and_an_end_and_are_not_all_alike(text
 
 
 def test_sentences_and_words_are_varied(sentences, text):
-    """At least 2 sentences in 5 differ from all before them, none takes 1 in 200, and there is a real vocabulary."""
+    """At least 2 sentences in 5 are new, no sentence is more than 1 in 200, and the vocabulary is large."""
     counts = Counter(sentence.strip() for sentence in sentences)
     assert len(counts) > 0.4 * len(sentences)
     assert max(counts.values()) < len(sentences) / 200

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of gpt/tokenizer/ give the results that stand there."""
+"""The examples in the docstrings of gpt/tokenizer/ give the results that the docstrings show."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""gpt/tokenizer/lexicon.py: numbers of distinct strings, against a dictionary."""
+"""gpt/tokenizer/lexicon.py: numbers for distinct strings, compared with a dictionary's."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Numbering, Strings, _hashed
 
-# Lengths near those at which a string needs another integer (8 bytes) or the dictionary (32), and bytes used as padding
+# Lengths around 8 bytes (a string needs another integer) and 32 (it needs the dictionary), and bytes used as padding
 alike = st.integers(1, 40).map(lambda n: (b"\0ab" * 14)[:n])
 strings = alike | st.binary(min_size=1, max_size=40).map(lambda s: s.replace(b"\xff", b"\xfe"))
 texts = st.lists(strings, max_size=30)
@@ -64,7 +64,7 @@ def test_the_mark_is_a_string_like_no_other():
     assert lexicon.find(side_by_side([MARK])).tolist() == [0]
 
 
-def test_several_threads_find_what_one_finds():
+def test_several_threads_find_the_same_numbers_as_one():
     lexicon, words = Lexicon(), side_by_side([b"%d" % i * (i % 9 + 1) for i in range(5000)])
     number, _ = lexicon.add(words)
     with ThreadPoolExecutor(4) as pool:

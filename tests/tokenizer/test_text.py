@@ -1,4 +1,4 @@
-"""gpt/tokenizer/text.py: files are read as they are, in blocks that end where every tokenizer has a seam."""
+"""gpt/tokenizer/text.py: files are read unchanged, in blocks that end at a seam of every tokenizer."""
 
 import bz2
 import gzip
@@ -41,7 +41,7 @@ def test_byte_order_marks_newlines_and_control_characters_stay_as_they_are(tmp_p
     assert "".join(read_blocks(written(tmp_path / "text.txt", text), block_chars)) == text
 
 
-def test_blocks_stay_small_where_the_text_has_seams(tmp_path):
+def test_blocks_stay_small_if_the_text_has_seams(tmp_path):
     path = written(tmp_path / "text.txt", "word another\n" * 10_000)
     assert max(map(len, read_blocks(path, 100))) <= 100 + len(" another")
     path = written(tmp_path / "marks.txt", ("無" * 30 + END_OF_TEXT) * 1000)
@@ -64,14 +64,14 @@ def test_a_text_without_a_seam_is_one_block(tmp_path):
         (b"a \xed\xa0\x80", 2),
     ],
 )
-def test_what_is_not_utf8_is_refused_with_its_offset(tmp_path, data, offset, block_chars):
+def test_bytes_that_are_not_utf8_are_refused_with_their_offset(tmp_path, data, offset, block_chars):
     (tmp_path / "text.txt").write_bytes(data)
     with pytest.raises(UserError, match=rf"text.txt is not UTF-8: byte {offset} \({data[offset]:#04x}\)"):
         list(read_blocks(tmp_path / "text.txt", block_chars))
 
 
 @pytest.mark.parametrize(("name", "complaint"), [("none", "does not exist"), (".", "directory"), ("empty", "is empty")])
-def test_what_cannot_be_read_is_refused_in_one_line_with_its_path(tmp_path, name, complaint):
+def test_an_unreadable_path_is_refused_in_one_line_that_names_it(tmp_path, name, complaint):
     written(tmp_path / "empty", "")
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / name))}\b.*{complaint}[^\n]*$"):
         list(read_blocks(tmp_path / name))
@@ -84,7 +84,7 @@ def test_a_file_without_permission_is_refused(tmp_path):
         list(read_blocks(tmp_path / "text.txt"))
 
 
-# Files that are no text
+# Files that are not text
 
 
 FORMATS = {
@@ -102,7 +102,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("block_chars", [1, 1 << 20])
-def test_what_is_no_text_is_named_by_its_first_bytes(tmp_path, name, block_chars):
+def test_a_file_that_is_not_text_is_named_by_its_first_bytes(tmp_path, name, block_chars):
     (tmp_path / "text").write_bytes(FORMATS[name]())
     with pytest.raises(UserError, match=rf"text is .*\b{name}\b.*: (unpack|convert|write) "):
         list(read_blocks(tmp_path / "text", block_chars))

@@ -1,4 +1,4 @@
-"""gpt/tokenizer/tokenizer.py: its own promises, and that Hugging Face reads its file and gives the same ids."""
+"""gpt/tokenizer/tokenizer.py: its own promises; Hugging Face reads its file and gives the same ids."""
 
 import json
 import os
@@ -34,7 +34,7 @@ FRAGMENTS = [
     "\u202f", "\u205f", "\u3000", "\ufeff", "日本", "語", "العربية", "e\u0301", "\u0301", "ñ", "👩‍👩‍👧", "👍🏽", "Ⅷ",
     "X", "ſ", "İ", "\uffff",
 ]  # fmt: skip
-# Hugging Face's classes are those of Unicode 14; a newer Python draws only where nothing has been assigned since
+# Hugging Face's classes are those of Unicode 14; with a newer Python, draw only from a range without later ones
 NEWEST = 0x10FFFF if tuple(map(int, unicodedata.unidata_version.split("."))) <= (14, 0, 0) else 0x7FF
 characters = st.characters(exclude_categories=("Cs", "Cn"), max_codepoint=NEWEST)
 texts = st.lists(st.sampled_from(FRAGMENTS) | characters).map("".join)
@@ -102,7 +102,7 @@ def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
 
 @both_kinds
 @given(corpus=st.lists(st.sampled_from(FRAGMENTS), min_size=1), text=texts, vocab_limit=st.integers(257, 300))
-def test_hugging_face_agrees_whatever_the_tokenizer_was_trained_on(tmp_path_factory, kind, corpus, text, vocab_limit):
+def test_hugging_face_agrees_for_any_training_text(tmp_path_factory, kind, corpus, text, vocab_limit):
     path = tmp_path_factory.getbasetemp() / "any.json"
     ours = trained(kind, "a" + "".join(corpus * 2), vocab_limit)
     ours.save(path)
@@ -149,7 +149,7 @@ def test_tiny_shakespeare_has_hugging_faces_ids(tmp_path, shakespeare, kind):
     assert ids == theirs.encode(text).ids
     assert ours.vocab_size == 5000
     assert ours.decode(ids) == (text if kind == "byte" else " ".join(text.split()))
-    assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of it ends in q"
+    assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of the training text ends in q"
 
 
 @both_kinds
@@ -158,7 +158,7 @@ def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
     ours.save(tmp_path / "ours.json")
     tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json")).save(str(tmp_path / "theirs.json"))
     again = Tokenizer.load(tmp_path / "theirs.json")
-    assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "theirs does not keep the limit"
+    assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "Hugging Face's file does not keep the limit"
     assert again.encode(CORPUS) == ours.encode(CORPUS)
 
 
@@ -183,18 +183,18 @@ def test_without_more_threads_the_ids_are_the_same(monkeypatch, tmp_path, grante
     assert len(started) == granted
 
 
-# Coming back
+# Decoding
 
 
 @given(text=texts)
-def test_bytes_bring_back_any_text(pairs, text):
+def test_byte_tokens_decode_to_the_same_text(pairs, text):
     ours = pairs["byte"][0]
     assert ours.decode(ours.encode(text)) == text
     assert ours.dropped == 0
 
 
 @given(words=st.lists(st.text(st.sampled_from("x</w>yéq日"), min_size=1)))
-def test_words_bring_back_every_word_over_the_training_characters(words):
+def test_word_tokens_decode_to_every_word_over_the_training_characters(words):
     ours = trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
     assert ours.decode(ours.encode(" \n".join(words))) == " ".join(words)
     assert ours.dropped == 0
@@ -284,7 +284,7 @@ def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(mon
         ids += block.tolist()
         sizes.append(len(bounded._encoder._chunks))
     assert ids == whole.encode(CORPUS)
-    assert max(sizes) < 10 + 8 * 2 * threads  # a group more than the limit: a string has a byte at least
+    assert max(sizes) < 10 + 8 * 2 * threads  # one group more than the limit, because a string has at least one byte
     assert sizes != sorted(sizes)  # it has been cleared
 
 
@@ -377,7 +377,7 @@ def test_progress_ends_at_the_merges_made(kind):
     tokenizer = Tokenizer(300, kind)
     tokenizer.train_bpe(CORPUS, lambda *numbers: told.append(numbers))
     alphabet = tokenizer.vocab_size - len(told)
-    most = told[0][1]  # as many as the vocabulary has room for, or as the text can have at all if that is less
+    most = told[0][1]  # as many as fit in the vocabulary, or the most that the text allows if that is less
     assert told == [(merge, most) for merge in range(1, len(told) + 1)]
     assert len(told) <= most <= 300 - alphabet
     assert told
@@ -394,7 +394,7 @@ def test_progress_ends_at_the_merges_made(kind):
         ((9, "char"), ["--tokenizer is char,", "word, byte"]),
     ],
 )
-def test_limits_and_kinds_that_cannot_be_are_refused(arguments, words):
+def test_impossible_limits_and_kinds_are_refused(arguments, words):
     with pytest.raises(UserError) as error:
         Tokenizer(*arguments)
     assert all(word in str(error.value) for word in words)

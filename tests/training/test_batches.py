@@ -1,4 +1,4 @@
-"""Batches: the tokens of each step, against the formula written out position by position."""
+"""Batches: the tokens of each step, compared with the formula written out position by position."""
 
 import mmap
 import sys
@@ -14,7 +14,7 @@ from gpt.errors import UserError
 
 
 def batches(n: int, batch: int = 2, seq: int = 4, sampling="sequential", seed=0, val_fraction=0.0) -> Batches:
-    """Batches of the tokens 0, 1, 2, …, n − 1: a token is its own position."""
+    """Batches of the tokens 0, 1, 2, …, n − 1: each token equals its position."""
     return Batches(
         np.arange(n, dtype=np.uint16), batch, seq, sampling=sampling, seed=seed, val_fraction=val_fraction
     )  # fmt: skip
@@ -30,7 +30,7 @@ def generator(seed=0):
 
 
 def exceeds(observed: np.ndarray, expected: float) -> bool:
-    """Whether counts are unlikely for equally likely cells: chi squared 5 standard deviations above its mean."""
+    """Whether the counts' chi squared, for equally likely cells, is over 5 standard deviations above its mean."""
     freedom = len(observed) - 1
     return float(((observed - expected) ** 2 / expected).sum()) > freedom + 5 * (2 * freedom) ** 0.5
 
@@ -42,7 +42,7 @@ def test_a_shuffled_pass_reads_each_window_once(data):
     number = data.draw(st.integers(0, 10**30), "pass")
     circle, windows = n - 1, (n - 1) // seq
     shuffled = batches(n, batch, seq, "shuffled", seed=data.draw(st.integers(0, 2**70), "seed"))
-    first = number * windows  # sequence numbers first … first + windows − 1 are this pass
+    first = number * windows  # this pass has the sequence numbers first … first + windows − 1
     rows = [row for index in range(first // batch, (first + windows - 1) // batch + 1)
             for row in zip(*shuffled.train(index), strict=True)][first % batch :][:windows]  # fmt: skip
     for ids, labels in rows:
@@ -50,7 +50,7 @@ def test_a_shuffled_pass_reads_each_window_once(data):
         assert (labels == ids + 1).all()
     read = np.concatenate([labels for _, labels in rows])
     assert len(set(read.tolist())) == windows * seq
-    assert len({int(ids[0] - rows[0][0][0]) % circle % seq for ids, _ in rows} - {0}) <= 1  # cut from one offset
+    assert len({int(ids[0] - rows[0][0][0]) % circle % seq for ids, _ in rows} - {0}) <= 1  # all cut from one offset
 
 
 def test_windows_start_as_the_example_of_the_module_says():
@@ -75,7 +75,7 @@ def test_a_text_of_few_windows_is_shuffled_over_many_passes_within_a_batch(windo
 def test_passes_have_other_orders_and_other_borders():
     data = batches(1004, batch=100, seq=10, sampling="shuffled")
     passes = [data.train(index)[0][:, 0] for index in range(20)]
-    assert len({int(window % 10) for window in passes[0]}) <= 2  # one, and another behind the seam
+    assert len({int(window % 10) for window in passes[0]}) <= 2  # one, and another after the seam
     offsets = {int(np.bincount(of_a_pass % 10).argmax()) for of_a_pass in passes}
     assert len(offsets) > 3
     assert len({tuple(np.argsort(of_a_pass)) for of_a_pass in passes}) == 20
@@ -128,7 +128,7 @@ def test_an_order_of_any_size_repeats_no_number(count, seed):
 
 
 def test_neighboring_places_have_unrelated_numbers():
-    """Both the number at a place and its distance to the next place's are uniform over many orders."""
+    """Over many orders, each number and its distance to the next one are uniform."""
     orders, count, random = 10_000, 100, generator()
     drawn = np.array([Shuffle(count, random)[np.array([41, 42])] for _ in range(orders)])
     assert not exceeds(np.bincount(drawn[:, 0], minlength=count), orders / count)
@@ -150,8 +150,8 @@ def test_sequential_batches_are_the_formula(data):
 
 
 @given(st.integers(0, 2**70), st.integers(0, 10**30))
-def test_random_batches_are_drawn_as_ever(seed, index):
-    """Runs that were made long ago resume to the same bits: the draws may not change."""
+def test_random_batches_are_drawn_as_in_old_runs(seed, index):
+    """The draws may not change, because old runs must resume to the same bits."""
     key = np.array([seed % 2**64, index % 2**64], np.uint64)
     drawn = np.random.Generator(np.random.Philox(key=key)).integers(100 - 4, size=7)
     ids, _ = batches(100, batch=7, seq=4, sampling="random", seed=seed).train(index)
@@ -181,7 +181,7 @@ def test_random_windows_lie_inside_the_training_part(seed, index):
 
 def test_random_windows_are_uniform():
     data = batches(13, batch=1000, seq=4, sampling="random")
-    # 9,000 draws of 9 starts: each is seen 1,000 times, give or take 5 standard deviations (29.8 each)
+    # 9,000 draws of 9 starts: each start is seen 1,000 times, plus or minus 5 standard deviations (29.8 each)
     assert np.abs(np.bincount(starts(data, 9000), minlength=9) - 1000).max() < 149
 
 
@@ -210,7 +210,7 @@ def test_a_batch_is_written_into_the_buffers_that_are_given():
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_batches_are_int32_whatever_the_file_holds(dtype):
+def test_batches_are_int32_for_files_of_any_dtype(dtype):
     top = np.iinfo(dtype).max if dtype == np.uint16 else 2**31 - 1
     data = Batches(np.full(20, top, dtype), 2, 4, sampling="sequential", seed=0, val_fraction=0.5)
     for array in (*data.train(0), *next(data.validation())):
@@ -227,7 +227,7 @@ def test_the_tail_is_held_out(n, fraction, held_out):
 
 
 def test_validation_cuts_the_tail_into_windows_in_order():
-    data = batches(100, batch=2, seq=4, val_fraction=0.28)  # 28 tokens: five windows of 5, three tokens over
+    data = batches(100, batch=2, seq=4, val_fraction=0.28)  # 28 tokens: five windows of 5, and three tokens left over
     got = list(data.validation())
     assert [ids.shape for ids, _ in got] == [(2, 4), (2, 4), (1, 4)]
     assert np.concatenate([ids for ids, _ in got]).tolist() == [list(range(72 + 5 * i, 76 + 5 * i)) for i in range(5)]
@@ -243,7 +243,7 @@ def test_a_long_tail_is_sampled_evenly_and_always_at_the_same_windows(windows, e
     assert found[0] == data.train_tokens
     gaps = np.diff(found) // 5
     assert ((gaps == windows // evenly) | (gaps == -(-windows // evenly))).all()
-    assert found[-1] + 5 > 20 * windows - 5 * (-(-windows // evenly))  # no window's worth of the tail is left out
+    assert found[-1] + 5 > 20 * windows - 5 * (-(-windows // evenly))  # ends less than one gap before the tail's end
 
 
 @pytest.mark.parametrize(("n", "evaluated"), [(99, False), (100, True)])
@@ -255,7 +255,7 @@ def test_a_tail_below_one_window_means_no_evaluation_and_a_note(n, evaluated):
         assert "--seq 4 needs 5" in data.note
 
 
-def test_no_evaluation_was_wanted_so_there_is_no_note():
+def test_without_a_held_out_fraction_there_is_neither_evaluation_nor_note():
     data = batches(50, val_fraction=0)
     assert data.note is None
     assert not list(data.validation())
@@ -270,7 +270,7 @@ def test_a_training_part_of_one_window_is_enough_and_one_token_less_is_too_short
 
 
 class Recording(mmap.mmap):
-    """A mapping that notes the bytes it was told will be needed; it refuses if `refuses` is set."""
+    """A mapping that records the announced bytes; it refuses announcements if `refuses` is set."""
 
     refuses = False
 
@@ -295,7 +295,7 @@ def mapped(tmp_path, monkeypatch):
 
 
 def announced(tokens: np.memmap, batch) -> bool:
-    """Whether all tokens of a batch lie in bytes that were announced, except those behind a seam."""
+    """Whether all tokens of a batch, except those after a seam, lie in announced bytes."""
     ranges = np.array(tokens._mmap.announced)
     for row, ahead in zip(*batch, strict=True):
         first, last = 4 * int(row[0]), 4 * int(ahead[-1])  # a token is its own position
@@ -371,10 +371,10 @@ def test_equal_tokens_stand_together_in_the_order_of_their_places():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
-def test_training_on_a_file_larger_than_memory_reads_only_what_it_needs(tmp_path):
+def test_training_on_a_file_larger_than_memory_reads_only_the_pages_that_it_needs(tmp_path):
     import resource
 
-    path, size = tmp_path / "tokens.bin", 1 << 36  # 64 GiB, all of it a hole
+    path, size = tmp_path / "tokens.bin", 1 << 36  # 64 GiB, all one hole
     with open(path, "wb") as file:
         file.truncate(size)
     tokens = np.memmap(path, "<u2", mode="r")

@@ -1,4 +1,4 @@
-"""The quality of a model, as its run reports it, and the best checkpoint that it keeps: through the front door."""
+"""The model quality that a run reports, and the best checkpoint that it keeps, tested through the command."""
 
 import fcntl
 import json
@@ -18,14 +18,14 @@ from tests.training.test_train import LOG_LINE, start, wait_for_line
 
 MODEL = ("--dim", 32, "--heads", 2, "--ff", 64, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 100)
 EVERY = 10
-# As HipGPT's plot script reads a log
+# HipGPT's plot script reads a log with these patterns
 STEP_LOSS = re.compile(r"\[Step (\d+)\] Loss: ([\d.]+)")
 VALIDATION_LOSS = re.compile(r"\[Step (\d+)\] Validation Loss: ([\d.]+) \| Perplexity: ([\d.]+) \| Accuracy: ([\d.]+)%")
 
 
 @pytest.fixture
 def text(tmp_path) -> Path:
-    """Words at random: a model can learn their frequencies, and the rest only by heart."""
+    """Words at random: a model can learn their frequencies, and can only memorize the rest."""
     words = [a + b for a in "bcdfg" for b in "aeiou"]
     chosen = np.random.default_rng(0).choice(words, 1200)
     path = tmp_path / "text.txt"
@@ -117,8 +117,8 @@ def test_runs_shows_best_and_last_validation_loss_with_their_steps(train, hipgpt
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being_lost(train, cut, number):
-    """The run goes on from step 25, if it is killed, which is before the best one or after it."""
+def test_the_best_survives_a_later_stop_that_loses_the_steps_in_between(train, cut, number):
+    """A killed run resumes from step 25, which comes before its best step or after it."""
     steps = ("--steps", 120, "--ckpt-every", 25)
     train.once(*steps, name="whole")
     cut("[Step 40] Loss", number, *steps)
@@ -131,7 +131,7 @@ def test_the_best_survives_a_stop_after_it_and_what_was_trained_in_between_being
 
 
 def set_back_to(step: int) -> None:
-    """Leave the run as if it had been killed before its next checkpoint, but with all lines of its log."""
+    """Leave the run's files as a kill before the next checkpoint would, but keep all lines of its log."""
     for path in directory().glob("r_step*"):
         if not path.name.startswith((f"r_step{step}_", f"r_step{step}.")):
             path.unlink()
@@ -139,7 +139,7 @@ def set_back_to(step: int) -> None:
 
 
 def test_a_better_loss_of_steps_that_a_kill_has_lost_stays_the_best(train, cut):
-    """From step 10 on the run goes on at a rate so low that it never comes near its earlier loss."""
+    """From step 10, the run continues at such a low rate that it never comes near its earlier loss."""
     cut("[Step 40] Loss", signal.SIGKILL, "--steps", 200, "--ckpt-every", 10, "--keep-last", 100)
     before = best()
     assert before["step"] > 10
@@ -191,8 +191,8 @@ def test_a_best_checkpoint_that_was_deleted_is_made_anew(train):
 # ---- memorizing, and patience -------------------------------------------------------------------------------------
 
 
-def test_a_rising_validation_loss_is_said_once_with_what_is_kept_and_what_helps(hipgpt, text):
-    text.write_text(text.read_text()[:1200])  # so little is soon known by heart
+def test_a_rising_validation_loss_is_noted_once_with_the_kept_step_and_advice(hipgpt, text):
+    text.write_text(text.read_text()[:1200])  # a model soon memorizes so little text
     model = ("--dim", 64, "--heads", 2, "--ff", 256, "--layers", 2, "--seq", 16, "--batch", 8, "--lr", "5e-3")
     flags = ("--steps", 150, "--schedule", "constant", "--eval-every", 30, "--val-fraction", 0.2)
     lines = hipgpt("train", "--data-path", text, *model, *flags, "--run-name", "r").stdout.splitlines()
@@ -207,7 +207,7 @@ def test_a_rising_validation_loss_is_said_once_with_what_is_kept_and_what_helps(
 PATIENT = ("--steps", 400, "--ckpt-every", 25, "--patience", 4)
 
 
-def test_patience_ends_a_run_with_a_checkpoint_and_says_why_and_what_is_kept(train, hipgpt):
+def test_patience_ends_a_run_with_a_checkpoint_and_names_the_reason_and_the_kept_step(train, hipgpt):
     out = train(*PATIENT).stdout
     step, loss = lowest()
     end = step + 4 * EVERY
@@ -229,7 +229,7 @@ def test_patience_counts_anew_when_another_part_of_the_text_is_held_out(train, h
     out = hipgpt("train", *resumed).stdout
     assert [step for step, _ in validation()][-2:] == [end + EVERY, end + 2 * EVERY]
     assert "by --patience" not in out
-    assert "Guessing by frequency" in out, "the held-out part is another one"
+    assert "Guessing by frequency" in out, "another part is held out"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -246,7 +246,7 @@ def test_a_stopped_and_resumed_run_ends_by_patience_at_the_same_step(train, cut,
 
 
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
-    """The record of step 20 is taken away, as if the signal had come while it was evaluated."""
+    """The record of step 20 is removed, as if the signal had come during its evaluation."""
     train("--steps", 60, name="whole")
     train("--steps", 60, "--ckpt-every", 20)
     set_back_to(20)
@@ -258,7 +258,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
 
 
 def test_patience_ends_a_run_by_an_evaluation_that_is_made_up_for(train, hipgpt):
-    """As above, but of the evaluation that ends the run."""
+    """As above, but with the evaluation that ends the run."""
     train(*PATIENT)
     before, metrics = validation(), directory() / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if f'"step": {before[-1][0]}, ' not in line]
@@ -281,10 +281,10 @@ def test_eval_every_0_turns_evaluation_off(train, hipgpt):
         assert "has no best checkpoint" in hipgpt(*command, "--run-name", "r", "--best", status=2).stderr
 
 
-def test_the_first_evaluation_says_what_guessing_by_frequency_would_give(train):
+def test_the_first_evaluation_gives_the_loss_of_guessing_by_frequency(train):
     out = train("--steps", 20).stdout
     guess = re.search(r"^Guessing by frequency would give (\d\.\d\d) \((\d\.\d\d) bits/byte\)\.$", out, re.MULTILINE)
-    assert float(guess[1]) == pytest.approx(np.log(25), abs=0.1), "25 words, all as frequent"
+    assert float(guess[1]) == pytest.approx(np.log(25), abs=0.1), "25 words, all equally frequent"
     assert out.count("Guessing") == 1
     assert "Guessing" not in train("--steps", 40, "--resume").stdout
     line = next(line for line in out.splitlines() if "Validation" in line)
@@ -308,7 +308,7 @@ def test_every_logged_line_says_how_long_and_on_how_much_the_run_has_trained_acr
 # ---- before step 1 ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_means_is_said_before_step_1(train):
+def test_tokens_passes_and_disk_space_are_printed_before_step_1(train):
     out = train("--steps", 1000, "--patience", 1).stdout
     assert "Data:   1,200 tokens, 60 of them held out; 64 tokens per step (4 x 16)\n" in out
     passes = "1,000 steps are 56 passes over 1,140 tokens: the model will memorize; about 300 steps would do"
@@ -317,7 +317,7 @@ def test_what_a_run_means_is_said_before_step_1(train):
     assert "Steps:  100 steps are 5.6 passes over 1,140 tokens\n" in train("--steps", 100, name="short").stdout
 
 
-def test_the_disk_line_says_what_the_files_take(train):
+def test_the_disk_line_gives_the_size_of_the_files(train):
     out = train("--steps", 10, "--keep-last", 1).stdout
     disk = re.search(r"takes (\d+) KiB; the last one is kept, and the best weights \((\d+)", out)
     checkpoint, best_weights = disk.groups()
@@ -359,7 +359,7 @@ def test_samples_are_shown_and_logged_and_change_nothing_else(train):
         (("--patience", 2, "--eval-every", 0), "--patience is 2, but nothing is evaluated"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing_behind(train, flags, complaint):
+def test_impossible_settings_are_refused_in_one_line_and_leave_nothing_behind(train, flags, complaint):
     assert complaint in train("--steps", 5, *flags, status=2).stderr
     assert not directory().exists()
 
@@ -367,7 +367,7 @@ def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing_behind(train, 
 # ---- runs made before, and terminals ------------------------------------------------------------------------------
 
 
-def test_a_run_made_before_there_was_any_of_this_is_listed_and_goes_on(train, hipgpt):
+def test_a_run_of_a_version_without_best_checkpoints_is_listed_and_goes_on(train, hipgpt):
     train("--steps", 30, name="whole")
     train("--steps", 20)
     for path in directory().glob("*best*"):
@@ -421,5 +421,5 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_wor
 def _read(handle: int) -> bytes:
     try:
         return os.read(handle, 1 << 16)
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # Linux's error for a terminal whose other side is closed
         return b""

@@ -1,4 +1,4 @@
-"""Checkpoints: they come back as they were saved, and a kill at any moment leaves a run that loads."""
+"""Checkpoints: they load exactly as they were saved, and a kill at any moment leaves a run that loads."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def complete(run, *steps):
 
 
 def in_a_child(action):
-    """Run `action` in a forked process, which may die of it; its exit status, negative for a signal."""
+    """Run `action` in a forked process, which may die; return its exit status, negative for a signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -96,7 +96,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(run):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_weights_file_has_gpt2s_names_and_a_head_only_where_it_is_not_tied(run, tied):
+def test_the_weights_file_has_gpt2s_names_and_a_head_only_if_it_is_not_tied(run, tied):
     model = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, num_layers=1, tie_embeddings=tied)
     found = save(run, 1, model)
     assert list(found.weights()) == list(parameter_shapes(model))
@@ -134,7 +134,7 @@ def test_the_links_are_relative_and_point_at_the_latest(run):
     assert is_complete(checkpoint.load(run, 50), 50)
 
 
-def test_strided_arrays_are_saved_as_what_they_show(run):
+def test_strided_arrays_are_saved_with_the_values_that_they_show(run):
     weights, optimizer, counters = state(1)
     strided = {name: np.asfortranarray(array) for name, array in weights.items()}
     strided["transformer.ln_f.bias"] = np.repeat(weights["transformer.ln_f.bias"], 2)[::2]
@@ -153,7 +153,7 @@ def test_a_checkpoint_of_muon_has_one_moment_of_a_blocks_matrix_and_two_of_the_r
     assert is_complete(checkpoint.load(run), 1)
 
 
-def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(run):
+def test_a_checkpoint_from_before_optimizers_could_be_chosen_is_adamws(run):
     save(run, 1)
     config = json.loads(run.config_path(1).read_text())
     del config["training"]["optimizer"]
@@ -190,7 +190,7 @@ def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequenc
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["checkpoints/a.b", "some where/else", "."])
-def test_a_checkpoint_is_found_by_any_of_its_files_wherever_they_lie(run, tmp_path, monkeypatch, file, step, place):
+def test_a_checkpoint_is_found_by_any_of_its_files_in_any_directory(run, tmp_path, monkeypatch, file, step, place):
     save(run, 5)
     save(run, 10)
     directory = tmp_path / place
@@ -234,7 +234,7 @@ def test_a_run_that_was_copied_or_renamed_loads_and_trains_on(run, tmp_path, fol
 
 
 @pytest.mark.parametrize("file", ["missing.safetensors", "missing_config.json", "."])
-def test_a_path_that_is_no_file_is_refused(run, file):
+def test_a_path_that_is_not_a_file_is_refused(run, file):
     save(run, 5)
     with pytest.raises(UserError, match=r"^--ckpt .* is not a file: .*$"):
         checkpoint.find(run.path / file)
@@ -311,7 +311,7 @@ def test_saving_into_a_missing_directory_is_a_user_error(tmp_path):
 # ---- pruning ------------------------------------------------------------------------------------------------------
 
 
-def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(run):
+def test_pruning_keeps_the_highest_steps_whole_regardless_of_file_times(run):
     for age, step in enumerate((100, 200, 300)):
         save(run, step)
         os.utime(run.config_path(step), (1e9 - age, 1e9 - age))  # the clock goes back
@@ -323,7 +323,7 @@ def test_pruning_keeps_the_highest_steps_whole_whatever_the_time_of_their_files(
 
 
 @pytest.mark.parametrize("as_plain_files", [False, True])
-def test_pruning_keeps_what_latest_points_at(run, as_plain_files):
+def test_pruning_keeps_the_checkpoint_that_latest_points_at(run, as_plain_files):
     for step in (30, 20, 10):
         save(run, step)
     if as_plain_files:

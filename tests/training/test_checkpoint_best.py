@@ -1,4 +1,4 @@
-"""The best checkpoint's files: the old or the new whole after a kill at any moment, and never pruned."""
+"""The best checkpoint's files: after a kill at any moment, all old or all new; and never pruned."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def test_the_best_checkpoint_comes_back_and_replaces_the_one_before(run):
     links = {"best_checkpoint.safetensors", "best_config.json"}
     assert names(run) == links | {"a.b_best_step10.safetensors", "a.b_best_step10_config.json"}
     assert run.has_weights
-    assert not run.has_checkpoints, "nothing that training could go on from"
+    assert not run.has_checkpoints, "training has no checkpoint to resume from"
     assert run.steps() == []
 
 

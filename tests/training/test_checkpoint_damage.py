@@ -1,4 +1,4 @@
-"""Checkpoints that are missing, damaged or do not fit: each is named in one line."""
+"""Missing, damaged and unsuitable checkpoints: one line names each."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def test_without_a_latest_config_the_highest_step_is_the_latest(run, damage):
 
 @pytest.mark.parametrize("as_plain_file", [False, True])
 def test_a_step_that_latest_config_does_not_name_yet_is_the_latest(run, as_plain_file):
-    """A kill or a power cut came between the files of the step and the links."""
+    """As after a kill or a power cut between the step's files and the links."""
     save(run, 5)
     before = run.config_path(5).read_text()
     save(run, 10)
@@ -104,7 +104,7 @@ def test_a_config_that_lacks_something_or_does_not_fit_is_refused_in_one_line(ru
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": 5}', "null", "\N{SNOWMAN}", b"\xff\xfe\x00"])
-def test_a_config_that_is_no_config_is_refused_in_one_line(run, text):
+def test_a_file_that_is_not_a_config_is_refused_in_one_line(run, text):
     save(run, 5)
     run.config_path(5).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"^.*config\.json is not .*$"):

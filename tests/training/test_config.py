@@ -24,7 +24,7 @@ from gpt.errors import UserError
         ({"activation": "selu"}, "--activation is selu, but must be one of gelu, relu"),
     ],
 )
-def test_a_model_that_cannot_be_is_refused(change, complaint):
+def test_an_impossible_model_is_refused(change, complaint):
     with pytest.raises(UserError, match=f"^{complaint}$"):
         ModelConfig(vocab_size=10, **change)
 
@@ -57,7 +57,7 @@ def test_a_model_that_cannot_be_is_refused(change, complaint):
         ({"sampling": "shuffle"}, "--sampling is shuffle, but must be one of shuffled, sequential, random"),
     ],
 )
-def test_a_training_that_cannot_be_is_refused(change, complaint):
+def test_impossible_training_settings_are_refused(change, complaint):
     with pytest.raises(UserError, match=f"^{complaint}"):
         TrainConfig(**change)
 
@@ -84,7 +84,7 @@ def test_a_value_of_the_wrong_type_is_refused(change):
         ModelConfig.from_json({"vocab_size": 7, **change})
 
 
-def test_a_whole_number_serves_where_a_fraction_may_stand():
+def test_a_whole_number_is_accepted_as_a_fraction():
     assert ModelConfig(vocab_size=7, dropout=0).dropout == 0
     assert TrainConfig(learning_rate=1, min_lr=0).final_lr == 0
 

@@ -1,4 +1,4 @@
-"""Nothing is lost: kills and failures at every call, file systems that lack something, signals, readers that go."""
+"""No accident loses work: kills and failures at any call, limited file systems, signals, readers that leave."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ def text(tmp_path) -> Path:
 
 @pytest.fixture
 def start(hipgpt, text):
-    """Start `hipgpt train` and go on at once."""
+    """Start `hipgpt train`, and return at once."""
 
     def begin(*arguments, **kwargs) -> subprocess.Popen:
         flags = ("--data-path", text, *MODEL, "--device", "cpu", "--run-name", "r", *arguments)
@@ -96,7 +96,7 @@ def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(s
         ("mmap", (errno.ENODEV,), "cannot be mapped"),
     ],
 )
-def test_training_goes_on_with_one_note_where_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
+def test_training_continues_with_one_note_if_a_file_system_lacks_something(train, hipgpt, shim, call, answers, note):
     for number in answers:
         shutil.rmtree("checkpoints/r", ignore_errors=True)
         lacking = shim.Order((call,), 1, str(-number))
@@ -266,7 +266,7 @@ def test_a_metrics_file_that_cannot_be_written_for_a_while_has_all_its_lines_in_
     history.record(1, seconds=1.0, loss=1.0)
     away = run.path / "away"
     run.metrics_path.rename(away)
-    run.metrics_path.mkdir()  # which nobody, root included, can write a line to
+    run.metrics_path.mkdir()  # which nobody, not even root, can write a line to
     history.record(2, seconds=2.0, loss=1.0)
     history.record(3, seconds=3.0, loss=1.0)
     run.metrics_path.rmdir()
@@ -279,7 +279,7 @@ def test_a_metrics_file_that_cannot_be_written_for_a_while_has_all_its_lines_in_
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("line", ["[Step 20] Loss", "[Step 30] Validation", "[Step 45] Sample"])
 def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, hipgpt, number, line):
-    """Evaluations and samples that the signal cut short are made up for, and the stop itself adds no line."""
+    """Evaluations and samples that the signal cut short are repeated later, and the stop itself adds no line."""
     steps = ("--steps", 60, "--log-every", 10, "--eval-every", 15, "--sample-every", 15, "--ckpt-every", 10)
     train.once(*steps, name="whole")
     process = start(*steps)
@@ -287,7 +287,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, 
     process.send_signal(number)
     process.communicate(timeout=30)
     with open("checkpoints/r/metrics.jsonl", "a") as file:
-        file.write('{"step": 44, "lo')  # as a power cut tears it
+        file.write('{"step": 44, "lo')  # as after a power cut
     hipgpt("train", "--run-name", "r", "--resume")
     assert logged() == logged("whole")
     assert weights(60) == weights(60, "whole")
@@ -323,7 +323,7 @@ def test_readers_beside_a_trainer_that_prunes_find_a_whole_checkpoint(start, hip
 
 
 def test_of_two_trainers_of_one_run_the_second_looks_again_once_it_has_the_lock(train, text, monkeypatch):
-    """It found no checkpoint, and then another process trained the run while this one was starting."""
+    """This process found no checkpoint; while it was starting, another process trained the run."""
     from click.testing import CliRunner
 
     from gpt import cli

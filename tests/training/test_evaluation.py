@@ -29,7 +29,7 @@ def tokenizer(request):
 
 @pytest.fixture
 def parts(tokenizer):
-    """A model to be trained, the batches of TEXT, and the ids of TEXT."""
+    """An untrained model, the batches of TEXT, and the ids of TEXT."""
     ids = np.array(tokenizer.encode(TEXT), np.uint16)
     batches = Batches(ids, 3, SEQ, sampling="sequential", seed=0, val_fraction=0.3)
     config = ModelConfig(
@@ -101,7 +101,7 @@ def test_guessing_takes_the_training_parts_frequencies_plus_one(parts, tokenizer
 
 def test_a_long_text_is_counted_in_blocks_and_a_very_long_one_by_evenly_spread_blocks(monkeypatch):
     monkeypatch.setattr(evaluation, "_BLOCK", 10)
-    tokens = np.arange(95, dtype=np.uint16) // 10  # a block of each id
+    tokens = np.arange(95, dtype=np.uint16) // 10  # one block per id
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 10)
     assert evaluation._frequencies(tokens, 12).tolist() == [10] * 9 + [5, 0, 0]
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 3)
@@ -111,7 +111,7 @@ def test_a_long_text_is_counted_in_blocks_and_a_very_long_one_by_evenly_spread_b
 # ---- samples ------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_what_generate_writes_from_the_same_weights(parts, tokenizer):
+def test_a_sample_is_the_text_that_generate_writes_from_the_same_weights(parts, tokenizer):
     model, batches, _ = parts
     samples = Samples(model, batches, tokenizer, TrainConfig(sample_every=1, sample_prompt="the cat", seed=5))
     alone = GPT(model.config, CpuOps(threads=1))

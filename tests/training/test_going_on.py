@@ -1,4 +1,4 @@
-"""Continuing from a checkpoint, as a user does: schedules, texts, computed settings, precision."""
+"""Continuing from a checkpoint through the command: schedules, texts, computed settings, precision."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def train(hipgpt):
 
 @pytest.fixture
 def go_on(hipgpt):
-    """Train on from the latest checkpoint of a run, in the run `on`."""
+    """Continue from the latest checkpoint of a run, in a new run called `on`."""
 
     def run(start, *arguments, **kwargs):
         checkpoint = f"checkpoints/{start}/latest_checkpoint.safetensors"
@@ -42,7 +42,7 @@ def training(run: str, step: int | str = "latest") -> dict:
 
 
 def change(run: str, **values) -> None:
-    """Write other values into the training section of the latest config; None takes a key out."""
+    """Write other values into the training section of the latest config; None removes a key."""
     path = Path(f"checkpoints/{run}/latest_config.json").resolve()
     config = json.loads(path.read_text())
     config["training"] = {key: value for key, value in (config["training"] | values).items() if value is not None}
@@ -82,7 +82,7 @@ def test_the_warmup_of_a_schedule_of_its_own_is_computed_from_its_own_length(tra
     assert (training("r")["warmup_steps"], training("on")["warmup_steps"]) == (3, 2)
 
 
-def test_a_warmup_that_was_given_is_kept_and_refused_where_the_rate_would_never_reach_its_peak(train, go_on):
+def test_a_given_warmup_is_kept_and_refused_if_the_rate_would_never_reach_its_peak(train, go_on):
     train("--run-name", "r", "--steps", 8, "--warmup-steps", 6)
     error = go_on("r", "--steps", 6, status=2).stderr
     assert "--steps 6" in error
@@ -91,7 +91,7 @@ def test_a_warmup_that_was_given_is_kept_and_refused_where_the_rate_would_never_
     assert training("on")["warmup_steps"] == 6
 
 
-def test_a_checkpoint_needs_to_be_told_which_schedule(train, go_on):
+def test_continuing_from_a_checkpoint_needs_a_choice_of_schedule(train, go_on):
     train("--run-name", "r", "--steps", 4)
     error = go_on("r", status=2).stderr
     assert "--steps N" in error
@@ -138,7 +138,7 @@ def test_a_run_from_before_schedules_had_starts_goes_on_with_the_same_rates(trai
          "0.1 up to step 50, then 1 from step 55 on, falling from step 80 on to 0.1 (trapezoid)"),
     ],
 )  # fmt: skip
-def test_the_line_about_the_rate_says_what_the_rates_are(config, first, before, said):
+def test_the_line_about_the_rate_gives_the_actual_rates(config, first, before, said):
     always = {"total_steps": 100, "learning_rate": 1.0, "warmup_steps": 10}
     now = TrainConfig(**(always | config))
     then = None if before is None else TrainConfig(**(always | config | {"schedule_start": 0} | before))
@@ -167,8 +167,8 @@ def test_another_rate_brings_its_own_smallest_rate_along(train, hipgpt):
 
 
 @pytest.mark.parametrize("least", [("--lr", "1e-3"), ("--preset", "tiny", "--lr", "1e-3")])
-def test_a_config_that_does_not_say_what_was_computed_shows_it_by_its_values(train, hipgpt, least):
-    """A tenth of the rate was computed; a preset's 0 was given."""
+def test_a_config_without_a_list_of_computed_values_shows_them_by_their_size(train, hipgpt, least):
+    """A tenth of the rate is a computed value; a preset's 0 is a given one."""
     train("--run-name", "r", "--steps", 4, *least)
     before = training("r")["min_lr"]
     change("r", computed=None, precision="auto")
@@ -186,7 +186,7 @@ def test_a_smallest_rate_that_was_given_is_kept_or_has_to_be_given_again(train, 
     assert training("r")["min_lr"] == 2e-4
 
 
-def test_a_precision_that_only_the_checkpoint_asks_for_is_given_up_where_the_device_lacks_it(train, hipgpt):
+def test_a_precision_that_only_the_checkpoint_asks_for_is_dropped_if_the_device_lacks_it(train, hipgpt):
     train("--run-name", "r", "--steps", 4, "--device", "cpu")
     on = ("train", "--run-name", "r", "--resume", "--device", "cpu", "--steps")
     change("r", precision="bf16")  # computed, on a GPU
@@ -195,7 +195,7 @@ def test_a_precision_that_only_the_checkpoint_asks_for_is_given_up_where_the_dev
     assert "Note: steps up to" not in hipgpt(*on, 6).stdout
     change("r", precision="bf16", computed=["learning_rate", "warmup_steps", "min_lr"])  # given, on a GPU
     assert "Note: steps up to 6 were computed in bf16, those after it are in fp32" in hipgpt(*on, 7).stdout
-    assert training("r")["precision"] == "fp32", "what the steps were computed in"
+    assert training("r")["precision"] == "fp32", "the precision of the steps so far"
     change("r", precision="bf16", computed=["learning_rate", "warmup_steps", "min_lr"])
     assert "--precision bf16 needs a GPU" in hipgpt(*on, 8, "--precision", "bf16", status=2).stderr
     assert "Note: steps up to" not in hipgpt(*on, 8, "--precision", "fp32").stdout
@@ -250,7 +250,7 @@ def seen(result) -> list[int]:
     return [int(number.replace(",", "")) for number in found.groups()] if found else []
 
 
-def test_text_that_was_trained_on_and_is_held_out_now_is_told(train, go_on, hipgpt):
+def test_held_out_text_that_was_trained_on_before_is_reported(train, go_on, hipgpt):
     train("--run-name", "r", "--steps", 4, "--val-fraction", 0.1)
     count = json.loads(Path("checkpoints/r/tokens.json").read_text())["count"]
     on = ("train", "--run-name", "r", "--resume", "--steps")

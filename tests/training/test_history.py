@@ -35,7 +35,7 @@ def test_a_line_says_how_long_and_on_how_much_text_the_run_has_trained(run):
     assert lines(run) == [{"step": 25, "time": 1.25, "tokens": 200, "passes": 2.0, "loss": 2.0, "sample": "the cat"}]
 
 
-def test_what_is_not_finite_becomes_null_as_json_has_no_nan(run):
+def test_values_that_are_not_finite_become_null_because_json_lacks_nan(run):
     evaluated(run, [NAN, math.inf])
     assert [line["val_loss"] for line in lines(run)] == [None, None]
 
@@ -60,7 +60,7 @@ def test_a_run_logged_before_there_were_times_and_tokens_goes_on(run):
 
 
 def test_evaluations_on_another_held_out_part_of_the_text_do_not_count(run):
-    """Their losses cannot be compared: else --patience could end a run before it has been evaluated once."""
+    """Their losses are not comparable. Otherwise --patience could end a run before its first evaluation."""
     first = History(run, 0, tokens_per_step=8, train_tokens=100, val_fraction=0.1)
     for step, loss in ((10, 2.0), (20, 2.5), (30, 2.6)):
         first.record(step, seconds=1.0, val_loss=loss)
@@ -86,13 +86,13 @@ def test_a_line_without_the_held_out_fraction_counts_for_any(run):
         ([3.0, 2.0], 0),
         ([3.0, 2.0, 2.5], 1),
         ([3.0, 2.0, 2.5, 2.1, 2.7], 3),
-        ([2.0, 2.0, 2.0], 2),  # as good as the best is no new best
+        ([2.0, 2.0, 2.0], 2),  # an equal loss is not a new best
         ([3.0, NAN, 2.5, 2.6], 1),
         ([NAN, NAN], 2),
     ],
 )
 def test_evaluations_are_counted_since_the_best(run, losses, without_best):
-    for history in (evaluated(run, losses), History(run, 10 * len(losses), 8, 100)):  # as logged, and as read again
+    for history in (evaluated(run, losses), History(run, 10 * len(losses), 8, 100)):  # as logged, as read back
         assert history.without_best == without_best
 
 
@@ -102,8 +102,8 @@ def test_evaluations_are_counted_since_the_best(run, losses, without_best):
         ([], False),
         ([2.0, 2.5, 2.6], False),
         ([3.0, 2.0, 2.5, 2.6, 2.7], True),
-        ([3.0, 2.0, 2.5, 2.6, 2.7, 2.8], False),  # it has been shown already
-        ([2.0, 2.5, 2.6, 2.7, 2.6, 2.7, 2.8, 2.9], False),  # still, as there has been no new best
+        ([3.0, 2.0, 2.5, 2.6, 2.7, 2.8], False),  # already shown
+        ([2.0, 2.5, 2.6, 2.7, 2.6, 2.7, 2.8, 2.9], False),  # still shown, without a new best
         ([2.0, 2.5, 2.6, 2.7, 1.9, 2.7, 2.8, 2.9], True),
         ([2.0, 2.5, 2.4, 2.6, 2.7], False),
         ([2.0, 2.001, 2.002, 2.003], False),  # by chance
@@ -124,7 +124,7 @@ def test_the_lowest_is_the_first_of_equals_and_finite():
 
 
 @pytest.mark.parametrize("damage", ["x", [], True, None])
-def test_a_loss_that_is_no_number_counts_as_none(damage):
+def test_a_validation_loss_that_is_not_a_number_is_read_as_nan(damage):
     ((step, loss),) = validation_losses([{"step": 5, "val_loss": damage}, {"step": 6, "loss": 1.0}])
     assert step == 5
     assert math.isnan(loss)

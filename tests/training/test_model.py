@@ -33,7 +33,7 @@ def config(request):
 
 
 def build(config, training=True, dtype="float64"):
-    """A model whose weights, biases included, are of size 0.3: every path carries a gradient that matters."""
+    """A model whose weights, biases included, are of size 0.3: every path carries a significant gradient."""
     kind = TrainableGPT if training else GPT
     model = kind(config, CpuOps(threads=2, dtype=dtype), batch=BATCH)
     rng = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_gradients_add_up_over_calls(config):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_batch_taken_in_parts_gives_what_it_gives_as_a_whole(config, dropout, monkeypatch):
+def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout, monkeypatch):
     config = replace(config, dropout=dropout)
     ids, labels = tokens(config)
     whole = build(config)
@@ -100,7 +100,7 @@ def test_a_batch_taken_in_parts_gives_what_it_gives_as_a_whole(config, dropout, 
 
 
 def test_float32_agrees_with_float64(config):
-    """Roundings of 6e-8 add up over sums of up to 700 terms and three blocks: 1e-4 where none is amplified."""
+    """Roundings of 6e-8 add up over sums of up to 700 terms and three blocks: 1e-4 if none is amplified."""
     ids, labels = tokens(config)
     (wide, narrow) = (build(config, dtype=dtype) for dtype in ("float64", "float32"))
     assert mean_loss_and_gradients(narrow, ids, labels) == pytest.approx(
@@ -155,7 +155,7 @@ def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_memory_is_known_before_it_is_allocated(config, optimizer):
-    """Counted without a byte of it existing: all that a training model and its optimizer's moments hold."""
+    """The count covers all arrays of a model in training and its optimizer's moments, and allocates none of them."""
     asked = []
 
     class Counting(CpuOps):
@@ -182,7 +182,7 @@ def test_memory_is_known_before_it_is_allocated(config, optimizer):
 
 
 def torch_loss(torch, config, w, ids, labels):
-    """GPT-2's mean loss, written on its own from the paper's description, on a dict of torch tensors."""
+    """GPT-2's mean loss, written independently from the paper's description, on a dict of torch tensors."""
     functional = torch.nn.functional
     gelu = {"gelu": lambda x: functional.gelu(x, approximate="tanh"), "relu": torch.relu}[config.activation]
     batch, seq = ids.shape

@@ -18,9 +18,9 @@ CONFIGS = {
     ),
 }  # fmt: skip
 BATCH = 3
-# A rounding to bf16 is off by 2^-8 at most. A gradient passes about a dozen of them a layer, whose errors do not
-# conspire but add up in squares: sqrt(2 · 12) · 2^-8 = 2 % of its norm; twice that for what softmax, layer norm and the
-# kink of ReLU amplify.
+# A rounding to bf16 is off by 2^-8 at most. A gradient passes about a dozen roundings per layer. Their errors are
+# independent, so their squares add up: sqrt(2 · 12) · 2^-8 = 2 % of its norm. The bound is twice that, because softmax,
+# layer norm and the kink of ReLU amplify errors.
 BF16_GRADIENT = 0.04
 
 
@@ -79,19 +79,20 @@ def test_every_gradient_is_the_cpus(config, ops):
     assert loss == pytest.approx(expected, rel=bound)
     for name, view in theirs.gradients.named.items():
         mine = ops.to_host(ours.gradients.named[name])
-        # The keys' bias has no gradient at all but for rounding: softmax does not see it.
+        # The gradient of the keys' bias is 0 apart from rounding, because softmax is invariant to that bias.
         size = np.linalg.norm(view) if "c_attn.bias" not in name else np.linalg.norm(theirs.gradients.flat) / 10
         assert np.linalg.norm(mine - view) <= bound * size, name
 
 
-MOVED = [("tied", "adamw"), ("odd", "adamw"), ("tied", "muon")]  # models and their optimizers
+MOVED = [("tied", "adamw"), ("odd", "adamw"), ("tied", "muon")]  # pairs of a model and its optimizer
 
 
 @pytest.mark.parametrize(("name", "optimizer"), MOVED)
 def test_training_follows_the_cpu_and_gives_the_same_bits_again(name, ops, optimizer):
     """The device and the CPU round the same steps differently. In float32 their losses are a thousandth apart at most
     after 4 steps, because Adam divides small gradients by their own size and Muon raises small singular values; in bf16
-    as far as the gradients are. A second run on the device takes two steps: the second reads all that the first wrote.
+    as far as the gradients are. A second run on the device takes two steps; the second step reads all results of the
+    first.
     """
     config, steps = CONFIGS[name], 4 if optimizer == "adamw" else 2
     ours, weights = losses(config, ops, steps, optimizer)
@@ -111,7 +112,7 @@ def test_the_padding_of_the_vocabulary_stays_zero(config, ops):
 
 
 @pytest.mark.parametrize(("name", "optimizer"), MOVED)
-def test_what_products_read_is_the_rounded_weights(name, ops, optimizer):
+def test_products_read_the_rounded_weights(name, ops, optimizer):
     model = build(CONFIGS[name], ops)
     step(model, Optimizer(model, TrainConfig(optimizer=optimizer)), 0)
     weights, compute = ops.to_host(model.weights.flat), ops.to_host(model.compute.flat)
@@ -119,7 +120,7 @@ def test_what_products_read_is_the_rounded_weights(name, ops, optimizer):
 
 
 def test_logits_do_not_depend_on_how_many_tokens_come_at_a_time(config, ops):
-    """In bf16 the two ways round differently: a few roundings of numbers of the logits' size."""
+    """In bf16 the two ways round differently, by a few roundings of numbers of the logits' size."""
     model = build(config, ops)
     ids = batch(config)[0][:1]
     whole = model.logits(ops.from_host(ids))[0]

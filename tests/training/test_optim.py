@@ -68,7 +68,7 @@ def model():
 
 
 def lr(rate):
-    """A learning rate as the optimizer takes it."""
+    """A learning rate in the form that the optimizer takes."""
     return np.array([rate], np.float32)
 
 
@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_too(model):
 
 def test_only_two_dimensional_tensors_decay(model):
     before = {name: view.copy() for name, view in model.weights.named.items()}
-    Optimizer(model, TrainConfig(weight_decay=0.5)).step(lr(0.1))  # no gradient: decay is all that moves
+    Optimizer(model, TrainConfig(weight_decay=0.5)).step(lr(0.1))  # without a gradient, only decay moves the weights
     for name, view in model.weights.named.items():
         assert np.allclose(view, before[name] * (0.95 if view.ndim == 2 else 1.0), rtol=1e-6), name
 
@@ -134,7 +134,7 @@ def test_steps_equal_pytorchs(model, weight_decay, grad_clip):
         optimizer.step(lr(rate))
         if grad_clip:
             assert optimizer.norm[0] == pytest.approx(norm.item(), rel=1e-5)
-    # Each step moves a weight by about the rate, with a handful of float32 roundings (2**-24 each) of that, and rounds
+    # Each step moves a weight by about the rate, with a few float32 roundings (2**-24 each) of that, and rounds
     # the weight (below 2) once: 20 steps differ by less than 20 x (10 x rate + 2) x 2**-24.
     bound = steps * (10 * rate + 2) * 2**-24
     for name, parameter in theirs.items():
@@ -142,7 +142,7 @@ def test_steps_equal_pytorchs(model, weight_decay, grad_clip):
 
 
 def test_muon_moves_the_blocks_matrices_and_adamw_the_rest(model):
-    """With one matrix's gradient alone, only Muon's momentum of that matrix and no other matrix moves."""
+    """If only one matrix has a gradient, only that matrix and its momentum in Muon move."""
     optimizer = Optimizer(model, TrainConfig(optimizer="muon", weight_decay=0))
     before = {name: view.copy() for name, view in model.weights.named.items()}
     moved = "transformer.h.0.mlp.c_fc.weight", "transformer.wpe.weight"
@@ -156,8 +156,8 @@ def test_muon_moves_the_blocks_matrices_and_adamw_the_rest(model):
 
 
 def test_a_step_of_muon_has_adamws_size(model):
-    """All singular values being 1, a step's root mean square is 0.2 · rate, whatever the matrix's shape; those of a
-    random matrix come to within 0.15 of 1."""
+    """If all singular values are 1, a step's root mean square is 0.2 · rate for any shape of the matrix. Muon
+    brings those of a random matrix to within 0.15 of 1."""
     optimizer = Optimizer(model, TrainConfig(optimizer="muon", weight_decay=0, grad_clip=0))
     rng = np.random.default_rng(0)
     before = {name: view.copy() for name, view in model.weights.named.items()}

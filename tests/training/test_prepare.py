@@ -1,4 +1,4 @@
-"""Tokenizer and tokens on disk: made once, used as they are, refused when they no longer belong together."""
+"""Tokenizer and tokens on disk: made once, used unchanged, refused when they no longer belong together."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tests.support.project import TEXT, sha256
 
 @pytest.fixture
 def idle(monkeypatch):
-    """Inside `with idle():` nothing may be trained, encoded or digested, except for tokenizer.json."""
+    """Inside `with idle():`, training a tokenizer, encoding, and digesting any file but tokenizer.json are errors."""
 
     @contextmanager
     def nothing_is_read():
@@ -61,7 +61,7 @@ def flip_a_byte(path: Path) -> None:
     rewrite(path, bytes(data))
 
 
-# Files that are made
+# Making the files
 
 
 def test_the_tokens_on_disk_are_the_encoded_text(project):
@@ -76,7 +76,7 @@ def test_the_tokens_on_disk_are_the_encoded_text(project):
     assert project.notes == []
 
 
-def test_tokens_json_says_what_the_tokens_were_made_from(project):
+def test_tokens_json_describes_the_origin_of_the_tokens(project):
     corpus = project.prepare(vocab_limit=22)
     run, text, tokens = project.run, project.text, project.run.tokens_path
     assert corpus.info == project.info()
@@ -111,7 +111,7 @@ def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
     assert np.fromfile(project.run.tokens_path, "<u4").tolist() == corpus.tokens.tolist()
 
 
-def test_memory_does_not_follow_the_text(project, monkeypatch):
+def test_memory_does_not_grow_with_the_text(project, monkeypatch):
     monkeypatch.setattr(gpt.prepare, "read_blocks", partial(read_blocks, block_chars=1 << 14))
     peaks = []
     for times in (200, 800):
@@ -120,7 +120,7 @@ def test_memory_does_not_follow_the_text(project, monkeypatch):
         project.prepare(reset=times > 200)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 600 * len(TEXT) / 10  # holding the text would add all of that, the ids a half
+    assert peaks[1] - peaks[0] < 600 * len(TEXT) / 10  # the text would add 600 * len(TEXT), its ids half
 
 
 def test_progress_runs_to_its_end_for_training_and_for_encoding(project):
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_keeps_no_line_breaks_says_so_if_the_text_has_some(proj
     assert not project.lossy, "only when the tokenizer is made"
 
 
-# Files that are there are used
+# Using existing files
 
 
 def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
@@ -170,7 +170,7 @@ def test_matching_files_are_used_without_reading_text_or_tokens(made, idle):
     assert made.notes == []
 
 
-def test_settings_come_from_what_is_stored_unless_they_are_given(project, idle):
+def test_stored_settings_are_used_unless_others_are_given(project, idle):
     other = project.text.with_name("other.txt")
     other.write_text(TEXT.upper(), encoding="utf-8")
     project.prepare(data_path="data/other.txt", vocab_limit=300, kind="byte")
@@ -229,7 +229,7 @@ def test_a_trained_run_is_not_given_another_text_because_its_own_was_forgotten(m
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"text": 1}', "\0", "{"])
-def test_a_damaged_tokens_json_is_as_good_as_none(made, damage):
+def test_a_damaged_tokens_json_is_treated_as_missing(made, damage):
     made.run.tokens_info_path.write_text(damage)
     made.prepare()
     assert "tokens.json is missing or damaged" in made.notes[0]
@@ -281,7 +281,7 @@ def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
         (lambda p: p.run.tokenizer_path.write_text("{}"), "tokenizer.json is not the tokenizer that tokens.bin was"),
     ],
 )
-def test_whatever_changed_is_named_with_what_it_was_and_is_and_with_a_way_out(made, change, message, trained):
+def test_a_changed_file_is_named_with_the_old_and_the_new_state_and_a_way_out(made, change, message, trained):
     if trained:
         made.add_checkpoint()
     change(made)
@@ -295,7 +295,7 @@ def test_whatever_changed_is_named_with_what_it_was_and_is_and_with_a_way_out(ma
         assert ("--reset" in error, "--run-name" in error) == (not trained, trained)
 
 
-def test_the_ways_out_lead_out(made):
+def test_the_suggested_ways_out_work(made):
     flip_a_byte(made.run.tokens_path)
     made.refused()
     made.run.tokens_path.unlink()
@@ -332,7 +332,7 @@ def test_a_checkpoint_keeps_its_tokenizer(made):
     assert "--reset" not in error
 
 
-# The place of the text
+# The location of the text
 
 
 def test_the_same_text_elsewhere_is_the_same_text(made, idle):
@@ -367,7 +367,7 @@ def test_a_project_can_move_and_be_used_from_anywhere(made, monkeypatch, idle, t
     assert made.notes == []
 
 
-def test_a_text_outside_the_project_is_found_wherever_the_project_goes(project, tmp_path_factory, idle):
+def test_a_text_outside_the_project_is_found_after_the_project_moves(project, tmp_path_factory, idle):
     text = tmp_path_factory.mktemp("elsewhere") / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
     project.prepare(data_path=str(text))

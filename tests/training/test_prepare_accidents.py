@@ -1,4 +1,4 @@
-"""Preparing a text that changes, is interrupted or killed, and files that were deleted, cut or flipped afterward."""
+"""Preparing a text that changes, interrupted or killed preparations, and files deleted, cut or flipped afterward."""
 
 import errno
 import os
@@ -63,7 +63,7 @@ def test_a_kill_leaves_the_old_files_or_the_new_ones_and_never_some_of_both(proj
 
         return call
 
-    def in_its_place(source, target):  # the renames after the one that counts
+    def in_its_place(source, target):  # the renames after the decisive one
         return replace(source, target) if Path(source).parent.name != ".tokenized" else replace_counted(source, target)
 
     replace, replace_counted = os.replace, dying(os.replace, moment if isinstance(moment, int) else 99)

@@ -1,4 +1,4 @@
-"""Tokens that cannot be trusted, texts that cannot be used, and texts that lose characters."""
+"""Untrustworthy tokens, unusable texts, and texts that lose characters."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.support.project import sha256
 
 
 def put_foreign_ids(made, ids):
-    """Other tokens, and a tokens.json that believes in them."""
+    """Other tokens, and a tokens.json that vouches for them."""
     tokens, info = made.run.tokens_path, made.info()
     np.array(ids, "<u2").tofile(tokens)
     info["count"], info["tokens"] = len(ids), {**provenance.stamp(tokens), "sha256": sha256(tokens)}
@@ -36,7 +36,7 @@ def test_tokens_with_an_id_that_the_vocabulary_lacks_are_refused_when_they_are_f
 
 def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     info = made.info()
-    del info["checked"], info["tokenizer"]["unicode"]  # as older versions wrote it
+    del info["checked"], info["tokenizer"]["unicode"]  # the form that older versions wrote
     made.run.tokens_info_path.write_text(json.dumps(info))
     made.prepare()
     assert "checked" in made.info()
@@ -66,14 +66,14 @@ def test_a_text_that_cannot_be_used_leaves_everything_as_it_was(project, content
     assert len(project.snapshot()) == (3 if reset else 0)
 
 
-def test_a_text_that_the_tokenizer_knows_nothing_of_is_refused(made):
+def test_a_text_without_any_known_character_is_refused(made):
     made.run.tokens_path.unlink()
     made.run.tokens_info_path.unlink()
     made.text.write_text("ΑΒΓ ΔΕΖ", encoding="utf-8")
     assert "no tokens" in made.refused()
 
 
-def test_a_missing_default_text_says_where_to_get_one(project):
+def test_the_error_for_a_missing_default_text_names_a_source(project):
     project.text.unlink()
     error = project.refused(data_path="data/data.txt")
     assert "data/data.txt does not exist" in error
@@ -85,7 +85,7 @@ def test_a_missing_text_of_the_user_is_named(project):
     assert "nowhere.txt does not exist" in project.refused(data_path="nowhere.txt")
 
 
-def test_a_text_that_is_needed_again_is_missed(made):
+def test_a_missing_text_that_is_needed_again_is_named(made):
     assert "nowhere.txt does not exist" in made.refused(data_path="nowhere.txt")
     made.text.unlink()
     made.run.tokens_path.unlink()
@@ -107,10 +107,10 @@ def test_characters_that_are_left_out_are_counted_and_named_with_the_most_freque
     assert "data/data.txt has lost 14 of its 619 characters" in project.notes[0]
     project.add_checkpoint()
     project.prepare()
-    assert project.notes == [], "it has been said when the training began"
+    assert project.notes == [], "the note was printed when the training began"
 
 
-def test_another_text_for_the_same_vocabulary_says_what_it_loses(made):
+def test_another_text_for_the_same_vocabulary_reports_its_lost_characters(made):
     made.run.tokens_path.unlink()
     made.run.tokens_info_path.unlink()
     made.text.write_text("the cat ЖЖЖ\n" * 9, encoding="utf-8")
@@ -129,13 +129,13 @@ def test_a_text_of_which_more_than_half_would_be_lost_is_refused_with_the_number
     project.prepare()
 
 
-def test_json_lines_are_learned_as_they_stand_and_said_to_be_so(project):
+def test_json_lines_are_learned_unchanged_with_a_note(project):
     project.text.write_text('{"text": "a b a b"}\n' * 50, encoding="utf-8")
     project.prepare()
     assert any("looks like JSON Lines" in note for note in project.notes)
 
 
-def test_a_text_without_memory_for_it_gets_advice_that_fits(project, monkeypatch):
+def test_a_text_too_large_for_memory_gets_advice_that_fits(project, monkeypatch):
     def full(*_):
         raise MemoryError
 

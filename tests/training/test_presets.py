@@ -1,4 +1,4 @@
-"""Presets and runs that were tokenized before: no tokenizer is replaced without a word."""
+"""Presets on runs that already have a tokenizer, which is never replaced without a message."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def tokenizer(run: str) -> tuple[str, int]:
     return section["kind"], section["vocab_limit"]
 
 
-def test_a_presets_tokenizer_does_not_vanish_where_the_text_was_tokenized_before(hipgpt):
+def test_a_preset_whose_tokenizer_differs_from_the_runs_is_refused_without_reset(hipgpt):
     tokenize = ("tokenize", "--run-name", "r", "--data-path", "text.txt")
     hipgpt(*tokenize)
     small = ("train", "--run-name", "r", "--preset", "small", *MODEL, "--steps", 1)

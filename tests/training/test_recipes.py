@@ -1,4 +1,4 @@
-"""Optimizers, schedules and presets through the front door: the state they keep, resuming, and refusals."""
+"""Optimizers, schedules and presets through the command: the state that they keep, resuming, and refusals."""
 
 import json
 import signal
@@ -60,7 +60,7 @@ def test_a_run_with_muon_that_was_stopped_or_killed_goes_on_to_the_same_bits(tra
 
 
 @pytest.mark.parametrize(("first", "second"), [("adamw", "muon"), ("muon", "adamw")])
-def test_a_checkpoint_is_not_gone_on_from_with_another_optimizer(train, hipgpt, first, second):
+def test_a_checkpoint_cannot_be_resumed_with_another_optimizer(train, hipgpt, first, second):
     train("--run-name", "r", "--steps", 2, "--optimizer", first)
     for place in (("--run-name", "r", "--resume"), ("--ckpt", "checkpoints/r/r_step2.safetensors")):
         error = hipgpt("train", *place, "--steps", 4, "--optimizer", second, status=2).stderr
@@ -70,7 +70,7 @@ def test_a_checkpoint_is_not_gone_on_from_with_another_optimizer(train, hipgpt, 
 
 
 def test_a_trapezoid_is_lengthened_from_before_its_decay_as_if_it_had_been_longer_from_the_start(train, hipgpt):
-    """The rate before the decay does not depend on the number of steps, so that nothing else does."""
+    """The rate before the decay does not depend on the number of steps, so no other result before it does."""
     trapezoid = (*MUON, "--schedule", "trapezoid", "--min-lr", 0, "--warmup-steps", 4, "--log-every", 1)
     train("--run-name", "short", *trapezoid, "--steps", 20, "--decay-fraction", 0.5, "--ckpt-every", 5)
     longer = ("train", "--resume", "--ckpt", "checkpoints/short/short_step10.safetensors", "--run-name", "longer")
@@ -119,8 +119,8 @@ def test_rubbish_is_refused_in_one_line(train, flags, complaint):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_what_it_says(hipgpt, preset):
-    """Its recipe, on a model that a test can afford."""
+def test_a_preset_trains_with_its_own_settings(hipgpt, preset):
+    """The preset's recipe, on a model that is small enough for a test."""
     small = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 2, "--vocab-size", 300)
     data = ("--data-path", ROOT / "data" / "data.txt")
     hipgpt("train", *data, "--run-name", "r", "--preset", preset, *small, "--steps", 2, "--device", "cpu")

@@ -1,4 +1,4 @@
-"""A run: the names it may have, the places of its files, and that only one process trains it."""
+"""A run: its valid names, the paths of its files, and the lock that admits one training process."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def test_files_are_named_after_the_run_and_the_step():
     assert {path.parent for path in (run.tokenizer_path, run.tokens_path, run.weights_path(1))} == {run.path}
 
 
-def test_a_run_can_be_opened_in_any_directory_whatever_its_name():
+def test_a_run_opens_in_a_directory_of_any_name():
     run = Run.at(Path("/somewhere/my runs"))
     assert run.name == "my runs"
     assert run.tokenizer_path == Path("/somewhere/my runs/tokenizer.json")
@@ -120,7 +120,7 @@ def test_steps_from_before_a_run_was_renamed_are_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x_best", "renamed"])
-def test_the_steps_of_a_run_whose_name_ends_in_best_are_no_best_checkpoints(tmp_path, name):
+def test_the_steps_of_a_run_whose_name_ends_in_best_are_not_best_checkpoints(tmp_path, name):
     run = Run(name, tmp_path)
     run.path.mkdir()
     for part in ("_config.json", ".safetensors", "_optimizer.safetensors"):
@@ -130,7 +130,7 @@ def test_the_steps_of_a_run_whose_name_ends_in_best_are_no_best_checkpoints(tmp_
     assert run.parts(best=True).keys() == {("x_best_best", 7)}
 
 
-def test_metrics_are_what_was_logged_without_a_line_cut_short(tmp_path):
+def test_metrics_are_the_logged_lines_without_a_truncated_one(tmp_path):
     run = Run("a", tmp_path)
     run.path.mkdir()
     run.metrics_path.write_text(json.dumps({"step": 1, "loss": 2.5}) + "\n" + '{"step": 2, "lo')
@@ -189,7 +189,7 @@ def test_a_run_that_another_process_writes_to_is_refused_after_a_few_seconds(tmp
     message = r"^run a is being written to by another process: .*$"
     with pytest.raises(UserError, match=message), Run("a", tmp_path).lock():
         pass
-    assert 2 < time.monotonic() - start < 5, "as long as a command may take that is about to be refused"
+    assert 2 < time.monotonic() - start < 5, "a refused command waits no longer than this"
     with Run("b", tmp_path).lock():
         pass
 
@@ -207,7 +207,7 @@ def test_a_killed_process_releases_its_lock(tmp_path, trainer):
         pass
 
 
-def test_the_lock_is_released_when_what_it_protects_fails(tmp_path):
+def test_the_lock_is_released_when_the_work_under_it_fails(tmp_path):
     run = Run("a", tmp_path)
     with pytest.raises(KeyboardInterrupt), run.lock():
         raise KeyboardInterrupt
@@ -226,7 +226,7 @@ def test_the_lock_creates_the_directory_and_leaves_it_only_with_something_in_it(
     assert run.tokens_path.exists()
 
 
-def test_taking_the_lock_removes_what_a_killed_process_left_half_written_and_nothing_else(tmp_path):
+def test_taking_the_lock_removes_half_written_files_of_a_killed_process_and_nothing_else(tmp_path):
     run = Run("a", tmp_path)
     run.path.mkdir()
     stale = {".a_step3.safetensors.x1y2z3_4.tmp", ".latest_config.json.4711.tmp", ".tokens.bin.k2.tmp", ".tmpAb3dEf"}
@@ -253,7 +253,7 @@ def test_a_read_only_directory_is_refused_in_one_line(read_only):
         user = os.geteuid()
         try:
             if user == 0:
-                os.seteuid(65534)  # nobody: permissions do not bind root
+                os.seteuid(65534)  # the user nobody, because root ignores permissions
             with pytest.raises(UserError, match=f"^cannot write to {run.path}: Permission denied$"), run.lock():
                 pass
         finally:

@@ -1,4 +1,4 @@
-"""`hipgpt train`, through the front door: real files, real processes, stopped and resumed."""
+"""`hipgpt train` with real files and real processes, stopped and resumed."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def test_resume_from_a_checkpoint_goes_on_exactly_as_if_it_had_never_stopped(tra
 def test_a_run_made_before_windows_were_shuffled_goes_on_in_sequence(train, named):
     train("--run-name", "whole", "--steps", 8, "--ckpt-every", 4, "--sampling", "sequential")
     config = Path("checkpoints/whole/whole_step4_config.json")
-    if not named:  # by a version that knew no other way, and did not say so
+    if not named:  # an old version had only this order, and did not record it
         sections = json.loads(config.read_text())
         assert sections["training"].pop("sampling") == "sequential"
         config.write_text(json.dumps(sections))
@@ -143,7 +143,7 @@ def test_a_second_interrupt_exits_at_once_without_saving(hipgpt, text):
     large = ("--dim", 256, "--heads", 8, "--ff", 1024, "--layers", 8, "--seq", 256, "--batch", 64)
     process = start(hipgpt, "--data-path", text, *large, "--vocab-size", 200, "--run-name", "r")
     wait_for_line(process, "Memory:")
-    time.sleep(1)  # into the first step
+    time.sleep(1)  # wait until the first step is under way
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -168,7 +168,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint_to_the_same_bits(train, h
 
 
 def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
-    nothing_saved = ("--steps", 100_000, "--ckpt-every", 0, "--eval-every", 0)  # that would be the reason to refuse
+    nothing_saved = ("--steps", 100_000, "--ckpt-every", 0, "--eval-every", 0)  # a checkpoint would be another reason
     process = start(hipgpt, "--data-path", "text.txt", *MODEL, "--run-name", "r", *nothing_saved)
     wait_for_line(process, "[Step 50]")
     assert "another process" in train("--run-name", "r", "--steps", 5, status=2).stderr
@@ -324,7 +324,7 @@ def test_tokenize_and_then_a_plain_train_just_works(hipgpt, text):
 
 
 def test_accumulated_batches_equal_one_large_batch(train):
-    """Both orders of summing the same 8 sequences' gradients round differently, about 1e-7 of each weight a step."""
+    """Two orders of summing the gradients of 8 sequences round differently, by some 1e-7 of each weight per step."""
     train("--run-name", "a", "--steps", 3, "--batch", 8)
     train("--run-name", "b", "--steps", 3, "--batch", 2, "--accumulate", 4)
     losses = [[line["loss"] for line in logged(run) if "loss" in line] for run in ("a", "b")]

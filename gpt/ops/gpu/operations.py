@@ -62,9 +62,8 @@ HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
 MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
 PARTIAL_ROWS = 8  # least rows in a partial sum
-LANE_ELEMENTS = (
-    24  # of a layer norm's row per thread, or more if D > 6,144: backward has seven such arrays in registers
-)
+# Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
+LANE_ELEMENTS = 24
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
