@@ -26,7 +26,10 @@ def normalize(normed: Normed, norm: Affine) -> None:
 def normalize_backward(
     dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, sums: Affine, scratch: Scratch
 ) -> None:
-    """As `Operations.layernorm_backward`. `sums` [D] get the sums over these rows of dout · n and of dout."""
+    """As `Operations.layernorm_backward`; normed.out is not read.
+
+    `sums`, both [D], get the sums over these rows of dout · n and of dout.
+    """
     x, _, mean, rstd = normed
     d = x.shape[1]
     centered = scratch("layernorm centered", x.shape, x.dtype)

@@ -215,7 +215,8 @@ class CpuOps(Operations):
         def block(r: slice) -> None:
             number = r.start // block_rows
             block_sums = Affine(weight=sums[0, number], bias=sums[1, number])
-            normalize_backward(dout[r], normed.slice(r), weight, dx[r], block_sums, self._scratch)
+            x, mean, rstd = normed.x[r], normed.mean[r], normed.rstd[r]
+            normalize_backward(dout[r], Normed(x, None, mean, rstd), weight, dx[r], block_sums, self._scratch)
             if branch:  # these rows of dx are complete
                 if mask:
                     np.multiply(dx[r], self._draw(mask, r, d), out=branch.gradient[r])
