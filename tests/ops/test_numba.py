@@ -22,10 +22,8 @@ pytest.importorskip("scipy")
 
 from numba import njit
 
-from gpt.ops.cpu import activations
 from gpt.ops.cpu import numba_loops as loops
 from gpt.ops.cpu import numba_operations as cpu_numba
-from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.numba_operations import FEW_ROWS, NumbaOps
 from tests.support import ROOT
 
@@ -199,10 +197,6 @@ def test_the_largest_of_numbers_of_all_signs_and_of_infinities(n):
     assert loops.largest(x) == np.inf
     x[:] = -np.inf
     assert loops.largest(x) == -np.inf
-
-
-def test_constants_are_those_of_numpys_operations():
-    assert (loops.EPS, loops.CUBIC, loops.SCALE) == (cpu.NORM_EPS, activations.GELU_CUBIC, activations.GELU_SCALE)
 
 
 @pytest.mark.parametrize(("m", "k", "n"), [(0, 3, 4), (1, 1, 1), (1, 5, 3), (4, 1, 3), (5, 3, 1), (7, 16, 9)])
