@@ -122,7 +122,7 @@ def finish_commit(committed: Path) -> None:
     for name in sorted(os.listdir(committed)):
         _put_into_place(committed / name, committed.parent / name)
     sync_directory(committed.parent)
-    remove(committed)
+    shutil.rmtree(committed)
     sync_directory(committed.parent)
 
 
