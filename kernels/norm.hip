@@ -4,23 +4,23 @@
 // the threads of a block, then the blocks. `squares` is one pass over the array and leaves one partial sum per block;
 // `global_norm` adds those up.
 //
-// Set by the host: BLOCKS (of `squares` at most: the same on every device, so that all add up in the same order),
-// THREADS (a power of 2).
+// Set by the host: BLOCKS (of `squares` at most: the same on every device, so that all add up in the same order), WIDTH
+// (elements that a thread reads at a time), THREADS (a power of 2).
 #include "common.h"
 
 // partials: float64 [BLOCKS], a sum of squares per block.
-// grid: min(BLOCKS, ceil(count / (4 * THREADS))), block: THREADS
+// grid: min(BLOCKS, ceil(count / (WIDTH * THREADS))), block: THREADS
 KERNEL(THREADS) squares(const float* x, double* partials, index_t count) {
   SHARED(double, sums, THREADS);
   double sum = 0;
-  index_t vectors = count / 4;
+  index_t vectors = count / WIDTH;
   for (index_t i = (index_t)block_x() * THREADS + thread_id(); i < vectors; i += BLOCKS * THREADS) {
-    auto vector = Floats<4>::load(x + 4 * i);
-    UNROLL for (int e = 0; e < 4; e++) sum += (double)vector.v[e] * vector.v[e];
+    auto vector = Floats<WIDTH>::load(x + WIDTH * i);
+    UNROLL for (int e = 0; e < WIDTH; e++) sum += (double)vector.v[e] * vector.v[e];
   }
-  // The elements after the last whole vector, up to three
-  if (block_x() == 0 && thread_id() < count % 4) {
-    double last = x[4 * vectors + thread_id()];
+  // The elements after the last whole vector
+  if (block_x() == 0 && thread_id() < count % WIDTH) {
+    double last = x[WIDTH * vectors + thread_id()];
     sum += last * last;
   }
   // The threads' sums, by halves

@@ -224,7 +224,7 @@ class Arithmetic(Protocol):
     def add_layernorm_backward(
         self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
     ) -> None:
-        """As `layernorm_backward`, for the result of `add_layernorm`, and on to the branch that was added.
+        """The backward pass of `add_layernorm`: `layernorm_backward`, and the gradient of the branch that was added.
 
         branch.gradient = dx · mask / (1 - rate), or dx itself without dropout; branch.dbias gets partial sums over its
         rows.

@@ -220,13 +220,20 @@ class Lab:
 def _unexpected(lines: list[str], last: int) -> list[str]:
     """The differences from an uninterrupted run that nothing explains.
 
-    A stop between two checkpoints saves a step of its own. It may be left over, and --keep-last may have removed an
-    earlier step for it, though not the last one.
+    A stop between two checkpoints saves a step of its own. It may be left over, and --keep-last may have removed one
+    earlier step for each of those, though never the last step.
     """
+    left_over = {_step(line) for line in lines if EARLIER.fullmatch(line) and "_best_" not in line}
     wrong = [line for line in lines if not EARLIER.fullmatch(line)]
-    if len(wrong) < len(lines):
-        wrong = [line for line in wrong if not _PRUNED.fullmatch(line) or f"_step{last}" in line]
-    return wrong
+    pruned = {_step(line) for line in wrong if _PRUNED.fullmatch(line)}
+    if last in pruned or len(pruned) > len(left_over):
+        return wrong
+    return [line for line in wrong if not _PRUNED.fullmatch(line)]
+
+
+def _step(line: str) -> int:
+    """The step in a line such as "checkpoints/r/r_step4_config.json is missing"."""
+    return int(line.rpartition("step")[2].partition("_")[0].partition(".")[0])
 
 
 def last_step(found: Content, run: str) -> int:

@@ -22,7 +22,7 @@ FILE_DEFINES = {
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
     "matmul.hip": {"SIDE": TILE_SIDE},
     "matvec.hip": {"ROW_THREADS": THREADS},
-    "norm.hip": {"BLOCKS": NORM_BLOCKS},
+    "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
 }
