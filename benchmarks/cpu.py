@@ -163,6 +163,7 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     model = model_config(shape)
     from gpt.batches import Batches
     from gpt.config import TrainConfig
+    from gpt.model import initial_weights
     from gpt.ops import select
     from gpt.trainer import TrainStep
 
@@ -175,7 +176,7 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     if numba and ops.description == select("cpu").description:
         sys.exit("\n".join(ops.notes))
     train_step = TrainStep(model, config, batches, ops)
-    train_step.model.initialize(0)
+    train_step.optimizer.initialize(initial_weights(model, 0))
     return median_seconds(lambda number: train_step.run(number + 1))
 
 

@@ -25,6 +25,7 @@ from gpt import plan
 from gpt.batches import Batches
 from gpt.config import PRECISIONS, PRESETS
 from gpt.errors import UserError
+from gpt.model import initial_weights
 from gpt.ops import select
 from gpt.optim import learning_rate
 from gpt.prepare import prepare
@@ -58,8 +59,8 @@ def main(text: str, preset: str | None, steps: int, device: str, precision: str)
     click.echo(f"{ops.description}; PyTorch {torch.__version__}; {plan.describe(model)}")
 
     ours = TrainStep(model, config, batches, ops)
-    ours.model.initialize(config.seed)
-    weights = {name: ops.to_host(view) for name, view in ours.model.weights.named.items()}
+    ours.optimizer.initialize(initial_weights(model, config.seed))
+    weights = ours.optimizer.weights_on_host()
     torch_device = "cpu" if ops.is_cpu else "cuda"
     peers = [pytorch_gpt2.TrainStep(model, config, torch_device, ops.precision, mode="eager") for _ in range(2)]
     peers[0].module.load(weights)

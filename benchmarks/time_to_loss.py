@@ -22,7 +22,7 @@ from loss_against_pytorch import tokenized
 from gpt import plan
 from gpt.batches import Batches
 from gpt.config import PRESETS, ModelConfig, TrainConfig
-from gpt.model import GPT
+from gpt.model import GPT, initial_weights
 from gpt.ops import select
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import learning_rate
@@ -85,7 +85,7 @@ class Hipgpt:
         """The validation loss at the end, and the seconds that the steps took."""
         batches = batches_of(self.tokens, config, self.model)
         train_step = TrainStep(self.model, config, batches, self.ops)
-        train_step.model.initialize(config.seed)
+        train_step.optimizer.initialize(initial_weights(self.model, config.seed))
         began = 0.0
         for step in range(1, config.total_steps + 1):
             train_step.run(step)

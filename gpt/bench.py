@@ -29,7 +29,7 @@ from gpt import plan
 from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
-from gpt.model import GPT
+from gpt.model import GPT, initial_weights
 from gpt.ops.interface import Affine, Operations
 from gpt.parameters import parameter_count
 from gpt.system.console import size
@@ -205,7 +205,7 @@ def _random_batches(model_config: ModelConfig, train_config: TrainConfig) -> Bat
 
 def _time_steps(train_step: TrainStep, steps: int | None, began: float) -> tuple[float, Groups, int]:
     """The seconds from `began` to the end of the first step, the groups after a warm-up, and the bytes then held."""
-    train_step.model.initialize(train_step.train_config.seed)
+    train_step.optimizer.initialize(initial_weights(train_step.model.config, train_step.train_config.seed))
     numbers = itertools.count(1)
     now = after(train_step.metrics)
 
@@ -296,7 +296,7 @@ def _time_operations(
 ) -> Pass:
     # TimedOps has all of the operations by __getattr__.
     train_step = TrainStep(model_config, train_config, batches, cast(Operations, ops))
-    train_step.model.initialize(train_config.seed)
+    train_step.optimizer.initialize(initial_weights(model_config, train_config.seed))
     numbers = itertools.count(1)
     return time_ahead(ops, lambda: train_step.run(next(numbers)), occupy)
 

@@ -7,7 +7,7 @@ interrupts.begin()  # before the imports below, which take a while
 import json
 import sys
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +157,15 @@ def main(context: click.Context, /) -> None:
             Setting(TrainConfig, "seed", "--seed", metavar="N",
                     help="Random seed (weights, dropout, order of windows)."),
         ),
+        "Several GPUs or machines": (
+            Option("--gpus", metavar="N|all", help="Number of this machine's GPUs to train on, a rank on each."),
+            Option("--global-batch", type=int, metavar="N", default_text="batch x accumulate x ranks",
+                   help="Sequences of a step on all ranks together."),
+            Option("--shard-optimizer", is_flag=True,
+                   help="Share out the optimizer's moments and float32 weights to the ranks, which saves memory."),
+            Setting(TrainConfig, "reduce_precision", "--reduce-precision",
+                    help="Number format in which ranks exchange gradients. bf16 halves the bytes."),
+        ),
         "Logging and checkpoints": (
             Setting(TrainConfig, "log_every", "--log-every", metavar="N", help="Steps between log lines."),
             Setting(TrainConfig, "eval_every", "--eval-every", metavar="N",
@@ -176,7 +185,8 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, resume: bool, ckpt: str | None,
-    data_path: str | None, reset: bool, settings: dict[str, Any],
+    data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None, shard_optimizer: bool,
+    settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
@@ -185,32 +195,42 @@ def train_model(
     either, flags that are left out keep the run's values.
     """
     from gpt import checkpoint, plan
+    from gpt.distributed import joined
     from gpt.system.console import Console
 
-    console = Console()
-    run, start = plan.locate(run_name, resume, ckpt, runs_dir)
-    with run.lock():
-        # Look again, now that no other process writes to the run: no decision below is older than the lock.
-        run, start = plan.locate(run.name if ckpt is None else run_name, resume, ckpt, runs_dir)
-        if start and resume and plan.is_done(start, settings.get("total_steps")):
-            checkpoint.finish(start)
-            console.line(
-                f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
-                f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
-            )
-            return
-        model, train = plan.settle(settings, preset, start, resume)
-        ops, train = plan.select_ops(device, train, inherited=start is not None and "precision" not in settings)
-        console.line(f"Device: {ops.description}")
-        chosen = plan.make(
-            run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
-            console=console,
-        )  # fmt: skip
-        plan.announce(chosen, ops, console)
-        from gpt.trainer import Trainer
+    with joined(gpus) as ranks:
+        console = Console(silent=not ranks.is_first)
+        run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)
+        with run.lock() if run else nullcontext():
+            run_name = ranks.share(run.name if run and ckpt is None else run_name)
+            # Look again, now that no other process writes to the run: no decision below is older than the lock.
+            run, start = plan.locate(run_name, resume, ckpt, runs_dir)
+            if ranks.share(start and resume and plan.is_done(start, settings.get("total_steps"))):
+                if start and ranks.is_first:
+                    checkpoint.finish(start)
+                    console.line(
+                        f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
+                        f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
+                    )
+                return
+            model, train = plan.settle(settings, preset, start, resume)
+            train = plan.shared_out(train, settings, start, global_batch, ranks.size)
+            inherited = start is not None and "precision" not in settings
+            ops, train = plan.select_ops(device, train, inherited, ranks)
+            console.line(f"Device: {ops.description}")
+            chosen = plan.make(
+                run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
+                console=console,
+            )  # fmt: skip
+            plan.agree(chosen, ops, ranks)
+            ranks.connect(ops, shard_optimizer)
+            plan.announce(chosen, ops, console, ranks)
+            from gpt.trainer import Trainer
 
-        trainer = Trainer(run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start)
-        stopped_by = trainer.train()
+            trainer = Trainer(
+                run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start, ranks
+            )
+            stopped_by = trainer.train()
     if stopped_by:
         console.urgent(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train {run.options} --resume")
         sys.exit(128 + stopped_by)

@@ -26,6 +26,7 @@ CHOICES = {  # the values that a setting may have, if they have names
     "schedule": SCHEDULES,
     "sampling": SAMPLINGS,
     "precision": PRECISIONS,
+    "reduce_precision": ("fp32", "bf16"),
     "kind": TOKENIZERS,
 }
 
@@ -153,6 +154,8 @@ class TrainConfig:
     `final_lr` and `warmup` have the numbers in either case. `resolved` writes computed values down, as a config file
     has them, and names them in `computed`, so that `changed` can compute them again.
 
+    `accumulate` counts the batches of a step on all ranks together, so a checkpoint does not depend on their number.
+
     The last fields have no option, because they follow from the step at which a run began. Steps up to
     `schedule_start` are not part of the learning rate's schedule, and steps up to `text_start` read another text. No
     step has trained on the last `unseen_fraction` of the text (None: the last `val_fraction`).
@@ -162,6 +165,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     precision: str = "auto"
+    reduce_precision: str = "fp32"
     total_steps: int = 50_000
     optimizer: str = "adamw"
     learning_rate: float | None = None
@@ -190,7 +194,7 @@ class TrainConfig:
         _check_types(self)
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "keep_last"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
-        _check_choice(self, "optimizer", "precision", "schedule", "sampling")
+        _check_choice(self, "optimizer", "precision", "reduce_precision", "schedule", "sampling")
         for key in ("schedule_start", "text_start"):
             check(0 <= getattr(self, key) <= self.total_steps, key, getattr(self, key), "from 0 to --steps")
         check(0 < self.peak_lr < 1e38, "learning_rate", self.peak_lr, "a number above 0 (and below 1e38)")

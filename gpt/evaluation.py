@@ -9,6 +9,8 @@ import numpy as np
 from gpt.arithmetic import ceil_div
 from gpt.batches import Batches
 from gpt.config import SamplingConfig, TrainConfig
+from gpt.distributed.collectives import Exchange
+from gpt.distributed.ranks import ALONE, Ranks
 from gpt.generate import Drawing, decoded, prompt_ids
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
@@ -53,20 +55,28 @@ class HeldOut:
     comparable. The bytes counted are exactly those that the predicted tokens decode to (`Tokenizer.byte_lengths`).
     """
 
-    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer) -> None:
-        self._model, self._ops, self._batches = model, model.ops, batches
+    def __init__(self, model: GPT, batches: Batches, tokenizer: Tokenizer, ranks: Ranks = ALONE) -> None:
+        self._model, self._ops, self._batches, self._ranks = model, model.ops, batches, ranks
         self._byte_lengths = tokenizer.byte_lengths()
 
     def evaluate(self, stopped: Callable[[], bool]) -> Metrics | None:
-        """The model's metrics, or None if no text is held out, or if `stopped` becomes true before the end."""
+        """The model's metrics, or None if no text is held out, or if `stopped` becomes true before the end.
+
+        Several ranks share out the batches, and all get the same metrics.
+        """
+        ranks = self._ranks
         self._ops.fill(self._model.metrics, 0)
         tokens = text_bytes = 0
-        for ids, labels in self._batches.validation():
+        for number, (ids, labels) in enumerate(self._batches.validation()):
             if stopped():
                 return None
-            self._model.loss(self._ops.from_host(ids), self._ops.from_host(labels))
+            if number % ranks.size == ranks.rank:
+                self._model.loss(self._ops.from_host(ids), self._ops.from_host(labels))
             tokens += labels.size
             text_bytes += self._bytes(labels)
+        if ranks.size > 1:
+            ranks.collectives.reduce([Exchange(self._model.metrics)])
+            ranks.collectives.wait()
         return Metrics.of(self._ops.to_host(self._model.metrics), tokens, text_bytes) if tokens else None
 
     def guess(self) -> tuple[float, float]:

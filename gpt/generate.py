@@ -34,7 +34,7 @@ def load_model(checkpoint: Checkpoint, ops: Operations) -> GPT:
     needed = memory_bytes(config, 1, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
     require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
     model = GPT(checkpoint.model, ops)
-    model.load(checkpoint.weights())
+    model.load(checkpoint.weights().items())
     return model
 
 

@@ -33,6 +33,8 @@ class History:
     `evaluations` has the validation losses so far, by step. All conclusions follow from them, so that a run that was
     killed and resumed comes to the same conclusions at the same steps as a run that was not. Losses on another
     held-out part of the text cannot be compared: a run that goes on with another `val_fraction` begins to count anew.
+
+    Of several ranks only the first one `writes` the file.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class History:
         train_tokens: int,
         text_start: int = 0,
         val_fraction: float | None = None,
+        writes: bool = True,
     ) -> None:
         self._on_other_text = text_start * tokens_per_step
         self._path, self._tokens_per_step, self._train_tokens = run.metrics_path, tokens_per_step, train_tokens
-        self._val_fraction = val_fraction
+        self._val_fraction, self._writes = val_fraction, writes
         kept = [line for line in run.metrics() if line["step"] <= step]
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        if writes:
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._unwritten = ""
         self.evaluations = validation_losses(kept, val_fraction)
         self._evaluated = {line["step"] for line in kept if "val_loss" in line}
@@ -93,7 +97,7 @@ class History:
             note("log", f"{self._path} cannot be synced to its disk: {error.strerror}")
 
     def _write(self) -> None:
-        if not self._unwritten:
+        if not self._unwritten or not self._writes:
             return
         try:
             with open(self._path, "ab", buffering=0) as file:

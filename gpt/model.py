@@ -17,16 +17,31 @@ Shapes: a row is a token of a micro-batch, D = embed_dim, F = ff_hidden_dim, V' 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed, Operations, Shape
-from gpt.parameters import Parameters, layout, over_layers, padded_vocab, stack_shapes
+from gpt.parameters import Parameters, layout, over_layers, padded_vocab, parameter_shapes
 
 INIT_STD = 0.02
+
+BlockDone = Callable[[int], None]  # takes a block's number
+
+
+def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """GPT-2's initialization by name, float32: N(0, 0.02²), projections into the residual stream scaled by 1 / sqrt(2
+    layers); biases 0, layer norms 1.
+    """
+    rng = np.random.Generator(np.random.Philox(seed))
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) == 1:
+            yield name, np.full(shape, 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
+        else:
+            std = INIT_STD / math.sqrt(2 * config.num_layers) if "c_proj" in name else INIT_STD
+            yield name, rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -45,9 +60,7 @@ class GPT:
         ops.check(config)
         self.config, self.ops = config, ops
         self.sequences = ops.sequences(batch, config.max_seq_len)
-        self.weights = self._parameters("float32")
-        # The passes read this copy of the weights.
-        self.compute = self._parameters("") if ops.low_precision else self.weights
+        self.weights = self._parameters("")  # in the type that products read; in training, the optimizer has them exact
         self.workspace = Workspace(config, self.sequences, ops, training=self._keeps_activations, allocate=ops.empty)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
@@ -57,28 +70,13 @@ class GPT:
         return Parameters(self.config, lambda shape: ops.zeros(shape, dtype), ops.vocab_multiple, partial_sums)
 
     def initialize(self, seed: int) -> None:
-        """GPT-2's initialization: N(0, 0.02²), projections into the residual stream scaled by 1 / sqrt(2 layers)."""
-        rng = np.random.Generator(np.random.Philox(seed))
-        for name, view in self.weights.named.items():
-            if view.ndim == 1:
-                value = np.full(view.shape, 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
-            else:
-                std = INIT_STD / math.sqrt(2 * self.config.num_layers) if "c_proj" in name else INIT_STD
-                value = rng.standard_normal(view.shape, np.float32) * np.float32(std)
-            self.ops.copy(value, out=view)
-        self._refresh()
+        """Begin with `initial_weights`."""
+        self.load(initial_weights(self.config, seed))
 
-    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+    def load(self, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
         """Take over float32 tensors by name; names and shapes are those of `parameter_shapes`."""
-        for name, view in self.weights.named.items():
-            self.ops.copy(tensors[name], out=view)
-        self._refresh()
-
-    def _refresh(self) -> None:
-        """Copy the weights to the copy that the passes read. From then on the optimizer keeps it up to date."""
-        if self.compute is not self.weights:
-            for name, view in self.compute.named.items():
-                self.ops.copy(self.weights.named[name], out=view)
+        for name, tensor in tensors:
+            self.ops.copy(tensor, out=self.weights.named[name])
 
     def loss(self, ids: Array, labels: Array) -> None:
         """Add the cross-entropy and top-1 hits of int32 [batch, seq] ids and labels to `metrics`."""
@@ -96,7 +94,7 @@ class GPT:
 
     def _forward(self, ids: Array, sites: "DropoutSites") -> None:
         """From ids [sequences, seq] to the last layer norm, in `workspace.norms[-1]`."""
-        ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
+        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         branch = ws.branch[:rows]  # [rows, D]
         stream = ws.norms[0].rows(rows)  # x and its norm, both [rows, D]
         ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, dropout=sites.embedding())
@@ -140,7 +138,7 @@ class GPT:
             yield chunk, logits[: chunk.stop - start]
 
     def _head_layer(self) -> Affine:
-        return Affine(self.compute.head.T, bias=None)  # [D, V']
+        return Affine(self.weights.head.T, bias=None)  # [D, V']
 
     def decode(self, ids: Array, cache: "KVCache") -> Array:
         """The logits [vocab] that follow int32 [n] ids at the positions from `cache.start` on; they join the cache.
@@ -148,7 +146,7 @@ class GPT:
         Computes n positions, however long the sequence is; the last one must be below max_seq_len. No backward pass
         follows, so norms and residual adds are fused into the linear layers.
         """
-        ops, weights, ws, rows = self.ops, self.compute, self.workspace, ids.size
+        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         x = ws.norms[0].x[:rows]
         ops.embedding(ids.reshape(1, -1), weights.wte, weights.wpe, out=x, start=cache.start)
         for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
@@ -180,25 +178,31 @@ class TrainableGPT(GPT):
         super().__init__(config, ops, batch)
         self.gradients = self._parameters("float32", ops.partial_sums(self.sequences * config.max_seq_len))
 
-    def loss_and_gradients(self, ids: Array, labels: Array, order: Array, scale: float) -> None:
+    def loss_and_gradients(
+        self, ids: Array, labels: Array, order: Array, scale: float, block_done: BlockDone | None = None
+    ) -> None:
         """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`.
 
         order, int32 [batch x seq], sorts the ids of every `sequences` rows by themselves (`gpt.batches.token_order`).
+        `block_done(layer)` is called, from the last layer to the first, as soon as the gradients of a block's matrices
+        are complete.
         """
         seq = ids.shape[1]
-        for part in self._micro_batches(ids):
+        parts = self._micro_batches(ids)
+        for part in parts:
             sites = self._sites(self.config.dropout, first=part.start * seq)
             self._forward(ids[part], sites)
             self._head(labels[part], scale, dhead=self.gradients.head)
-            self._backward(ids[part], order[part.start * seq : part.stop * seq], sites)
+            done = block_done if part == parts[-1] else None
+            self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, done)
 
-    def _backward(self, ids: Array, order: Array, sites: "DropoutSites") -> None:
+    def _backward(self, ids: Array, order: Array, sites: "DropoutSites", block_done: BlockDone | None) -> None:
         """From `workspace.dnormed`, the gradient of the last norm's output, down to the embedding.
 
         Each line is the backward pass of a line of `_forward`, in reverse order. `dx` is the gradient of the residual
         stream, `dnormed` of a norm's output, and `dbranch` of a branch; all are [rows, D].
         """
-        ops, weights, grads, ws, rows = self.ops, self.compute, self.gradients, self.workspace, ids.size
+        ops, weights, grads, ws, rows = self.ops, self.weights, self.gradients, self.workspace, ids.size
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         dbranch = ws.dbranch[:rows] if sites.rate else dx
         ops.fill(dx, 0)
@@ -225,6 +229,8 @@ class TrainableGPT(GPT):
             dropout = sites.attention(layer)
             ops.attention_backward(dattended, act.qkv, act.attended, act.lse, dqkv, dropout=dropout)
             ops.linear_backward(dqkv, act.ln_1.out, w.attn_qkv.weight, dnormed, grads=g.attn_qkv)
+            if block_done:
+                block_done(layer)
 
         first = ws.norms[0].rows(rows)
         ops.layernorm_backward(dnormed, first, weights.norms[0].weight, dx, grads=grads.norms[0])
@@ -340,8 +346,8 @@ class KVCache:
         return 2 * config.num_layers * config.max_seq_len * config.embed_dim * (2 if ops.low_precision else 4)
 
 
-def memory_bytes(config: ModelConfig, batch: int, ops: Operations, optimizer: str | None = None) -> int:
-    """Bytes that a GPT on `ops` holds, and with `optimizer`, "adamw" or "muon", its training; nothing is allocated."""
+def memory_bytes(config: ModelConfig, batch: int, ops: Operations, training: bool = False) -> int:
+    """Bytes that a GPT on `ops` holds, or a TrainableGPT if `training`; nothing is allocated."""
     itemsize = 2 if ops.low_precision else 4
 
     def total(few: ModelConfig) -> int:
@@ -352,15 +358,11 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Operations, optimizer: st
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
-        count(place.total, "float32")
-        if optimizer:
-            count(2 * place.total, "float32")  # gradients, and a moment of every tensor
-            count(place.total - (place.matrices if optimizer == "muon" else 0), "float32")  # Adam's second moment
+        count(place.total)
+        if training:  # gradients, and partial sums of those of the vectors
+            count(place.total, "float32")
             count((ops.partial_sums(sequences * few.max_seq_len), place.total - place.decayed), "float32")
-        if ops.low_precision:
-            count(place.total)
-        Workspace(few, sequences, ops, training=optimizer is not None, allocate=count)
+        Workspace(few, sequences, ops, training, allocate=count)
         return sum(sizes)
 
-    shared = ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
-    return over_layers(config, total) + shared
+    return over_layers(config, total)

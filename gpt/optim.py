@@ -6,14 +6,18 @@ frequent ones. Muon moves the matrices of the blocks; AdamW moves embeddings, he
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
+from gpt.distributed.collectives import Exchange
+from gpt.distributed.ranks import ALONE, Ranks
+from gpt.distributed.reduction import Reduction
+from gpt.distributed.shares import Region
 from gpt.model import TrainableGPT
-from gpt.ops.interface import AdamBuffers, Array, Stack, UpdateRule
-from gpt.parameters import matrix_names, parameter_shapes
+from gpt.ops.interface import AdamBuffers, Array, Operations, Stack, UpdateRule
+from gpt.parameters import matrix_names, matrix_spans, parameter_shapes, stack_shapes
 
 BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # AdamW's, alone and beside Muon
 EPS = 1e-8  # AdamW's
@@ -111,6 +115,30 @@ def optimizer_shapes(model_config: ModelConfig, optimizer: str) -> dict[str, tup
     return kept
 
 
+def optimizer_bytes(config: ModelConfig, train_config: TrainConfig, ops: Operations, ranks: Ranks = ALONE) -> int:
+    """Bytes of the arrays that an Optimizer on `ops` keeps or needs for a while; nothing is allocated."""
+    optimizer = train_config.optimizer
+    shares = ranks.shares(config, ops.vocab_multiple, optimizer)
+    floats = 2 * shares.adamw.size + shares.muon.size  # moments
+    rounded = 0
+    largest = 0  # stretch that is gathered to be saved
+    for region in (shares.muon, shares.adamw):
+        if not region.is_whole:  # own gradients and, if products read bf16, own copy
+            floats += region.size
+            rounded += region.size if ops.low_precision else 0
+            largest = max(largest, *(stretch.stop - stretch.start for stretch in region.stretches))
+        if not region.is_whole or ops.low_precision:
+            floats += region.size  # exact weights
+        if ranks.size > 1 and train_config.reduce_precision == "bf16":
+            rounded += region.stop - region.start + (0 if region.is_whole else region.size)
+    scratch = 0
+    if shares.muon.size:
+        strides = (stride for _, stride in matrix_spans(config, ops.vocab_multiple))
+        layers = shares.muon.size // sum(strides)
+        scratch = ops.muon_bytes([(layers, rows, columns) for _, rows, columns in stack_shapes(config)])
+    return 4 * (floats + largest) + 2 * rounded + scratch
+
+
 class Optimizer:
     """Moves a model's weights by AdamW (Loshchilov & Hutter 2019), or by Muon (Jordan et al. 2024) and AdamW.
 
@@ -119,67 +147,174 @@ class Optimizer:
     learning rate and one weight decay. A step with a loss or a gradient norm that is not finite changes only
     `counters`.
 
-    The flat buffer of the weights begins with the blocks' matrices. Muon has those, and AdamW has all elements from
-    `_first` on. Without Muon, `_first` is 0.
+    The optimizer has the float32 weights (`weights`, by name) and keeps the model's own up to date. They are the same
+    arrays if products read float32.
+
+    With several `ranks`, it sums up the ranks' gradients first, and steps this rank's share of the elements
+    (gpt/distributed/shares.py). Then all ranks gather the model's weights.
     """
 
-    def __init__(self, model: TrainableGPT, train_config: TrainConfig) -> None:
-        self.model, self.ops, self.train_config = model, model.ops, train_config
-        weights, ops = model.weights, model.ops
-        self._first = weights.matrices if train_config.optimizer == "muon" else 0
-        self._exp_avg, self._exp_avg_sq = (ops.zeros(weights.flat.size - self._first, "float32") for _ in range(2))
-        self._momentum = ops.zeros(self._first, "float32")
+    def __init__(self, model: TrainableGPT, train_config: TrainConfig, ranks: Ranks = ALONE) -> None:
+        self.model, self.ops, self.train_config, self.ranks = model, model.ops, train_config, ranks
+        ops = model.ops
+        self.shares = ranks.shares(model.config, ops.vocab_multiple, train_config.optimizer)
+        self._muon, self._adamw = (_Buffers(region, model) for region in (self.shares.muon, self.shares.adamw))
+        self._exp_avg, self._exp_avg_sq = (ops.zeros(self.shares.adamw.size, "float32") for _ in range(2))
+        self._momentum = ops.zeros(self.shares.muon.size, "float32")
         self.norm = ops.zeros(1, "float64")
         self.counters = ops.zeros(len(COUNTERS), "int64")
         self._plan = ops.zeros(PLAN, "float64")
         self.coefficients = NEWTON_SCHULZ
-        # The gradients, and the copy of the weights that products read, as the two optimizers take them.
-        gradients, first = model.gradients, self._first
-        compute = None if model.compute is weights else model.compute
-        betas = BETAS[train_config.optimizer]
-        self._rule = UpdateRule(betas, EPS, train_config.weight_decay, train_config.grad_clip)
+        self._rule = UpdateRule(BETAS[train_config.optimizer], EPS, train_config.weight_decay, train_config.grad_clip)
+        rest = self._adamw
+        decayed = self.shares.adamw.own_before(model.weights.decayed)
         self._buffers = AdamBuffers(
-            weights.flat[first:],
-            gradients.flat[first:],
-            self._exp_avg,
-            self._exp_avg_sq,
-            copy=compute.flat[first:] if compute else None,
-            decayed=weights.decayed - first,
+            rest.weights, rest.gradients, self._exp_avg, self._exp_avg_sq, copy=rest.copy, decayed=decayed
         )
-        self._stacks: list[Stack] = []
-        if first:
-            copies = compute.stacks if compute else [None] * len(weights.stacks)
-            momenta = weights.stacks_of(self._momentum)
-            bundles = zip(weights.stacks, gradients.stacks, momenta, copies, strict=True)
-            self._stacks = [Stack(*bundle) for bundle in bundles]
-        self.tensors = self._named()
+        muon, stacks_of = self._muon, model.weights.stacks_of
+        arrays = [muon.weights, muon.gradients, self._momentum]
+        stacks = [stacks_of(array) for array in arrays]
+        copies = [None] * len(stacks[0]) if muon.copy is None else stacks_of(muon.copy)
+        self._stacks = [Stack(*bundle) for bundle in zip(*stacks, copies, strict=True) if len(bundle[0])]
+        self._reduction: Reduction | None = None
+        if ranks.size > 1:
+            own = [(self.shares.muon, muon.gradients), (self.shares.adamw, rest.gradients)]
+            in_bf16 = train_config.reduce_precision == "bf16"
+            self._reduction = Reduction(model, self.shares, own, ranks.collectives, in_bf16)
+            self._norms, self._own_norms = ops.zeros(2 * ranks.size, "float64"), ops.zeros(2, "float64")
 
-    def _named(self) -> dict[str, Array]:
-        """The tensors of `optimizer_shapes`, as views of the optimizer's flat buffers."""
-        flats = {"momentum": (self._momentum, 0), "exp_avg": (self._exp_avg, self._first)}
-        flats["exp_avg_sq"] = (self._exp_avg_sq, self._first)
-        views = {}
-        for key, shape in optimizer_shapes(self.model.config, self.train_config.optimizer).items():
-            moment, _, name = key.partition(".")
-            flat, first = flats[moment]
-            start = self.model.weights.offsets[name] - first
-            views[key] = flat[start : start + math.prod(shape)].reshape(shape)
-        return views
+    # ---- a step ---------------------------------------------------------------------------------------------------
 
-    def load(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> None:
-        """Go on from a checkpoint's tensors (named as `optimizer_shapes` names them) and counters."""
-        for name, view in self.tensors.items():
-            self.ops.copy(tensors[name], out=view)
-        self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
+    @property
+    def block_done(self) -> Callable[[int], None] | None:
+        """For `TrainableGPT.loss_and_gradients`, in the last batch of a step."""
+        return self._reduction.block_is_final if self._reduction else None
 
     def step(self, lr: Array) -> None:
         """Move the weights by the model's gradients. `lr`, float32 [1], is the learning rate."""
-        self.ops.global_norm(self.model.gradients.flat, out=self.norm)
+        if self._reduction:
+            self._reduction.finish()
+        self._global_norm()
         self.ops.plan_update(self.norm, self.model.metrics, self.counters, lr, out=self._plan, rule=self._rule)
         if self._stacks:
             self.ops.muon(self._stacks, self._plan, momentum=MOMENTUM, coefficients=self.coefficients)
         self.ops.adamw(self._buffers, self._plan, self._rule)
+        self._gather(self._muon)
+        self._gather(self._adamw)
+
+    def _global_norm(self) -> None:
+        """The norm of the gradients; if ranks have shares of them, from the norms of the shares."""
+        if self._muon.region.is_whole and self._adamw.region.is_whole:
+            self.ops.global_norm(self.model.gradients.flat, out=self.norm)
+            return
+        for number, buffers in enumerate((self._muon, self._adamw)):
+            if buffers.gradients.size and (self.ranks.is_first or not buffers.region.is_whole):
+                self.ops.global_norm(buffers.gradients, out=self._own_norms[number : number + 1])
+        bounds = tuple(range(0, 2 * self.ranks.size + 1, 2))
+        self.ranks.collectives.gather([Exchange(self._norms, bounds, self._own_norms)])
+        self.ranks.collectives.wait()
+        self.ops.norm_of_norms(self._norms, out=self.norm)
+
+    def _gather(self, buffers: "_Buffers") -> None:
+        """Give every rank the model's weights that the ranks have moved, each its share."""
+        if buffers.region.is_whole:
+            return
+        flat, own = self.model.weights.flat, buffers.moved
+        self.ranks.collectives.gather([
+            Exchange(flat[stretch.slice], tuple(bound - stretch.start for bound in stretch.bounds), own[place.own])
+            for stretch, place in zip(buffers.region.stretches, buffers.region.places(), strict=True)
+        ])  # fmt: skip
+        self.ranks.collectives.wait()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def initialize(self, weights: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Begin, or go on, with these float32 weights, by name, in the model and here."""
+        for name, tensor in weights:
+            self.model.load([(name, tensor)])
+            start = self.model.weights.offsets[name]
+            self._put(*self._flats(start)["weights"], start, tensor)
+
+    def load(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> None:
+        """Go on from a checkpoint's tensors (named as `optimizer_shapes` names them) and counters."""
+        for key in optimizer_shapes(self.model.config, self.train_config.optimizer):
+            kind, _, name = key.partition(".")
+            start = self.model.weights.offsets[name]
+            self._put(*self._flats(start)[kind], start, tensors[key])
+        self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
+
+    def weights_on_host(self) -> dict[str, np.ndarray]:
+        """The float32 weights by name. All ranks must ask at once; only the first one's answer is of use."""
+        names = parameter_shapes(self.model.config)
+        return self._on_host({name: (name, "weights") for name in names})
+
+    def tensors_on_host(self) -> dict[str, np.ndarray]:
+        """The tensors of `optimizer_shapes`, as `weights_on_host`."""
+        keys = optimizer_shapes(self.model.config, self.train_config.optimizer)
+        return self._on_host({key: (key.partition(".")[2], key.partition(".")[0]) for key in keys})
 
     def state(self) -> dict[str, int]:
         """The counters by name, read from the device."""
         return dict(zip(COUNTERS, self.ops.to_host(self.counters).tolist(), strict=True))
+
+    def _on_host(self, wanted: Mapping[str, tuple[str, str]]) -> dict[str, np.ndarray]:
+        """Tensors on the host: key → parameter and kind of array. For example "exp_avg.x" → ("x", "exp_avg")."""
+        shapes, found = parameter_shapes(self.model.config), {}
+        fulls: dict[tuple[str, int], np.ndarray] = {}
+        for key, (name, kind) in wanted.items():
+            start, shape = self.model.weights.offsets[name], shapes[name]
+            region, own = self._flats(start)[kind]
+            part = slice(start - region.start, start - region.start + math.prod(shape))
+            if region.is_whole:
+                found[key] = self.ops.to_host(own[part].reshape(shape))
+                continue
+            if (kind, region.start) not in fulls:
+                fulls[kind, region.start] = self._gathered_on_host(region, own)
+            if self.ranks.is_first:
+                found[key] = fulls[kind, region.start][part].reshape(shape)
+        return found
+
+    def _gathered_on_host(self, region: Region, own: Array) -> np.ndarray:
+        """The elements of a region that all ranks keep together, float32 [stop - start]; for the first rank alone."""
+        host = np.empty(region.stop - region.start if self.ranks.is_first else 0, np.float32)
+        room = self.ops.empty(max(stretch.stop - stretch.start for stretch in region.stretches), "float32")
+        for stretch, place in zip(region.stretches, region.places(), strict=True):
+            whole = room[: stretch.stop - stretch.start]
+            bounds = tuple(bound - stretch.start for bound in stretch.bounds)
+            self.ranks.collectives.gather([Exchange(whole, bounds, own[place.own])])
+            self.ranks.collectives.wait()
+            if self.ranks.is_first:
+                host[stretch.start - region.start : stretch.stop - region.start] = self.ops.to_host(whole)
+        return host
+
+    def _flats(self, element: int) -> dict[str, tuple[Region, Array]]:
+        """The buffers that element `element` of the flat buffer is in, by their kind, with their region."""
+        muon, adamw = self._muon, self._adamw
+        if element < muon.region.stop:
+            return {"weights": (muon.region, muon.weights), "momentum": (muon.region, self._momentum)}
+        kinds = {"weights": adamw.weights, "exp_avg": self._exp_avg, "exp_avg_sq": self._exp_avg_sq}
+        return {kind: (adamw.region, array) for kind, array in kinds.items()}
+
+    def _put(self, region: Region, own: Array, start: int, tensor: np.ndarray) -> None:
+        """Copy this rank's elements of a tensor, which starts at `start` of the flat buffer, into its own buffer."""
+        values = tensor.reshape(-1)
+        for place in region.within(start, start + values.size):
+            low, high = place.elements.start - start, place.elements.stop - start
+            self.ops.copy(values[low:high], out=own[place.own])
+
+
+class _Buffers:
+    """Flat arrays over the own elements of a region (`Shares`); gradients and weights are float32.
+
+    They are views of the model's arrays if the region is whole, and weights only if the model's are float32.
+    """
+
+    def __init__(self, region: Region, model: TrainableGPT) -> None:
+        self.region, ops = region, model.ops
+        part, is_exact = slice(region.start, region.stop), not ops.low_precision
+        is_view = region.is_whole
+        self.gradients = model.gradients.flat[part] if is_view else ops.zeros(region.size, "float32")
+        self.weights = model.weights.flat[part] if is_view and is_exact else ops.zeros(region.size, "float32")
+        # The weights in the type that products read; None if that is float32.
+        self.copy = None if is_exact else model.weights.flat[part] if is_view else ops.zeros(region.size)
+        self.moved = self.weights if self.copy is None else self.copy  # the own part of the model's weights

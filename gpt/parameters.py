@@ -72,6 +72,13 @@ def stack_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
     return stacks
 
 
+def matrix_spans(config: ModelConfig, vocab_multiple: int) -> list[tuple[int, int]]:
+    """For each of MATRICES: the first element of layer 0's in the flat buffer, and the distance to the next layer's."""
+    offsets, shapes = layout(config, vocab_multiple).offsets, parameter_shapes(config)
+    firsts = [_of_all_layers(config, module)[0] for module in MATRICES]
+    return [(offsets[name], round_up(math.prod(shapes[name]), ALIGNMENT)) for name in firsts]
+
+
 def _of_all_layers(config: ModelConfig, module: str) -> list[str]:
     """The names of one module's weights, by layer."""
     return [f"transformer.h.{layer}.{_MODULE_NAMES[module]}.weight" for layer in range(config.num_layers)]
@@ -137,7 +144,7 @@ class Parameters:
             for name, start in ((name, self.offsets[name]) for name in shapes)
         }
         self._stacked = [_of_all_layers(config, module) for module in MATRICES]
-        self.stacks = self.stacks_of(self.flat)
+        self.stacks = self.stacks_of(self.flat[: self.matrices])
         self.vectors = self.flat[self.decayed :]
         self._views = self.named
         if partial_sums:
@@ -160,13 +167,18 @@ class Parameters:
         self.norms = [block.ln_1 for block in self.blocks] + [self.ln_f]
 
     def stacks_of(self, flat: Array) -> list[Array]:
-        """Views [layers, in, out] of the matrices of each module, in a buffer that lies as `flat[:matrices]` does."""
-        stacks = []
-        for names in self._stacked:
-            shape, start = self.named[names[0]].shape, self.offsets[names[0]]
-            stride = round_up(math.prod(shape), ALIGNMENT)
-            rows = flat[start : start + len(names) * stride].reshape(len(names), stride)
-            stacks.append(rows[:, : math.prod(shape)].reshape(len(names), *shape))
+        """Views [layers, in, out] of the matrices of each module, in a buffer that lies as `flat[:matrices]` does.
+
+        The buffer may have fewer layers: a rank's own ones.
+        """
+        shapes = [self.named[names[0]].shape for names in self._stacked]
+        strides = [round_up(math.prod(shape), ALIGNMENT) for shape in shapes]
+        layers = flat.size // sum(strides)
+        stacks, start = [], 0
+        for shape, stride in zip(shapes, strides, strict=True):
+            rows = flat[start : start + layers * stride].reshape(layers, stride)
+            stacks.append(rows[:, : math.prod(shape)].reshape(layers, *shape))
+            start += layers * stride
         return stacks
 
     def _affine(self, prefix: str) -> Affine:

@@ -5,22 +5,25 @@ default. All checks happen here, before anything is written. One exception: a te
 tokenized, because the corrected command can use the tokens.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gpt
 from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
 from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, flag, pick
+from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.history import owes_result
 from gpt.model import KVCache, memory_bytes
 from gpt.ops.interface import Operations
-from gpt.optim import describe_rate
+from gpt.optim import describe_rate, optimizer_bytes
 from gpt.parameters import parameter_count
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import ROOT, Run
@@ -28,6 +31,7 @@ from gpt.system.console import Console, size
 from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import lost_note
 
+MOST_NAMED = 64  # ranks that a message proposes at most
 BYTES_PER_TOKEN = 12  # in a batch: the id, its label and its place in their order, 4 bytes each
 
 # Muennighoff et al. 2023, "Scaling data-constrained language models": up to 4 passes over a text teach almost as much
@@ -158,7 +162,38 @@ def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, in
     return {"total_steps": start.step + steps, "schedule_start": start.step}
 
 
-def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Operations, TrainConfig]:
+def shared_out(
+    train: TrainConfig, flags: Mapping[str, Any], start: Checkpoint | None, global_batch: int | None, ranks: int
+) -> TrainConfig:
+    """`train` with the batches of a step for this number of ranks.
+
+    `--batch` and `--accumulate` are those of one rank. A checkpoint's steps keep their number of sequences, so each
+    rank takes its share of them: as many batches as that takes, of at most as many sequences as before. So does
+    `global_batch`, the number of sequences that the user wants in a step. For example, 4 ranks with a batch of 8 have
+    an `accumulate` of 4; so has 1 rank that goes on with their checkpoint, and 8 ranks then have batches of 4
+    sequences and an `accumulate` of 8.
+
+    Raises UserError if the ranks cannot share the sequences equally.
+    """
+    batch, total = train.batch_size, train.batch_size * train.accumulate
+    if global_batch is not None:
+        total = global_batch
+    elif start is None or "accumulate" in flags:
+        total *= ranks
+    each, left = divmod(total, ranks)
+    wanted = f"--global-batch {total}" if global_batch is not None else f"the run, whose steps read {total} sequences,"
+    if left or not each:
+        divisors = ", ".join(str(number) for number in range(1, min(total, MOST_NAMED) + 1) if total % number == 0)
+        raise UserError(f"{wanted} cannot be shared out equally to {ranks} ranks: take {divisors} ranks")
+    if each % batch and "batch_size" in flags:
+        raise UserError(f"{wanted} is {each} for each rank, which is not a multiple of --batch {batch}: change one")
+    batch = next(size for size in range(min(batch, each), 0, -1) if each % size == 0)
+    return replace(train, batch_size=batch, accumulate=total // batch)
+
+
+def select_ops(
+    device: str, train: TrainConfig, inherited: bool, ranks: Ranks = ALONE
+) -> tuple[Operations, TrainConfig]:
     """The operations object to train with, and `train` with the precision in which they compute.
 
     A precision that was `inherited` from a checkpoint is given up on a device that lacks it. Raises UserError as
@@ -166,13 +201,17 @@ def select_ops(device: str, train: TrainConfig, inherited: bool) -> tuple[Operat
     """
     from gpt.ops import select
 
+    device = ranks.device(device)
     try:
-        ops = select(device, train.precision, training=True)
+        ops = select(device, train.precision, training=True, processes=ranks.sharing_cpus)
     except UserError:
         if not inherited:
             raise
-        ops = select(device, training=True)  # raises the same error if the device itself is at fault
+        # raises the same error if the device itself is at fault
+        ops = select(device, training=True, processes=ranks.sharing_cpus)
         train = replace(train, precision="auto").resolved()
+    if train.reduce_precision == "bf16" and not ops.low_precision:
+        raise UserError(f"--reduce-precision bf16 needs --precision bf16, but the ranks compute in {ops.precision}")
     return ops, train.computing_in(ops.precision)
 
 
@@ -225,7 +264,26 @@ def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> Train
     return replace(train, unseen_fraction=min(start.train.unseen, train.val_fraction))
 
 
-def announce(plan: Plan, ops: Operations, console: Console) -> None:
+def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
+    """Check that this rank would train as the first one does. Raises UserError that names the first difference."""
+    here = {
+        "hipgpt's version": gpt.__version__,
+        "device": "CPU" if ops.is_cpu else "GPU",
+        **{flag(key): value for config in (plan.model, plan.train) for key, value in config.to_json().items()},
+        "tokenizer": plan.corpus.info["tokenizer"]["sha256"][:12],
+        "tokens": plan.corpus.info["tokens"]["sha256"][:12],
+        "checkpoint": plan.start.step if plan.start else None,
+    }
+    first = ranks.share(here)
+    for name, value in json.loads(json.dumps(here)).items():
+        if value != first.get(name):
+            raise UserError(
+                f"{name} is {value} here, but {first.get(name)} on the first rank: start all ranks with the same "
+                "command, version and files"
+            )
+
+
+def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE) -> None:
     """Describe the training that is about to start, its memory and its disk space.
 
     Raises UserError if the memory or the disk space is not there.
@@ -237,6 +295,12 @@ def announce(plan: Plan, ops: Operations, console: Console) -> None:
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
     console.line(f"Model:  {describe(model)}")
     per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
+    if ranks.size > 1:
+        each = train.accumulate // ranks.size
+        console.line(
+            f"Ranks:  {ranks.size}; in a step each takes {each} x {train.batch_size} sequences (--batch is for "
+            f"one rank), all together {sequences}"
+        )
     console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; {per_step}")
     steps = train.total_steps - train.text_start
     console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
@@ -244,7 +308,7 @@ def announce(plan: Plan, ops: Operations, console: Console) -> None:
     of_evaluation = (plan.batches.note, _seen_note(plan)) if train.eval_every else ()
     for note in filter(None, (*ops.notes, _precision_note(plan, ops), *of_evaluation)):
         console.line(note)
-    needed, free = memory(model, train, ops)
+    needed, free = memory(model, train, ops, ranks)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     console.line("Disk:   " + disk(model, train))
     check_disk(plan, console)
@@ -319,7 +383,7 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
     return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
 
 
-def memory(model: ModelConfig, train: TrainConfig, ops: Operations) -> tuple[int, int]:
+def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks = ALONE) -> tuple[int, int]:
     """The bytes that training needs on the device, and the bytes that are free. Raises UserError if it needs more.
 
     The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed. Checkpoints
@@ -327,9 +391,9 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Operations) -> tuple[int
     """
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    arrays = memory_bytes(model, train.batch_size, ops, train.optimizer)
+    arrays = memory_bytes(model, train.batch_size, ops, training=True) + optimizer_bytes(model, train, ops, ranks)
     needed = arrays + inputs + cache + checkpoint.largest_tensor(model)
-    free = ops.free_bytes()
+    free = ops.free_bytes() // (ranks.neighbors if ops.is_cpu else 1)
     require_memory(
         "training", needed, free,
         f"lower --batch (it is {train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the "

@@ -6,21 +6,20 @@ checkpoint therefore holds weights, moments and a step, and no generator state.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
-
-import numpy as np
 
 from gpt import checkpoint
 from gpt.batches import Batches, token_order
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
+from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_result
-from gpt.model import TrainableGPT
-from gpt.ops.interface import Array, Operations, Work
+from gpt.model import TrainableGPT, initial_weights
+from gpt.ops.interface import Operations, Work
 from gpt.optim import Optimizer, learning_rate
 from gpt.run import Run
 from gpt.system.console import Console, duration, rate
@@ -35,15 +34,24 @@ LONG_ON_A_CPU = 3600  # seconds: a longer run gets the advice to train a smaller
 class TrainStep:
     """One step of training, as a function of its number, with all that it reads and writes.
 
-    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` batches.
+    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` batches, and each of
+    several ranks computes as many of them: rank r of R those with the numbers r, R + r, 2 R + r and so on.
     """
 
-    def __init__(self, model_config: ModelConfig, train_config: TrainConfig, batches: Batches, ops: Operations) -> None:
-        self.train_config, self.batches, self.ops = train_config, batches, ops
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
+        batches: Batches,
+        ops: Operations,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.train_config, self.batches, self.ops, self.ranks = train_config, batches, ops, ranks
         self.model = TrainableGPT(model_config, ops, batch=train_config.batch_size)
-        self.optimizer = Optimizer(self.model, train_config)
+        self.optimizer = Optimizer(self.model, train_config, ranks)
         shape = (train_config.batch_size, model_config.max_seq_len)
-        self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads
+        self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks
+        self._passes = train_config.accumulate // ranks.size  # of this rank in a step
         self._inputs = ops.inputs(
             ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
             dropout_key=((2,), "uint32"), lr=((1,), "float32"),
@@ -62,14 +70,15 @@ class TrainStep:
         Work inside `droppable` may be given up, because it changes nothing that a checkpoint holds. On a CPU that is
         all but the update. A GPU finishes the work that it was given, so only the host's work between passes is.
         """
-        for micro_step in range(self.train_config.accumulate):
+        for micro_step in range(self._passes):
             with self.droppable():
                 self._write_inputs(number, micro_step)
             self._pass_of(micro_step)()
 
     def _write_inputs(self, number: int, micro_step: int) -> None:
         config = self.train_config
-        index = (number - 1) * config.accumulate + micro_step  # counts batches since the run's first step
+        # It counts the batches of all ranks since the run's first step.
+        index = (number - 1) * config.accumulate + micro_step * self.ranks.size + self.ranks.rank
         with self._inputs.written() as inputs:
             self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
             inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
@@ -77,7 +86,7 @@ class TrainStep:
             inputs["lr"][...] = learning_rate(number, config)
 
     def _pass_of(self, micro_step: int) -> Work:
-        last = self.train_config.accumulate - 1
+        last = self._passes - 1
         if last == 0:
             return self._only_pass
         if micro_step == 0:
@@ -91,7 +100,9 @@ class TrainStep:
             if first:
                 self.ops.fill(model.gradients.flat, 0)
                 self.ops.fill(model.metrics, 0)
-            model.loss_and_gradients(inputs["ids"], inputs["labels"], inputs["order"], scale=1 / self.tokens)
+            ids, labels, order = inputs["ids"], inputs["labels"], inputs["order"]
+            block_done = self.optimizer.block_done if last else None
+            model.loss_and_gradients(ids, labels, order, scale=1 / self.tokens, block_done=block_done)
         if last:
             self.optimizer.step(inputs["lr"])
 
@@ -121,12 +132,15 @@ class Trainer:
         ops: Operations,
         console: Console,
         start: Checkpoint | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.run, self.train_config, self.batches, self.ops, self.console = run, train_config, batches, ops, console
-        self.train_step = TrainStep(model_config, train_config, batches, ops)
+        self.ranks = ranks
+        self.train_step = TrainStep(model_config, train_config, batches, ops, ranks)
         self.model, self.optimizer = self.train_step.model, self.train_step.optimizer
-        self.held_out = HeldOut(self.model, batches, tokenizer)
-        self.samples = Samples(self.model, batches, tokenizer, train_config) if train_config.sample_every else None
+        self.held_out = HeldOut(self.model, batches, tokenizer, ranks)
+        samples = train_config.sample_every and ranks.is_first
+        self.samples = Samples(self.model, batches, tokenizer, train_config) if samples else None
         self.step = start.step if start else 0  # the last one that was taken
         self.saved: int | None = None  # the last step that is on disk
         self.best: Checkpoint | None = None
@@ -135,13 +149,13 @@ class Trainer:
             best = checkpoint.best(run)
             if best and best.train.val_fraction == train_config.val_fraction:  # else it was the best on other text
                 self.best = best
-        else:
+        elif ranks.is_first:
             checkpoint.forget_best(run)  # left by a run that was killed before its first checkpoint
         if start:
-            self.model.load(start.weights())
+            self.optimizer.initialize(start.weights().items())
             self.optimizer.load(*start.optimizer())
         else:
-            self.model.initialize(train_config.seed)
+            self.optimizer.initialize(initial_weights(model_config, train_config.seed))
 
     def train(self) -> int | None:
         """Take the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.
@@ -151,7 +165,15 @@ class Trainer:
         finite, and at once if patience has ended already.
         """
         config, tokens, train_tokens = self.train_config, self.train_step.tokens, self.batches.train_tokens
-        self.history = History(self.run, self.step, tokens, train_tokens, config.text_start, config.val_fraction)
+        self.history = History(
+            self.run,
+            self.step,
+            tokens,
+            train_tokens,
+            config.text_start,
+            config.val_fraction,
+            writes=self.ranks.is_first,
+        )
         if self._patience_is_over():
             raise UserError(
                 f"run {self.run.name} was ended by --patience {self.train_config.patience} at step {self.step}: "
@@ -161,7 +183,9 @@ class Trainer:
             deferred(self._announce_stop, self._farewell) as self._stop,
             self.console.progress("Training", self.train_config.total_steps, completed=self.step) as self._advance,
         ):
-            if self.ops.is_cpu:
+            if self.ranks.size > 1:
+                self.ranks.listen(self._received)
+            elif self.ops.is_cpu:
                 self.train_step.droppable = self._stop.droppable
             self._clock = _Clock(self.step, self.history.seconds, wait=self.train_step.metrics)
             with suppress(Dropped):  # a signal came, and the step in progress took too long
@@ -176,7 +200,7 @@ class Trainer:
         if self.step:  # a signal cut these short, or another run made the checkpoint
             self._evaluate_and_sample(only_missing=True)
         for step in range(first, last + 1):
-            if self._patience_is_over() or self._stopped_by is not None:
+            if self._patience_is_over() or not self._may_begin(step):
                 break
             self.train_step.run(step)  # batch, forward, backward, clip, update
             self.step = step
@@ -203,12 +227,20 @@ class Trainer:
             )
             return None
         is_done = self.step == config.total_steps and not owes_result(self.run, config, self.step)
-        return None if is_done else self._stopped_by
+        ending: int | None = self.ranks.share(None if is_done else self._stopped_by)
+        return ending
 
     @property
     def _stopped_by(self) -> int | None:
-        """The number of the signal that asked for an end, if any. Output without a reader counts as SIGPIPE."""
+        """The number of the signal that ends this training, if any. Several ranks agree on it."""
+        return self._received() if self.ranks.size == 1 else self.ranks.stopped_by
+
+    def _received(self) -> int | None:
+        """The number of the signal that asked this process for an end. Output without a reader counts as SIGPIPE."""
         return SIGPIPE if self._stop.received is None and self.console.reader_is_gone else self._stop.received
+
+    def _may_begin(self, step: int) -> bool:
+        return self._stopped_by is None if self.ranks.size == 1 else self.ranks.may_begin(step)
 
     def _announce_stop(self) -> None:
         self.console.urgent(f"Finishing step {self.step + 1}, then saving; again to stop at once")
@@ -259,7 +291,7 @@ class Trainer:
         is_first = not self.history.evaluations
         metrics = None
         with suppress(Dropped), self.train_step.droppable():
-            metrics = self.held_out.evaluate(stopped=lambda: self._stopped_by is not None)
+            metrics = self.held_out.evaluate(stopped=lambda: self.ranks.size == 1 and self._stopped_by is not None)
         if metrics is None:
             return
         self.console.line(f"[Step {self.step}] Validation {metrics}")
@@ -267,10 +299,7 @@ class Trainer:
             loss, bits = self.held_out.guess()
             self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
         if self._is_best(metrics.loss):
-            weights = self._on_host(self.model.weights.named)
-            self.best = checkpoint.save_best(
-                self.run, self.step, self.model.config, self.train_config, weights, metrics.loss
-            )
+            self._save_best(metrics.loss)
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
             val_bits_per_byte=metrics.bits_per_byte,
@@ -280,6 +309,14 @@ class Trainer:
                 f"The validation loss has risen {RISES} times in a row: the model now memorizes its text. "
                 f"{self._kept()} More --dropout, fewer --steps or more text help."
             )
+
+    def _save_best(self, val_loss: float) -> None:
+        weights, best = self.optimizer.weights_on_host(), None
+        if self.ranks.is_first:
+            best = checkpoint.save_best(self.run, self.step, self.model.config, self.train_config, weights, val_loss)
+        self.best = best or Checkpoint(
+            self.run, self.step, self.model.config, self.train_config, self.run.best_weights_path, val_loss
+        )
 
     def _is_best(self, val_loss: float) -> bool:
         best = self.best.val_loss if self.best else None
@@ -309,16 +346,14 @@ class Trainer:
 
     def _save(self) -> None:
         with self._clock.paused():
-            self.history.sync()
-            checkpoint.save(
-                self.run, self.step, self.model.config, self.train_config, self._on_host(self.model.weights.named),
-                self._on_host(self.optimizer.tensors), self.optimizer.state(),
-            )  # fmt: skip
+            weights, tensors = self.optimizer.weights_on_host(), self.optimizer.tensors_on_host()
+            if self.ranks.is_first:
+                self.history.sync()
+                checkpoint.save(
+                    self.run, self.step, self.model.config, self.train_config, weights, tensors, self.optimizer.state()
+                )
+                checkpoint.prune(self.run, self.train_config.keep_last)
             self.saved = self.step
-            checkpoint.prune(self.run, self.train_config.keep_last)
-
-    def _on_host(self, tensors: Mapping[str, Array]) -> dict[str, np.ndarray]:
-        return {name: self.ops.to_host(tensor) for name, tensor in tensors.items()}
 
     def _show_progress(self, steps_after_first: int) -> None:
         """Say once how long the run will take, and move the progress bar twice a second."""

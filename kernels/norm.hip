@@ -47,3 +47,11 @@ KERNEL(THREADS) global_norm(const double* partials, double* out, int blocks) {
     out[0] = sqrt_of(total);
   }
 }
+
+// out [1] = sqrt(sum of the squares of norms [count]): ranks' shares of a norm become the whole one.
+// grid: 1, block: 1
+KERNEL(1) norm_of_norms(const double* norms, double* out, int count) {
+  double sum = 0;
+  for (int i = 0; i < count; i++) sum += norms[i] * norms[i];
+  out[0] = sqrt_of(sum);
+}

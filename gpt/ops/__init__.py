@@ -12,12 +12,12 @@ from gpt.errors import UserError
 from gpt.ops.interface import Operations
 
 
-def select(device: str = "auto", precision: str = "auto", training: bool = False) -> Operations:
+def select(device: str = "auto", precision: str = "auto", training: bool = False, processes: int = 1) -> Operations:
     """The operations for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
     auto is the first GPU that works, a card before an integrated one, else the CPU; gpu is the same, but never the CPU.
     Precision auto is bf16 if the GPU has matrix units for it, else fp32. For `training` on the CPU, numba is used if it
-    is installed; it starts too slowly for anything shorter.
+    is installed; it starts too slowly for anything shorter. The CPUs are shared out to this number of `processes`.
     Raises UserError if the device does not exist here or lacks that precision.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
@@ -35,7 +35,7 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
     if gpu is None:
         if precision in ("tf32", "bf16"):
             raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
-        ops = _cpu(training)
+        ops = _cpu(training, processes)
         ops.notes = [note, *ops.notes] if note else ops.notes
         return ops
     from gpt.ops.gpu.operations import GpuOps
@@ -47,17 +47,19 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
     return GpuOps(gpu, {"auto": "bf16" if gpu.has_bf16 else "fp32"}.get(precision, precision))
 
 
-def _cpu(training: bool) -> Operations:
+def _cpu(training: bool, processes: int) -> Operations:
     """CpuOps, or for training NumbaOps, if numba is installed and works."""
     from gpt.ops.cpu.operations import CpuOps
+    from gpt.system.threads import available_threads
 
+    threads = available_threads(processes)
     if not (training and importlib.util.find_spec("numba")):
-        return CpuOps()
+        return CpuOps(threads)
     try:
         from gpt.ops.cpu.numba_operations import NumbaOps
 
-        return NumbaOps()
+        return NumbaOps(threads)
     except Exception as error:  # a broken installation may raise any, and so may a folder that takes no cache
-        ops, reason = CpuOps(), (str(error) or repr(error)).splitlines()[0]
+        ops, reason = CpuOps(threads), (str(error) or repr(error)).splitlines()[0]
         ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]
         return ops

@@ -323,6 +323,12 @@ class Arithmetic(Protocol):
     def global_norm(self, x: Array, out: Array) -> None:
         """out = the L2 norm of x [n], float64 [1], summed in float64; not finite if any element is not."""
 
+    def convert(self, x: Array, out: Array) -> None:
+        """out = x, rounded to out's type, on the device; float32 or bf16 [n], at multiples of ALIGNMENT elements."""
+
+    def norm_of_norms(self, norms: Array, out: Array) -> None:
+        """out [1] = the L2 norm of norms [n], both float64: the global norm, from those of the ranks' shares."""
+
     def plan_update(self, norm: Array, loss: Array, counters: Array, lr: Array, out: Array, rule: UpdateRule) -> None:
         """Compute the numbers that all weights of a step share; `adamw` and `muon` take out, float64 [6], as `plan`.
 

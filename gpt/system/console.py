@@ -22,12 +22,15 @@ class Console:
     - If the reader of a pipe has gone (`| head`), `reader_is_gone` is True. Training then stops as it does for Ctrl-C.
     - If the terminal was closed, work goes on without it. The SIGHUP that comes with it asks for an end.
     - If the disk under a log is full, a note says so. Lines are written again once there is space.
+
+    A `silent` one prints nothing at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
         self._terminal: RichConsole | None = None
-        self._output = _Output(sys.stdout)
-        if sys.stdout and sys.stdout.isatty():
+        self._output = _Output(None if silent else sys.stdout)
+        self._silent = silent
+        if not silent and sys.stdout and sys.stdout.isatty():
             from rich.console import Console as Terminal  # imported here, because a piped run and `--help` need no rich
 
             self._terminal = Terminal(file=cast(TextIO, self._output))  # `__getattr__` gives it the rest of a stream
@@ -49,6 +52,8 @@ class Console:
     def urgent(self, text: str) -> None:
         """Print one line, and on standard error too if standard output is not the terminal that the user looks at."""
         self.line(text)
+        if self._silent:
+            return
         if self.reader_is_gone or (not self._terminal and sys.stderr and sys.stderr.isatty()):
             with suppress(OSError, AttributeError):
                 print(text, file=sys.stderr, flush=True)

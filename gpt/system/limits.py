@@ -48,8 +48,12 @@ def cpus(root: str = "/") -> int:
 
     A quota of 1.5 CPUs counts as 2, and a quota of half a CPU as 1.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _group_cpus(root))]))
+    return max(1, min([len(usable_cpus()), *(math.ceil(quota) for quota in _group_cpus(root))]))
+
+
+def usable_cpus() -> list[int]:
+    """The numbers of the CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 def free_disk(path: Path) -> int | None:

@@ -25,10 +25,13 @@ CPUS = limits.cpus()
 ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
-def available_threads() -> int:
-    """The number of CPUs that this process may use, or OMP_NUM_THREADS if that is set to a positive number."""
+def available_threads(processes: int = 1) -> int:
+    """The number of CPUs for this process, if so many processes share those that it may use: at least 1.
+
+    It is OMP_NUM_THREADS if that is set to a positive number.
+    """
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else CPUS
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else max(1, CPUS // processes)
 
 
 QUIET = partial(np.errstate, all="ignore")  # the loss shows that training diverges; NumPy need not warn as well

@@ -11,6 +11,7 @@ from gpt import bench, timing
 from gpt.batches import Batches
 from gpt.bench import Product, TimedOps, flops_per_token, time_ahead
 from gpt.config import ModelConfig, TrainConfig
+from gpt.model import initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.timeline import CupyTimeline
@@ -167,7 +168,7 @@ def weights_after_two_steps(ops):
     tokens = np.random.default_rng(0).integers(0, 100, 1000)
     batches = Batches(tokens, 2, 16, sampling="random", seed=0, val_fraction=0)
     step = TrainStep(MODEL, TrainConfig(batch_size=2), batches, ops)
-    step.model.initialize(0)
+    step.optimizer.initialize(initial_weights(step.model.config, 0))
     passes = [ops.time(lambda number=number: step.run(number)) if isinstance(ops, TimedOps)
               else step.run(number) for number in (1, 2)]  # fmt: skip
     return ops.to_host(step.model.weights.flat).copy(), passes[-1]

@@ -8,7 +8,7 @@ import pytest
 from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import Drawing, draw
-from gpt.model import GPT
+from gpt.model import GPT, initial_weights
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
@@ -32,7 +32,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 500, dtype=np.uint16)
     batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
     training = TrainStep(MODEL, config, batches, ops)
-    training.model.initialize(3)
+    training.optimizer.initialize(initial_weights(training.model.config, 3))
     drawing, texts = Drawing(training.model, SamplingConfig()), []
     losses = []
     for number in range(1, STEPS + 1):
@@ -42,7 +42,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
             texts.append(list(drawing.ids([1, 2, 3], 20, eos_id=-1, seed=0, window=MODEL.max_seq_len)))
     if writing:
         alone = GPT(MODEL, ops)
-        alone.load({name: ops.to_host(view) for name, view in training.model.weights.named.items()})
+        alone.load(training.optimizer.weights_on_host().items())
         assert texts[-1] == list(draw(alone, [1, 2, 3], 20, SamplingConfig(), -1, 0, MODEL.max_seq_len))
         assert texts[-1] != texts[0]
     return losses, ops.to_host(training.model.weights.flat).copy()

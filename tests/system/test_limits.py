@@ -18,7 +18,7 @@ from gpt.export import export
 from gpt.generate import load_model
 from gpt.model import memory_bytes
 from gpt.ops.cpu.operations import CpuOps
-from gpt.optim import COUNTERS, optimizer_shapes
+from gpt.optim import COUNTERS, optimizer_bytes, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.run import Run
 from gpt.system import limits
@@ -176,7 +176,7 @@ def test_generate_and_export_look_at_the_memory_first(saved, tmp_path, monkeypat
 
 def test_memory_for_resuming_is_counted_from_the_first_start_on():
     ops, train = CpuOps(1), TrainConfig()
-    arrays = memory_bytes(MODEL, train.batch_size, ops, "adamw")
+    arrays = memory_bytes(MODEL, train.batch_size, ops, training=True) + optimizer_bytes(MODEL, train, ops)
     assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding
 
 

@@ -115,7 +115,7 @@ def test_a_sample_is_the_text_that_generate_writes_from_the_same_weights(parts, 
     model, batches, _ = parts
     samples = Samples(model, batches, tokenizer, TrainConfig(sample_every=1, sample_prompt="the cat", seed=5))
     alone = GPT(model.config, CpuOps(threads=1))
-    alone.load(model.weights.named)
+    alone.load(model.weights.named.items())
     wanted = "".join(generate(alone, tokenizer, "the cat", num_tokens=40, seed=5))
     assert [samples.text(), samples.text()] == ["the cat" + wanted] * 2
 

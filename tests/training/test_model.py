@@ -11,7 +11,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.model import GPT, KVCache, TrainableGPT, memory_bytes
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
-from gpt.optim import PLAN, Optimizer
+from gpt.optim import PLAN, Optimizer, optimizer_bytes
 from gpt.parameters import parameter_count, stack_shapes
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
@@ -170,11 +170,13 @@ def test_memory_is_known_before_it_is_allocated(config, optimizer):
             return array
 
     model = TrainableGPT(config, Counting(threads=1), batch=BATCH)
-    moving = Optimizer(model, TrainConfig(optimizer=optimizer))
+    training = TrainConfig(optimizer=optimizer)
+    moving = Optimizer(model, training)
     small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
     allocated = sum(asked) - sum(array.nbytes for array in small)
     scratch = model.ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
-    assert memory_bytes(config, BATCH, model.ops, optimizer) == allocated + scratch
+    planned = memory_bytes(config, BATCH, model.ops, training=True) + optimizer_bytes(config, training, model.ops)
+    assert planned == allocated + scratch
     assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
 
 

@@ -404,6 +404,12 @@ class CpuOps(Operations):
         self.threads.run_blocks(block, x.size, size)
         out[0] = math.sqrt(np.sum(sums))
 
+    def convert(self, x: np.ndarray, out: np.ndarray) -> None:
+        np.copyto(out, x)
+
+    def norm_of_norms(self, norms: np.ndarray, out: np.ndarray) -> None:
+        out[0] = math.sqrt(np.dot(norms, norms))
+
     def plan_update(
         self,
         norm: np.ndarray,

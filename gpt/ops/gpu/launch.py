@@ -14,11 +14,12 @@ SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
 TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip or attention.hip: its rows (and columns), and its warps
 SUM_LANES = 32  # threads side by side along a row
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
-ADAMW_WIDTH = 4  # elements per thread
+ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
 FILE_DEFINES = {
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention.hip": {"SIDE": TILE_SIDE},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
+    "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
     "matmul.hip": {"SIDE": TILE_SIDE},
     "matvec.hip": {"ROW_THREADS": THREADS},

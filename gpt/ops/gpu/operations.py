@@ -21,6 +21,7 @@ from gpt.ops.gpu.blas import NO_EPILOGUE, Epilogue, Sum
 from gpt.ops.gpu.launch import (
     ADAMW_WIDTH,
     CACHED_THREADS,
+    CONVERT_WIDTH,
     EMBEDDING_THREADS,
     LOGITS_THREADS,
     MATVEC_LANES,
@@ -409,6 +410,14 @@ class GpuOps(Operations):
         blocks = min(NORM_BLOCKS, ceil_div(x.size, THREADS * NORM_WIDTH))
         self._kernel("norm.hip", "squares")((blocks,), (THREADS,), (x, partials, _long(x.size)))
         self._kernel("norm.hip", "global_norm")((1,), (THREADS,), (partials, out, _int(blocks)))
+
+    def convert(self, x: Array, out: Array) -> None:
+        source, target = ("bf16" if array.dtype == np.uint16 else "float" for array in (x, out))
+        kernel = self._kernel("convert.hip", "convert", FROM=source, TO=target)
+        kernel((ceil_div(x.size, THREADS * CONVERT_WIDTH),), (THREADS,), (x, out, _long(x.size)))
+
+    def norm_of_norms(self, norms: Array, out: Array) -> None:
+        self._kernel("norm.hip", "norm_of_norms")((1,), (1,), (norms, out, _int(norms.size)))
 
     def plan_update(self, norm: Array, loss: Array, counters: Array, lr: Array, out: Array, rule: UpdateRule) -> None:
         factors = map(np.float64, (*rule.betas, rule.weight_decay, rule.clip))

@@ -33,6 +33,26 @@ def test_a_gradient_that_is_not_finite_makes_the_norm_not_finite(ops, arrays, po
     assert not np.isfinite(ops.to_host(out)).any()
 
 
+def test_the_norm_of_the_norms_of_shares_is_the_global_norm(ops, arrays, rng):
+    norms = np.abs(rng.standard_normal(14)) * 1e30
+    out = arrays.poisoned(1, dtype="float64")
+    ops.norm_of_norms(arrays.of(norms, "float64"), out)
+    expected = np.linalg.norm(norms)
+    near(ops, out, np.array([expected]), 15 * 2.0**-52 * expected)
+
+
+def test_gradients_are_converted_to_bf16_and_back(ops, arrays, rng):
+    """The nearest bf16 number is half of 2^-7 away at most, relative to it. The way back changes nothing."""
+    if not ops.low_precision:
+        pytest.skip("only ranks that compute in bf16 exchange gradients in bf16")
+    x = (rng.standard_normal(128 * 9) * 10.0 ** rng.integers(-20, 20, 128 * 9)).astype(np.float32)
+    rounded, back = arrays.poisoned(x.size), arrays.poisoned(x.size, dtype="float32")
+    ops.convert(arrays.of(x, "float32"), rounded)
+    ops.convert(rounded, back)
+    near(ops, back, x, 2.0**-8 * np.abs(x))
+    assert np.array_equal(ops.to_host(back), ops.to_host(rounded))
+
+
 RULE = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=0.0)
 
 

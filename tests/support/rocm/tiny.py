@@ -5,7 +5,7 @@ import numpy as np
 from gpt.batches import token_order
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
-from gpt.model import GPT, TrainableGPT
+from gpt.model import GPT, TrainableGPT, initial_weights
 from gpt.ops.interface import Operations
 from gpt.optim import Optimizer
 
@@ -19,8 +19,8 @@ def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
     """A tiny model after STEPS steps, and the mean loss of each step. Weights and tokens are the same in every call."""
     rng = np.random.default_rng(0)
     model = TrainableGPT(CONFIG, ops, BATCH)
-    model.initialize(0)
     optimizer = Optimizer(model, TrainConfig())
+    optimizer.initialize(initial_weights(CONFIG, 0))
     losses = []
     for _ in range(STEPS):
         tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, CONFIG.max_seq_len + 1), dtype=np.int32)

@@ -1,0 +1,132 @@
+"""The ranks: the processes that train one model together, as the rest of the program sees them."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gpt.config import ModelConfig
+from gpt.distributed.collectives import Collectives
+from gpt.distributed.shares import Shares
+from gpt.errors import UserError
+from gpt.ops.interface import Operations
+from gpt.system.limits import usable_cpus
+
+if TYPE_CHECKING:
+    from gpt.distributed.control import Control
+    from gpt.distributed.launch import Place
+
+
+class Ranks:
+    """This process, rank number `rank` of `size`. Rank 0, the first one, alone prints and writes.
+
+    A process on its own is `ALONE`, for which all of this does nothing.
+    """
+
+    rank = 0
+    size = 1
+    neighbors = 1  # ranks on this machine, this one included
+    sharing_cpus = 1  # those of them that may use the same CPUs
+    collectives: Collectives  # after `connect`, if there are several ranks
+    _sharded = False
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, value: Any = None) -> Any:
+        """The first rank's `value`, which JSON can write, on every rank."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's `value`, in the order of the ranks, on the first one; [] on the others."""
+        return [value]
+
+    def device(self, wanted: str) -> str:
+        """The `--device` of this rank, if `wanted` is the user's: each rank of a machine has a GPU of its own."""
+        return wanted
+
+    def connect(self, ops: Operations, sharded: bool) -> None:
+        """Connect the devices of all ranks. With `sharded`, they share out all moments. Raises UserError."""
+
+    def shares(self, config: ModelConfig, vocab_multiple: int, optimizer: str) -> Shares:
+        return Shares(config, vocab_multiple, optimizer, self.rank, self.size, self._sharded)
+
+    def listen(self, received: Callable[[], int | None]) -> None:
+        """`received()` is the number of a signal that asks this rank to stop, or None. All ranks then stop together."""
+
+    def may_begin(self, step: int) -> bool:
+        """Whether this step comes before the one that all ranks have agreed to stop at."""
+        return True
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The number of the signal that all ranks have agreed to stop for."""
+        return None
+
+
+ALONE = Ranks()
+
+
+class ManyRanks(Ranks):
+    """One of several ranks."""
+
+    def __init__(self, place: "Place", control: "Control") -> None:
+        self.rank, self.size = place.rank, place.size
+        self._place, self._control = place, control
+        self.share, self.gather = control.share, control.gather  # type: ignore[method-assign]
+        self.may_begin, self.listen = control.may_begin, control.listen  # type: ignore[method-assign]
+        host, cpus = socket.gethostname(), usable_cpus()
+        everyone = self.share(self.gather([host, cpus]))
+        self.neighbors = sum(there == host for there, _ in everyone)
+        self.sharing_cpus = sum(there == host and not set(cpus).isdisjoint(theirs) for there, theirs in everyone)
+
+    @property
+    def stopped_by(self) -> int | None:
+        return self._control.stopped_by
+
+    def device(self, wanted: str) -> str:
+        return f"gpu:{self._place.local_rank}" if wanted == "gpu" else wanted
+
+    def connect(self, ops: Operations, sharded: bool) -> None:
+        self._sharded = sharded
+        self.collectives = self._of_cpus() if ops.is_cpu else self._of_gpus()
+
+    def _of_cpus(self) -> Collectives:
+        from gpt.distributed.mpi import MpiCollectives
+
+        if self._place.launcher != "mpi":
+            raise UserError("several ranks on CPUs need MPI: start them with mpirun -n N hipgpt train …")
+        from mpi4py import MPI
+
+        return MpiCollectives(MPI.COMM_WORLD)
+
+    def _of_gpus(self) -> Collectives:
+        from gpt.distributed.nccl import NcclCollectives, unique_id
+
+        return NcclCollectives(self.rank, self.size, self.share(unique_id() if self.is_first else None))
+
+
+@contextmanager
+def joined(gpus: str | None = None) -> Iterator[Ranks]:
+    """Inside the `with`, this process is one of the ranks that were started together, or `ALONE`.
+
+    `gpus` is the number of GPUs of this machine to use, or "all": this process then starts the other ranks itself.
+    An error in any rank ends all of them. Raises UserError if the ranks do not find each other.
+    """
+    from gpt.distributed import launch
+
+    place = launch.find(os.environ) if gpus is None else launch.with_gpus(gpus)
+    if place is None:
+        yield ALONE
+        return
+    from gpt.distributed.control import Control
+
+    control = Control(place)
+    try:
+        yield ManyRanks(place, control)
+    except BaseException as error:
+        control.fail(error)
+        raise
+    control.close()
