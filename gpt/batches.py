@@ -228,7 +228,7 @@ class Batches:
         40 has the tokens 40, 41, 0 and 1, and the labels 41, 42, 1 and 2.
         """
         ids, labels = out
-        last = circle - self.seq  # start of the last window that lies in one piece
+        last = circle - self.seq  # start of the last window that does not cross the circle's end
         whole = np.minimum(starts, last)
         ids[...], labels[...] = self._windows[whole], self._windows[whole + 1]
         # The few windows that go on at the circle's beginning are read once more, token by token.

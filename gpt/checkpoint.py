@@ -45,8 +45,8 @@ class Checkpoint:
 
     run: Run
     step: int
-    model: ModelConfig
-    train: TrainConfig
+    model_config: ModelConfig
+    train_config: TrainConfig
     path: Path  # the weights file
     val_loss: float | None = None  # for a best checkpoint only
     # The open weights file. It is open from the start, so that a reader keeps it even if a trainer prunes it.
@@ -57,7 +57,7 @@ class Checkpoint:
 
         Raises UserError, which names the file, if it is missing, damaged or does not fit the config.
         """
-        return self._weights or _opened_weights(self.path, self.model)
+        return self._weights or _opened_weights(self.path, self.model_config)
 
     def optimizer(self) -> tuple[Mapping[str, np.ndarray], dict[str, int]]:
         """The optimizer's float32 tensors, named as in `optimizer_shapes`, and its counters, named as in `COUNTERS`.
@@ -65,8 +65,8 @@ class Checkpoint:
         Only resuming needs this file; a best checkpoint has none. Raises UserError as `weights` does.
         """
         path = self.path.with_name(f"{self.path.stem}{OPTIMIZER}")
-        names = optimizer_shapes(self.model, self.train.optimizer)
-        tensors = open_tensors(path, _optimizer_layout(self.model, self.train), names, _ADVICE)
+        names = optimizer_shapes(self.model_config, self.train_config.optimizer)
+        tensors = open_tensors(path, _optimizer_layout(self.model_config, self.train_config), names, _ADVICE)
         counters = {name: int(tensors[name]) for name in COUNTERS}
         for name, count in counters.items():
             if not 0 <= count <= _MOST_STEPS:
@@ -80,8 +80,8 @@ class Checkpoint:
 def save(
     run: Run,
     step: int,
-    model: ModelConfig,
-    train: TrainConfig,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
     weights: Mapping[str, np.ndarray],
     optimizer: Mapping[str, np.ndarray],
     counters: Mapping[str, int],
@@ -95,34 +95,39 @@ def save(
     """
     stem = f"{run.name}_step{step}"  # also if the run had another name when this step was saved before
     weights_path, optimizer_path, config_path = (run.path / (stem + part) for part in (WEIGHTS, OPTIMIZER, CONFIG))
-    config = _config(run, step, model, train, weights_path)
+    config = _config(run, step, model_config, train_config, weights_path)
     with _cannot(f"save {weights_path}"):
         with atomic_paths(weights_path, optimizer_path, config_path) as (weights_file, optimizer_file, config_file):
-            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
-            tensors = {name: optimizer[name] for name in optimizer_shapes(model, train.optimizer)}
+            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model_config)})
+            tensors = {name: optimizer[name] for name in optimizer_shapes(model_config, train_config.optimizer)}
             write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
         _point_latest_at(run, weights_path, config_path)
-    return Checkpoint(run, step, model, train, weights_path)
+    return Checkpoint(run, step, model_config, train_config, weights_path)
 
 
 def save_best(
-    run: Run, step: int, model: ModelConfig, train: TrainConfig, weights: Mapping[str, np.ndarray], val_loss: float
+    run: Run,
+    step: int,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    weights: Mapping[str, np.ndarray],
+    val_loss: float,
 ) -> Checkpoint:
     """Make the weights of `step` the best checkpoint, in place of the one before. The caller holds `run.lock()`.
 
     Raises UserError if the files cannot be written. The best checkpoint before is then intact.
     """
     weights_path, config_path = run.best_step_paths(step)
-    config = _config(run, step, model, train, weights_path, val_loss=val_loss)
+    config = _config(run, step, model_config, train_config, weights_path, val_loss=val_loss)
     with _cannot(f"save {weights_path}"):
         with atomic_paths(weights_path, config_path) as (weights_file, config_file):
-            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model)})
+            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model_config)})
             config_file.write_text(config, encoding="utf-8")
         link_atomically(run.best_weights_path, weights_path.name, copied=False)
         link_atomically(run.best_config_path, config_path.name)
     _forget_other_best(run, weights_path)
-    return Checkpoint(run, step, model, train, weights_path, val_loss)
+    return Checkpoint(run, step, model_config, train_config, weights_path, val_loss)
 
 
 def finish(latest: Checkpoint) -> None:
@@ -134,7 +139,7 @@ def finish(latest: Checkpoint) -> None:
     with _cannot(f"write {run.latest_config_path}"):
         if not run.latest_config_path.exists() or _read(run, run.latest_config_path).step != latest.step:
             _point_latest_at(run, latest.path, run.config_path(latest.step))
-    prune(run, latest.train.keep_last)
+    prune(run, latest.train_config.keep_last)
 
 
 def prune(run: Run, keep_last: int) -> None:
@@ -196,12 +201,14 @@ def _point_latest_at(run: Run, weights_path: Path, config_path: Path) -> None:
     link_atomically(run.latest_config_path, config_path.name)
 
 
-def _config(run: Run, step: int, model: ModelConfig, train: TrainConfig, weights_path: Path, **more: float) -> str:
+def _config(
+    run: Run, step: int, model_config: ModelConfig, train_config: TrainConfig, weights_path: Path, **more: float
+) -> str:
     """The text of a config file, with `more` keys in its section "checkpoint"."""
     sections = {
-        "model": model.to_json(),
+        "model": model_config.to_json(),
         "tokenizer": {"path": run.tokenizer_path.name, "tokens_path": run.tokens_path.name},
-        "training": {**train.to_json(), "steps": step},
+        "training": {**train_config.to_json(), "steps": step},
         "checkpoint": {"latest": weights_path.name, "step": step, **more},
     }
     return json.dumps(sections, indent=2) + "\n"
@@ -316,39 +323,40 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
     except FileNotFoundError:
         raise UserError(f"{config_path} is missing: {_ADVICE}") from None
     try:
-        model, train = ModelConfig.from_json(config["model"]), TrainConfig.from_json(config["training"])
+        model_config, train_config = ModelConfig.from_json(config["model"]), TrainConfig.from_json(config["training"])
         # Only the name counts: the file lies beside its config, wherever the directory has been moved.
         named = config_path.with_name(Path(config["checkpoint"]["latest"]).name)
     except (ValueError, UserError) as error:
         raise UserError(f"{config_path} is not a checkpoint's config: {_reason(error)}: {_ADVICE}") from error
     path, val_loss = weights_path or named, config["checkpoint"].get("val_loss")
-    weights = _opened_weights(path, model)
-    return Checkpoint(run, config["checkpoint"]["step"], model, train, path, val_loss, weights)
+    weights = _opened_weights(path, model_config)
+    return Checkpoint(run, config["checkpoint"]["step"], model_config, train_config, path, val_loss, weights)
 
 
-def _opened_weights(path: Path, model: ModelConfig) -> TensorFile:
-    return open_tensors(path, _weights_layout(model), parameter_shapes(model), _ADVICE)
+def _opened_weights(path: Path, model_config: ModelConfig) -> TensorFile:
+    return open_tensors(path, _weights_layout(model_config), parameter_shapes(model_config), _ADVICE)
 
 
 # ---- sizes and messages --------------------------------------------------------------------------------------------
 
 
-def file_bytes(model: ModelConfig, train: TrainConfig) -> tuple[int, int]:
+def file_bytes(model_config: ModelConfig, train_config: TrainConfig) -> tuple[int, int]:
     """Bytes of the tensors in a checkpoint's two large files: the weights, and the optimizer's state."""
-    return _tensor_bytes(_weights_layout(model)), _tensor_bytes(_optimizer_layout(model, train))
+    return _tensor_bytes(_weights_layout(model_config)), _tensor_bytes(_optimizer_layout(model_config, train_config))
 
 
-def largest_tensor(model: ModelConfig) -> int:
+def largest_tensor(model_config: ModelConfig) -> int:
     """Bytes of the largest tensor in a checkpoint. Loading and exporting hold one tensor at a time in memory."""
-    return 4 * max(map(math.prod, parameter_shapes(model).values()))
+    return 4 * max(map(math.prod, parameter_shapes(model_config).values()))
 
 
-def _weights_layout(model: ModelConfig) -> Layout:
-    return {name: ("F32", shape) for name, shape in parameter_shapes(model).items()}
+def _weights_layout(model_config: ModelConfig) -> Layout:
+    return {name: ("F32", shape) for name, shape in parameter_shapes(model_config).items()}
 
 
-def _optimizer_layout(model: ModelConfig, train: TrainConfig) -> Layout:
-    tensors: Layout = {name: ("F32", shape) for name, shape in optimizer_shapes(model, train.optimizer).items()}
+def _optimizer_layout(model_config: ModelConfig, train_config: TrainConfig) -> Layout:
+    shapes = optimizer_shapes(model_config, train_config.optimizer)
+    tensors: Layout = {name: ("F32", shape) for name, shape in shapes.items()}
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
 
 

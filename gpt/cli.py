@@ -228,7 +228,15 @@ def train_model(
             from gpt.trainer import Trainer
 
             trainer = Trainer(
-                run, chosen.model, chosen.train, chosen.batches, chosen.corpus.tokenizer, ops, console, start, ranks
+                run,
+                chosen.model_config,
+                chosen.train_config,
+                chosen.batches,
+                chosen.corpus.tokenizer,
+                ops,
+                console,
+                start,
+                ranks,
             )
             stopped_by = trainer.train()
     if stopped_by:
@@ -380,15 +388,15 @@ def generate_text(
     precision = settings.pop("precision", TrainConfig.precision)
     sampling, run = SamplingConfig(**settings), Run(run_name, runs_dir)
     model = load_model(checkpoint.load(run, step, best), select(device, precision))
-    text, tokenizer = _given(prompt), Tokenizer.load(run.tokenizer_path)
-    pieces = generate(
-        model, tokenizer, text, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id, seed=seed,
+    prompt, tokenizer = _given(prompt), Tokenizer.load(run.tokenizer_path)
+    texts = generate(
+        model, tokenizer, prompt, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id, seed=seed,
         max_seq_len=max_seq_len,
     )  # fmt: skip
-    _say_unknown("--prompt", tokenizer, text)
-    click.echo(text, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
+    _say_unknown("--prompt", tokenizer, prompt)
+    click.echo(prompt, nl=False)
+    for text in texts:
+        click.echo(text, nl=False)
         sys.stdout.flush()
     click.echo()
 
@@ -489,8 +497,8 @@ def _described(run: "Run") -> list[str]:
 
     step, loss, parameters = "-", "-", "-"
     with suppress(UserError, OSError):  # a run that is tokenized only, or damaged, is still worth a line
-        latest = checkpoint.load(run)
-        step, parameters = f"{latest.step}/{latest.train.total_steps}", f"{parameter_count(latest.model):,}"
+        saved = checkpoint.load(run)
+        step, parameters = f"{saved.step}/{saved.train_config.total_steps}", f"{parameter_count(saved.model_config):,}"
     metrics = run.metrics()
     for line in metrics:
         loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss

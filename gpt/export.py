@@ -36,17 +36,17 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
     tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
-    checkpoint.model.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
-    needed = largest_tensor(checkpoint.model)
+    checkpoint.model_config.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
+    needed = largest_tensor(checkpoint.model_config)
     require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()
     try:
         with atomic_directory(out) as made:
             write_tensors(made / "model.safetensors", weights)
-            _write_json(made / "config.json", _model_config(checkpoint.model))
+            _write_json(made / "config.json", _model_config(checkpoint.model_config))
             _write_json(made / "generation_config.json", _END)
             tokenizer.save(made / "tokenizer.json")
-            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model))
+            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config))
             names = sorted(os.listdir(made))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error

@@ -64,7 +64,7 @@ def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lam
 
 
 def _stream(url: str) -> Iterator[tuple[bytes, int, int]]:
-    """The bytes at `url` in pieces. Each comes with the bytes so far and the bytes in all, which are 0 if unknown.
+    """The bytes at `url`, block by block. Each comes with the bytes so far and in all, which are 0 if unknown.
 
     Raises UserError for every failure of the network, so that any OSError that the caller sees is the disk's.
     """

@@ -30,10 +30,10 @@ def load_model(checkpoint: Checkpoint, ops: Operations) -> GPT:
 
     Raises UserError as `Checkpoint.weights` does, and if the memory is not there.
     """
-    config = checkpoint.model
+    config = checkpoint.model_config
     needed = memory_bytes(config, 1, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
     require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
-    model = GPT(checkpoint.model, ops)
+    model = GPT(checkpoint.model_config, ops)
     model.load(checkpoint.weights().items())
     return model
 
@@ -51,7 +51,7 @@ def generate(
 ) -> Iterator[str]:
     """Continue `prompt` by up to `num_tokens` tokens, yielding text as soon as it is certain.
 
-    The joined pieces are decode(all ids) without decode(prompt ids) at its front. No piece ends within a character.
+    The joined texts are decode(all ids) without decode(prompt ids) at its front. No text ends within a character.
     Generation stops before `eos_id` if that is drawn. Every draw depends on `seed` and its position alone. The model
     looks back on at most `max_seq_len` tokens (None: as many as it can), so it sees only the end of a longer prompt.
     Raises UserError, before anything is computed, for values out of range, a prompt without a known token, and a
@@ -60,8 +60,8 @@ def generate(
     Example:
         run = Run("first")
         model, tokenizer = load_model(checkpoint.load(run), select("auto")), Tokenizer.load(run.tokenizer_path)
-        for piece in generate(model, tokenizer, "On a bright morning", num_tokens=50):
-            print(piece, end="", flush=True)
+        for text in generate(model, tokenizer, "On a bright morning", num_tokens=50):
+            print(text, end="", flush=True)
     """
     longest, vocab_size = model.config.max_seq_len, model.config.vocab_size
     window = longest if max_seq_len is None else max_seq_len
@@ -89,7 +89,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
 
 
 def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
-    """The text of the drawn ids, in pieces as each becomes certain. The decoder reads the prompt's ids first."""
+    """The text of each drawn id, as soon as it is certain. The decoder reads the prompt's ids first."""
     decoder = tokenizer.decoder()
     for id in prompt:
         decoder.feed(id)

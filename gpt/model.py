@@ -93,10 +93,10 @@ class GPT:
         return np.concatenate(chunks).reshape(*ids.shape, vocab)
 
     def _forward(self, ids: Array, sites: "DropoutSites") -> None:
-        """From ids [sequences, seq] to the last layer norm, in `workspace.norms[-1]`."""
+        """From ids [sequences, seq] to the last layer norm, in `workspace.residuals[-1]`."""
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         branch = ws.branch[:rows]  # [rows, D]
-        stream = ws.norms[0].rows(rows)  # x and its norm, both [rows, D]
+        stream = ws.residuals[0].rows(rows)  # x and its norm, both [rows, D]
         ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, dropout=sites.embedding())
         ops.layernorm(stream, norm=weights.norms[0])
 
@@ -112,7 +112,7 @@ class GPT:
             activation = Activation(self.config.activation, act.pre_activation)
             ops.linear(act.ln_2.out, w.mlp_fc, out=act.activated, activation=activation)  # [rows, F]
             ops.linear(act.activated, w.mlp_proj, out=branch)
-            stream = ws.norms[layer + 1].rows(rows)
+            stream = ws.residuals[layer + 1].rows(rows)
             norm = weights.norms[layer + 1]  # the next block's ln_1, or ln_f
             ops.add_layernorm(act.ln_2.x, branch, norm=norm, out=stream, dropout=sites.mlp_branch(layer))
 
@@ -125,13 +125,13 @@ class GPT:
         for chunk, logits in self._logits(labels.size):
             ops.softmax_cross_entropy(logits, labels[chunk], losses[chunk], hits[chunk], vocab=vocab, scale=scale)
             if scale is not None:  # logits are their own gradient now
-                out, dx = ws.norms[-1].out[chunk], ws.dnormed[chunk]
+                out, dx = ws.residuals[-1].out[chunk], ws.dnormed[chunk]
                 ops.linear_backward(logits, out, head.weight, dx=dx, grads=Affine(dhead.T, bias=None))
         ops.add_sums(losses, hits, out=self.metrics)
 
     def _logits(self, rows: int) -> Iterator[tuple[slice, Array]]:
         """Chunks of rows with their logits [chunk, V']; a chunk's array is reused by the next."""
-        out, logits = self.workspace.norms[-1].out, self.workspace.logits
+        out, logits = self.workspace.residuals[-1].out, self.workspace.logits
         for start in range(0, rows, len(logits)):
             chunk = slice(start, min(start + len(logits), rows))
             self.ops.linear(out[chunk], self._head_layer(), out=logits[: chunk.stop - start])
@@ -147,7 +147,7 @@ class GPT:
         follows, so norms and residual adds are fused into the linear layers.
         """
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
-        x = ws.norms[0].x[:rows]
+        x = ws.residuals[0].x[:rows]
         ops.embedding(ids.reshape(1, -1), weights.wte, weights.wpe, out=x, start=cache.start)
         for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
             qkv, attended, activated = act.qkv[:rows], act.attended[:rows], act.activated[:rows]
@@ -211,7 +211,7 @@ class TrainableGPT(GPT):
             w, g, act = weights.blocks[layer], grads.blocks[layer], ws.blocks[layer].of(ids)
 
             # x + proj(gelu(fc(ln_2(x))))
-            normed = ws.norms[layer + 1].rows(rows)
+            normed = ws.residuals[layer + 1].rows(rows)
             branch = Branch(dbranch, g.mlp_proj.bias, sites.mlp_branch(layer))
             norm_weight, norm_grads = weights.norms[layer + 1].weight, grads.norms[layer + 1]
             ops.add_layernorm_backward(dnormed, normed, norm_weight, dx, grads=norm_grads, branch=branch)
@@ -232,7 +232,7 @@ class TrainableGPT(GPT):
             if block_done:
                 block_done(layer)
 
-        first = ws.norms[0].rows(rows)
+        first = ws.residuals[0].rows(rows)
         ops.layernorm_backward(dnormed, first, weights.norms[0].weight, dx, grads=grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=sites.embedding())
         ops.add_partials(grads.partials[: ops.partial_sums(rows)], out=grads.vectors)
@@ -298,7 +298,9 @@ class BlockActivations(NamedTuple):
 class Workspace:
     """Every array that a pass over at most `sequences` sequences writes, allocated once.
 
-    For inference (`training` False) all blocks share one set of arrays.
+    `residuals[layer]` is the residual stream, with its norm, as it enters block `layer`, and `residuals[-1]` as it
+    enters the head. `blocks[layer]` has the other activations, and the stream again in the middle of the block, as
+    `ln_2`. For inference (`training` False) all blocks share one set of arrays.
     """
 
     def __init__(
@@ -317,13 +319,13 @@ class Workspace:
             return BlockActivations(ln_1, qkv, attended, lse, normed(), pre_activation, activated)
 
         if training:
-            self.norms = [normed() for _ in range(config.num_layers + 1)]
-            self.blocks = [block(ln_1) for ln_1 in self.norms[:-1]]
+            self.residuals = [normed() for _ in range(config.num_layers + 1)]
+            self.blocks = [block(ln_1) for ln_1 in self.residuals[:-1]]
             self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
             self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
         else:
-            self.norms = [normed()] * (config.num_layers + 1)
-            self.blocks = [block(self.norms[0])] * config.num_layers
+            self.residuals = [normed()] * (config.num_layers + 1)
+            self.blocks = [block(self.residuals[0])] * config.num_layers
         self.branch = allocate((rows, d))
         self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")

@@ -45,8 +45,8 @@ class Plan:
     """A run that is ready to train. `start` is the checkpoint to continue, None for fresh weights."""
 
     run: Run
-    model: ModelConfig
-    train: TrainConfig
+    model_config: ModelConfig
+    train_config: TrainConfig
     corpus: Corpus
     batches: Batches
     start: Checkpoint | None
@@ -92,9 +92,9 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
 
 def is_done(start: Checkpoint | None, steps: int | None) -> bool:
     """Whether a run has done all of its steps and evaluations. `steps` is their number (None: the run's own)."""
-    if start is None or start.step != (start.train.total_steps if steps is None else steps):
+    if start is None or start.step != (start.train_config.total_steps if steps is None else steps):
         return False
-    return not owes_result(start.run, start.train, start.step)
+    return not owes_result(start.run, start.train_config, start.step)
 
 
 def settle(
@@ -115,30 +115,30 @@ def settle(
         train = TrainConfig(**pick(TrainConfig, wanted)).resolved()
         _check_sample_prompt(flags, train)
         return ModelConfig(vocab_size=1, **model), train
-    dropout = flags.get("dropout", start.model.dropout)  # no weight has a shape that depends on it
+    dropout = flags.get("dropout", start.model_config.dropout)  # no weight has a shape that depends on it
     for key, value in model.items():
-        if key != "dropout" and value != (stored := getattr(start.model, key)):
+        if key != "dropout" and value != (stored := getattr(start.model_config, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
     changes = pick(TrainConfig, flags)
-    if (optimizer := changes.get("optimizer", start.train.optimizer)) != start.train.optimizer:
+    if (optimizer := changes.get("optimizer", start.train_config.optimizer)) != start.train_config.optimizer:
         raise UserError(
-            f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train.optimizer}, which kept other "
-            "moments: leave it out, or train a new run"
+            f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train_config.optimizer}, which kept "
+            "other moments: leave it out, or train a new run"
         )
     if not resume:
         changes |= _own_schedule(changes, start)
-    total_steps = changes.get("total_steps", start.train.total_steps)
+    total_steps = changes.get("total_steps", start.train_config.total_steps)
     if total_steps < start.step or (total_steps == start.step and not resume):
         raise UserError(
             f"run {start.run.name} has reached step {start.step} of {total_steps}: to train on, "
             f"use --ckpt {start.run.latest_weights_path} --steps N"
         )
-    lr, final = changes.get("learning_rate", start.train.peak_lr), start.train.final_lr
-    if lr < final and "min_lr" not in changes and "min_lr" not in start.train.computed:
+    lr, final = changes.get("learning_rate", start.train_config.peak_lr), start.train_config.final_lr
+    if lr < final and "min_lr" not in changes and "min_lr" not in start.train_config.computed:
         raise UserError(f"--lr {lr} is below {final}, which the run was given as its --min-lr: give --min-lr too")
-    train = start.train.changed(**changes)
+    train = start.train_config.changed(**changes)
     _check_sample_prompt(flags, train)
-    return replace(start.model, dropout=dropout), train
+    return replace(start.model_config, dropout=dropout), train
 
 
 def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, int]:
@@ -151,10 +151,10 @@ def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, in
             "--ckpt starts a schedule of its own: give its length with --steps N, or finish the checkpoint's schedule "
             "with --resume"
         )
-    steps, warmup = changes["total_steps"], start.train.warmup
+    steps, warmup = changes["total_steps"], start.train_config.warmup
     if steps < 1:
         raise UserError(f"--steps is {steps}, but must be at least 1")
-    if warmup >= steps and "warmup_steps" not in changes and "warmup_steps" not in start.train.computed:
+    if warmup >= steps and "warmup_steps" not in changes and "warmup_steps" not in start.train_config.computed:
         raise UserError(
             f"--steps {steps} would end within the {warmup} that the checkpoint's run was given as its --warmup-steps: "
             "give --warmup-steps too"
@@ -250,7 +250,7 @@ def make(
         raise
     vocab_size = corpus.tokenizer.vocab_size
     if start:
-        start.model.check_tokenizer(run.tokenizer_path, vocab_size)
+        start.model_config.check_tokenizer(run.tokenizer_path, vocab_size)
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start)
 
 
@@ -261,7 +261,7 @@ def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> Train
     """
     if not is_text_of(start.run, corpus):
         return replace(train, text_start=start.step, unseen_fraction=train.val_fraction)
-    return replace(train, unseen_fraction=min(start.train.unseen, train.val_fraction))
+    return replace(train, unseen_fraction=min(start.train_config.unseen, train.val_fraction))
 
 
 def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
@@ -269,7 +269,11 @@ def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
     here = {
         "hipgpt's version": gpt.__version__,
         "device": "CPU" if ops.is_cpu else "GPU",
-        **{flag(key): value for config in (plan.model, plan.train) for key, value in config.to_json().items()},
+        **{
+            flag(key): value
+            for config in (plan.model_config, plan.train_config)
+            for key, value in config.to_json().items()
+        },
         "tokenizer": plan.corpus.info["tokenizer"]["sha256"][:12],
         "tokens": plan.corpus.info["tokens"]["sha256"][:12],
         "checkpoint": plan.start.step if plan.start else None,
@@ -288,7 +292,7 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
 
     Raises UserError if the memory or the disk space is not there.
     """
-    model, train, run = plan.model, plan.train, plan.run
+    model, train, run = plan.model_config, plan.train_config, plan.run
     first = plan.start.step + 1 if plan.start else 1
     held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
     sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
@@ -304,7 +308,7 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; {per_step}")
     steps = train.total_steps - train.text_start
     console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
-    console.line("Rate:   " + describe_rate(train, first, plan.start.train if plan.start else None))
+    console.line("Rate:   " + describe_rate(train, first, plan.start.train_config if plan.start else None))
     of_evaluation = (plan.batches.note, _seen_note(plan)) if train.eval_every else ()
     for note in filter(None, (*ops.notes, _precision_note(plan, ops), *of_evaluation)):
         console.line(note)
@@ -316,9 +320,9 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
 
 def _precision_note(plan: Plan, ops: Operations) -> str | None:
     """One line if the run goes on in another precision than before, though nobody asked for that now."""
-    if plan.start is None or "precision" not in plan.train.computed:
+    if plan.start is None or "precision" not in plan.train_config.computed:
         return None
-    before = plan.start.train.precision
+    before = plan.start.train_config.precision
     if before in ("auto", ops.precision):
         return None
     return f"Note: steps up to {plan.start.step} were computed in {before}, those after it are in {ops.precision}"
@@ -327,7 +331,7 @@ def _precision_note(plan: Plan, ops: Operations) -> str | None:
 def _seen_note(plan: Plan) -> str | None:
     """One line if the run has trained on text that is held out now."""
     batches = plan.batches
-    seen = batches.val_tokens - math.floor(len(batches.tokens) * plan.train.unseen)
+    seen = batches.val_tokens - math.floor(len(batches.tokens) * plan.train_config.unseen)
     if seen <= 0:
         return None
     return (
@@ -407,8 +411,8 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks
 
 def check_disk(plan: Plan, console: Console) -> None:
     """Print a note if the disk cannot hold all checkpoints. Raises UserError if it cannot hold even one."""
-    train, run, free = plan.train, plan.run, free_disk(plan.run.path)
-    weights, optimizer = checkpoint.file_bytes(plan.model, train)
+    train, run, free = plan.train_config, plan.run, free_disk(plan.run.path)
+    weights, optimizer = checkpoint.file_bytes(plan.model_config, train)
     one, best = weights + optimizer, weights if train.eval_every else 0
     if free is None:
         return

@@ -147,7 +147,8 @@ class Trainer:
         if start and start.run.path == run.path:
             self.saved = start.step
             best = checkpoint.best(run)
-            if best and best.train.val_fraction == train_config.val_fraction:  # else it was the best on other text
+            # A best checkpoint on other held-out text says nothing about this one.
+            if best and best.train_config.val_fraction == train_config.val_fraction:
                 self.best = best
         elif ranks.is_first:
             checkpoint.forget_best(run)  # left by a run that was killed before its first checkpoint

@@ -4,9 +4,9 @@ A text is cut into chunks, and a chunk into words. Merging never crosses the end
 and words then do the rest (gpt/tokenizer/encoding.py).
 - `word`: a chunk is a run of characters between white space, and it is also the word. "it's  12" has the chunks "it's"
   and "12".
-- `byte`: a chunk is a run of other characters with the white space before it. Its words are GPT-2's pieces. "it's  12"
-  has the chunks "it's" and "  12", which have the pieces "it", "'s" and " ", " 12". A piece never spans two chunks,
-  because GPT-2's pattern never matches white space after other characters.
+- `byte`: a chunk is a run of other characters with the white space before it. GPT-2's pattern cuts it into words.
+  "it's  12" has the chunks "it's" and "  12", which have the words "it", "'s" and " ", " 12". A word never spans two
+  chunks, because the pattern never matches white space after other characters.
 In both, the end-of-text mark is a chunk by itself.
 
 All of this works on whole arrays of bytes or code points. Several strings in one `bytes` have MARK behind each.
@@ -200,7 +200,7 @@ def _byte_characters() -> list[str]:
 
 
 class ByteSpelling:
-    """GPT-2's pieces, as UTF-8 bytes. Byte b has the id b + 1."""
+    """The words that GPT-2's pattern finds, spelled in UTF-8 bytes. Byte b has the id b + 1."""
 
     least = 257
     suffix = None
@@ -245,7 +245,7 @@ class ByteSpelling:
 
     @staticmethod
     def cut(chunks: bytes) -> tuple[Strings, np.ndarray]:
-        r"""Cut chunks into GPT-2's pieces: (the pieces; how many each chunk has, intp [chunks]).
+        r"""Cut chunks into words by GPT-2's pattern: (the words; how many each chunk has, intp [chunks]).
 
         The pattern is `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`: contractions, runs
         of letters, of digits or of other signs with the space before them, and white space without its last character
@@ -254,8 +254,8 @@ class ByteSpelling:
         Example: the apostrophe of "it's" begins a contraction, which ends after one letter. The second space before 12
         belongs to the digits.
 
-        >>> pieces, count = ByteSpelling.cut(b"it's\xff  12!\xff")
-        >>> pieces.joined().split(b"\xff")[:-1], count.tolist()
+        >>> words, count = ByteSpelling.cut(b"it's\xff  12!\xff")
+        >>> words.joined().split(b"\xff")[:-1], count.tolist()
         ([b'it', b"'s", b' ', b' 12', b'!'], [2, 3])
         """
         # Every character beside its neighbors; two marks at the end, so that two characters follow every quote
@@ -263,14 +263,14 @@ class ByteSpelling:
         kind = _kinds()[points]
         before, after = np.append(np.uint8(_END), kind[:-1]), np.append(kind[1:], np.uint8(_END))
         white, white_before, white_after = (np.isin(k, (_SPACE, _WHITE)) for k in (kind, before, after))
-        # A piece begins at the first and last white space of a run (at the first only, if the chunk ends there); and at
-        # a change of kind, unless a space goes before it, which then has begun the piece. Marks are pieces for now.
+        # A word begins at the first and last white space of a run (at the first only, if the chunk ends there); and at
+        # a change of kind, unless a space goes before it, which then has begun the word. Marks are words for now.
         begins = np.where(
             white,
             ~white_before | ~white_after & (after != _END),
             (kind != before) & (before != _SPACE) | (kind == _END),
         )
-        # A contraction is one piece, and another one begins behind it
+        # A contraction is one word, and another one begins behind it
         (quote,) = (begins & (points == ord("'"))).nonzero()
         letters = _contraction(points[quote + 1], points[quote + 2])
         quote, letters = quote[letters > 0], letters[letters > 0]
@@ -281,9 +281,9 @@ class ByteSpelling:
         is_end = kind[begin] == _END
         first_bytes = ((np.frombuffer(chunks, np.uint8) & 0xC0) != 0x80).nonzero()[0]
         start = first_bytes[begin]
-        # Drop the marks; the number of pieces between two of them is that of a chunk
-        pieces = Strings(chunks + bytes(MARGIN), start, np.diff(start, append=len(chunks)))
-        return pieces.take(~is_end), np.diff(is_end.nonzero()[0], prepend=-1) - 1
+        # Drop the marks; the number of words between two of them is that of a chunk
+        words = Strings(chunks + bytes(MARGIN), start, np.diff(start, append=len(chunks)))
+        return words.take(~is_end), np.diff(is_end.nonzero()[0], prepend=-1) - 1
 
     @staticmethod
     def spell(words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from gpt.system.reading import SMALL, irregular, parse
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Pattern of the rightmost seam: before a run of white space (GPT-2's pieces before it stay the same, and a space stays
+# Pattern of the rightmost seam: before a run of white space (the words before it stay the same, and a space stays
 # with the word behind it) or before the end-of-text mark. \s is White_Space in `regex`; `re` adds U+001C to U+001F.
 _LAST_SEAM = regex.compile(r"(?r)(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")", regex.DOTALL)
 

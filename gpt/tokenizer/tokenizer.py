@@ -3,10 +3,11 @@
 Two kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
 - `word` (Sennrich et al. 2016): words between white space, spelled in Unicode characters, the last one carrying `</w>`.
   White space itself is not kept: decoding puts one space between words.
-- `byte` (Radford et al. 2019): GPT-2's pieces, spelled in UTF-8 bytes. Lossless for any text.
+- `byte` (Radford et al. 2019): the words that GPT-2's pattern finds, spelled in UTF-8 bytes. Lossless for any text.
 
-Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A text is split into
-words, each distinct word is merged once, and a table does the rest (gpt/tokenizer/encoding.py).
+Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A token as a string,
+such as "the</w>", is called a piece. A text is split into words, each distinct word is merged once, and a table does
+the rest (gpt/tokenizer/encoding.py).
 
 Example:
 
@@ -185,7 +186,7 @@ class Tokenizer:
         return self._spelling.decoder(self.piece)
 
     def piece(self, id: int) -> str:
-        """The token as it stands in the vocabulary. UserError for an id outside it."""
+        """The token as a string, as it stands in the vocabulary. UserError for an id outside it."""
         if not 0 <= id < len(self._pieces):
             raise UserError(f"token id {id} is not in the vocabulary, whose ids are 0 to {len(self._pieces) - 1}")
         return self._pieces[id]

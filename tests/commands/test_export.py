@@ -59,7 +59,7 @@ def test_an_export_is_five_files_that_describe_the_model(saved, tmp_path):
     assert json.loads((out / "generation_config.json").read_text()) == end
     with safe_open(out / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
-        assert file.get_slice("lm_head.weight").get_shape() == [found.model.vocab_size, 12]
+        assert file.get_slice("lm_head.weight").get_shape() == [found.model_config.vocab_size, 12]
     described = json.loads((out / "tokenizer_config.json").read_text())
     assert {described[f"{which}_token"] for which in ("bos", "eos", "pad")} == {"<|endoftext|>"}
     assert described["model_input_names"] == ["input_ids", "attention_mask"]
@@ -143,7 +143,7 @@ def our_logits(found, ids) -> np.ndarray:
 def our_continuation(found, ids, count) -> list[int]:
     """The likeliest `count` ids behind `ids`, or fewer if `<|endoftext|>` comes first."""
     sampling = SamplingConfig(temperature=0)
-    return list(draw(load_model(found, CpuOps()), ids, count, sampling, 0, 0, found.model.max_seq_len))
+    return list(draw(load_model(found, CpuOps()), ids, count, sampling, 0, 0, found.model_config.max_seq_len))
 
 
 @pytest.mark.peers

@@ -178,17 +178,17 @@ def greedy_by_full_passes(model: GPT, ids: list[int], count: int, window: int, p
 def test_greedy_text_is_the_argmax_of_full_forward_passes_across_sliding_windows(model, tokenizer, window, penalty):
     prompt, greedy = "the cat sat on", SamplingConfig(temperature=0, repetition_penalty=penalty)
     ids = tokenizer.encode(prompt)
-    pieces = generate(model, tokenizer, prompt, num_tokens=40, sampling=greedy, max_seq_len=window)
+    texts = generate(model, tokenizer, prompt, num_tokens=40, sampling=greedy, max_seq_len=window)
     expected = greedy_by_full_passes(model, ids, 40, window, penalty)
-    assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(expected)
+    assert tokenizer.decode(ids) + "".join(texts) == tokenizer.decode(expected)
     assert len(set(expected)) > 3, "the model is varied enough for this to mean something"
 
 
 def test_a_prompt_longer_than_the_window_uses_its_tail(model, tokenizer):
     prompt = TEXT.strip()
     ids = tokenizer.encode(prompt)
-    pieces = generate(model, tokenizer, prompt, num_tokens=3, sampling=GREEDY)
-    assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(greedy_by_full_passes(model, ids, 3, WINDOW))
+    texts = generate(model, tokenizer, prompt, num_tokens=3, sampling=GREEDY)
+    assert tokenizer.decode(ids) + "".join(texts) == tokenizer.decode(greedy_by_full_passes(model, ids, 3, WINDOW))
 
 
 class Recording:
@@ -219,10 +219,10 @@ def test_the_pieces_joined_are_the_text_of_all_ids_after_that_of_the_prompts(mod
     prompt_ids, recording, count = tokenizer.encode(prompt), Recording(tokenizer), 2 * WINDOW
     assume(prompt_ids)
     wild = SamplingConfig(temperature=5.0, top_k=0, top_p=1.0)
-    pieces = list(generate(model, recording, prompt, num_tokens=count, sampling=wild, seed=seed))
+    texts = list(generate(model, recording, prompt, num_tokens=count, sampling=wild, seed=seed))
     assert recording.ids[: len(prompt_ids)] == prompt_ids
     assert len(recording.ids) == len(prompt_ids) + count
-    assert tokenizer.decode(prompt_ids) + "".join(pieces) == tokenizer.decode(recording.ids)
+    assert tokenizer.decode(prompt_ids) + "".join(texts) == tokenizer.decode(recording.ids)
 
 
 def test_the_draws_of_all_positions_are_even_and_independent(tokenizer):
@@ -246,8 +246,8 @@ def test_the_same_seed_writes_the_same_text_and_another_seed_another(model, toke
 @pytest.mark.parametrize("window", [1, 5, WINDOW])
 def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, window, steps_ahead):
     def text(count, eos_id):
-        pieces = generate(model, tokenizer, "the cat", num_tokens=count, seed=4, eos_id=eos_id, max_seq_len=window)
-        return list(pieces)
+        texts = generate(model, tokenizer, "the cat", num_tokens=count, seed=4, eos_id=eos_id, max_seq_len=window)
+        return list(texts)
 
     ids = list(draw(model, tokenizer.encode("the cat"), 30, SamplingConfig(), -1, 4, window))
     cases = [(1, -1), (30, -1), (30, ids[0]), (30, ids[7])]
@@ -302,9 +302,9 @@ def test_closing_the_text_ends_its_generation(model, tokenizer, monkeypatch):
         return drawn[0]
 
     monkeypatch.setattr("gpt.generate.draw", noted)
-    pieces = generate(model, tokenizer, "the cat")
-    next(pieces)
-    pieces.close()
+    texts = generate(model, tokenizer, "the cat")
+    next(texts)
+    texts.close()
     assert inspect.getgeneratorstate(drawn[0]) == inspect.GEN_CLOSED
 
 
@@ -333,8 +333,8 @@ def test_generation_stops_before_the_end_token(model, tokenizer):
     expected = greedy_by_full_passes(model, ids, 20, WINDOW)[len(ids) :]
     end = expected[5]
     until = expected[: expected.index(end)]
-    pieces = generate(model, tokenizer, "the cat", num_tokens=20, sampling=GREEDY, eos_id=end)
-    assert tokenizer.decode(ids) + "".join(pieces) == tokenizer.decode(ids + until)
+    texts = generate(model, tokenizer, "the cat", num_tokens=20, sampling=GREEDY, eos_id=end)
+    assert tokenizer.decode(ids) + "".join(texts) == tokenizer.decode(ids + until)
 
 
 @pytest.mark.parametrize(

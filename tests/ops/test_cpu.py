@@ -260,15 +260,15 @@ def test_attention_and_its_backward(ops, rng, dropout, batch, heads, seq, head_d
     check_gradients(lambda: naive_attention(qkv, batch, heads, mask)[0], dout, {"qkv": qkv}, {"qkv": dqkv}, rng)
 
 
-@pytest.mark.parametrize("pieces", [(1, 1, 1), (5, 1, 2), (37, 1), (20, 17), (70,)])
-def test_cached_attention_continues_where_it_left_off(ops, rng, pieces):
-    heads, head_dim, seq = 3, 4, sum(pieces)
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (5, 1, 2), (37, 1), (20, 17), (70,)])
+def test_cached_attention_continues_where_it_left_off(ops, rng, lengths):
+    heads, head_dim, seq = 3, 4, sum(lengths)
     d = heads * head_dim
     qkv = rng.standard_normal((seq, 3 * d))
     keys, values = unset(heads, 80, head_dim), unset(heads, 80, head_dim)
     expected, _ = naive_attention(qkv, 1, heads, 1)
     start = 0
-    for n in pieces:
+    for n in lengths:
         out = unset(n, d)
         ops.attention_cached(qkv[start : start + n], keys, values, np.array([start], np.int32), out)
         np.testing.assert_allclose(out, expected[start : start + n], **EXACT)

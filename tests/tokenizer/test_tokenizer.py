@@ -119,8 +119,8 @@ def test_white_space_is_that_of_hugging_face_for_every_character_up_to_the_last_
 
 
 def byte_pieces(text):
-    pieces, _ = ByteSpelling.cut(text.encode() + MARK)
-    return pieces.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
+    words, _ = ByteSpelling.cut(text.encode() + MARK)
+    return words.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
 
 
 def test_byte_pieces_are_hugging_faces_for_every_code_point():

@@ -57,7 +57,7 @@ def same(left, right):
 
 def is_complete(found, step):
     """Whether all parts of a checkpoint equal, bit for bit, those that were saved at `step`."""
-    weights, optimizer, counters = state(step, optimizer=found.train.optimizer)
+    weights, optimizer, counters = state(step, optimizer=found.train_config.optimizer)
     moments, counts = found.optimizer()
     return found.step == step and same(found.weights(), weights) and same(moments, optimizer) and counts == counters
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(run):
     saved = save(run, 100)
     assert names(run) == complete(run, 100)
     for found in (saved, checkpoint.load(run), checkpoint.load(run, 100)):
-        assert (found.run, found.model, found.train) == (run, MODEL, TRAIN)
+        assert (found.run, found.model_config, found.train_config) == (run, MODEL, TRAIN)
         assert is_complete(found, 100)
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_from_before_optimizers_could_be_chosen_is_adamws(run):
     config = json.loads(run.config_path(1).read_text())
     del config["training"]["optimizer"]
     run.config_path(1).write_text(json.dumps(config))
-    assert checkpoint.load(run).train.optimizer == "adamw"
+    assert checkpoint.load(run).train_config.optimizer == "adamw"
     assert is_complete(checkpoint.load(run), 1)
 
 
@@ -176,7 +176,7 @@ def test_a_config_with_hipgpts_keys_only_takes_our_defaults_and_reads_in_sequenc
     run.config_path(10).write_text(json.dumps(config))
     found = checkpoint.load(run)
     ours = TrainConfig(batch_size=4, learning_rate=0.01, sampling="sequential")
-    assert (found.model, found.train) == (model, ours.resolved())
+    assert (found.model_config, found.train_config) == (model, ours.resolved())
 
 
 # ---- finding a checkpoint -----------------------------------------------------------------------------------------
