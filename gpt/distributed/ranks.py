@@ -113,20 +113,34 @@ def joined(gpus: str | None = None) -> Iterator[Ranks]:
     """Inside the `with`, this process is one of the ranks that were started together, or `ALONE`.
 
     `gpus` is the number of GPUs of this machine to use, or "all": this process then starts the other ranks itself.
-    An error in any rank ends all of them. Raises UserError if the ranks do not find each other.
+    Raises UserError if the ranks do not find each other. An error in one rank ends all of them.
     """
-    from gpt.distributed import launch
-
-    place = launch.find(os.environ) if gpus is None else launch.with_gpus(gpus)
+    place = _place(gpus)
     if place is None:
         yield ALONE
         return
     from gpt.distributed.control import Control
 
     control = Control(place)
-    try:
-        yield ManyRanks(place, control)
-    except BaseException as error:
-        control.fail(error)
-        raise
+    yield ManyRanks(place, control)
     control.close()
+
+
+def _place(gpus: str | None) -> "Place | None":
+    """The place of this process among the ranks, by the environment and by `--gpus`; None if it works alone."""
+    from gpt.distributed.launch import Place, find
+
+    place = find(os.environ)
+    if gpus is None or (place and place.launcher == "gpus"):
+        return place
+    if place:
+        raise UserError(f"--gpus {gpus} starts the ranks itself, but {place.size} were started already: leave it out")
+    from gpt.ops.gpu.device import count_gpus
+
+    there = count_gpus()
+    if not (gpus == "all" or (gpus.isdecimal() and int(gpus) > 0)):
+        raise UserError(f"--gpus is {gpus}, but must be all or a number from 1 to {there}")
+    size = there if gpus == "all" else int(gpus)
+    if size > there:
+        raise UserError(f"--gpus is {gpus}, but there {'is' if there == 1 else 'are'} only {there} here")
+    return Place(0, size, 0, size, "gpus") if size > 1 else None

@@ -199,6 +199,11 @@ def _stream(cupy: Any, index: int) -> Any:
     return cupy.cuda.Stream(non_blocking=True)
 
 
+def count_gpus() -> int:
+    """How many GPUs CuPy sees. Raises UserError if CuPy is missing, or if there is no GPU."""
+    return _count(_import_cupy())
+
+
 def _vendor(cupy: Any) -> str:
     return "AMD" if cupy.cuda.runtime.is_hip else "NVIDIA"
 
