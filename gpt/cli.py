@@ -195,7 +195,7 @@ def train_model(
     either, flags that are left out keep the run's values.
     """
     from gpt import checkpoint, plan
-    from gpt.distributed import joined
+    from gpt.distributed.ranks import joined
     from gpt.system.console import Console
 
     with joined(gpus) as ranks:

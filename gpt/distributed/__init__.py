@@ -1,9 +1,9 @@
-"""Training on several GPUs or machines: one process, a rank, for each.
+"""Training on several ranks: processes that each work on a GPU, or on CPU cores, and step together.
 
-`joined` finds or starts the other ranks. The rest of the program knows them as a `Ranks` object, and a process on its
-own as one that does nothing.
+ranks.py        the face for the rest of the program: `Ranks`, and `ALONE` for a process on its own
+launch.py       where this process stands among the ranks, and where they meet
+control.py      small messages: shared values, the step to stop after, failures; links.py has their connections
+collectives.py  sums and exchanges of arrays: the contract, which mpi.py fulfills on CPUs and nccl.py on GPUs
+shares.py       which rank steps which elements of the flat buffers
+reduction.py    the sum of all ranks' gradients, beside the backward pass
 """
-
-from gpt.distributed.ranks import ALONE, Ranks, joined
-
-__all__ = ["ALONE", "Ranks", "joined"]

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from gpt.config import ModelConfig
@@ -87,7 +87,12 @@ class ManyRanks(Ranks):
         return self._control.stopped_by
 
     def device(self, wanted: str) -> str:
-        return f"gpu:{self._place.local_rank}" if wanted == "gpu" else wanted
+        if wanted not in ("auto", "gpu") or (wanted == "auto" and self._place.launcher == "mpi" and not _has_gpu()):
+            return wanted
+        from gpt.ops.gpu.device import count_gpus
+
+        there, local_rank = count_gpus(), self._place.local_rank
+        return "gpu:0" if there == 1 else f"gpu:{local_rank}"  # some launchers show each rank its own GPU alone
 
     def connect(self, ops: Operations, sharded: bool) -> None:
         self._sharded = sharded
@@ -106,6 +111,14 @@ class ManyRanks(Ranks):
         from gpt.distributed.nccl import NcclCollectives, unique_id
 
         return NcclCollectives(self.rank, self.size, self.share(unique_id() if self.is_first else None))
+
+
+def _has_gpu() -> bool:
+    from gpt.ops.gpu.device import count_gpus
+
+    with suppress(UserError):
+        return count_gpus() > 0
+    return False
 
 
 @contextmanager
