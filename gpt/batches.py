@@ -39,7 +39,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
 
-EVAL_BATCHES = 20  # an evaluation's length stays the same however long the held-out tail is
+EVAL_STEPS = 20  # an evaluation reads as much as so many steps, however long the held-out tail is
 
 _ROUNDS = (
     6  # rounds of the Feistel network: after four, neighboring windows follow one another more often than by chance
@@ -120,9 +120,18 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: np.ndarray, batch: int, seq: int, *, sampling: str, seed: int, val_fraction: float
+        self,
+        tokens: np.ndarray,
+        batch: int,
+        seq: int,
+        *,
+        sampling: str,
+        seed: int,
+        val_fraction: float,
+        accumulate: int = 1,
     ) -> None:
         self.tokens, self.batch, self.seq, self.sampling, self.seed = tokens, batch, seq, sampling, seed
+        self._val_windows = EVAL_STEPS * batch * accumulate  # the same, whoever shares out a step among ranks
         self.val_tokens = math.floor(len(tokens) * val_fraction)
         self.train_tokens = len(tokens) - self.val_tokens
         if self.train_tokens <= seq:
@@ -170,11 +179,11 @@ class Batches:
     def validation(self) -> Iterator[Batch]:
         """Batches of the held-out tail, int32 [rows, seq] with rows ≤ batch; the same ones every time.
 
-        The tail is cut into windows of seq + 1 tokens. If they fill more than EVAL_BATCHES batches, that many batches
-        of evenly spread windows stand for them. There are none if the tail is below seq + 1.
+        The tail is cut into windows of seq + 1 tokens. If they fill more than EVAL_STEPS steps of `accumulate` batches,
+        that many evenly spread windows stand for them. There are none if the tail is below seq + 1.
         """
         windows = self.val_tokens // (self.seq + 1)
-        count = min(windows, EVAL_BATCHES * self.batch)
+        count = min(windows, self._val_windows)
         chosen = np.array([i * windows // count for i in range(count)], np.int64)
         starts = self.train_tokens + chosen * (self.seq + 1)
         self._announce(starts)

@@ -218,10 +218,14 @@ def train_model(
             inherited = start is not None and "precision" not in settings
             ops, train = plan.select_ops(device, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
+            if not ranks.is_first:
+                ranks.share()  # the first rank has made the tokens
             chosen = plan.make(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
                 console=console,
             )  # fmt: skip
+            if ranks.is_first:
+                ranks.share()
             plan.agree(chosen, ops, ranks)
             ranks.connect(ops, shard_optimizer)
             plan.announce(chosen, ops, console, ranks)

@@ -239,6 +239,7 @@ def make(
         batches = Batches(
             corpus.tokens, train.batch_size, model.max_seq_len,
             sampling=train.sampling, seed=train.seed, val_fraction=train.val_fraction,
+            accumulate=train.accumulate,
         )  # fmt: skip
         if train.sample_prompt is not None:
             prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt.batches import EVAL_BATCHES, Batches, Shuffle, token_order
+from gpt.batches import EVAL_STEPS, Batches, Shuffle, token_order
 from gpt.config import SAMPLINGS
 from gpt.errors import UserError
 
@@ -239,7 +239,7 @@ def test_a_long_tail_is_sampled_evenly_and_always_at_the_same_windows(windows, e
     data = batches(20 * windows, batch=2, seq=4, val_fraction=0.25)
     found = [int(row[0]) for ids, _ in data.validation() for row in ids]
     assert found == [int(row[0]) for ids, _ in data.validation() for row in ids]
-    assert len(found) == evenly <= EVAL_BATCHES * 2
+    assert len(found) == evenly <= EVAL_STEPS * 2
     assert found[0] == data.train_tokens
     gaps = np.diff(found) // 5
     assert ((gaps == windows // evenly) | (gaps == -(-windows // evenly))).all()
@@ -344,7 +344,7 @@ def test_windows_of_a_slice_of_a_map_are_announced_where_they_lie(mapped):
 def test_validation_is_announced(mapped):
     tokens = mapped(5_000_000)
     found = list(Batches(tokens, 8, 64, sampling="random", seed=1, val_fraction=0.1).validation())
-    assert len(found) == EVAL_BATCHES
+    assert len(found) == EVAL_STEPS
     assert all(announced(tokens, batch) for batch in found)
 
 
@@ -383,6 +383,6 @@ def test_training_on_a_file_larger_than_memory_reads_only_the_pages_that_it_need
         data = Batches(tokens, 4, 128, sampling=sampling, seed=0, val_fraction=0.05)
         for index in (0, 10**9, 10**18):
             data.train(index)
-        assert len(list(data.validation())) == EVAL_BATCHES
+        assert len(list(data.validation())) == EVAL_STEPS
     # at most 200 windows are touched, each in at most two of the kernel's 64 KiB read-arounds: 25 MiB (ru_maxrss: KiB)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
