@@ -1,5 +1,6 @@
 """Collectives of ranks on GPUs, by NCCL (NVIDIA) or RCCL (AMD), which CuPy reaches under one name."""
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -28,11 +29,13 @@ class NcclCollectives(Collectives):
 
         self._cupy, self._nccl, self._rank = cupy, _nccl(), rank
         try:
-            self._group = self._nccl.NcclCommunicator(size, tuple(group), rank)
+            self._group = self._nccl.NcclCommunicator(size, _as_cupy_has_it(group), rank)
         except self._nccl.NcclError as error:
             raise UserError(
                 f"the GPUs cannot be connected: {error}; NCCL_DEBUG=INFO in the environment says more"
             ) from None
+        # CuPy would destroy the group at the end, which waits for all graphs that use it to be destroyed: for ever.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
         self._types = {
             np.dtype(np.uint16): self._nccl.NCCL_BFLOAT16,
             np.dtype(np.float32): self._nccl.NCCL_FLOAT32,
@@ -96,6 +99,11 @@ def _nccl() -> Any:
         raise UserError("several GPUs need RCCL, which CuPy does not find: install ROCm's package rccl")
     cuda = cupy.cuda.runtime.runtimeGetVersion() // 1000
     raise UserError(f"several GPUs need NCCL, which CuPy does not find: pip install nvidia-nccl-cu{cuda}")
+
+
+def _as_cupy_has_it(group: Sequence[int]) -> Any:
+    """The name of a group in the type of this version of CuPy: bytes, or before 14 a tuple."""
+    return bytes(group) if isinstance(_nccl().get_unique_id(), bytes) else tuple(group)
 
 
 def _are_equal(bounds: tuple[int, ...]) -> bool:
