@@ -71,7 +71,7 @@ def pytorch(side: str, *shape: int) -> float:
 
     def seconds_between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
 
     return median_ms(graph.replay, mark, seconds_between)
 

@@ -122,6 +122,7 @@ def until_step_1(command: list[str], folder: Path) -> tuple[float, float]:
     """Seconds until a training process begins its first step, and until it has logged that."""
     begin = time.perf_counter()
     with subprocess.Popen([*command, "--device", "cpu"], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("[Step 1] Loss"):
                 end = time.perf_counter() - begin

@@ -81,7 +81,8 @@ def printed(*command: str) -> dict[str, float]:
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise FailedError(_last_line(result.stderr) or f"exit status {result.returncode}")
-    return json.loads(result.stdout)
+    numbers: dict[str, float] = json.loads(result.stdout)
+    return numbers
 
 
 def starts(command: tuple[str, ...], before: tuple[str, ...] | None = None) -> dict[str, float]:
@@ -99,6 +100,7 @@ def _seconds_to_step_1(command: tuple[str, ...], folder: str, environment: dict[
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("[Step 1]"):
                 seconds = perf_counter() - begin

@@ -102,7 +102,7 @@ class Sweep:
 
     def __init__(self, folder: Path, text: str, preset: str) -> None:
         self._folder, self._text, self._preset = folder, text, preset
-        self._tokenized: dict[tuple, Path] = {}
+        self._tokenized: dict[tuple[str, ...], Path] = {}
         self._numbers = itertools.count(1)
 
     def tokenize(self, setting: dict[str, Any]) -> Path:

@@ -113,7 +113,8 @@ class PyTorch:
         self._device = "cpu" if ops.is_cpu else "cuda"
         self._tokens, self._model, self._host_tokens = torch.from_numpy(tokens.astype(np.int64)), model, tokens
         self._tokens = self._tokens.to(self._device)
-        self._peer, self._module = pytorch_gpt2, None
+        self._peer = pytorch_gpt2
+        self._train_step: pytorch_gpt2.TrainStep | None = None
 
     def best(self, steps: int, rates: list[float], tried: int, seeds: int) -> list[tuple[float, float]]:
         """(loss, seconds) of `seeds` runs with the rate that is best after `tried` steps."""
@@ -128,9 +129,9 @@ class PyTorch:
     def train(self, config: TrainConfig) -> tuple[float, float]:
         """The same as Hipgpt.train. The first run compiles; later ones put new weights into the same module."""
         torch, seq = self._torch, self._model.max_seq_len
-        if self._module is None:
-            self._module = self._peer.TrainStep(self._model, config, self._device, self._precision, self._mode)
-        train_step = self._module
+        if self._train_step is None:
+            self._train_step = self._peer.TrainStep(self._model, config, self._device, self._precision, self._mode)
+        train_step = self._train_step
         first = GPT(self._model, CpuOps())
         first.initialize(config.seed)
         train_step.restart(first.weights.named, config)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 import psutil
@@ -40,11 +41,11 @@ TIMED = {
 @click.option("--load", is_flag=True, hidden=True)
 def main(text: Path, vocab_size: int, kind: str, rounds: int, side: str | None, saved: Path | None, load: bool) -> None:
     """Compare both tokenizers on TEXT."""
-    if side:
+    if side and saved:
         measure = hipgpt if side == "hipgpt" else hugging_face
         click.echo(json.dumps(measure(text, vocab_size, kind, saved, load)))
         return
-    results = []
+    results: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds):
             results.append({})
@@ -75,6 +76,7 @@ def watched(command: list[str]) -> tuple[dict[str, float], int]:
         while process.poll() is None:
             most = max(most, resident(process.pid))
             time.sleep(0.05)
+        assert process.stdout is not None
         printed = process.stdout.read()
     if process.returncode:
         raise click.ClickException(f"{' '.join(command)} ended with {process.returncode}")
@@ -83,7 +85,7 @@ def watched(command: list[str]) -> tuple[dict[str, float], int]:
 
 def resident(process: int) -> int:
     try:
-        return psutil.Process(process).memory_info().rss
+        return int(psutil.Process(process).memory_info().rss)
     except psutil.NoSuchProcess:
         return 0  # it ended meanwhile
 
@@ -119,6 +121,7 @@ def hugging_face(text: Path, vocab_size: int, kind: str, saved: Path, load: bool
     if load:
         tokenizer = Tokenizer.from_file(str(saved))
         return {"encode_loaded": seconds(lambda: encode(tokenizer))}
+    options: dict[str, Any]
     if kind == "word":
         tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,4 +1,4 @@
-"""Fixtures of several test files: the real text, and the command as a user runs it."""
+"""Fixtures of several test files: the real text, the devices, and the command as a user runs it."""
 
 import os
 import shutil
@@ -14,6 +14,7 @@ import pytest
 from gpt.config import TokenizerConfig
 from tests.support import ROOT
 from tests.support.amd import errors
+from tests.support.devices import DEVICES, operations
 from tests.support.forks import Fork, Forks
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a slow example on a busy machine is not a failure
@@ -61,6 +62,18 @@ def forks(tmp_path_factory) -> Iterator[Forks | None]:
 def trained() -> dict[tuple[str, ...], Path]:
     """Runs that `hipgpt.once` has made, by module and command."""
     return {}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each device that operations are tested on; skips if this machine lacks it."""
+    return request.param()
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def ops(request, device):
+    """The operations of each device in each precision; skips if the device lacks the precision."""
+    return operations(device, request.param)
 
 
 @pytest.fixture(scope="session")

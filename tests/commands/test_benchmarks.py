@@ -48,6 +48,6 @@ def test_a_tokenizer_beside_hugging_faces(text, kind):
 def test_a_step_beside_pytorch_and_the_start_up_times():
     pytest.importorskip("torch")
     output = printed("cpu.py", "small", "start", "--rounds", 1)
-    sides = re.findall(r"^  (hipgpt|eager|compile) .* [1-9][\d.]* ms .* [1-9]\d* MiB at most$", output, re.M)
+    sides = re.findall(r"^  (hipgpt|eager|compile) .* [1-9][\d,.]* ms .* [1-9][\d,]* MiB at most$", output, re.M)
     assert sides == ["hipgpt", "eager", "compile"]
     assert len(re.findall(r"^start: .* \d+\.\d+ s$", output, re.M)) == 3

@@ -26,7 +26,7 @@ def options() -> list[tuple[str, str, list[str]]]:
 def test_an_option_given_twice_is_refused_with_both_values(command, option, value, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # keep the command's signal handlers out of this process
     result = CliRunner().invoke(main, [command, option, *value, option, *value])
-    error = result.stderr
+    error = result.output
     assert result.exit_code == 2
     assert error.count("\n") == 1
     assert f"is given 2 times{', ' * bool(value)}{' and '.join(map(str, 2 * value))}: " in error

@@ -96,7 +96,7 @@ def test_without_cupy_it_says_what_to_install(monkeypatch, tmp_path):
 def test_advice_of_a_checkout_is_short_inside_of_it_and_needs_no_checkout_outside(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert "pip install -e '.[rocm]'" in cupy_device.install_advice()
-    monkeypatch.setattr(cupy_device, "__file__", str(tmp_path / "site-packages" / "gpt" / "ops" / "cupy_device.py"))
+    monkeypatch.setattr(cupy_device, "__file__", str(tmp_path / "site-packages" / "gpt" / "ops" / "gpu" / "device.py"))
     advice = cupy_device.install_advice()
     assert "pip install cupy-rocm-7-0 for an AMD GPU" in advice
     assert "hipgpt[" not in advice

@@ -8,7 +8,6 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.model import KVCache, TrainableGPT, initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
-from tests.support.devices import DEVICES, operations
 
 CONFIGS = {
     "tied": ModelConfig(vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2),
@@ -22,16 +21,6 @@ BATCH = 3
 # independent, so their squares add up: sqrt(2 · 12) · 2^-8 = 2 % of its norm. The bound is twice that, because softmax,
 # layer norm and the kink of ReLU amplify errors.
 BF16_GRADIENT = 0.04
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return request.param()
-
-
-@pytest.fixture(params=["fp32", "bf16"])
-def ops(request, device):
-    return operations(device, request.param)
 
 
 @pytest.fixture(params=CONFIGS)

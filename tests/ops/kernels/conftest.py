@@ -1,20 +1,10 @@
-"""Fixtures for the tests of every operation: a device, its operations and arrays, random numbers, the rounding U."""
+"""Fixtures for the tests of every operation: arrays on the device of `ops`, random numbers, the rounding U."""
 
 import numpy as np
 import pytest
 
 from tests.ops.kernels.bounds import TF32, u
-from tests.support.devices import DEVICES, Arrays, operations
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return request.param()
-
-
-@pytest.fixture(params=["fp32", "bf16"])
-def ops(request, device):
-    return operations(device, request.param)
+from tests.support.devices import Arrays
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ TARGETS = {
     "clang": ("gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201"),
     "hiprtc": ("gfx90a", "gfx1030"),
 }
-MATRIX_TARGETS = TARGETS["clang"]  # those with a matrix unit for bf16
 LDS_LIMIT = 64 * 1024  # bytes that one workgroup may have, on every target
 LEAST_WAVES = 2  # per SIMD: if there is only one, the SIMD is idle whenever that waits
 

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from gpt.ops.gpu.sources import Instance
+from gpt.ops.gpu.targets import has_bf16
 from tests.support.amd.compile import (
-    MATRIX_TARGETS,
     PROCESSORS,
     TARGETS,
     Kernel,
@@ -47,7 +47,7 @@ def cases() -> list[Case]:
         Case(compiler, target, instance)
         for compiler, targets in TARGETS.items()
         for target in targets
-        for instance in instances(target, PROCESSORS[target].wave, target in MATRIX_TARGETS)
+        for instance in instances(target, PROCESSORS[target].wave, has_bf16(target))
     ]
 
 
