@@ -36,6 +36,8 @@ setup(
         "rocm": ["cupy-rocm-7-0"],
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
+        # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
+        "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
         "peers": ["torch", "transformers"],

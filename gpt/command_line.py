@@ -14,10 +14,9 @@ from typing import Any
 import click
 
 from gpt.config import CHOICES, types_of
-from gpt.errors import UserError, told
-from gpt.system import interrupts
+from gpt.errors import UserError, one_line, told
+from gpt.system import ending, interrupts
 
-LONGEST_ERROR = 2000  # characters
 WIDEST_TERM = 30  # columns that an option's name may take beside its help
 
 # Advice for a command that runs out of memory; None stands for all other commands.
@@ -148,10 +147,14 @@ class Program(_WithExample, click.Group):
         except UserError as error:
             _fail(str(error))
         except (click.Abort, KeyboardInterrupt):
+            ending.tell_others("", interrupts.status())
             click.echo("Interrupted", err=True)
             sys.exit(interrupts.status())
         except OSError as error:
             _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
+        except Exception as error:
+            ending.tell_others(one_line(f"{type(error).__name__}: {error}"), 1)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -195,9 +198,8 @@ def _flushed() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    message = " ".join(message.split())
-    if len(message) > LONGEST_ERROR:
-        message = f"{message[: LONGEST_ERROR // 2]} … {message[-LONGEST_ERROR // 2 :]}"
+    message = one_line(message)
+    ending.tell_others(message, 2)
     with suppress(OSError):  # nobody may be left to read it
         click.echo(f"Error: {message}", err=True)
     sys.exit(2)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+LONGEST = 2000  # characters of a message
 _SHOWN = 80  # characters of a value in a message
 _TEMPORARY = re.compile(r"\.(.+)\.[^.]+\.tmp")  # the name of a temporary file, as gpt/system/files.py makes it
 
@@ -19,6 +20,12 @@ class UserError(Exception):
     Its message is one line: what is wrong, with the value, and what to do. The command line prints it without a
     traceback and exits with status 2. No file is half-written when it is raised.
     """
+
+
+def one_line(message: str) -> str:
+    """The message without line breaks, and cut in the middle if it is longer than LONGEST."""
+    message = " ".join(message.split())
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
 
 
 @contextmanager

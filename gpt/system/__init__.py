@@ -8,6 +8,7 @@ tensors.py      safetensors files, one tensor at a time
 shipped.py      the files that come with hipgpt: kernels and a text
 console.py      lines and progress bars on standard output
 interrupts.py   signals: the first one asks for an end, the second one forces it
+ending.py       the end of a process, of which other ranks are told
 threads.py      a pool of threads for NumPy
 limits.py       the memory, CPUs and disk space that this process may use
 """

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
+from gpt.system import ending
+
 GRACE = 1.0  # seconds that a step may still take after a signal before it is dropped
 ECHO = 0.05  # seconds in which two SIGTERM count as one: timeout(1) sends it to its command and to its group
 
@@ -218,7 +220,7 @@ def _receive(number: int) -> None:
     if work is not None:
         work.receive(number)
         if is_first:
-            _aside(work.announce)
+            ending.aside(work.announce)
             _nudge_when_due()
 
 
@@ -243,22 +245,9 @@ def _nudge_when_due() -> None:
 
 
 def _end_at_once(number: int) -> None:
-    work = _deferred
+    work, status = _deferred, 128 + number
     farewell = work.farewell() if work is not None else "Interrupted"
-    _aside(lambda: os.write(2, farewell.encode() + b"\n"))
-    if sys.stdout and sys.stdout.isatty():
-        _aside(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which a progress bar hides
-    os._exit(128 + number)
-
-
-def _aside(action: Callable[[], object]) -> None:
-    """Do something in another thread, and wait 0.2 s for it at most: the terminal may be stopped (Ctrl-S), or gone."""
-
-    def attempt() -> None:
-        with suppress(OSError, ValueError):
-            action()
-
-    with suppress(RuntimeError):
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(0.2)
+    ending.aside(lambda: ending.tell_others("", status, at_once=True))
+    if farewell:
+        ending.say(farewell)
+    ending.at_once(status)

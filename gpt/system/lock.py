@@ -94,7 +94,7 @@ class Lock:
 
     def _sign(self) -> bool:
         """Write this process's name into `.lock.json`. False if that names another process, which still runs."""
-        mine = Owner(_host(), os.getpid(), _started(os.getpid()))
+        mine = Owner(host(), os.getpid(), _started(os.getpid()))
         text = json.dumps(mine._asdict()) + "\n"
         try:
             handle = os.open(self._owner_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -130,7 +130,7 @@ class Lock:
         owner = self._owner()
         if owner is None:
             return age > UNSIGNED
-        if owner.host == _host():
+        if owner.host == host():
             return _started(owner.process) != owner.started
         return age > ABANDONED
 
@@ -151,7 +151,7 @@ class Lock:
         return None
 
 
-def _host() -> str:
+def host() -> str:
     """This host, with the namespace of process numbers if the system tells: each container has its own."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"

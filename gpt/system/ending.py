@@ -1,0 +1,52 @@
+"""The end of a process: other ranks are told of it first, and the terminal's cursor is shown again."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+_tell: Callable[[str, int, bool], None] | None = None
+
+
+def others(tell: Callable[[str, int, bool], None] | None) -> None:
+    """Set the function that tells the other ranks (see `tell_others`). None: this process works alone."""
+    global _tell
+    _tell = tell
+
+
+def tell_others(message: str, status: int, at_once: bool = False) -> None:
+    """Tell the other ranks, if there are any, that this process ends with an error. "" stands for a signal.
+
+    Returns if this process is to print the error itself. Otherwise raises SystemExit: the error follows from another
+    rank's, or the first rank prints it. With `at_once` the process ends as soon as this returns.
+    """
+    if _tell is not None:
+        _tell(message, status, at_once)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error from any thread, above a progress bar. Waits 0.2 s at most."""
+    clear = "\r\x1b[K" if sys.stderr and sys.stderr.isatty() else ""
+    aside(lambda: os.write(2, f"{clear}{line}\n".encode(errors="backslashreplace")))
+
+
+def at_once(status: int) -> NoReturn:
+    """End this process now, whatever its threads do."""
+    if sys.stdout and sys.stdout.isatty():
+        aside(lambda: os.write(1, b"\x1b[?25h"))  # shows the cursor, which a progress bar hides
+    os._exit(status)
+
+
+def aside(action: Callable[[], object]) -> None:
+    """Do something in another thread, and wait 0.2 s for it at most: the terminal may be stopped (Ctrl-S), or gone."""
+
+    def attempt() -> None:
+        with suppress(OSError, ValueError):
+            action()
+
+    with suppress(RuntimeError):
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(0.2)
