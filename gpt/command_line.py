@@ -147,7 +147,6 @@ class Program(_WithExample, click.Group):
         except UserError as error:
             _fail(str(error))
         except (click.Abort, KeyboardInterrupt):
-            ending.tell_others("", interrupts.status())
             click.echo("Interrupted", err=True)
             sys.exit(interrupts.status())
         except OSError as error:
@@ -159,6 +158,9 @@ class Program(_WithExample, click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ending.tell_others("", interrupts.status())
+            raise
         except MemoryError:
             raise UserError(f"out of memory: {SPARING.get(ctx.invoked_subcommand, SPARING[None])}") from None
 
