@@ -87,6 +87,7 @@ class Control:
         self._values: dict[int, deque[Any]] = {rank: deque() for rank in range(place.size)}  # that ranks have sent
         self._is_ending = False  # whether a failure is known
         self._failure: Failure | None = None  # it, once all has been said
+        self._is_confirmed = False  # whether the first rank has said it
         self._deadline = 0.0  # when a main thread that has not ended after a failure is ended
         self._is_closed = False
         self._begun = BEFORE_ANY  # the last step that this rank's main thread has begun
@@ -159,6 +160,9 @@ class Control:
         """This rank ends with an error: tell all, who end with `status`. An empty message stands for a signal."""
         text = f"{self._me}: {one_line(message)}" if message else ""
         self._end(Failure(self.place.rank, text, status), speaks=self.place.rank == 0)
+        if self.place.rank:  # mpirun kills all ranks as soon as one has ended
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_confirmed, SAYING)
 
     def close(self) -> None:
         """All work is done: wait until all ranks say so. The first rank also waits for its children to end."""
@@ -318,6 +322,9 @@ class Control:
                 link.member = self._members[0]
             self._changed.notify_all()
         if kind == "failure":
+            with self._changed:
+                self._is_confirmed = True
+                self._changed.notify_all()
             self._end(Failure(**message), speaks=self.place.rank == 0)
         elif kind == "refused":
             self._end(Failure(self.place.rank, message["text"], 2), speaks=True)
