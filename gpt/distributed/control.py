@@ -191,8 +191,9 @@ class Control:
         return len(self._members) == self.place.size
 
     def _awaits_others(self) -> bool:
-        """Whether other ranks may still come, to whom the first rank must tell a failure."""
-        return self.place.rank == 0 and len(self._links) + 1 < self.place.size
+        """Whether other ranks may still come, to whom the first rank must tell a failure. It kills its children."""
+        is_early = time.monotonic() < self._since + self.patience
+        return is_early and not (self.place.rank or self._children) and len(self._links) + 1 < self.place.size
 
     def _stopping_is_settled(self) -> bool:
         return self._failure is None and (self._is_free or self._last is not None)
@@ -280,7 +281,7 @@ class Control:
                 self._receive(rank, links[rank])
             now = time.monotonic()
             if now - last > 0.15 * self.silence:  # this process stood still: it cannot tell how long others did
-                for link in links.values():
+                for link in self._open_links().values():  # also of a rank that has come meanwhile
                     link.heard = now
             last = now
             if self._failure is not None:
