@@ -159,6 +159,9 @@ class Program(_WithExample, click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ending.tell_others("", interrupts.status())
+            raise
         except MemoryError:
             raise UserError(f"out of memory: {SPARING.get(ctx.invoked_subcommand, SPARING[None])}") from None
 

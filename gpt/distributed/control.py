@@ -38,6 +38,8 @@ from gpt.system import ending, lock
 TICK = 0.2  # seconds between two rounds of the watch, if no message comes
 GRACE = 2.0  # seconds in which a main thread may end by itself after a failure
 REAPING = 1.0  # seconds after that in which the children of the first rank may end by themselves
+LATECOMING = 5.0  # seconds for which the first rank waits with its failure for ranks that have not come yet
+SAYING = 1.0  # seconds in which a failure is told at the most
 CONSEQUENCE = 0.5  # seconds in which an error of this rank may turn out to follow from another's end
 BEFORE_ANY = -1  # stands for the last step of a rank that has begun none
 
@@ -83,7 +85,9 @@ class Control:
         self._links: dict[int, Link] = {}  # by the rank at the other end
         self._members: list[Member] = []  # all ranks, once they have come
         self._values: dict[int, deque[Any]] = {rank: deque() for rank in range(place.size)}  # that ranks have sent
-        self._failure: Failure | None = None
+        self._is_ending = False  # whether a failure is known
+        self._failure: Failure | None = None  # it, once all has been said
+        self._is_confirmed = False  # whether the first rank has said it
         self._deadline = 0.0  # when a main thread that has not ended after a failure is ended
         self._is_closed = False
         self._begun = BEFORE_ANY  # the last step that this rank's main thread has begun
@@ -156,6 +160,9 @@ class Control:
         """This rank ends with an error: tell all, who end with `status`. An empty message stands for a signal."""
         text = f"{self._me}: {one_line(message)}" if message else ""
         self._end(Failure(self.place.rank, text, status), speaks=self.place.rank == 0)
+        if self.place.rank:  # mpirun kills all ranks as soon as one has ended
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_confirmed, SAYING)
 
     def close(self) -> None:
         """All work is done: wait until all ranks say so. The first rank also waits for its children to end."""
@@ -183,6 +190,11 @@ class Control:
     def _is_complete(self) -> bool:
         return len(self._members) == self.place.size
 
+    def _awaits_others(self) -> bool:
+        """Whether other ranks may still come, to whom the first rank must tell a failure. It kills its children."""
+        is_early = time.monotonic() < self._since + self.patience
+        return is_early and not (self.place.rank or self._children) and len(self._links) + 1 < self.place.size
+
     def _stopping_is_settled(self) -> bool:
         return self._failure is None and (self._is_free or self._last is not None)
 
@@ -199,29 +211,32 @@ class Control:
     def _tell(self, message: str, status: int, at_once: bool) -> None:
         """What gpt/system/ending.py calls when this process ends with an error, or by a signal (no message)."""
         with self._changed:
-            if self._failure is None and status == 1:
-                self._changed.wait_for(lambda: self._failure is not None, CONSEQUENCE)
-            is_others = self._failure is not None
+            if status == 1:
+                self._changed.wait_for(lambda: self._is_ending, CONSEQUENCE)
+            is_others = self._is_ending
         self.fail(message, status)
         if at_once:
             self._reap(0.0)
         if is_others or (status != 1 and (message or self.place.rank)):
-            assert self._failure is not None
-            raise Ended(self._failure.status)
+            raise Ended(self._failure.status if self._failure else status)
 
     def _end(self, failure: Failure, speaks: bool) -> None:
         """All ranks end because of this failure, unless they end because of another already."""
         with self._changed:
-            if self._failure is not None or self._is_closed:
+            if self._is_ending:
+                self._changed.wait_for(lambda: self._failure is not None, SAYING)
+            if self._is_ending or self._is_closed:
                 return
-            self._failure, self._is_free = failure, False
-            self._deadline = time.monotonic() + GRACE
-            self._changed.notify_all()
+            self._is_ending, self._is_free = True, False
         if speaks and failure.text:
             ending.say(f"Error: {failure.text}")
         self._broadcast("failure", **failure._asdict())
         if failure.hangs:
             self._kill(failure.rank)
+        with self._changed:  # only now may the main thread end
+            self._failure = failure
+            self._deadline = time.monotonic() + (LATECOMING if self._awaits_others() else GRACE)
+            self._changed.notify_all()
 
     def _kill(self, rank: int) -> None:
         """Kill a rank that hangs, if this is the lowest other rank that can send it a signal."""
@@ -242,7 +257,12 @@ class Control:
 
     def _at_exit(self) -> None:
         """At the end of Python. After a failure nothing else may hold the process up, such as MPI's own end."""
-        failure = self._failure
+        with self._changed:
+            if self._is_ending:
+                self._changed.wait_for(lambda: self._failure is not None, SAYING)
+            failure = self._failure
+            if failure:
+                self._changed.wait_for(lambda: not self._awaits_others(), self._deadline - time.monotonic())
         self._reap(self._deadline + REAPING if failure else 0.0)
         if failure:
             for stream in (sys.stdout, sys.stderr):
@@ -261,7 +281,7 @@ class Control:
                 self._receive(rank, links[rank])
             now = time.monotonic()
             if now - last > 0.15 * self.silence:  # this process stood still: it cannot tell how long others did
-                for link in links.values():
+                for link in self._open_links().values():  # also of a rank that has come meanwhile
                     link.heard = now
             last = now
             if self._failure is not None:
@@ -303,6 +323,9 @@ class Control:
                 link.member = self._members[0]
             self._changed.notify_all()
         if kind == "failure":
+            with self._changed:
+                self._is_confirmed = True
+                self._changed.notify_all()
             self._end(Failure(**message), speaks=self.place.rank == 0)
         elif kind == "refused":
             self._end(Failure(self.place.rank, message["text"], 2), speaks=True)
@@ -361,6 +384,9 @@ class Control:
                 link.member, link.heard = member, time.monotonic()
                 self._links[member.rank] = link
                 members += sorted(each.member for each in self._links.values() if each.member)
+                if self._failure:
+                    link.send("failure", **self._failure._asdict())
+                self._changed.notify_all()
         if refusal:
             link.send("refused", text=refusal)
         elif len(members) == size:

@@ -12,10 +12,12 @@ import hashlib
 import os
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -74,12 +76,12 @@ def _of_variables(environ: Mapping[str, str]) -> Place:
     if local_size is not None:
         _check_below("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
         if local_size > size:
-            raise UserError(f"LOCAL_WORLD_SIZE is {local_size}, more than WORLD_SIZE, which is {size}")
+            raise UserError(f"LOCAL_WORLD_SIZE is {local_size}, but WORLD_SIZE only {size}")
     _check_mpi_agrees(environ, size)
     if size > 1:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if not environ.get(name):
-                raise UserError(f"WORLD_SIZE is {size}, but {name} is not set: all ranks need the first one's {name}")
+                raise UserError(f"WORLD_SIZE is {size}, but {name} is not set: all ranks need that of the first")
     return Place(rank, size, local_rank, local_size, "gpus" if GPUS_KEY in environ else "env")
 
 
@@ -280,7 +282,9 @@ def _own_addresses() -> tuple[str, ...]:
 def _start(size: int) -> Meeting:
     listener = _listen(LOOPBACK, 0)
     port, key = int(listener.getsockname()[1]), secrets.token_bytes(32)
-    return Meeting((LOOPBACK,), port, key, listener, tuple(start_children(size, port, key)))
+    children = start_children(size, port, key)
+    _pause_together(children)
+    return Meeting((LOOPBACK,), port, key, listener, tuple(children))
 
 
 def _meet_parent(environ: Mapping[str, str]) -> Meeting:
@@ -311,3 +315,19 @@ def start_children(size: int, port: int, key: bytes) -> list[subprocess.Popen[by
                 child.wait()
             raise UserError(f"cannot start rank {rank} of {size}: {error.strerror}") from None
     return children
+
+
+def _pause_together(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let Ctrl-Z of the terminal, which reaches the first rank alone, stop its children too. They go on with it."""
+    if not hasattr(signal, "SIGTSTP") or threading.current_thread() is not threading.main_thread():
+        return
+
+    def pause(_number: int, _frame: object) -> None:
+        for child in children:
+            child.send_signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # returns when this process goes on
+        for child in children:
+            child.send_signal(signal.SIGCONT)
+
+    if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, pause)

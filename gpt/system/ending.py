@@ -43,7 +43,7 @@ def aside(action: Callable[[], object]) -> None:
     """Do something in another thread, and wait 0.2 s for it at most: the terminal may be stopped (Ctrl-S), or gone."""
 
     def attempt() -> None:
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, SystemExit):  # `tell_others` may raise the last
             action()
 
     with suppress(RuntimeError):

@@ -247,7 +247,7 @@ def _nudge_when_due() -> None:
 def _end_at_once(number: int) -> None:
     work, status = _deferred, 128 + number
     farewell = work.farewell() if work is not None else "Interrupted"
-    ending.aside(lambda: ending.tell_others("", status, at_once=True))
     if farewell:
         ending.say(farewell)
+    ending.aside(lambda: ending.tell_others("", status, at_once=True))  # the main thread may end by this
     ending.at_once(status)

@@ -28,7 +28,7 @@ def owner(directory) -> dict:
 
 
 def write_owner(directory, age=0.0, **changes) -> None:
-    mine = {"host": lock._host(), "process": os.getpid(), "started": lock._started(os.getpid())}
+    mine = {"host": lock.host(), "process": os.getpid(), "started": lock._started(os.getpid())}
     path = directory / OWNER
     path.write_text(json.dumps({**mine, **changes}))
     os.utime(path, (path.stat().st_mtime - age,) * 2)
@@ -82,7 +82,7 @@ def test_another_host_takes_a_lock_over_once_nobody_has_touched_it_for_long(tmp_
     write_owner(tmp_path, host="elsewhere", age=ABANDONED + 5)
     taken = Lock(tmp_path)
     assert taken.acquire()
-    assert owner(tmp_path)["host"] == lock._host()
+    assert owner(tmp_path)["host"] == lock.host()
     taken.release()
 
 

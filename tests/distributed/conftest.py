@@ -1,0 +1,105 @@
+"""Ranks as real processes on this host."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "PMI", "OMPI_", "MPI", "HYDRA")
+
+
+class Ranks:
+    """Starts the ranks of tests/distributed/worker.py, and says how they end.
+
+    `start` starts each rank by itself, with RANK and so on; `start_parent` starts the first, which starts the others.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.processes: list[subprocess.Popen] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+        self.environ = {**clean, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+
+    def start(self, scenario: str, size: int, *options: object, only: list[int] | None = None, **changes: str) -> None:
+        for rank in range(size) if only is None else only:
+            place = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+            self._start(scenario, options, {**self.environ, **place, **changes})
+
+    def start_parent(self, scenario: str, size: int, *options: object) -> None:
+        self._start(scenario, (*options, "--gpus", size), self.environ)
+
+    def _start(self, scenario: str, options: tuple, environ: dict) -> None:
+        command = [sys.executable, "-m", "tests.distributed.worker", scenario, "--out", self.out, *options]
+        self.processes.append(
+            subprocess.Popen(list(map(str, command)), env=environ, stderr=subprocess.PIPE, text=True, cwd=self.out)
+        )
+
+    def began(self, size: int) -> None:
+        """Wait until all have begun."""
+        until(lambda: all((self.out / f"{rank}.began").exists() for rank in range(size)))
+
+    def end(self, within: float = 30.0) -> list[tuple[int, str]]:
+        """Exit status and standard error of each started process, which must end within these seconds."""
+        deadline = time.monotonic() + within
+        ends = []
+        for process in self.processes:
+            _, text = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            ends.append((process.returncode, text))
+        return ends
+
+    def pid(self, rank: int) -> int:
+        return int((self.out / f"{rank}.pid").read_text())
+
+    def send(self, rank: int, number: int) -> None:
+        os.kill(self.pid(rank), number)
+
+    def results(self) -> list[dict]:
+        return [json.loads(path.read_text()) for path in sorted(self.out.glob("*.json"))]
+
+    def are_gone(self, size: int) -> bool:
+        """Whether no process of these ranks exists, not even as a zombie of their parent."""
+        return not any(exists(self.pid(rank)) for rank in range(size))
+
+    def clear(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+        for path in self.out.glob("*.pid"):
+            with suppress(OSError):
+                if b"distributed.worker" in Path(f"/proc/{path.read_text()}/cmdline").read_bytes():
+                    os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def exists(process: int) -> bool:
+    """Whether a process runs. One that only waits for init to take note of its end does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return not (stat[0] == "Z" and stat[1] == "1")
+
+
+def until(is_true, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it has not happened in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    ranks = Ranks(tmp_path)
+    yield ranks
+    ranks.clear()
