@@ -180,7 +180,9 @@ class Optimizer:
         if ranks.size > 1:
             own = [(self.shares.muon, muon.gradients), (self.shares.adamw, rest.gradients)]
             in_bf16 = train_config.reduce_precision == "bf16"
-            self._reduction = Reduction(model, self.shares, own, ranks.collectives, in_bf16)
+            self._reduction = Reduction(
+                ops, model.gradients.flat, model.metrics, self.shares, own, ranks.collectives, in_bf16
+            )
             self._norms, self._own_norms = ops.zeros(2 * ranks.size, "float64"), ops.zeros(2, "float64")
 
     # ---- a step ---------------------------------------------------------------------------------------------------

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from gpt.distributed.collectives import Collectives, Exchange
 
 
 class MpiCollectives(Collectives):
-    """Exchanges of NumPy arrays among the processes of `communicator` (mpi4py's). Each call returns when it is done."""
+    """Exchanges of NumPy arrays among all processes that mpirun has started. Each call returns when it is done."""
 
-    def __init__(self, communicator: Any) -> None:
+    def __init__(self) -> None:
         from mpi4py import MPI
 
-        self._communicator, self._in_place = communicator, MPI.IN_PLACE
+        self._communicator, self._in_place = MPI.COMM_WORLD, MPI.IN_PLACE
 
     def reduce(self, exchanges: Sequence[Exchange]) -> None:
         for whole, bounds, own in exchanges:

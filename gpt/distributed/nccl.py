@@ -1,6 +1,7 @@
 """Collectives of ranks on GPUs, by NCCL (NVIDIA) or RCCL (AMD), which CuPy reaches under one name."""
 
 import ctypes
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -17,31 +18,61 @@ def unique_id() -> list[int]:
     return list(_nccl().get_unique_id())
 
 
+def bus_id() -> str:
+    """Where CuPy's current GPU is in this machine, such as 0000:1B:00.0."""
+    import cupy
+
+    return str(cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.Device().id))
+
+
 class NcclCollectives(Collectives):
     """Exchanges among GPUs, each rank's being CuPy's current one.
 
     They run on a stream of their own. An exchange begins when the work asked for before it is done, and goes on beside
     later work. All of this may be recorded in a graph. bf16 arrays have dtype uint16.
+
+    Connecting takes about a second, so it goes on in a thread, and the first exchange waits for its end. An exchange
+    raises UserError if the GPUs cannot be connected.
     """
 
     def __init__(self, rank: int, size: int, group: Sequence[int]) -> None:
         import cupy
 
         self._cupy, self._nccl, self._rank = cupy, _nccl(), rank
-        try:
-            self._group = self._nccl.NcclCommunicator(size, _as_cupy_has_it(group), rank)
-        except self._nccl.NcclError as error:
-            raise UserError(
-                f"the GPUs cannot be connected: {error}; NCCL_DEBUG=INFO in the environment says more"
-            ) from None
-        # CuPy would destroy the group at the end, which waits for all graphs that use it to be destroyed: for ever.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
         self._types = {
             np.dtype(np.uint16): self._nccl.NCCL_BFLOAT16,
             np.dtype(np.float32): self._nccl.NCCL_FLOAT32,
             np.dtype(np.float64): self._nccl.NCCL_FLOAT64,
         }
         self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._connected: Any = None
+        self._error: Exception | None = None
+        self._connecting: threading.Thread | None = threading.Thread(
+            target=self._connect, args=(size, group, cupy.cuda.Device()), daemon=True
+        )
+        self._connecting.start()
+
+    def _connect(self, size: int, group: Sequence[int], device: Any) -> None:
+        # CuPy before 14 names a group by a tuple, and later by bytes.
+        name = bytes(group) if isinstance(self._nccl.get_unique_id(), bytes) else tuple(group)
+        try:
+            with device:
+                self._connected = self._nccl.NcclCommunicator(size, name, self._rank)
+        except Exception as error:  # CuPy may raise any
+            self._error = error
+
+    @property
+    def _group(self) -> Any:
+        """CuPy's group of all ranks, once they are connected."""
+        if self._connecting is not None:
+            self._connecting.join()
+            if self._error:
+                advice = "NCCL_DEBUG=INFO in the environment tells more"
+                raise UserError(f"the GPUs cannot be connected: {self._error} ({advice})") from None
+            self._connecting = None
+            # CuPy would destroy the group at the end, which waits for ever for the graphs that use it to be destroyed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connected))
+        return self._connected
 
     def reduce(self, exchanges: Sequence[Exchange]) -> None:
         total, group, stream = self._nccl.NCCL_SUM, self._group, self._stream.ptr
@@ -99,11 +130,6 @@ def _nccl() -> Any:
         raise UserError("several GPUs need RCCL, which CuPy does not find: install ROCm's package rccl")
     cuda = cupy.cuda.runtime.runtimeGetVersion() // 1000
     raise UserError(f"several GPUs need NCCL, which CuPy does not find: pip install nvidia-nccl-cu{cuda}")
-
-
-def _as_cupy_has_it(group: Sequence[int]) -> Any:
-    """The name of a group in the type of this version of CuPy: bytes, or before 14 a tuple."""
-    return bytes(group) if isinstance(_nccl().get_unique_id(), bytes) else tuple(group)
 
 
 def _are_equal(bounds: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gpt.config import ModelConfig
 from gpt.distributed.collectives import Collectives
 from gpt.distributed.shares import Shares
-from gpt.errors import UserError
+from gpt.errors import UserError, shown
 from gpt.ops.interface import Operations
 from gpt.system.limits import usable_cpus
 
@@ -92,6 +92,8 @@ class ManyRanks(Ranks):
         from gpt.ops.gpu.device import count_gpus
 
         there, local_rank = count_gpus(), self._place.local_rank
+        if self._place.launcher == "gpus" and there < self.size:
+            raise UserError(f"--gpus is {self.size}, but there {'is' if there == 1 else 'are'} only {there} here")
         return "gpu:0" if there == 1 else f"gpu:{local_rank}"  # some launchers show each rank its own GPU alone
 
     def connect(self, ops: Operations, sharded: bool) -> None:
@@ -101,15 +103,19 @@ class ManyRanks(Ranks):
     def _of_cpus(self) -> Collectives:
         from gpt.distributed.mpi import MpiCollectives
 
+        if self._place.launcher == "gpus":
+            raise UserError("--gpus puts each rank on a GPU, not on --device cpu: for ranks on CPUs use mpirun -n N")
         if self._place.launcher != "mpi":
             raise UserError("several ranks on CPUs need MPI: start them with mpirun -n N hipgpt train …")
-        from mpi4py import MPI
-
-        return MpiCollectives(MPI.COMM_WORLD)
+        return MpiCollectives()
 
     def _of_gpus(self) -> Collectives:
-        from gpt.distributed.nccl import NcclCollectives, unique_id
+        from gpt.distributed.nccl import NcclCollectives, bus_id, unique_id
 
+        everyone = self.share(self.gather([socket.gethostname(), bus_id()]))
+        for rank, (host, gpu) in enumerate(everyone):
+            if (first := everyone.index([host, gpu])) != rank:
+                raise UserError(f"ranks {first} and {rank} both use GPU {gpu} of {host}: start one rank for each GPU")
         return NcclCollectives(self.rank, self.size, self.share(unique_id() if self.is_first else None))
 
 
@@ -148,12 +154,12 @@ def _place(gpus: str | None) -> "Place | None":
         return place
     if place:
         raise UserError(f"--gpus {gpus} starts the ranks itself, but {place.size} were started already: leave it out")
-    from gpt.ops.gpu.device import count_gpus
+    if gpus == "all":
+        from gpt.ops.gpu.device import count_gpus
 
-    there = count_gpus()
-    if not (gpus == "all" or (gpus.isdecimal() and int(gpus) > 0)):
-        raise UserError(f"--gpus is {gpus}, but must be all or a number from 1 to {there}")
-    size = there if gpus == "all" else int(gpus)
-    if size > there:
-        raise UserError(f"--gpus is {gpus}, but there {'is' if there == 1 else 'are'} only {there} here")
+        size = count_gpus()
+    elif gpus.isdecimal() and int(gpus) > 0:
+        size = int(gpus)  # the others start at once; `device` counts the GPUs
+    else:
+        raise UserError(f"--gpus is {shown(gpus)}, but must be a number from 1 on, or all")
     return Place(0, size, 0, size, "gpus") if size > 1 else None

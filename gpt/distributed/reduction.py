@@ -4,28 +4,27 @@ from collections.abc import Sequence
 
 from gpt.distributed.collectives import Collectives, Exchange
 from gpt.distributed.shares import Place, Region, Shares, Stretch
-from gpt.model import TrainableGPT
-from gpt.ops.interface import Array
+from gpt.ops.interface import Array, Operations
 
 
 class Reduction:
-    """Sums up the gradients of a model over the ranks, and its metrics.
+    """Sums up the gradients of a model over the ranks, and its metrics; `gradients` is the flat buffer.
 
-    A whole stretch (`Shares`) is summed in place. Of a stretch that is shared out, the sums of this rank's elements go
-    to the `own` buffer of the region. With `in_bf16`, numbers are rounded to bf16 for the exchange, which halves the
+    `own` has the regions of the buffer, each with the array for this rank's sums. A whole stretch (`Shares`) is summed in place. Of a stretch that is shared out, the sums of this rank's elements go
+    to that array. With `in_bf16`, numbers are rounded to bf16 for the exchange, which halves the
     bytes; the sums are float32 again afterwards.
     """
 
     def __init__(
-        self, model: TrainableGPT, shares: Shares, own: Sequence[tuple[Region, Array]], collectives: Collectives,
-        in_bf16: bool = False,
+        self, ops: Operations, gradients: Array, metrics: Array, shares: Shares, own: Sequence[tuple[Region, Array]],
+        collectives: Collectives, in_bf16: bool = False,
     ) -> None:  # fmt: skip
-        self._model, self._shares, self._collectives = model, shares, collectives
-        self._gradients = model.gradients.flat
+        self._ops, self._gradients, self._metrics = ops, gradients, metrics
+        self._shares, self._collectives = shares, collectives
         self._own: dict[Stretch, tuple[Place, Array, Array | None]] = {}
-        self._rounded = model.ops.empty(self._gradients.size) if in_bf16 else None
+        self._rounded = ops.empty(self._gradients.size) if in_bf16 else None
         for region, gradients in own:
-            rounded = model.ops.empty(region.size) if in_bf16 and not region.is_whole else None
+            rounded = ops.empty(region.size) if in_bf16 and not region.is_whole else None
             for stretch, place in zip(region.stretches, region.places(), strict=True):
                 self._own[stretch] = (place, gradients, rounded)
 
@@ -36,21 +35,21 @@ class Reduction:
 
     def finish(self) -> None:
         """All gradients are final: reduce the rest, and wait for the sums."""
-        self._collectives.reduce([*map(self._exchange, self._shares.rest), Exchange(self._model.metrics)])
+        self._collectives.reduce([*map(self._exchange, self._shares.rest), Exchange(self._metrics)])
         self._collectives.wait()
         if self._rounded is not None:
             for stretch, (place, gradients, rounded) in self._own.items():
                 if rounded is None:
-                    self._model.ops.convert(self._rounded[stretch.slice], out=self._gradients[stretch.slice])
+                    self._ops.convert(self._rounded[stretch.slice], out=self._gradients[stretch.slice])
                 else:
-                    self._model.ops.convert(rounded[place.own], out=gradients[place.own])
+                    self._ops.convert(rounded[place.own], out=gradients[place.own])
 
     def _exchange(self, stretch: Stretch) -> Exchange:
         place, gradients, rounded = self._own[stretch]
         whole = self._gradients[stretch.slice]
         if self._rounded is not None:
             exact, whole, gradients = whole, self._rounded[stretch.slice], rounded
-            self._model.ops.convert(exact, out=whole)
+            self._ops.convert(exact, out=whole)
         if not stretch.bounds:
             return Exchange(whole)
         return Exchange(whole, tuple(bound - stretch.start for bound in stretch.bounds), gradients[place.own])

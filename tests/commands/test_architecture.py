@@ -14,7 +14,8 @@ FILES = {
     for path in (ROOT / "gpt").rglob("*.py")
 }
 LIBRARIES = {  # packages of one device, and the only modules that may import them
-    "cupy": {"gpt.ops.gpu.device"},
+    "cupy": {"gpt.ops.gpu.device", "gpt.distributed.nccl"},
+    "mpi4py": {"gpt.distributed.launch", "gpt.distributed.mpi"},
     "numba": {"gpt.ops.cpu.numba_operations", "gpt.ops.cpu.numba_loops"},
     "llvmlite": {"gpt.ops.cpu.numba_operations"},
     "scipy": {"gpt.ops.cpu.numba_loops"},
@@ -71,4 +72,4 @@ def test_only_the_operations_know_a_library_of_one_device():
 def test_above_the_operations_only_the_command_and_the_plan_choose_a_device():
     """A model receives its operations object, so it runs on any device, including a test's."""
     using = {room(module) for module, path in FILES.items() if any(room(name) == "ops" for name in imports(path))}
-    assert using <= {"ops", "cli", "plan"}
+    assert using <= {"ops", "cli", "plan", "distributed"}  # the last one counts the GPUs
