@@ -47,10 +47,9 @@ class NcclCollectives(Collectives):
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._connected: Any = None
         self._error: Exception | None = None
-        self._connecting: threading.Thread | None = threading.Thread(
-            target=self._connect, args=(size, group, cupy.cuda.Device()), daemon=True
-        )
-        self._connecting.start()
+        connecting = threading.Thread(target=self._connect, args=(size, group, cupy.cuda.Device()), daemon=True)
+        connecting.start()
+        self._connecting: threading.Thread | None = connecting
 
     def _connect(self, size: int, group: Sequence[int], device: Any) -> None:
         # CuPy before 14 names a group by a tuple, and later by bytes.

@@ -10,9 +10,9 @@ from gpt.ops.interface import Array, Operations
 class Reduction:
     """Sums up the gradients of a model over the ranks, and its metrics; `gradients` is the flat buffer.
 
-    `own` has the regions of the buffer, each with the array for this rank's sums. A whole stretch (`Shares`) is summed in place. Of a stretch that is shared out, the sums of this rank's elements go
-    to that array. With `in_bf16`, numbers are rounded to bf16 for the exchange, which halves the
-    bytes; the sums are float32 again afterwards.
+    A whole stretch (`Shares`) is summed in place. Of a stretch that is shared out, the sums of this rank's elements go
+    to the array that `own` has for the stretch's region. With `in_bf16`, numbers are rounded to bf16 for the exchange,
+    which halves the bytes; the sums are float32 again afterwards.
     """
 
     def __init__(
