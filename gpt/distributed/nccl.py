@@ -44,7 +44,8 @@ class NcclCollectives(Collectives):
             np.dtype(np.float32): self._nccl.NCCL_FLOAT32,
             np.dtype(np.float64): self._nccl.NCCL_FLOAT64,
         }
-        self._stream = cupy.cuda.Stream(non_blocking=True)
+        # A higher priority than the default 0: what an exchange waits for, all ranks wait for.
+        self._stream = cupy.cuda.Stream(non_blocking=True, priority=-1)
         self._connected: Any = None
         self._error: Exception | None = None
         connecting = threading.Thread(target=self._connect, args=(size, group, cupy.cuda.Device()), daemon=True)
