@@ -221,11 +221,7 @@ class Optimizer:
         """Give every rank the model's weights that the ranks have moved, each its share."""
         if buffers.region.is_whole:
             return
-        flat, own = self.model.weights.flat, buffers.moved
-        self.ranks.collectives.gather([
-            Exchange(flat[stretch.slice], tuple(bound - stretch.start for bound in stretch.bounds), own[place.own])
-            for stretch, place in zip(buffers.region.stretches, buffers.region.places(), strict=True)
-        ])  # fmt: skip
+        self.ranks.collectives.gather(buffers.region.exchanges(self.model.weights.flat, buffers.moved))
         self.ranks.collectives.wait()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -282,8 +278,7 @@ class Optimizer:
         room = self.ops.empty(max(stretch.stop - stretch.start for stretch in region.stretches), "float32")
         for stretch, place in zip(region.stretches, region.places(), strict=True):
             whole = room[: stretch.stop - stretch.start]
-            bounds = tuple(bound - stretch.start for bound in stretch.bounds)
-            self.ranks.collectives.gather([Exchange(whole, bounds, own[place.own])])
+            self.ranks.collectives.gather([stretch.exchange(whole, own[place.own])])
             self.ranks.collectives.wait()
             if self.ranks.is_first:
                 host[stretch.start - region.start : stretch.stop - region.start] = self.ops.to_host(whole)

@@ -50,6 +50,4 @@ class Reduction:
         if self._rounded is not None:
             exact, whole, gradients = whole, self._rounded[stretch.slice], rounded
             self._ops.convert(exact, out=whole)
-        if not stretch.bounds:
-            return Exchange(whole)
-        return Exchange(whole, tuple(bound - stretch.start for bound in stretch.bounds), gradients[place.own])
+        return stretch.exchange(whole, gradients[place.own] if stretch.bounds else None)

@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
+from gpt.distributed.collectives import Exchange
+from gpt.ops.interface import Array
 from gpt.parameters import ALIGNMENT, layout, matrix_spans
 
 BUCKET = 1 << 23  # elements of a bucket at least: 32 MiB of gradients, of which a link's bandwidth is reached
@@ -41,6 +43,10 @@ class Stretch(NamedTuple):
     @property
     def slice(self) -> slice:
         return slice(self.start, self.stop)
+
+    def exchange(self, whole: Array, own: Array = None) -> Exchange:
+        """The exchange of its elements, `whole`; `own` has this rank's part of them."""
+        return Exchange(whole, tuple(bound - self.start for bound in self.bounds), own)
 
 
 class Place(NamedTuple):
@@ -85,6 +91,11 @@ class Region:
     def size(self) -> int:
         """The number of own elements."""
         return sum(place.elements.stop - place.elements.start for place in self.places())
+
+    def exchanges(self, flat: Array, own: Array) -> list[Exchange]:
+        """The exchanges of all elements, in a flat buffer, of which this rank's are in `own`."""
+        pairs = zip(self.stretches, self.places(), strict=True)
+        return [stretch.exchange(flat[stretch.slice], own[place.own]) for stretch, place in pairs]
 
     def own_before(self, end: int) -> int:
         """The number of own elements before element `end` of the flat buffers."""
