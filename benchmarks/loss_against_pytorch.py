@@ -27,9 +27,9 @@ from gpt.config import PRECISIONS, PRESETS
 from gpt.errors import UserError
 from gpt.model import initial_weights
 from gpt.ops import select
-from gpt.optim import learning_rate
 from gpt.prepare import prepare
 from gpt.run import Run
+from gpt.schedule import learning_rate
 from gpt.trainer import TrainStep
 
 MANTISSA_BITS = {"fp32": 24, "tf32": 11, "bf16": 8}  # the leading one included

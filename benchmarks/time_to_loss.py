@@ -25,7 +25,7 @@ from gpt.config import PRESETS, ModelConfig, TrainConfig
 from gpt.model import GPT, initial_weights
 from gpt.ops import select
 from gpt.ops.cpu.operations import CpuOps
-from gpt.optim import learning_rate
+from gpt.schedule import learning_rate
 from gpt.trainer import TrainStep
 
 WARM_UP = 5  # steps that are not timed, because they compile, plan and record

@@ -23,10 +23,11 @@ from gpt.generate import prompt_ids
 from gpt.history import owes_result
 from gpt.model import KVCache, memory_bytes
 from gpt.ops.interface import Operations
-from gpt.optim import describe_rate, optimizer_bytes
+from gpt.optim import optimizer_bytes
 from gpt.parameters import parameter_count
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import ROOT, Run
+from gpt.schedule import describe_rate
 from gpt.system.console import Console, size
 from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import lost_note

@@ -20,8 +20,9 @@ from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_result
 from gpt.model import TrainableGPT, initial_weights
 from gpt.ops.interface import Operations, Work
-from gpt.optim import Optimizer, learning_rate
+from gpt.optim import Optimizer
 from gpt.run import Run
+from gpt.schedule import learning_rate
 from gpt.system.console import Console, duration, rate
 from gpt.system.interrupts import SIGPIPE, Dropped, deferred
 from gpt.tokenizer import Tokenizer

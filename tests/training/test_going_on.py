@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import TrainConfig
-from gpt.optim import describe_rate, learning_rate
+from gpt.schedule import describe_rate, learning_rate
 from tests.training.test_recipes import files, rates
 
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 4)
