@@ -1,5 +1,7 @@
 """The learning rate of each step."""
 
+import math
+
 import pytest
 
 from gpt.config import TrainConfig
