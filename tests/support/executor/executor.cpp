@@ -113,7 +113,8 @@ class Block {
   Fiber scheduler_;
 };
 
-thread_local Block* block;
+// Kernels ask for it at every access, and other models of thread-local storage take a call for that.
+__attribute__((tls_model("initial-exec"))) thread_local Block* block;
 
 bool Block::run(int number) {
   block = this;
