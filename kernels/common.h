@@ -275,7 +275,7 @@ template <class T> struct Shared {
 // the thread does other work. copies_done waits for the copies that this thread began; after the next sync the whole
 // block may use the copied elements.
 #if defined(ON_CUDA) && __CUDA_ARCH__ >= 800
-constexpr bool ASYNCHRONOUS = true;
+#define ASYNCHRONOUS 1
 template <class T> DEVICE void copy_vector(Shared<T> to, const T* from, bool inside) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"((uint32)__cvta_generic_to_shared(to.p)), "l"(from), "r"(inside ? 16 : 0) : "memory");
@@ -291,7 +291,7 @@ DEVICE void copies_done() {
 #endif
 }
 #else
-constexpr bool ASYNCHRONOUS = LAYOUT == LAYOUT_MMA;  // NVIDIA's, on the executor
+#define ASYNCHRONOUS (LAYOUT == LAYOUT_MMA)  // NVIDIA's, on the executor
 template <class T> DEVICE void copy_vector(Shared<T> to, const T* from, bool inside) {
   Vector<T> v = {};
   if (inside) v = *(const Vector<T>*)from;

@@ -218,6 +218,14 @@ def test_a_source_that_does_not_compile_is_an_error():
         launch("y[0] = nonsense;", np.zeros(1, np.float32))
 
 
+def test_a_kernel_that_asks_for_the_layout_without_including_tile_h_is_an_error():
+    """Without tile.h, kernels are compiled once for all layouts whose warps have the same width."""
+    for line in ("#if LAYOUT", "static_assert(LAYOUT != 0);\n#if 1"):
+        source = f"{expanded('common.h')}\n{line}\nKERNEL(64) kernel(float* y) {{}}\n#endif\n"
+        with pytest.raises(ExecutorError, match="ONLY_WITH_TILE_H"):
+            ExecutorDevice("mma").kernel_of(source, "kernel")
+
+
 def bf16(x):
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

@@ -41,7 +41,8 @@ if os.environ.get("HIPGPT_SANITIZE"):
 else:
     FLAGS += ["-Wframe-larger-than=32768"]
 KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
-KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers"]
+KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers", "-Wundef"]
+TILE = '#line 1 "tile.h"'
 
 # {NumPy's name for the type of an argument: executor.h's letter for the way it is passed}
 CODES = {"array": "p", "f4": "f", "f8": "d", "i4": "i", "u4": "i", "i8": "l", "u8": "l"}
@@ -79,7 +80,9 @@ class ExecutorDevice(HostDevice):
         kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
         entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
         source += f'#line 1 "executor.h"\n{entries}'
-        flags = (*KERNEL_FLAGS, f"-DLAYOUT={self._layout}", f"-DWARP={self.warp}")
+        # Without tile.h a use of LAYOUT is an error, so one library serves all layouts whose warps have the same width.
+        layout = self._layout if TILE in source else "ONLY_WITH_TILE_H"
+        flags = (*KERNEL_FLAGS, f"-DLAYOUT={layout}", f"-DWARP={self.warp}")
         return _Kernel(_compile(source, flags), name, self.warp, self._seed)
 
 
@@ -150,14 +153,15 @@ def _runtime() -> ctypes.CDLL:
 @functools.cache
 def _compile(source: str, flags: tuple[str, ...]) -> Path:
     """The path of the source as a library, which comes from the cache if it was compiled before."""
-    command = [compiler(), *FLAGS, *flags, "-I", str(HERE), "-x", "c++", "-"]
+    command = [compiler(), *FLAGS, *flags, "-x", "c++", "-"]
     headers = [(HERE / header).read_text() for header in ("executor.h", "fiber.h")]
     path = CACHE / f"{hashlib.sha256(chr(0).join([source, *command, *headers]).encode()).hexdigest()}.so"
     if not path.exists():
         CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             made = Path(folder) / path.name
-            result = subprocess.run([*command, "-o", made], input=source, capture_output=True, text=True, check=False)
+            places = ["-I", HERE, "-o", made]  # not in the name, which is the same in every checkout
+            result = subprocess.run([*command, *places], input=source, capture_output=True, text=True, check=False)
             if result.returncode:
                 raise ExecutorError(result.stderr)
             os.replace(made, path)  # atomically: another process may be looking for it

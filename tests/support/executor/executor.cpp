@@ -113,7 +113,8 @@ class Block {
   Fiber scheduler_;
 };
 
-thread_local Block* block;
+// Kernels ask for it at every access, and other models of thread-local storage take a call for that.
+__attribute__((tls_model("initial-exec"))) thread_local Block* block;
 
 bool Block::run(int number) {
   block = this;
@@ -157,7 +158,7 @@ void Block::thread_main() {
 void Block::shuffle_order() {
   for (int i = launch_.threads - 1; i > 0; i--) {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
-    std::swap(order_[i], order_[(random_ >> 33) % (i + 1)]);
+    std::swap(order_[i], order_[(random_ >> 32) * (i + 1) >> 32]);  // a division would take longer than all else
   }
 }
 

@@ -7,8 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
-#include <utility>
 
 #define KERNEL(...) void
 #define DEVICE inline
@@ -150,19 +148,19 @@ template <class T> class Shared {
 // ---- a kernel for the host to call ------------------------------------------------------------------------------------
 
 // The letter for a parameter's type: p is a pointer, f and d are floats of 4 and 8 bytes, i and l integers of 4 and 8.
-template <class T> constexpr char code() {
-  if (std::is_pointer<T>::value) return 'p';
-  if (std::is_floating_point<T>::value) return sizeof(T) == 4 ? 'f' : 'd';
-  return sizeof(T) == 4 ? 'i' : sizeof(T) == 8 ? 'l' : '?';
-}
+template <class T> constexpr char CODE = sizeof(T) == 4 ? 'i' : sizeof(T) == 8 ? 'l' : '?';
+template <class T> constexpr char CODE<T*> = 'p';
+template <> constexpr char CODE<float> = 'f';
+template <> constexpr char CODE<double> = 'd';
 
 template <auto kernel> struct Entry;
 template <class... A, void (*kernel)(A...)> struct Entry<kernel> {
-  static constexpr char parameters[] = {code<A>()..., 0};
-  static void call(void** arguments) { unpack(arguments, std::index_sequence_for<A...>{}); }
-  template <size_t... I> static void unpack(void** arguments, std::index_sequence<I...>) {
-    kernel(*(A*)arguments[I]...);
-  }
+  static constexpr char parameters[] = {CODE<A>..., 0};
+  struct Call {
+    Call(A... arguments) { kernel(arguments...); }
+  };
+  template <class T> static T& next(void**& arguments) { return *(T*)*arguments++; }
+  static void call(void** arguments) { Call{next<A>(arguments)...}; }  // braces, unlike parentheses, keep the order
 };
 
 }  // namespace executor

@@ -5,6 +5,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <vector>
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
 #define __SANITIZE_ADDRESS__ 1  // clang has another name for it than g++
@@ -77,19 +79,46 @@ namespace executor {
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t STACK_BYTES = 256 << 10;  // enough for AddressSanitizer's guard bands around each variable
 #else
-constexpr size_t STACK_BYTES = 64 << 10;
+constexpr size_t STACK_BYTES = (64 << 10) + 192;  // if it were a power of two, all tops would share one set of the cache
 #endif
+
+// Stacks for fibers. A stack that is given back keeps its pages of memory, which the system would have to clear anew.
+class Stacks {
+ public:
+  char* take() {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (free_.empty()) return new char[STACK_BYTES];  // not zeroed: most of its pages are never touched
+    char* stack = free_.back();
+    free_.pop_back();
+    return stack;
+  }
+  void give_back(char* stack) {
+#if defined(__SANITIZE_ADDRESS__)
+    delete[] stack;  // if the fiber was left in the middle, there still are guard bands around its variables
+#else
+    std::lock_guard<std::mutex> guard(mutex_);
+    free_.push_back(stack);
+#endif
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<char*> free_;
+};
+inline Stacks stacks;
 
 // One flow of control, running or suspended: a fiber, or the host's own flow, whose stack is not ours.
 class Fiber {
  public:
   Fiber() = default;
   Fiber(const Fiber&) = delete;
-  ~Fiber() { delete[] stack_; }
+  ~Fiber() {
+    if (stack_) stacks.give_back(stack_);
+  }
 
   // Lets the next switch to this fiber call `entry`, which first calls entered() and never returns.
   void start(void (*entry)()) {
-    if (!stack_) stack_ = new char[STACK_BYTES];  // not zeroed: most of its pages are never touched
+    if (!stack_) stack_ = stacks.take();
     bounds_ = {stack_, STACK_BYTES};
     void** frame = (void**)((uintptr_t)(stack_ + STACK_BYTES) & ~(uintptr_t)15) - FRAME_WORDS;
     for (int i = 0; i < FRAME_WORDS; i++) frame[i] = nullptr;
