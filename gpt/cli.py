@@ -160,14 +160,10 @@ def train_model(
             inherited = start is not None and "precision" not in settings
             ops, train = plan.select_ops(device, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
-            if not ranks.is_first:
-                ranks.share()  # the first rank has made the tokens
             chosen = plan.make(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
-                console=console,
+                console=console, ranks=ranks,
             )  # fmt: skip
-            if ranks.is_first:
-                ranks.share()
             plan.agree(chosen, ops, ranks)
             ranks.connect(ops, shard_optimizer)
             plan.announce(chosen, ops, console, ranks)
@@ -224,6 +220,7 @@ def tokenize_text(
 
     Writes tokenizer.json, which Hugging Face's tokenizers reads, and tokens.bin, which numpy.memmap reads.
     """
+    from gpt.distributed.ranks import joined
     from gpt.prepare import prepare
     from gpt.run import Run
     from gpt.system.console import Console
@@ -234,12 +231,14 @@ def tokenize_text(
             raise UserError("--text and --decode need --run-name, and go with no other option")
         _show_ids(Run(run_name, runs_dir).tokenizer_path, text, ids)
         return
-    console, run = Console(), Run(Run.new_name() if run_name is None else run_name, runs_dir)
-    with run.lock():
-        info = prepare(
-            run, data_path=data_path, preset=preset, reset=reset, report=console.line, progress=console.progress,
-            **settings,
-        ).info  # fmt: skip
+    with joined() as ranks:
+        console = Console(silent=not ranks.is_first)
+        run = Run(ranks.share(Run.new_name() if run_name is None else run_name), runs_dir)
+        with run.lock() if ranks.is_first else nullcontext():
+            info = prepare(
+                run, data_path=data_path, preset=preset, reset=reset, report=console.line, progress=console.progress,
+                ranks=ranks, **settings,
+            ).info  # fmt: skip
     console.line(
         f"{run.path}: {info['count']:,} tokens for {info['characters']:,} characters "
         f"({info['characters'] / info['count']:.2f} a token), {info['dropped']:,} characters dropped, "

@@ -218,22 +218,23 @@ def select_ops(
 
 def make(
     run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],
-    data_path: str | None, preset: str | None, reset: bool, console: Console,
+    data_path: str | None, preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE,
 ) -> Plan:  # fmt: skip
-    """Tokenize the text if necessary, and fit the model to the tokenizer. The caller holds the run's lock.
+    """Tokenize the text if necessary, and fit the model to the tokenizer. The first rank holds the run's lock.
 
-    A new tokenizer gets its settings from the explicit `flags`, then from the preset. Raises UserError if the text, the
-    tokenizer and the checkpoint do not fit together; a run that had no tokenizer then has none.
+    All `ranks` call this, but only the first one changes the run's files. A new tokenizer gets its settings from the
+    explicit `flags`, then from the preset. Raises UserError if the text, the tokenizer and the checkpoint do not fit
+    together; a run that had no tokenizer then has none.
     """
     if start and reset:
         raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
     is_new = not run.tokenizer_path.exists()
     try:
-        if start and start.run.path != run.path:
+        if start and start.run.path != run.path and ranks.is_first:
             adopt(start.run, run, with_tokens=data_path is None)
         corpus = prepare(
             run, data_path=data_path, preset=None if start else preset, reset=reset, report=console.line,
-            progress=console.progress, **pick(TokenizerConfig, flags),
+            progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
         )  # fmt: skip
         if start:
             train = _on_its_text(train, start, corpus)
@@ -247,7 +248,7 @@ def make(
             if unknown := corpus.tokenizer.unknown(train.sample_prompt):
                 console.line(f"Note: {lost_note('--sample-prompt', unknown, len(train.sample_prompt))}")
     except UserError:
-        if is_new:
+        if is_new and ranks.is_first:
             run.discard_tokens()
         raise
     vocab_size = corpus.tokenizer.vocab_size

@@ -6,13 +6,12 @@ one rename lets all of them take the places of older ones (`gpt.system.files.com
 refused, never returned.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,9 @@ import numpy as np
 
 from gpt import provenance
 from gpt.config import DATA_PATH, TokenizerConfig, flag, pick
-from gpt.errors import UserError, naming
+from gpt.distributed.ranks import ALONE, Ranks
+from gpt.encode import Progress, dtype_of, encode, encode_part, enough_memory, named_as_placed
+from gpt.errors import UserError
 from gpt.provenance import Info
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
@@ -36,7 +37,6 @@ LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its te
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
 Report = Callable[[str], None]
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @contextmanager
@@ -63,8 +63,12 @@ def prepare(
     reset: bool = False,
     report: Report = print,
     progress: Progress = _silent,
+    ranks: Ranks = ALONE,
 ) -> Corpus:
     """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
+
+    All `ranks` call this, and each encodes a range of the text; the rest is up to the first one, which alone needs the
+    lock and the other arguments. The files do not depend on the number of ranks.
 
     `data_path`, `kind` and `vocab_limit` are the user's flags, None for those left out. A run that has a tokenizer
     keeps it. A new tokenizer takes each setting from the flag, else from the `preset`, else from the run's earlier
@@ -72,8 +76,21 @@ def prepare(
     `progress(name, total)` yields a function that takes the number of bytes done so far.
     Raises UserError if the text, the tokenizer, tokens.bin or a flag contradicts the run's records, if the preset
     contradicts a default tokenizer, if a run that has checkpoints would need a new tokenizer, and for a text that
-    cannot be used. An error leaves the three files as they were.
+    cannot be used. An error leaves the three files as they were. If it comes on one rank, ending the others is up to
+    the caller.
     """
+    if not ranks.is_first:
+        return _helped(run, ranks)
+    corpus = _prepared(run, data_path, kind, vocab_limit, preset, reset, report, progress, ranks)
+    ranks.share({"made": corpus.info})
+    return corpus
+
+
+def _prepared(
+    run: Run, data_path: str | None, kind: str | None, vocab_limit: int | None, preset: str | None, reset: bool,
+    report: Report, progress: Progress, ranks: Ranks,
+) -> Corpus:  # fmt: skip
+    """The tokens of a run, as `prepare` describes, on the first rank."""
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
     has_tokenizer = run.tokenizer_path.exists()
     if trained and reset:
@@ -91,7 +108,7 @@ def prepare(
     text = _text(run, data_path, info)
 
     def made(tokenizer: Tokenizer, is_new: bool) -> Corpus:
-        corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress)
+        corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress, ranks=ranks)
         _report_lost(corpus, text, report)
         return corpus
 
@@ -111,6 +128,14 @@ def prepare(
         report(f"Note: {run.tokens_path} is missing: encoding {text} again")
         return made(tokenizer, is_new=False)
     return _kept_tokens(run, text, tokenizer, info, current, report)
+
+
+def _helped(run: Run, ranks: Ranks) -> Corpus:
+    """Encode a range of the text, if the first rank asks for it, and return the same corpus as there."""
+    tokenizer = None
+    while "made" not in (asked := ranks.share()):
+        tokenizer = encode_part(run, asked, ranks)
+    return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), asked["made"])
 
 
 def _text(run: Run, data_path: str | None, info: Info | None) -> Path:
@@ -243,30 +268,38 @@ def _copy(source: Path, target: Path) -> None:
             os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def _make(run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress) -> Corpus:
+def _make(
+    run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
+) -> Corpus:
     """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
     provenance.raise_if_unreadable(text)
     before, staged = provenance.stamp(text), run.staged_path
     try:
-        if is_new:
-            tokenizer = _learned(run, text, before, tokenizer, report, progress)
-            tokenizer_file = staged / run.tokenizer_path.name
-        else:
-            remove(staged)
-            staged.mkdir()
-            tokenizer_file = run.tokenizer_path
-        info = _encode(run, text, before, tokenizer, tokenizer_file, progress)
-        write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
-        (staged / LEARNED).unlink(missing_ok=True)
-        commit(staged, run.committed_path)
+        with named_as_placed(run):
+            if is_new:
+                tokenizer = _learned(run, text, before, tokenizer, report, progress)
+                tokenizer_file = staged / run.tokenizer_path.name
+            else:
+                remove(staged)
+                staged.mkdir()
+                tokenizer_file = run.tokenizer_path
+            info = _encode(run, text, before, tokenizer, tokenizer_file, progress, ranks)
+            write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
+            (staged / LEARNED).unlink(missing_ok=True)
+            commit(staged, run.committed_path)
     except BaseException as error:
-        remove(staged / run.tokens_path.name)
+        _remove_all_but_the_vocabulary(run)
         if isinstance(error, UserError) or not (staged / LEARNED).exists():
             remove(staged)
-        if isinstance(error, OSError) and error.filename is not None:  # name the file, not the folder it is made in
-            error.filename = str(error.filename).replace(f"{staged}{os.sep}", f"{run.path}{os.sep}")
         raise
     return _opened(run, tokenizer, info)
+
+
+def _remove_all_but_the_vocabulary(run: Run) -> None:
+    """Empty the staging folder, if there is one, of tokens. A vocabulary that has been learned stays."""
+    with suppress(FileNotFoundError):
+        for name in set(os.listdir(run.staged_path)) - {run.tokenizer_path.name, LEARNED}:
+            remove(run.staged_path / name)
 
 
 def _learned(
@@ -285,8 +318,7 @@ def _learned(
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
             tokenizer = Tokenizer.load(saved)
     if tokenizer:
-        for name in set(os.listdir(staged)) - {saved.name, LEARNED}:
-            remove(staged / name)
+        _remove_all_but_the_vocabulary(run)
         report("Note: going on with the vocabulary that was learned from this text before")
     else:
         remove(staged)
@@ -326,20 +358,9 @@ def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
         )
 
 
-@contextmanager
-def _enough_memory(text: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise UserError(
-            f"out of memory while tokenizing {text}: use OMP_NUM_THREADS=1 or a part of the text; much memory goes to "
-            "long stretches without white space and to many different words"
-        ) from None
-
-
 def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> None:
     # Reading is the first half of the progress, merging the second.
-    with _enough_memory(text), progress("Training tokenizer", 2 * size) as advance:
+    with enough_memory(text), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
             read = 0
@@ -355,56 +376,38 @@ def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> N
 
 
 def _encode(
-    run: Run, text: Path, before: Mapping[str, int], tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress
-) -> Info:
-    """Write tokens.bin into the staging folder, block by block, and return its tokens.json.
+    run: Run, text: Path, before: Mapping[str, int], tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress,
+    ranks: Ranks,
+) -> Info:  # fmt: skip
+    """Write tokens.bin into the staging folder, and return its tokens.json.
 
     Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
     as it was `before`.
     """
-    text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
-    characters = read = count = 0
-    dropped_before = tokenizer.dropped
-
-    def blocks() -> Iterator[str]:
-        nonlocal characters, read
-        for block in read_blocks(text):
-            data = block.encode()
-            text_digest.update(data)
-            characters += len(block)
-            read += len(data)
-            yield block
-
-    target = run.staged_path / run.tokens_path.name
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    reading = progress("Encoding", before["size"])
-    with _enough_memory(text), reading as advance, naming(target), open(target, "wb") as file:
-        for ids in tokenizer.encode_blocks(blocks()):
-            data = ids.astype(dtype).tobytes()
-            file.write(data)
-            tokens_digest.update(data)
-            count += len(ids)
-            advance(read)
-    dropped = tokenizer.dropped - dropped_before
+    made = encode(run, text, before["size"], tokenizer, tokenizer_file, progress, ranks)
+    count, characters, dropped = made.tokens, made.characters, made.lost.total()
     if not count:
         raise UserError(f"{text} holds nothing that the tokenizer knows, so it has no tokens: give another text")
     _raise_if_lossy(text, dropped, characters)
     if provenance.stamp(text) != before:
         raise UserError(f"{text} changed while it was being read: try again when nothing writes to it")
     info = {
-        "dtype": dtype.name,
+        "dtype": dtype_of(tokenizer).name,
         "count": count,
         "vocab_size": tokenizer.vocab_size,
         "characters": characters,
         "dropped": dropped,
-        "text": {"path": provenance.remember(run, text), **before, "sha256": text_digest.hexdigest()},
+        "text": {"path": provenance.remember(run, text), **before, "sha256": made.text_digest.hexdigest()},
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_limit": tokenizer.vocab_limit,
             "sha256": provenance.sha256(tokenizer_file),
             "unicode": UNICODE_VERSION,
         },
-        "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
+        "tokens": {
+            **provenance.stamp(run.staged_path / run.tokens_path.name),
+            "sha256": made.tokens_digest.hexdigest(),
+        },
     }
     return {**info, "checked": provenance.pair_digest(info)}
 

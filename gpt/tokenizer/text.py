@@ -9,6 +9,7 @@ import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import regex
 
@@ -17,9 +18,12 @@ from gpt.system.reading import SMALL, irregular, parse
 
 END_OF_TEXT = "<|endoftext|>"
 
-# Pattern of the rightmost seam: before a run of white space (the words before it stay the same, and a space stays
-# with the word behind it) or before the end-of-text mark. \s is White_Space in `regex`; `re` adds U+001C to U+001F.
-_LAST_SEAM = regex.compile(r"(?r)(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")", regex.DOTALL)
+# Pattern of a seam: before a run of white space (the words before it stay the same, and a space stays with the word
+# behind it) or before the end-of-text mark. \s is White_Space in `regex`; `re` adds U+001C to U+001F.
+_SEAM = r"(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")"
+_FIRST_SEAM, _LAST_SEAM = (regex.compile(way + _SEAM, regex.DOTALL) for way in ("", "(?r)"))  # (?r): from the right
+_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that are not the first of a character
+_SEARCHED = 1 << 16  # bytes that the search for a seam reads at a time
 
 _HEAD = 4096  # bytes at the beginning of a file that show its kind
 _UNPACK = "unpack it, and give the text that was in it"
@@ -45,8 +49,11 @@ _FORMATS = [
 ]
 
 
-def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
+def read_blocks(path: str | Path, block_chars: int = 1 << 20, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of about `block_chars` characters.
+
+    `begin` and `end` are the first byte to read and the one after the last (None: the end of the file), both at seams
+    as `find_seams` finds them.
 
     Every block but the last ends just before a run of white space (Unicode White_Space) or just before a verbatim
     `<|endoftext|>`. A stretch of text without either comes in one block, however long. Joined, the blocks are the
@@ -63,7 +70,7 @@ def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
     """
     held: list[str] = []  # text without a seam so far
     tail = ""  # end of that text, which together with the next characters may make a seam
-    for text in _decoded(Path(path), block_chars):
+    for text in _decoded(Path(path), block_chars, begin, end):
         text = tail + text
         seam = _LAST_SEAM.search(text)
         if seam:
@@ -73,13 +80,58 @@ def read_blocks(path: str | Path, block_chars: int = 1 << 20) -> Iterator[str]:
         kept = max(0, len(text) - len(END_OF_TEXT))
         held.append(text[:kept])
         tail = text[kept:]
-    yield "".join(held) + tail
+    if last := "".join(held) + tail:  # a range may be empty
+        yield last
 
 
-def _decoded(path: Path, size: int) -> Iterator[str]:
-    """The file's characters, `size` bytes at a time."""
+def find_seams(path: Path, size: int, ranges: int) -> list[int]:
+    """Places, in bytes, that cut a UTF-8 file of `size` bytes into `ranges` ranges of about the same size.
+
+    There are `ranges - 1` of them, ascending. Each is the first seam behind its share of the bytes and behind the place
+    before it, or `size` if none follows. A byte that is not UTF-8 counts as a letter. Raises OSError.
+
+    Example: "der Bär aß" has 12 bytes. Its seams are at 3 and at 8, because ä has two bytes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "text.txt").write_text("der Bär aß", encoding="utf-8")
+    ...     [find_seams(Path(folder, "text.txt"), 12, ranges) for ranges in (1, 2, 4)]
+    [[], [8], [8, 12, 12]]
+    """
+    places: list[int] = []
+    if ranges > 1:
+        with open(path, "rb") as file:
+            for number in range(1, ranges):
+                places.append(_seam_behind(file, max([size * number // ranges, *places[-1:]]), size))
+    return places
+
+
+def _seam_behind(file: BinaryIO, place: int, size: int) -> int:
+    """The first seam behind the byte `place` of a file; `size` if there is none."""
+    file.seek(place)
+    rest = file.read(3)  # may begin within a character
+    place += len(rest) - len(rest.lstrip(_CONTINUATION))
+    file.seek(place)
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # with it, encoding gives back the same bytes
+    text = ""  # characters that may make a seam together with the next ones; it begins at the byte `place`
+    while place < size and (data := file.read(_SEARCHED)):
+        text += decoder.decode(data)
+        if seam := _FIRST_SEAM.search(text):
+            return min(size, place + _byte_count(text[: seam.start()]))
+        passed = max(0, len(text) - len(END_OF_TEXT))
+        place += _byte_count(text[:passed])
+        text = text[passed:]
+    return size
+
+
+def _byte_count(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
+
+
+def _decoded(path: Path, size: int, begin: int, end: int | None) -> Iterator[str]:
+    """The characters between two bytes of the file, `size` bytes at a time."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # place in the file of the first byte that is not decoded yet
+    offset = begin  # place in the file of the first byte that is not decoded yet
     try:
         with cannot(f"read {path}"):
             if what := irregular(path):
@@ -88,8 +140,10 @@ def _decoded(path: Path, size: int) -> Iterator[str]:
                     f"{path} is {what}, but a text is read more than once: write it to a file, and give that one"
                 )  # fmt: skip
             with open(path, "rb") as file:
-                _raise_unless_text(path, file.peek(_HEAD)[:_HEAD])
-                while data := file.read(size):
+                if begin == 0:
+                    _raise_unless_text(path, file.peek(_HEAD)[:_HEAD])
+                file.seek(begin)
+                while data := file.read(size if end is None else min(size, end - file.tell())):
                     undecoded = len(decoder.getstate()[0])
                     yield decoder.decode(data)
                     offset += undecoded + len(data) - len(decoder.getstate()[0])

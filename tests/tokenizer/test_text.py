@@ -4,14 +4,18 @@ import bz2
 import gzip
 import lzma
 import os
+import random
 import re
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpt.tokenizer.text
 from gpt.errors import UserError
-from gpt.tokenizer.text import END_OF_TEXT, looks_like_json_lines, read_blocks
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.text import END_OF_TEXT, find_seams, looks_like_json_lines, read_blocks
 
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_WHITE_SPACE = "\x1c\x1d\x1e\x1f\u180e\u200b\ufeff"
@@ -129,3 +133,30 @@ def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):
     for path, what in ((tmp_path / "pipe", "a pipe"), ("/dev/zero", "a device")):
         with pytest.raises(UserError, match=rf"{path} is {what}, but a text is read more than once: write it to a"):
             list(read_blocks(path))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
+def test_ranges_between_seams_join_to_the_text_and_have_its_ids(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(gpt.tokenizer.text, "_SEARCHED", at_once)
+    chance, tokenizer, path = random.Random(3), Tokenizer(kind="byte"), tmp_path / "text.txt"
+    for _ in range(60):
+        text = "".join(
+            chance.choices(["a", "é", "😀", " ", "\r\n", "\u2003", "\x1c", "'s", "<|endoftext|>", "."], k=40)
+        )
+        path.write_bytes(text.encode())
+        size, ranges = path.stat().st_size, chance.randint(2, 9)
+        seams = find_seams(path, size, ranges)
+        assert seams == sorted(seams)
+        assert all(place >= size * number // ranges for number, place in enumerate(seams, start=1))
+        parts = [
+            "".join(read_blocks(path, 8, begin, end)) for begin, end in zip([0, *seams], [*seams, None], strict=True)
+        ]
+        assert "".join(parts) == text
+        assert [id for part in parts if part for id in tokenizer.encode(part)] == tokenizer.encode(text)
+        inner = [place for place in seams if place < size]
+        assert all(is_seam(text.encode()[:place].decode(), text.encode()[place:].decode()) for place in inner)
+
+
+def is_seam(before: str, behind: str) -> bool:
+    white = regex.compile(r"\s")
+    return behind.startswith("<|endoftext|>") or bool(white.match(behind) and not white.match(before[-1]))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+import gpt.encode
 import gpt.prepare
 from gpt import provenance
 from gpt.errors import UserError
@@ -112,7 +113,8 @@ def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
 
 
 def test_memory_does_not_grow_with_the_text(project, monkeypatch):
-    monkeypatch.setattr(gpt.prepare, "read_blocks", partial(read_blocks, block_chars=1 << 14))
+    for reader in (gpt.prepare, gpt.encode):
+        monkeypatch.setattr(reader, "read_blocks", partial(read_blocks, block_chars=1 << 14))
     peaks = []
     for times in (200, 800):
         project.text.write_text(TEXT * times, encoding="utf-8")
