@@ -34,8 +34,9 @@ setup(
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],
-        "cuda12": ["cupy-cuda12x[ctk]"],
-        "cuda13": ["cupy-cuda13x[ctk]"],
+        # NCCL is for several GPUs. CuPy 14 asks for these versions, and finds the package by itself; ROCm brings RCCL.
+        "cuda12": ["cupy-cuda12x[ctk]", 'nvidia-nccl-cu12>=2.18.1,<3; sys_platform == "linux"'],
+        "cuda13": ["cupy-cuda13x[ctk]", 'nvidia-nccl-cu13>=2.27.7,<3; sys_platform == "linux"'],
         # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's

@@ -1,10 +1,13 @@
 """The files that an installation brings, and the cost of importing."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from packaging.requirements import Requirement
 
 import gpt
 from gpt.system import shipped
@@ -46,6 +49,25 @@ def test_no_file_of_the_repository_is_a_link():
 def test_the_file_at_the_top_is_the_command():
     result = subprocess.run([sys.executable, ROOT / "cli.py", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout == f"hipgpt, version {gpt.__version__}\n"
+
+
+def extras() -> dict[str, list[Requirement]]:
+    """The extras of setup.py with their requirements."""
+    with mock.patch("setuptools.setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    return {name: list(map(Requirement, lines)) for name, lines in setup.call_args.kwargs["extras_require"].items()}
+
+
+@pytest.mark.parametrize("cuda", [12, 13])
+@pytest.mark.parametrize(("system", "brings"), [("linux", True), ("win32", False)])
+def test_on_linux_the_extras_for_nvidia_bring_the_nccl_of_the_same_cuda(cuda, system, brings):
+    """NVIDIA has no NCCL for Windows. The message of gpt/distributed/nccl.py names the same package."""
+    pytest.importorskip("setuptools")
+    wanted = [
+        each for each in extras()[f"cuda{cuda}"] if not each.marker or each.marker.evaluate({"sys_platform": system})
+    ]
+    assert f"cupy-cuda{cuda}x" in [each.name for each in wanted]
+    assert (f"nvidia-nccl-cu{cuda}" in [each.name for each in wanted]) == brings
 
 
 def modules_after(code: str) -> set[str]:
