@@ -15,6 +15,8 @@ from tests.support import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = dict(re.findall(r"^\| `hipgpt (\w+)` \| (.*) \|$", README, re.MULTILINE))
 SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LAUNCHERS = "mpirun|srun|torchrun"
+STARTS = f"({LAUNCHERS}|hipgpt) "
 WIDTHS = (80, 100)
 
 
@@ -32,10 +34,10 @@ def parse(command_line: str) -> None:
 
 
 def readme_commands() -> list[str]:
-    """Every `hipgpt …` in the shell blocks of the README."""
+    """Every `hipgpt …` in the shell blocks of the README, alone or behind a launcher of ranks."""
     lines = "".join(SHELL).replace("\\\n", " ").splitlines()
     parts = (part.strip() for line in lines for part in line.split("&&"))
-    return [part for part in parts if part.startswith("hipgpt ")]
+    return [re.sub(f"^({LAUNCHERS}) .*?(?=hipgpt )", "", part) for part in parts if re.match(STARTS, part)]
 
 
 @pytest.mark.parametrize("command", main.commands)
@@ -87,6 +89,12 @@ def test_the_table_of_commands_names_options_that_exist(command):
 @pytest.mark.parametrize("command", readme_commands())
 def test_commands_in_the_readme_can_be_typed(command):
     parse(command)
+
+
+def test_the_readme_starts_ranks_in_every_way():
+    lines = "".join(SHELL).splitlines()
+    for way in (*LAUNCHERS.split("|"), "hipgpt train --gpus"):
+        assert any(line.startswith(f"{way} ") for line in lines)
 
 
 def test_flags_in_the_readme_belong_to_some_command():
