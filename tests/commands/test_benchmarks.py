@@ -51,3 +51,19 @@ def test_a_step_beside_pytorch_and_the_start_up_times():
     sides = re.findall(r"^  (hipgpt|eager|compile) .* [1-9][\d,.]* ms .* [1-9][\d,]* MiB at most$", output, re.M)
     assert sides == ["hipgpt", "eager", "compile"]
     assert len(re.findall(r"^start: .* \d+\.\d+ s$", output, re.M)) == 3
+
+
+def test_the_numbers_that_the_page_about_scaling_predicts_are_the_scripts():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    tables = dict(re.findall(r"^(\w+):\n((?:\|.*\n)+)", printed("scaling.py"), re.M))
+    assert list(tables) == ["fit", "cluster", "fixed_batch", "desktop", "memory"]
+    for rows in tables.values():
+        assert f"-|\n{rows}\n" in page + "\n"  # the whole table: nothing before these rows or after them
+
+
+def test_the_model_of_scaling_fits_the_measurements():
+    """Two runs of one command on one machine differ by up to 1 %, and so do two GPUs."""
+    fit = printed("scaling.py").partition("\n\n")[0]
+    differences = [float(each) for each in re.findall(r"\| ([+-]\d\.\d) % \|$", fit, re.M)]
+    assert len(differences) == 13
+    assert max(map(abs, differences)) < 2.5
