@@ -140,6 +140,10 @@ def train_model(
     from gpt.distributed.ranks import joined
     from gpt.system.console import Console
 
+    if gpus is not None:
+        if device not in ("auto", "gpu"):
+            raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
+        device = "gpu"
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
         run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)

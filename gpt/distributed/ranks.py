@@ -92,8 +92,6 @@ class ManyRanks(Ranks):
         from gpt.ops.gpu.device import count_gpus
 
         there, local_rank = count_gpus(), self._place.local_rank
-        if self._place.launcher == "gpus" and there < self.size:
-            raise UserError(f"--gpus is {self.size}, but there {'is' if there == 1 else 'are'} only {there} here")
         return "gpu:0" if there == 1 else f"gpu:{local_rank}"  # some launchers show each rank its own GPU alone
 
     def connect(self, ops: Operations, sharded: bool) -> None:
@@ -119,6 +117,17 @@ class ManyRanks(Ranks):
         return NcclCollectives(self.rank, self.size, self.share(unique_id() if self.is_first else None))
 
 
+def _check_gpus(wanted: int) -> None:
+    """Raise UserError if there are not so many GPUs.
+
+    It imports CuPy, which takes a while. All ranks do so at once, before they wait for each other.
+    """
+    from gpt.ops.gpu.device import count_gpus
+
+    if (there := count_gpus()) < wanted:
+        raise UserError(f"--gpus is {wanted}, but there {'is' if there == 1 else 'are'} only {there} here")
+
+
 def _has_gpu() -> bool:
     from gpt.ops.gpu.device import count_gpus
 
@@ -141,6 +150,8 @@ def joined(gpus: str | None = None) -> Iterator[Ranks]:
     from gpt.distributed.control import Control
 
     control = Control(place)
+    if place.launcher == "gpus":
+        _check_gpus(place.size)
     yield ManyRanks(place, control)
     control.close()
 
@@ -159,7 +170,7 @@ def _place(gpus: str | None) -> "Place | None":
 
         size = count_gpus()
     elif gpus.isdecimal() and int(gpus) > 0:
-        size = int(gpus)  # the others start at once; `device` counts the GPUs
+        size = int(gpus)  # the others start at once; `_check_gpus` counts
     else:
         raise UserError(f"--gpus is {shown(gpus)}, but must be a number from 1 on, or all")
     return Place(0, size, 0, size, "gpus") if size > 1 else None
