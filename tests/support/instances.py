@@ -45,7 +45,7 @@ class NotingDevice(HostDevice):
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
-    """The instances that training, evaluation and generation compile on `target`, in every precision that it has."""
+    """The instances that training (on several ranks too), evaluation and generation compile on `target`, in every precision that it has."""
     device = NotingDevice(target, warp, has_bf16)
     for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
         for shape in MODELS:
@@ -67,4 +67,8 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             place, rule = np.zeros(1, np.int32), SamplingRule(0.5, top_k=3, top_p=0.9, repetition_penalty=1.1)
             logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
             ops.sample(logits, seen, np.empty(1), place, rule)
+        if ops.low_precision:  # ranks that exchange gradients in bf16
+            exact, rounded = ops.empty(128, "float32"), ops.empty(128)
+            ops.convert(exact, rounded)
+            ops.convert(rounded, exact)
     return list(device.instances)
