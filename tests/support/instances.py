@@ -45,7 +45,10 @@ class NotingDevice(HostDevice):
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
-    """The instances that training (on several ranks too), evaluation and generation compile on `target`, in every precision that it has."""
+    """The instances that training, evaluation and generation compile on `target`, in every precision that it has.
+
+    Training on several ranks has kernels of its own.
+    """
     device = NotingDevice(target, warp, has_bf16)
     for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
         for shape in MODELS:
