@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support.mpi import Mpi, environment
 
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "SLURM_", "PMI", "OMPI_", "MPI", "HYDRA")
+TEXT = "the cat sat on the mat and saw a dog .\n" * 60
+MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 2, "--seq", 8, "--device", "cpu")
 
 
 class Ranks:
@@ -29,8 +30,7 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-        self.environ = {**clean, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        self.environ = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self.port))
 
     def start(self, scenario: str, size: int, *options: object, only: list[int] | None = None, **changes: str) -> None:
         for rank in range(size) if only is None else only:
@@ -103,3 +103,30 @@ def ranks(tmp_path):
     ranks = Ranks(tmp_path)
     yield ranks
     ranks.clear()
+
+
+@pytest.fixture
+def mpi(tmp_path, monkeypatch):
+    """Runs the command on ranks on CPUs, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    mpi = Mpi()
+    yield mpi
+    mpi.clear()
+
+
+@pytest.fixture
+def train(mpi, hipgpt, tmp_path):
+    """Train a run on a number of ranks; one rank is a command by itself. `train.start` returns at once."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+
+    def command(name: str, arguments: tuple) -> tuple:
+        made = () if "--resume" in arguments or "--ckpt" in arguments else ("--data-path", text, *MODEL)
+        return ("train", "--run-name", name, *made, *arguments)
+
+    def run(size: int, name: str, *arguments, **kwargs):
+        line = command(name, arguments)
+        return hipgpt(*line, **kwargs) if size == 1 else mpi(size, *line, **kwargs)
+
+    run.start = lambda size, name, *arguments, **kwargs: mpi.start(size, *command(name, arguments), **kwargs)
+    return run
