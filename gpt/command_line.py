@@ -27,6 +27,8 @@ SPARING = {
     None: "close other programs, or take a machine with more",
 }
 
+ON_RANKS = {"train", "tokenize"}  # commands that several ranks may run together
+
 Sections = Mapping[str, Sequence["Option"]]  # heading → options
 
 
@@ -161,6 +163,12 @@ class Program(_WithExample, click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ending.tell_others("", interrupts.status())
+            raise
+        except (click.ClickException, UserError):
+            if ctx.invoked_subcommand in ON_RANKS and not ending.has_others():
+                from gpt.distributed.ranks import meet
+
+                meet()  # the other ranks would wait for this one, or say the same
             raise
         except MemoryError:
             raise UserError(f"out of memory: {SPARING.get(ctx.invoked_subcommand, SPARING[None])}") from None

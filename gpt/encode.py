@@ -87,7 +87,7 @@ def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
     """
     if not run.staged_path.is_dir():
         raise UserError(
-            f"rank {ranks.rank} does not find {run.staged_path}, which the first rank has made: put --runs-dir on a "
+            f"{run.staged_path}, which the first rank has made, is not there: put --runs-dir on a "
             "file system that all ranks share"
         )
     tokenizer = Tokenizer.load(asked["tokenizer"])

@@ -268,7 +268,10 @@ def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> Train
 
 
 def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
-    """Check that this rank would train as the first one does. Raises UserError that names the first difference."""
+    """Check that this rank would train as the first one does; `make` has checked the tokens.
+
+    Raises UserError that names the first difference.
+    """
     here = {
         "hipgpt's version": gpt.__version__,
         "device": "CPU" if ops.is_cpu else "GPU",
@@ -277,8 +280,6 @@ def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
             for config in (plan.model_config, plan.train_config)
             for key, value in config.to_json().items()
         },
-        "tokenizer": plan.corpus.info["tokenizer"]["sha256"][:12],
-        "tokens": plan.corpus.info["tokens"]["sha256"][:12],
         "checkpoint": plan.start.step if plan.start else None,
     }
     first = ranks.share(here)

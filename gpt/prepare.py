@@ -135,7 +135,11 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     tokenizer = None
     while "made" not in (asked := ranks.share()):
         tokenizer = encode_part(run, asked, ranks)
-    return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), asked["made"])
+    info, advice = asked["made"], "put --runs-dir on a file system that all ranks share, or copy that rank's run"
+    if provenance.sha256(run.tokenizer_path) != info["tokenizer"]["sha256"]:
+        raise UserError(f"{run.tokenizer_path} is another tokenizer than the first rank's: {advice}")
+    provenance.check_file(run.tokens_path, info["tokens"], f"{run.tokens_path} is not the first rank's", advice)
+    return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
 
 
 def _text(run: Run, data_path: str | None, info: Info | None) -> Path:

@@ -382,6 +382,7 @@ class Trainer:
     def _stop_if_diverged(self) -> None:
         if self.optimizer.state()["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
             self._save()
+            self.ranks.share()  # after the first rank has saved: an error of another would end it
             raise UserError(
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
                 f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "

@@ -30,7 +30,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
-from gpt.distributed.launch import Place, meeting_point
+from gpt.distributed.launch import PATIENCE, Place, meeting_point
 from gpt.distributed.links import Link, Member, accept, connect
 from gpt.errors import one_line
 from gpt.system import ending, lock
@@ -73,7 +73,7 @@ class Control:
         control.close()
     """
 
-    def __init__(self, place: Place, *, patience: float = 60.0, silence: float = 20.0) -> None:
+    def __init__(self, place: Place, *, patience: float = PATIENCE, silence: float = 20.0) -> None:
         """Connect to the first rank; or, at the first rank, listen to the others, which may come later.
 
         Ranks must come within `patience` seconds. A rank that says nothing for `silence` seconds hangs, or its host

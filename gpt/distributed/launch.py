@@ -8,6 +8,7 @@ mpi     mpirun; MPI itself knows the ranks
 The first rank listens at a port and the others connect to it. Two jobs that meet at one port have different keys.
 """
 
+import faulthandler
 import hashlib
 import os
 import re
@@ -27,6 +28,7 @@ GPUS_KEY = "HIPGPT_RANKS_KEY"  # set for children of --gpus: their key, in hexad
 LOOPBACK = "127.0.0.1"
 PORTS = range(15_000, 30_000)  # of Slurm's jobs: below the ports that systems give to outgoing connections
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel; MVAPICH
+PATIENCE = 60.0  # seconds in which all ranks must come
 INSTALL_MPI = "pip install 'hipgpt[mpi]'"
 
 
@@ -116,12 +118,19 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
 
 
 def mpi_world() -> Any:
-    """mpi4py's communicator of all ranks. Raises UserError if mpi4py or its MPI is absent."""
+    """mpi4py's communicator of all ranks. Raises UserError if mpi4py or its MPI is absent.
+
+    The first import waits for all ranks, and lets no other thread run. If one has ended before, it would wait for ever:
+    after PATIENCE the process ends, and shows where it has waited.
+    """
     try:
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"does not work ({error})"
         raise UserError(f"mpirun needs mpi4py, which {reason}: {INSTALL_MPI}") from None
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return MPI.COMM_WORLD
 
 

@@ -156,6 +156,19 @@ def joined(gpus: str | None = None) -> Iterator[Ranks]:
     control.close()
 
 
+def meet() -> None:
+    """Meet the ranks that were started together, if there are any, to tell them of an error (gpt/system/ending.py).
+
+    Does nothing if the ranks cannot meet.
+    """
+    with suppress(UserError):
+        place = _place(None)
+        if place is not None:
+            from gpt.distributed.control import Control
+
+            Control(place)
+
+
 def _place(gpus: str | None) -> "Place | None":
     """The place of this process among the ranks, by the environment and by `--gpus`; None if it works alone."""
     from gpt.distributed.launch import Place, find

@@ -16,6 +16,11 @@ def others(tell: Callable[[str, int, bool], None] | None) -> None:
     _tell = tell
 
 
+def has_others() -> bool:
+    """Whether there is a function that tells other ranks."""
+    return _tell is not None
+
+
 def tell_others(message: str, status: int, at_once: bool = False) -> None:
     """Tell the other ranks, if there are any, that this process ends with an error. "" stands for a signal.
 

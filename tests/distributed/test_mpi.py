@@ -36,7 +36,7 @@ def assert_close(ours: str, theirs: str) -> None:
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=0, atol=ROUNDING)
 
 
-# ---- the numbers of one rank ------------------------------------------------------------------------------------------
+# ---- the numbers of one rank -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -68,7 +68,7 @@ def test_four_ranks_with_a_sharded_optimizer_train_as_one_does(train):
     assert_close("sharded", "one")
 
 
-# ---- another number of ranks ------------------------------------------------------------------------------------------
+# ---- another number of ranks -----------------------------------------------------------------------------------------
 
 
 def test_a_run_goes_on_with_any_number_of_ranks_where_its_data_stood(train):

@@ -233,5 +233,5 @@ def test_a_rank_that_does_not_see_the_first_ones_files_says_so(project, tokenize
 
     results = tokenized(2, elsewhere)
     assert isinstance(results[0], OtherRankEndedError)
-    assert results[1].startswith("UserError: rank 1 does not find checkpoints/r/.tokenizing")
+    assert results[1].startswith("UserError: checkpoints/r/.tokenizing, which the first rank has made, is not there")
     assert "file system that all ranks share" in results[1]
