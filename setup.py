@@ -11,8 +11,6 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "gpt/__init__.py").read_text()).group(1)
-# There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
-MPI = ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"']
 
 setup(
     name="hipgpt",
@@ -39,9 +37,10 @@ setup(
         # NCCL is for several GPUs. CuPy 14 asks for these versions, and finds the package by itself; ROCm brings RCCL.
         "cuda12": ["cupy-cuda12x[ctk]", 'nvidia-nccl-cu12>=2.18.1,<3; sys_platform == "linux"'],
         "cuda13": ["cupy-cuda13x[ctk]", 'nvidia-nccl-cu13>=2.27.7,<3; sys_platform == "linux"'],
-        "mpi": MPI,
+        # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
+        "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20", *MPI],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
         "peers": ["torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],

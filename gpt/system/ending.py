@@ -32,7 +32,7 @@ def tell_others(message: str, status: int, at_once: bool = False) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error from any thread, above a progress bar. Waits 0.2 s at most."""
+    """Print a line on standard error from any thread, above a progress bar. Waits a second at most."""
     clear = "\r\x1b[K" if sys.stderr and sys.stderr.isatty() else ""
     aside(lambda: os.write(2, f"{clear}{line}\n".encode(errors="backslashreplace")))
 
@@ -45,7 +45,7 @@ def at_once(status: int) -> NoReturn:
 
 
 def aside(action: Callable[[], object]) -> None:
-    """Do something in another thread, and wait 0.2 s for it at most: the terminal may be stopped (Ctrl-S), or gone."""
+    """Do something in another thread, and wait a second for it at most: the terminal may be stopped (Ctrl-S), or gone."""
 
     def attempt() -> None:
         with suppress(OSError, ValueError, SystemExit):  # `tell_others` may raise the last
@@ -54,4 +54,4 @@ def aside(action: Callable[[], object]) -> None:
     with suppress(RuntimeError):
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(0.2)
+        thread.join(1.0)  # a busy machine may take a while to start it
