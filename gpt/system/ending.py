@@ -45,7 +45,7 @@ def at_once(status: int) -> NoReturn:
 
 
 def aside(action: Callable[[], object]) -> None:
-    """Do something in another thread, and wait a second for it at most: the terminal may be stopped (Ctrl-S), or gone."""
+    """Do something in another thread, and wait a second for it at most: a terminal may be stopped (Ctrl-S), or gone."""
 
     def attempt() -> None:
         with suppress(OSError, ValueError, SystemExit):  # `tell_others` may raise the last
