@@ -168,7 +168,7 @@ def train_model(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
                 console=console, ranks=ranks,
             )  # fmt: skip
-            plan.agree(chosen, ops, ranks)
+            plan.agree(chosen, ops, ranks, shard_optimizer)
             ranks.connect(ops, shard_optimizer)
             plan.announce(chosen, ops, console, ranks)
             from gpt.trainer import Trainer

@@ -267,7 +267,7 @@ def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> Train
     return replace(train, unseen_fraction=min(start.train_config.unseen, train.val_fraction))
 
 
-def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
+def agree(plan: Plan, ops: Operations, ranks: Ranks, sharded: bool) -> None:
     """Check that this rank would train as the first one does; `make` has checked the tokens.
 
     Raises UserError that names the first difference.
@@ -280,6 +280,7 @@ def agree(plan: Plan, ops: Operations, ranks: Ranks) -> None:
             for config in (plan.model_config, plan.train_config)
             for key, value in config.to_json().items()
         },
+        "--shard-optimizer": sharded,
         "checkpoint": plan.start.step if plan.start else None,
     }
     first = ranks.share(here)

@@ -50,13 +50,6 @@ def test_a_mistake_of_a_single_rank_is_said_and_none_waits_for_it(train, rank):
     assert said.startswith(f"rank {rank}: No such option '--nope'.")
 
 
-def test_gpus_are_refused_on_a_cpu_and_need_a_number(hipgpt):
-    cpu = hipgpt("train", "--gpus", 2, "--device", "cpu", status=2).stderr
-    assert cpu == "Error: --gpus 2 takes the first GPUs, which --device cpu contradicts: leave one out\n"
-    number = hipgpt("train", "--gpus", "two", status=2).stderr
-    assert number == "Error: --gpus is 'two', but must be a number from 1 on, or all\n"
-
-
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -84,6 +77,7 @@ def test_mpirun_without_mpi4py_says_what_to_install(train):
     ("special", "said"),
     [
         (("--seed", 7), "--seed is 7 here, but 0 on the first rank"),
+        (("--shard-optimizer",), "--shard-optimizer is True here, but False on the first rank"),
         (("--lr", 0.5), "--lr is 0.5 here, but 0.0003 on the first rank"),
         ("import gpt\ngpt.__version__ = '0.0.1'", "hipgpt's version is 0.0.1 here, but {version} on the first rank"),
     ],
