@@ -86,6 +86,7 @@ class Control:
         self._members: list[Member] = []  # all ranks, once they have come
         self._values: dict[int, deque[Any]] = {rank: deque() for rank in range(place.size)}  # that ranks have sent
         self._is_ending = False  # whether a failure is known
+        self._is_told = False  # whether this rank has told its own end
         self._failure: Failure | None = None  # it, once all has been said
         self._is_confirmed = False  # whether the first rank has said it
         self._deadline = 0.0  # when a main thread that has not ended after a failure is ended
@@ -213,7 +214,8 @@ class Control:
         with self._changed:
             if status == 1:
                 self._changed.wait_for(lambda: self._is_ending, CONSEQUENCE)
-            is_others = self._is_ending
+            is_others = self._is_ending and not self._is_told  # a signal is told twice on its way out
+            self._is_told = not is_others
         self.fail(message, status)
         if at_once:
             self._reap(0.0)
