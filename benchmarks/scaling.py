@@ -66,7 +66,7 @@ class Step(NamedTuple):
     alone: float  # the same batch on one GPU
     compute: float
     exposed: float  # exchanges after the backward pass
-    held: float  # what the products lose to exchanges beside them
+    held: float  # time that products lose to exchanges beside them
 
     @property
     def whole(self) -> float:

@@ -170,7 +170,7 @@ def train_model(
             )  # fmt: skip
             plan.agree(chosen, ops, ranks, shard_optimizer)
             ranks.connect(ops, shard_optimizer)
-            plan.announce(chosen, ops, console, ranks)
+            plan.announce(chosen, ops, console, ranks, shard_optimizer)
             from gpt.trainer import Trainer
 
             trainer = Trainer(

@@ -16,7 +16,7 @@ import gpt
 from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
-from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, flag, pick
+from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, check, flag, pick
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
@@ -178,6 +178,9 @@ def shared_out(
     """
     batch, total = train.batch_size, train.batch_size * train.accumulate
     if global_batch is not None:
+        check(global_batch >= 1, "global_batch", global_batch, "at least 1")
+        if "accumulate" in flags:
+            raise UserError(f"--global-batch {global_batch} decides about --accumulate too: leave one of them out")
         total = global_batch
     elif start is None or "accumulate" in flags:
         total *= ranks
@@ -292,7 +295,7 @@ def agree(plan: Plan, ops: Operations, ranks: Ranks, sharded: bool) -> None:
             )
 
 
-def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE) -> None:
+def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE, sharded: bool = False) -> None:
     """Describe the training that is about to start, its memory and its disk space.
 
     Raises UserError if the memory or the disk space is not there.
@@ -304,6 +307,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
     console.line(f"Model:  {describe(model)}")
     per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
+    if sharded and ranks.size == 1:
+        console.line("Note: --shard-optimizer changes nothing, because there is one rank alone")
     if ranks.size > 1:
         each = train.accumulate // ranks.size
         console.line(

@@ -12,10 +12,13 @@ import numpy as np
 from gpt.distributed.collectives import Collectives, Exchange
 from gpt.errors import UserError
 
+Group = str | list[int]  # a group's name as JSON has it: bytes in hexadecimal digits, or CuPy's tuple before version 14
 
-def unique_id() -> list[int]:
+
+def unique_id() -> Group:
     """The name of a new group of ranks, which the first rank tells the others. Raises UserError if NCCL is missing."""
-    return list(_nccl().get_unique_id())
+    name = _nccl().get_unique_id()
+    return name.hex() if isinstance(name, bytes) else list(name)
 
 
 def bus_id() -> str:
@@ -35,7 +38,7 @@ class NcclCollectives(Collectives):
     raises UserError if the GPUs cannot be connected.
     """
 
-    def __init__(self, rank: int, size: int, group: Sequence[int]) -> None:
+    def __init__(self, rank: int, size: int, group: Group) -> None:
         import cupy
 
         self._cupy, self._nccl, self._rank = cupy, _nccl(), rank
@@ -52,9 +55,8 @@ class NcclCollectives(Collectives):
         connecting.start()
         self._connecting: threading.Thread | None = connecting
 
-    def _connect(self, size: int, group: Sequence[int], device: Any) -> None:
-        # CuPy before 14 names a group by a tuple, and later by bytes.
-        name = bytes(group) if isinstance(self._nccl.get_unique_id(), bytes) else tuple(group)
+    def _connect(self, size: int, group: Group, device: Any) -> None:
+        name = bytes.fromhex(group) if isinstance(group, str) else tuple(group)
         try:
             with device:
                 self._connected = self._nccl.NcclCommunicator(size, name, self._rank)
