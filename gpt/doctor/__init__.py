@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt import ops as operations
-from gpt.doctor import selftest
-from gpt.doctor.inventory import inventory, private
+from gpt.doctor import inventory, selftest
+from gpt.doctor.inventory import private
 from gpt.doctor.selftest import Failure
 from gpt.doctor.speed import Speed, measure
 from gpt.errors import UserError
@@ -96,7 +96,7 @@ def examine(device: str, say: Say, console: Console) -> Diagnosis:
     With auto these devices are the GPU that auto takes, in every precision that it has, and the CPU. Raises UserError
     if `device` does not exist or cannot be used.
     """
-    found = Diagnosis(inventory())
+    found = Diagnosis(inventory.inventory())
     for section, facts in found.inventory.items():
         width = max(map(len, facts), default=0)
         lines = [f"  {label:<{width}}  {fact}" for label, fact in facts.items()]

@@ -43,7 +43,12 @@ def inventory() -> dict[str, Facet]:
         "Machine": {
             "system": _known(_system), "CPU": _known(_cpu), "memory": _known(_memory),
         },
-        "Packages": _packages(),
+        "Packages": {
+            "NumPy": _known(_numpy),
+            "numba": _known(lambda: f"{_version('numba')}; SciPy: {_version('scipy')}"),
+            "CuPy": _known(_cupy_packages),
+            "mpi4py": _known(_mpi),
+        },
         "GPU": _gpu(),
         "Caches": {"CuPy": _known(_cupy_cache), "numba": _known(_numba_cache)},
         "Environment": environment(os.environ),
@@ -110,17 +115,12 @@ def _memory() -> str:
 # ---- packages --------------------------------------------------------------------------------------------------------
 
 
-def _packages() -> Facet:
+def _numpy() -> str:
     import numpy  # noqa: F401 # so that threadpoolctl sees its BLAS
 
     blas = [each for each in threadpoolctl.threadpool_info() if each["user_api"] == "blas"]
     named = [f"{each['internal_api']} {each['version']} ({each.get('architecture', '?')})" for each in blas]
-    return {
-        "NumPy": f"{_version('numpy')}, BLAS: {', '.join(named) or 'not known'}",
-        "numba": f"{_version('numba')}; SciPy: {_version('scipy')}",
-        "CuPy": _known(_cupy_packages),
-        "mpi4py": _known(_mpi),
-    }
+    return f"{_version('numpy')}, BLAS: {', '.join(named) or 'not known'}"
 
 
 def _version(package: str) -> str:
@@ -155,7 +155,7 @@ def _gpu() -> Facet:
         return {"GPU": _unknown(error)}
     made_for, compiler = ("ROCm", "hiprtc") if facts.is_rocm else ("CUDA", "NVRTC")
     found = {
-        "CuPy": f"{facts.cupy_version}, for {made_for}",
+        "CuPy": _known(lambda: f"{facts.cupy_version}, for {made_for}"),
         "driver": _known(_kernel_driver) + _known(lambda: f"; supports {made_for} {facts.driver()}"),
         f"{made_for} runtime": _known(facts.runtime),
         compiler: _known(facts.compiler),
