@@ -13,12 +13,13 @@ from gpt import ops as operations
 from gpt.config import ModelConfig
 from gpt.doctor import inventory, selftest
 from gpt.doctor.bounds import product_bound
-from gpt.doctor.selftest import CASES, Failure
+from gpt.doctor.selftest import CASES, FUSED, Failure
 from gpt.doctor.trial import Trial, difference
 from gpt.errors import UserError
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu import device as cupy_device
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.products import CACHE_BYTES
 from gpt.ops.interface import Arithmetic
 from tests.ops.test_device import machine
 from tests.support.devices import executor
@@ -115,6 +116,27 @@ def test_a_wrong_result_is_found_in_bf16_on_a_gpu(operation, fault):
     wrong = Wrong(GpuOps(executor("mma"), "bf16"), operation, 0, fault)
     assert any(findings(wrong, operation))
     assert wrong.spoiled
+
+
+def test_the_vendors_library_gets_larger_products_and_in_bf16_those_with_gelu_inside():
+    """The library applies GELU if the array is too large for the GPU's cache; gpt/ops/gpu/products.py decides."""
+
+    def largest(precision, blas):
+        ops = Gpu(precision, blas)
+        return max(len(check.shape) for check in selftest.checks(ops) if check.operation == "linear")
+
+    sizes = [largest(*each) for each in (("fp32", None), ("fp32", object()), ("bf16", object()))]
+    assert sizes == sorted(set(sizes))
+    assert {rows * d_out for rows, _, d_out, *_ in FUSED["linear"]} == {4104 * 4096}
+    assert 4104 * 4096 * 2 > CACHE_BYTES
+    assert any(rows * d_in * 2 > CACHE_BYTES for rows, d_in, *_ in FUSED["linear_backward"])
+
+
+@pytest.mark.parametrize("operation", selftest.LARGE)
+def test_larger_products_pass(operation):
+    ops = CpuOps(threads=2)
+    for case in selftest.LARGE[operation]:
+        assert selftest._trial(ops, operation, case) == []
 
 
 def test_a_wrong_copy_is_found():
@@ -262,6 +284,7 @@ class Gpu:
 
     def __init__(self, precision, blas=None):
         self.precision, self.device = precision, types.SimpleNamespace(blas=blas)
+        self.low_precision = precision == "bf16"
 
 
 def ill(ops, *wrong):
