@@ -138,11 +138,11 @@ def _described(case: tuple[Any, ...]) -> str:
 
 
 def _training(ops: Operations, optimizer: str) -> list[str]:
-    """Train a tiny model, and compare its losses, gradients' norms and weights with those of the reference.
+    """Train a tiny model, and compare its losses and weights with those of the reference.
 
-    A GPU replays the third step from a recording. Losses are means over 99 tokens of log 100 and logits of size 0.16. In
-    bf16 a logit has been rounded some ten times, each time by 2^-9 / sqrt(3) in root mean square: an error of 6e-4, of
-    6e-5 in a mean of 99, and of 1.3e-5 relative to the loss of 4.6. Later steps have weights of slightly other
+    A GPU replays the third step from a recording. Losses are means over 99 tokens of log 100 and logits of size 0.16.
+    In bf16 a logit has been rounded some ten times, each time by 2^-9 / sqrt(3) in root mean square: an error of 6e-4,
+    of 6e-5 in a mean of 99, and of 1.3e-5 relative to the loss of 4.6. Later steps have weights of slightly other
     directions, which doubles it. The bound, U / 32, is four times that. A weight may move in either direction if its
     gradient is nothing but noise, as that of the keys' bias is, but no further than its steps.
     """

@@ -121,15 +121,12 @@ def test_a_wrong_result_is_found_in_bf16_on_a_gpu(operation, fault):
 def test_the_vendors_library_gets_larger_products_and_in_bf16_those_with_gelu_inside():
     """The library applies GELU if the array is too large for the GPU's cache; gpt/ops/gpu/products.py decides."""
 
-    def largest(precision, blas):
-        ops = Gpu(precision, blas)
-        return max(len(check.shape) for check in selftest.checks(ops) if check.operation == "linear")
+    def count(precision, blas):
+        return sum(check.operation == "linear" for check in selftest.checks(Gpu(precision, blas)))
 
-    sizes = [largest(*each) for each in (("fp32", None), ("fp32", object()), ("bf16", object()))]
-    assert sizes == sorted(set(sizes))
-    assert {rows * d_out for rows, _, d_out, *_ in FUSED["linear"]} == {4104 * 4096}
-    assert 4104 * 4096 * 2 > CACHE_BYTES
-    assert any(rows * d_in * 2 > CACHE_BYTES for rows, d_in, *_ in FUSED["linear_backward"])
+    assert count("fp32", None) < count("fp32", object()) < count("bf16", object())
+    assert all(rows * d_out * 2 > CACHE_BYTES for rows, _, d_out, *_ in FUSED["linear"])
+    assert all(rows * d_in * 2 > CACHE_BYTES for rows, d_in, *_ in FUSED["linear_backward"])
 
 
 @pytest.mark.parametrize("operation", selftest.LARGE)
