@@ -374,7 +374,7 @@ def export_model(run_name: str, runs_dir: Path, out: Path, step: int | None, bes
         click.echo(path)
 
 
-# ---- bench, runs, fetch -------------------------------------------------------------------------------------------
+# ---- bench, doctor, runs, fetch -----------------------------------------------------------------------------------
 
 
 @main.command(
@@ -410,6 +410,32 @@ def bench_model(preset: str | None, device: str, as_json: bool, settings: dict[s
         ops = select(device, train.precision, training=True)
         report = bench.measure(model, train, ops, steps=settings.get("total_steps"), began=began, advance=advance)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
+
+
+@main.command(
+    "doctor",
+    short_help="Test this machine: what is installed, what computes rightly, how fast.",
+    sections={
+        "Options": (DEVICE, Option("--json", "as_json", is_flag=True, help="Print one JSON object.")),
+    },
+    epilog="hipgpt doctor",
+)  # fmt: skip
+def examine_machine(device: str, as_json: bool) -> None:
+    """Test this machine, and print a report that can be pasted into a bug report.
+
+    Lists what is installed and found. Compares every operation with NumPy, on the GPU in each precision and on the CPU,
+    and takes some training steps. Times a few operations. The exit status is 1 if a result is wrong. The report leaves
+    out the user's name, the home folder and the host's name.
+    """
+    from gpt import doctor
+    from gpt.system.console import Console
+
+    console = Console()
+    diagnosis = doctor.examine(device, (lambda text: None) if as_json else console.line, console)
+    if as_json:
+        click.echo(json.dumps(diagnosis.to_json(), indent=2))
+    if diagnosis.failed:
+        sys.exit(1)
 
 
 @main.command(

@@ -24,8 +24,10 @@ class Groups(NamedTuple):
         return statistics.median(self.seconds)
 
 
-def time_groups(call: Callable[[], object], now: Callable[[], float], calls: int | None = None) -> Groups:
-    """Time groups of `calls` calls (None: of as many as take about a second).
+def time_groups(
+    call: Callable[[], object], now: Callable[[], float], calls: int | None = None, seconds: float | None = None
+) -> Groups:
+    """Time groups of `calls` calls (None: of as many as take about `seconds`, by default GROUP_SECONDS).
 
     `now` waits until all calls so far are done, and returns a time in seconds.
     """
@@ -36,7 +38,7 @@ def time_groups(call: Callable[[], object], now: Callable[[], float], calls: int
             call()
         return (now() - begin) / calls
 
-    calls = calls or max(1, round(GROUP_SECONDS / seconds_per_call(1)))
+    calls = calls or max(1, round((GROUP_SECONDS if seconds is None else seconds) / seconds_per_call(1)))
     return Groups(calls, [seconds_per_call(calls) for _ in range(GROUPS)])
 
 

@@ -28,6 +28,12 @@ def bus_id() -> str:
     return str(cupy.cuda.runtime.deviceGetPCIBusId(cupy.cuda.Device().id))
 
 
+def version() -> str:
+    """The version of NCCL or RCCL, such as "2.27.7". Raises UserError if it is missing."""
+    number = int(_nccl().get_version())
+    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+
+
 class NcclCollectives(Collectives):
     """Exchanges among GPUs, each rank's being CuPy's current one.
 

@@ -2,17 +2,12 @@
 
 import functools
 
-import numpy as np
 import pytest
 
 from gpt.errors import UserError
 from gpt.ops.gpu.operations import GpuOps
-from gpt.ops.interface import Array, Device, Operations
+from gpt.ops.interface import Device, Operations
 from tests.support.amd.emulator import TARGETS, EmulatorDevice, unavailable
-
-GUARD = 64  # elements before and after a guarded array: a multiple of the length of every vector
-# The values of guard bands, by the dtype's kind, or by its kind and size in bytes.
-UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}
 
 
 @functools.cache
@@ -84,46 +79,3 @@ GPUS = [
 ]
 NUMBA = pytest.param(numba_cpu, id="numba")
 DEVICES = [*GPUS, NUMBA]
-
-
-def _untouched(dtype: np.dtype) -> float:
-    return UNTOUCHED.get(dtype.str[1:], UNTOUCHED[dtype.kind])
-
-
-class Arrays:
-    """Makes arrays on the device of `ops`. `check` asserts that nothing was written outside of them."""
-
-    def __init__(self, ops: Operations) -> None:
-        self.ops = ops
-        self._guarded: list[tuple[Array, int]] = []
-
-    def of(self, value: np.ndarray, dtype: str = "") -> Array:
-        """`value` on the device, between guard bands.
-
-        Its type is `dtype`, or by default that of activations for floats and its own for integers.
-        """
-        value = np.asarray(value)
-        whole = self.ops.empty(value.size + 2 * GUARD, dtype or (str(value.dtype) if value.dtype.kind in "iu" else ""))
-        whole.fill(_untouched(whole.dtype))
-        view = whole[GUARD : GUARD + value.size].reshape(value.shape)
-        if value.dtype.kind == "f":
-            value = value.astype(dtype or np.float32)
-        self.ops.copy(value, out=view)
-        self._guarded.append((whole, value.size))
-        return view
-
-    def poisoned(self, *shape: int, dtype: str = "") -> Array:
-        """An array of NaN, for a kernel to overwrite."""
-        return self.of(np.full(shape, np.nan), dtype)
-
-    def rounded(self, value: np.ndarray) -> np.ndarray:
-        """`value` as float64 after a trip through the type of activations."""
-        array = self.ops.empty(value.shape)
-        self.ops.copy(value.astype(np.float32), out=array)
-        return self.ops.to_host(array).astype(np.float64)
-
-    def check(self) -> None:
-        for whole, size in self._guarded:
-            host = whole if self.ops.is_cpu else self.ops.device.to_host(whole)
-            band = np.concatenate([host[:GUARD], host[GUARD + size :]])
-            assert (band == _untouched(whole.dtype)).all(), "a kernel wrote outside of its array"

@@ -1,24 +1,27 @@
-"""Fixtures for the tests of every operation: arrays on the device of `ops`, random numbers, the rounding U."""
+"""Fixtures for the tests of every operation: a trial on the device of `ops`, with its arrays and random numbers."""
 
-import numpy as np
 import pytest
 
-from tests.ops.kernels.bounds import TF32, u
-from tests.support.devices import Arrays
+from tests.ops.kernels.bounds import TestingTrial
 
 
 @pytest.fixture
-def arrays(ops):
-    made = Arrays(ops)
+def trial(ops):
+    made = TestingTrial(ops)
     yield made
-    made.check()
+    made.finish()
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(7)
+def arrays(trial):
+    return trial.arrays
 
 
 @pytest.fixture
-def U(ops):
-    return {"fp32": u, "tf32": TF32, "bf16": 2.0**-8}[ops.precision]
+def rng(trial):
+    return trial.rng
+
+
+@pytest.fixture
+def U(trial):
+    return trial.U

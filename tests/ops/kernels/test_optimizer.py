@@ -5,22 +5,21 @@ import math
 import numpy as np
 import pytest
 
+from gpt.doctor import updates
+from gpt.doctor.bounds import TF32, u
+from gpt.doctor.trial import REFERENCE, Arrays
 from gpt.ops.gpu import muon as gpu_muon
 from gpt.ops.gpu.blas import Sum
 from gpt.ops.interface import AdamBuffers, Stack, UpdateRule
 from gpt.optim import NEWTON_SCHULZ
-from tests.ops.kernels.bounds import REFERENCE, TF32, near, u
-from tests.support.devices import GPUS, Arrays
+from tests.ops.kernels.bounds import near
+from tests.support.devices import GPUS
 
 
 @pytest.mark.parametrize("n", [1, 7, 1024, 70_000])
 @pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
-def test_the_global_norm_neither_overflows_nor_underflows(ops, arrays, rng, n, magnitude):
-    x = (rng.standard_normal(n) * magnitude).astype(np.float32)
-    out = arrays.poisoned(1, dtype="float64")
-    ops.global_norm(arrays.of(x, "float32"), out)
-    expected = np.linalg.norm(x.astype(np.float64))
-    near(ops, out, np.array([expected]), n * 2.0**-52 * expected)
+def test_the_global_norm_neither_overflows_nor_underflows(trial, n, magnitude):
+    updates.global_norm(trial, n, magnitude)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -33,24 +32,14 @@ def test_a_gradient_that_is_not_finite_makes_the_norm_not_finite(ops, arrays, po
     assert not np.isfinite(ops.to_host(out)).any()
 
 
-def test_the_norm_of_the_norms_of_shares_is_the_global_norm(ops, arrays, rng):
-    norms = np.abs(rng.standard_normal(14)) * 1e30
-    out = arrays.poisoned(1, dtype="float64")
-    ops.norm_of_norms(arrays.of(norms, "float64"), out)
-    expected = np.linalg.norm(norms)
-    near(ops, out, np.array([expected]), 15 * 2.0**-52 * expected)
+def test_the_norm_of_the_norms_of_shares_is_the_global_norm(trial):
+    updates.norm_of_norms(trial, 14)
 
 
-def test_gradients_are_converted_to_bf16_and_back(ops, arrays, rng):
-    """The nearest bf16 number is half of 2^-7 away at most, relative to it. The way back changes nothing."""
-    if not ops.low_precision:
+def test_gradients_are_converted_to_bf16_and_back(trial):
+    if not trial.ops.low_precision:
         pytest.skip("only ranks that compute in bf16 exchange gradients in bf16")
-    x = (rng.standard_normal(128 * 9) * 10.0 ** rng.integers(-20, 20, 128 * 9)).astype(np.float32)
-    rounded, back = arrays.poisoned(x.size), arrays.poisoned(x.size, dtype="float32")
-    ops.convert(arrays.of(x, "float32"), rounded)
-    ops.convert(rounded, back)
-    near(ops, back, x, 2.0**-8 * np.abs(x))
-    assert np.array_equal(ops.to_host(back), ops.to_host(rounded))
+    updates.convert(trial, 128 * 9)
 
 
 RULE = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=0.0)
@@ -125,79 +114,17 @@ MUON_FP32, MUON_BF16 = 400 * u, 0.1
 STACKS = [(1, 1, 1), (2, 16, 16), (3, 24, 72), (2, 96, 33), (2, 130, 64), (4, 7, 5)]  # matrices, rows, columns
 
 
-def stack_of(arrays, ops, shape, rng):
-    """Weights, gradients and momentum [matrices, rows, columns] on the host, and their Stack on the device.
-
-    The Stack also has room for the copy. Its matrices are evenly spaced, with gaps between them.
-    """
-    count, rows, columns = shape
-    stride = -(-rows * columns // 128) * 128
-    host = [rng.standard_normal(shape).astype(np.float32).astype(np.float64) for _ in range(3)]
-
-    def laid_out(value, dtype):
-        whole = arrays.of(np.zeros((count, stride)), dtype)
-        view = whole[:, : rows * columns].reshape(shape)
-        ops.copy(value.astype(np.float32), out=view)
-        return view
-
-    copy = laid_out(np.full(shape, np.nan), "") if ops.low_precision else None
-    return host, Stack(*(laid_out(x, "float32") for x in host), copy)
-
-
-def roundings(x, size, rng):
-    """x with a random relative error of up to `size` in every element: one way in which arithmetic may round."""
-    return x * (1 + size * rng.uniform(-1, 1, x.shape))
-
-
-def rounded_orthogonalized(u, size, rng):
-    """Newton-Schulz orthogonalization with a random rounding of every product's result.
-
-    A result is rounded because it is stored in the type of products.
-    """
-    x = roundings(u / np.linalg.norm(u, axis=(1, 2), keepdims=True), 2 * size, rng)
-    tall = x.shape[1] > x.shape[2]
-    for a, b, c in NEWTON_SCHULZ:
-        turned = x.swapaxes(1, 2)
-        gram = roundings(turned @ x if tall else x @ turned, size, rng)
-        factor = roundings(b * gram + c * gram @ gram, size, rng)
-        x = roundings(a * x + (x @ factor if tall else factor @ x), size, rng)
-    return x
-
-
 @pytest.mark.parametrize("shape", STACKS)
 @pytest.mark.parametrize("scale", [1.0, 0.25])
-def test_muon(ops, arrays, rng, U, shape, scale):
-    """The bound comes from stochastic arithmetic (Vignes 2004): the reference is run with roundings drawn at random.
-
-    No element may be further off than three times the largest error of 16 such draws. In fp32 a product of n terms adds
-    up to n roundings. On a CPU the errors are larger, because it multiplies squares of singular values.
-    """
-    (w, g, m), stack = stack_of(arrays, ops, shape, rng)
-    plan = arrays.of(np.array([0, scale, 0.1, 0.99, 1, 1]), "float64")
-    ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
-    m_ = 0.95 * m + 0.05 * scale * g
-    u_ = 0.05 * scale * g + 0.95 * m_
-    near(ops, stack.momentum, m_, 8 * u * (np.abs(m) + np.abs(scale * g)))
-    factor = 0.1 * 0.2 * math.sqrt(max(shape[1:]))
-    exact = REFERENCE.zeros(shape)
-    REFERENCE.muon(
-        [Stack(exact, g, m, None)], np.array([0, scale, 1 / (0.2 * math.sqrt(max(shape[1:]))), 1, 1, 1]), momentum=0.95,
-        coefficients=NEWTON_SCHULZ,
-    )  # fmt: skip
-    size = max(U / 2, u * max(shape[1:])) * (40 if ops.is_cpu else 1)
-    draws = [rounded_orthogonalized(u_, size, rng) + exact for _ in range(16)]
-    off = np.abs(draws).max()
-    near(ops, stack.weights, 0.99 * w + factor * exact, 3 * factor * off + 4 * u * (np.abs(w) + factor))
-    if ops.low_precision:
-        weights = ops.to_host(stack.weights)
-        near(ops, stack.copy, weights, U * np.abs(weights))
+def test_muon(trial, shape, scale):
+    updates.muon(trial, *shape, scale)
 
 
 @pytest.mark.parametrize("device", GPUS, indirect=True)  # a CPU moves one matrix at a time
 @pytest.mark.parametrize("tall", [False, True])
-def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(ops, arrays, rng, tall, monkeypatch):
+def test_matrices_that_do_not_fit_at_once_are_moved_in_parts(trial, ops, arrays, tall, monkeypatch):
     shape = (5, 32, 16) if tall else (5, 16, 32)
-    _, stack = stack_of(arrays, ops, shape, rng)
+    _, stack = updates.stack(trial, shape)
     others = Stack(*(None if a is None else a.copy() for a in stack))
     plan = arrays.of(np.array([0, 1, 0.1, 0.99, 1, 1]), "float64")
     ops.muon([stack], plan, momentum=0.95, coefficients=NEWTON_SCHULZ)
