@@ -428,7 +428,8 @@ class GpuOps(Operations):
         weights, gradients, exp_avg, exp_avg_sq, copy, decayed = buffers
         kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
         arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
-        scalars = (*map(_float, (*rule.betas, rule.eps)), _long(decayed), _long(weights.size))
+        factors = (1 - rule.betas[0], 1 - rule.betas[1], rule.eps)
+        scalars = (*map(_float, factors), _long(decayed), _long(weights.size))
         kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
     def muon(
