@@ -18,7 +18,7 @@ def note(ops: Any, error: np.ndarray, bound: np.ndarray) -> None:
     if not isinstance(getattr(ops, "device", None), EmulatorDevice):
         return
     relative = float(np.max(np.divide(error, bound, out=np.zeros_like(error), where=error > 0)))
-    for name, *_ in ops._kernels:
+    for name, *_ in ops._kernel._compiled:
         targets = _largest[name, ops.precision]
         targets[ops.device.target] = max(relative, targets.get(ops.device.target, 0))
 
