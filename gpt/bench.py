@@ -31,6 +31,7 @@ from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
 from gpt.model import GPT, initial_weights
 from gpt.ops.interface import Affine, Operations
+from gpt.optim import stacks_here
 from gpt.parameters import parameter_count
 from gpt.system.console import size
 from gpt.timing import Groups, after, time_groups
@@ -169,6 +170,8 @@ def measure(
     are done, of 4. Raises UserError if the device lacks the memory.
     """
     planned, _ = plan.memory(model_config, train_config, ops)
+    stacks = stacks_here(model_config, train_config, ops)
+    ops.check_products(model_config, train_config.batch_size, training=True, stacks=stacks)
     batches = _random_batches(model_config, train_config)
     first_step, groups, held = _time_steps(TrainStep(model_config, train_config, batches, ops), steps, began)
     advance(1)

@@ -29,7 +29,20 @@ from gpt.config import (
     TrainConfig,
 )
 from gpt.errors import UserError, shown
-from gpt.options import BATCH, CHECKPOINT, DATA, DEVICE, MODEL, NEW_RUN, OPTIMIZER, PRECISION, PRESET, RUNS, TOKENIZER
+from gpt.options import (
+    BATCH,
+    BLAS,
+    CHECKPOINT,
+    DATA,
+    DEVICE,
+    MODEL,
+    NEW_RUN,
+    OPTIMIZER,
+    PRECISION,
+    PRESET,
+    RUNS,
+    TOKENIZER,
+)
 
 if TYPE_CHECKING:
     from gpt.run import Run
@@ -62,7 +75,7 @@ def main(context: click.Context, /) -> None:
     "train",
     sections={
         "Run": (
-            NEW_RUN, RUNS, PRESET, DEVICE, PRECISION,
+            NEW_RUN, RUNS, PRESET, DEVICE, PRECISION, BLAS,
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
@@ -126,7 +139,7 @@ def main(context: click.Context, /) -> None:
     epilog="hipgpt train --data-path my.txt --run-name mine --preset small --steps 4000",
 )  # fmt: skip
 def train_model(
-    run_name: str | None, runs_dir: Path, preset: str | None, device: str, resume: bool, ckpt: str | None,
+    run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
     data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None, shard_optimizer: bool,
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
@@ -162,7 +175,7 @@ def train_model(
             model, train = plan.settle(settings, preset, start, resume)
             train = plan.shared_out(train, settings, start, global_batch, ranks.size)
             inherited = start is not None and "precision" not in settings
-            ops, train = plan.select_ops(device, train, inherited, ranks)
+            ops, train = plan.select_ops(device, blas, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
             chosen = plan.make(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
@@ -296,7 +309,7 @@ def _parse_ids(text: str) -> list[int]:
     sections={
         "Model": (
             Option("--run-name", metavar="NAME", required=True, help="Run whose model to use."),
-            RUNS, *CHECKPOINT, DEVICE, PRECISION,
+            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Text": (
             Option("--prompt", metavar="TEXT", required=True, help="Text to continue; - reads standard input."),
@@ -324,8 +337,8 @@ def _parse_ids(text: str) -> list[int]:
     epilog='hipgpt generate --run-name mine --prompt "Once upon a time" --num-tokens 200',
 )  # fmt: skip
 def generate_text(
-    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, prompt: str, num_tokens: int, eos_id: int,
-    max_seq_len: int | None, seed: int, settings: dict[str, Any],
+    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, prompt: str, num_tokens: int,
+    eos_id: int, max_seq_len: int | None, seed: int, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Continue a prompt with a trained model."""
     from gpt import checkpoint
@@ -336,7 +349,10 @@ def generate_text(
 
     precision = settings.pop("precision", TrainConfig.precision)
     sampling, run = SamplingConfig(**settings), Run(run_name, runs_dir)
-    model = load_model(checkpoint.load(run, step, best), select(device, precision))
+    saved, ops = checkpoint.load(run, step, best), select(device, precision, blas=blas)
+    model = load_model(saved, ops)
+    for note in ops.notes:
+        click.echo(note, err=True)
     prompt, tokenizer = _given(prompt), Tokenizer.load(run.tokenizer_path)
     texts = generate(
         model, tokenizer, prompt, num_tokens=num_tokens, sampling=sampling, eos_id=eos_id, seed=seed,
@@ -382,7 +398,7 @@ def export_model(run_name: str, runs_dir: Path, out: Path, step: int | None, bes
     short_help="Measure how fast a model trains and generates here.",
     sections={
         "Measurement": (
-            PRESET, DEVICE, PRECISION,
+            PRESET, DEVICE, PRECISION, BLAS,
             Setting(TrainConfig, "total_steps", "--steps", metavar="N", default_text="a second's worth",
                     help="Steps per timed group; three groups are timed."),
             Option("--json", "as_json", is_flag=True, help="Print one JSON object."),
@@ -394,7 +410,7 @@ def export_model(run_name: str, runs_dir: Path, out: Path, step: int | None, bes
     },
     epilog="hipgpt bench --preset small",
 )  # fmt: skip
-def bench_model(preset: str | None, device: str, as_json: bool, settings: dict[str, Any]) -> None:
+def bench_model(preset: str | None, device: str, blas: str, as_json: bool, settings: dict[str, Any]) -> None:
     """Measure how fast a model of some shape trains and generates here, and list the time of each operation.
 
     Trains on random tokens, with the defaults and presets of `hipgpt train`, and writes no files.
@@ -407,7 +423,7 @@ def bench_model(preset: str | None, device: str, as_json: bool, settings: dict[s
     model, train = plan.settle(settings, preset, start=None, resume=False)
     model = replace(model, vocab_size=settings.get("vocab_limit", TokenizerConfig.of(preset).vocab_limit))
     with Console().progress("Measuring", 4) as advance:
-        ops = select(device, train.precision, training=True)
+        ops = select(device, train.precision, training=True, blas=blas)
         report = bench.measure(model, train, ops, steps=settings.get("total_steps"), began=began, advance=advance)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
 

@@ -33,6 +33,7 @@ def load_model(checkpoint: Checkpoint, ops: Operations) -> GPT:
     config = checkpoint.model_config
     needed = memory_bytes(config, 1, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
     require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
+    ops.check_products(config, batch=1)
     model = GPT(checkpoint.model_config, ops)
     model.load(checkpoint.weights().items())
     return model
@@ -153,7 +154,7 @@ class Drawing:
                 # Take ids until few enough steps are queued; a new context and the end need all of them.
                 all_needed = length == window or position == num_tokens - 1
                 while len(queued) > (0 if all_needed else ops.steps_ahead):
-                    id = _checked(int(queued[0]()[0]))
+                    id = _checked(int(queued[0]()[0]), ops)
                     queued.popleft()  # only now: if something interrupts the wait, `finally` waits again
                     if id == eos_id:
                         return
@@ -168,10 +169,11 @@ class Drawing:
                 wait()
 
 
-def _checked(id: int) -> int:
+def _checked(id: int, ops: Operations) -> int:
     """A drawn id. Raises UserError for -1, which stands for logits that are not finite."""
     if id < 0:
-        raise UserError("the model's logits are not finite, as its training diverged: take an earlier --step")
+        library = ", or try --blas own, in case the GPU vendor's library is at fault" if ops.has_vendor_blas else ""
+        raise UserError(f"the model's logits are not finite, as its training diverged: take an earlier --step{library}")
     return id
 
 

@@ -70,12 +70,17 @@ def optimizer_bytes(config: ModelConfig, train_config: TrainConfig, ops: Operati
             floats += region.size  # exact weights
         if ranks.size > 1 and train_config.reduce_precision == "bf16":
             rounded += region.stop - region.start + (0 if region.is_whole else region.size)
-    scratch = 0
-    if shares.muon.size:
-        strides = (stride for _, stride in matrix_spans(config, ops.vocab_multiple))
-        layers = shares.muon.size // sum(strides)
-        scratch = ops.muon_bytes([(layers, rows, columns) for _, rows, columns in stack_shapes(config)])
-    return 4 * (floats + largest) + 2 * rounded + scratch
+    stacks = stacks_here(config, train_config, ops, ranks)
+    return 4 * (floats + largest) + 2 * rounded + (ops.muon_bytes(stacks) if stacks else 0)
+
+
+def stacks_here(
+    config: ModelConfig, train_config: TrainConfig, ops: Operations, ranks: Ranks = ALONE
+) -> list[tuple[int, int, int]]:
+    """The shapes of the stacks of matrices that Muon moves on this rank; [] for AdamW, or if it has none."""
+    own = ranks.shares(config, ops.vocab_multiple, train_config.optimizer).muon.size
+    layers = own // sum(stride for _, stride in matrix_spans(config, ops.vocab_multiple))
+    return [(layers, rows, columns) for _, rows, columns in stack_shapes(config)] if layers else []
 
 
 class Optimizer:

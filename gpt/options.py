@@ -20,6 +20,11 @@ DEVICE = Option(
     "--device", default="auto", metavar="auto|cpu|gpu[:N]",
     help="Device to use. auto: the first GPU that works, else the CPU.",
 )  # fmt: skip
+BLAS = Option(
+    "--blas", type=click.Choice(["auto", "vendor", "own"]), default="auto",
+    help="Library that computes matrix products on a GPU. vendor: hipBLASLt or cuBLASLt; own: hipgpt's slower kernel; "
+         "auto: the vendor's, which has to pass a check on AMD.",
+)  # fmt: skip
 PRECISION = Setting(
     TrainConfig, "precision", "--precision",
     help="Number format of activations and matrix products. auto: bf16 if the GPU has matrix units for it, else fp32.",

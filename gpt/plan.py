@@ -23,7 +23,7 @@ from gpt.generate import prompt_ids
 from gpt.history import owes_result
 from gpt.model import KVCache, memory_bytes
 from gpt.ops.interface import Operations
-from gpt.optim import optimizer_bytes
+from gpt.optim import optimizer_bytes, stacks_here
 from gpt.parameters import parameter_count
 from gpt.prepare import Corpus, adopt, is_text_of, prepare
 from gpt.run import ROOT, Run
@@ -196,7 +196,7 @@ def shared_out(
 
 
 def select_ops(
-    device: str, train: TrainConfig, inherited: bool, ranks: Ranks = ALONE
+    device: str, blas: str, train: TrainConfig, inherited: bool, ranks: Ranks = ALONE
 ) -> tuple[Operations, TrainConfig]:
     """The operations object to train with, and `train` with the precision in which they compute.
 
@@ -207,12 +207,12 @@ def select_ops(
 
     device = ranks.device(device)
     try:
-        ops = select(device, train.precision, training=True, processes=ranks.sharing_cpus)
+        ops = select(device, train.precision, training=True, processes=ranks.sharing_cpus, blas=blas)
     except UserError:
         if not inherited:
             raise
         # raises the same error if the device itself is at fault
-        ops = select(device, training=True, processes=ranks.sharing_cpus)
+        ops = select(device, training=True, processes=ranks.sharing_cpus, blas=blas)
         train = replace(train, precision="auto").resolved()
     if train.reduce_precision == "bf16" and not ops.low_precision:
         raise UserError(f"--reduce-precision bf16 needs --precision bf16, but the ranks compute in {ops.precision}")
@@ -301,6 +301,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     Raises UserError if the memory or the disk space is not there.
     """
     model, train, run = plan.model_config, plan.train_config, plan.run
+    needed, free = memory(model, train, ops, ranks)
+    ops.check_products(model, train.batch_size, training=True, stacks=stacks_here(model, train, ops, ranks))
     first = plan.start.step + 1 if plan.start else 1
     held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
     sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
@@ -320,12 +322,21 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
     console.line("Rate:   " + describe_rate(train, first, plan.start.train_config if plan.start else None))
     of_evaluation = (plan.batches.note, _seen_note(plan)) if train.eval_every else ()
-    for note in filter(None, (*ops.notes, _precision_note(plan, ops), *of_evaluation)):
+    others = _notes_of_others(ops, ranks)
+    for note in filter(None, (*ops.notes, *others, _precision_note(plan, ops), *of_evaluation)):
         console.line(note)
-    needed, free = memory(model, train, ops, ranks)
     console.line(f"Memory: {size(needed)} needed, {size(free)} free")
     console.line("Disk:   " + disk(model, train))
     check_disk(plan, console)
+
+
+def _notes_of_others(ops: Operations, ranks: Ranks) -> list[str]:
+    """The notes about the devices of other ranks, each once; on the first rank, which prints them."""
+    said: dict[str, int] = dict.fromkeys(ops.notes, 0)
+    for rank, notes in enumerate(ranks.gather(list(ops.notes))):
+        for note in notes:
+            said.setdefault(note, rank)
+    return [f"{note} (on rank {rank})" for note, rank in said.items() if rank]
 
 
 def _precision_note(plan: Plan, ops: Operations) -> str | None:

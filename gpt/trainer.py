@@ -383,10 +383,13 @@ class Trainer:
         if self.optimizer.state()["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
             self._save()
             self.ranks.share()  # after the first rank has saved: an error of another would end it
+            library = ""
+            if self.ops.has_vendor_blas:
+                library = "; or try --blas own, in case the GPU vendor's library is at fault"
             raise UserError(
                 f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
                 f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "
-                "a longer --warmup-steps or a --grad-clip above 0"
+                f"a longer --warmup-steps or a --grad-clip above 0{library}"
             )
 
 

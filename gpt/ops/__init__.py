@@ -12,13 +12,17 @@ from gpt.errors import UserError
 from gpt.ops.interface import Operations
 
 
-def select(device: str = "auto", precision: str = "auto", training: bool = False, processes: int = 1) -> Operations:
+def select(
+    device: str = "auto", precision: str = "auto", training: bool = False, processes: int = 1, blas: str = "auto"
+) -> Operations:
     """The operations for `--device` auto, cpu, gpu or gpu:N and `--precision` auto, fp32, tf32 or bf16.
 
     auto is the first GPU that works, a card before an integrated one, else the CPU; gpu is the same, but never the CPU.
     Precision auto is bf16 if the GPU has matrix units for it, else fp32. For `training` on the CPU, numba is used if it
     is installed; it starts too slowly for anything shorter. The CPUs are shared out to this number of `processes`.
-    Raises UserError if the device does not exist here or lacks that precision.
+    `blas` is --blas: whether the library of a GPU's vendor computes matrix products (vendor), hipgpt's own kernel does
+    (own), or the library if it is there and right (auto).
+    Raises UserError if the device does not exist here or lacks that precision, or if that library is missing.
     """
     if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
         raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
@@ -27,7 +31,7 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
         try:
             from gpt.ops.gpu.device import CupyDevice
 
-            gpu = CupyDevice(int(device[4:])) if ":" in device else CupyDevice.best()
+            gpu = CupyDevice(int(device[4:]), blas) if ":" in device else CupyDevice.best(blas)
         except UserError as error:
             if device != "auto":
                 raise
@@ -35,9 +39,13 @@ def select(device: str = "auto", precision: str = "auto", training: bool = False
     if gpu is None:
         if precision in ("tf32", "bf16"):
             raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
+        if blas != "auto":
+            raise UserError(f"--blas {blas} needs a GPU: leave it out, or use --device gpu")
         ops = _cpu(training, processes)
         ops.notes = [note, *ops.notes] if note else ops.notes
         return ops
+    if blas == "vendor" and gpu.blas is None:
+        raise UserError(f"--blas vendor: {gpu.blas_missing}; or use --blas own")
     from gpt.ops.gpu.operations import GpuOps
 
     if precision == "bf16" and not gpu.has_bf16:

@@ -371,6 +371,20 @@ class Operations(Arithmetic, Protocol):
     def check(self, config: ModelConfig) -> None:
         """Raises UserError for a model that cannot run here."""
 
+    def check_products(
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
+    ) -> None:
+        """Check the library that computes matrix products, on the products of a model, before the model is made.
+
+        These are the products of training with `batch` sequences at a time, and of Muon with stacks of these shapes; or
+        those of a prompt. If the library is not to be relied on, the device goes on without it and has one more note.
+        Only AMD GPUs take time for this, about a second once.
+        """
+
+    @property
+    def has_vendor_blas(self) -> bool:
+        """Whether the library of a GPU's vendor computes matrix products."""
+
     def sequences(self, batch: int, seq: int) -> int:
         """The number of sequences that go through the model at a time, out of a batch."""
 
@@ -422,11 +436,14 @@ class Device(Protocol):
 
     xp: Any  # the array module: CuPy, or NumPy if tests put a CPU in a GPU's place
     description: str  # for the user
-    notes: Sequence[str]  # lines that the user should read
+    notes: list[str]  # lines that the user should read
     warp: int  # lanes of a warp
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
-    blas: Any  # gpt.ops.gpu.blas.Blas, or None if the vendor's library is missing or has failed
+    blas: Any  # gpt.ops.gpu.blas.Blas, or None if the vendor's library is missing, has failed or is not wanted
+    blas_choice: str  # --blas: "auto", "vendor" or "own"
+    blas_card: str  # the card and the version of the library, if the library has to be checked on it; else ""
+    cache: str  # the directory that remembers the result of that check
     records: bool  # whether work can be recorded as a graph; set to False after a failure
     timeline: Timeline
 

@@ -4,20 +4,16 @@ A library on the CPU stands in for cuBLASLt and hipBLASLt. It computes the produ
 """
 
 import ctypes
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
 from gpt.ops.gpu import products as gpu_products
-from gpt.ops.gpu.blas import ALIGNMENT, Blas, BlasError, BlasMissingError, Epilogue, Sum
+from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError, Epilogue, Sum
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Activation, Affine
-from tests.support import ROOT
+from tests.support.blas import aligned, build
 from tests.support.instances import NotingDevice
-
-SOURCE = ROOT / "tests/support/blas_library.c"
 
 
 @pytest.fixture(params=["cuda", "rocm"])
@@ -27,13 +23,7 @@ def kind(request):
 
 @pytest.fixture
 def library(kind, tmp_path):
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    path = tmp_path / f"{kind}.so"  # each test has a library file of its own, and so counters of its own
-    flags = ["-DROCM"] if kind == "rocm" else []
-    subprocess.run([compiler, *flags, "-O1", "-w", "-shared", "-fPIC", str(SOURCE), "-o", str(path), "-lm"], check=True)
-    return ctypes.CDLL(str(path))
+    return build(kind, tmp_path / f"{kind}.so")
 
 
 @pytest.fixture
@@ -48,15 +38,6 @@ def to_bf16(x):
 
 def values(x):
     return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else x
-
-
-def aligned(x):
-    """A copy of x at an address that is aligned as the libraries require."""
-    memory = np.empty(x.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    copy = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    copy[...] = x
-    return copy
 
 
 def ones(*shape):

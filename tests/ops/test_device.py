@@ -13,6 +13,7 @@ import pytest
 from gpt import ops
 from gpt.errors import UserError
 from gpt.ops.gpu import device as cupy_device
+from gpt.ops.gpu.blas import BlasMissingError
 from gpt.ops.gpu.device import CupyDevice
 from gpt.ops.gpu.operations import GpuOps
 from tests.support import ROOT
@@ -68,9 +69,9 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     return cupy
 
 
-def refusal(make=CupyDevice, *arguments) -> str:
+def refusal(make=CupyDevice, *arguments, **options) -> str:
     with pytest.raises(UserError) as error:
-        make(*arguments)
+        make(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -272,6 +273,45 @@ def test_precisions_that_a_device_lacks_are_refused(monkeypatch):
     machine(monkeypatch, hip=True)
     monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
     assert "NVIDIA" in refusal(ops.select, "gpu", "tf32")
+
+
+@pytest.mark.parametrize(("hip", "package"), [(True, "ROCm's hipblaslt"), (False, "nvidia-cublas, or CUDA's cuBLAS")])
+def test_a_missing_library_for_products_is_a_note_or_with_vendor_an_error(monkeypatch, hip, package):
+    def missing(*_):
+        raise BlasMissingError(f"the library is not there: install {package}")
+
+    load = CupyDevice._load_blas
+    cupy = machine(monkeypatch, hip=hip)
+    monkeypatch.setattr(CupyDevice, "_load_blas", load)
+    monkeypatch.setattr(cupy_device, "Blas", missing)
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
+    workspace = types.SimpleNamespace(data=types.SimpleNamespace(ptr=0))
+    cupy.empty = lambda shape, dtype: workspace
+    (note,) = ops.select("gpu").notes
+    assert note == (
+        f"Note: the library is not there: install {package}; until then matrix products run on hipgpt's own, slower "
+        "kernel"
+    )
+    assert refusal(ops.select, "gpu", blas="vendor") == (
+        f"--blas vendor: the library is not there: install {package}; or use --blas own"
+    )
+
+
+def test_own_does_not_even_load_the_library(monkeypatch):
+    machine(monkeypatch)
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: pytest.fail("it loads the library"))
+    chosen = ops.select("gpu", blas="own")
+    assert (chosen.notes, chosen.has_vendor_blas) == ([], False)
+
+
+@pytest.mark.parametrize("blas", ["vendor", "own"])
+def test_a_cpu_has_no_library_to_choose(monkeypatch, blas):
+    machine(monkeypatch, count=0)
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: object())
+    for device in ("cpu", "auto"):
+        assert refusal(ops.select, device, blas=blas) == (
+            f"--blas {blas} needs a GPU: leave it out, or use --device gpu"
+        )
 
 
 def test_auto_takes_bf16_on_a_gpu_with_matrix_units_for_it(monkeypatch):

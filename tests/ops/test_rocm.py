@@ -100,6 +100,29 @@ def test_hipgpts_kernels_do_the_work_that_hipblaslt_cannot_do(simulation, mode, 
         assert [notes[mode] in note for note in result["notes"]] == [True] * (mode in notes)
 
 
+def test_hipblaslt_is_checked_and_given_up_if_it_is_wrong(simulation):
+    def said(mode, blas="auto"):
+        result = simulation.run("check", blas, target="gfx1201", hipblaslt=mode)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
+
+    note = "Note: hipBLASLt computes wrong products on this GPU: "
+    assert said("whole") == ["used: True"]
+    assert said("wrong") == ["used: True"]  # remembered: neither the card nor the file of the library is another
+    for verdict in simulation.folder.glob("cache-gfx1201/hipgpt-products-*.json"):
+        verdict.unlink()
+    wrong, used = said("wrong")
+    assert (wrong.startswith(note), used) == (True, "used: False")
+    assert " with bias; matrix products run on hipgpt's own" in wrong
+    assert said("wrong", "vendor") == ["used: True"]
+    assert said("whole", "own") == ["used: False"]
+
+
+def test_vendor_is_refused_if_hipblaslt_is_missing_or_has_no_kernels(simulation):
+    assert "install ROCm's hipblaslt; or use --blas own" in refused(simulation, "check", "vendor")
+    assert "has no kernels for Simulated Radeon" in refused(simulation, "check", "vendor", hipblaslt="nothing")
+
+
 # ---- a ROCm that is not whole ----------------------------------------------------------------------------------------
 
 

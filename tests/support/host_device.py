@@ -1,7 +1,7 @@
 """A base class for devices that stand in for a GPU. Their arrays are NumPy's, and their work can be recorded."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -11,10 +11,15 @@ from gpt.ops.cpu.host import HostTimeline
 class HostDevice:
     """Everything in `Device` but kernels. Subclasses run their kernels through `ask`, so that they are recorded too."""
 
-    xp, blas, stream, notes, timeline = np, None, 0, (), HostTimeline()
+    xp, blas, stream, timeline = np, None, 0, HostTimeline()
+    blas_choice, blas_card, cache = "auto", "", ""
     records = True
     _recorded: list[Callable[[], object]] | None = None
     _landing: list[Callable[[], object]] | None = None  # downloads that nobody has waited for
+
+    @cached_property
+    def notes(self) -> list[str]:
+        return []
 
     def ask(self, work: Callable[[], object]) -> None:
         """Do the work now, or note it if work is being recorded."""

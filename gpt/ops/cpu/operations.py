@@ -62,7 +62,7 @@ class CpuOps(Operations):
     With `dtype` "float64" every floating-point array is float64, also those asked for as float32: for gradient checks.
     """
 
-    is_cpu = True
+    is_cpu, has_vendor_blas = True, False
     precision = "fp32"
     low_precision = False
     head_rows = 512
@@ -79,6 +79,11 @@ class CpuOps(Operations):
 
     def check(self, config: ModelConfig) -> None:
         pass  # every model runs here
+
+    def check_products(
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
+    ) -> None:
+        pass
 
     def sequences(self, batch: int, seq: int) -> int:
         # Enough rows for all threads, in micro-batches that are as equal as possible.

@@ -11,6 +11,7 @@ outᵀ = bᵀ aᵀ, operands swapped.
 
 import ctypes
 import glob
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -102,6 +103,17 @@ class Blas:
         self._call("Create", ctypes.byref(self._handle))
         self._matmul = getattr(self._library, f"{self._vendor.prefix}Matmul")
         self._plans: dict[_Problem, _Plan | None] = {}
+
+    @property
+    def identity(self) -> str:
+        """The library's file with its size and time, which tell one version or build from another."""
+        found = _SymbolInfo()
+        address = ctypes.cast(self._matmul, ctypes.c_void_p)
+        if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)):
+            return ""
+        path = os.path.realpath(os.fsdecode(found.file))
+        status = os.stat(path)
+        return f"{path} {status.st_size} {status.st_mtime_ns}"
 
     def product(
         self,
@@ -236,6 +248,14 @@ class Blas:
     def _check(self, name: str, status: int) -> None:
         if status:
             raise BlasError(f"{self._vendor.prefix}{name} failed with status {status}")
+
+
+class _SymbolInfo(ctypes.Structure):
+    """Dl_info of dlfcn.h, which dladdr fills in."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p), ("base", ctypes.c_void_p), ("name", ctypes.c_char_p), ("address", ctypes.c_void_p),
+    )  # fmt: skip
 
 
 class _Problem(NamedTuple):

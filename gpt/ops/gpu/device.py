@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import functools
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from gpt.ops.interface import Array, Device, Kernel, Work
 OLDEST_NVIDIA = 70  # sm_70, Volta: the oldest that CuPy's wheels know
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
+# Beginnings of the names of environment variables that change the results of hipBLASLt
+BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
 # A library's name without lib and .so → the ROCm package that has it, if that has another name.
 ROCM_PACKAGES = {
@@ -31,11 +34,17 @@ ROCM_PACKAGES = {
 
 
 class CupyDevice(Device):
-    """GPU number `index`. Raises UserError if CuPy, one of its libraries or that GPU is missing, or the GPU too old."""
+    """GPU number `index`, with the vendor's library for matrix products unless `blas` is "own".
+
+    Raises UserError if CuPy, one of its libraries or that GPU is missing, or the GPU too old. A missing library for
+    products is none of those: `blas_missing` then says what is missing.
+    """
 
     notes: list[str]
+    blas_missing = ""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, blas: str = "auto") -> None:
+        self.blas_choice = blas
         self.xp = cupy = _import_cupy()
         count = _count(cupy)
         if index >= count:
@@ -47,7 +56,7 @@ class CupyDevice(Device):
             raise UserError(f"GPU {index} cannot be used: {_first_line(error)}") from None
 
     @classmethod
-    def best(cls) -> "CupyDevice":
+    def best(cls, blas: str = "auto") -> "CupyDevice":
         """The first GPU that works, integrated ones last; a note names those that were passed over, and why.
 
         For example, with a Ryzen's own GPU as number 0 and a card as number 1, it is number 1. Raises UserError if none
@@ -59,7 +68,7 @@ class CupyDevice(Device):
         passed_over = {}
         for index in sorted(range(count), key=integrated.__getitem__):
             try:
-                device = cls(index)
+                device = cls(index, blas)
             except UserError as error:
                 passed_over[index] = str(error)
                 continue
@@ -89,7 +98,11 @@ class CupyDevice(Device):
         self.notes = []
         self._check_cache()
         self.timeline = CupyTimeline(cupy)
-        self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
+        self.blas, self.blas_card = None, ""
+        if self.blas_choice != "own":
+            self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
+        if self.blas and runtime.is_hip:
+            self.blas_card = _card(runtime, properties, self.blas)
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. CuPy, the kernels and the libraries all use this one.
         self._stream = _stream(cupy, index)
@@ -101,7 +114,7 @@ class CupyDevice(Device):
 
     def _check_cache(self) -> None:
         """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own."""
-        cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
+        self.cache = cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
         try:
             os.makedirs(cache, exist_ok=True)
             with tempfile.TemporaryFile(dir=cache) as file:
@@ -111,14 +124,15 @@ class CupyDevice(Device):
                 f"Note: CuPy's cache {cache} cannot be written ({error.strerror}), so every start compiles the kernels "
                 "anew; free some space, or set CUPY_CACHE_DIR to another folder"
             )
-            os.environ["CUPY_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="hipgpt-kernels-")
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            os.environ["CUPY_CACHE_DIR"] = self.cache = tempfile.mkdtemp(prefix="hipgpt-kernels-")
+            atexit.register(shutil.rmtree, self.cache, ignore_errors=True)
 
     def _load_blas(self, kind: str) -> Blas | None:
         self._workspace = self.xp.empty(BLAS_WORKSPACE, np.uint8)
         try:
             return Blas(kind, self._workspace.data.ptr, BLAS_WORKSPACE)
         except (BlasMissingError, BlasError) as error:
+            self.blas_missing = str(error)
             self.notes.append(f"Note: {error}; until then matrix products run on hipgpt's own, slower kernel")
             return None
 
@@ -202,6 +216,16 @@ def _stream(cupy: Any, index: int) -> Any:
 def count_gpus() -> int:
     """How many GPUs CuPy sees. Raises UserError if CuPy is missing, or if there is no GPU."""
     return _count(_import_cupy())
+
+
+def _card(runtime: Any, properties: Mapping[str, Any], blas: Blas) -> str:
+    """A GPU with its driver and its library for products, as JSON: everything that the library's results depend on.
+
+    A user may let the library take one GPU for another (HSA_OVERRIDE_GFX_VERSION), or give it kernels from elsewhere.
+    """
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(BLAS_SETTINGS)}
+    parts = [properties["gcnArchName"].decode(), properties["name"].decode(), runtime.runtimeGetVersion()]
+    return json.dumps([*parts, runtime.driverGetVersion(), blas.identity, settings])
 
 
 def _vendor(cupy: Any) -> str:

@@ -42,7 +42,7 @@ class GpuMuon:
 
     def step(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
         """`Operations.muon` defines it."""
-        for layers, few in _together([stack.weights.shape for stack in stacks]):
+        for layers, few in together([stack.weights.shape for stack in stacks]):
             chunks = [Stack(*(None if array is None else array[layers] for array in stacks[i])) for i in few]
             shapes = [chunk.weights.shape for chunk in chunks]
             us, others = self._rooms("muon u", shapes), self._rooms("muon other", shapes)
@@ -104,13 +104,13 @@ class GpuMuon:
 def scratch_elements(shapes: Sequence[Shape]) -> int:
     """Elements of the products' type that a step takes as scratch memory for stacks of these shapes."""
     most = 0
-    for layers, few in _together(shapes):
+    for layers, few in together(shapes):
         chunks = [(layers.stop - layers.start, *shapes[i][1:]) for i in few]
         most = max(most, 2 * (_elements(chunks) + _elements(map(_gram, chunks))))
     return most
 
 
-def _together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
+def together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
     """Yields the chunks to orthogonalize together: a slice of the matrices, and the numbers of the stacks to slice.
 
     Chunks are as equal as possible, and the first is the largest. For example, if AT_ONCE is 1,000,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.arithmetic import ceil_div
+from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, Epilogue, Sum
@@ -40,6 +40,7 @@ from gpt.ops.gpu.launch import (
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
+from gpt.ops.gpu.selfcheck import check, model_cases, muon_cases
 from gpt.ops.interface import (
     Activation,
     AdamBuffers,
@@ -100,6 +101,18 @@ class GpuOps(Operations):
                 f"GPU's attention takes up to {MAX_HEAD_DIM}: "
                 f"use at least {ceil_div(config.embed_dim, MAX_HEAD_DIM)} heads"
             )
+
+    def check_products(
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
+    ) -> None:
+        rows, vocab = batch * config.max_seq_len, round_up(config.vocab_size, self.vocab_multiple)
+        fused = self._products.has_fused(config.activation, rows * config.ff_hidden_dim * self._dtype.itemsize)
+        cases = [*model_cases(config, rows, self.head_rows, vocab, training, fused), *muon_cases(stacks)]
+        check(self, self._products, cases)
+
+    @property
+    def has_vendor_blas(self) -> bool:
+        return self.device.blas is not None
 
     def sequences(self, batch: int, seq: int) -> int:
         return batch
@@ -229,7 +242,7 @@ class GpuOps(Operations):
     def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
-        fused = activation and self._products.has_fused(activation.name, out)
+        fused = activation and self._products.has_fused(activation.name, out.nbytes)
         if fused and self._products.try_vendor(x, weight, out, Epilogue("gelu", bias, product)):
             return
         has_product = self._products.try_vendor(
@@ -302,7 +315,7 @@ class GpuOps(Operations):
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
         name, pre_activation, dbias = activation
         epilogue = Epilogue("dgelu", pre_activation=pre_activation)
-        if self._products.has_fused(name, dx) and self._products.try_vendor(dout, weight, dx, epilogue):
+        if self._products.has_fused(name, dx.nbytes) and self._products.try_vendor(dout, weight, dx, epilogue):
             self._column_sums(dx, dbias)
             return
         self._products.product(dout, weight, dx)
@@ -428,7 +441,8 @@ class GpuOps(Operations):
         weights, gradients, exp_avg, exp_avg_sq, copy, decayed = buffers
         kernel = self._kernel("adamw.hip", "adamw", COPY=int(copy is not None))
         arrays = (weights, gradients, exp_avg, exp_avg_sq, weights if copy is None else copy, plan)
-        scalars = (*map(_float, (*rule.betas, rule.eps)), _long(decayed), _long(weights.size))
+        factors = (1 - rule.betas[0], 1 - rule.betas[1], rule.eps)
+        scalars = (*map(_float, factors), _long(decayed), _long(weights.size))
         kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
     def muon(

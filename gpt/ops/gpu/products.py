@@ -1,4 +1,7 @@
-"""Matrix products on a GPU: by the vendor's library (blas.py) if it can compute them, else by kernels/matmul.hip."""
+"""Matrix products on a GPU: by the vendor's library (blas.py) if it can compute them, else by kernels/matmul.hip.
+
+selfcheck.py compares the two.
+"""
 
 import math
 import warnings
@@ -6,6 +9,7 @@ import warnings
 import numpy as np
 
 from gpt.arithmetic import ceil_div
+from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.launch import TILE_SIDE, Kernels
 from gpt.ops.interface import Activation, Array, Device
@@ -19,25 +23,30 @@ class Products:
     """The matrix products of one GPU in one precision, "fp32", "tf32" or "bf16"."""
 
     def __init__(self, device: Device, precision: str, kernel: Kernels) -> None:
-        self._device, self._precision, self._kernel = device, precision, kernel
+        self.device, self._precision, self._kernel = device, precision, kernel
 
-    def has_fused(self, activation: str, out: Array) -> bool:
+    def has_fused(self, activation: str, out_bytes: int) -> bool:
         """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32; it slows
-        tf32 products down fourfold; and it takes longer than a separate pass over an `out` that the cache still holds.
+        tf32 products down fourfold; and it takes longer than a separate pass over a result that the cache still holds.
         """
-        return bool(activation == "gelu" and self._precision == "bf16" and out.nbytes > CACHE_BYTES)
+        return activation == "gelu" and self._precision == "bf16" and out_bytes > CACHE_BYTES
 
     def try_vendor(self, a: Array, b: Array, out: Array, epilogue: Epilogue = NO_EPILOGUE, into: Sum = PLAIN) -> bool:
-        """out = a @ b by the vendor's library. Returns False if it is missing or cannot compute that."""
-        blas, tf32 = self._device.blas, self._precision == "tf32"
+        """out = a @ b by the vendor's library. Returns False if it is missing or cannot compute that.
+
+        Raises UserError if it fails although the user insists on it.
+        """
+        blas, tf32 = self.device.blas, self._precision == "tf32"
         if blas is None:
             return False
         try:
-            stream = self._device.stream
+            stream = self.device.stream
             done: bool = blas.product(a, b, out, stream=stream, epilogue=epilogue, into=into, tf32=tf32)
             return done
         except BlasError as error:
-            self._device.blas = None
+            if self.device.blas_choice == "vendor":
+                raise UserError(f"--blas vendor: {error}; use --blas own") from None
+            self.device.blas = None
             warnings.warn(f"{error}; from here on matrix products run on hipgpt's own, slower kernel", stacklevel=2)
             return False
 

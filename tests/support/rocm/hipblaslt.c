@@ -3,6 +3,7 @@
 //   products    it has an algorithm for plain products, but for none with an epilogue
 //   nothing     it has an algorithm for no product
 //   promises    it has an algorithm for every product, and then says that it is not supported
+//   wrong       as whole, but every product with a bias is wrong in its first element
 //   broken      hipblasLtCreate fails
 // Numbers are those of hipblaslt.h and hipblas-common.h. Any other number is an invalid value.
 #include <math.h>
@@ -140,7 +141,7 @@ int hipblasLtMatmul(void* handle, const Product* product, const float* alpha, co
     sum = *alpha * sum + (*beta ? *beta * get(c, c_layout->type, at_c) : 0);
     switch (product->epilogue) {
       case DEFAULT: break;
-      case BIAS: sum += get(product->bias, product->bias_type, i); break;
+      case BIAS: sum += get(product->bias, product->bias_type, i) + (is("wrong") && !element); break;
       case GELU_AUX_BIAS:
         sum += get(product->bias, product->bias_type, i);
         set(product->aux, d_layout->type, at_aux, sum);
