@@ -7,7 +7,7 @@ interrupts.begin()  # before the imports below, which take a while
 import json
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,6 @@ from gpt.options import (
 )
 
 if TYPE_CHECKING:
-    from gpt.run import Run
     from gpt.tokenizer import Tokenizer
 
 
@@ -466,38 +465,13 @@ def list_runs(runs_dir: Path) -> None:
     Shows the steps done, the last loss, the best and the last validation loss with their steps, the number of
     parameters and the size on disk.
     """
-    from gpt import run
+    from gpt import listing, run
 
     found = run.list_runs(runs_dir)
     if not found:
         click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
         return
-    header = ["RUN", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "PARAMETERS", "SIZE"]
-    rows = [header, *map(_described, found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *numbers in rows:
-        click.echo("  ".join([name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]))
-
-
-def _described(run: "Run") -> list[str]:
-    """The columns of one run in the table of `hipgpt runs`."""
-    from gpt import checkpoint
-    from gpt.history import lowest, validation_losses
-    from gpt.parameters import parameter_count
-    from gpt.system.console import size
-
-    step, loss, parameters = "-", "-", "-"
-    with suppress(UserError, OSError):  # a run that is tokenized only, or damaged, is still worth a line
-        saved = checkpoint.load(run)
-        step, parameters = f"{saved.step}/{saved.train_config.total_steps}", f"{parameter_count(saved.model_config):,}"
-    metrics = run.metrics()
-    for line in metrics:
-        loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss
-    evaluations, kept = validation_losses(metrics), checkpoint.best(run)
-    best = (kept.step, kept.val_loss) if kept else lowest(evaluations)
-    last = evaluations[-1] if evaluations else None
-    validation = [f"{each[1]:.4f} at {each[0]}" if each else "-" for each in (best, last)]
-    return [run.name, step, loss, *validation, parameters, size(run.disk_bytes())]
+    click.echo("\n".join(listing.table(found)))
 
 
 @main.command("fetch", sections={"Options": ()}, epilog="hipgpt fetch shakespeare")

@@ -171,7 +171,7 @@ def advice(patients: Sequence[Patient]) -> str:
         return ""
     ways = []
     on_gpu = [patient for patient in ill if not patient.ops.is_cpu]
-    if any(selftest.has_vendor_library(patient.ops) and patient.wrong <= PRODUCTS for patient in on_gpu):
+    if any(patient.ops.has_vendor_blas and patient.wrong <= PRODUCTS for patient in on_gpu):
         ways.append("use hipgpt's own matrix products, by --blas own")
     sound = {patient.ops.precision for patient in patients if not patient.ops.is_cpu and not patient.failures}
     if on_gpu and "fp32" in sound:

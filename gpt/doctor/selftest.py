@@ -51,7 +51,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "convert": [(128 * 9,)],
     "norm_of_norms": [(14,)],
     "plan_update": [(0.0,), (0.5,), (0.5, np.nan)],
-    "adamw": [(1280, 512, 0.0), (1280, 512, 0.5)],
+    "adamw": [(1280, 512, 0.0), (1280, 512, 0.5), (1280, 512, 0.5, True)],
     "muon": [(2, 16, 16), (3, 24, 72), (2, 96, 33)],
 }  # fmt: skip
 # Larger products, for the vendor's library: hipgpt's own kernel takes the same path for every size.
@@ -105,18 +105,13 @@ class Check(NamedTuple):
 
 def checks(ops: Operations) -> Iterator[Check]:
     """All checks for `ops`, operation by operation, training last."""
-    large, fused = (LARGE, FUSED if ops.low_precision else {}) if has_vendor_library(ops) else ({}, {})
+    large, fused = (LARGE, FUSED if ops.low_precision else {}) if ops.has_vendor_blas else ({}, {})
     for name in CASES:
         if name != BF16_ALONE or ops.low_precision:
             for case in (*CASES[name], *large.get(name, ()), *fused.get(name, ())):
                 yield Check(name, _described(case), partial(_trial, ops, name, case))
     for optimizer in ("adamw", "muon"):
         yield Check(TRAINING, f"{STEPS} steps with {optimizer}", partial(_training, ops, optimizer))
-
-
-def has_vendor_library(ops: Operations) -> bool:
-    """Whether a library of the GPU's vendor computes the products."""
-    return getattr(getattr(ops, "device", None), "blas", None) is not None
 
 
 def _trial(ops: Operations, name: str, case: tuple[Any, ...]) -> list[str]:

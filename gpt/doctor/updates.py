@@ -127,7 +127,7 @@ def norm_of_norms(trial: Trial, n: int) -> None:
     trial.near("the norm", out, np.array([expected]), (n + 1) * 2.0**-52 * expected)
 
 
-RULE = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=0.0)
+RULE = UpdateRule(betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, clip=0.0)
 COUNTERS = (6, 2, 1)  # Adam's step, steps skipped, those skipped in a row
 
 
@@ -152,19 +152,29 @@ def plan_update(trial: Trial, clip: float, loss: float = 1.0) -> None:
     trial.require(mine.tolist() == theirs.tolist(), f"the counters are {mine.tolist()}, not {theirs.tolist()}")
 
 
-def adamw(trial: Trial, n: int, decayed: int, clip: float) -> None:
+def adamw(trial: Trial, n: int, decayed: int, clip: float, first: bool = False) -> None:
+    """The bounds of the moments are those of their roundings. m += b (g - m), b = 1 - beta, has five in the second
+    term: two in the clipped gradient g and one each in b, the difference and the product. One more is in the sum. Of v
+    the second term has eight, because g is squared. numba's form, beta m + b g, has two in the first term too.
+
+    At the `first` step the moments are 0, so that an error of b would show in full: 16 u if it came from a float32
+    beta2.
+    """
     ops = trial.ops
     w, g, m, v = (trial.exact(n) for _ in range(4))
-    v **= 2
+    v = (v**2).astype(np.float32).astype(np.float64)
+    if first:
+        m, v = np.zeros((2, n))
     its_w, its_g, its_m, its_v = (trial.of(x, "float32") for x in (w, g, m, v))
     copy = trial.poisoned(n) if ops.low_precision else None
     plan = planned(REFERENCE, Arrays(REFERENCE), 3.0, [1.0, 1.0], np.array(COUNTERS), 1e-3, clip)
     ops.adamw(AdamBuffers(its_w, its_g, its_m, its_v, copy, decayed), trial.of(plan, "float64"), RULE)
-    size = np.abs(w)
+    size, clipped, old_m, old_v = np.abs(w), np.abs(g * plan[1]), np.abs(m), v.copy()
     REFERENCE.adamw(AdamBuffers(w, g, m, v, None, decayed), plan, RULE)
+    b1, b2 = (1 - beta for beta in RULE.betas)
     trial.near("weights", its_w, w, 4 * u * size + 40 * u * 0.1)  # a step is below lr · 10 / (1 - 0.9^7) < 0.1
-    trial.near("exp_avg", its_m, m, 8 * u * (np.abs(m) + np.abs(g)))
-    trial.near("exp_avg_sq", its_v, v, 8 * u * np.abs(v))
+    trial.near("exp_avg", its_m, m, u * (5 * b1 * (clipped + old_m) + 2 * old_m + np.abs(m)))
+    trial.near("exp_avg_sq", its_v, v, u * (8 * b2 * (clipped**2 + old_v) + 2 * old_v + v))
     _stored_copy(trial, its_w, copy)
 
 

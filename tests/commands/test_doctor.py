@@ -121,10 +121,10 @@ def test_a_wrong_result_is_found_in_bf16_on_a_gpu(operation, fault):
 def test_the_vendors_library_gets_larger_products_and_in_bf16_those_with_gelu_inside():
     """The library applies GELU if the array is too large for the GPU's cache; gpt/ops/gpu/products.py decides."""
 
-    def count(precision, blas):
-        return sum(check.operation == "linear" for check in selftest.checks(Gpu(precision, blas)))
+    def count(precision, has_vendor_blas):
+        return sum(check.operation == "linear" for check in selftest.checks(Gpu(precision, has_vendor_blas)))
 
-    assert count("fp32", None) < count("fp32", object()) < count("bf16", object())
+    assert count("fp32", False) < count("fp32", True) < count("bf16", True)
     assert all(rows * d_out * 2 > CACHE_BYTES for rows, _, d_out, *_ in FUSED["linear"])
     assert all(rows * d_in * 2 > CACHE_BYTES for rows, d_in, *_ in FUSED["linear_backward"])
 
@@ -279,8 +279,8 @@ class Gpu:
 
     is_cpu, description = False, "a GPU"
 
-    def __init__(self, precision, blas=None):
-        self.precision, self.device = precision, types.SimpleNamespace(blas=blas)
+    def __init__(self, precision, has_vendor_blas=False):
+        self.precision, self.has_vendor_blas = precision, has_vendor_blas
         self.low_precision = precision == "bf16"
 
 
@@ -289,11 +289,11 @@ def ill(ops, *wrong):
 
 
 def test_advice_fits_the_failures():
-    cpu, library = CpuOps(threads=1), object()
+    cpu = CpuOps(threads=1)
     assert doctor.advice([ill(Gpu("bf16")), ill(cpu)]) == ""
-    products = doctor.advice([ill(Gpu("bf16", library), "linear", "training"), ill(Gpu("fp32", library))])
+    products = doctor.advice([ill(Gpu("bf16", True), "linear", "training"), ill(Gpu("fp32", True))])
     assert products.startswith("use hipgpt's own matrix products, by --blas own, or use --precision fp32, or use --dev")
-    assert "--blas" not in doctor.advice([ill(Gpu("bf16", library), "linear", "attention")])
+    assert "--blas" not in doctor.advice([ill(Gpu("bf16", True), "linear", "attention")])
     assert "--blas" not in doctor.advice([ill(Gpu("bf16"), "linear")])
     assert "--precision" not in doctor.advice([ill(Gpu("bf16"), "adamw"), ill(Gpu("fp32"), "adamw")])
     assert doctor.advice([ill(cpu, "linear")]).startswith("install NumPy and numba anew; and report")
@@ -372,7 +372,7 @@ def test_a_cupy_that_does_not_load_is_a_line(monkeypatch):
     def broken():
         raise UserError("CuPy does not load")
 
-    monkeypatch.setattr(cupy_device, "_import_cupy", broken)
+    monkeypatch.setattr(cupy_device, "import_cupy", broken)
     monkeypatch.setattr("gpt.ops.gpu.facts.import_cupy", broken)
     assert inventory._gpu() == {"GPU": "not known: CuPy does not load"}
 

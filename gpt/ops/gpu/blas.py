@@ -79,6 +79,7 @@ _ROCM = _Vendor(
     float32=2, tf32=2, normal=111, transposed=112, trans_a=0, trans_b=1, epilogue=2, bias_pointer=3, bias_type=4,
     aux_pointer=10, aux_ld=11, batch_count=0, batch_stride=1, not_supported=7,
 )  # fmt: skip
+_VENDORS = {"cuda": _CUDA, "rocm": _ROCM}
 
 
 class BlasMissingError(OSError):
@@ -96,8 +97,8 @@ class Blas:
     """
 
     def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL | None = None) -> None:
-        self._vendor = {"cuda": _CUDA, "rocm": _ROCM}[kind]
-        self._library = library or _load(self._vendor)
+        self._vendor = _VENDORS[kind]
+        self._library = library or load_library(kind)
         self._workspace, self._workspace_bytes = ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes)
         self._handle = ctypes.c_void_p()
         self._call("Create", ctypes.byref(self._handle))
@@ -299,7 +300,9 @@ def _address(array: Any) -> int:
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
-def _load(vendor: _Vendor) -> ctypes.CDLL:
+def load_library(kind: str) -> ctypes.CDLL:
+    """The library of `kind` "cuda" or "rocm". Raises BlasMissingError, which names the package to install."""
+    vendor = _VENDORS[kind]
     for name in _candidates(vendor):
         try:
             return ctypes.CDLL(name)

@@ -45,7 +45,7 @@ class CupyDevice(Device):
 
     def __init__(self, index: int = 0, blas: str = "auto") -> None:
         self.blas_choice = blas
-        self.xp = cupy = _import_cupy()
+        self.xp = cupy = import_cupy()
         count = _count(cupy)
         if index >= count:
             there = f"there are {count}, counted from 0" if count > 1 else "there is only one, gpu:0"
@@ -62,7 +62,7 @@ class CupyDevice(Device):
         For example, with a Ryzen's own GPU as number 0 and a card as number 1, it is number 1. Raises UserError if none
         works.
         """
-        cupy = _import_cupy()
+        cupy = import_cupy()
         count = _count(cupy)
         integrated = [bool(cupy.cuda.runtime.getDeviceProperties(each).get("integrated")) for each in range(count)]
         passed_over = {}
@@ -215,7 +215,7 @@ def _stream(cupy: Any, index: int) -> Any:
 
 def count_gpus() -> int:
     """How many GPUs CuPy sees. Raises UserError if CuPy is missing, or if there is no GPU."""
-    return _count(_import_cupy())
+    return _count(import_cupy())
 
 
 def _card(runtime: Any, properties: Mapping[str, Any], blas: Blas) -> str:
@@ -262,7 +262,8 @@ def install_advice() -> str:
     return f"{ways[0]} for an AMD GPU, {ways[1]} or {ways[2]} for an NVIDIA GPU; --device cpu needs nothing"
 
 
-def _import_cupy() -> Any:
+def import_cupy() -> Any:
+    """CuPy. Raises UserError, with what to install, if it is missing or does not load."""
     try:
         import cupy
     except ModuleNotFoundError:

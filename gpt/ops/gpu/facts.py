@@ -3,9 +3,8 @@
 import ctypes
 from typing import NamedTuple
 
-from gpt.ops.gpu.blas import _CUDA, _ROCM, BlasMissingError
-from gpt.ops.gpu.blas import _load as load
-from gpt.ops.gpu.device import _import_cupy as import_cupy
+from gpt.ops.gpu.blas import BlasMissingError, load_library
+from gpt.ops.gpu.device import import_cupy
 
 
 class Gpu(NamedTuple):
@@ -67,7 +66,7 @@ class Facts:
 
     def blas(self) -> tuple[str, str]:
         """Name and version of the vendor's library for matrix products. Raises BlasMissingError if it is missing."""
-        library = load(_ROCM if self.is_rocm else _CUDA)
+        library = load_library("rocm" if self.is_rocm else "cuda")
         if not self.is_rocm:
             library.cublasLtGetVersion.restype = ctypes.c_size_t
             number = int(library.cublasLtGetVersion())
