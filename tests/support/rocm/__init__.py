@@ -6,6 +6,7 @@ kernels. These parts are simulated:
 - the compiler is hiprtc 5.2 if that knows the target, else clang 19 (hiprtc.c)
 - kernels run on the emulator of tests/support/amd
 - hipBLASLt is a loop (hipblaslt.c)
+- RCCL exchanges arrays through shared memory (rccl.c)
 - all other libraries that CuPy links to are functions that do nothing and return success
 
 The simulation needs gcc, the tools that tests/support/amd needs, and HIPGPT_ROCM_PYTHON. This variable names a Python
@@ -101,12 +102,14 @@ def _build_libraries(packages: Path, folder: Path) -> None:
         listing = _output(READELF, "-W", "-d", "--dyn-syms", str(library))
         needed |= set(re.findall(r"\(NEEDED\).*\[(lib(?:amdhip64|hip|roc|rccl)[^]]*)\]", listing))
         wanted |= set(re.findall(r" UND ((?:__)?(?:hip|roc|nccl)\w+)", listing))
-    runtime = (HERE / "hip.c").read_text(encoding="utf-8")
-    simulated = set(re.findall(r"^(?:int|const char\*) (\w+)\(", runtime, re.MULTILINE))
-    others = "".join(f"int {name}(void) {{ return 0; }}\n" for name in sorted(wanted - simulated))
+    runtime, rccl = ((HERE / name).read_text(encoding="utf-8") for name in ("hip.c", "rccl.c"))
+    for name in sorted(wanted - set(re.findall(r"^(?:int|const char\*) (\w+)\(", runtime + rccl, re.MULTILINE))):
+        stub = f"int {name}(void) {{ return 0; }}\n"
+        runtime, rccl = (runtime, rccl + stub) if name.startswith("nccl") else (runtime + stub, rccl)
     (folder / "hipblaslt").mkdir(parents=True)
+    sources = {"libamdhip64": runtime, "librccl": rccl}
     for name in needed:
-        _build_library(folder / name, runtime + others if name.startswith("libamdhip64.") else "")
+        _build_library(folder / name, sources.get(name.partition(".")[0], ""))
     _build_library(folder / "libhiprtc.so.7", (HERE / "hiprtc.c").read_text(encoding="utf-8"))
     blas = (HERE / "hipblaslt.c").read_text(encoding="utf-8")
     _build_library(folder / "hipblaslt" / "libhipblaslt.so.1", blas, "-lm")

@@ -60,8 +60,20 @@ int hipRuntimeGetVersion(int* version) {
 
 int hipDriverGetVersion(int* version) { return hipRuntimeGetVersion(version); }
 
+static __thread int current;
+
 int hipGetDevice(int* device) {
-  *device = 0;
+  *device = current;
+  return SUCCESS;
+}
+
+int hipSetDevice(int device) {
+  current = device;
+  return SUCCESS;
+}
+
+int hipDeviceGetPCIBusId(char* id, int size, int device) {
+  snprintf(id, size, "0000:%02x:00.0", 3 + device);
   return SUCCESS;
 }
 
