@@ -27,6 +27,7 @@ from gpt.provenance import Info
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
+from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, lost_note
 from gpt.tokenizer.text import looks_like_json_lines, read_blocks
@@ -254,7 +255,7 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
         raise UserError(f"{source.tokenizer_path} is missing, and the checkpoint is of no use without it: put it back")
     if not run.tokenizer_path.exists():
         _copy(source.tokenizer_path, run.tokenizer_path)
-    elif run.tokenizer_path.read_bytes() != source.tokenizer_path.read_bytes():
+    elif not _is_same(run.tokenizer_path, source.tokenizer_path):
         raise UserError(f"run {run.name} has another tokenizer than {source.path}: take another --run-name")
     info = provenance.read(source)
     if with_tokens and info is not None and not run.tokens_info_path.exists():
@@ -264,7 +265,16 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
         write_atomically(run.tokens_info_path, provenance.to_json(info))
 
 
+def _is_same(first: Path, second: Path) -> bool:
+    """Whether two files have the same content. Raises UserError if one is not a regular file."""
+    for path in (first, second):
+        raise_unless_regular(path)
+    return first.read_bytes() == second.read_bytes()
+
+
 def _copy(source: Path, target: Path) -> None:
+    """Raises UserError if `source` is not a regular file: a device might have no end."""
+    raise_unless_regular(source)
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
         stat = source.stat()

@@ -140,7 +140,7 @@ def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
                 inside[str(random.choice(ODD))] = inside.pop(key)
             case "double" if isinstance(value, int | float) and not isinstance(value, bool):
                 inside[key] = random.choice([value * 2, value + 1, value - 1, -value, float(value), str(value)])
-        said.append(f"{how} {key!r:.40} → {inside.get(key) if isinstance(inside, dict) else '…'!r:.60}")
+        said.append(f"{how} {key!r:.40} → {_shown(inside.get(key) if isinstance(inside, dict) else '…')}")
     text = json.dumps(document, skipkeys=True) if _is_plain(document) else "[" * 5000
     if random.random() < 0.05:
         text = text.replace(":", ': {"a": 1, "a": 2}, "b":', 1)
@@ -148,6 +148,13 @@ def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
         deep = random.choice([1000, 100_000])
         text = text.replace(":", ":" + '{"a":' * deep + "1" + "}" * deep + ', "b":', 1)
     return text.encode("utf-8", "surrogatepass"), "; ".join(said)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except RecursionError:  # Python prints lists in lists as deep as it can call functions
+        return "lists in lists"
 
 
 def _is_plain(document: Any) -> bool:

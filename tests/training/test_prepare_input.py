@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 import gpt.prepare
 from gpt import provenance
 from gpt.errors import UserError
+from gpt.prepare import adopt
+from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 from tests.support.project import sha256
 
@@ -155,6 +158,21 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_unread(made, name):
             made.prepare()
     finally:
         path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("source", "tokenizer.json"), ("source", "tokens.bin"), ("run", "tokenizer.json")]
+)
+def test_a_device_in_the_place_of_a_file_is_not_copied_to_another_run(made, place, name):
+    """`train --ckpt` takes over the files of the checkpoint's run. /dev/zero would fill the disk."""
+    other = Run("other", Path("checkpoints"))
+    other.path.mkdir()
+    device = {"source": made.run, "run": other}[place].path / name
+    device.unlink(missing_ok=True)
+    device.symlink_to(os.devnull)
+    with other.lock(), pytest.raises(UserError, match=f"{name} is a device, but must be a regular file"):
+        adopt(made.run, other, with_tokens=True)
+    assert not other.tokens_path.exists()
 
 
 @pytest.mark.parametrize("seed", range(4))
