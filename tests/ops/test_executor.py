@@ -241,8 +241,10 @@ TILE = """
   for (int i = thread_id(); i < 512; i += WARP) s[i / 16 * 24 + i % 16] = i < 256 ? a[i] : b[i - 256];
   sync();
   Shared<T> left = s, right = s + 16 * 24;
+  M::A first = a_turned ? M::load_a_transposed(left, 24) : M::load_a(left, 24);
   M::Acc c = {};
-  M::multiply_add(c, LEFT, RIGHT);
+  if (b_turned) M::multiply_add(c, first, M::load_b_transposed(right, 24));
+  else M::multiply_add(c, first, M::load_b(right, 24));
   for (int i = 0; i < M::ELEMENTS; i++) y[M::row(i) * 16 + M::column(i)] = c.v[i];
   M::Acc z = {};
   M::multiply_add(z, M::to_a(c), M::load_b(right, 24));
@@ -256,9 +258,9 @@ TILE = """
 
 
 @pytest.mark.parametrize(("layout", "kind"), [(x, "float") for x in LAYOUTS] + [(x, "bf16") for x in BF16_LAYOUTS])
-@pytest.mark.parametrize("left", ["load_a", "load_a_transposed"])
-@pytest.mark.parametrize("right", ["load_b", "load_b_transposed"])
-def test_the_tile_multiplies_chains_and_reduces(layout, kind, left, right):
+@pytest.mark.parametrize("a_turned", [0, 1])
+@pytest.mark.parametrize("b_turned", [0, 1])
+def test_the_tile_multiplies_chains_and_reduces(layout, kind, a_turned, b_turned):
     """Elements are integers, so that sums are exact: |AB| <= 3200, |(AB) B| <= 102,400.
 
     As a bf16 operand AB is rounded to 8 bits.
@@ -266,14 +268,14 @@ def test_the_tile_multiplies_chains_and_reduces(layout, kind, left, right):
     rng = np.random.default_rng(0)
     a, b = rng.integers(-100, 101, (16, 16)).astype(np.float32), rng.integers(-2, 3, (16, 16)).astype(np.float32)
     y = np.full(544, np.nan, np.float32)
-    body = TILE.replace("LEFT", f"M::{left}(left, 24)").replace("RIGHT", f"M::{right}(right, 24)")
     arrays = (bf16(a), bf16(b)) if kind == "bf16" else (a, b)
     warp = LAYOUTS[layout][1]
     launch(
-        body.replace("T>", f"{kind}>").replace("(T,", f"({kind},"), *arrays, y, layout=layout, threads=warp,
-        parameters=f"const {kind}* a, const {kind}* b, float* y",
+        TILE.replace("T>", f"{kind}>").replace("(T,", f"({kind},"), *arrays, y, *np.int32([a_turned, b_turned]),
+        layout=layout, threads=warp,
+        parameters=f"const {kind}* a, const {kind}* b, float* y, int a_turned, int b_turned",
     )  # fmt: skip
-    product = (a.T if "transposed" in left else a) @ (b.T if "transposed" in right else b)
+    product = (a.T if a_turned else a) @ (b.T if b_turned else b)
     assert np.array_equal(y[:256].reshape(16, 16), product)
     operand = value(bf16(product)) if kind == "bf16" else product
     assert np.array_equal(y[256:512].reshape(16, 16), operand @ b)

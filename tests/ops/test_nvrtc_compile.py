@@ -16,13 +16,15 @@ TARGETS = ("sm_80", "sm_90a", "sm_120")
 MEMORY_LIMIT = 512
 
 
+FOUND = find_spec("nvidia.cuda_nvrtc") if find_spec("nvidia") else None
+if not FOUND:
+    pytest.skip("NVRTC is absent (pip install nvidia-cuda-nvrtc-cu12)", allow_module_level=True)
+
+
 @cache
 def nvrtc() -> ctypes.CDLL:
     """The library of the wheel nvidia-cuda-nvrtc-cu12."""
-    found = find_spec("nvidia.cuda_nvrtc") if find_spec("nvidia") else None
-    if not found:
-        pytest.skip("NVRTC is absent (pip install nvidia-cuda-nvrtc-cu12)")
-    folder = Path(found.submodule_search_locations[0]) / "lib"
+    folder = Path(FOUND.submodule_search_locations[0]) / "lib"
     return ctypes.CDLL(str(next(folder.glob("libnvrtc.so.*"))))
 
 

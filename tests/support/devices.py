@@ -1,6 +1,8 @@
 """The devices that operations are tested on: a GPU if there is one, a CPU in place of every kind of GPU, and numba."""
 
 import functools
+from collections.abc import Callable
+from importlib.util import find_spec
 
 import pytest
 
@@ -67,15 +69,29 @@ def operations(device: Device | Numba, precision: str) -> Operations:
     return GpuOps(device, precision)
 
 
+def absent(make: Callable[[], object]) -> str | None:
+    """What is not installed here that a device needs, as far as that can be said without importing it."""
+    if getattr(make, "func", None) is emulator:
+        return unavailable()
+    packages = {gpu: ("cupy",), numba_cpu: ("numba", "scipy")}.get(make, ())
+    return next((f"{package} is not installed" for package in packages if not find_spec(package)), None)
+
+
+def present(*devices):
+    """Those of the devices that are not absent: to collect thousands of tests and skip each takes half a minute."""
+    return [device for device in devices if not absent(*device.values)]
+
+
 # This machine's GPU; a stand-in on the CPU for each layout of the tile, with warps of 64 and 32 and all orders of the
-# threads between them; and AMD's machine code on an emulator.
-GPUS = [
-    pytest.param(gpu, id="gpu", marks=pytest.mark.gpu),
+# threads between them; AMD's machine code on an emulator; and numba.
+GPU = pytest.param(gpu, id="gpu", marks=pytest.mark.gpu)
+EXECUTORS = [
     pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
     pytest.param(functools.partial(executor, "mfma", "seeded"), id="mfma"),
     pytest.param(functools.partial(executor, "wmma11", "reversed"), id="wmma11"),
     pytest.param(functools.partial(executor, "wmma12", "seeded"), id="wmma12"),
-    *(pytest.param(functools.partial(emulator, target), id=target, marks=pytest.mark.amd) for target in TARGETS),
 ]
+EMULATORS = [pytest.param(functools.partial(emulator, each), id=each, marks=pytest.mark.amd) for each in TARGETS]
 NUMBA = pytest.param(numba_cpu, id="numba")
-DEVICES = [*GPUS, NUMBA]
+EVERY = [GPU, *EXECUTORS, *EMULATORS, NUMBA]
+GPUS, DEVICES = present(GPU, *EXECUTORS, *EMULATORS), present(*EVERY)

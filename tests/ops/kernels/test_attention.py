@@ -3,7 +3,7 @@
 import pytest
 
 from gpt.doctor import layers
-from tests.support.devices import GPUS, NUMBA
+from tests.support.devices import GPU, NUMBA
 
 HEADS = [
     (1, 1, 1, 16), (2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128), (2, 1, 97, 15),
@@ -30,7 +30,7 @@ def test_attention_backward(trial, shape, rate):
     layers.attention_backward(trial, *shape, rate)
 
 
-@pytest.mark.parametrize("device", [GPUS[0], NUMBA], indirect=True)  # on emulated devices it takes minutes
+@pytest.mark.parametrize("device", [GPU, NUMBA], indirect=True)  # on emulated devices it takes minutes
 @pytest.mark.parametrize("shape", [(1, 2, 1023, 64), (1, 1, 2048, 32), (1, 1, 2048, 128)])
 @pytest.mark.parametrize("rate", [0, 0.3])
 def test_attention_of_long_sequences(trial, shape, rate):

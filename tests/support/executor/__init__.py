@@ -34,14 +34,16 @@ LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64)
 ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # how the threads take turns; 12345 is a random seed
 LARGEST_GRID = (2**31 - 1, 65535, 1)  # NVIDIA's limits for x and y; kernels do not use z
 
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+# -Og: the compiler takes two thirds of the time that it takes with -O1, and kernels run for a quarter longer.
+FLAGS = ["-std=c++17", "-Og", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
+KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers", "-Wundef"]
 if os.environ.get("HIPGPT_SANITIZE"):
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack, which STACK_BYTES in fiber.h gives
 else:
     FLAGS += ["-Wframe-larger-than=32768"]
-KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
-KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers", "-Wundef"]
+    KERNEL_FLAGS += ["-nostdlib"]  # this process has the libraries, and it takes the linker 40 ms to look through them
 TILE = '#line 1 "tile.h"'
 
 # {NumPy's name for the type of an argument: executor.h's letter for the way it is passed}
@@ -81,7 +83,9 @@ class ExecutorDevice(HostDevice):
         entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
         source += f'#line 1 "executor.h"\n{entries}'
         # Without tile.h a use of LAYOUT is an error, so one library serves all layouts whose warps have the same width.
-        layout = self._layout if TILE in source else "ONLY_WITH_TILE_H"
+        # A tile of float32 has no layout, and 0 makes the use of one an error; but on NVIDIA copies are asynchronous.
+        in_float = "#define T float\n" in source and not self.has_tf32
+        layout = "ONLY_WITH_TILE_H" if TILE not in source else 0 if in_float else self._layout
         flags = (*KERNEL_FLAGS, f"-DLAYOUT={layout}", f"-DWARP={self.warp}")
         return _Kernel(_compile(source, flags), name, self.warp, self._seed)
 
