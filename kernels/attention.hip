@@ -38,7 +38,7 @@ constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others:
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
-  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 384);
+  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 512);
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
