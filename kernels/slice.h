@@ -101,6 +101,38 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     else p[to] = inside ? *from : T{};
   }
 
+  // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
+  // writes them to the slice. In between the thread does other work.
+  template <int THREADS> struct Fetched {
+    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, COUNT = (ROWS * GROUPS + THREADS - 1) / THREADS;
+    Vector<T> v[COUNT];
+  };
+  template <int THREADS>
+  DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
+    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
+      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
+      fetched.v[k] = {};
+      if (first + r < rows && c < columns) fetched.v[k] = *(const Vector<T>*)(from.p + (first + r) * from.stride + c);
+    }
+  }
+  template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
+    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
+      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
+      if (ROWS * Fetched<THREADS>::GROUPS % THREADS == 0 || r < ROWS) p.set_vector(place(r, c), fetched.v[k]);
+    }
+  }
+  // The place of a thread's vector number k, in the order of `copy`
+  template <int THREADS> DEVICE static int row_of(int k) {
+    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS;
+    if constexpr (THREADS % EIGHT == 0) return thread_id() / EIGHT * 8 + thread_id() % 8 + k * (THREADS / GROUPS);
+    else return (thread_id() + k * THREADS) / EIGHT * 8 + thread_id() % 8;
+  }
+  template <int THREADS> DEVICE static int column_of(int k) {
+    constexpr int GROUPS = Fetched<THREADS>::GROUPS;
+    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k * THREADS;
+    return i / 8 % GROUPS * Vector<T>::SIZE;
+  }
+
 #if HOPPER
   // Rows first ... first + 15 and their columns from 16 chunk on, as a left operand
   DEVICE typename M::A rows(int first, int chunk) const {
