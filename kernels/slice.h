@@ -179,7 +179,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       acc[t] = {};
       UNROLL for (int i = 0; i < CHUNKS; i++) {
         M::multiply_add(acc[t], a[i], M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[t].v);
+        in_order(acc[t]);
       }
     }
   }
@@ -201,13 +201,19 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       typename M::A a = M::to_a(left[t]);
       UNROLL for (int i = 0; i < CHUNKS; i++) {
         M::multiply_add(acc[i], a, M::load_b(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[i].v);
+        in_order(acc[i]);
       }
     }
   }
 
-#if HOPPER
  private:
+  // Keeps one product after the other, so that few operands are in registers at a time. CDNA has registers enough, and
+  // its compiler uses them to read operands early.
+  static DEVICE void in_order(typename M::Acc& sum) {
+    if constexpr (LAYOUT != LAYOUT_MFMA || sizeof(T) > 2) pin(sum.v);
+  }
+
+#if HOPPER
   // The operand whose first element is at row r and column c; PTX ISA, "matrix descriptor".
   DEVICE uint64 describe(int r, int c) const {
     constexpr uint64 SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3;
