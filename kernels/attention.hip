@@ -31,7 +31,7 @@ constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Whether the next slices wait in registers while these are multiplied
-constexpr bool PREFETCH = !ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1;
+#define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 // Rows of a slice that backward takes at once: registers hold the sums of so many.
 constexpr int STEP = Others::WIDE ? OTHERS : 16;
 constexpr int BACKWARD_BLOCKS = Others::WIDE && !DROPOUT ? 3 : 1;
@@ -40,7 +40,7 @@ constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others:
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
-  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 512);
+  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= held_bytes();
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }

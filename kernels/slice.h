@@ -10,6 +10,15 @@ namespace gpt {
 #define HOPPER 0
 #endif
 
+// Bytes of a lane's registers that a warp's own rows and its sums may take together. With more, registers would spill.
+DEVICE constexpr int held_bytes() {
+#if defined(ON_CUDA) || LAYOUT == LAYOUT_MMA
+  return 384;
+#else
+  return WARP == 64 ? 768 : 512;
+#endif
+}
+
 // Rows of a matrix in global memory: row r begins at p + r * stride.
 template <class P> struct Rows {
   P p;
