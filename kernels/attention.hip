@@ -30,6 +30,8 @@ constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four sli
 constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
+// Whether the next slices wait in registers while these are multiplied
+#define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 // Rows of a slice that backward takes at once: registers hold the sums of so many.
 constexpr int STEP = Others::WIDE ? OTHERS : 16;
 constexpr int BACKWARD_BLOCKS = Others::WIDE && !DROPOUT ? 3 : 1;
@@ -38,7 +40,7 @@ constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others:
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
-  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= (WARP == 64 ? 768 : 384);
+  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= held_bytes();
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
@@ -123,28 +125,46 @@ template <int ROWS> struct Pair {
     first_slice(stage).template copy<THREADS, WIDTH>(first_rows, start, seq, HEAD_DIM);
     second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
   }
+  struct Fetched {
+    typename Operand::template Fetched<THREADS> first, second;
+  };
+  DEVICE void fetch(Fetched& fetched, int start) const {
+    Operand::fetch(fetched.first, first_rows, start, seq, HEAD_DIM);
+    Operand::fetch(fetched.second, second_rows, start, seq, HEAD_DIM);
+  }
+  DEVICE void put(const Fetched& fetched, int) const {
+    first_slice(0).put(fetched.first);
+    second_slice(0).put(fetched.second);
+  }
 };
 
 // Takes the slices of `source` through shared memory one after the other, from row `start` up to row `end`.
 template <int ROWS, class Source> struct Pipeline {
   const Source& source;
   int end, stage;
+  typename Source::Fetched fetched;
 
   DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
-    if (STAGES == 2) source.copy(start, stage);
+    if constexpr (STAGES == 2) source.copy(start, stage);
+    else if constexpr (PREFETCH) source.fetch(fetched, start);
   }
   // Returns the stage that holds the slices at `start` until the next call, and begins to copy the slices after them.
   DEVICE int next(int start) {
-    if (STAGES == 1) {
+    if constexpr (STAGES == 1) {
       sync();
-      source.copy(start, stage);
+      if constexpr (PREFETCH) source.put(fetched, start);
+      else source.copy(start, stage);
     }
     copies_done();
     sync();
     int ready = stage;
-    if (STAGES == 2 && start + ROWS < end) {
-      stage = 1 - stage;
-      source.copy(start + ROWS, stage);
+    if (start + ROWS < end) {
+      if constexpr (STAGES == 2) {
+        stage = 1 - stage;
+        source.copy(start + ROWS, stage);
+      } else if constexpr (PREFETCH) {
+        source.fetch(fetched, start + ROWS);
+      }
     }
     return ready;
   }
@@ -351,9 +371,9 @@ struct Queries : Pair<QUERIES> {
   index_t first_hashed;
 #endif
 
+  static_assert(QUERIES <= THREADS, "a thread for each query: a loop would cost more than all else here");
   DEVICE void copy(int start, int stage) const {
     Pair<QUERIES>::copy(start, stage);
-    static_assert(QUERIES <= THREADS, "a thread for each query: a loop would cost more than all else here");
     int i = thread_id();
     if (i < QUERIES) {
       bool inside = start + i < seq;
@@ -362,6 +382,27 @@ struct Queries : Pair<QUERIES> {
       copy_float(delta + (stage * QUERIES + i), delta_from + from, inside);
 #if DROPOUT
       hash[stage * QUERIES + i] = dropout.row_hash(first_hashed + start + i);
+#endif
+    }
+  }
+  struct Fetched : Pair<QUERIES>::Fetched {
+    float lse, delta;
+  };
+  DEVICE void fetch(Fetched& fetched, int start) const {
+    Pair<QUERIES>::fetch(fetched, start);
+    int query = start + thread_id();
+    bool inside = thread_id() < QUERIES && query < seq;
+    fetched.lse = inside ? lse_from[query] : 0;
+    fetched.delta = inside ? delta_from[query] : 0;
+  }
+  DEVICE void put(const Fetched& fetched, int start) const {
+    Pair<QUERIES>::put(fetched, start);
+    int i = thread_id();
+    if (i < QUERIES) {
+      lse[i] = fetched.lse;
+      delta[i] = fetched.delta;
+#if DROPOUT
+      hash[i] = dropout.row_hash(first_hashed + start + i);
 #endif
     }
   }

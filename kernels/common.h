@@ -51,8 +51,16 @@
 #ifndef __shared__
 #define __shared__ __attribute__((shared))
 #endif
+// CDNA's accumulation registers are not for us: arithmetic cannot reach them, so each sum would be moved in and out around
+// each product. clang up to 20 does so if a wave may have more registers than there are of the others. Room for two
+// waves forbids that. From 21 on clang chooses otherwise, and the attribute would do harm.
+#if LAYOUT == LAYOUT_MFMA && __clang_major__ <= 20
+#define TWO_WAVES __attribute__((amdgpu_waves_per_eu(2)))
+#else
+#define TWO_WAVES
+#endif
 // clang ignores __launch_bounds__ unless a HIP header defines it, and then assumes 1024 threads and spills.
-#define BLOCK_OF(...) __attribute__((amdgpu_flat_work_group_size(1, FIRST_OF(__VA_ARGS__, 0))))
+#define BLOCK_OF(...) TWO_WAVES __attribute__((amdgpu_flat_work_group_size(1, FIRST_OF(__VA_ARGS__, 0))))
 #define FIRST_OF(first, ...) first
 #else
 #define BLOCK_OF(...) __launch_bounds__(__VA_ARGS__)
@@ -185,19 +193,38 @@ struct bf16 {
 DEVICE float to_float(float v) { return v; }
 DEVICE float to_float(bf16 v) { return float_of((uint32)v.bits << 16); }
 
-// A float as bf16, rounded to nearest even. NaN stays a NaN; NVIDIA's own conversions make it 0x7fff.
+// Byte i of the result is byte number s_i of the eight in `low` (numbers 0 to 3) and `high` (4 to 7); s_i is byte i of
+// `selector`. For example, selector 0x07060302 takes the upper halves of both words.
+DEVICE uint32 permute_bytes(uint32 high, uint32 low, uint32 selector) {
+#if defined(ON_AMD)
+  return __builtin_amdgcn_perm(high, low, selector);
+#else
+  uint64 both = (uint64)high << 32 | low;
+  uint32 result = 0;
+  UNROLL for (int i = 0; i < 32; i += 8) result |= (uint32)(both >> 8 * (selector >> i & 7u) & 0xffu) << i;
+  return result;
+#endif
+}
+// The upper half of the result is v as bf16, rounded to nearest even, unless v is a NaN with bits in its lower half.
+// NaNs that come from bf16 numbers or from arithmetic have none there.
+DEVICE uint32 rounded_above(float v) {
+  uint32 u = bits_of(v);
+  return u + 0x7fffu + (u >> 16 & 1u);
+}
+// A float as bf16, rounded to nearest even. Any NaN stays a NaN; NVIDIA's own conversions make it 0x7fff.
 DEVICE uint32 rounded_bits(float v) {
   uint32 u = bits_of(v), nan = (u & 0x7fffffffu) > 0x7f800000u;  // 0 or 1: compilers would make a branch of an `if`
   return (u + ((0x7fffu + (u >> 16 & 1u)) & (nan - 1))) >> 16 | nan << 6;
 }
-// Two floats as bf16 in one word, the first in the low half
+// Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
+// probabilities, where the test for NaN of rounded_bits would cost as much as a quarter of a kernel on RDNA 3.
 DEVICE uint32 pack(float low, float high) {
 #if defined(ON_CUDA) && LAYOUT
   uint32 word;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
 #else
-  return rounded_bits(low) | rounded_bits(high) << 16;
+  return permute_bytes(rounded_above(high), rounded_above(low), 0x07060302u);  // the two upper halves
 #endif
 }
 DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits << 16; }

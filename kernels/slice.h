@@ -10,6 +10,15 @@ namespace gpt {
 #define HOPPER 0
 #endif
 
+// Bytes of a lane's registers that a warp's own rows and its sums may take together. With more, registers would spill.
+DEVICE constexpr int held_bytes() {
+#if defined(ON_CUDA) || LAYOUT == LAYOUT_MMA
+  return 384;
+#else
+  return WARP == 64 ? 768 : 512;
+#endif
+}
+
 // Rows of a matrix in global memory: row r begins at p + r * stride.
 template <class P> struct Rows {
   P p;
@@ -101,6 +110,38 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     else p[to] = inside ? *from : T{};
   }
 
+  // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
+  // writes them to the slice. In between the thread does other work.
+  template <int THREADS> struct Fetched {
+    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, COUNT = (ROWS * GROUPS + THREADS - 1) / THREADS;
+    Vector<T> v[COUNT];
+  };
+  template <int THREADS>
+  DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
+    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
+      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
+      fetched.v[k] = {};
+      if (first + r < rows && c < columns) fetched.v[k] = *(const Vector<T>*)(from.p + (first + r) * from.stride + c);
+    }
+  }
+  template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
+    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
+      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
+      if (ROWS * Fetched<THREADS>::GROUPS % THREADS == 0 || r < ROWS) p.set_vector(place(r, c), fetched.v[k]);
+    }
+  }
+  // The place of a thread's vector number k, in the order of `copy`
+  template <int THREADS> DEVICE static int row_of(int k) {
+    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS;
+    if constexpr (THREADS % EIGHT == 0) return thread_id() / EIGHT * 8 + thread_id() % 8 + k * (THREADS / GROUPS);
+    else return (thread_id() + k * THREADS) / EIGHT * 8 + thread_id() % 8;
+  }
+  template <int THREADS> DEVICE static int column_of(int k) {
+    constexpr int GROUPS = Fetched<THREADS>::GROUPS;
+    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k * THREADS;
+    return i / 8 % GROUPS * Vector<T>::SIZE;
+  }
+
 #if HOPPER
   // Rows first ... first + 15 and their columns from 16 chunk on, as a left operand
   DEVICE typename M::A rows(int first, int chunk) const {
@@ -147,7 +188,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       acc[t] = {};
       UNROLL for (int i = 0; i < CHUNKS; i++) {
         M::multiply_add(acc[t], a[i], M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[t].v);
+        in_order(acc[t]);
       }
     }
   }
@@ -169,13 +210,19 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       typename M::A a = M::to_a(left[t]);
       UNROLL for (int i = 0; i < CHUNKS; i++) {
         M::multiply_add(acc[i], a, M::load_b(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        pin(acc[i].v);
+        in_order(acc[i]);
       }
     }
   }
 
-#if HOPPER
  private:
+  // Keeps one product after the other, so that few operands are in registers at a time. CDNA has registers enough, and
+  // its compiler uses them to read operands early.
+  static DEVICE void in_order(typename M::Acc& sum) {
+    if constexpr (LAYOUT != LAYOUT_MFMA || sizeof(T) > 2) pin(sum.v);
+  }
+
+#if HOPPER
   // The operand whose first element is at row r and column c; PTX ISA, "matrix descriptor".
   DEVICE uint64 describe(int r, int c) const {
     constexpr uint64 SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3;

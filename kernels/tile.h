@@ -208,10 +208,12 @@ template <> struct Tile<bf16> : Bf16Layout {
       a.w[j] = pack(c.v[i], c.v[i + 1]);
     }
 #elif LAYOUT == LAYOUT_WMMA11  // a row's other half is in the lane 16 away
-    bool upper = lane_high();
-    UNROLL for (int j = 0; j < WORDS; j++) {
-      float mine = c.v[j], other = shuffle_xor(mine, 16);
-      a.w[j] = upper ? pack(other, mine) : pack(mine, other);
+    // The lanes of a pair have the even and the odd columns: 2 j and 2 j + 2, or 2 j + 1 and 2 j + 3.
+    uint32 lower_halves = lane_high() ? 0x01000504u : 0x05040100u, upper_halves = lane_high() ? 0x03020706u : 0x07060302u;
+    UNROLL for (int j = 0; j < WORDS; j += 2) {
+      uint32 mine = pack(c.v[j], c.v[j + 1]), other = bits_of(shuffle_xor(float_of(mine), 16));
+      a.w[j] = permute_bytes(other, mine, lower_halves);
+      a.w[j + 1] = permute_bytes(other, mine, upper_halves);
     }
 #else
     UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = pack(c.v[2 * j], c.v[2 * j + 1]);

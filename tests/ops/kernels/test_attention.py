@@ -1,5 +1,6 @@
 """Attention on every device, by kernels and by numba's loops, against the reference."""
 
+import numpy as np
 import pytest
 
 from gpt.doctor import layers
@@ -28,6 +29,26 @@ def test_attention_of_large_and_tiny_scores(trial, magnitude):
 @pytest.mark.parametrize("rate", [0, 0.3])
 def test_attention_backward(trial, shape, rate):
     layers.attention_backward(trial, *shape, rate)
+
+
+@pytest.mark.parametrize("ops", ["fp32", "tf32", "bf16"], indirect=True)
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFF0000, 0xFF810000])  # NaNs that bf16 can hold
+def test_a_nan_in_a_query_reaches_all_that_depends_on_it(ops, arrays, rng, bits):
+    """Probabilities are rounded to bf16 without a test for NaN."""
+    seq, row, heads, dim = 37, 20, 2, 32
+    qkv = rng.standard_normal((seq, 3, heads, dim)).astype(np.float32)
+    qkv[row, 0, 1, 3] = np.array(bits, np.uint32).view(np.float32)
+    mine, dqkv = arrays.of(qkv.reshape(seq, -1)), arrays.of(np.zeros((seq, 3 * heads * dim)))
+    out, lse = arrays.of(np.zeros((seq, heads * dim))), arrays.of(np.zeros((1, heads, seq)), "float32")
+    ops.attention(mine, out, lse)
+    found = np.isnan(ops.to_host(out).reshape(seq, heads, dim))
+    assert found[row, 1].all()
+    assert found.sum() == dim, "another row's output is NaN"
+    ops.attention_backward(arrays.of(rng.standard_normal((seq, heads * dim))), mine, out, lse, dqkv)
+    dq, dk, dv = np.isnan(ops.to_host(dqkv).reshape(seq, 3, heads, dim)).swapaxes(0, 1)
+    assert dq[row, 1].all()
+    assert dk[: row + 1, 1].all()
+    assert dv[: row + 1, 1].all()
 
 
 @pytest.mark.parametrize("device", [GPU, NUMBA], indirect=True)  # on emulated devices it takes minutes
