@@ -72,8 +72,13 @@ def test_an_ignored_workgroup_size_is_found():
 @needs_clang
 @pytest.mark.parametrize(("target", "waves"), [("gfx942", 1), ("gfx1100", 3)])
 def test_too_few_waves_are_found(target, waves):
-    """A workgroup of 4 waves takes 40 KiB, which fits once into CDNA's 64 KiB and three times into RDNA's 128 KiB."""
+    """A workgroup of 4 waves takes 40 KiB, which fits once into CDNA's 64 KiB and three times into RDNA's 128 KiB.
+
+    clang itself refuses a kernel that asks for two waves, so this one does not.
+    """
     source = """
+      #undef TWO_WAVES
+      #define TWO_WAVES
       KERNEL(4 * WARP) hog(float* y) {
         SHARED(float, s, 10240);
         s[thread_id()] = 0;
