@@ -36,9 +36,8 @@ def test_the_norm_of_the_norms_of_shares_is_the_global_norm(trial):
     updates.norm_of_norms(trial, 14)
 
 
+@pytest.mark.parametrize("ops", ["bf16"], indirect=True)  # only ranks that compute in bf16 exchange gradients in it
 def test_gradients_are_converted_to_bf16_and_back(trial):
-    if not trial.ops.low_precision:
-        pytest.skip("only ranks that compute in bf16 exchange gradients in bf16")
     updates.convert(trial, 128 * 9)
 
 
