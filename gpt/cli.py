@@ -429,7 +429,7 @@ def bench_model(preset: str | None, device: str, blas: str, as_json: bool, setti
 
 @main.command(
     "doctor",
-    short_help="Test this machine: what is installed, what computes rightly, how fast.",
+    short_help="Test this machine: list it, check every operation, time some.",
     sections={
         "Options": (DEVICE, Option("--json", "as_json", is_flag=True, help="Print one JSON object.")),
     },
@@ -438,7 +438,7 @@ def bench_model(preset: str | None, device: str, blas: str, as_json: bool, setti
 def examine_machine(device: str, as_json: bool) -> None:
     """Test this machine, and print a report that can be pasted into a bug report.
 
-    Lists what is installed and found. Compares every operation with NumPy, on the GPU in each precision and on the CPU,
+    Lists GPUs and libraries. Compares every operation with NumPy, on the GPU in each precision and on the CPU,
     and takes some training steps. Times a few operations. The exit status is 1 if a result is wrong. The report leaves
     out the user's name, the home folder and the host's name.
     """

@@ -51,9 +51,9 @@
 #ifndef __shared__
 #define __shared__ __attribute__((shared))
 #endif
-// CDNA's accumulation registers are not for us: arithmetic cannot reach them, so each sum would be moved in and out around
-// each product. clang up to 20 does so if a wave may have more registers than there are of the others. Room for two
-// waves forbids that. From 21 on clang chooses otherwise, and the attribute would do harm.
+// CDNA has accumulation registers, which plain arithmetic cannot reach. If sums of products lie there, they are moved in
+// and out around each product. clang up to 20 puts them there unless two waves must fit, because one wave alone has twice
+// the registers. From 21 on clang chooses by other rules, and the attribute would do harm.
 #if LAYOUT == LAYOUT_MFMA && __clang_major__ <= 20
 #define TWO_WAVES __attribute__((amdgpu_waves_per_eu(2)))
 #else
@@ -207,7 +207,7 @@ DEVICE uint32 permute_bytes(uint32 high, uint32 low, uint32 selector) {
 }
 // The upper half of the result is v as bf16, rounded to nearest even, unless v is a NaN with bits in its lower half.
 // NaNs that come from bf16 numbers or from arithmetic have none there.
-DEVICE uint32 rounded_above(float v) {
+DEVICE uint32 rounded_high_half(float v) {
   uint32 u = bits_of(v);
   return u + 0x7fffu + (u >> 16 & 1u);
 }
@@ -224,7 +224,7 @@ DEVICE uint32 pack(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
 #else
-  return permute_bytes(rounded_above(high), rounded_above(low), 0x07060302u);  // the two upper halves
+  return permute_bytes(rounded_high_half(high), rounded_high_half(low), 0x07060302u);  // the two upper halves
 #endif
 }
 DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits << 16; }

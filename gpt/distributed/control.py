@@ -1,4 +1,4 @@
-"""The control plane: all messages between the ranks of a run but their arrays.
+"""The control plane: all messages between the ranks of a run, except their arrays.
 
 A thread in each rank, the watch, answers at once, whatever the main thread does. It carries values that the ranks share
 before they begin, their agreement on the step to stop after, their failures, and a heartbeat every second. The first

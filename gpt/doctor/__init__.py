@@ -1,4 +1,4 @@
-"""`hipgpt doctor`: what is installed and found, whether every operation computes rightly here, and how fast.
+"""`hipgpt doctor`: the GPUs and libraries of this machine, a check of every operation, and the times of some.
 
 inventory.py lists what is there. selftest.py runs checks of every operation (layers.py, updates.py) within bounds that
 follow from the roundings (bounds.py), and some training steps. speed.py times a few operations.
