@@ -10,6 +10,7 @@ to itself, to /dev/zero or to nowhere, another file of the run). No command may 
 import json
 import os
 import struct
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -126,7 +127,7 @@ def _changed(data: bytes, random: Random) -> tuple[bytes, str]:
         value = inside[key]
         match how:
             case "replace":
-                inside[key] = random.choice(ODD)
+                inside[key] = deepcopy(random.choice(ODD))  # a later change may go into it
             case "remove":
                 del inside[key]
             case "swap":
