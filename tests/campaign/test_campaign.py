@@ -202,10 +202,9 @@ def test_races_find_a_lock_that_holds_nobody_off(lab, monkeypatch):
     assert failures(race, "train", 4) > before
 
 
-def test_a_seed_damages_json_in_the_same_way_whatever_was_tried_before():
+def test_damaging_one_document_leaves_the_values_for_the_next_as_they_were():
     data = b'{"a": [1, {"b": null}], "c": {"d": {}}, "e": "text"}'
-    first = mutate._changed(data, Random(7))
+    before = repr(mutate.ODD)
     for seed in range(2000):
         mutate._changed(data, Random(seed))
-    assert mutate._changed(data, Random(7)) == first
-    assert [] in mutate.ODD, "a value that other trials put into their documents has changed"
+    assert repr(mutate.ODD) == before
