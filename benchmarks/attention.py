@@ -1,15 +1,20 @@
-"""Causal attention alone, forward and backward in bf16: hipgpt's kernels, or one of PyTorch's.
+"""Causal attention alone, forward and backward in bf16: hipgpt's kernels beside PyTorch's.
 
     python benchmarks/attention.py hipgpt 32 12 1024 64
-    python benchmarks/attention.py cudnn 32 12 1024 64
+    python benchmarks/attention.py cudnn 32 12 1024 64 --dropout 0.1
+    python benchmarks/attention.py --grid
 
-Prints one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed by events of
-the device, so that the host's own work does not count. Needs a GPU.
+The first two print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed
+by events of the device, so that the host's own work does not count. The last prints a table, a line for each point as
+soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and without
+dropout, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. Needs a GPU, and PyTorch for all but
+hipgpt.
 """
 
+import itertools
 import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import numpy as np
@@ -17,29 +22,52 @@ import numpy as np
 from gpt.timing import time_groups
 
 WARM_UP = 20  # replays
+GRID_WARM_UP, GRID_SECONDS = 3, 0.03  # of each side of a point
+HEAD_DIMS, SEQS, HEADS, RATES = range(8, 129, 8), (128, 512, 2048, 8192), (16, 64, 512), (0.0, 0.1)
+MOST_ELEMENTS = 2**28  # of an array of a point: 512 MiB in bf16
+PEERS = {"fa2": "FLASH_ATTENTION", "fa2-deterministic": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 
+Shape = tuple[int, int, int, int]  # batch, heads, seq, head_dim
 Mark = TypeVar("Mark")
 
 
-def hipgpt(batch: int, heads: int, seq: int, head_dim: int) -> float:
+class Timed:
+    """The median time of a replay on the device's own clock, in ms."""
+
+    def __init__(self, warm_up: int = WARM_UP, seconds: float | None = None) -> None:
+        self.warm_up, self.seconds = warm_up, seconds
+
+    def __call__(
+        self, replay: Callable[[], object], mark: Callable[[], Mark], seconds_between: Callable[[Mark, Mark], float]
+    ) -> float:
+        for _ in range(self.warm_up):
+            replay()
+        start = mark()
+        return time_groups(replay, lambda: seconds_between(start, mark()), seconds=self.seconds).median * 1e3
+
+
+def hipgpt(shape: Shape, rate: float, timed: Timed) -> float:
     from gpt.ops import select
+    from gpt.ops.interface import Dropout
 
     ops = select("gpu", "bf16")
+    batch, heads, seq, head_dim = shape
     rows, width, rng = batch * seq, heads * head_dim, np.random.default_rng(0)
     qkv, dqkv = (ops.empty((rows, 3 * width)) for _ in range(2))
     out, dout = (ops.empty((rows, width)) for _ in range(2))
     lse = ops.empty((batch, heads, seq), "float32")
     for array in (qkv, dout):
         ops.copy(rng.standard_normal(array.shape, np.float32), out=array)
+    dropout = Dropout(rate, ops.zeros(2, "uint32"), 0) if rate else None
 
     def step() -> None:
-        ops.attention(qkv, out=out, lse=lse)
-        ops.attention_backward(dout, qkv, out, lse, dqkv)
+        ops.attention(qkv, out=out, lse=lse, dropout=dropout)
+        ops.attention_backward(dout, qkv, out, lse, dqkv, dropout)
 
-    return median_ms(ops.replayed(step), ops.timeline.mark, ops.timeline.seconds_between)
+    return timed(ops.replayed(step), ops.timeline.mark, ops.timeline.seconds_between)
 
 
-def pytorch(side: str, *shape: int) -> float:
+def pytorch(side: str, shape: Shape, rate: float, timed: Timed) -> float:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -47,13 +75,13 @@ def pytorch(side: str, *shape: int) -> float:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(side == "fa2-deterministic")
     torch.utils.deterministic.fill_uninitialized_memory = False  # PyTorch's own check, which costs time
-    backend = SDPBackend.CUDNN_ATTENTION if side == "cudnn" else SDPBackend.FLASH_ATTENTION
     q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
     inputs = [each.requires_grad_() for each in (q, k, v)]
 
     def step() -> None:
-        with sdpa_kernel(backend):
-            torch.autograd.grad(scaled_dot_product_attention(q, k, v, is_causal=True), inputs, dout)
+        with sdpa_kernel(getattr(SDPBackend, PEERS[side])):
+            out = scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+            torch.autograd.grad(out, inputs, dout)
 
     aside = torch.cuda.Stream()  # a graph can be recorded only after its work has run once on a side stream
     aside.wait_stream(torch.cuda.current_stream())
@@ -73,29 +101,62 @@ def pytorch(side: str, *shape: int) -> float:
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
 
-    return median_ms(graph.replay, mark, seconds_between)
+    return timed(graph.replay, mark, seconds_between)
 
 
-def median_ms(
-    replay: Callable[[], object], mark: Callable[[], Mark], seconds_between: Callable[[Mark, Mark], float]
-) -> float:
-    """The median time of a replay on the device's own clock."""
-    for _ in range(WARM_UP):
-        replay()
-    start = mark()
-    return time_groups(replay, lambda: seconds_between(start, mark())).median * 1e3
+def measured(side: str, shape: Shape, rate: float, timed: Timed) -> float:
+    """Milliseconds of one side."""
+    return hipgpt(shape, rate, timed) if side == "hipgpt" else pytorch(side, shape, rate, timed)
+
+
+def print_grid(head_dims: list[int], seqs: list[int]) -> None:
+    click.echo(f"{'HEAD':>5}{'SEQ':>6}{'HEADS':>7}{'DROPOUT':>9}{'HIPGPT MS':>11}{'FA2':>7}{'CUDNN':>7}")
+    timed = Timed(GRID_WARM_UP, GRID_SECONDS)
+    for head_dim, seq, heads, rate in itertools.product(head_dims, seqs, HEADS, RATES):
+        if heads * seq * head_dim > MOST_ELEMENTS:
+            continue
+        shape = heads // 16, 16, seq, head_dim
+        ours, cells = measured("hipgpt", shape, rate, timed), ""
+        for side in ("fa2", "cudnn"):
+            cells += f"{multiple(side, shape, rate, timed, ours):>7}"
+        click.echo(f"{head_dim:>5}{seq:>6}{heads:>7}{rate:>9}{ours:>11.4f}{cells}")
+
+
+def multiple(side: str, shape: Shape, rate: float, timed: Timed, ours: float) -> str:
+    """The time of a peer as a multiple of ours, or "-" if it has no kernel for the shape."""
+    try:
+        return f"{measured(side, shape, rate, timed) / ours:.2f}"
+    except RuntimeError:
+        return "-"
+
+
+def numbers(_context: Any, _parameter: Any, value: str | None) -> list[int] | None:
+    return None if value is None else [int(each) for each in value.split(",")]
 
 
 @click.command()
-@click.argument("side", type=click.Choice(["hipgpt", "fa2", "fa2-deterministic", "cudnn"]))
-@click.argument("batch", type=int)
-@click.argument("heads", type=int)
-@click.argument("seq", type=int)
-@click.argument("head_dim", type=int)
-def main(side: str, batch: int, heads: int, seq: int, head_dim: int) -> None:
-    """Milliseconds of attention on bf16 [BATCH, HEADS, SEQ, HEAD_DIM]."""
-    shape = batch, heads, seq, head_dim
-    click.echo(json.dumps({"ms": hipgpt(*shape) if side == "hipgpt" else pytorch(side, *shape)}))
+@click.argument("side", type=click.Choice(["hipgpt", *PEERS]), required=False)
+@click.argument("shape", type=int, nargs=-1)
+@click.option("--dropout", "rate", default=0.0, show_default=True, help="Probability that a weight is dropped.")
+@click.option("--grid", is_flag=True, help="Measure the whole grid.")
+@click.option("--head-dims", callback=numbers, metavar="N,N,…", help="Head sizes of the grid, if not all.")
+@click.option("--seqs", callback=numbers, metavar="N,N,…", help="Lengths of the grid's sequences, if not all.")
+def main(
+    side: str | None,
+    shape: tuple[int, ...],
+    rate: float,
+    grid: bool,
+    head_dims: list[int] | None,
+    seqs: list[int] | None,
+) -> None:
+    """Milliseconds of attention on bf16 SHAPE: batch, heads, seq, head_dim."""
+    if grid:
+        print_grid(head_dims or list(HEAD_DIMS), seqs or list(SEQS))
+        return
+    if side is None or len(shape) != 4:
+        raise click.UsageError("give a side and four numbers (batch, heads, seq, head_dim), or --grid")
+    batch, heads, seq, head_dim = shape
+    click.echo(json.dumps({"ms": measured(side, (batch, heads, seq, head_dim), rate, Timed())}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
 // Set by the host: T (bf16 | float), MATRIX (T, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
-// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE).
+// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether
+// Hopper's instruction for four warps multiplies bf16).
 #include "slice.h"
 
 typedef Tile<MATRIX> M;
@@ -27,16 +28,17 @@ static_assert(THREADS == SIDE / 16 * WARP, "a warp for each 16 rows");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
 // Rows of the other side in a slice, so many that slices fit shared memory
 constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four slices fit 48 KiB, two and two blocks 64
-constexpr int OTHERS = FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
+constexpr int OTHERS = WGMMA || FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
+static_assert(WGMMA == Others::WIDE, "the host and slice.h agree");
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Whether the next slices wait in registers while these are multiplied
 #define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 // Rows of a slice that backward takes at once: registers hold the sums of so many.
-constexpr int STEP = Others::WIDE ? OTHERS : 16;
-constexpr int BACKWARD_BLOCKS = Others::WIDE && !DROPOUT ? 3 : 1;
-// Queries in a slice: fewer on Hopper, because there the block's keys and values are in shared memory, too.
-constexpr int QUERIES = Others::WIDE ? OTHERS / 2 : OTHERS, QUERY_STEP = Others::WIDE ? QUERIES : 16;
+constexpr int STEP = WGMMA ? OTHERS : 16;
+// Blocks that a multiprocessor should have registers for: so many that it is faster, or does no harm (an H200)
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : 1, QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
+constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : 1;
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
@@ -87,26 +89,27 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
 // or read again each time. On Hopper they are kept in shared memory: they are there after the first call of
 // Pipeline::next, and in the end `store` puts results in their place.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
-constexpr int OWN = Own::WIDE ? Own::SIZE : 1;  // elements of shared memory for them
+constexpr int OWN = WGMMA ? Own::SIZE : 1;  // elements of shared memory for them
 
 template <bool HOLD> struct Slab {
   Rows<const T*> source;
-  int first, seq;
+  int first, seq, warp;
   Own own;
-  M::A held[HOLD && !Own::WIDE ? CHUNKS : 1];
+  M::A held[HOLD && !WGMMA ? CHUNKS : 1];
 
-  DEVICE Slab(Rows<const T*> source, int first, int seq, Shared<T> memory)
-      : source(source), first(first), seq(seq), own{memory} {
-    if constexpr (Own::WIDE) {
-      own.template copy<THREADS, WIDTH>(source, first - 16 * warp_id(), seq, HEAD_DIM);
+  DEVICE Slab(Rows<const T*> source, int first, int seq, int warp, Shared<T> memory)
+      : source(source), first(first), seq(seq), warp(warp), own{memory} {
+    if constexpr (WGMMA) {
+      own.template copy<THREADS, WIDTH>(source, first - 16 * warp, seq, HEAD_DIM);
     } else if constexpr (HOLD) {
       UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read_chunk(source, first, seq, chunk);
     }
   }
-  DEVICE M::A operator[](int chunk) const {
-#if HOPPER
-    if constexpr (Own::WIDE) return own.rows(16 * warp_id(), chunk);
+#if WGMMA
+  // The columns from 16 chunk on of the strip that this warp has a part of, for its instruction
+  DEVICE Descriptor describe(int chunk) const { return own.describe(warp / 4 * 64, 16 * chunk); }
 #endif
+  DEVICE M::A operator[](int chunk) const {
     if constexpr (HOLD) return held[chunk];
     else return read_chunk(source, first, seq, chunk);
   }
@@ -181,6 +184,18 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
   }
 }
 
+// ARRAY(T, name, count) declares an array that the block shares, between ARRAYS and ARRAYS_END. Hopper has more shared
+// memory than the 48 KiB that arrays of fixed size may take.
+#if WGMMA
+#define ARRAYS gpt::Arrays arrays;
+#define ARRAY(T, name, count) const gpt::Shared<T> name = arrays.take<T>(count)
+#define ARRAYS_END arrays.end();
+#else
+#define ARRAYS
+#define ARRAY SHARED
+#define ARRAYS_END
+#endif
+
 // The algebra of rows. A lane has elements of M::SLOTS rows of an accumulator; PerRow is one number for each of them.
 typedef float PerRow[M::SLOTS];
 
@@ -204,8 +219,9 @@ template <int N> DEVICE void scale_rows(M::Acc (&tiles)[N], const PerRow& factor
 // Writes a warp's sum to its 16 rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
 // them there, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
 DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq, Own own) {
-#if HOPPER
-  if constexpr (Own::WIDE && WIDTH > 1) {
+#if WGMMA
+  if constexpr (WIDTH > 1) {
+    sync();  // because all four warps of a strip read its rows
     own.put_rows(sum, 16 * warp_id());
     own.write_rows(rows, 16 * warp_id(), first, seq, HEAD_DIM);
     return;
@@ -221,16 +237,20 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
 
 // out and lse.
 // grid: batch * heads * ceil(seq / SIDE), block: THREADS
-KERNEL(THREADS) attention(const T* qkv, T* out, float* lse, int heads, int seq, const uint32* key, uint32 site,
-                          uint32 threshold, float keep_scale) {
-  SHARED(T, keys, STAGES * Others::SIZE);
-  SHARED(T, values, STAGES * Others::SIZE);
-  SHARED(T, own, OWN);
+KERNEL(THREADS, FORWARD_BLOCKS) attention(
+    const T* qkv, T* out, float* lse, int heads, int seq, const uint32* key, uint32 site, uint32 threshold,
+    float keep_scale) {
+  ARRAYS
+  ARRAY(T, keys, STAGES * Others::SIZE);
+  ARRAY(T, values, STAGES * Others::SIZE);
+  ARRAY(T, own, OWN);
+  ARRAYS_END
   Head head(heads, seq);
-  int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
+  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + 16 * warp;
+  int end = minimum(seq, block_first + SIDE);
   Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
   Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
-  Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, own);
+  Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own);
   M::Acc o[CHUNKS] = {};
   PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
   float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
@@ -294,19 +314,22 @@ KERNEL(THREADS) attention(const T* qkv, T* out, float* lse, int heads, int seq, 
 
 // dQ, and delta for the next kernel.
 // grid: batch * heads * ceil(seq / SIDE), block: THREADS
-KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_queries(
+KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
     const T* dout, const T* qkv, const T* out, const float* lse, float* delta, T* dqkv, int heads, int seq,
     const uint32* key, uint32 site, uint32 threshold, float keep_scale) {
-  SHARED(T, keys, STAGES * Others::SIZE);
-  SHARED(T, values, STAGES * Others::SIZE);
-  SHARED(T, own_queries, OWN);
-  SHARED(T, own_gradients, OWN);
+  ARRAYS
+  ARRAY(T, keys, STAGES * Others::SIZE);
+  ARRAY(T, values, STAGES * Others::SIZE);
+  ARRAY(T, own_queries, OWN);
+  ARRAY(T, own_gradients, OWN);
+  ARRAYS_END
   Head head(heads, seq);
-  int block_first = head.longest_first(), first = block_first + 16 * warp_id(), end = minimum(seq, block_first + SIDE);
+  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + 16 * warp;
+  int end = minimum(seq, block_first + SIDE);
   Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
   Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
-  Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, own_queries);
-  Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, own_gradients);
+  Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
+  Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, warp, own_gradients);
   M::Acc dq[CHUNKS] = {};
 
   // delta = the dot product of dO and O. A row after the last gets an infinite lse, so its probabilities are 0.
@@ -335,18 +358,20 @@ KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_queries(
       M::Acc p[STEP / 16], dp[STEP / 16];
       key_slice.template multiply_transposed<STEP>(p, q, t);
       value_slice.template multiply_transposed<STEP>(dp, gradient, t);
-      products_done(p);
-      products_done(dp);
+      products_done<1>(p);
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
+      UNROLL for (int i = 0; i < STEP / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
+      }
       // dS = P (f dP - delta), in place of dP; then dQ += dS K
+      products_done(dp);
       UNROLL for (int i = 0; i < STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int s = M::slot(e);
-          float probability = exp2_fast(p[i].v[e] * exponent - shift[s]);
 #if DROPOUT
           dp[i].v[e] *= dropout.factor(hash[s], start + t + 16 * i + M::column(e));
 #endif
-          dp[i].v[e] = probability * (dp[i].v[e] - row_delta[s]);
+          dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - row_delta[s]);
         }
       }
       key_slice.template add_product<STEP>(dq, dp, t);
@@ -362,8 +387,8 @@ KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_queries(
 
 // Slices of queries and of the gradients of their outputs, with lse, delta and dropout's hash of each query. Rows after
 // the last are zeros, and add nothing.
-struct Queries : Pair<QUERIES> {
-  Shared<float> lse, delta;  // STAGES x QUERIES
+struct Queries : Pair<OTHERS> {
+  Shared<float> lse, delta;  // STAGES x OTHERS
   const float *lse_from, *delta_from;
 #if DROPOUT
   Shared<uint32> hash;
@@ -371,34 +396,34 @@ struct Queries : Pair<QUERIES> {
   index_t first_hashed;
 #endif
 
-  static_assert(QUERIES <= THREADS, "a thread for each query: a loop would cost more than all else here");
+  static_assert(OTHERS <= THREADS, "a thread for each query: a loop would cost more than all else here");
   DEVICE void copy(int start, int stage) const {
-    Pair<QUERIES>::copy(start, stage);
+    Pair<OTHERS>::copy(start, stage);
     int i = thread_id();
-    if (i < QUERIES) {
+    if (i < OTHERS) {
       bool inside = start + i < seq;
       int from = inside ? start + i : 0;
-      copy_float(lse + (stage * QUERIES + i), lse_from + from, inside);
-      copy_float(delta + (stage * QUERIES + i), delta_from + from, inside);
+      copy_float(lse + (stage * OTHERS + i), lse_from + from, inside);
+      copy_float(delta + (stage * OTHERS + i), delta_from + from, inside);
 #if DROPOUT
-      hash[stage * QUERIES + i] = dropout.row_hash(first_hashed + start + i);
+      hash[stage * OTHERS + i] = dropout.row_hash(first_hashed + start + i);
 #endif
     }
   }
-  struct Fetched : Pair<QUERIES>::Fetched {
+  struct Fetched : Pair<OTHERS>::Fetched {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    Pair<QUERIES>::fetch(fetched, start);
+    Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
-    bool inside = thread_id() < QUERIES && query < seq;
+    bool inside = thread_id() < OTHERS && query < seq;
     fetched.lse = inside ? lse_from[query] : 0;
     fetched.delta = inside ? delta_from[query] : 0;
   }
   DEVICE void put(const Fetched& fetched, int start) const {
-    Pair<QUERIES>::put(fetched, start);
+    Pair<OTHERS>::put(fetched, start);
     int i = thread_id();
-    if (i < QUERIES) {
+    if (i < OTHERS) {
       lse[i] = fetched.lse;
       delta[i] = fetched.delta;
 #if DROPOUT
@@ -410,57 +435,80 @@ struct Queries : Pair<QUERIES> {
 
 // dK and dV: rows of the accumulators are keys, columns queries.
 // grid: batch * heads * ceil(seq / SIDE), block: THREADS
-KERNEL(THREADS, BACKWARD_BLOCKS) attention_backward_keys(
+KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
     const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv, int heads, int seq, const uint32* key,
     uint32 site, uint32 threshold, float keep_scale) {
-  SHARED(T, queries, STAGES * Queries::Operand::SIZE);
-  SHARED(T, gradients, STAGES * Queries::Operand::SIZE);
-  SHARED(float, query_lse, STAGES * QUERIES);
-  SHARED(float, query_delta, STAGES * QUERIES);
-  SHARED(T, own_keys, OWN);
-  SHARED(T, own_values, OWN);
-  Head head(heads, seq);
-  int block_first = head.in_order(), first = block_first + 16 * warp_id();
-  Pair<QUERIES> pair{queries, gradients, head.in_qkv(qkv, QUERY), head.in_out(dout), seq};
+  ARRAYS
+  ARRAY(T, queries, STAGES * Queries::Operand::SIZE);
+  ARRAY(T, gradients, STAGES * Queries::Operand::SIZE);
+  ARRAY(T, own_keys, OWN);
+  ARRAY(T, own_values, OWN);
+  ARRAY(float, query_lse, STAGES * OTHERS);
+  ARRAY(float, query_delta, STAGES * OTHERS);
 #if DROPOUT
-  SHARED(uint32, query_hash, STAGES * QUERIES);
+  ARRAY(uint32, query_hash, STAGES * OTHERS);
+#endif
+  ARRAYS_END
+  Head head(heads, seq);
+  int warp = uniform(warp_id()), block_first = head.in_order(), first = block_first + 16 * warp;
+  Pair<OTHERS> pair{queries, gradients, head.in_qkv(qkv, QUERY), head.in_out(dout), seq};
+#if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
   Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0), query_hash, dropout,
                  head.scalar(0)};
 #else
   Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0)};
 #endif
-  Pipeline<QUERIES, Queries> pipeline(source, block_first, seq);
-  Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, own_keys), v(head.in_qkv(qkv, VALUE), first, seq, own_values);
+  Pipeline<OTHERS, Queries> pipeline(source, block_first, seq);
+  Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, warp, own_keys), v(head.in_qkv(qkv, VALUE), first, seq, warp, own_values);
   M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
   float exponent = scale() * LOG2E;
 
-  for (int start = block_first; start < seq; start += QUERIES) {
+  for (int start = block_first; start < seq; start += OTHERS) {
     int stage = pipeline.next(start);
     auto query_slice = source.first_slice(stage), gradient_slice = source.second_slice(stage);
-    NO_UNROLL for (int t = 0; t < QUERIES; t += QUERY_STEP) {
-      if (start + t + QUERY_STEP - 1 < first_of_strip(first)) continue;
+    NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
+      if (start + t + STEP - 1 < first_of_strip(first)) continue;
       // Sᵀ = K Qᵀ and dPᵀ = V dOᵀ
-      M::Acc p[QUERY_STEP / 16], dp[QUERY_STEP / 16];
-      query_slice.template multiply_transposed<QUERY_STEP>(p, k, t);
-      gradient_slice.template multiply_transposed<QUERY_STEP>(dp, v, t);
-      products_done(p);
-      products_done(dp);
+      M::Acc p[STEP / 16], dp[STEP / 16];
+      query_slice.template multiply_transposed<STEP>(p, k, t);
+      gradient_slice.template multiply_transposed<STEP>(dp, v, t);
+      products_done<1>(p);
       if (start + t < first + 15) mask<true>(p, first, start + t);
-      // f Pᵀ and dSᵀ = Pᵀ (f dPᵀ - delta), in place of both; then dV += f Pᵀ dO and dK += dSᵀ Q
-      UNROLL for (int i = 0; i < QUERY_STEP / 16; i++) {
+      // Pᵀ, and dV += f Pᵀ dO; a negative probability says that it was dropped.
+      UNROLL for (int i = 0; i < STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          int query = stage * QUERIES + t + 16 * i + M::column(e);
-          float probability = exp2_fast(p[i].v[e] * exponent - query_lse[query] * LOG2E), factor = 1;
-#if DROPOUT
-          factor = dropout.factor(query_hash[query], first + M::row(e));
-#endif
-          p[i].v[e] = probability * factor;
-          dp[i].v[e] = probability * (dp[i].v[e] * factor - query_delta[query]);
+          int query = stage * OTHERS + t + 16 * i + M::column(e);
+          p[i].v[e] = exp2_fast(p[i].v[e] * exponent - query_lse[query] * LOG2E);
         }
       }
-      gradient_slice.template add_product<QUERY_STEP>(dv, p, t);
-      query_slice.template add_product<QUERY_STEP>(dk, dp, t);
+#if DROPOUT
+      M::Acc kept[STEP / 16];
+      UNROLL for (int i = 0; i < STEP / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+          int query = stage * OTHERS + t + 16 * i + M::column(e);
+          float factor = dropout.factor(query_hash[query], first + M::row(e));
+          kept[i].v[e] = p[i].v[e] * factor;
+          p[i].v[e] = factor == 0 ? -p[i].v[e] : p[i].v[e];
+        }
+      }
+      gradient_slice.template add_product<STEP>(dv, kept, t);
+#else
+      gradient_slice.template add_product<STEP>(dv, p, t);
+#endif
+      // dSᵀ = Pᵀ (f dPᵀ - delta), in place of dPᵀ, and dK += dSᵀ Q
+      products_done<1>(dp);
+      UNROLL for (int i = 0; i < STEP / 16; i++) {
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+          int query = stage * OTHERS + t + 16 * i + M::column(e);
+#if DROPOUT
+          dp[i].v[e] *= p[i].v[e] < 0 ? 0 : keep_scale;
+          p[i].v[e] = p[i].v[e] < 0 ? -p[i].v[e] : p[i].v[e];
+#endif
+          dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - query_delta[query]);
+        }
+      }
+      query_slice.template add_product<STEP>(dk, dp, t);
       products_done(dv);
       products_done(dk);
     }

@@ -1,14 +1,8 @@
-// Strips of rows times slices of shared memory, made of the tiles of tile.h or, on Hopper, of that GPU's own
-// instruction for four warps (wgmma). attention.hip is written in these.
-#include "tile.h"
+// Strips of rows times slices of shared memory, made of the tiles of tile.h or of Hopper's instruction for four warps
+// (wgmma.h). attention.hip is written in these.
+#include "wgmma.h"
 
 namespace gpt {
-
-#if defined(ON_CUDA) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define HOPPER 1
-#else
-#define HOPPER 0
-#endif
 
 // Bytes of a lane's registers that a warp's own rows and its sums may take together. With more, registers would spill.
 DEVICE constexpr int held_bytes() {
@@ -25,85 +19,60 @@ template <class P> struct Rows {
   index_t stride;
 };
 
-#if HOPPER
-// d += a b (PTX ISA, "wgmma.mma_async"), N columns of b and d, 8 registers of d for each 16 of them. `b` is a
-// descriptor of b's place. d is overwritten if `add` is 0. TRANSPOSED: b's columns are contiguous in memory, not its
-// rows.
-#define D8(t)                                                                                            \
-  "+f"(d[t].v[0]), "+f"(d[t].v[1]), "+f"(d[t].v[2]), "+f"(d[t].v[3]), "+f"(d[t].v[4]), "+f"(d[t].v[5]), \
-      "+f"(d[t].v[6]), "+f"(d[t].v[7])
-#define R16 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define R32 R16 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define R64 R32 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define WGMMA(n, registers, a0, a1, a2, a3, b_, add_, transposed_)                                             \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, " add_ ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" \
-  registers "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b_ ", p, 1, 1, " transposed_ ";\n}"
-#define OPERANDS "r"(a.w[0]), "r"(a.w[1]), "r"(a.w[2]), "r"(a.w[3]), "l"(b), "r"(add), "n"(TRANSPOSED)
-template <int N, int TRANSPOSED> DEVICE void wgmma(Tile<bf16>::Acc* d, Tile<bf16>::A a, uint64 b, int add) {
-  static_assert(N == 16 || N == 32 || N == 64, "the forms that stand here");
-  if constexpr (N == 16) {
-    asm volatile(WGMMA("16", R16, "%8", "%9", "%10", "%11", "%12", "%13", "%14") : D8(0) : OPERANDS : "memory");
-  } else if constexpr (N == 32) {
-    asm volatile(WGMMA("32", R32, "%16", "%17", "%18", "%19", "%20", "%21", "%22")
-                 : D8(0), D8(1) : OPERANDS : "memory");
-  } else {
-    asm volatile(WGMMA("64", R64, "%32", "%33", "%34", "%35", "%36", "%37", "%38")
-                 : D8(0), D8(1), D8(2), D8(3) : OPERANDS : "memory");
-  }
-}
-#endif
-
-// Waits for all products that were begun; then the sums `acc` may be used.
-//
-// The left operand of a product must not live in registers from one round of a loop to the next: ptxas 12.9 and 13.0
-// give such registers away (seen with heads of 64).
-template <class Acc, int N> DEVICE void products_done(Acc (&acc)[N]) {
-#if HOPPER
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  UNROLL for (int i = 0; i < N; i++) {
-    UNROLL for (auto& v : acc[i].v) asm volatile("" : "+f"(v)::"memory");  // no earlier
-  }
-#endif
-}
-
 // ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is the rows that one
 // product takes: a warp's 16 or, if WIDE (on Hopper), the 64 of four neighboring warps, which then must all take part.
 // Either way a warp holds 16 of the rows, laid out as Tile says.
 template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   typedef Tile<Matrix> M;
   typedef typename M::Element T;
-  static constexpr bool WIDE = HOPPER && sizeof(T) == 2 && (COLUMNS == 16 || COLUMNS == 32 || COLUMNS == 64);
+  static constexpr bool WIDE = HOPPER && sizeof(T) == 2;
   static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
   static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
-  static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE), ROW_BYTES = COLUMNS * sizeof(T);
+  static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE);
   Shared<T> p;  // SIZE elements
 
-  // Element (r, c): row by row. If WIDE, groups of 16 bytes are swapped within a row, differently every 128 bytes, as
-  // Hopper wants them.
+  // If WIDE, a slice consists of panels of 64 columns and, for what is left, of 32 and of 16: one after the other, each
+  // row by row. The first column of the panel that column c is in, and the width of the panel that begins there. For
+  // example, 112 columns are panels of 64, 32 and 16 columns, which begin at 0, 64 and 96.
+  static DEVICE constexpr int panel(int c) {
+    int first = c / 64 * 64;
+    return COLUMNS - first == 48 && c - first >= 32 ? first + 32 : first;
+  }
+  static DEVICE constexpr int panel_width(int first) {
+    return COLUMNS - first >= 64 ? 64 : COLUMNS - first >= 32 ? 32 : 16;
+  }
+  static_assert(!WIDE || ROWS * COLUMNS * sizeof(T) % 1024 == 0, "the next slice begins where Hopper lets one begin");
+
+  // The place of element (r, c): row by row. In a panel, groups of 16 bytes are swapped within a row, differently every
+  // 128 bytes, as Hopper wants them.
   static DEVICE int place(int r, int c) {
-    return WIDE ? r * COLUMNS + (c / 8 ^ r * ROW_BYTES / 128 % (COLUMNS / 8)) * 8 + c % 8 : r * STRIDE + c;
+    if (!WIDE) return r * STRIDE + c;
+    int first = panel(c), width = panel_width(first);
+    return ROWS * first + r * width + ((c - first) / 8 ^ (r * width / 64 & (width / 8 - 1))) * 8 + c % 8;
   }
 
   // Begins to copy rows first ... first + ROWS - 1, with zeros for rows from `rows` and columns from `columns` on.
-  // THREADS threads copy WIDTH elements (1 or a vector) at a time, eight rows of a column first, because those are in
-  // different banks.
-  template <int THREADS, int WIDTH> DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
-    constexpr int GROUPS = COLUMNS / WIDTH, EIGHT = 8 * GROUPS;
-    if constexpr (THREADS % EIGHT == 0) {  // then a thread keeps its column
+  // THREADS threads copy WIDTH elements (1 or a vector) at a time, so that neighbors write to different banks: eight rows
+  // of a column first or, if WIDE, row after row. Panels are copied one after the other, this one from column FROM on.
+  template <int THREADS, int WIDTH, int FROM = 0>
+  DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
+    constexpr int BREADTH = WIDE ? panel_width(FROM) : COLUMNS, GROUPS = BREADTH / WIDTH, RUN = WIDE ? 1 : 8;
+    if constexpr (THREADS % (8 * GROUPS) == 0) {  // then a thread keeps its column, and its place among eight rows
       constexpr int STEP = THREADS / GROUPS;
-      int r = thread_id() / EIGHT * 8 + thread_id() % 8, c = thread_id() / 8 % GROUPS * WIDTH;
+      int r = thread_id() / (RUN * GROUPS) * RUN + thread_id() % RUN, c = FROM + thread_id() / RUN % GROUPS * WIDTH;
       const T* element = from.p + (first + r) * from.stride + c;
       UNROLL for (int k = 0; k < ROWS; k += STEP) {
         if (ROWS % STEP && r + k >= ROWS) break;
         bool inside = first + r + k < rows && c < columns;
-        copy_group<WIDTH>(place(r, c) + k * (WIDE ? COLUMNS : STRIDE), element + k * from.stride, inside);
+        copy_group<WIDTH>(place(r, c) + k * (WIDE ? BREADTH : STRIDE), element + k * from.stride, inside);
       }
     } else {
       for (int i = thread_id(); i < ROWS * GROUPS; i += THREADS) {
-        int r = i / EIGHT * 8 + i % 8, c = i / 8 % GROUPS * WIDTH;
+        int r = i / (RUN * GROUPS) * RUN + i % RUN, c = FROM + i / RUN % GROUPS * WIDTH;
         copy_group<WIDTH>(place(r, c), from.p + (first + r) * from.stride + c, first + r < rows && c < columns);
       }
     }
+    if constexpr (FROM + BREADTH < COLUMNS) copy<THREADS, WIDTH, FROM + BREADTH>(from, first, rows, columns);
   }
   template <int WIDTH> DEVICE void copy_group(int to, const T* from, bool inside) const {
     if constexpr (WIDTH > 1) copy_vector(p + to, from, inside);
@@ -143,11 +112,13 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
 #if HOPPER
-  // Rows first ... first + 15 and their columns from 16 chunk on, as a left operand
-  DEVICE typename M::A rows(int first, int chunk) const {
-    typename M::A a;
-    M::ldmatrix(a.w, p + place(first + lane_low(), 16 * chunk + 8 * lane_high()));
-    return a;
+  // The operand whose first element is at row r, a multiple of 16, and column c
+  DEVICE Descriptor describe(int r, int c) const {
+    int from = panel(c), row_bytes = panel_width(from) * (int)sizeof(T);
+    uint32 swizzle = row_bytes == 128 ? 1 : row_bytes == 64 ? 2 : 3;
+    uint32 offset = (ROWS * from + r * panel_width(from) + c - from) * (int)sizeof(T);
+    uint32 address = (uint32)__cvta_generic_to_shared(p.p);
+    return {(1u << 16 | address >> 4) + (offset >> 4), swizzle << 30 | 8 * row_bytes >> 4};
   }
   // Replaces rows first ... first + 15 by a warp's sum.
   DEVICE void put_rows(const typename M::Acc (&sum)[CHUNKS], int first) const {
@@ -176,11 +147,10 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   DEVICE void multiply_transposed(typename M::Acc (&acc)[N / 16], const Strip& a, int first) const {
 #if HOPPER
     if constexpr (WIDE) {
-      typename M::A left[CHUNKS];
-      UNROLL for (int i = 0; i < CHUNKS; i++) left[i] = a[i];
-      begin();
-      UNROLL for (int i = 0; i < CHUNKS; i++) wgmma<N, 0>(acc, left[i], describe(first, 16 * i), i > 0);
-      commit();
+      static_assert(N == 64, "the form that stands in wgmma.h");
+      products_begin();
+      UNROLL for (int i = 0; i < CHUNKS; i++) wgmma_shared(acc, a.describe(i), describe(first, 16 * i), i > 0);
+      products_begun();
       return;
     }
 #endif
@@ -200,9 +170,9 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     if constexpr (WIDE) {
       typename M::A a[N / 16];
       UNROLL for (int t = 0; t < N / 16; t++) a[t] = M::to_a(left[t]);
-      begin();
-      UNROLL for (int t = 0; t < N / 16; t++) wgmma<COLUMNS, 1>(acc, a[t], describe(first + 16 * t, 0), 1);
-      commit();
+      products_begin();
+      add_panels<N>(acc, a, first);
+      products_begun();
       return;
     }
 #endif
@@ -223,14 +193,12 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
 #if HOPPER
-  // The operand whose first element is at row r and column c; PTX ISA, "matrix descriptor".
-  DEVICE uint64 describe(int r, int c) const {
-    constexpr uint64 SWIZZLE = ROW_BYTES == 128 ? 1 : ROW_BYTES == 64 ? 2 : 3;
-    uint32 address = (uint32)__cvta_generic_to_shared(p.p) + r * ROW_BYTES + c * (int)sizeof(T);
-    return SWIZZLE << 62 | (uint64)(8 * ROW_BYTES >> 4) << 32 | (1u << 16 | address >> 4);
+  template <int N, int FROM = 0>
+  DEVICE void add_panels(typename M::Acc (&acc)[CHUNKS], const typename M::A (&a)[N / 16], int first) const {
+    constexpr int BREADTH = panel_width(FROM);
+    UNROLL for (int t = 0; t < N / 16; t++) wgmma<BREADTH>(acc + FROM / 16, a[t], describe(first + 16 * t, FROM));
+    if constexpr (FROM + BREADTH < COLUMNS) add_panels<N, FROM + BREADTH>(acc, a, first);
   }
-  static DEVICE void begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-  static DEVICE void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 #endif
 };
 

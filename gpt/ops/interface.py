@@ -440,6 +440,7 @@ class Device(Protocol):
     warp: int  # lanes of a warp
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
+    has_wgmma: bool  # Hopper's matrix instruction for four warps
     blas: Any  # gpt.ops.gpu.blas.Blas, or None if the vendor's library is missing, has failed or is not wanted
     blas_choice: str  # --blas: "auto", "vendor" or "own"
     blas_card: str  # the card and the version of the library, if the library has to be checked on it; else ""
@@ -451,9 +452,10 @@ class Device(Protocol):
     def stream(self) -> int:
         """The raw pointer of the stream that work goes to."""
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Kernel:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Kernel:
         """Kernel `name` of kernels/`file`, compiled with these macros; call it with (grid, block, arguments).
 
+        Its blocks get `shared_bytes` of shared memory besides their arrays of fixed size.
         Raises UserError if it does not compile.
         """
 

@@ -195,7 +195,7 @@ def asking(request, blas):
     asked = []
 
     class Device(NotingDevice):
-        def kernel(self, file, name, defines):
+        def kernel(self, file, name, defines, shared_bytes=0):
             return lambda grid, block, arguments: asked.append(name)
 
     device = Device("sm_90", 32, True)

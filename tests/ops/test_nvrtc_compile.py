@@ -66,7 +66,7 @@ def test_a_source_that_does_not_compile_is_an_error():
 
 
 def test_shared_memory_beyond_the_static_limit_is_refused():
-    """The limit is 48 KiB. For more, a launch would need an attribute that hipgpt does not set."""
+    """The limit is 48 KiB. Kernels that need more take it from what their launch asks for (wgmma.h)."""
     body = "__shared__ float s[12289]; s[threadIdx.x] = *y; __syncthreads(); *y = s[threadIdx.x ^ 1];"
     succeeded, _ = compile_source(f'extern "C" __global__ void k(float* y) {{ {body} }}', "sm_90")
     assert not succeeded

@@ -117,7 +117,7 @@ def test_scratch_memory_of_a_recorded_step_is_kept_when_a_later_one_needs_more()
     class Noting(HostDevice):
         description, warp = "a device that keeps nothing", 32
 
-        def kernel(self, file, name, defines):
+        def kernel(self, file, name, defines, shared_bytes=0):
             return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
 
     ops, norm = GpuOps(Noting(), "fp32"), Affine(*np.zeros((2, 3), np.float32))

@@ -11,6 +11,7 @@ from gpt.ops.cpu.host import HostTimeline
 class HostDevice:
     """Everything in `Device` but kernels. Subclasses run their kernels through `ask`, so that they are recorded too."""
 
+    has_wgmma = False
     xp, blas, stream, timeline = np, None, 0, HostTimeline()
     blas_choice, blas_card, cache = "auto", "", ""
     records = True

@@ -10,7 +10,7 @@ from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from gpt.model import KVCache, TrainableGPT
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
-from gpt.ops.gpu.targets import has_tf32
+from gpt.ops.gpu.targets import has_tf32, has_wgmma
 from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
 from tests.support.host_device import HostDevice
@@ -37,9 +37,10 @@ class NotingDevice(HostDevice):
 
     def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
         self.target, self.warp, self.has_bf16, self.has_tf32 = target, warp, has_bf16, has_tf32(target)
+        self.has_wgmma = has_wgmma(target)
         self.instances: dict[Instance, None] = {}
 
-    def kernel(self, file, name, defines):
+    def kernel(self, file, name, defines, shared_bytes=0):
         self.instances[Instance.of(file, defines)] = None
         return lambda grid, block, arguments: None
 

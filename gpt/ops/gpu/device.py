@@ -17,7 +17,7 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.gpu.sources import Instance
-from gpt.ops.gpu.targets import has_bf16, has_tf32, warp_size
+from gpt.ops.gpu.targets import has_bf16, has_tf32, has_wgmma, warp_size
 from gpt.ops.gpu.timeline import CupyTimeline
 from gpt.ops.interface import Array, Device, Kernel, Work
 
@@ -95,6 +95,7 @@ class CupyDevice(Device):
         self.description = f"{properties['name'].decode()} ({self.target})"
         self.warp = warp_size(self.target)
         self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
+        self.has_wgmma = has_wgmma(self.target)
         self.notes = []
         self._check_cache()
         self.timeline = CupyTimeline(cupy)
@@ -109,7 +110,7 @@ class CupyDevice(Device):
         self._stream.use()
         self.records = True
         self._options: tuple[str, ...] = ("-std=c++17",)
-        if self.target == "sm_90":  # with Hopper's own matrix instruction, which CuPy does not ask for
+        if self.has_wgmma:  # CuPy does not ask for it
             self._options += ("-arch=sm_90a",)
 
     def _check_cache(self) -> None:
@@ -140,13 +141,16 @@ class CupyDevice(Device):
     def stream(self) -> int:
         return int(self.xp.cuda.get_current_stream().ptr)
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Kernel:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Kernel:
         instance = Instance.of(file, defines)
         module = self._modules.get(instance)
         if module is None:
             module = self._modules[instance] = self._compiled(instance)
-        kernel: Kernel = module.get_function(name)
-        return kernel
+        kernel = module.get_function(name)
+        if not shared_bytes:
+            return kernel  # type: ignore[no-any-return]
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+        return functools.partial(kernel, shared_mem=shared_bytes)
 
     def _compiled(self, instance: Instance) -> Any:
         """A CuPy module with the kernels of an instance."""

@@ -5,19 +5,19 @@ Kernels get these numbers as #defines. The comment above each kernel says its gr
 
 import math
 
+from gpt.arithmetic import round_up
 from gpt.ops.interface import Device, Kernel
 
 THREADS = 256  # of a block, in all files that have no number of their own here
 EMBEDDING_THREADS = 128
 CACHED_THREADS = 512
 SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
-TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip or attention.hip: its rows (and columns), and its warps
+TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip: its rows and columns, and its warps
 SUM_LANES = 32  # threads side by side along a row
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
 FILE_DEFINES = {
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
-    "attention.hip": {"SIDE": TILE_SIDE},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
@@ -35,6 +35,28 @@ LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
 MATVEC_LANES, MATVEC_ROWS = 2, 4
 
+ATTENTION_SIDE = 64  # rows of a block of attention.hip
+WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
+
+
+def attention_side(name: str, head_dim: int, wgmma: bool) -> int:
+    """Rows of a block of a kernel of attention.hip.
+
+    With Hopper's instruction a block of large heads waits for its slices, and two strips of 64 rows share them.
+    """
+    return 2 * ATTENTION_SIDE if wgmma and name == "attention" and head_dim > 80 else ATTENTION_SIDE
+
+
+def attention_shared_bytes(name: str, head_dim: int, side: int, dropout: bool) -> int:
+    """Bytes of shared memory of such a block with Hopper's instruction; the other blocks have arrays of fixed size.
+
+    They are two stages of two slices, and the block's own rows of one matrix, or of two in backward, all bf16. For each
+    row of a slice, attention_backward_keys also has lse, delta and, with dropout, a hash.
+    """
+    own = side if name == "attention" else 2 * side
+    numbers = 0 if name != "attention_backward_keys" else 3 if dropout else 2
+    return (4 * WGMMA_SLICE + own) * round_up(head_dim, 16) * 2 + 2 * WGMMA_SLICE * numbers * 4
+
 
 class Kernels:
     """The kernels for one GPU whose activations have type `type`, "bf16" or "float". Each is compiled at its first use.
@@ -47,16 +69,16 @@ class Kernels:
     def __init__(self, device: Device, type: str) -> None:
         self._device, self._type = device, type
         self.vector = 8 if type == "bf16" else 4  # activations in a vector of 16 bytes
-        self.tile_threads = TILE_WARPS * device.warp  # of a block of matmul.hip or attention.hip
+        self.tile_threads = TILE_WARPS * device.warp  # of a block of matmul.hip
         self._compiled: dict[tuple[object, ...], Kernel] = {}
 
-    def __call__(self, file: str, name: str, **defines: object) -> Kernel:
+    def __call__(self, file: str, name: str, shared_bytes: int = 0, **defines: object) -> Kernel:
         """A kernel; call it with (grid, block, arguments)."""
         key = (name, *defines.values())
         kernel = self._compiled.get(key)
         if kernel is None:
             defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
-            kernel = self._compiled[key] = self._device.kernel(file, name, defines)
+            kernel = self._compiled[key] = self._device.kernel(file, name, defines, shared_bytes)
         return kernel
 
     def width(self, columns: int) -> int:

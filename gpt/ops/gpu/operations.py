@@ -34,8 +34,9 @@ from gpt.ops.gpu.launch import (
     SAMPLE_THREADS,
     SUM_LANES,
     THREADS,
-    TILE_SIDE,
     Kernels,
+    attention_shared_bytes,
+    attention_side,
 )  # fmt: skip
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
@@ -360,23 +361,16 @@ class GpuOps(Operations):
     # ---- attention ------------------------------------------------------------------------------------------------
 
     def attention(self, qkv: Array, out: Array, lse: Array, dropout: Dropout | None = None) -> None:
-        batch, heads, seq = lse.shape
-        kernel = self._attention("attention", out.shape[1] // heads, dropout)
-        arguments = (qkv, out, lse, _int(heads), _int(seq), *self._mask(dropout))
-        kernel((batch * heads * ceil_div(seq, TILE_SIDE),), (self._kernel.tile_threads,), arguments)
+        head_dim = out.shape[1] // lse.shape[1]
+        self._attention("attention", lse.shape, head_dim, dropout, (qkv, out, lse))
 
     def attention_backward(
         self, dout: Array, qkv: Array, out: Array, lse: Array, dqkv: Array, dropout: Dropout | None = None
     ) -> None:
-        batch, heads, seq = lse.shape
-        head_dim = out.shape[1] // heads
-        delta = self._scratch("delta", lse.size)
-        grid, block = (batch * heads * ceil_div(seq, TILE_SIDE),), (self._kernel.tile_threads,)
-        place = (_int(heads), _int(seq), *self._mask(dropout))
-        queries = self._attention("attention_backward_queries", head_dim, dropout)
-        queries(grid, block, (dout, qkv, out, lse, delta, dqkv, *place))
-        keys = self._attention("attention_backward_keys", head_dim, dropout)
-        keys(grid, block, (dout, qkv, lse, delta, dqkv, *place))
+        head_dim, delta = out.shape[1] // lse.shape[1], self._scratch("delta", lse.size)
+        queries = (dout, qkv, out, lse, delta, dqkv)
+        self._attention("attention_backward_queries", lse.shape, head_dim, dropout, queries)
+        self._attention("attention_backward_keys", lse.shape, head_dim, dropout, (dout, qkv, lse, delta, dqkv))
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
         heads, capacity, head_dim = keys.shape
@@ -387,10 +381,21 @@ class GpuOps(Operations):
         kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
         kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
 
-    def _attention(self, name: str, head_dim: int, dropout: Dropout | None) -> Kernel:
+    def _attention(
+        self, name: str, shape: tuple[int, int, int], head_dim: int, dropout: Dropout | None, arrays: tuple[Array, ...]
+    ) -> None:
+        """Run a kernel of attention.hip on [batch, heads, seq]."""
+        batch, heads, seq = shape
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
-        defines = {"MATRIX": matrix, "HEAD_DIM": head_dim, "DROPOUT": int(bool(dropout))}
-        return self._kernel("attention.hip", name, THREADS=self._kernel.tile_threads, **defines)
+        wgmma = self.device.has_wgmma and self._type == "bf16"
+        side = attention_side(name, head_dim, wgmma)
+        threads = side // 16 * self.device.warp
+        kernel = self._kernel(
+            "attention.hip", name, attention_shared_bytes(name, head_dim, side, bool(dropout)) if wgmma else 0,
+            MATRIX=matrix, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)), SIDE=side, THREADS=threads, WGMMA=int(wgmma),
+        )  # fmt: skip
+        grid = (batch * heads * ceil_div(seq, side),)
+        kernel(grid, (threads,), (*arrays, _int(heads), _int(seq), *self._mask(dropout)))
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 

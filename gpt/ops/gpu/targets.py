@@ -18,3 +18,8 @@ def has_bf16(target: str) -> bool:
 def has_tf32(target: str) -> bool:
     """Whether the GPU's matrix unit takes float32 rounded to tf32, as NVIDIA's do."""
     return target.startswith("sm_") and has_bf16(target)
+
+
+def has_wgmma(target: str) -> bool:
+    """Whether the GPU has Hopper's matrix instruction for four warps, which kernels/wgmma.h is about."""
+    return target.startswith("sm_90")

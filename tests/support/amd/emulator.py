@@ -59,7 +59,7 @@ class EmulatorDevice(HostDevice):
         self.warp = PROCESSORS[target].wave
         self._compiled: dict[str, CodeObject] = {}
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
         kernel = self.kernel_of(Instance.of(file, defines).source, name)
         return lambda *launch: self.ask(partial(kernel, *launch))

@@ -72,7 +72,7 @@ class ExecutorDevice(HostDevice):
         self.target = self.description = f"executor-{layout}"
         self.has_bf16, self.has_tf32 = self._layout != 0, layout == "mma"
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
         kernel = self.kernel_of(Instance.of(file, defines).source, name)
         return lambda *launch: self.ask(partial(kernel, *launch))
