@@ -290,7 +290,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
         p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
         l[M::slot(e)] += p[i].v[e];
 #if DROPOUT
-        p[i].v[e] *= dropout.factor(hash[M::slot(e)], start + 16 * i + M::column(e));
+        if (!dropout.keeps(hash[M::slot(e)], start + 16 * i, M::column(e))) p[i].v[e] = 0;
 #endif
       }
     }
@@ -300,11 +300,11 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     products_done(o);
   }
 
-  // O / l, and lse; the lane with a row's first column writes lse.
+  // O / l, what was kept scaled up, and lse; the lane with a row's first column writes lse.
   PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     l[s] = M::row_sum(l[s]);
-    factors[s] = 1 / l[s];
+    factors[s] = (DROPOUT ? keep_scale : 1) / l[s];
     int row = first + M::slot_row(s);
     if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
@@ -369,7 +369,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int s = M::slot(e);
 #if DROPOUT
-          dp[i].v[e] *= dropout.factor(hash[s], start + t + 16 * i + M::column(e));
+          dp[i].v[e] = dropout.keeps(hash[s], start + t + 16 * i, M::column(e)) ? dp[i].v[e] * keep_scale : 0;
 #endif
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - row_delta[s]);
         }
@@ -475,7 +475,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
       gradient_slice.template multiply_transposed<STEP>(dp, v, t);
       products_done<1>(p);
       if (start + t < first + 15) mask<true>(p, first, start + t);
-      // Pᵀ, and dV += f Pᵀ dO; a negative probability says that it was dropped.
+      // Pᵀ, and dV += (f Pᵀ / scale) dO. A probability that is dropped becomes negative.
       UNROLL for (int i = 0; i < STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + 16 * i + M::column(e);
@@ -487,9 +487,9 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
       UNROLL for (int i = 0; i < STEP / 16; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + 16 * i + M::column(e);
-          float factor = dropout.factor(query_hash[query], first + M::row(e));
-          kept[i].v[e] = p[i].v[e] * factor;
-          p[i].v[e] = factor == 0 ? -p[i].v[e] : p[i].v[e];
+          bool keeps = dropout.keeps(query_hash[query], first, M::row(e));
+          kept[i].v[e] = keeps ? p[i].v[e] : 0;
+          p[i].v[e] = keeps ? p[i].v[e] : -p[i].v[e];
         }
       }
       gradient_slice.template add_product<STEP>(dv, kept, t);
@@ -502,8 +502,8 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + 16 * i + M::column(e);
 #if DROPOUT
-          dp[i].v[e] *= p[i].v[e] < 0 ? 0 : keep_scale;
-          p[i].v[e] = p[i].v[e] < 0 ? -p[i].v[e] : p[i].v[e];
+          dp[i].v[e] = p[i].v[e] < 0 ? 0 : dp[i].v[e] * keep_scale;
+          p[i].v[e] = absolute(p[i].v[e]);
 #endif
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - query_delta[query]);
         }
@@ -517,6 +517,10 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
   PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
   scale_rows(dk, factors);
+#if DROPOUT
+  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = keep_scale;
+  scale_rows(dv, factors);
+#endif
   store(dk, head.in_qkv(dqkv, KEY), first, seq, k.own);
   store(dv, head.in_qkv(dqkv, VALUE), first, seq, v.own);
 }

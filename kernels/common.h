@@ -130,7 +130,7 @@ DEVICE int opaque(int number) {
   return number;
 }
 
-DEVICE int lane_id() { return thread_id() % WARP; }
+DEVICE int lane_id() { return thread_id() & (WARP - 1); }
 DEVICE int warp_id() { return thread_id() / WARP; }
 DEVICE float shuffle_xor(float v, int mask) { return shuffle(v, lane_id() ^ mask); }
 
@@ -174,9 +174,11 @@ constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 DEVICE float infinity() { return float_of(0x7f800000u); }
 DEVICE bool is_finite(float v) { return (bits_of(v) & 0x7f800000u) != 0x7f800000u; }
 #if defined(ON_CUDA)
+DEVICE float absolute(float v) { return fabsf(v); }
 DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 DEVICE float minimum(float a, float b) { return fminf(a, b); }
 #else
+DEVICE float absolute(float v) { return __builtin_fabsf(v); }
 DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
 DEVICE float minimum(float a, float b) { return __builtin_fminf(a, b); }
 #endif
@@ -378,6 +380,7 @@ template <int WARPS> DEVICE float block_max(float v, Shared<float> scratch) {
 // ---- dropout --------------------------------------------------------------------------------------------------------
 
 // The mask of gpt/ops/cpu/masks.py, which defines it: a hash of the key, the site, and the element's row and column.
+// Elements of a row that are 8 columns apart share it.
 DEVICE uint32 mix(uint32 x) {
   x = (x ^ x >> 16) * 0x7feb352du;
   x = (x ^ x >> 15) * 0x846ca68bu;
@@ -388,14 +391,20 @@ struct Dropout {
   uint32 key0, key1, threshold;
   float scale;
 
-  // key: (seed, counter) in device memory; threshold: floor(rate x 2^32); scale: 1 / (1 - rate)
+  // key: (seed, counter) in device memory; threshold: round(rate x 2^16) x 2^16; scale: 1 / (1 - rate)
   DEVICE Dropout(const uint32* key, uint32 site, uint32 threshold, float scale) : threshold(threshold), scale(scale) {
     key0 = mix(mix(mix(key[0]) ^ key[1]) ^ site);
     key1 = mix(mix(mix(key[0] + 0x9e3779b9u) ^ key[1]) ^ site);
   }
   DEVICE uint32 row_hash(uint32 row) const { return mix(mix(row ^ key0) ^ key1); }
+  // Whether the element in `column` of the 16 columns from `first` on is kept. Compilers see which elements share a hash
+  // if both numbers are given.
+  DEVICE bool keeps(uint32 row_hash, uint32 first, uint32 column) const {
+    uint32 bits = mix((first + (column & ~8u)) * 0x9e3779b9u ^ row_hash);
+    return (column & 8u ? bits : bits << 16) >= threshold;
+  }
   DEVICE float factor(uint32 row_hash, uint32 column) const {
-    return mix(mix(column) ^ row_hash) >= threshold ? scale : 0.0f;
+    return keeps(row_hash, column & ~15u, column & 15u) ? scale : 0.0f;
   }
 };
 

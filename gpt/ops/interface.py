@@ -88,6 +88,11 @@ class Dropout:
     site: int
     first: int = 0
 
+    @property
+    def threshold(self) -> int:
+        """An element is zeroed if its 16 random bits are a number below this: round(rate · 2¹⁶), if that fits."""
+        return min(round(self.rate * 2**16), 2**16 - 1)
+
 
 class Branch(NamedTuple):
     """The gradients of a branch that was added to the residual stream, and the dropout that it went through."""

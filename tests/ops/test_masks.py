@@ -38,8 +38,13 @@ def test_the_documented_formula_gives_the_mask():
 
     seed, counter, site, rate = 2**32 - 5, 77, 13, 0.37
     k0, k1 = (h(h(h(s) ^ counter) ^ site) for s in (seed, seed + 0x9E3779B9))
-    expected = [[h(h(c) ^ h(h(r ^ k0) ^ k1)) >= int(rate * 2**32) for c in range(9)] for r in range(5)]
-    assert kept(rate, seed, counter, site, rows=5, columns=9).tolist() == expected
+
+    def bits(row, column):
+        both = h(((column & ~8) * 0x9E3779B9) % 2**32 ^ h(h(row ^ k0) ^ k1))
+        return both >> 16 if column & 8 else both % 2**16
+
+    expected = [[bits(row, column) >= round(rate * 2**16) for column in range(35)] for row in range(5)]
+    assert kept(rate, seed, counter, site, rows=5, columns=35).tolist() == expected
 
 
 def test_a_mask_can_begin_with_any_of_its_rows():
@@ -72,7 +77,9 @@ def test_different_seeds_counters_and_sites_give_unrelated_masks():
         assert correlation_is_noise(a, b)
 
 
-@pytest.mark.parametrize(("down", "right"), [(0, 1), (1, 0), (1, 1), (2, 0), (0, 64), (256, 0)])
+@pytest.mark.parametrize(
+    ("down", "right"), [(0, 1), (1, 0), (1, 1), (2, 0), (0, 8), (1, 8), (0, 16), (0, 64), (256, 0)]
+)
 def test_neighbors_are_unrelated(down, right):
     sample = kept(seed=1, rows=600, columns=200)
     assert correlation_is_noise(sample[: 600 - down, : 200 - right], sample[down:, right:])

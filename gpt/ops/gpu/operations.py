@@ -473,8 +473,8 @@ class GpuOps(Operations):
         """A dropout's arguments for a kernel: key, site, threshold and scale. `first` is 0: see `sequences`."""
         if not dropout:
             return self._no_key, _uint(0), _uint(0), _float(1)
-        threshold = int(dropout.rate * 2**32)
-        return dropout.key, _uint(dropout.site), _uint(threshold), _float(1 / (1 - dropout.rate))
+        threshold = _uint(dropout.threshold << 16)
+        return dropout.key, _uint(dropout.site), threshold, _float(1 / (1 - dropout.rate))
 
 
 def _stride(partials: Array) -> np.int32:
