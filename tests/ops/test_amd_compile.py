@@ -10,11 +10,16 @@ import subprocess
 import pytest
 
 from gpt.ops.gpu.sources import expanded
+from gpt.ops.gpu.targets import has_bf16, unsupported, warp_size
 from tests.support.amd import compile as amd
 
 HEADERS = expanded("tile.h")
 NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
 needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
+TARGETS = [
+    pytest.param(target, marks=pytest.mark.skipif(bool(reason := amd.missing("clang", target)), reason=str(reason)))
+    for target in amd.TARGETS["clang"]
+]
 
 
 def only_kernel(source, target="gfx1100", compiler="clang"):
@@ -24,8 +29,7 @@ def only_kernel(source, target="gfx1100", compiler="clang"):
     return kernel, kernel.complaints(amd.asked_threads(source, target)[kernel.name])
 
 
-@needs_clang
-@pytest.mark.parametrize("target", amd.TARGETS["clang"])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_modest_kernel_has_no_complaints(target):
     kernel, complaints = only_kernel("KERNEL(2 * WARP) copy(const float* x, float* y) { y[block_x()] = *x; }", target)
     assert complaints == []
@@ -59,6 +63,16 @@ def test_an_array_in_private_memory_is_found():
     kernel, complaints = only_kernel(source)
     assert kernel.private >= 400
     assert complaints == [f"{kernel.private} bytes of private memory a thread"]
+
+
+@needs_clang
+def test_only_slow_kernels_are_tolerated_for_a_gpu_with_few_registers():
+    many = 'KERNEL(64) many(float* y) { asm volatile("" ::: "v199"); y[thread_id()] = 0; }'
+    kernel, complaints = only_kernel(many, "gfx906")
+    assert kernel.slowness == ["1 waves per SIMD, under 2"]
+    assert complaints == []
+    assert kernel.complaints(128) == ["compiled for workgroups of 64 threads, not of 128"]
+    assert only_kernel(many, "gfx942")[0].slowness == []
 
 
 @needs_clang
@@ -104,15 +118,59 @@ def test_hiprtc_compiles_common_h_beside_its_own_header(target):
     assert only_kernel(source, target, "hiprtc")[1] == []
 
 
-@needs_clang
-@pytest.mark.parametrize("target", [*amd.TARGETS["clang"], "gfx1030"])
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("vgprs", [40, 72, 97, 120, 168, 193, 256])
 def test_registers_allow_as_many_waves_as_clang_says(target, vgprs):
     processor = amd.PROCESSORS[target]
+    assert processor.waves_per_simd(vgprs, sgprs=16, lds=0, threads=processor.wave) == occupancy(target, vgprs)
+
+
+@needs_clang
+@pytest.mark.parametrize(
+    ("target", "sister"), [(x, sister) for x, sisters in amd.SISTERS.items() for sister in sisters]
+)
+def test_a_gpu_that_is_not_in_the_table_has_the_registers_of_its_sister(target, sister):
+    """With 120 registers a wave, 1,536 give 12 waves and 1,024 give 8."""
+    assert occupancy(sister, 120) == occupancy(target, 120)
+
+
+def occupancy(target, vgprs):
+    """How many waves of a kernel that takes `vgprs` registers each SIMD can hold at once, by clang."""
     body = f'asm volatile("" ::: "v{vgprs - 1}"); y[thread_id()] = 0;'
     source = f"{HEADERS}\nKERNEL(WARP) k(float* y) {{ {body} }}"
     remark = "-Rpass-analysis=kernel-resource-usage"
     command = [*amd.clang_command(target), remark, "-c", "-o", "/dev/null", "-"]
     said = subprocess.run(command, input=source, capture_output=True, text=True, check=True).stderr
     (waves,) = re.findall(r"Occupancy \[waves/SIMD\]: (\d+)", said)
-    assert processor.waves_per_simd(vgprs, sgprs=16, lds=0, threads=processor.wave) == int(waves)
+    return int(waves)
+
+
+# ---- which GPUs there are kernels for --------------------------------------------------------------------------------
+
+
+def known(clang):
+    """The names of the AMD GPUs that a clang knows."""
+    command = [clang, "--target=amdgcn-amd-amdhsa", "-nogpulib", "--print-supported-cpus"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return sorted(set(re.findall(r"^\s*(gfx[0-9a-f]+)$", said.stdout + said.stderr, re.MULTILINE)))
+
+
+def described(target):
+    """The width of a warp on a target, and whether there is a tile for bf16, by common.h."""
+    command = [*amd.clang_command(target), "-E", "-P", "-"]
+    text = subprocess.run(command, input=f"{HEADERS}\nWARP LAYOUT", capture_output=True, text=True, check=True).stdout
+    warp, layout = map(int, text.splitlines()[-1].split())
+    return warp, layout != 0
+
+
+@needs_clang
+def test_common_h_and_targets_py_agree_on_every_gpu():
+    supported = [target for target in known(amd.CLANG) if not unsupported(target)]
+    assert {"gfx900", "gfx90c", "gfx1010", "gfx1036", "gfx1152", "gfx1200"} < set(supported)
+    for target in [*supported, *(target for target in amd.NEWER_CLANGS if not amd.missing("clang", target))]:
+        assert described(target) == (warp_size(target), has_bf16(target)), target
+
+
+@needs_clang
+def test_only_gpus_older_than_gcn_5_are_refused_of_those_that_clang_knows():
+    assert {target[:-2] for target in known(amd.CLANG) if unsupported(target)} == {"gfx6", "gfx7", "gfx8"}

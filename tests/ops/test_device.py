@@ -4,6 +4,7 @@ A stand-in for the module cupy plays the machines.
 """
 
 import os
+import subprocess
 import sys
 import types
 
@@ -115,6 +116,14 @@ def test_the_names_in_the_advice_are_those_that_the_extras_bring():
 def test_a_missing_rocm_library_names_its_package(monkeypatch, library, package):
     failing_import(monkeypatch, ImportError(f"{library}: cannot open shared object file: No such file or directory"))
     assert f"install {package}," in refusal()
+
+
+def test_a_rocm_library_that_the_loader_does_not_look_for_names_its_folder(monkeypatch, tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libhipfft.so.0").touch()
+    monkeypatch.setenv("ROCM_HOME", str(tmp_path))
+    failing_import(monkeypatch, ImportError("libhipfft.so.0: cannot open shared object file"))
+    assert f"add {tmp_path}/lib to LD_LIBRARY_PATH, or" in refusal()
 
 
 @pytest.mark.parametrize(("hip", "vendor"), [(True, "AMD"), (False, "NVIDIA")])
@@ -230,6 +239,12 @@ def test_the_abilities_of_a_gpu_are_read_from_its_name(monkeypatch, hip, propert
     assert (device.target, device.warp, device.has_bf16) == (target, warp, has_bf16)
 
 
+@pytest.mark.parametrize("target", ["gfx803", "gfx1250", "gfx1310"])
+def test_a_gpu_whose_kernels_nobody_has_compiled_is_refused_before_anything_compiles(monkeypatch, target):
+    machine(monkeypatch, hip=True, properties={"name": b"a", "gcnArchName": target.encode()})
+    assert refusal() == f"GPU 0 is a {target}, for which hipgpt has no kernels; use --device cpu"
+
+
 def test_a_kernel_that_does_not_compile_names_file_line_and_target(monkeypatch):
     class Module:
         def __init__(self, code, options):
@@ -242,6 +257,24 @@ def test_a_kernel_that_does_not_compile_names_file_line_and_target(monkeypatch):
     message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})
     assert 'gelu.hip(12): error: identifier "x" is undefined' in message
     assert "sm_90" in message
+
+
+def test_a_hipcc_that_fails_is_a_one_line_error_with_its_own_message(monkeypatch):
+    log = "In file included from <built-in>:1:\nwrapper.h:50:10: fatal error: 'cmath' file not found\n1 error.\n"
+    result = subprocess.CompletedProcess(["hipcc", "-x", "hip", "-E", "-v", "/dev/null"], 1, stderr=log)
+
+    class Module:
+        def __init__(self, code, options):
+            pass
+
+        def compile(self):  # as cupy/_environment.py of CuPy 14
+            raise RuntimeError(f"Subprocess command '{result}' failed.")
+
+    machine(monkeypatch, hip=True, module=Module)
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
+    message = refusal(CupyDevice().kernel, "gelu.hip", "activation", {"T": "float"})
+    assert "hipcc fails: wrapper.h:50:10: fatal error: 'cmath' file not found; " in message
+    assert "install g++" in message
 
 
 def test_out_of_memory_says_how_much_and_what_to_lower(monkeypatch):

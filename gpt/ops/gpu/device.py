@@ -17,11 +17,10 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.gpu.sources import Instance
-from gpt.ops.gpu.targets import has_bf16, has_tf32, has_wgmma, warp_size
+from gpt.ops.gpu.targets import has_bf16, has_tf32, has_wgmma, unsupported, warp_size
 from gpt.ops.gpu.timeline import CupyTimeline
 from gpt.ops.interface import Array, Device, Kernel, Work
 
-OLDEST_NVIDIA = 70  # sm_70, Volta: the oldest that CuPy's wheels know
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
 # Beginnings of the names of environment variables that change the results of hipBLASLt
@@ -84,14 +83,12 @@ class CupyDevice(Device):
         properties = runtime.getDeviceProperties(index)
         if runtime.is_hip:
             self.target = properties["gcnArchName"].decode().split(":")[0]
-            if shutil.which("hipcc") is None:
-                raise UserError("hipcc is not on the PATH, which CuPy needs: install ROCm's hipcc and HIP headers")
         else:
             self.target = f"sm_{properties['major']}{properties['minor']}"
-            if int(self.target[3:]) < OLDEST_NVIDIA:
-                raise UserError(
-                    f"GPU {index} is too old: {self.target}, and sm_{OLDEST_NVIDIA} is the least; use --device cpu"
-                )
+        if reason := unsupported(self.target):
+            raise UserError(f"GPU {index} {reason}; use --device cpu")
+        if runtime.is_hip and shutil.which("hipcc") is None:
+            raise UserError("hipcc is not on the PATH, which CuPy needs: install ROCm's hipcc and HIP headers")
         self.description = f"{properties['name'].decode()} ({self.target})"
         self.warp = warp_size(self.target)
         self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
@@ -162,6 +159,11 @@ class CupyDevice(Device):
                 f"the kernels of {instance} do not compile for {self.target}: {_first_error(str(error))}; "
                 "please report this, and use --device cpu"
             ) from None
+        except RuntimeError as error:
+            if "hipcc" not in str(error):
+                raise
+            log = str(error).replace("\\n", "\n")  # of a call with an empty file, by which CuPy finds HIP's headers
+            raise UserError(f"hipcc fails: {_first_error(log)}; if a header of C++ is missing, install g++") from None
         except OSError as error:
             raise UserError(
                 f"CuPy cannot keep compiled kernels ({error.strerror}): free some space, or set CUPY_CACHE_DIR to "
@@ -274,10 +276,13 @@ def import_cupy() -> Any:
         raise UserError(f"--device gpu needs CuPy: {install_advice()}") from None
     except ImportError as error:
         reason = error.__cause__ or error  # CuPy wraps it into a page of advice
-        library = re.search(r"lib(\w+?)\.so", str(reason))
+        library = re.search(r"lib(\w+?)\.so[.\d]*", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
+        folder = Path(os.environ.get("ROCM_HOME", "/opt/rocm"), "lib")
+        there = library and (folder / library[0]).exists()
+        remedy = f"add {folder} to LD_LIBRARY_PATH" if there else f"install {package}"
         raise UserError(
-            f"CuPy does not load ({_first_line(reason)}): install {package}, or, if it was made for another vendor's "
+            f"CuPy does not load ({_first_line(reason)}): {remedy}, or, if it was made for another vendor's "
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy

@@ -2,6 +2,19 @@
 
 import re
 
+# GCN 5 and CDNA, RDNA 1 and 2, RDNA 3 and 3.5, RDNA 4. Older GPUs have other widths of a warp than common.h says, and
+# later ones other matrix instructions.
+AMD = re.compile(r"gfx(9(0[0-9a-c]|4[0-2]|50)|10[13]\d|11[05]\d|120[01])")
+OLDEST_NVIDIA = 70  # sm_70, Volta: the oldest that CuPy's wheels know
+
+
+def unsupported(target: str) -> str:
+    """Why there are no kernels for a GPU, as the rest of a sentence that begins with the GPU; "" if there are some."""
+    if target.startswith("sm_"):
+        too_old = int(target[3:].rstrip("a")) < OLDEST_NVIDIA
+        return f"is too old: {target}, and sm_{OLDEST_NVIDIA} is the least" if too_old else ""
+    return "" if AMD.fullmatch(target) else f"is a {target}, for which hipgpt has no kernels"
+
 
 def warp_size(target: str) -> int:
     """Lanes of a warp: 64 on gfx9 (CDNA and older), 32 on RDNA and NVIDIA."""

@@ -1,8 +1,8 @@
 """Compile kernels for AMD GPUs, with no GPU and no ROCm at hand, and judge the machine code's use of the hardware.
 
-There are two compilers: clang 19 for every target that hipgpt supports, and hiprtc, the compiler that CuPy calls on
-ROCm. Version 5.2 of hiprtc is old and knows only two of the targets. The notes of a code object say how many registers
-and how much shared memory each kernel takes.
+There are two compilers: clang, and hiprtc, the compiler that CuPy calls on ROCm. clang is of version 19, or of 22 for a
+target that 19 does not know. Version 5.2 of hiprtc is old and knows only two of the targets. The notes of a code object
+say how many registers and how much shared memory each kernel takes.
 """
 
 import re
@@ -15,11 +15,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 CLANG = "clang-19"
+NEWER_CLANGS = {"gfx950": "clang-22"}  # targets that CLANG does not know
 READELF = "llvm-readelf-19"
 TARGETS = {
-    "clang": ("gfx90a", "gfx942", "gfx1100", "gfx1151", "gfx1201"),
+    "clang": ("gfx906", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1103", "gfx1151", "gfx1201"),
     "hiprtc": ("gfx90a", "gfx1030"),
 }
+# Targets whose fp32 kernels need no row of their own, because other targets have the same instructions for them and the
+# same registers: gfx942 for gfx950, gfx1100 and gfx1030 for gfx1103
+BF16_ALONE = ("gfx950", "gfx1103")
+# GPUs with the instructions, registers and memory of a target in TARGETS. LLVM's AMDGPU.td has no difference between
+# them but bugs of the hardware.
+SISTERS = {
+    "gfx1030": ("gfx1031", "gfx1032", "gfx1033", "gfx1034", "gfx1035", "gfx1036"),
+    "gfx1100": ("gfx1101",),
+    "gfx1103": ("gfx1102",),
+    "gfx1201": ("gfx1200",),
+}
+# Targets whose kernels may spill and leave a SIMD idle, and why
+TOLERATED = {"gfx906": "GCN 5 has half the registers of CDNA: its kernels compute right, and some are slow"}
 LDS_LIMIT = 64 * 1024  # bytes that one workgroup may have, on every target
 LEAST_WAVES = 2  # per SIMD: if there is only one, the SIMD is idle whenever that waits
 
@@ -43,9 +57,9 @@ class Processor(NamedTuple):
     waves: int  # most waves that a SIMD can hold
     lds: int  # bytes
     workgroups: int  # most that the barrier unit can hold; a workgroup of a single wave needs no barrier
+    lds_granule: int = 512  # bytes
 
     SIMDS = 4
-    LDS_GRANULE = 512
 
     def waves_per_simd(self, vgprs: int, sgprs: int, lds: int, threads: int) -> float:
         """How many waves of a kernel each SIMD can hold at once, by the resources of one workgroup (LDS in bytes)."""
@@ -57,18 +71,22 @@ class Processor(NamedTuple):
         if waves > 1:
             workgroups = min(workgroups, self.workgroups)
         if lds:
-            workgroups = min(workgroups, self.lds // (_blocks(lds, self.LDS_GRANULE) * self.LDS_GRANULE))
+            workgroups = min(workgroups, self.lds // (_blocks(lds, self.lds_granule) * self.lds_granule))
         return workgroups * waves / self.SIMDS
 
 
+_GCN5 = Processor(wave=64, vgprs=256, granule=4, waves=10, lds=64 * 1024, workgroups=16)
 _CDNA = Processor(wave=64, vgprs=512, granule=8, waves=8, lds=64 * 1024, workgroups=16)  # 2 and 3, AGPRs included
 _RDNA2 = Processor(wave=32, vgprs=1024, granule=16, waves=16, lds=128 * 1024, workgroups=32)
 _RDNA3 = Processor(wave=32, vgprs=1536, granule=24, waves=16, lds=128 * 1024, workgroups=32)  # FullVGPRs; RDNA 4 too
 PROCESSORS = {
+    "gfx906": _GCN5,
     "gfx90a": _CDNA,
     "gfx942": _CDNA,
+    "gfx950": _CDNA._replace(lds=160 * 1024, lds_granule=1280),
     "gfx1030": _RDNA2,
     "gfx1100": _RDNA3,
+    "gfx1103": _RDNA2,  # the small chips of RDNA 3 have no more registers than those of RDNA 2
     "gfx1151": _RDNA3,
     "gfx1201": _RDNA3,
 }
@@ -102,27 +120,35 @@ class Kernel(NamedTuple):
         """How many waves of it each SIMD can hold at once."""
         return PROCESSORS[self.target].waves_per_simd(self.vgprs, self.sgprs, self.lds, self.threads)
 
-    def complaints(self, asked_threads: int) -> list[str]:
-        """The faults of it for a launch with `asked_threads` threads per block; empty if it is fit to be run."""
+    @property
+    def slowness(self) -> list[str]:
+        """The faults of it that cost only time; empty if there are none."""
         found = []
-        if self.threads != asked_threads:
-            found.append(f"compiled for workgroups of {self.threads} threads, not of {asked_threads}")
         if self.spills:
             found.append(f"{self.spills} registers spilled")
         if self.private or self.dynamic_stack:
             found.append(f"{self.private or 'an unknown number of'} bytes of private memory a thread")
-        if self.lds > LDS_LIMIT:
-            found.append(f"{self.lds} bytes of LDS, over the limit of {LDS_LIMIT}")
         if self.waves < LEAST_WAVES:
             found.append(f"{self.waves:g} waves per SIMD, under {LEAST_WAVES}")
         return found
 
+    def complaints(self, asked_threads: int) -> list[str]:
+        """The faults of it for a launch with `asked_threads` threads per block; empty if it is fit to be run."""
+        found = [] if self.target in TOLERATED else self.slowness
+        if self.threads != asked_threads:
+            found.append(f"compiled for workgroups of {self.threads} threads, not of {asked_threads}")
+        if self.lds > LDS_LIMIT:
+            found.append(f"{self.lds} bytes of LDS, over the limit of {LDS_LIMIT}")
+        return found
 
-def missing(compiler: str) -> str | None:
-    """Why `compiler` ("clang" or "hiprtc") cannot be used here; None if it can."""
-    for tool in (CLANG, "ld.lld-19", READELF):
+
+def missing(compiler: str, target: str = "") -> str | None:
+    """Why `compiler` ("clang" or "hiprtc") cannot be used here, or not for `target`; None if it can."""
+    clang = NEWER_CLANGS.get(target, CLANG)
+    for tool in (clang, clang.replace("clang", "ld.lld"), READELF):
         if not shutil.which(tool):
-            return f"{tool} is absent (apt-get install clang-19 lld-19 llvm-19)"
+            packages = f"{clang} {clang.replace('clang', 'lld')} llvm-19"
+            return f"{tool} is absent (apt-get install {packages})"
     if compiler == "hiprtc" and not find_library("amdhip64"):
         return "hiprtc 5.2 is absent (apt-get install libamdhip64-5 libhiprtc-builtins5 rocm-device-libs)"
     return None
@@ -181,7 +207,8 @@ def clang_command(target: str) -> list[str]:
     """A command with the options of CuPy and hiprtc: C++17, optimized, denormals flushed. Warnings are errors."""
     options = "-x hip --cuda-device-only --no-gpu-bundle-output -nogpulib -nogpuinc -std=c++17 -O3 -Wall -Werror"
     header = "-Wno-pragma-once-outside-header -Wno-unused-const-variable"  # common.h stands in the source itself
-    return [CLANG, *options.split(), *header.split(), "-fcuda-flush-denormals-to-zero", f"--offload-arch={target}"]
+    clang = NEWER_CLANGS.get(target, CLANG)
+    return [clang, *options.split(), *header.split(), "-fcuda-flush-denormals-to-zero", f"--offload-arch={target}"]
 
 
 def _run(command: list[str], text: str | None, what: str) -> str:
