@@ -135,7 +135,7 @@ def test_auto_without_a_gpu_is_the_cpu_and_says_why(simulation):
     result = simulation.run("choose", target="gfx942", gpus=0)
     description, note = result.stdout.splitlines()
     assert description.startswith("CPU")
-    assert note.startswith("Note: on the CPU, for ")
+    assert note.startswith("Note: on the CPU, because ")
     assert "hipErrorNoDevice" in note
 
 
@@ -151,6 +151,11 @@ def test_a_library_that_cupy_lacks_is_one_line_with_its_package(simulation, libr
     line = refused(simulation, "train", "fp32", without=library)
     assert f"{library}: cannot open shared object file" in line
     assert f"install {package}," in line
+
+
+def test_a_gpu_without_kernels_is_one_line(simulation):
+    line = refused(simulation, "train", "fp32", target="gfx1250")
+    assert line == "Error: GPU 0 is a gfx1250, for which hipgpt has no kernels; use --device cpu\n"
 
 
 @pytest.mark.parametrize("target", ["gfx90a", "gfx942"])

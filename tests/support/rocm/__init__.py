@@ -48,7 +48,7 @@ class Simulation:
 
     def __init__(self, folder: Path) -> None:
         self._python, self.folder = os.environ["HIPGPT_ROCM_PYTHON"], folder
-        _build_libraries(self._packages(), folder / "lib")
+        _build_libraries(self._packages(), folder / "libraries")
         self.include = folder / "include"
         self.include.mkdir()
         hipcc = folder / "bin" / "hipcc"
@@ -65,7 +65,7 @@ class Simulation:
         `hipblaslt` is a mode of hipblaslt.c, or "" if that library is not installed. `without` names another library
         that is not installed.
         """
-        libraries = self.folder / "lib"
+        libraries = self.folder / "libraries"  # not lib, where hipgpt would find what `without` takes away
         if without:
             libraries = shutil.copytree(libraries, self.folder / f"without-{without}", dirs_exist_ok=True)
             (libraries / without).unlink()
