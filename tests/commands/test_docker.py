@@ -1,4 +1,4 @@
-"""The recipes in docker/ bring what CuPy's wheels load, in versions that stay the same.
+"""The Dockerfiles in docker/ bring what CuPy's wheels load, in versions that stay the same.
 
 No image is built here. On a machine with Docker and a GPU, the command in README builds one and runs `hipgpt doctor`.
 """
@@ -13,7 +13,7 @@ import pytest
 from gpt.ops.gpu.device import ROCM_PACKAGES
 from tests.support import ROOT
 
-RECIPES = {path.stem: path.read_text() for path in sorted((ROOT / "docker").glob("*.Dockerfile"))}
+DOCKERFILES = {path.stem: path.read_text() for path in sorted((ROOT / "docker").glob("*.Dockerfile"))}
 # The libraries of ROCm that cupy-rocm-7-0 14.2.0 links to (readelf -d on each .so of the wheel), and hiprtc, which it
 # loads by its name
 LOADED = {
@@ -29,36 +29,36 @@ def packages(text):
     return {word for word in command.replace("\\\n", " ").split() if not word.startswith("-")}
 
 
-def test_there_is_a_recipe_for_each_vendor():
-    assert set(RECIPES) == {"rocm", "cuda"}
+def test_there_is_a_dockerfile_for_each_vendor():
+    assert set(DOCKERFILES) == {"rocm", "cuda"}
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_base_image_has_a_version(recipe):
-    (base,) = re.findall(r"^FROM (.+)$", recipe, re.MULTILINE)
+@pytest.mark.parametrize("dockerfile", DOCKERFILES.values(), ids=DOCKERFILES)
+def test_the_base_image_has_a_version(dockerfile):
+    (base,) = re.findall(r"^FROM (.+)$", dockerfile, re.MULTILINE)
     assert re.search(r":\d+\.\d+", base)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_an_image_does_not_run_as_root_and_tests_the_machine_by_default(recipe):
-    assert re.search(r"^USER (?!root|0)", recipe, re.MULTILINE)
-    assert recipe.endswith('ENTRYPOINT ["hipgpt"]\nCMD ["doctor"]\n')
+@pytest.mark.parametrize("dockerfile", DOCKERFILES.values(), ids=DOCKERFILES)
+def test_an_image_does_not_run_as_root_and_tests_the_machine_by_default(dockerfile):
+    assert re.search(r"^USER (?!root|0)", dockerfile, re.MULTILINE)
+    assert dockerfile.endswith('ENTRYPOINT ["hipgpt"]\nCMD ["doctor"]\n')
 
 
 def test_rocm_has_a_version_that_cupys_wheel_is_made_for():
-    (version,) = re.findall(r"^ARG ROCM=(7\.0\.\d+)$", RECIPES["rocm"], re.MULTILINE)
+    (version,) = re.findall(r"^ARG ROCM=(7\.0\.\d+)$", DOCKERFILES["rocm"], re.MULTILINE)
     assert version in (ROOT / "README.md").read_text()
 
 
-def test_readme_and_the_recipe_install_the_same_packages():
+def test_readme_and_the_dockerfile_install_the_same_packages():
     readme = (ROOT / "README.md").read_text()
-    assert packages(RECIPES["rocm"]) == packages(readme[: readme.index("sudo usermod")])
+    assert packages(DOCKERFILES["rocm"]) == packages(readme[: readme.index("sudo usermod")])
 
 
 @pytest.mark.parametrize("library", sorted(LOADED))
 def test_every_library_that_cupy_loads_is_in_a_package_that_is_installed(library):
     name = re.match(r"lib(\w+)\.so", library)[1]
-    assert ROCM_PACKAGES.get(name, name) in packages(RECIPES["rocm"])
+    assert ROCM_PACKAGES.get(name, name) in packages(DOCKERFILES["rocm"])
 
 
 @pytest.mark.skipif(not ROCM_PYTHON, reason="HIPGPT_ROCM_PYTHON does not name a Python that has cupy-rocm")

@@ -33,7 +33,7 @@ SISTERS = {
     "gfx1201": ("gfx1200",),
 }
 # Targets whose kernels may spill and leave a SIMD idle, and why
-TOLERATED = {"gfx906": "GCN 5 has half the registers of CDNA: its kernels compute right, and some are slow"}
+TOLERATED = {"gfx906": "GCN 5 has half the registers of CDNA, so some kernels are slow there"}
 LDS_LIMIT = 64 * 1024  # bytes that one workgroup may have, on every target
 LEAST_WAVES = 2  # per SIMD: if there is only one, the SIMD is idle whenever that waits
 
