@@ -9,10 +9,10 @@ COPY data /src/data
 ARG EXTRA=cuda13
 RUN pip install --no-cache-dir "/src[$EXTRA]"
 
-# Compiled kernels go to /cache, and runs to /work: any user may write to both.
-RUN mkdir -m 1777 /cache /work
+# Compiled kernels go to /cache, and runs to /workspace: any user may write to both.
+RUN mkdir -m 1777 /cache /workspace
 ENV HOME=/cache
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["hipgpt"]
 CMD ["doctor"]

@@ -22,10 +22,10 @@ COPY kernels /src/kernels
 COPY data /src/data
 RUN python3 -m venv /opt/hipgpt && /opt/hipgpt/bin/pip install --no-cache-dir "/src[rocm]"
 
-# Compiled kernels go to /cache, and runs to /work: any user may write to both.
-RUN mkdir -m 1777 /cache /work
+# Compiled kernels go to /cache, and runs to /workspace: any user may write to both.
+RUN mkdir -m 1777 /cache /workspace
 ENV HOME=/cache
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["hipgpt"]
 CMD ["doctor"]
