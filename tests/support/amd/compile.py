@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 CLANG = "clang-19"
 NEWER_CLANGS = {"gfx950": "clang-22"}  # targets that CLANG does not know
-READELF = "llvm-readelf-19"
+READELF, OBJDUMP = "llvm-readelf-19", "llvm-objdump-19"
 TARGETS = {
     "clang": ("gfx906", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1103", "gfx1151", "gfx1201"),
     "hiprtc": ("gfx90a", "gfx1030"),
@@ -145,7 +145,7 @@ class Kernel(NamedTuple):
 def missing(compiler: str, target: str = "") -> str | None:
     """Why `compiler` ("clang" or "hiprtc") cannot be used here, or not for `target`; None if it can."""
     clang = NEWER_CLANGS.get(target, CLANG)
-    for tool in (clang, clang.replace("clang", "ld.lld"), READELF):
+    for tool in (clang, clang.replace("clang", "ld.lld"), READELF, OBJDUMP):
         if not shutil.which(tool):
             packages = f"{clang} {clang.replace('clang', 'lld')} llvm-19"
             return f"{tool} is absent (apt-get install {packages})"

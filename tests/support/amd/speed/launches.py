@@ -1,0 +1,95 @@
+"""The launches whose speed is estimated: those of a model's training step, and of writing one token.
+
+The model runs on a device that only notes its launches, so grids, threads and macros are those of gpt/ops/gpu.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt.batches import token_order
+from gpt.config import ModelConfig, TrainConfig
+from gpt.model import KVCache, TrainableGPT
+from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.sources import Instance
+from gpt.ops.interface import SamplingRule
+from gpt.optim import Optimizer
+from tests.support.amd.compile import PROCESSORS
+from tests.support.host_device import HostDevice
+
+# Products of a query's or key's row in attention, so many for each pair of a query and a key
+PRODUCTS = {"attention": 2, "attention_backward_queries": 3, "attention_backward_keys": 4}
+DECODED = 512  # tokens before the one that is written
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel."""
+
+    name: str
+    instance: Instance
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: tuple[Any, ...]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions that its matrix products need; 0 if it has none, so that memory bounds it.
+
+        Example: attention of [1, 1, 4] rows of 64 has 4 + 3 + 2 + 1 pairs, and 2 * 2 * 64 * 10 = 2,560 operations.
+        """
+        if self.name == "matmul":
+            m, n, k = (int(size) for size in self.arguments[6:9])
+            stack = self.grid[1] // -(-m // int(dict(self.instance.defines)["SIDE"]))
+            return 2 * stack * m * n * k
+        if self.name in PRODUCTS:
+            lse = next(x for x in self.arguments if isinstance(x, np.ndarray) and x.dtype == np.float32)
+            *heads, seq = lse.shape
+            pairs = math.prod(heads) * seq * (seq + 1) // 2
+            return 2 * PRODUCTS[self.name] * int(dict(self.instance.defines)["HEAD_DIM"]) * pairs
+        return 0
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same for launches that take the same time."""
+        return self.name, self.instance, self.grid, self.block, self.flops
+
+
+class NotingDevice(HostDevice):
+    """A device that notes each launch and computes nothing. Its large arrays take memory only once they are written."""
+
+    has_bf16, has_tf32 = True, False
+
+    def __init__(self, target: str) -> None:
+        self.target, self.warp = target, PROCESSORS[target].wave
+        self.description = f"notes of launches for {target}"
+        self.launches: list[Launch] = []
+
+    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+        instance = Instance.of(file, defines)
+        return lambda *launch: self.launches.append(Launch(name, instance, *launch))
+
+
+def training_step(target: str, config: ModelConfig, batch: int) -> list[Launch]:
+    """The launches of one step of AdamW in bf16, with random tokens."""
+    device = NotingDevice(target)
+    ops = GpuOps(device, "bf16")
+    model = TrainableGPT(config, ops, batch)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(batch, config.max_seq_len), dtype=np.int32)
+    model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+    Optimizer(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
+    return device.launches
+
+
+def written_token(target: str, config: ModelConfig) -> list[Launch]:
+    """The launches that write one token after DECODED others."""
+    device = NotingDevice(target)
+    ops = GpuOps(device, "bf16")
+    model = TrainableGPT(config, ops)
+    model.decode(np.zeros(1, np.int32), KVCache(config, ops.zeros, np.full(1, DECODED, np.int32)))
+    numbers = np.random.default_rng(0).standard_normal(config.vocab_size).astype(np.float32)
+    logits, seen = (numbers.view(np.uint32) >> 16).astype(np.uint16), np.zeros(config.vocab_size, np.uint8)
+    rule = SamplingRule(1.0, top_k=50, top_p=0.9, repetition_penalty=1.0)
+    ops.sample(logits, seen, np.full(1, 0.5, np.float32), np.zeros(1, np.int32), rule)
+    return device.launches
