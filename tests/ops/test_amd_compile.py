@@ -1,7 +1,8 @@
 """The checks of machine code that AMD's compilers make find every fault that they look for.
 
-The faults are spills, private memory, workgroups of another size than was asked for, and too few waves to hide the
-latency of memory. `python -m tests.support.amd.table` checks every kernel for every target, which takes minutes.
+The faults are spills, private memory, moves between accumulation and vector registers in loops, workgroups of another
+size than was asked for, and too few waves to hide the latency of memory. `python -m tests.support.amd.table` checks
+every kernel for every target, which takes minutes.
 """
 
 import re
@@ -20,6 +21,7 @@ TARGETS = [
     pytest.param(target, marks=pytest.mark.skipif(bool(reason := amd.missing("clang", target)), reason=str(reason)))
     for target in amd.TARGETS["clang"]
 ]
+CDNA = [target for target in TARGETS if target.values[0] in ("gfx90a", "gfx942", "gfx950")]
 
 
 def only_kernel(source, target="gfx1100", compiler="clang"):
@@ -73,6 +75,23 @@ def test_only_slow_kernels_are_tolerated_for_a_gpu_with_few_registers():
     assert complaints == []
     assert kernel.complaints(128) == ["compiled for workgroups of 64 threads, not of 128"]
     assert only_kernel(many, "gfx942")[0].slowness == []
+
+
+@pytest.mark.parametrize("target", CDNA)
+def test_moves_between_accumulation_and_vector_registers_are_found_in_loops_alone(target):
+    source = """
+      KERNEL(64) moving(const float* x, float* y, int n) {
+        float v = x[thread_id()];
+        asm volatile("v_accvgpr_write_b32 a1, %0" : : "v"(v) : "a1");
+        NO_UNROLL for (int i = 0; i < n; i++) {
+          asm volatile("v_accvgpr_write_b32 a0, %0\\nv_accvgpr_read_b32 %0, a0" : "+v"(v) : : "a0");
+        }
+        asm volatile("v_accvgpr_read_b32 %0, a1" : "=v"(y[0]));
+        y[thread_id()] = v;
+      }"""
+    kernel, complaints = only_kernel(source, target)
+    assert kernel.agprs == 2
+    assert complaints == ["2 moves between accumulation and vector registers in loops"]
 
 
 @needs_clang
@@ -165,12 +184,12 @@ def described(target):
 
 @needs_clang
 def test_common_h_and_targets_py_agree_on_every_gpu():
-    supported = [target for target in known(amd.CLANG) if not unsupported(target)]
+    supported = [target for target in known(amd.tool("clang")) if not unsupported(target)]
     assert {"gfx900", "gfx90c", "gfx1010", "gfx1036", "gfx1152", "gfx1200"} < set(supported)
-    for target in [*supported, *(target for target in amd.NEWER_CLANGS if not amd.missing("clang", target))]:
+    for target in [*supported, *(target for target in amd.NEWER_LLVM if not amd.missing("clang", target))]:
         assert described(target) == (warp_size(target), has_bf16(target)), target
 
 
 @needs_clang
 def test_only_gpus_older_than_gcn_5_are_refused_of_those_that_clang_knows():
-    assert {target[:-2] for target in known(amd.CLANG) if unsupported(target)} == {"gfx6", "gfx7", "gfx8"}
+    assert {target[:-2] for target in known(amd.tool("clang")) if unsupported(target)} == {"gfx6", "gfx7", "gfx8"}

@@ -14,9 +14,8 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import NamedTuple
 
-CLANG = "clang-19"
-NEWER_CLANGS = {"gfx950": "clang-22"}  # targets that CLANG does not know
-READELF, OBJDUMP = "llvm-readelf-19", "llvm-objdump-19"
+LLVM = 19
+NEWER_LLVM = {"gfx950": 22}  # the version for a target that LLVM does not know
 TARGETS = {
     "clang": ("gfx906", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1103", "gfx1151", "gfx1201"),
     "hiprtc": ("gfx90a", "gfx1030"),
@@ -113,6 +112,7 @@ class Kernel(NamedTuple):
     lds: int  # bytes of a workgroup
     private: int  # bytes of memory for each thread: arrays that do not fit, or cannot be put, into registers
     dynamic_stack: bool
+    moves: int  # instructions in loops that move values between accumulation and vector registers
     arguments: tuple[Argument, ...]
 
     @property
@@ -128,6 +128,8 @@ class Kernel(NamedTuple):
             found.append(f"{self.spills} registers spilled")
         if self.private or self.dynamic_stack:
             found.append(f"{self.private or 'an unknown number of'} bytes of private memory a thread")
+        if self.moves:
+            found.append(f"{self.moves} moves between accumulation and vector registers in loops")
         if self.waves < LEAST_WAVES:
             found.append(f"{self.waves:g} waves per SIMD, under {LEAST_WAVES}")
         return found
@@ -142,13 +144,17 @@ class Kernel(NamedTuple):
         return found
 
 
+def tool(name: str, target: str = "") -> str:
+    """A program of LLVM, such as "clang", as its package calls it, of a version that knows the target."""
+    return f"{name}-{NEWER_LLVM.get(target, LLVM)}"
+
+
 def missing(compiler: str, target: str = "") -> str | None:
     """Why `compiler` ("clang" or "hiprtc") cannot be used here, or not for `target`; None if it can."""
-    clang = NEWER_CLANGS.get(target, CLANG)
-    for tool in (clang, clang.replace("clang", "ld.lld"), READELF, OBJDUMP):
-        if not shutil.which(tool):
-            packages = f"{clang} {clang.replace('clang', 'lld')} llvm-19"
-            return f"{tool} is absent (apt-get install {packages})"
+    for name in ("clang", "ld.lld", "llvm-readelf", "llvm-objdump"):
+        if not shutil.which(tool(name, target)):
+            packages = " ".join(tool(package, target) for package in ("clang", "lld", "llvm"))
+            return f"{tool(name, target)} is absent (apt-get install {packages})"
     if compiler == "hiprtc" and not find_library("amdhip64"):
         return "hiprtc 5.2 is absent (apt-get install libamdhip64-5 libhiprtc-builtins5 rocm-device-libs)"
     return None
@@ -178,14 +184,42 @@ def read_kernels(code: bytes) -> list[Kernel]:
     with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
         file.write(code)
         file.flush()
-        notes = _run([READELF, "-n", file.name], None, READELF)
-    target = re.search(r"amdhsa\.target:\s+\S*-(gfx\w+)", notes)[1]
+        notes = _run([tool("llvm-readelf"), "-n", file.name], None, "llvm-readelf")
+        target = re.search(r"amdhsa\.target:\s+\S*-(gfx\w+)", notes)[1]
+        has_accumulators = re.search(r"\.agpr_count: +[1-9]", notes)
+        listing = (
+            _run([tool("llvm-objdump", target), "-d", file.name], None, "llvm-objdump") if has_accumulators else ""
+        )
     # Every kernel is one item of a YAML list; its own keys are indented by 4, those of its arguments by more.
     items = re.split(r"^  - ", notes.split("amdhsa.kernels:")[1].split("amdhsa.target:")[0], flags=re.MULTILINE)[1:]
-    return [_kernel(item, target) for item in items]
+    moves = _moves_in_loops(listing)
+    return [_kernel(item, target, moves) for item in items]
 
 
-def _kernel(item: str, target: str) -> Kernel:
+def _moves_in_loops(listing: str) -> dict[str, int]:
+    """{kernel: v_accvgpr instructions between the target of a backward branch and the branch}, from a disassembly.
+
+    Example: in the listing
+
+        0000000000001900 <k>:
+            v_accvgpr_write_b32 a0, v1       // 000000001900: …
+            v_accvgpr_read_b32 v0, a0        // 000000001908: …
+            s_cbranch_scc1 65533             // 000000001910: … <k+0x8>
+
+    the loop goes from 0x1908 to 0x1910, and k has 1.
+    """
+    found = {}
+    for start, name, body in re.findall(r"^([0-9a-f]+) <(\w+)>:\n(.*?)(?=^[0-9a-f]+ <|\Z)", listing, re.M | re.S):
+        loops = [
+            (int(start, 16) + int(offset or "0", 16), int(branch, 16))
+            for branch, offset in re.findall(rf"s_c?branch.*// ([0-9A-F]+):.*<{name}(?:\+0x([0-9a-f]+))?>$", body, re.M)
+        ]
+        moves = [int(address, 16) for address in re.findall(r"v_accvgpr_.*// ([0-9A-F]+):", body)]
+        found[name] = sum(any(first <= move < last for first, last in loops) for move in moves)
+    return found
+
+
+def _kernel(item: str, target: str, moves: dict[str, int]) -> Kernel:
     field = dict(re.findall(r"^    \.(\w+):\s+(\S+)$", "    " + item, re.MULTILINE))
     arguments = re.findall(r"\.offset:\s+(\d+)\n\s+\.size:\s+(\d+)\n\s+\.value_kind:\s+(\w+)", item)
     return Kernel(
@@ -199,6 +233,7 @@ def _kernel(item: str, target: str) -> Kernel:
         lds=int(field["group_segment_fixed_size"]),
         private=int(field["private_segment_fixed_size"]),
         dynamic_stack=field.get("uses_dynamic_stack") == "true",
+        moves=moves.get(field["name"], 0),
         arguments=tuple(Argument(int(offset), int(size), kind) for offset, size, kind in arguments),
     )
 
@@ -207,8 +242,13 @@ def clang_command(target: str) -> list[str]:
     """A command with the options of CuPy and hiprtc: C++17, optimized, denormals flushed. Warnings are errors."""
     options = "-x hip --cuda-device-only --no-gpu-bundle-output -nogpulib -nogpuinc -std=c++17 -O3 -Wall -Werror"
     header = "-Wno-pragma-once-outside-header -Wno-unused-const-variable"  # common.h stands in the source itself
-    clang = NEWER_CLANGS.get(target, CLANG)
-    return [clang, *options.split(), *header.split(), "-fcuda-flush-denormals-to-zero", f"--offload-arch={target}"]
+    return [
+        tool("clang", target),
+        *options.split(),
+        *header.split(),
+        "-fcuda-flush-denormals-to-zero",
+        f"--offload-arch={target}",
+    ]
 
 
 def _run(command: list[str], text: str | None, what: str) -> str:

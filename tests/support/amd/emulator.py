@@ -23,14 +23,13 @@ import numpy as np
 
 from gpt.ops.gpu.sources import Instance
 from tests.support.amd.compile import (
-    CLANG,
-    OBJDUMP,
     PROCESSORS,
     Argument,
     Kernel,
     compile_source,
     missing,
     read_kernels,
+    tool,
 )
 from tests.support.host_device import HostDevice
 
@@ -167,7 +166,9 @@ class CodeObject:
         with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
             file.write(code)
             file.flush()
-            listing = subprocess.run([OBJDUMP, "-d", file.name], capture_output=True, text=True, check=True).stdout
+            listing = subprocess.run(
+                [tool("llvm-objdump"), "-d", file.name], capture_output=True, text=True, check=True
+            ).stdout
         instruction = r"^\s+(\w+)(.*)// ([0-9A-F]+):((?: [0-9A-F]{8})+)"
         for name, operands, address, words in re.findall(instruction, listing, re.MULTILINE):
             at = self.address + int(address, 16)
@@ -216,7 +217,7 @@ def _halves(value: int) -> list[int]:
 def tinygrad_emulator() -> Any:
     """The emulator. Sets tinygrad's settings first: it reads them when it is imported, and compiles with CC."""
     os.environ.setdefault("DEV", "CPU")
-    os.environ.setdefault("CC", CLANG)
+    os.environ.setdefault("CC", tool("clang"))
     sys.path.insert(0, os.environ["AMD_EMU"])
     from test.mockgpu.amd import emu
 

@@ -15,7 +15,7 @@ import tempfile
 from enum import IntEnum
 from typing import NamedTuple
 
-from tests.support.amd.compile import OBJDUMP
+from tests.support.amd.compile import tool
 
 
 class Unit(IntEnum):
@@ -72,7 +72,7 @@ def disassembled(code: bytes, target: str) -> dict[str, list[Instruction]]:
     with tempfile.NamedTemporaryFile(suffix=".hsaco") as file:
         file.write(code)
         file.flush()
-        command = [OBJDUMP, "-d", f"--mcpu={target}", file.name]
+        command = [tool("llvm-objdump"), "-d", f"--mcpu={target}", file.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kernels: dict[str, list[Instruction]] = {}
     instructions: list[Instruction] = []
