@@ -266,16 +266,26 @@ template <int W> struct Floats {
     }
     return f;
   }
-  template <class T> DEVICE void store(T* p) const {
+  // Returns the stored values, which are rounded if T is bf16.
+  template <class T> DEVICE Floats store(T* p) const {
+    Floats stored;
     if constexpr (W % Vector<T>::SIZE == 0) {
       UNROLL for (int i = 0; i < W; i += Vector<T>::SIZE) {
         Vector<T> vector;
-        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) vector.v[e] = from_float<T>(v[i + e]);
+        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) {
+          vector.v[e] = from_float<T>(v[i + e]);
+          stored.v[i + e] = to_float(vector.v[e]);
+        }
         *(Vector<T>*)(p + i) = vector;
       }
     } else {
-      UNROLL for (int i = 0; i < W; i++) p[i] = from_float<T>(v[i]);
+      UNROLL for (int i = 0; i < W; i++) {
+        T rounded = from_float<T>(v[i]);
+        p[i] = rounded;
+        stored.v[i] = to_float(rounded);
+      }
     }
+    return stored;
   }
 };
 

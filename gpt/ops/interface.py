@@ -443,6 +443,7 @@ class Device(Protocol):
     description: str  # for the user
     notes: list[str]  # lines that the user should read
     warp: int  # lanes of a warp
+    multiprocessors: int  # what blocks of threads run on
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
     has_wgmma: bool  # Hopper's matrix instruction for four warps

@@ -53,6 +53,7 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     cupy = types.ModuleType("cupy")
     cupy.empty, cupy.zeros, cupy.asarray, cupy.asnumpy = np.empty, np.zeros, np.asarray, np.asarray
     properties = properties or {"name": b"A GPU", "major": 9, "minor": 0, "gcnArchName": b"gfx942:sramecc+:xnack-"}
+    properties = {"multiProcessorCount": 80} | properties
     runtime = types.SimpleNamespace(
         is_hip=hip, getDeviceCount=device_count, CUDARuntimeError=RuntimeFailureError,
         getDeviceProperties=lambda index: properties | (gpus[index] if gpus else {}),

@@ -28,9 +28,9 @@ def index() -> dict[str, list[str]]:
 
 def test_the_index_lists_every_file_and_header_in_order():
     assert list(index()) == [
-        path.name for path in (*SOURCES, *(KERNELS / f"{n}.h" for n in ("common", "tile", "wgmma", "slice")))
+        path.name for path in (*SOURCES, *(KERNELS / f"{n}.h" for n in ("common", "tile", "wgmma", "slice", "operand")))
     ]
-    assert {path.name for path in KERNELS.glob("*.h")} == {"common.h", "tile.h", "wgmma.h", "slice.h"}
+    assert {path.name for path in KERNELS.glob("*.h")} == {"common.h", "tile.h", "wgmma.h", "slice.h", "operand.h"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -14,6 +14,7 @@ class HostDevice:
     has_wgmma = False
     xp, blas, stream, timeline = np, None, 0, HostTimeline()
     blas_choice, blas_card, cache = "auto", "", ""
+    multiprocessors = 1
     records = True
     _recorded: list[Callable[[], object]] | None = None
     _landing: list[Callable[[], object]] | None = None  # downloads that nobody has waited for

@@ -3,6 +3,8 @@
 They are found by running the models on a device that takes notes and runs no kernel.
 """
 
+import itertools
+
 import numpy as np
 
 from gpt.batches import token_order
@@ -51,7 +53,8 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
     Training on several ranks has kernels of its own.
     """
     device = NotingDevice(target, warp, has_bf16)
-    for precision in ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32):
+    precisions = ("fp32", *["bf16"] * device.has_bf16, *["tf32"] * device.has_tf32)
+    for precision, device.multiprocessors in itertools.product(precisions, (1, 1000)):  # for wide blocks and small ones
         for shape in MODELS:
             ops = GpuOps(device, precision)
             model = TrainableGPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops)

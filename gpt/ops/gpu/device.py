@@ -91,6 +91,7 @@ class CupyDevice(Device):
             raise UserError("hipcc is not on the PATH, which CuPy needs: install ROCm's hipcc and HIP headers")
         self.description = f"{properties['name'].decode()} ({self.target})"
         self.warp = warp_size(self.target)
+        self.multiprocessors = properties["multiProcessorCount"]
         self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
         self.has_wgmma = has_wgmma(self.target)
         self.notes = []

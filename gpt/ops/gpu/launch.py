@@ -5,7 +5,7 @@ Kernels get these numbers as #defines. The comment above each kernel says its gr
 
 import math
 
-from gpt.arithmetic import round_up
+from gpt.arithmetic import ceil_div, round_up
 from gpt.ops.interface import Device, Kernel
 
 THREADS = 256  # of a block, in all files that have no number of their own here
@@ -13,6 +13,7 @@ EMBEDDING_THREADS = 128
 CACHED_THREADS = 512
 SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
 TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip: its rows and columns, and its warps
+WIDE_SIDE = 128  # rows and columns of matmul.hip's blocks in large products on AMD's matrix units
 SUM_LANES = 32  # threads side by side along a row
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
@@ -21,7 +22,6 @@ FILE_DEFINES = {
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
-    "matmul.hip": {"SIDE": TILE_SIDE},
     "matvec.hip": {"ROW_THREADS": THREADS},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
@@ -80,6 +80,17 @@ class Kernels:
             defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}
             kernel = self._compiled[key] = self._device.kernel(file, name, defines, shared_bytes)
         return kernel
+
+    def product_side(self, matrices: int, rows: int, columns: int, width: int) -> int:
+        """Rows and columns of a block of matmul.hip for this many products [rows, columns] of operands of that width.
+
+        A wide block reads half as much for each product. It is for the bf16 matrix units of AMD (NVIDIA's have tf32
+        too), if there are two such blocks for each multiprocessor: one multiplies while the other waits for memory.
+        For example, 2048 x 3072 elements of C are 384 wide blocks, enough for 192 multiprocessors.
+        """
+        blocks = matrices * ceil_div(rows, WIDE_SIDE) * ceil_div(columns, WIDE_SIDE)
+        has_wide = self._type == "bf16" and not self._device.has_tf32 and width > 1
+        return WIDE_SIDE if has_wide and blocks >= 2 * self._device.multiprocessors else TILE_SIDE
 
     def width(self, columns: int) -> int:
         """Elements of a row that a thread takes at a time: a vector if `columns` are whole vectors, else one."""

@@ -11,7 +11,7 @@ import numpy as np
 from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
-from gpt.ops.gpu.launch import TILE_SIDE, Kernels
+from gpt.ops.gpu.launch import Kernels
 from gpt.ops.interface import Activation, Array, Device
 
 CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
@@ -69,10 +69,12 @@ class Products:
         (*stack, m, k), n = a.shape, b.shape[-1]
         a_transposed, b_transposed = is_transposed(a), is_transposed(b)
         row_a, row_b = m if a_transposed else k, k if b_transposed else n
+        width = self._kernel.width(math.gcd(row_a, row_b, n))
+        side = self._kernel.product_side(math.prod(stack), m, n, width)
         kernel = self._kernel(
             "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
             A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed),
-            WIDTH=self._kernel.width(math.gcd(row_a, row_b)), EPILOGUE=epilogue,
+            WIDTH=width, EPILOGUE=epilogue, SIDE=side,
             ACTIVATION=activation.name if activation else "gelu", THREADS=self._kernel.tile_threads,
         )  # fmt: skip
         a, b = (x.swapaxes(-1, -2) if transposed else x for x, transposed in ((a, a_transposed), (b, b_transposed)))
@@ -83,5 +85,5 @@ class Products:
         # `out` stands in for arrays that the kernel does not read.
         extras = (out if bias is None else bias, activation.pre_activation if activation else out)
         sizes = (_int(m), _int(n), _int(k), *strides, _float(into.alpha), _float(into.beta))
-        grid = (ceil_div(n, TILE_SIDE), math.prod(stack) * ceil_div(m, TILE_SIDE))
+        grid = (ceil_div(n, side), math.prod(stack) * ceil_div(m, side))
         kernel(grid, (self._kernel.tile_threads,), (a, b, out, *extras, addend, *sizes))

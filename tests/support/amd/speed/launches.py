@@ -17,6 +17,7 @@ from gpt.ops.gpu.sources import Instance
 from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
 from tests.support.amd.compile import PROCESSORS
+from tests.support.amd.speed.chips import CHIPS
 from tests.support.host_device import HostDevice
 
 # Products of a query's or key's row in attention, so many for each pair of a query and a key
@@ -63,6 +64,7 @@ class NotingDevice(HostDevice):
 
     def __init__(self, target: str) -> None:
         self.target, self.warp = target, PROCESSORS[target].wave
+        self.multiprocessors = CHIPS[target].units
         self.description = f"notes of launches for {target}"
         self.launches: list[Launch] = []
 
