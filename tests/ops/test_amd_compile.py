@@ -27,8 +27,8 @@ CDNA = [target for target in TARGETS if target.values[0] in ("gfx90a", "gfx942",
 def only_kernel(source, target="gfx1100", compiler="clang"):
     """The single kernel of a little source, and the complaints about it."""
     source = HEADERS + source
-    (kernel,) = amd.read_kernels(amd.compile_source(source, compiler, target))
-    return kernel, kernel.complaints(amd.asked_threads(source, target)[kernel.name])
+    (kernel,) = amd.compile_kernels(source, compiler, target)
+    return kernel, kernel.complaints(amd.asked_threads(source, amd.PROCESSORS[target].wave)[kernel.name])
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -37,6 +37,13 @@ def test_a_modest_kernel_has_no_complaints(target):
     assert complaints == []
     assert kernel.threads == 2 * amd.PROCESSORS[target].wave
     assert [argument.kind for argument in kernel.arguments] == ["global_buffer", "global_buffer"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_code_that_is_not_linked_has_the_notes_of_linked_code(target):
+    source = HEADERS + "KERNEL(WARP) k(const float* x, float* y) { y[thread_id()] = warp_sum(x[thread_id()]); }"
+    linked = amd.read_kernels(amd.compile_source(source, "clang", target))
+    assert amd.compile_kernels(source, "clang", target) == linked
 
 
 @needs_clang
@@ -98,7 +105,7 @@ def test_moves_between_accumulation_and_vector_registers_are_found_in_loops_alon
 def test_an_ignored_workgroup_size_is_found():
     """If clang does not know __launch_bounds__, it ignores the size without a warning."""
     source = "#undef BLOCK_OF\n#define BLOCK_OF(n)\nKERNEL(64) k(float* y) { y[thread_id()] = 0; }"
-    kernel = amd.read_kernels(amd.compile_source(HEADERS + source, "clang", "gfx942"))[0]
+    (kernel,) = amd.compile_kernels(HEADERS + source, "clang", "gfx942")
     assert kernel.complaints(64) == ["compiled for workgroups of 1024 threads, not of 64"]
 
 

@@ -14,6 +14,8 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import NamedTuple
 
+from gpt.ops.gpu.targets import has_bf16
+
 LLVM = 19
 NEWER_LLVM = {"gfx950": 22}  # the version for a target that LLVM does not know
 TARGETS = {
@@ -172,8 +174,18 @@ def compile_source(source: str, compiler: str, target: str, *options: str) -> by
         return result.read_bytes()
 
 
-def asked_threads(source: str, target: str) -> dict[str, int]:
-    """{name: threads} for each `KERNEL(threads) name` of a source, as macros define `threads` for `target`."""
+def compile_kernels(source: str, compiler: str, target: str) -> list[Kernel]:
+    """The kernels of a source. Raises CompileError.
+
+    clang does not link here: the notes are the same, and the driver then needs one process in place of three.
+    """
+    unlinked = ("-S", "-Xclang", "-emit-obj") if compiler == "clang" else ()
+    return read_kernels(compile_source(source, compiler, target, *unlinked))
+
+
+def asked_threads(source: str, wave: int) -> dict[str, int]:
+    """{name: threads} for each `KERNEL(threads) name` of a source, as macros define `threads` for waves of `wave`."""
+    target = next(target for target in PROCESSORS if PROCESSORS[target].wave == wave and has_bf16(target))
     expanded = _run([*clang_command(target), "-E", "-P", "-"], source, f"clang for {target}")
     declaration = r"amdgpu_flat_work_group_size\(1, ([^;{]*?)\)\)\)\s+void\s+(\w+)\("
     return {name: _product(threads) for threads, name in re.findall(declaration, expanded)}

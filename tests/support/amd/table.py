@@ -6,6 +6,7 @@ Its exit status is 1 if a kernel is unfit, or a compiler absent.
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 from gpt.ops.gpu.sources import Instance
@@ -17,9 +18,8 @@ from tests.support.amd.compile import (
     TOLERATED,
     Kernel,
     asked_threads,
-    compile_source,
+    compile_kernels,
     missing,
-    read_kernels,
 )
 from tests.support.instances import instances
 
@@ -39,9 +39,12 @@ class Case(NamedTuple):
     def compile(self) -> list[tuple[Kernel, list[str]]]:
         """The kernels, each with the complaints about it. Raises CompileError."""
         source = self.instance.source
-        kernels = read_kernels(compile_source(source, self.compiler, self.target))
-        asked = asked_threads(source, self.target)
+        kernels = compile_kernels(source, self.compiler, self.target)
+        asked = _asked_threads(source, PROCESSORS[self.target].wave)
         return [(kernel, kernel.complaints(asked[kernel.name])) for kernel in kernels]
+
+
+_asked_threads = cache(asked_threads)  # the same for many targets
 
 
 def cases() -> list[Case]:
