@@ -68,7 +68,7 @@ class NotingDevice(HostDevice):
         self.description = f"notes of launches for {target}"
         self.launches: list[Launch] = []
 
-    def kernel(self, file: str, name: str, defines: Mapping[str, object]) -> Callable[..., None]:
+    def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         instance = Instance.of(file, defines)
         return lambda *launch: self.launches.append(Launch(name, instance, *launch))
 
