@@ -164,7 +164,7 @@ def hipgpt_step(shape: dict[str, Any], numba: bool) -> float:
     model = model_config(shape)
     from gpt.batches import Batches
     from gpt.config import TrainConfig
-    from gpt.model import initial_weights
+    from gpt.initialization import initial_weights
     from gpt.ops import select
     from gpt.trainer import TrainStep
 

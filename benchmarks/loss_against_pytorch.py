@@ -25,7 +25,7 @@ from gpt import plan
 from gpt.batches import Batches
 from gpt.config import PRECISIONS, PRESETS
 from gpt.errors import UserError
-from gpt.model import initial_weights
+from gpt.initialization import initial_weights
 from gpt.ops import select
 from gpt.prepare import prepare
 from gpt.run import Run

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from gpt.bench import GENERATED
 from gpt.config import PRECISIONS, PRESETS, ModelConfig, SamplingConfig, TokenizerConfig, TrainConfig
-from gpt.model import INIT_STD
+from gpt.initialization import STD
 from gpt.optim import BETAS, EPS
 from gpt.parameters import padded_vocab
 from gpt.plan import settle
@@ -68,7 +68,7 @@ class GPT2(nn.Module):
         )
         for parameter in self.parameters():
             if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=INIT_STD)
+                nn.init.normal_(parameter, std=STD)
 
     def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of int64 [batch, seq] ids and labels."""

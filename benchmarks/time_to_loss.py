@@ -22,7 +22,8 @@ from loss_against_pytorch import tokenized
 from gpt import plan
 from gpt.batches import Batches
 from gpt.config import PRESETS, ModelConfig, TrainConfig
-from gpt.model import GPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import GPT
 from gpt.ops import select
 from gpt.ops.cpu.operations import CpuOps
 from gpt.schedule import learning_rate

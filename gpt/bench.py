@@ -29,7 +29,8 @@ from gpt import plan
 from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
-from gpt.model import GPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import GPT
 from gpt.ops.interface import Affine, Operations
 from gpt.optim import stacks_here
 from gpt.parameters import parameter_count

@@ -23,25 +23,11 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt.config import ModelConfig
+from gpt.initialization import initial_weights
 from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed, Operations, Shape
-from gpt.parameters import Parameters, layout, over_layers, padded_vocab, parameter_shapes
-
-INIT_STD = 0.02
+from gpt.parameters import Parameters, layout, over_layers, padded_vocab
 
 BlockDone = Callable[[int], None]  # takes a block's number
-
-
-def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """GPT-2's initialization by name, float32: N(0, 0.02²), projections into the residual stream scaled by 1 / sqrt(2
-    layers); biases 0, layer norms 1.
-    """
-    rng = np.random.Generator(np.random.Philox(seed))
-    for name, shape in parameter_shapes(config).items():
-        if len(shape) == 1:
-            yield name, np.full(shape, 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
-        else:
-            std = INIT_STD / math.sqrt(2 * config.num_layers) if "c_proj" in name else INIT_STD
-            yield name, rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_result
-from gpt.model import TrainableGPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import TrainableGPT
 from gpt.ops.interface import Operations, Work
 from gpt.optim import Optimizer
 from gpt.run import Run

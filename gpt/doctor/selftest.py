@@ -11,7 +11,7 @@ from gpt.batches import Batches
 from gpt.config import ModelConfig, TrainConfig
 from gpt.doctor import layers, updates
 from gpt.doctor.trial import REFERENCE, Trial
-from gpt.model import initial_weights
+from gpt.initialization import initial_weights
 from gpt.ops.interface import Operations
 from gpt.trainer import TrainStep
 

@@ -11,7 +11,7 @@ from gpt import bench, timing
 from gpt.batches import Batches
 from gpt.bench import Product, TimedOps, flops_per_token, time_ahead
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import initial_weights
+from gpt.initialization import initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.timeline import CupyTimeline

@@ -8,7 +8,7 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.distributed import shares as shares_module
 from gpt.distributed.ranks import ALONE
 from gpt.distributed.shares import Shares
-from gpt.model import initial_weights
+from gpt.initialization import initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.parameters import layout, matrix_spans
 from gpt.trainer import TrainStep

@@ -8,7 +8,8 @@ import pytest
 from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import Drawing, draw
-from gpt.model import GPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import GPT
 from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps

@@ -5,7 +5,8 @@ import pytest
 
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
-from gpt.model import KVCache, TrainableGPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import KVCache, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
 

@@ -63,6 +63,7 @@ from gpt.ops.interface import (
 
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
+LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, and of those that it converts at a time
 MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
@@ -149,9 +150,18 @@ class GpuOps(Operations):
 
     def copy(self, value: Array, out: Array) -> None:
         if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
+            if value.dtype == np.float32 and value.size >= LARGE_COPY and value.size % CONVERT_WIDTH == 0:
+                self._copy_large(value.reshape(-1), out.reshape(-1))
+                return
             value = self.to_host(value)
             value = _to_bf16(value) if out.dtype == np.uint16 else value
         self._xp.copyto(out, self._xp.asarray(value))
+
+    def _copy_large(self, value: Array, out: Array) -> None:
+        """out = value, float32 as bf16, both [n]: the GPU rounds, which takes the host longer than to copy."""
+        for start in range(0, value.size, LARGE_COPY):
+            part = slice(start, start + LARGE_COPY)
+            self.convert(self._xp.asarray(value[part]), out[part])
 
     def fill(self, array: Array, value: float) -> None:
         if value == 0:

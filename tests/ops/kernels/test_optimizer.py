@@ -9,6 +9,7 @@ from gpt.doctor import updates
 from gpt.doctor.bounds import TF32, u
 from gpt.doctor.updates import RULE, planned
 from gpt.ops.gpu import muon as gpu_muon
+from gpt.ops.gpu import operations
 from gpt.ops.gpu.blas import Sum
 from gpt.ops.interface import AdamBuffers, Stack
 from gpt.optim import NEWTON_SCHULZ
@@ -34,6 +35,19 @@ def test_a_gradient_that_is_not_finite_makes_the_norm_not_finite(ops, arrays, po
 
 def test_the_norm_of_the_norms_of_shares_is_the_global_norm(trial):
     updates.norm_of_norms(trial, 14)
+
+
+@pytest.mark.parametrize("ops", ["bf16"], indirect=True)  # only there do copies round
+@pytest.mark.parametrize("n", [800, 804, 803])
+def test_large_copies_are_rounded_on_the_device_as_small_ones_on_the_host(trial, n, monkeypatch):
+    """In parts of 256 elements, the last one smaller; or on the host, if a part would not be whole vectors."""
+    x = (trial.rng.standard_normal(n) * 10.0 ** trial.rng.integers(-20, 20, n)).astype(np.float32)
+    x[n // 2 :: 7] = np.inf, -np.inf, *[np.nan] * (len(x[n // 2 :: 7]) - 2)
+    small, large = trial.poisoned(n), trial.poisoned(n)
+    trial.ops.copy(x, out=small)
+    monkeypatch.setattr(operations, "LARGE_COPY", 256)
+    trial.ops.copy(x, out=large)
+    assert np.array_equal(trial.ops.to_host(large), trial.ops.to_host(small), equal_nan=True)
 
 
 @pytest.mark.parametrize("ops", ["bf16"], indirect=True)  # only ranks that compute in bf16 exchange gradients in it

@@ -5,7 +5,8 @@ import numpy as np
 from gpt.batches import token_order
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
 from gpt.generate import draw
-from gpt.model import GPT, TrainableGPT, initial_weights
+from gpt.initialization import initial_weights
+from gpt.model import GPT, TrainableGPT
 from gpt.ops.interface import Operations
 from gpt.optim import Optimizer
 
