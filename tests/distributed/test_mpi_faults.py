@@ -62,14 +62,14 @@ def goes_on(train):
 
 @pytest.mark.parametrize("rank", range(3))
 def test_a_rank_that_is_killed_ends_all_and_is_named(begun, goes_on, rank):
-    """MPICH's mpirun kills the other ranks within 10 ms, at times before they can say why. It then names a process itself,
-    the one that was killed first or one that it killed.
+    """MPICH's mpirun kills the other ranks within 10 ms, at times before they can say why. It names a process then:
+    this one, or one that it killed itself.
     """
     job = begun(3)
     job.send(rank, signal.SIGKILL)
     end = job.end()
     said = f"Error: rank {rank} on {HOST} \\(process {job.pids[rank]}\\) ended without a word: it was killed, .*\n"
-    named_by_mpirun = any(f"PID {pid} RUNNING AT" in end.noise for pid in job.pids)
+    named_by_mpirun = any(f"PID {pid} RUNNING AT" in end.noise for pid in job.pids.values())
     assert re.fullmatch(said, end.stderr) or (end.stderr == "" and named_by_mpirun), end
     assert end.status != 0
     assert goes_on() >= 5
