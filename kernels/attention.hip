@@ -18,8 +18,8 @@
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
 // Set by the host: T (bf16 | float), MATRIX (T, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
-// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether
-// Hopper's instruction for four warps multiplies bf16).
+// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether Hopper's
+// instruction for four warps multiplies bf16).
 #include "slice.h"
 
 typedef Tile<MATRIX> M;
@@ -37,8 +37,8 @@ constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Rows of a slice that backward takes at once: registers hold the sums of so many.
 constexpr int STEP = WGMMA ? OTHERS : 16;
 // Blocks that a multiprocessor should have registers for: so many that it is faster, or does no harm (an H200)
-constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : 1, QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
-constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : 1;
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : 1, KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : 1;
+constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
@@ -46,11 +46,9 @@ DEVICE constexpr bool hold(int slabs, int sums) {
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
-
 // The first and the last row of the strip (the rows multiplied together) that contains row `first`.
 DEVICE int first_of_strip(int first) { return first / Others::STRIP * Others::STRIP; }
 DEVICE int last_of_strip(int first) { return first_of_strip(first) + Others::STRIP - 1; }
-
 enum { QUERY, KEY, VALUE };  // the three matrices in qkv
 
 // The head of a sequence that a block works on, and the places of its rows.
@@ -196,25 +194,7 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
 #define ARRAYS_END
 #endif
 
-// The algebra of rows. A lane has elements of M::SLOTS rows of an accumulator; PerRow is one number for each of them.
-typedef float PerRow[M::SLOTS];
-
-// The largest of `largest` and the elements of row s, in all lanes
-template <int N> DEVICE float row_max(const M::Acc (&tiles)[N], int s, float largest) {
-  UNROLL for (int i = 0; i < N; i++) {
-    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      if (M::slot(e) == s) largest = maximum(largest, tiles[i].v[e]);
-    }
-  }
-  return M::row_max(largest);
-}
-
-// Each row times its factor
-template <int N> DEVICE void scale_rows(M::Acc (&tiles)[N], const PerRow& factors) {
-  UNROLL for (int i = 0; i < N; i++) {
-    UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factors[M::slot(e)];
-  }
-}
+typedef float PerRow[M::SLOTS];  // a number for each row that a lane has elements of
 
 // Writes a warp's sum to its 16 rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
 // them there, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
@@ -277,14 +257,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
     PerRow factors, shift;
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
-      float largest = row_max(p, s, m[s]);
+      float largest = row_max<M>(p, s, m[s]);
       factors[s] = exp2_fast((m[s] - largest) * exponent);
       m[s] = largest;
       l[s] *= factors[s];
       shift[s] = largest * exponent;
     }
-    scale_rows(o, factors);
-    // P = 2^(exponent S - shift), its sum in this lane, and dropout, in one loop: as a function it compiles differently.
+    scale_rows<M>(o, factors);
+    // P = 2^(exponent S - shift), its sum in this lane, and dropout, in one loop: a function compiles differently.
     UNROLL for (int i = 0; i < OTHERS / 16; i++) {
       UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
         p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
@@ -308,7 +288,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     int row = first + M::slot_row(s);
     if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
-  scale_rows(o, factors);
+  scale_rows<M>(o, factors);
   store(o, head.in_out(out), first, seq, q.own);
 }
 
@@ -379,9 +359,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
     }
   }
 
-  PerRow factors;
-  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  scale_rows(dq, factors);
+  scale_all<M>(dq, scale());
   store(dq, head.in_qkv(dqkv, QUERY), first, seq, q.own);
 }
 
@@ -460,7 +438,8 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
   Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0)};
 #endif
   Pipeline<OTHERS, Queries> pipeline(source, block_first, seq);
-  Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, warp, own_keys), v(head.in_qkv(qkv, VALUE), first, seq, warp, own_values);
+  Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, warp, own_keys);
+  Slab<hold(2, 2)> v(head.in_qkv(qkv, VALUE), first, seq, warp, own_values);
   M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
   float exponent = scale() * LOG2E;
 
@@ -514,13 +493,8 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
     }
   }
 
-  PerRow factors;
-  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = scale();
-  scale_rows(dk, factors);
-#if DROPOUT
-  UNROLL for (int s = 0; s < M::SLOTS; s++) factors[s] = keep_scale;
-  scale_rows(dv, factors);
-#endif
+  scale_all<M>(dk, scale());
+  if (DROPOUT) scale_all<M>(dv, keep_scale);
   store(dk, head.in_qkv(dqkv, KEY), first, seq, k.own);
   store(dv, head.in_qkv(dqkv, VALUE), first, seq, v.own);
 }

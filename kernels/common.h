@@ -1,6 +1,6 @@
 // The basics that every kernel needs and every compiler spells differently: thread numbers, barriers, shuffles, fast
-// math, bf16 and shared memory. No vendor header is included: all of it rests on compiler builtins. Reductions, dropout and
-// activations follow, once for all kernels.
+// math, bf16 and shared memory. No vendor header is included: all of it rests on compiler builtins. Reductions, dropout
+// and activations follow, once for all kernels.
 //
 // One source, four compilers: NVRTC (NVIDIA), hiprtc and clang (AMD), and the host's C++ compiler, with which the tests
 // run every kernel (EXECUTOR: a header of the tests stands in for the GPU).
@@ -51,9 +51,9 @@
 #ifndef __shared__
 #define __shared__ __attribute__((shared))
 #endif
-// CDNA has accumulation registers, which plain arithmetic cannot reach. If sums of products lie there, they are moved in
-// and out around each product. clang up to 20 puts them there unless two waves must fit, because one wave alone has twice
-// the registers. From 21 on clang chooses by other rules, and the attribute would do harm.
+// CDNA has accumulation registers, which plain arithmetic cannot reach. If sums of products lie there, they are moved
+// in and out around each product. clang up to 20 puts them there unless two waves must fit, because one wave alone has
+// twice the registers. From 21 on clang chooses by other rules, and the attribute would do harm.
 #if LAYOUT == LAYOUT_MFMA && __clang_major__ <= 20
 #define TWO_WAVES __attribute__((amdgpu_waves_per_eu(2)))
 #else
@@ -407,8 +407,8 @@ struct Dropout {
     key1 = mix(mix(mix(key[0] + 0x9e3779b9u) ^ key[1]) ^ site);
   }
   DEVICE uint32 row_hash(uint32 row) const { return mix(mix(row ^ key0) ^ key1); }
-  // Whether the element in `column` of the 16 columns from `first` on is kept. Compilers see which elements share a hash
-  // if both numbers are given.
+  // Whether the element in `column` of the 16 columns from `first` on is kept. Compilers see which elements share a
+  // hash if both numbers are given.
   DEVICE bool keeps(uint32 row_hash, uint32 first, uint32 column) const {
     uint32 bits = mix((first + (column & ~8u)) * 0x9e3779b9u ^ row_hash);
     return (column & 8u ? bits : bits << 16) >= threshold;

@@ -52,8 +52,9 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
   // Begins to copy rows first ... first + ROWS - 1, with zeros for rows from `rows` and columns from `columns` on.
-  // THREADS threads copy WIDTH elements (1 or a vector) at a time, so that neighbors write to different banks: eight rows
-  // of a column first or, if WIDE, row after row. Panels are copied one after the other, this one from column FROM on.
+  // THREADS threads copy WIDTH elements (1 or a vector) at a time, so that neighbors write to different banks: eight
+  // rows of a column first or, if WIDE, row after row. Panels are copied one after the other, this one from column FROM
+  // on.
   template <int THREADS, int WIDTH, int FROM = 0>
   DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
     constexpr int BREADTH = WIDE ? panel_width(FROM) : COLUMNS, GROUPS = BREADTH / WIDTH, RUN = WIDE ? 1 : 8;
@@ -201,6 +202,32 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 #endif
 };
+
+// The algebra of a strip's sums. A lane has elements of M::SLOTS of its rows.
+
+// The largest of `largest` and the elements of row s, in all lanes
+template <class M, int N> DEVICE float row_max(const typename M::Acc (&tiles)[N], int s, float largest) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+      if (M::slot(e) == s) largest = maximum(largest, tiles[i].v[e]);
+    }
+  }
+  return M::row_max(largest);
+}
+
+// Each row times its factor
+template <class M, int N> DEVICE void scale_rows(typename M::Acc (&tiles)[N], const float (&factors)[M::SLOTS]) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factors[M::slot(e)];
+  }
+}
+
+// All rows times one factor
+template <class M, int N> DEVICE void scale_all(typename M::Acc (&tiles)[N], float factor) {
+  UNROLL for (int i = 0; i < N; i++) {
+    UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factor;
+  }
+}
 
 }  // namespace gpt
 

@@ -35,8 +35,8 @@ template <int LATER = 0, class Acc, int N> DEVICE void products_done(Acc (&acc)[
 }
 
 #if HOPPER
-// Gives out the shared memory that a launch asks for, in order. Operands begin at multiples of a KiB, so arrays of whole
-// KiB come first. `end` stops the kernel if the launch has asked for too little.
+// Gives out the shared memory that a launch asks for, in order. Operands begin at multiples of a KiB, so arrays of
+// whole KiB come first. `end` stops the kernel if the launch has asked for too little.
 struct Arrays {
   uint32 used = 0;  // bytes
   template <class U> DEVICE Shared<U> take(int count) {
@@ -60,8 +60,8 @@ struct Descriptor {
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_begun() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// d += a b (PTX ISA, "wgmma.mma_async"), between products_begin and products_begun. N columns of b and d, 8 registers of
-// d for each 16 of them.
+// d += a b (PTX ISA, "wgmma.mma_async"), between products_begin and products_begun. N columns of b and d, 8 registers
+// of d for each 16 of them.
 #define D8(t)                                                                                            \
   "+f"(d[t].v[0]), "+f"(d[t].v[1]), "+f"(d[t].v[2]), "+f"(d[t].v[3]), "+f"(d[t].v[4]), "+f"(d[t].v[5]), \
       "+f"(d[t].v[6]), "+f"(d[t].v[7])
@@ -88,8 +88,8 @@ template <int N> DEVICE void wgmma(Tile<bf16>::Acc* d, Tile<bf16>::A a, Descript
 #undef OPERANDS
 }
 
-// Both are in shared memory, and the rows of a and the columns of b (64 of them) are contiguous. d is overwritten if not
-// `add`.
+// Both are in shared memory, and the rows of a and the columns of b (64 of them) are contiguous. d is overwritten if
+// not `add`.
 DEVICE void wgmma_shared(Tile<bf16>::Acc* d, Descriptor a, Descriptor b, bool add) {
   asm volatile("{\n.reg .b64 a;\nmov.b64 a, {%32, %33};\n" PRODUCT("64", R64, "a", "%34", "%35", "%36", "0, 0") "\n}"
                : D8(0), D8(1), D8(2), D8(3)
