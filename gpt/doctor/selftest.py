@@ -1,6 +1,5 @@
 """The self-test of `hipgpt doctor`: every operation in every precision of a device, then a few training steps."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -74,8 +73,7 @@ TRAINING = "training"  # the name of the last check
 MODEL = ModelConfig(
     vocab_size=100, max_seq_len=33, embed_dim=64, num_heads=2, ff_hidden_dim=136, num_layers=2, dropout=0.1
 )
-STEPS, BATCH = 3, 3
-BOUNDS = {"adamw": 32, "muon": 8}  # of losses, as fractions of the rounding U; `_training` derives them
+STEPS = 3
 
 
 class Failure(NamedTuple):
@@ -112,7 +110,7 @@ def checks(ops: Operations) -> Iterator[Check]:
         if name != BF16_ALONE or ops.low_precision:
             for case in (*CASES[name], *large.get(name, ()), *fused.get(name, ())):
                 yield Check(name, _described(case), partial(_trial, ops, name, case))
-    for optimizer in BOUNDS:
+    for optimizer in ("adamw", "muon"):
         yield Check(TRAINING, f"{STEPS} steps with {optimizer}", partial(_training, ops, optimizer))
 
 
@@ -140,16 +138,12 @@ def _training(ops: Operations, optimizer: str) -> list[str]:
     A GPU replays the third step from a recording. Losses are means over 99 tokens of log 100 and logits of size 0.16.
     In bf16 a logit has been rounded some ten times, each time by 2^-9 / sqrt(3) in root mean square: an error of 6e-4,
     of 6e-5 in a mean of 99, and of 1.3e-5 relative to the loss of 4.6. Later steps have weights of slightly other
-    directions, which doubles it. AdamW's bound, U / 32, is four times that. Muon moves a matrix by the same step in
-    every direction, also in those in which rounding is most of the gradient: then the errors are 7.5e-5 in root mean
-    square (over eight seeds), and the bound, U / 8, is six times that. With fewer tokens both grow as means do. A
-    weight may move in either direction if its gradient is nothing but noise, as that of the keys' bias is, but no
-    further than its steps.
+    directions, which doubles it. The bound, U / 32, is four times that. A weight may move in either direction if its
+    gradient is nothing but noise, as that of the keys' bias is, but no further than its steps.
     """
     ours, ours_weights = _trained(ops, optimizer)
     theirs, their_weights = _trained(REFERENCE, optimizer)
-    tokens = BATCH * MODEL.max_seq_len
-    tolerance = Trial(ops).product_U / BOUNDS[optimizer] * math.sqrt(99 / tokens) + 1e-6
+    tolerance = Trial(ops).product_U / 32 + 1e-6
     found = [
         f"the loss of step {number} is {mine:.6g}, not {exact:.6g}"
         for number, (mine, exact) in enumerate(zip(ours, theirs, strict=True), start=1)
@@ -165,7 +159,7 @@ def _training(ops: Operations, optimizer: str) -> list[str]:
 
 def _trained(ops: Operations, optimizer: str) -> tuple[list[float], dict[str, np.ndarray]]:
     """The losses of STEPS steps, and the weights after them."""
-    config = TrainConfig(batch_size=BATCH, total_steps=STEPS, optimizer=optimizer, warmup_steps=0)
+    config = TrainConfig(batch_size=3, total_steps=STEPS, optimizer=optimizer, warmup_steps=0)
     tokens = np.random.default_rng(0).integers(0, MODEL.vocab_size, 2000, np.uint16)
     batches = Batches(tokens, config.batch_size, MODEL.max_seq_len, sampling="shuffled", seed=0, val_fraction=0)
     step = TrainStep(MODEL, config, batches, ops)
