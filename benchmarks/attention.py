@@ -1,14 +1,15 @@
-"""Causal attention alone, forward and backward in bf16: hipgpt's kernels beside PyTorch's.
+"""Causal attention alone, forward and backward: hipgpt's kernels beside PyTorch's.
 
     python benchmarks/attention.py hipgpt 32 12 1024 64
     python benchmarks/attention.py cudnn 32 12 1024 64 --dropout 0.1
+    python benchmarks/attention.py efficient 4 16 2048 64 --precision tf32
     python benchmarks/attention.py --grid
 
-The first two print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed
+All but the last print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed
 by events of the device, so that the host's own work does not count. The last prints a table, a line for each point as
 soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and without
-dropout, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. Needs a GPU, and PyTorch for all but
-hipgpt.
+dropout, in bf16, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. In fp32 and tf32 PyTorch has
+its memory-efficient attention alone. Needs a GPU, and PyTorch for all but hipgpt.
 """
 
 import itertools
@@ -25,7 +26,10 @@ WARM_UP = 20  # replays
 GRID_WARM_UP, GRID_SECONDS = 3, 0.03  # of each side of a point
 HEAD_DIMS, SEQS, HEADS, RATES = range(8, 129, 8), (128, 512, 2048, 8192), (16, 64, 512), (0.0, 0.1)
 MOST_ELEMENTS = 2**28  # of an array of a point: 512 MiB in bf16
-PEERS = {"fa2": "FLASH_ATTENTION", "fa2-deterministic": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
+PEERS = {
+    "fa2": "FLASH_ATTENTION", "fa2-deterministic": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION",
+    "efficient": "EFFICIENT_ATTENTION",
+}  # fmt: skip
 
 Shape = tuple[int, int, int, int]  # batch, heads, seq, head_dim
 Mark = TypeVar("Mark")
@@ -46,11 +50,11 @@ class Timed:
         return time_groups(replay, lambda: seconds_between(start, mark()), seconds=self.seconds).median * 1e3
 
 
-def hipgpt(shape: Shape, rate: float, timed: Timed) -> float:
+def hipgpt(shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> float:
     from gpt.ops import select
     from gpt.ops.interface import Dropout
 
-    ops = select("gpu", "bf16")
+    ops = select("gpu", precision)
     batch, heads, seq, head_dim = shape
     rows, width, rng = batch * seq, heads * head_dim, np.random.default_rng(0)
     qkv, dqkv = (ops.empty((rows, 3 * width)) for _ in range(2))
@@ -67,7 +71,7 @@ def hipgpt(shape: Shape, rate: float, timed: Timed) -> float:
     return timed(ops.replayed(step), ops.timeline.mark, ops.timeline.seconds_between)
 
 
-def pytorch(side: str, shape: Shape, rate: float, timed: Timed) -> float:
+def pytorch(side: str, shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> float:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
@@ -75,7 +79,9 @@ def pytorch(side: str, shape: Shape, rate: float, timed: Timed) -> float:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(side == "fa2-deterministic")
     torch.utils.deterministic.fill_uninitialized_memory = False  # PyTorch's own check, which costs time
-    q, k, v, dout = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    q, k, v, dout = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(4))
     inputs = [each.requires_grad_() for each in (q, k, v)]
 
     def step() -> None:
@@ -104,9 +110,11 @@ def pytorch(side: str, shape: Shape, rate: float, timed: Timed) -> float:
     return timed(graph.replay, mark, seconds_between)
 
 
-def measured(side: str, shape: Shape, rate: float, timed: Timed) -> float:
+def measured(side: str, shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> float:
     """Milliseconds of one side."""
-    return hipgpt(shape, rate, timed) if side == "hipgpt" else pytorch(side, shape, rate, timed)
+    if side == "hipgpt":
+        return hipgpt(shape, rate, timed, precision)
+    return pytorch(side, shape, rate, timed, precision)
 
 
 def print_grid(head_dims: list[int], seqs: list[int]) -> None:
@@ -138,6 +146,7 @@ def numbers(_context: Any, _parameter: Any, value: str | None) -> list[int] | No
 @click.argument("side", type=click.Choice(["hipgpt", *PEERS]), required=False)
 @click.argument("shape", type=int, nargs=-1)
 @click.option("--dropout", "rate", default=0.0, show_default=True, help="Probability that a weight is dropped.")
+@click.option("--precision", type=click.Choice(["bf16", "tf32", "fp32"]), default="bf16", show_default=True)
 @click.option("--grid", is_flag=True, help="Measure the whole grid.")
 @click.option("--head-dims", callback=numbers, metavar="N,N,…", help="Head sizes of the grid, if not all.")
 @click.option("--seqs", callback=numbers, metavar="N,N,…", help="Lengths of the grid's sequences, if not all.")
@@ -145,18 +154,19 @@ def main(
     side: str | None,
     shape: tuple[int, ...],
     rate: float,
+    precision: str,
     grid: bool,
     head_dims: list[int] | None,
     seqs: list[int] | None,
 ) -> None:
-    """Milliseconds of attention on bf16 SHAPE: batch, heads, seq, head_dim."""
+    """Milliseconds of attention on SHAPE: batch, heads, seq, head_dim."""
     if grid:
         print_grid(head_dims or list(HEAD_DIMS), seqs or list(SEQS))
         return
     if side is None or len(shape) != 4:
         raise click.UsageError("give a side and four numbers (batch, heads, seq, head_dim), or --grid")
     batch, heads, seq, head_dim = shape
-    click.echo(json.dumps({"ms": measured(side, (batch, heads, seq, head_dim), rate, Timed())}))
+    click.echo(json.dumps({"ms": measured(side, (batch, heads, seq, head_dim), rate, Timed(), precision)}))
 
 
 if __name__ == "__main__":
