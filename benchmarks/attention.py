@@ -5,11 +5,11 @@
     python benchmarks/attention.py efficient 4 16 2048 64 --precision tf32
     python benchmarks/attention.py --grid
 
-All but the last print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are timed
-by events of the device, so that the host's own work does not count. The last prints a table, a line for each point as
-soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and without
-dropout, in bf16, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. In fp32 and tf32 PyTorch has
-its memory-efficient attention alone. Needs a GPU, and PyTorch for all but hipgpt.
+All but the last print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are
+timed by events of the device, so that the host's own work does not count. The last prints a table, a line for each
+point as soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and
+without dropout, in bf16, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. In fp32 and tf32 PyTorch
+has its memory-efficient attention alone. Needs a GPU, and PyTorch for all but hipgpt.
 """
 
 import itertools

@@ -1,15 +1,22 @@
 """The tokens of a text, encoded by all ranks into one tokens.bin.
 
-The text is cut at seams (gpt/tokenizer/text.py) into one range per rank, so the tokens of the ranges, one after the
-other, are those that one process makes. The first rank writes its own straight into tokens.bin; the others write parts
-beside it, which the first one appends. Everything lies in the run's staging folder until it is whole.
+The text is cut at seams (gpt/tokenizer/text.py) into pieces, so the tokens of the pieces, one after the other, are
+those that one process makes. Each rank begins with the piece of its own number. When it is done with a piece, it takes
+the next one that no rank has taken. So all ranks end at about the same time, even if one is slower, or has more new
+words. The first rank writes piece 0 straight into tokens.bin. The others become files beside it, which the first rank
+appends between its own pieces. Everything lies in the run's staging folder until it is whole.
+
+For example, two ranks share a text of 20 MiB, which has 4 pieces (rank 0 also appends, and so encodes less):
+
+    rank 0    encodes 0 │ encodes 2 │ appends 1, 2 │ waits │ appends 3
+    rank 1    encodes 1  │ encodes 3                       │
 """
 
 import errno
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +31,19 @@ from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.text import find_seams, read_blocks
 
 _COPIED = 1 << 20  # bytes of a file that are read at a time
+_PIECE = 4 << 20  # bytes of a piece at least; encoding them takes a fraction of a second
+_MOST_PIECES = 16  # per rank
 
+_TAKEN = ".taken"  # suffix of the empty file that says that some rank has taken a piece
+
+Pieces = Sequence[tuple[int, int | None]]  # of each piece: its first byte, and the one after its last (None: the end)
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 class Encoded(NamedTuple):
-    """A range of a text, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks.
+    """A text or a piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks.
 
-    The digests have taken the bytes of the range and of its tokens.
+    The digests have taken the bytes of the text and of its tokens.
     """
 
     tokens: int
@@ -41,46 +53,46 @@ class Encoded(NamedTuple):
     tokens_digest: "hashlib._Hash"
 
 
+class Report(NamedTuple):
+    """All that a rank tells the first one of a piece."""
+
+    number: int
+    tokens: int
+    characters: int
+    lost: Counter[str]
+    text_digest: str
+
+
 def encode(
     run: Run, text: Path, size: int, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
 ) -> Encoded:
-    """Write tokens.bin into the staging folder: the tokens of the first range, which is this rank's, then the others'.
+    """Write tokens.bin into the staging folder: the tokens of all pieces, of which this rank, the first, encodes some.
 
-    Returns the whole text's figures. The text's digest takes all of its bytes in their order, so this rank reads the
-    other ranges too, while it would only wait. Raises UserError if the text cannot be used, or if another rank has read
-    something else, and OSError.
-
-    Example: 3 ranks share a text of 300 MB. The first one writes tokens.bin from the first 100 MB, the others write
-    tokens.1.bin and tokens.2.bin, and these two are appended to tokens.bin and removed.
+    Returns the whole text's figures. Raises UserError if the text cannot be used, or if another rank has read something
+    else, and OSError.
     """
-    seams = find_seams(text, size, ranks.size)
-    ranges = list(zip([0, *seams], [*seams, None], strict=True))
-    ranks.share({"text": str(text), "tokenizer": str(tokenizer_file), "ranges": ranges})
-    target, itemsize = _part_path(run, 0), dtype_of(tokenizer).itemsize
+    count = ranks.size * max(1, min(_MOST_PIECES, size // _PIECE // ranks.size)) if ranks.size > 1 else 1
+    seams = find_seams(text, size, count)
+    pieces = list(zip([0, *seams], [*seams, None], strict=True))
+    ranks.share({"text": str(text), "tokenizer": str(tokenizer_file), "pieces": pieces})
+    numbers, made = _taken(run, ranks, count), []
     with progress("Encoding", size) as advance:
-        # Progress takes this range for all of the text, because the other ranges are as long
+        # The other ranks have read about as much of their first pieces, and are done with all before any later one
         first = _encode_range(
-            text, 0, ranges[0][1], tokenizer, target, lambda read: advance(min(size, read * ranks.size))
-        )
-    tokens, characters, lost = first.tokens, first.characters, first.lost
-    digests = [_digest(text, begin, end, first.text_digest) for begin, end in ranges[1:]]
-    parts = ranks.gather(None)[1:]
-    for rank, (digest, part) in enumerate(zip(digests, parts, strict=True), start=1):
-        its_tokens, its_characters, its_lost, its_digest = part
-        if its_digest != digest:
-            raise UserError(
-                f"rank {rank} has read another {text} than the first rank: try again when nothing writes to it, and "
-                "keep it on a file system that all ranks share"
-            )
-        _move_to_end(_part_path(run, rank), its_tokens * itemsize, target, first.tokens_digest)
-        tokenizer.lost.update(its_lost)
-        lost.update(its_lost)
-        tokens, characters = tokens + its_tokens, characters + its_characters
-    return first._replace(tokens=tokens, characters=characters)
+            text, *pieces[next(numbers)], tokenizer, run.staged_path / run.tokens_path.name,
+            lambda read: advance(min(size, read * ranks.size)),
+        )  # fmt: skip
+        joined = _Joined(run, text, pieces, first)
+        for number in numbers:
+            made.append(_encode_piece(run, text, pieces, number, tokenizer, advance))
+            joined.append_finished()
+    everyone = ranks.gather(made)
+    joined.append_all()
+    return joined.checked(tokenizer, everyone)
 
 
 def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
-    """Encode the range of this rank, another than the first, as `encode` of the first rank has `asked` for.
+    """Encode the pieces that this rank, another than the first, takes, as `encode` of the first rank has `asked` for.
 
     Returns the tokenizer. Raises UserError if the files of the first rank are not there or the text cannot be used, and
     OSError.
@@ -90,18 +102,45 @@ def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
             f"{run.staged_path}, which the first rank has made, is not there: put --runs-dir on a "
             "file system that all ranks share"
         )
-    tokenizer = Tokenizer.load(asked["tokenizer"])
-    begin, end = asked["ranges"][ranks.rank]
+    tokenizer, text, pieces = Tokenizer.load(asked["tokenizer"]), Path(asked["text"]), asked["pieces"]
     with named_as_placed(run):
-        made = _encode_range(Path(asked["text"]), begin, end, tokenizer, _part_path(run, ranks.rank), lambda read: None)
-    ranks.gather([made.tokens, made.characters, made.lost, made.text_digest.hexdigest()])
+        made = [
+            _encode_piece(run, text, pieces, number, tokenizer, lambda read: None)
+            for number in _taken(run, ranks, len(pieces))
+        ]
+    ranks.gather(made)
     return tokenizer
+
+
+def _taken(run: Run, ranks: Ranks, count: int) -> Iterator[int]:
+    """The numbers of the pieces that this rank takes, each when it is asked for. There are `count` pieces in all."""
+    yield ranks.rank
+    for number in range(ranks.size, count):
+        try:
+            open(run.staged_path / f"{number}{_TAKEN}", "x").close()  # one rank alone can make the file
+        except FileExistsError:
+            continue
+        yield number
+
+
+def _encode_piece(
+    run: Run, text: Path, pieces: Pieces, number: int, tokenizer: Tokenizer, advance: Callable[[int], None]
+) -> Report:
+    """Write the tokens of a piece to a file of its own, which gets its name when it is whole.
+
+    `advance` is called with the place in the text that has been reached.
+    """
+    part, (begin, end) = _part_path(run, number), pieces[number]
+    unfinished = part.with_name(f"{part.name}.unfinished")
+    made = _encode_range(text, begin, end, tokenizer, unfinished, lambda read: advance(begin + read))
+    os.replace(unfinished, part)
+    return Report(number, made.tokens, made.characters, made.lost, made.text_digest.hexdigest())
 
 
 def _encode_range(
     text: Path, begin: int, end: int | None, tokenizer: Tokenizer, target: Path, advance: Callable[[int], None]
 ) -> Encoded:
-    """Write the tokens of a range of the text to a new file, block by block. `end` is None for the end of the text."""
+    """Write the tokens of a piece of the text to a new file, block by block. `end` is None for the end of the text."""
     text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
     characters = read = tokens = 0
     lost_before = tokenizer.lost.copy()
@@ -131,13 +170,65 @@ def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
-def _part_path(run: Run, rank: int) -> Path:
-    """The file in the staging folder into which a rank writes its tokens. The first rank's becomes tokens.bin."""
-    return run.staged_path / (f"tokens.{rank}.bin" if rank else run.tokens_path.name)
+def _part_path(run: Run, number: int) -> Path:
+    """The file in the staging folder that has the tokens of a piece, other than piece 0, until they are appended."""
+    return run.staged_path / f"tokens.{number}.bin"
+
+
+class _Joined:
+    """tokens.bin, to which the pieces are appended in the order of the text. `first` is piece 0, which it has.
+
+    The text's digest must take all of its bytes in their order. So each piece is read again when it is appended.
+    """
+
+    def __init__(self, run: Run, text: Path, pieces: Pieces, first: Encoded) -> None:
+        self._run, self._text, self._pieces, self._first = run, text, pieces, first
+        self._target = run.staged_path / run.tokens_path.name
+        self._digests = [first.text_digest.hexdigest()]  # of the text of each piece so far
+        self._sizes = [0]  # bytes of their tokens
+
+    def append_finished(self) -> None:
+        """Append the next pieces, as many as are there."""
+        # A folder is listed, because NFS may go on missing a file that it was once asked for too early
+        there = set(os.listdir(self._run.staged_path))
+        while (number := len(self._digests)) < len(self._pieces) and _part_path(self._run, number).name in there:
+            self._append(number)
+
+    def append_all(self) -> None:
+        """Append the rest of the pieces. All ranks are done."""
+        for number in range(len(self._digests), len(self._pieces)):
+            self._append(number)
+        for number in range(len(self._pieces)):
+            remove(self._run.staged_path / f"{number}{_TAKEN}")
+
+    def checked(self, tokenizer: Tokenizer, everyone: Sequence[Sequence[Sequence[Any]]]) -> Encoded:
+        """The figures of the whole text, from the reports of every rank.
+
+        Raises UserError if a rank has read another text, and OSError if a file was not as its rank has written it.
+        """
+        tokens, characters, lost = self._first.tokens, self._first.characters, self._first.lost
+        for rank, reports in enumerate(everyone):
+            for report in (Report(*each) for each in reports):
+                if report.text_digest != self._digests[report.number]:
+                    raise UserError(
+                        f"rank {rank} has read another {self._text} than the first rank has at the end: try again when "
+                        "nothing writes to it, and keep it on a file system that all ranks share"
+                    )
+                if report.tokens * dtype_of(tokenizer).itemsize != self._sizes[report.number]:
+                    raise OSError(errno.EIO, "not what its rank has written", str(_part_path(self._run, report.number)))
+                if rank:
+                    tokenizer.lost.update(report.lost)
+                lost.update(report.lost)
+                tokens, characters = tokens + report.tokens, characters + report.characters
+        return self._first._replace(tokens=tokens, characters=characters)
+
+    def _append(self, number: int) -> None:
+        self._digests.append(_digest(self._text, *self._pieces[number], self._first.text_digest))
+        self._sizes.append(_move_to_end(_part_path(self._run, number), self._target, self._first.tokens_digest))
 
 
 def _digest(text: Path, begin: int, end: int | None, whole: "hashlib._Hash") -> str:
-    """The SHA-256 of a range of the text. `whole` takes the same bytes."""
+    """The SHA-256 of a piece of the text. `whole` takes the same bytes."""
     digest = hashlib.sha256()
     with naming(text), open(text, "rb") as file:
         file.seek(begin)
@@ -147,16 +238,16 @@ def _digest(text: Path, begin: int, end: int | None, whole: "hashlib._Hash") -> 
     return digest.hexdigest()
 
 
-def _move_to_end(part: Path, size: int, target: Path, digest: "hashlib._Hash") -> None:
-    """Append a file of `size` bytes to `target`, remove it, and let `digest` take its bytes. OSError if it is cut."""
+def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
+    """Append a file to `target`, remove it, and let `digest` take its bytes. Returns their number."""
+    size = 0
     with open(part, "rb") as source, naming(target), open(target, "ab") as file:
         while data := source.read(_COPIED):
             digest.update(data)
             file.write(data)
-            size -= len(data)
-    if size:
-        raise OSError(errno.EIO, "not what its rank has written", str(part))
+            size += len(data)
     remove(part)
+    return size
 
 
 @contextmanager

@@ -4,12 +4,14 @@ import errno
 import os
 import random
 import signal
+import time
 
 import pytest
 
 import gpt.encode
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
+from tests.distributed.conftest import until
 from tests.support.forked_ranks import OtherRankEndedError, on_ranks
 from tests.support.project import TEXT
 
@@ -27,6 +29,12 @@ TEXTS = {
     "fewer bytes than ranks": "ab",
     "white space at both ends": " \n a b c \n ",
 }
+
+
+@pytest.fixture
+def many_pieces(monkeypatch):
+    """Even a short text has several pieces for each rank."""
+    monkeypatch.setattr(gpt.encode, "_PIECE", 100)
 
 
 @pytest.fixture
@@ -57,7 +65,7 @@ def described(info):
 
 @pytest.mark.parametrize("kind", ["word", "byte"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized, name, kind):
+def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized, many_pieces, name, kind):
     project.text.write_bytes((TEXT + TEXTS[name][:3000]).encode())  # long words would take long to learn
     project.prepare(kind=kind, vocab_limit=300)
     project.text.write_bytes(TEXTS[name].encode())
@@ -79,7 +87,28 @@ def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized,
         assert others == [expected] * (size - 1)
 
 
-def test_characters_that_the_vocabulary_lacks_are_counted_over_all_ranks(project, tokenized):
+def test_a_rank_that_is_slow_leaves_pieces_to_the_others(project, tokenized, many_pieces):
+    def slow(ranks):
+        encode_range = gpt.encode._encode_range
+
+        def late(*arguments):
+            time.sleep(1)
+            return encode_range(*arguments)
+
+        def reported(value):
+            taken.write_text(str(len(value)))
+            return gather(value)
+
+        if ranks.rank == 2:
+            taken, gather = project.text.with_name("taken"), ranks.gather
+            gpt.encode._encode_range, ranks.gather = late, reported
+
+    tokenized(3, slow)
+    assert int(project.text.with_name("taken").read_text()) < len(TEXT) / 100 / 3
+    assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
+
+
+def test_characters_that_the_vocabulary_lacks_are_counted_over_all_ranks(project, tokenized, many_pieces):
     project.prepare()
     lossy = TEXT + "ж " * 20 + "the cat\n" * 200 + "ж ю\n" * 5
     project.text.write_text(lossy, encoding="utf-8")
@@ -188,12 +217,17 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
                 return gpt.prepare.prepare(project.run, report=lambda line: None, ranks=ranks)
         return gpt.prepare.prepare(project.run, ranks=ranks).info
 
+    def kill(*_):
+        until(lambda: parts <= set(os.listdir(project.run.staged_path)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    parts = {"tokens.bin", "tokens.1.bin", "tokens.2.bin"}
     if (child := os.fork()) == 0:
-        gpt.encode._move_to_end = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        gpt.encode._move_to_end = kill
         on_ranks(3, work)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    assert {"tokens.bin", "tokens.1.bin", "tokens.2.bin"} <= set(os.listdir(project.run.staged_path))
+    assert parts <= set(os.listdir(project.run.staged_path))
     project.prepare()
     assert not project.run.staged_path.exists()
     assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
