@@ -21,8 +21,8 @@ WIDEST_TERM = 30  # columns that an option's name may take beside its help
 
 # Advice for a command that runs out of memory; None stands for all other commands.
 SPARING = {
-    "train": "lower --batch, --seq or the size of the model",
-    "bench": "lower --batch, --seq or the size of the model",
+    "train": "lower --batch, --seq or the size of the model, or give --recompute",
+    "bench": "lower --batch, --seq or the size of the model, or give --recompute",
     "tokenize": "give a shorter text or a lower --vocab-size, or take a machine with more",
     None: "close other programs, or take a machine with more",
 }

@@ -164,6 +164,7 @@ class TrainConfig:
 
     batch_size: int = 32
     accumulate: int = 1
+    recompute: bool = False
     precision: str = "auto"
     reduce_precision: str = "fp32"
     total_steps: int = 50_000

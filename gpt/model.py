@@ -2,7 +2,7 @@
 
 A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-LN, learned positions, biases everywhere.
 Read `GPT._forward` first, then `TrainableGPT._backward`. The arithmetic is that of an `Operations` object
-(gpt/ops/interface.py); this file only says in which order. Four choices shape it:
+(gpt/ops/interface.py); this file only says in which order. Five choices shape it:
 
 - All parameters are in one flat buffer (gpt/parameters.py), and so are their gradients: clipping and AdamW are one pass
   over it, and Muon and saving take views of it.
@@ -12,13 +12,15 @@ Read `GPT._forward` first, then `TrainableGPT._backward`. The arithmetic is that
   [rows, vocabulary] ever exists.
 - A batch goes through in micro-batches of as many sequences as the device asks for, so activations need only so much
   memory.
+- With `recompute`, only the stream that enters each block is kept. The backward pass runs the block again for the rest
+  (Chen et al. 2016), which gives the same bits, because every operation does.
 
 Shapes: a row is a token of a micro-batch, D = embed_dim, F = ff_hidden_dim, V' the padded vocabulary.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed
 from gpt.parameters import Parameters, layout, over_layers, padded_vocab
 
 BlockDone = Callable[[int], None]  # takes a block's number
+Kept = Literal["nothing", "streams", "everything"]  # for the backward pass, of what each block computes
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -40,14 +43,12 @@ class GPT:
     `sequences` of them go through it at a time.
     """
 
-    _keeps_activations = False  # every block's, for a backward pass
-
-    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1) -> None:
+    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1, kept: Kept = "nothing") -> None:
         ops.check(config)
         self.config, self.ops = config, ops
         self.sequences = ops.sequences(batch, config.max_seq_len)
         self.weights = self._parameters("")  # in the type that products read; in training, the optimizer has them exact
-        self.workspace = Workspace(config, self.sequences, ops, training=self._keeps_activations, allocate=ops.empty)
+        self.workspace = Workspace(config, self.sequences, ops, kept, allocate=ops.empty)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
 
@@ -86,21 +87,29 @@ class GPT:
         ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, dropout=sites.embedding())
         ops.layernorm(stream, norm=weights.norms[0])
 
-        for layer, (w, kept) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
-            act = kept.of(ids)  # act.ln_1 is `stream`: the norm at the end of the previous block
-            # x + proj(attention(ln_1(x)))
-            ops.linear(stream.out, w.attn_qkv, out=act.qkv)  # [rows, 3 D]
-            ops.attention(act.qkv, out=act.attended, lse=act.lse, dropout=sites.attention(layer))  # [rows, D]
-            ops.linear(act.attended, w.attn_proj, out=branch)
-            ops.add_layernorm(stream.x, branch, norm=w.ln_2, out=act.ln_2, dropout=sites.attention_branch(layer))
-
-            # x + proj(gelu(fc(ln_2(x))))
-            activation = Activation(self.config.activation, act.pre_activation)
-            ops.linear(act.ln_2.out, w.mlp_fc, out=act.activated, activation=activation)  # [rows, F]
+        for layer, w in enumerate(weights.blocks):
+            act = self._block(layer, ids, sites)
             ops.linear(act.activated, w.mlp_proj, out=branch)
-            stream = ws.residuals[layer + 1].rows(rows)
-            norm = weights.norms[layer + 1]  # the next block's ln_1, or ln_f
+            norm, stream = (
+                weights.norms[layer + 1],
+                ws.residuals[layer + 1].rows(rows),
+            )  # the next block's ln_1, or ln_f
             ops.add_layernorm(act.ln_2.x, branch, norm=norm, out=stream, dropout=sites.mlp_branch(layer))
+
+    def _block(self, layer: int, ids: Array, sites: "DropoutSites") -> "BlockActivations":
+        """A block, from the stream that enters it and its norm, ln_1, up to the activation."""
+        ops, w, act = self.ops, self.weights.blocks[layer], self.workspace.blocks[layer].of(ids)
+        branch = self.workspace.branch[: ids.size]
+        # x + proj(attention(ln_1(x)))
+        ops.linear(act.ln_1.out, w.attn_qkv, out=act.qkv)  # [rows, 3 D]
+        ops.attention(act.qkv, out=act.attended, lse=act.lse, dropout=sites.attention(layer))  # [rows, D]
+        ops.linear(act.attended, w.attn_proj, out=branch)
+        ops.add_layernorm(act.ln_1.x, branch, norm=w.ln_2, out=act.ln_2, dropout=sites.attention_branch(layer))
+
+        # x + proj(gelu(fc(ln_2(x)))), of which proj and x + follow in `_forward`
+        activation = Activation(self.config.activation, act.pre_activation)
+        ops.linear(act.ln_2.out, w.mlp_fc, out=act.activated, activation=activation)  # [rows, F]
+        return act
 
     def _head(self, labels: Array, scale: float | None = None, dhead: Array = None) -> None:
         """Cross-entropy of the last norm's output. With `scale` also its gradient: into `workspace.dnormed`, and added
@@ -158,10 +167,9 @@ class GPT:
 class TrainableGPT(GPT):
     """A GPT-2 with gradients, and room for the activations that the backward pass reads."""
 
-    _keeps_activations = True
-
-    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1) -> None:
-        super().__init__(config, ops, batch)
+    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1, recompute: bool = False) -> None:
+        super().__init__(config, ops, batch, "streams" if recompute else "everything")
+        self._recompute = recompute
         self.gradients = self._parameters("float32", ops.partial_sums(self.sequences * config.max_seq_len))
 
     def loss_and_gradients(
@@ -194,10 +202,10 @@ class TrainableGPT(GPT):
         ops.fill(dx, 0)
 
         for layer in reversed(range(self.config.num_layers)):
-            w, g, act = weights.blocks[layer], grads.blocks[layer], ws.blocks[layer].of(ids)
+            w, g, normed = weights.blocks[layer], grads.blocks[layer], ws.residuals[layer + 1].rows(rows)
+            act = self._block_again(layer, ids, sites) if self._recompute else ws.blocks[layer].of(ids)
 
             # x + proj(gelu(fc(ln_2(x))))
-            normed = ws.residuals[layer + 1].rows(rows)
             branch = Branch(dbranch, g.mlp_proj.bias, sites.mlp_branch(layer))
             norm_weight, norm_grads = weights.norms[layer + 1].weight, grads.norms[layer + 1]
             ops.add_layernorm_backward(dnormed, normed, norm_weight, dx, grads=norm_grads, branch=branch)
@@ -222,6 +230,12 @@ class TrainableGPT(GPT):
         ops.layernorm_backward(dnormed, first, weights.norms[0].weight, dx, grads=grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=sites.embedding())
         ops.add_partials(grads.partials[: ops.partial_sums(rows)], out=grads.vectors)
+
+    def _block_again(self, layer: int, ids: Array, sites: "DropoutSites") -> "BlockActivations":
+        """The block's activations, from the stream that enters it. The last block's are still there, but for ln_1."""
+        act = self.workspace.blocks[layer].of(ids)
+        self.ops.layernorm(act.ln_1, norm=self.weights.norms[layer])
+        return act if layer == self.config.num_layers - 1 else self._block(layer, ids, sites)
 
 
 class DropoutSites(NamedTuple):
@@ -286,16 +300,17 @@ class Workspace:
 
     `residuals[layer]` is the residual stream, with its norm, as it enters block `layer`, and `residuals[-1]` as it
     enters the head. `blocks[layer]` has the other activations, and the stream again in the middle of the block, as
-    `ln_2`. For inference (`training` False) all blocks share one set of arrays.
+    `ln_2`. Blocks share the arrays that are not `kept`. "nothing" is for inference. If "streams" are kept, each block
+    has its own `x`, `mean` and `rstd` of `residuals`, from which the rest can be computed again.
     """
 
     def __init__(
-        self, config: ModelConfig, sequences: int, ops: Operations, training: bool, allocate: Callable[..., Array]
+        self, config: ModelConfig, sequences: int, ops: Operations, kept: Kept, allocate: Callable[..., Array]
     ) -> None:
-        rows, d, f = sequences * config.max_seq_len, config.embed_dim, config.ff_hidden_dim
+        rows, d, f, layers = sequences * config.max_seq_len, config.embed_dim, config.ff_hidden_dim, config.num_layers
 
-        def normed() -> Normed:
-            x, out = allocate((rows, d)), allocate((rows, d))
+        def normed(sharing: Normed | None = None) -> Normed:
+            x, out = allocate((rows, d)), sharing.out if sharing else allocate((rows, d))
             return Normed(x, out, mean=allocate(rows, "float32"), rstd=allocate(rows, "float32"))
 
         def block(ln_1: Normed) -> BlockActivations:
@@ -304,14 +319,20 @@ class Workspace:
             qkv, attended = allocate((rows, 3 * d)), allocate((rows, d))
             return BlockActivations(ln_1, qkv, attended, lse, normed(), pre_activation, activated)
 
-        if training:
-            self.residuals = [normed() for _ in range(config.num_layers + 1)]
+        if kept == "everything":
+            self.residuals = [normed() for _ in range(layers + 1)]
             self.blocks = [block(ln_1) for ln_1 in self.residuals[:-1]]
+        elif kept == "streams":
+            first = normed()
+            self.residuals = [first, *(normed(sharing=first) for _ in range(layers))]
+            shared = block(first)
+            self.blocks = [shared._replace(ln_1=ln_1) for ln_1 in self.residuals[:-1]]
+        else:
+            self.residuals = [normed()] * (layers + 1)
+            self.blocks = [block(self.residuals[0])] * layers
+        if kept != "nothing":
             self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
             self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
-        else:
-            self.residuals = [normed()] * (config.num_layers + 1)
-            self.blocks = [block(self.residuals[0])] * config.num_layers
         self.branch = allocate((rows, d))
         self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
@@ -334,8 +355,8 @@ class KVCache:
         return 2 * config.num_layers * config.max_seq_len * config.embed_dim * (2 if ops.low_precision else 4)
 
 
-def memory_bytes(config: ModelConfig, batch: int, ops: Operations, training: bool = False) -> int:
-    """Bytes that a GPT on `ops` holds, or a TrainableGPT if `training`; nothing is allocated."""
+def memory_bytes(config: ModelConfig, batch: int, ops: Operations, kept: Kept = "nothing") -> int:
+    """Bytes that a GPT on `ops` holds, or a TrainableGPT if something is `kept`; nothing is allocated."""
     itemsize = 2 if ops.low_precision else 4
 
     def total(few: ModelConfig) -> int:
@@ -347,10 +368,10 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Operations, training: boo
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
         count(place.total)
-        if training:  # gradients, and partial sums of those of the vectors
+        if kept != "nothing":  # gradients, and partial sums of those of the vectors
             count(place.total, "float32")
             count((ops.partial_sums(sequences * few.max_seq_len), place.total - place.decayed), "float32")
-        Workspace(few, sequences, ops, training, allocate=count)
+        Workspace(few, sequences, ops, kept, allocate=count)
         return sum(sizes)
 
     return over_layers(config, total)

@@ -55,14 +55,11 @@ MODEL = (
 )  # fmt: skip
 BATCH = (
     Setting(TrainConfig, "batch_size", "--batch", metavar="N", help="Batch size in sequences, of each rank."),
-    Setting(
-        TrainConfig,
-        "accumulate",
-        "--accumulate",
-        metavar="N",
-        help="Gradient accumulation: batches per step, of each rank.",
-    ),
-)
+    Setting(TrainConfig, "accumulate", "--accumulate", metavar="N",
+            help="Gradient accumulation: batches per step, of each rank."),
+    Setting(TrainConfig, "recompute", "--recompute/--no-recompute", is_flag=True,
+            help="Compute each block again for its backward pass, which takes less memory and more time."),
+)  # fmt: skip
 OPTIMIZER = Setting(
     TrainConfig, "optimizer", "--optimizer",
     help="Optimizer. muon: Muon for the matrices of the blocks, AdamW for the rest.",

@@ -325,7 +325,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     others = _notes_of_others(ops, ranks)
     for note in filter(None, (*ops.notes, *others, _precision_note(plan, ops), *of_evaluation)):
         console.line(note)
-    console.line(f"Memory: {size(needed)} needed, {size(free)} free")
+    how = "; the backward pass computes each block again" if train.recompute else ""
+    console.line(f"Memory: {size(needed)} needed, {size(free)} free{how}")
     console.line("Disk:   " + disk(model, train))
     check_disk(plan, console)
 
@@ -409,25 +410,52 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
 
 
 def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks = ALONE) -> tuple[int, int]:
-    """The bytes that training needs on the device, and the bytes that are free. Raises UserError if it needs more.
+    """The bytes that training needs on the device, and the bytes that are free.
 
-    The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed. Checkpoints
-    of a GPU go through the host's memory, so that is checked too.
+    Checkpoints of a GPU go through the host's memory, so that is checked too. Raises UserError if it needs more than is
+    free; the error names settings that fit and take the same steps, if there are any.
     """
-    inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
-    cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    arrays = memory_bytes(model, train.batch_size, ops, training=True) + optimizer_bytes(model, train, ops, ranks)
-    needed = arrays + inputs + cache + checkpoint.largest_tensor(model)
-    free = ops.free_bytes() // (ranks.neighbors if ops.is_cpu else 1)
-    require_memory(
-        "training", needed, free,
-        f"lower --batch (it is {train.batch_size}; --accumulate makes up for it), --seq ({model.max_seq_len}) or the "
-        "model's size",
-    )  # fmt: skip
+    needed, free = _memory_needed(model, train, ops, ranks), ops.free_bytes() // (ranks.neighbors if ops.is_cpu else 1)
+    if needed > free:
+        require_memory("training", needed, free, _advice(model, train, ops, ranks, free))
     if not ops.is_cpu:
         saved, advice = sum(checkpoint.file_bytes(model, train)), "free some of the host's, or lower the model's size"
         require_memory("saving a checkpoint", saved, free_memory(), advice)
     return needed, free
+
+
+def _memory_needed(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks) -> int:
+    """The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed."""
+    inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
+    cache = KVCache.bytes(model, ops) if train.sample_every else 0
+    arrays = memory_bytes(model, train.batch_size, ops, "streams" if train.recompute else "everything")
+    return arrays + optimizer_bytes(model, train, ops, ranks) + inputs + cache + checkpoint.largest_tensor(model)
+
+
+def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks, free: int) -> str:
+    """The settings nearest to these that fit into `free` bytes: with and without --recompute, the largest batches.
+
+    For example, if 16 sequences of 32 fit at a time, and all 32 with --recompute: "--batch 16 --accumulate 2 would fit
+    and take the same steps; so would --recompute".
+    """
+    sequences = train.batch_size * train.accumulate // ranks.size
+
+    def largest(recompute: bool) -> str | None:
+        """The options of the largest batch that fits."""
+        for batch in range(train.batch_size, 0, -1):
+            accumulate, rest = divmod(sequences, batch)
+            tried = replace(train, batch_size=batch, accumulate=accumulate * ranks.size, recompute=recompute)
+            if rest == 0 and _memory_needed(model, tried, ops, ranks) <= free:
+                options = ["--recompute"] if recompute and not train.recompute else []
+                if batch < train.batch_size:
+                    options.append(f"--batch {batch} --accumulate {accumulate}")
+                return " ".join(options)
+        return None
+
+    fitting = [options for each in dict.fromkeys((train.recompute, True)) if (options := largest(recompute=each))]
+    if not fitting:
+        return f"lower --seq (it is {model.max_seq_len}) or the model's size"
+    return f"{fitting[0]} would fit and take the same steps" + "".join(f"; so would {each}" for each in fitting[1:])
 
 
 def check_disk(plan: Plan, console: Console) -> None:

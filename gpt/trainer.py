@@ -49,7 +49,7 @@ class TrainStep:
         ranks: Ranks = ALONE,
     ) -> None:
         self.train_config, self.batches, self.ops, self.ranks = train_config, batches, ops, ranks
-        self.model = TrainableGPT(model_config, ops, batch=train_config.batch_size)
+        self.model = TrainableGPT(model_config, ops, train_config.batch_size, train_config.recompute)
         self.optimizer = Optimizer(self.model, train_config, ranks)
         shape = (train_config.batch_size, model_config.max_seq_len)
         self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from gpt import checkpoint, cli, plan
 from gpt.config import ModelConfig, TrainConfig
+from gpt.distributed.ranks import Ranks
 from gpt.errors import UserError
 from gpt.export import export
 from gpt.generate import load_model
@@ -22,6 +24,7 @@ from gpt.optim import COUNTERS, optimizer_bytes, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.run import Run
 from gpt.system import limits
+from gpt.system.console import size
 from gpt.tokenizer import Tokenizer
 from tests.support import ROOT
 
@@ -176,8 +179,64 @@ def test_generate_and_export_look_at_the_memory_first(saved, tmp_path, monkeypat
 
 def test_memory_for_resuming_is_counted_from_the_first_start_on():
     ops, train = CpuOps(1), TrainConfig()
-    arrays = memory_bytes(MODEL, train.batch_size, ops, training=True) + optimizer_bytes(MODEL, train, ops)
+    arrays = memory_bytes(MODEL, train.batch_size, ops, "everything") + optimizer_bytes(MODEL, train, ops)
     assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding
+
+
+class Whole(CpuOps):
+    """A CPU that takes the whole batch at once, as a GPU does."""
+
+    def __init__(self, free):
+        super().__init__(1)
+        self.free = free
+
+    def sequences(self, batch, seq):
+        return batch
+
+    def free_bytes(self):
+        return self.free
+
+
+def settings(said):
+    """The training that an advice such as "--recompute --batch 4 --accumulate 2" describes."""
+    words = said.split()
+    numbers = {flag: int(words[words.index(flag) + 1]) for flag in ("--batch", "--accumulate") if flag in words}
+    batch, accumulate = numbers.get("--batch", 32), numbers.get("--accumulate", 1)
+    return TrainConfig(batch_size=batch, accumulate=accumulate, recompute="--recompute" in words)
+
+
+def test_without_memory_the_largest_batches_that_fit_are_named():
+    deep, train = replace(MODEL, num_layers=6), TrainConfig()
+    needed, _ = plan.memory(deep, train, Whole(10**9))
+    seen = set()
+    for free in range(needed - 1, 0, -needed // 40):
+        with pytest.raises(UserError, match=f"^training needs {re.escape(size(needed))} of memory, but ") as error:
+            plan.memory(deep, train, Whole(free))
+        advice = str(error.value).split(" is free: ")[1]
+        if " would fit" not in advice:
+            assert advice == "lower --seq (it is 8) or the model's size"
+            smallest = replace(train, batch_size=1, accumulate=32, recompute=True)
+            with pytest.raises(UserError):
+                plan.memory(deep, smallest, Whole(free))
+            continue
+        for said in advice.replace(" would fit and take the same steps", "").split("; so would "):
+            fitting = settings(said)
+            seen.add((fitting.recompute, fitting.batch_size == 32))
+            assert fitting.batch_size * fitting.accumulate == 32
+            assert plan.memory(deep, fitting, Whole(free))[0] <= free
+            if fitting.batch_size < 32:
+                larger = replace(fitting, batch_size=2 * fitting.batch_size, accumulate=fitting.accumulate // 2)
+                with pytest.raises(UserError):
+                    plan.memory(deep, larger, Whole(free))
+    assert seen == {(False, False), (True, True), (True, False)}
+
+
+def test_without_memory_the_batches_of_one_rank_are_named():
+    """Two ranks share 8 batches, so each has 4."""
+    ranks, train = type("Two", (Ranks,), {"size": 2})(), TrainConfig(accumulate=8)
+    needed, _ = plan.memory(MODEL, train, Whole(10**9), ranks)
+    with pytest.raises(UserError, match=r": --batch 16 --accumulate 8 would fit and take the same steps"):
+        plan.memory(MODEL, train, Whole(needed - 1), ranks)
 
 
 @pytest.mark.parametrize("command", ["train", "tokenize", "generate", "export", "bench"])

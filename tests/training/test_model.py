@@ -153,8 +153,9 @@ def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
         np.testing.assert_allclose(logits, expected[end - 1], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_memory_is_known_before_it_is_allocated(config, optimizer):
+def test_memory_is_known_before_it_is_allocated(config, optimizer, recompute):
     """The count covers all arrays of a model in training and its optimizer's moments, and allocates none of them."""
     asked = []
 
@@ -169,13 +170,14 @@ def test_memory_is_known_before_it_is_allocated(config, optimizer):
             asked.append(array.nbytes)
             return array
 
-    model = TrainableGPT(config, Counting(threads=1), batch=BATCH)
+    model = TrainableGPT(config, Counting(threads=1), BATCH, recompute)
     training = TrainConfig(optimizer=optimizer)
     moving = Optimizer(model, training)
     small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
     allocated = sum(asked) - sum(array.nbytes for array in small)
     scratch = model.ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
-    planned = memory_bytes(config, BATCH, model.ops, training=True) + optimizer_bytes(config, training, model.ops)
+    kept = "streams" if recompute else "everything"
+    planned = memory_bytes(config, BATCH, model.ops, kept) + optimizer_bytes(config, training, model.ops)
     assert planned == allocated + scratch
     assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
 

@@ -1,5 +1,7 @@
 """A whole model, forward, backward and stepping, on every device against the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,8 +40,8 @@ def batch(config, number=0):
     return ids, labels, token_order(ids)
 
 
-def build(config, ops):
-    model = TrainableGPT(config, ops, BATCH)
+def build(config, ops, recompute=False):
+    model = TrainableGPT(config, ops, BATCH, recompute)
     model.initialize(SEED)
     ops.copy(np.array([8, 1], np.uint32), out=model.dropout_key)
     return model
@@ -81,6 +83,14 @@ def test_every_gradient_is_the_cpus(config, ops):
         # The gradient of the keys' bias is 0 apart from rounding, because softmax is invariant to that bias.
         size = np.linalg.norm(view) if "c_attn.bias" not in name else np.linalg.norm(theirs.gradients.flat) / 10
         assert np.linalg.norm(mine - view) <= bound * size, name
+
+
+def test_blocks_that_are_computed_again_give_the_same_bits(config, ops):
+    config = replace(config, num_layers=3, dropout=0.1)
+    kept, again = build(config, ops), build(config, ops, recompute=True)
+    assert step(again, None, 0) == step(kept, None, 0)
+    assert ops.to_host(kept.gradients.flat).any()
+    np.testing.assert_array_equal(ops.to_host(again.gradients.flat), ops.to_host(kept.gradients.flat))
 
 
 MOVED = [("tied", "adamw"), ("odd", "adamw"), ("tied", "muon")]  # pairs of a model and its optimizer

@@ -46,6 +46,24 @@ def logged(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines()]
 
 
+def test_blocks_that_are_computed_again_give_the_same_run_in_less_memory(train):
+    """And a resumed run computes them again, unless it is told not to."""
+    common = ("--steps", 20, "--dropout", 0.1, "--log-every", 5, "--eval-every", 10, "--batch", 64)
+    said = train("--run-name", "kept", *common).stdout
+    again = train("--run-name", "again", *common, "--recompute").stdout
+    assert weights("again", 20) == weights("kept", 20)
+    assert [line["loss"] for line in logged("again") if "loss" in line] == [
+        line["loss"] for line in logged("kept") if "loss" in line
+    ]
+    computed_again = "; the backward pass computes each block again"
+    (needed, unit), (less, same) = (re.search(r"Memory: (\S+) (\w+) needed", each).groups() for each in (said, again))
+    assert (float(less), same) < (float(needed), unit)
+    assert computed_again in again
+    assert computed_again not in said
+    assert computed_again in train("--run-name", "again", "--resume", "--steps", 21).stdout
+    assert computed_again not in train("--run-name", "again", "--resume", "--steps", 22, "--no-recompute").stdout
+
+
 def test_a_run_learns_and_leaves_the_promised_directory(train):
     out = train("--run-name", "r", "--steps", 60, "--lr", "1e-2", "--log-every", 20, "--eval-every", 30).stdout
     lines = [match for match in map(LOG_LINE.fullmatch, out.splitlines()) if match]

@@ -138,7 +138,7 @@ class GpuOps(Operations):
             needed = math.prod(shape if isinstance(shape, tuple) else (shape,)) * wanted.itemsize
             raise UserError(
                 f"out of GPU memory: {needed / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
-                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size"
+                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size, or give --recompute"
             ) from None
 
     def from_host(self, array: np.ndarray) -> Array:
