@@ -64,7 +64,7 @@ from gpt.ops.interface import (
 HEAD_ROWS = 8192  # rows of logits at a time
 MAX_HEAD_DIM = 128
 LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, and of those that it converts at a time
-MOST_PARTIAL_SUMS = 256  # per gradient of a vector, which is a sum over rows
+USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
 LANE_ELEMENTS = 24
@@ -120,7 +120,7 @@ class GpuOps(Operations):
         return batch
 
     def partial_sums(self, rows: int) -> int:
-        return min(MOST_PARTIAL_SUMS, ceil_div(rows, PARTIAL_ROWS))
+        return min(max(USUAL_PARTIAL_SUMS, 2 * self.device.multiprocessors), ceil_div(rows, PARTIAL_ROWS))
 
     # ---- arrays ---------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,16 @@ def test_layernorm_backward(trial, rows, d, branch):
         layers.add_layernorm_backward(trial, rows, d, branch)
 
 
+def test_layernorm_backward_on_a_gpu_with_many_multiprocessors(trial, monkeypatch):
+    """It has two blocks for each of them, and each block leaves a partial sum of a few rows."""
+    if trial.ops.is_cpu:
+        pytest.skip("a CPU has no multiprocessors")
+    monkeypatch.setattr(trial.ops.device, "multiprocessors", 304)
+    assert trial.ops.partial_sums(10**6) == 608
+    layers.layernorm_backward(trial, 8 * 290, 8)
+    layers.add_layernorm_backward(trial, 8 * 290, 8, 0)
+
+
 @pytest.mark.parametrize(("rows", "d"), [(1, 1), (5, 7), (67, 136)])
 def test_dropout_drops_the_same_elements_everywhere(trial, rows, d):
     layers.dropout(trial, rows, d)
