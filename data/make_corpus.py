@@ -2,8 +2,8 @@
 
     python data/make_corpus.py
 
-The people, places and plots of the stories are in story_grammar.py; this file is the machine that tells them. A story
-is a list of beats, and a beat is a list of ways to say it. A way of saying it is a template:
+The people, places and plots of the stories are in story_grammar.py and in the plots_of_*.py that it imports. This file
+tells the stories. A story is a list of beats, and a beat is a list of ways to say it. A way of saying it is a template:
 - `[a|b|c]` becomes one of a, b, c, at random, and may be nested;
 - `{hero}` becomes the name of the story's hero, `{Hero}` the same with a capital, `{a tool}` a tool with its article.
 The text is the same on every machine: the random numbers are SplitMix64 (Steele et al. 2014), not Python's.

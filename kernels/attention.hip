@@ -11,8 +11,8 @@
 // product of dO and O for each query, which the first of the two kernels leaves for the second. Then ds = p (dp -
 // delta), dQ = ds K / sqrt(HEAD_DIM), dK = dsᵀ Q / sqrt(HEAD_DIM), dV = (f p)ᵀ dO.
 //
-// Traffic: each operand is read once per block of the other side, from the cache, because the blocks of one head run
-// side by side; besides, only the outputs are written.
+// Traffic: each block of the other side reads an operand once. It comes from the cache, because the blocks of one head
+// run side by side. Beyond that, only the outputs are written.
 //
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
@@ -26,17 +26,17 @@ typedef Tile<MATRIX> M;
 constexpr int CHUNKS = (HEAD_DIM + 15) / 16, PADDED = CHUNKS * 16;
 static_assert(THREADS == SIDE / 16 * WARP, "a warp for each 16 rows");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
-// Rows of the other side in a slice, so many that slices fit shared memory
-constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four slices fit 48 KiB, two and two blocks 64
+// Rows of the other side in a slice: as many as shared memory has room for
+constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four fit 48 KiB; two of each of two blocks, 64
 constexpr int OTHERS = WGMMA || FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 static_assert(WGMMA == Others::WIDE, "the host and slice.h agree");
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Whether the next slices wait in registers while these are multiplied
 #define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
-// Rows of a slice that backward takes at once: registers hold the sums of so many.
+// Rows of a slice that backward takes at once. Registers have no room for the sums of more.
 constexpr int STEP = WGMMA ? OTHERS : 16;
-// Blocks that a multiprocessor should have registers for: so many that it is faster, or does no harm (an H200)
+// Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster, or did no harm.
 constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : 1, KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : 1;
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
@@ -280,7 +280,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     products_done(o);
   }
 
-  // O / l, what was kept scaled up, and lse; the lane with a row's first column writes lse.
+  // O / l, with dropout times keep_scale, and lse. The lane that has a row's first column writes lse.
   PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     l[s] = M::row_sum(l[s]);

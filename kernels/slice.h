@@ -19,9 +19,9 @@ template <class P> struct Rows {
   index_t stride;
 };
 
-// ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is the rows that one
-// product takes: a warp's 16 or, if WIDE (on Hopper), the 64 of four neighboring warps, which then must all take part.
-// Either way a warp holds 16 of the rows, laid out as Tile says.
+// ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is the left operand of
+// one product: the 16 rows of a warp or, if WIDE (on Hopper), the 64 rows of four neighboring warps. Then all four
+// warps must take part. Either way a warp holds 16 of the rows, laid out as Tile says.
 template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   typedef Tile<Matrix> M;
   typedef typename M::Element T;
@@ -31,9 +31,10 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE);
   Shared<T> p;  // SIZE elements
 
-  // If WIDE, a slice consists of panels of 64 columns and, for what is left, of 32 and of 16: one after the other, each
-  // row by row. The first column of the panel that column c is in, and the width of the panel that begins there. For
-  // example, 112 columns are panels of 64, 32 and 16 columns, which begin at 0, 64 and 96.
+  // If WIDE, a slice is divided into panels: as many as possible of 64 columns, then at most one of 32 and one of 16.
+  // The panels lie one after the other, and each is stored row by row. For example, 112 columns are panels of 64, 32
+  // and 16 columns, which begin at columns 0, 64 and 96. `panel` returns the first column of the panel that contains
+  // column c, and `panel_width` returns the width of the panel that begins at column `first`.
   static DEVICE constexpr int panel(int c) {
     int first = c / 64 * 64;
     return COLUMNS - first == 48 && c - first >= 32 ? first + 32 : first;
@@ -41,7 +42,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   static DEVICE constexpr int panel_width(int first) {
     return COLUMNS - first >= 64 ? 64 : COLUMNS - first >= 32 ? 32 : 16;
   }
-  static_assert(!WIDE || ROWS * COLUMNS * sizeof(T) % 1024 == 0, "the next slice begins where Hopper lets one begin");
+  static_assert(!WIDE || ROWS * COLUMNS * sizeof(T) % 1024 == 0, "Hopper wants each slice to begin at a whole KiB");
 
   // The place of element (r, c): row by row. In a panel, groups of 16 bytes are swapped within a row, differently every
   // 128 bytes, as Hopper wants them.
@@ -51,10 +52,10 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     return ROWS * first + r * width + ((c - first) / 8 ^ (r * width / 64 & (width / 8 - 1))) * 8 + c % 8;
   }
 
-  // Begins to copy rows first ... first + ROWS - 1, with zeros for rows from `rows` and columns from `columns` on.
-  // THREADS threads copy WIDTH elements (1 or a vector) at a time, so that neighbors write to different banks: eight
-  // rows of a column first or, if WIDE, row after row. Panels are copied one after the other, this one from column FROM
-  // on.
+  // Begins to copy rows first ... first + ROWS - 1. Rows from `rows` on and columns from `columns` on become zeros.
+  // Each of THREADS threads copies WIDTH elements (1 or a vector) at a time. Neighboring threads take eight rows of a
+  // column or, if WIDE, neighbors in a row, because these lie in different banks. Panels are copied one after the
+  // other: this call copies the one that begins at column FROM, and calls itself for the next.
   template <int THREADS, int WIDTH, int FROM = 0>
   DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
     constexpr int BREADTH = WIDE ? panel_width(FROM) : COLUMNS, GROUPS = BREADTH / WIDTH, RUN = WIDE ? 1 : 8;
@@ -187,8 +188,8 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
  private:
-  // Keeps one product after the other, so that few operands are in registers at a time. CDNA has registers enough, and
-  // its compiler uses them to read operands early.
+  // Stops the compiler from reordering products, so that few operands are in registers at a time. CDNA has registers
+  // enough, and its compiler uses them to read operands early.
   static DEVICE void in_order(typename M::Acc& sum) {
     if constexpr (LAYOUT != LAYOUT_MFMA || sizeof(T) > 2) pin(sum.v);
   }

@@ -1,6 +1,6 @@
 """`python -m tests.support.amd.table` prints the resources that each kernel takes on each AMD GPU.
 
-Its exit status is 1 if a kernel is unfit, or a compiler absent.
+Its exit status is 1 if a kernel is unfit or a compiler is absent.
 """
 
 import os
@@ -48,7 +48,10 @@ _asked_threads = cache(asked_threads)  # the same for many targets
 
 
 def cases() -> list[Case]:
-    """Every compiler and target, with each instance that training and generation need there and that is no other's."""
+    """A case for every compiler, each of its targets, and each instance that training and generation need there.
+
+    A target in BF16_ALONE has its instances with bf16 alone, because the others are those of another target.
+    """
     return [
         Case(compiler, target, instance)
         for compiler, targets in TARGETS.items()
@@ -65,7 +68,7 @@ def main() -> int:
         print(*reasons, sep="\n")
         return 1
     rows, unfit = [HEADINGS], 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler, a process of its own, for each core
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler for each core; each is a process of its own
         everything = cases()
         for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
             for kernel, complaints in kernels:

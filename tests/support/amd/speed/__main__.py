@@ -18,7 +18,7 @@ HEADINGS = (
     "kernel", "target", "VGPRs", "LDS", "waves", "µs", "% peak", "% bandwidth", "limit",
     "matrix", "VALU", "copies", "exp", "LDS", "L1", "L2", "memory", "fetched",
 )  # fmt: skip
-# Macros that do not tell the rows of this table apart
+# Macros that the table does not show, because its rows differ by others
 COMMON = {"T", "MATRIX", "THREADS", "SIDE", "WIDTH", "LANES", "OUT", "ROW_THREADS", "BLOCKS"}
 
 

@@ -1,7 +1,7 @@
 """Clocks of the LDS (shared memory) for one access of a wave, bank conflicts included.
 
-The LDS has 32 banks of 4 bytes, so it serves 128 bytes a clock (AMD's ISA guides). A wave's lanes are served in groups
-of as many as fill the banks, and a group takes as many clocks as its fullest bank has different words. HipKittens
+The LDS has 32 banks of 4 bytes, so it serves 128 bytes a clock (AMD's ISA guides). It serves a wave's lanes in groups.
+A group has as many lanes as fill the banks, and takes one clock for each different word in its fullest bank. HipKittens
 measured which 8 lanes of CDNA read 16 bytes together (analysis/paper_experiments/phases).
 """
 

@@ -1,13 +1,14 @@
-"""What each GPU has: units, clock, bandwidth, and the latencies that the model assumes.
+"""The data of each GPU: its units, clock and bandwidth, and the latencies that the model assumes.
 
-A *unit* is what a workgroup runs on, with 4 SIMDs: a compute unit (CU) of CDNA or a workgroup processor (two CUs) of
-RDNA.
+A workgroup runs on one *unit*, which has 4 SIMDs. On CDNA a unit is a compute unit (CU), on RDNA it is a workgroup
+processor, which consists of two CUs.
 
 Sources:
-- CUs, clock and bandwidth: AMD's data sheet of the card that `card` names. The clock is the peak or "boost" clock. Real
-  ones are lower under load, so times are rather too short.
+- CUs, clock and bandwidth: AMD's data sheet of the card that `card` names. The clock is the peak or "boost" clock.
+  Under load the real clock is lower, so estimated times are too short rather than too long.
 - `matrix_flops`: AMD's matrix instruction calculator (github.com/ROCm/amd_matrix_instruction_calculator) and the data
-  sheets' peak rates, which are SIMDs x this x clock. For example MI300X: 304 x 4 x 512 x 2.1 GHz = 1,307 TFLOP/s.
+  sheets' peak rates. A peak rate is SIMDs x matrix_flops x clock. For example MI300X: 304 x 4 x 512 x 2.1 GHz = 1,307
+  TFLOP/s.
 - `l2_bytes`: CDNA 3 white paper, 2,048 bytes a clock for 38 CUs; CDNA 2: 128 bytes for each of 32 channels, 104 CUs.
   For RDNA an assumption.
 - Latencies of CDNA: pointer chasing on an MI308X (gcnasm/ubench): 291 to 325 clocks to the L2, 438 ns to memory. Those
@@ -18,7 +19,7 @@ from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """One GPU, as schedule.cpp and estimate.py need to know it. Rates are bytes per clock of a unit."""
+    """The numbers of one GPU that schedule.cpp and estimate.py need. Rates are bytes per clock of a unit."""
 
     card: str
     units: int
@@ -37,7 +38,7 @@ class Chip(NamedTuple):
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes from memory in a clock, the share of one unit."""
+        """Bytes that memory moves for one unit in a clock, if all units have equal shares."""
         return self.bandwidth / self.clock / self.units
 
 

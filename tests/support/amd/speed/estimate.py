@@ -1,4 +1,4 @@
-"""From a launch to an estimate of its time, of its shares of what the GPU can do, and of what limits it."""
+"""Estimates the time of a launch, its share of the GPU's peak rates, and the unit that limits it."""
 
 import functools
 import math
@@ -21,24 +21,24 @@ class Estimate(NamedTuple):
 
     kernel: Kernel
     microseconds: float
-    of_matrix_peak: float  # needed operations against those that all matrix units could do; 0 without products
-    of_bandwidth: float  # needed bytes against those that memory could move
-    fetched: float  # bytes of all cache lines that loads and stores touch, against those that are needed once
+    of_matrix_peak: float  # needed operations / those that all matrix units could do; 0 without products
+    of_bandwidth: float  # needed bytes / those that memory could move
+    fetched: float  # bytes of all cache lines that loads and stores touch / needed bytes
     copies: float  # moves between accumulation and vector registers, share of the vector ALU's clocks
     busy: Schedule
 
     @property
     def limit(self) -> str:
-        """The unit that is busy most."""
+        """The busiest unit."""
         units = ("matrix", "valu", "exp", "lds", "l1", "l2", "memory")
         return max(units, key=lambda unit: getattr(self.busy, unit))
 
 
 def estimate(launch: Launch, target: str) -> Estimate:
-    """The estimate of a launch whose memory is cold, except for products, which share their operands in the L2.
+    """Estimate a launch whose arrays are not in a cache yet. Only those of products are, because workgroups share them.
 
-    A workgroup from the middle of the grid stands for all. In causal attention the longest and the shortest of a head
-    do, because work grows evenly from one to the other.
+    A workgroup from the middle of the grid stands for all. For causal attention the longest and the shortest workgroup
+    of a head stand for all, because work grows evenly from one to the other.
     """
     chip, (code, kernels) = CHIPS[target], _compiled(launch.instance, target)
     kernel, instructions = code.kernels[launch.name], kernels[launch.name]

@@ -1,6 +1,6 @@
-"""Machine code as data: for each instruction the unit that it needs, for how many clocks, and its registers.
+"""Reads machine code: for each instruction the unit that it needs, the clocks that it takes there, and its registers.
 
-Sources of the clocks, which count how long a wave's instruction keeps its unit busy:
+An instruction of a wave keeps its unit busy for these clocks. Their sources:
 - Vector ALU: 64 lanes on 16 lanes of hardware take 4 clocks on CDNA, 32 on 32 take 1 on RDNA (AMD's ISA guides).
 - exp2, log2, 1/x, square roots: a quarter of that rate (LLVM's SISchedule.td, "quarter rate"; gcnasm/ubench measured
   3.28e12 exp2/s on an RX 9070 XT, which is 4 clocks a wave).
@@ -19,7 +19,7 @@ from tests.support.amd.compile import tool
 
 
 class Unit(IntEnum):
-    """What executes an instruction, or stops its wave. schedule.cpp has the same list."""
+    """The unit that executes an instruction, or its effect on the wave. schedule.cpp has the same list."""
 
     NONE, VALU, EXP, MATRIX, SCALAR, CONSTANTS, LOAD, STORE, LDS, WAIT, BARRIER, IDLE, PRIORITY, END = range(14)
 
@@ -145,7 +145,7 @@ def _bytes(name: str) -> int:
 
 
 def _waits(i: Instruction) -> Waits:
-    """RDNA 4 counts accesses of the LDS and scalar loads apart. Before, lgkmcnt counts both."""
+    """RDNA 4 has one counter for accesses of the LDS and one for scalar loads. On other GPUs lgkmcnt counts both."""
     if i.name == "s_waitcnt":
         counts = dict(re.findall(r"(vmcnt|lgkmcnt)\((\d+)\)", " ".join(i.operands)))
         both = int(counts.get("lgkmcnt", -1))

@@ -20,7 +20,7 @@ from tests.support.amd.compile import PROCESSORS
 from tests.support.amd.speed.chips import CHIPS
 from tests.support.host_device import HostDevice
 
-# Products of a query's or key's row in attention, so many for each pair of a query and a key
+# Multiply-adds of each kernel of attention, for each pair of a query and a key and each element of a head
 PRODUCTS = {"attention": 2, "attention_backward_queries": 3, "attention_backward_keys": 4}
 DECODED = 512  # tokens before the one that is written
 
@@ -36,7 +36,7 @@ class Launch(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions that its matrix products need; 0 if it has none, so that memory bounds it.
+        """Multiplications and additions of its matrix products. If it has none, 0: then memory limits the launch.
 
         Example: attention of [1, 1, 4] rows of 64 has 4 + 3 + 2 + 1 pairs, and 2 * 2 * 64 * 10 = 2,560 operations.
         """
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same for launches that take the same time."""
+        """Launches with the same key take the same time."""
         return self.name, self.instance, self.grid, self.block, self.flops
 
 

@@ -1,6 +1,6 @@
-// One unit of a GPU (chips.py), clock by clock. Each SIMD issues the instructions of its waves in their order, the oldest
-// wave first. A wave waits for its registers, for its wait counters and for barriers; an instruction waits until its unit
-// is free. As soon as a workgroup ends, the next one starts.
+// Simulates one unit of a GPU (chips.py), clock by clock. Each SIMD issues the instructions of its waves in their
+// order, the oldest wave first. A wave waits for its registers, for its wait counters and for barriers. An instruction
+// waits until its unit is free. As soon as a workgroup ends, the next one starts.
 //
 // Left out: fetching of instructions, register banks, and the caches' contents (a load has one of two latencies).
 #include <algorithm>
@@ -143,7 +143,7 @@ class Simulation {
     return false;
   }
 
-  // Issues the wave's next instruction, if nothing keeps it.
+  // Issues the wave's next instruction, if nothing holds it back.
   bool step(Running* wave, unsigned& taken) {
     const Instruction& i = next(wave);
     if (i.unit == WAIT) {
@@ -183,7 +183,7 @@ class Simulation {
     return true;
   }
 
-  // When the registers of an instruction are there. A product may be added to at once by the next product.
+  // Returns the clock at which an instruction's registers are ready. The next product may add to a product at once.
   Clock operands_ready(const Running* wave, const Instruction& i) const {
     const int16_t *first_written = registers + i.registers, *first_read = first_written + i.writes;
     Clock needed = 0;
@@ -200,8 +200,8 @@ class Simulation {
     return needed;
   }
 
-  // Occupies the unit and sets when the result will be there, 0 if a wait counter says. Returns when the unit will be
-  // free if it is not, else `now`.
+  // Returns `now` if the unit is free, else the clock at which it will be. If it is free, occupies it, and sets `result`
+  // to the clock at which the result will be there, or to 0 if a wait counter says when.
   Clock execute(Running* wave, const Instruction& i, Clock& result) {
     int s = wave->simd, cu = lds_units() == 1 ? 0 : s / 2;
     Clock clocks = std::max(i.clocks, 1);
@@ -283,8 +283,8 @@ class Simulation {
     }
   }
 
-  // Ends a wave, and with its last wave a workgroup. The span that counts begins when as many workgroups have ended as
-  // there is room for, and ends when the last one starts; if all have room at once, it is the whole run.
+  // Ends a wave, and with its last wave a workgroup. The measured span begins when the first `resident` workgroups have
+  // ended, and ends when the last one starts. With at most 2 * resident workgroups it is the whole run.
   void finish(Running* wave) {
     int group = wave->group;
     delete wave;

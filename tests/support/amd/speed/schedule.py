@@ -1,4 +1,4 @@
-"""How a unit of a GPU executes workgroups: schedule.cpp, compiled when it is first needed."""
+"""Runs schedule.cpp, a model of how a unit of a GPU executes workgroups. It is compiled when it is first needed."""
 
 import ctypes
 import functools
@@ -33,7 +33,10 @@ class _Chip(ctypes.Structure):
 
 
 class Schedule(NamedTuple):
-    """What came out. Shares are of the measured clocks, 0 to 1, for the four SIMDs or the unit."""
+    """The result of schedule.cpp: clocks, and the share of them in which each part of the unit was busy, 0 to 1.
+
+    If there are several parts of a kind, as in four SIMDs, the share is their mean.
+    """
 
     clocks: float
     workgroups: float  # that ended in these clocks

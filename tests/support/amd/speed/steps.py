@@ -1,7 +1,7 @@
-"""The time of a whole training step: the launches of a model, each with its estimate, added up.
+"""The time of a whole training step: the sum of the estimates of its launches.
 
-Matrix products are the vendor's library's, as users have them. Their time is not estimated but follows from rates that
-others have measured.
+The vendor's library computes the matrix products, as it does for users. Their time is not estimated. It follows from
+rates that others have measured.
 """
 
 import sys
@@ -17,7 +17,7 @@ from tests.support.amd.speed.launches import PRODUCTS, training_step
 # an RX 7900 XTX and an RX 9070 XT (zzc0721/torch-performance-test-data, issues 68 and 173), and fp16 on a Ryzen AI Max
 # (issue 5807 of ROCm/legacy-rocm-build)
 VENDOR = {"gfx942": 548, "gfx1100": 92, "gfx1151": 32, "gfx1201": 133}
-# Times of the real thing against the estimate, from and to. Products: those of 2048 x 2048 reach two thirds of the rate
+# A real time / its estimate, the least and the most. Products: those of 2048 x 2048 reach two thirds of the rate
 # of 4096 x 4096 (the same measurements). Attention: docs/performance.md. Memory: an MI300X copies at 4.2 of its 5.3
 # TB/s (issue 5070 of ROCm/legacy-rocm-build).
 PRODUCT_ERROR, ATTENTION_ERROR, MEMORY_ERROR = (1, 1.5), (1, 2.2), (1.1, 1.5)
@@ -33,7 +33,7 @@ MODELS = {
 
 
 class Step(NamedTuple):
-    """Milliseconds of a training step by the kind of kernel, and what the real thing may take, from and to."""
+    """The time of a training step, ms: an estimate for each kind of kernel, and the least and most of a real step."""
 
     tokens: int
     products: float

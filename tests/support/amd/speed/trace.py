@@ -1,4 +1,4 @@
-"""What the waves of a workgroup execute, instruction by instruction, by the emulator of AMD's instruction sets."""
+"""Executes a workgroup on the emulator of AMD's instruction sets, and notes every instruction of its waves."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ class Trace(NamedTuple):
     """A workgroup's work."""
 
     waves: list[np.ndarray]  # STEP, for each wave
-    needed_bytes: int  # of memory: every word that it reads or writes once
+    needed_bytes: int  # of memory: words that it reads and words that it writes, each counted once
 
 
 def trace(
@@ -115,7 +115,7 @@ def _vector(state: Any, register: str) -> np.ndarray:
 
 
 def _active(state: Any) -> np.ndarray:
-    """Which lanes execute, bool."""
+    """Whether each lane is active, bool [lanes]."""
     mask = state._read_sgpr(_EXEC_LOW) | state._read_sgpr(_EXEC_LOW + 1) << 32
     return np.unpackbits(np.array([mask], "<u8").view(np.uint8), bitorder="little")[: state.wave_size].astype(bool)
 
