@@ -1,6 +1,7 @@
 """The devices that operations are tested on: a GPU if there is one, a CPU in place of every kind of GPU, and numba."""
 
 import functools
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -82,15 +83,14 @@ def present(*devices):
     return [device for device in devices if not absent(*device.values)]
 
 
-# This machine's GPU; a stand-in on the CPU for each layout of the tile, with warps of 64 and 32 and all orders of the
-# threads between them; AMD's machine code on an emulator; and numba.
+# Layouts of a matrix unit that the CPU executor stands in for, and for each an order of the threads. NVIDIA's has warps
+# of 32 threads, that of AMD's CDNA warps of 64, those of RDNA 3 and 4 warps of 32. HIPGPT_LAYOUTS names those to test.
+LAYOUTS = {"mma": "forward", "mfma": "seeded", "wmma11": "reversed", "wmma12": "seeded"}
+TESTED = os.environ.get("HIPGPT_LAYOUTS", "mma mfma").split()
+
+# This machine's GPU; a stand-in on the CPU for each tested layout; AMD's machine code on an emulator; and numba.
 GPU = pytest.param(gpu, id="gpu", marks=pytest.mark.gpu)
-EXECUTORS = [
-    pytest.param(functools.partial(executor, "mma", "forward"), id="mma"),
-    pytest.param(functools.partial(executor, "mfma", "seeded"), id="mfma"),
-    pytest.param(functools.partial(executor, "wmma11", "reversed"), id="wmma11"),
-    pytest.param(functools.partial(executor, "wmma12", "seeded"), id="wmma12"),
-]
+EXECUTORS = [pytest.param(functools.partial(executor, each, LAYOUTS[each]), id=each) for each in TESTED]
 EMULATORS = [pytest.param(functools.partial(emulator, each), id=each, marks=pytest.mark.amd) for each in TARGETS]
 NUMBA = pytest.param(numba_cpu, id="numba")
 EVERY = [GPU, *EXECUTORS, *EMULATORS, NUMBA]
