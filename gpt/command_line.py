@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from gpt.config import CHOICES, types_of
+from gpt.distributed import keeper
 from gpt.errors import UserError, one_line, told
 from gpt.system import ending, interrupts
 
@@ -132,6 +133,7 @@ class Program(_WithExample, click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override] # click's returns if not standalone
         kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}
+        keeper.begin(interrupts.SIGNALS)
         _open_closed_streams()
         # A terminal that lacks a character must not end a run. Input is decoded in the way arguments are; a command
         # that needs text refuses bytes that are not text.

@@ -3,6 +3,7 @@
 ranks.py        the face for the rest of the program: `Ranks`, and `ALONE` for a process on its own
 launch.py       where this process stands among the ranks, and where they meet
 control.py      small messages: shared values, the step to stop after, failures; links.py has their connections
+keeper.py       a parent of each rank under MPICH's mpirun, which would kill all ranks before they can say why
 collectives.py  sums and exchanges of arrays: the contract, which mpi.py fulfills on CPUs and nccl.py on GPUs
 shares.py       which rank steps which elements of the flat buffers
 reduction.py    the sum of all ranks' gradients, beside the backward pass

@@ -30,6 +30,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
+from gpt.distributed import keeper
 from gpt.distributed.launch import PATIENCE, Place, meeting_point
 from gpt.distributed.links import Link, Member, accept, connect
 from gpt.errors import one_line
@@ -177,6 +178,7 @@ class Control:
             self._is_closed = True
         ending.others(None)
         self._watch.join(5.0)
+        keeper.tell(watching=False)
         self._reap(time.monotonic() + 10.0)
         atexit.unregister(self._at_exit)
 
@@ -315,6 +317,8 @@ class Control:
             self._lose(rank, link)
             return
         kind = message.pop("kind")
+        if kind in ("welcome", "failure") and self.place.rank:
+            keeper.tell(watching=True)
         with self._changed:
             if kind == "value":
                 self._values[rank].append(message["value"])
@@ -386,6 +390,8 @@ class Control:
                 link.member, link.heard = member, time.monotonic()
                 self._links[member.rank] = link
                 members += sorted(each.member for each in self._links.values() if each.member)
+                if len(members) == size:
+                    keeper.tell(watching=True)
                 if self._failure:
                     link.send("failure", **self._failure._asdict())
                 self._changed.notify_all()
