@@ -7,6 +7,7 @@ tokenized, because the corrected command can use the tokens.
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -440,15 +441,19 @@ def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Rank
     """
     sequences = train.batch_size * train.accumulate // ranks.size
 
+    def needs(batch: int, recompute: bool) -> int:
+        tried = replace(train, batch_size=batch, recompute=recompute)
+        return _memory_needed(model, tried, ops, ranks)
+
     def largest(recompute: bool) -> str | None:
-        """The options of the largest batch that fits."""
-        for batch in range(train.batch_size, 0, -1):
-            accumulate, rest = divmod(sequences, batch)
-            tried = replace(train, batch_size=batch, accumulate=accumulate * ranks.size, recompute=recompute)
-            if rest == 0 and _memory_needed(model, tried, ops, ranks) <= free:
+        """The options of the largest batch that fits and divides the sequences of a step."""
+        # More sequences need more memory. The largest number that fits is found by halving, because --batch may be huge
+        most = bisect_right(range(1, train.batch_size + 1), free, key=lambda batch: needs(batch, recompute))
+        for batch in range(most, 0, -1):
+            if sequences % batch == 0:
                 options = ["--recompute"] if recompute and not train.recompute else []
                 if batch < train.batch_size:
-                    options.append(f"--batch {batch} --accumulate {accumulate}")
+                    options.append(f"--batch {batch} --accumulate {sequences // batch}")
                 return " ".join(options)
         return None
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,13 @@ def test_without_memory_the_largest_batches_that_fit_are_named():
                 with pytest.raises(UserError):
                     plan.memory(deep, larger, Whole(free))
     assert seen == {(False, False), (True, True), (True, False)}
+
+
+def test_a_batch_of_billions_gets_its_advice_at_once():
+    train, begin = TrainConfig(batch_size=2**31 - 1), time.monotonic()  # a prime number
+    with pytest.raises(UserError, match=": --batch 1 --accumulate 2147483647 would fit and take the same steps"):
+        plan.memory(MODEL, train, Whole(10**7))
+    assert time.monotonic() - begin < 5
 
 
 def test_without_memory_the_batches_of_one_rank_are_named():
