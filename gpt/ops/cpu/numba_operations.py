@@ -143,6 +143,7 @@ class NumbaOps(CpuOps):
     ) -> None:
         if dropout:
             super().add_layernorm(x, branch, norm, out, dropout)
+            self.layernorm(out, norm)  # the sums of NumPy's norm are in another order: the bits must be `layernorm`'s
         else:
             loops.layernorm(x, branch, *norm, *out, self._shares)
 
