@@ -161,6 +161,8 @@ def main(
 ) -> None:
     """Milliseconds of attention on SHAPE: batch, heads, seq, head_dim."""
     if grid:
+        if precision != "bf16":
+            raise click.UsageError(f"--grid measures bf16 alone, not --precision {precision}")
         print_grid(head_dims or list(HEAD_DIMS), seqs or list(SEQS))
         return
     if side is None or len(shape) != 4:

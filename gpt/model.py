@@ -90,10 +90,8 @@ class GPT:
         for layer, w in enumerate(weights.blocks):
             act = self._block(layer, ids, sites)
             ops.linear(act.activated, w.mlp_proj, out=branch)
-            norm, stream = (
-                weights.norms[layer + 1],
-                ws.residuals[layer + 1].rows(rows),
-            )  # the next block's ln_1, or ln_f
+            norm = weights.norms[layer + 1]  # the next block's ln_1, or ln_f
+            stream = ws.residuals[layer + 1].rows(rows)
             ops.add_layernorm(act.ln_2.x, branch, norm=norm, out=stream, dropout=sites.mlp_branch(layer))
 
     def _block(self, layer: int, ids: Array, sites: "DropoutSites") -> "BlockActivations":

@@ -34,6 +34,7 @@ from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import lost_note
 
 MOST_NAMED = 64  # ranks that a message proposes at most
+MOST_BATCHES = 100_000  # sizes of a batch that are looked at before one sequence at a time is advised
 BYTES_PER_TOKEN = 12  # in a batch: the id, its label and its place in their order, 4 bytes each
 
 # Muennighoff et al. 2023, "Scaling data-constrained language models": up to 4 passes over a text teach almost as much
@@ -449,8 +450,8 @@ def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Rank
         """The options of the largest batch that fits and divides the sequences of a step."""
         # More sequences need more memory. The largest number that fits is found by halving, because --batch may be huge
         most = bisect_right(range(1, train.batch_size + 1), free, key=lambda batch: needs(batch, recompute))
-        for batch in range(most, 0, -1):
-            if sequences % batch == 0:
+        for batch in (*range(most, max(0, most - MOST_BATCHES), -1), 1):
+            if batch <= most and sequences % batch == 0:
                 options = ["--recompute"] if recompute and not train.recompute else []
                 if batch < train.batch_size:
                     options.append(f"--batch {batch} --accumulate {sequences // batch}")

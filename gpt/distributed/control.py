@@ -318,7 +318,7 @@ class Control:
             return
         kind = message.pop("kind")
         if kind in ("welcome", "failure") and self.place.rank:
-            keeper.tell(watching=True)
+            keeper.tell(watching=True)  # all have come: from now on the ranks themselves say which of them is lost
         with self._changed:
             if kind == "value":
                 self._values[rank].append(message["value"])

@@ -87,6 +87,8 @@ def present(*devices):
 # of 32 threads, that of AMD's CDNA warps of 64, those of RDNA 3 and 4 warps of 32. HIPGPT_LAYOUTS names those to test.
 LAYOUTS = {"mma": "forward", "mfma": "seeded", "wmma11": "reversed", "wmma12": "seeded"}
 TESTED = os.environ.get("HIPGPT_LAYOUTS", "mma mfma").split()
+if unknown := set(TESTED) - set(LAYOUTS):
+    raise pytest.UsageError(f"HIPGPT_LAYOUTS has {' '.join(unknown)}, but the layouts are {' '.join(LAYOUTS)}")
 
 # This machine's GPU; a stand-in on the CPU for each tested layout; AMD's machine code on an emulator; and numba.
 GPU = pytest.param(gpu, id="gpu", marks=pytest.mark.gpu)

@@ -232,10 +232,18 @@ def test_without_memory_the_largest_batches_that_fit_are_named():
     assert seen == {(False, False), (True, True), (True, False)}
 
 
-def test_a_batch_of_billions_gets_its_advice_at_once():
+class OneByOne(Whole):
+    """A CPU that takes one sequence at a time, so that even a huge batch needs memory for its ids alone."""
+
+    def sequences(self, batch, seq):
+        return 1
+
+
+@pytest.mark.parametrize("ops", [Whole(10**7), OneByOne(10**11)])
+def test_a_batch_of_billions_gets_its_advice_at_once(ops):
     train, begin = TrainConfig(batch_size=2**31 - 1), time.monotonic()  # a prime number
     with pytest.raises(UserError, match=": --batch 1 --accumulate 2147483647 would fit and take the same steps"):
-        plan.memory(MODEL, train, Whole(10**7))
+        plan.memory(MODEL, train, ops)
     assert time.monotonic() - begin < 5
 
 
