@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,18 @@ work = TrainStep.run
 def run(self, number):
     if number == 12:
         raise {error}
+    work(self, number)
+TrainStep.run = run
+"""
+ASLEEP = """
+from gpt.trainer import TrainStep
+from pathlib import Path
+import os, time
+work = TrainStep.run
+def run(self, number):
+    if number == 12:
+        Path(f"asleep{os.getpid()}").touch()
+        time.sleep(60)
     work(self, number)
 TrainStep.run = run
 """
@@ -156,11 +169,12 @@ def test_a_signal_to_mpirun_or_to_any_rank_stops_all_after_a_step_that_is_saved(
 
 
 def test_a_second_ctrl_c_ends_all_at_once(begun, goes_on):
-    slow = "from gpt.trainer import TrainStep\nimport time\nwork = TrainStep.run\n"
-    slow += "TrainStep.run = lambda self, number: (time.sleep(60 if number == 12 else 0), work(self, number))\n"
-    job = begun(2, only=dict.fromkeys(range(2), slow))
-    job.wait_for("[Step 11]")
+    job = begun(2, only=dict.fromkeys(range(2), ASLEEP))
     assert job.pids
+    deadline = time.monotonic() + 30
+    while len(list(Path().glob("asleep*"))) < 2:  # a rank that is not there yet would stop after step 11
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     for _ in range(2):
         job.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
