@@ -31,6 +31,7 @@ setup(
         "regex>=2022.1.18",  # searches a text from its end
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
+        "uniplot>=0.21",  # curves in a terminal
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],
@@ -40,7 +41,15 @@ setup(
         # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
+        "plot": ["matplotlib>=3.6"],  # curves as pictures
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "safetensors>=0.4.3",
+            "tokenizers>=0.20",
+            "matplotlib>=3.6",
+        ],
         "peers": ["torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
