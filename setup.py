@@ -32,6 +32,7 @@ setup(
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
         "uniplot>=0.21",  # curves in a terminal
+        'tomli>=2; python_version < "3.11"',  # --config
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],

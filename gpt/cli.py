@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gpt
+from gpt import config_file
 from gpt.command_line import Option, Program, Setting
 from gpt.config import (
     DATA_PATH,
@@ -43,6 +44,7 @@ from gpt.options import (
     PRESET,
     RUNS,
     TOKENIZER,
+    complete_run,
 )
 
 if TYPE_CHECKING:
@@ -79,6 +81,11 @@ def main(context: click.Context, /) -> None:
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
+            Option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+                   callback=config_file.apply,
+                   help="TOML file with options, such as `steps = 500`; explicit flags override it."),
+            Option("--save-config", metavar="FILE", type=click.Path(path_type=Path),
+                   help="TOML file to write, with the options that were given."),
         ),
         "Data": (
             DATA, *TOKENIZER,
@@ -140,8 +147,8 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
-    data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None, shard_optimizer: bool,
-    settings: dict[str, Any],
+    save_config: Path | None, data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None,
+    shard_optimizer: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
@@ -159,6 +166,8 @@ def train_model(
         device = "gpu"
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
+        if save_config is not None and ranks.is_first:
+            config_file.save(click.get_current_context(), save_config)
         run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)
         with run.lock() if run else nullcontext():
             run_name = ranks.share(run.name if run and ckpt is None else run_name)
@@ -308,7 +317,8 @@ def _parse_ids(text: str) -> list[int]:
     "generate",
     sections={
         "Model": (
-            Option("--run-name", metavar="NAME", required=True, help="Run whose model to use."),
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to use."),
             RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Text": (
@@ -371,7 +381,8 @@ def generate_text(
     short_help="Write a directory that Hugging Face loads.",
     sections={
         "Options": (
-            Option("--run-name", metavar="NAME", required=True, help="Run whose model to export."),
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to export."),
             RUNS,
             Option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path),
                    help="Directory to create."),
@@ -482,7 +493,7 @@ def list_runs(runs_dir: Path, as_json: bool) -> None:
 
 @main.command(
     "show",
-    params=[click.Argument(["name"], metavar="RUN")],
+    params=[click.Argument(["name"], metavar="RUN", shell_complete=complete_run)],
     short_help="Tell all about one run.",
     sections={"Options": (RUNS, Option("--json", "as_json", is_flag=True, help="Print one JSON object."))},
     epilog="hipgpt show first",
@@ -502,7 +513,7 @@ def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
 
 @main.command(
     "plot",
-    params=[click.Argument(["names"], metavar="RUN...", nargs=-1, required=True)],
+    params=[click.Argument(["names"], metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)],
     short_help="Draw the curves of runs, in the terminal or as a picture.",
     sections={
         "Options": (
@@ -537,6 +548,27 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
     if out is None or terminal:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         click.echo(text.drawn(logs, over, shutil.get_terminal_size().columns, color))
+
+
+@main.command(
+    "completion",
+    params=[click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"]))],
+    short_help="Print a script that completes hipgpt's commands in a shell.",
+    sections={"Options": ()},
+    epilog="hipgpt completion bash",
+)
+def print_completion(shell: str) -> None:
+    """Print a script that lets a shell complete commands, options and the names of runs.
+
+    For bash put `eval "$(hipgpt completion bash)"` into ~/.bashrc, for zsh the same with zsh into ~/.zshrc, and for
+    fish `hipgpt completion fish | source` into ~/.config/fish/config.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UserError(f"click has no completion for {shell}: update it with pip install -U click")
+    click.echo(kind(main, {}, "hipgpt", "_HIPGPT_COMPLETE").source())
 
 
 @main.command("fetch", sections={"Options": ()}, epilog="hipgpt fetch shakespeare")
