@@ -92,7 +92,8 @@ def test_tokens_json_describes_the_origin_of_the_tokens(project):
             "sha256": sha256(text),
         },
         "tokenizer": {
-            "kind": "word", "vocab_limit": 22, "sha256": sha256(run.tokenizer_path), "unicode": "16.0.0",
+            "kind": "word", "vocab_limit": 22, "split": None, "special_tokens": [], "given": False,
+            "sha256": sha256(run.tokenizer_path), "unicode": "16.0.0",
         },
         "tokens": {
             "size": tokens.stat().st_size, "mtime_ns": tokens.stat().st_mtime_ns, "sha256": sha256(tokens),
