@@ -19,7 +19,7 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-TOKENIZERS = ("word", "byte")
+TOKENIZERS = ("word", "byte", "char")
 SPLITS = ("gpt2", "gpt4", "qwen2")
 CHOICES = {  # the values that a setting may have, if they have names
     "activation": ACTIVATIONS,
@@ -303,14 +303,15 @@ class TokenizerConfig:
     """The kind of a tokenizer that learns, one of TOKENIZERS, the largest vocabulary that it may learn, and choices.
 
     `split` is the pattern that cuts a text into words for the kind `byte`, one of SPLITS (None: gpt2).
-    `special_tokens` are tokens besides `<|endoftext|>` that are never split. `gpt.tokenizer.Tokenizer` checks the
-    values.
+    `special_tokens` are tokens besides `<|endoftext|>` that are never split. `keep_newlines` gives line ends a token,
+    for the kind `word`. `gpt.tokenizer.Tokenizer` checks the values.
     """
 
     kind: str = "word"
     vocab_limit: int = 5000
     split: str | None = None
     special_tokens: tuple[str, ...] = ()
+    keep_newlines: bool = False
 
     @classmethod
     def of(cls, preset: str | None) -> "TokenizerConfig":
@@ -320,6 +321,7 @@ class TokenizerConfig:
     def __str__(self) -> str:
         choices = [f" --split {self.split}"] if self.split else []
         choices += [f" --special-token {each}" for each in self.special_tokens]
+        choices += [" --keep-newlines"] if self.keep_newlines else []
         return f"{self.kind} tokenizer of {self.vocab_limit:,} tokens{''.join(choices)}"
 
 

@@ -180,9 +180,10 @@ def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, 
         config = TokenizerConfig(**pick(TokenizerConfig, info["tokenizer"]))
         config = replace(config, special_tokens=tuple(config.special_tokens))
     if info is not None and preset is None and config.kind != asked.get("kind", config.kind):
-        config = replace(config, split=None)  # another kind has other splits
+        config = replace(config, split=None, keep_newlines=False)  # they belong to a kind
     config = replace(config, **asked)
-    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=config.special_tokens)
+    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=config.special_tokens,
+                     keep_newlines=config.keep_newlines)  # fmt: skip
 
 
 def _given_tokenizer(asked: Mapping[str, Any]) -> Tokenizer | None:
@@ -384,10 +385,10 @@ def _learned(
         write_atomically(staged / LEARNED, provenance.to_json(learned_from))
     if tokenizer.advice:
         report(f"Note: {tokenizer.advice}")
-    if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
+    if tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(read_blocks(text)).strip():
         report(
             "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no repeated "
-            "spaces; --tokenizer byte keeps every character"
+            "spaces; --keep-newlines would keep line breaks, and --tokenizer byte every character"
         )
     return tokenizer
 

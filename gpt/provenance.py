@@ -25,8 +25,8 @@ Info = dict[str, Any]
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
 - the section text: path, size, mtime_ns, sha256;
-- the section tokenizer: kind, vocab_limit, split, special_tokens, given (whether it was given as a file, not learned),
-  sha256, unicode (the version of Unicode that says which characters are letters);
+- the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
+  not learned), sha256, unicode (the version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
@@ -37,7 +37,8 @@ _INFO: Schema = {
     "text": {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "tokenizer": {
         "kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "split": optional(or_null(one_of(SPLITS))),
-        "special_tokens": optional(NAMES), "given": optional(TRUTH), "sha256": TEXT, "unicode": optional(TEXT),
+        "special_tokens": optional(NAMES), "keep_newlines": optional(TRUTH), "given": optional(TRUTH),
+        "sha256": TEXT, "unicode": optional(TEXT),
     },
     "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "checked": optional(TEXT),

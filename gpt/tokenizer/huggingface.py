@@ -17,7 +17,7 @@ from gpt.errors import UserError, shown
 from gpt.system import reading
 from gpt.tokenizer.bpe import Merges
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, unfit
-from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, WordSpelling
+from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
 from gpt.tokenizer.vocabulary import Vocabulary
 
 LIMIT = 1 << 31  # tokens in a vocabulary must be fewer: ids are int32
@@ -44,7 +44,7 @@ class UnsupportedError(ValueError):
 
 def document(vocabulary: Vocabulary) -> dict[str, Any]:
     """The tokenizer.json of a vocabulary. Hugging Face's `tokenizers` gives the same ids and texts with it."""
-    is_word = vocabulary.kind == "word"
+    suffix = END_OF_WORD if vocabulary.kind == "word" else None
     ids = {mark.text: mark.id for mark in vocabulary.marks}
     ids |= zip(vocabulary.symbols, vocabulary.ids.tolist(), strict=True)
     return {
@@ -59,15 +59,13 @@ def document(vocabulary: Vocabulary) -> dict[str, Any]:
         "normalizer": {"type": "NFC"} if vocabulary.nfc else None,
         "pre_tokenizer": _pre_tokenizer(vocabulary.split),
         "post_processor": None,
-        "decoder": {"type": "BPEDecoder", "suffix": END_OF_WORD}
-        if is_word
-        else {**_BYTE_LEVEL, "add_prefix_space": True},
+        "decoder": _decoder(vocabulary.split),
         "model": {
             "type": "BPE",
             "dropout": None,
             "unk_token": None,
             "continuing_subword_prefix": None,
-            "end_of_word_suffix": END_OF_WORD if is_word else None,
+            "end_of_word_suffix": suffix,
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": vocabulary.whole_words,
@@ -80,13 +78,31 @@ def document(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _pre_tokenizer(split: str) -> dict[str, Any]:
+def _pre_tokenizer(split: str) -> dict[str, Any] | None:
     if split == "white-space":
         return {"type": "WhitespaceSplit"}
+    if split == "lines":
+        return {"type": "Sequence", "pretokenizers": [_split(r"[^\S\n]+", "Removed"), _split(r"\n", "Isolated")]}
+    if split == "characters":
+        return None
     if split == "gpt2":
         return _BYTE_LEVEL
-    pattern = {"type": "Split", "pattern": {"Regex": _PATTERNS[split]}, "behavior": "Isolated", "invert": False}
+    pattern = _split(_PATTERNS[split], "Isolated")
     return {"type": "Sequence", "pretokenizers": [pattern, {**_BYTE_LEVEL, "use_regex": False}]}
+
+
+def _split(pattern: str, behavior: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+def _decoder(split: str) -> dict[str, Any]:
+    words = {"type": "BPEDecoder", "suffix": END_OF_WORD}
+    if split == "white-space":
+        return words
+    if split == "lines":  # no spaces beside a line end
+        beside = {"type": "Replace", "pattern": {"Regex": " ?\n ?"}, "content": "\n"}
+        return {"type": "Sequence", "decoders": [words, {"type": "Fuse"}, beside]}
+    return {"type": "Fuse"} if split == "characters" else {**_BYTE_LEVEL, "add_prefix_space": True}
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------
@@ -145,7 +161,9 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     model = found["model"]
     _check_model(model)
     if model.get("end_of_word_suffix"):
-        return _of_words(found)
+        return _of_our_own(found, "word", WordSpelling, step=2, splits=("white-space", "lines"))
+    if found.get("pre_tokenizer") is None and not model["merges"]:
+        return _of_our_own(found, "char", CharSpelling, step=1, splits=("characters",))
     nfc = _is_nfc(found.get("normalizer"))
     split = _split_of(found.get("pre_tokenizer"))
     decoder = found.get("decoder") or {}
@@ -169,8 +187,13 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     )  # fmt: skip
 
 
-def _of_words(found: Mapping[str, Any]) -> Vocabulary:
-    """A vocabulary of the kind `word`. Raises ValueError unless its own document is the very same."""
+def _of_our_own(
+    found: Mapping[str, Any], kind: str, spelling: type[WordSpelling | CharSpelling], step: int, splits: Sequence[str]
+) -> Vocabulary:
+    """A vocabulary of the kind `word` or `char`. Raises ValueError unless its own document is the very same.
+
+    Every piece number `step` of the alphabet is a character.
+    """
     model = found["model"]
     ids = model["vocab"]
     _check_ids(ids)
@@ -186,10 +209,12 @@ def _of_words(found: Mapping[str, Any]) -> Vocabulary:
         if left + right != piece or not number[left] < number[piece] > number[right]:
             raise ValueError("a merge that does not spell the next piece")
         pairs.append((number[left], number[right]))
-    learned = Vocabulary.learned("word", "white-space", limit, marks, WordSpelling(alphabet[::2]), pairs)
-    if type(limit) is not int or not len(ids) <= limit < LIMIT or document(learned) != found:
-        raise UnsupportedError("has words that end in </w>, and is not one that hipgpt has made")
-    return learned
+    if type(limit) is int and len(ids) <= limit < LIMIT:
+        for split in splits:
+            learned = Vocabulary.learned(kind, split, limit, marks, spelling(alphabet[::step]), pairs)
+            if document(learned) == found:
+                return learned
+    raise UnsupportedError(f"is like one of --tokenizer {kind}, but not one that hipgpt has made")
 
 
 def _check_keys(found: Mapping[str, Any], known: Sequence[str], where: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.tokenizer.bpe import GAP
-from gpt.tokenizer.characters import ALL, MARK_POINT, code_points, white_points
+from gpt.tokenizer.characters import ALL, MARK_POINT, code_points
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import END_OF_TEXT
 
@@ -63,30 +63,19 @@ class WordSpelling:
         >>> spelling.alphabet
         ['b', 'b</w>', 'a', 'a</w>']
         """
-        # Add up the counts of the words that each character is in; MARK ends a word and is counted with it
-        times = np.zeros(ALL)  # counts by code point; float64, as bincount's weights are: exact up to 2^53
-        counted = 0  # words of the strings before
-        for some in words:
-            points = code_points(some)
-            (end,) = (points == MARK_POINT).nonzero()
-            weights = np.repeat(counts[counted : counted + len(end)], np.diff(end, prepend=-1))
-            times += np.bincount(points, weights, ALL)
-            counted += len(end)
-        times[MARK_POINT] = 0
-        (found,) = times.nonzero()
-        if not len(found):
+        by_count = _characters_by_count(words, counts)
+        if not by_count:
             raise UserError(
                 f"the text has no word to train on, only white space and {END_OF_TEXT} marks: give a text with words"
             )
         # A character takes two symbols: with and without </w>
         advice = None
-        if 4 * len(found) > room + 1:
+        if 4 * len(by_count) > room + 1:
             advice = (
-                f"the {len(found)} different characters want {2 * len(found)} of the {room} tokens that are free: "
-                "a larger --vocab-size or --tokenizer byte would leave room for words"
+                f"the {len(by_count)} different characters want {2 * len(by_count)} of the {room} tokens that are "
+                "free: a larger --vocab-size or --tokenizer byte would leave room for words"
             )
-        by_count = found[np.argsort(-times[found], kind="stable")]
-        return cls(map(chr, by_count[: room // 2].tolist())), advice
+        return cls(by_count[: room // 2]), advice
 
     def spell(self, words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         r"""Spell words: (the row of their characters' symbols; the characters that each word has lost, int32 [words]).
@@ -111,12 +100,9 @@ class WordSpelling:
             lost.append(np.add.reduceat(~known, gap - np.diff(gap, prepend=-1) + 1, dtype=np.int32))
         return np.concatenate(rows), np.concatenate(lost)
 
-    def unknown(self, text: bytes) -> Counter[str]:
-        """The characters of a text that have no symbol, with how often each occurs. White space needs none."""
-        points = code_points(text)
-        points = points[self._symbols[points] == _UNKNOWN]
-        points, counts = np.unique(points[~white_points()[points]], return_counts=True)
-        return Counter(dict(zip(map(chr, points.tolist()), counts.tolist(), strict=True)))
+    def unknown(self, words: bytes) -> Counter[str]:
+        """The characters of words that have no symbol, with how often each occurs."""
+        return _lacking(self._symbols, words)
 
     @staticmethod
     def joinable(left: str, right: str) -> bool:
@@ -125,8 +111,15 @@ class WordSpelling:
 
     @staticmethod
     def byte_length(piece: str) -> int:
-        """UTF-8 bytes of the piece's characters, and one for the space that decoding puts behind a word."""
-        return len(piece.removesuffix(END_OF_WORD).encode()) + piece.endswith(END_OF_WORD)
+        """UTF-8 bytes of the piece's characters, and one for the space that decoding puts behind a word.
+
+        A line end takes the place of the space behind the word before it, and has none behind it.
+        """
+        return (
+            0
+            if piece == "\n" + END_OF_WORD
+            else len(piece.removesuffix(END_OF_WORD).encode()) + piece.endswith(END_OF_WORD)
+        )
 
     @staticmethod
     def decoder(piece: Callable[[int], str]) -> Decoder:
@@ -134,7 +127,7 @@ class WordSpelling:
 
 
 class _WordDecoder:
-    """`</w>` becomes a space once another token follows (Hugging Face's BPEDecoder)."""
+    """`</w>` becomes a space once another token follows (Hugging Face's BPEDecoder), but not beside a line end."""
 
     def __init__(self, piece: Callable[[int], str]):
         self._piece = piece
@@ -143,8 +136,8 @@ class _WordDecoder:
     def feed(self, id: int) -> str:
         piece = self._piece(id)
         text = piece.removesuffix(END_OF_WORD)
-        space, self._space = self._space, " " if len(text) < len(piece) else ""
-        return space + text
+        space, self._space = self._space, " " if len(text) < len(piece) and text != "\n" else ""
+        return text if text == "\n" else space + text
 
     def finish(self) -> str:
         return ""
@@ -186,7 +179,7 @@ class ByteSpelling:
         return row, np.zeros(np.count_nonzero(row == GAP) - 1, np.int32)
 
     @staticmethod
-    def unknown(text: bytes) -> Counter[str]:
+    def unknown(words: bytes) -> Counter[str]:
         """Always empty: every character is known."""
         return Counter()
 
@@ -226,5 +219,100 @@ class _ByteDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-Spelling = WordSpelling | ByteSpelling
-SPELLINGS: dict[str, type[Spelling]] = {"word": WordSpelling, "byte": ByteSpelling}
+class CharSpelling:
+    """Text spelled in Unicode characters, white space too. Character number k is the symbol k."""
+
+    least = 1
+
+    def __init__(self, characters: Iterable[str] = ()):
+        self.alphabet = list(characters)
+        self._symbols = np.full(ALL, _UNKNOWN, np.int32)  # symbols by code point
+        self._symbols[[ord(c) for c in self.alphabet]] = np.arange(len(self.alphabet))
+        self._symbols[MARK_POINT] = GAP
+
+    @classmethod
+    def fit(cls, words: Sequence[bytes], counts: np.ndarray, room: int) -> tuple["CharSpelling", None]:
+        r"""All characters of a text, the most frequent first. Raises UserError if there is none, or no room for all.
+
+        Example:
+
+        >>> CharSpelling.fit([b"ab\xffb\xff"], np.array([1, 2]), room=2)[0].alphabet
+        ['b', 'a']
+        """
+        found = _characters_by_count(words, counts)
+        if not found:
+            raise UserError(f"the text has only {END_OF_TEXT} marks: give a text with something in it")
+        if len(found) > room:
+            raise UserError(
+                f"the text has {len(found)} different characters, but --vocab-size leaves room for {room}: "
+                f"raise it by {len(found) - room}"
+            )
+        return cls(found), None
+
+    def spell(self, words: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        r"""Spell chunks: (the row of their symbols; the number of characters that each has lost, int32 [chunks]).
+
+        Example:
+
+        >>> row, lost = CharSpelling("ab").spell([b"ab\xffxb\xff"])
+        >>> row.tolist(), lost.tolist()
+        ([-1, 0, 1, -1, 1, -1], [0, 1])
+        """
+        row = self._symbols[code_points(b"".join(words))]
+        (gap,) = (row == GAP).nonzero()
+        known = row != _UNKNOWN
+        lost = np.add.reduceat(~known, gap - np.diff(gap, prepend=-1) + 1, dtype=np.int32)
+        return np.concatenate([_FIRST_GAP, row[known]]), lost
+
+    def unknown(self, words: bytes) -> Counter[str]:
+        """The characters that have no symbol, with how often each occurs."""
+        return _lacking(self._symbols, words)
+
+    @staticmethod
+    def joinable(left: str, right: str) -> bool:
+        return False
+
+    @staticmethod
+    def byte_length(piece: str) -> int:
+        return len(piece.encode())
+
+    @staticmethod
+    def decoder(piece: Callable[[int], str]) -> Decoder:
+        return _CharDecoder(piece)
+
+
+class _CharDecoder:
+    """A piece is its own text."""
+
+    def __init__(self, piece: Callable[[int], str]):
+        self.feed = piece
+
+    def finish(self) -> str:
+        return ""
+
+
+def _characters_by_count(words: Sequence[bytes], counts: np.ndarray) -> list[str]:
+    """The characters of words that occur so often, the most frequent first. The lower code point wins a tie."""
+    # Add up the counts of the words that each character is in; MARK ends a word and is counted with it
+    times = np.zeros(ALL)  # counts by code point; float64, as bincount's weights are: exact up to 2^53
+    counted = 0  # words of the strings before
+    for some in words:
+        points = code_points(some)
+        (end,) = (points == MARK_POINT).nonzero()
+        weights = np.repeat(counts[counted : counted + len(end)], np.diff(end, prepend=-1))
+        times += np.bincount(points, weights, ALL)
+        counted += len(end)
+    times[MARK_POINT] = 0
+    (found,) = times.nonzero()
+    return list(map(chr, found[np.argsort(-times[found], kind="stable")].tolist()))
+
+
+def _lacking(symbols: np.ndarray, words: bytes) -> Counter[str]:
+    """The characters of words that have no symbol, with how often each occurs. `symbols` is by code point."""
+    points = code_points(words)
+    points, counts = np.unique(points[symbols[points] == _UNKNOWN], return_counts=True)
+    return Counter(dict(zip(map(chr, points.tolist()), counts.tolist(), strict=True)))
+
+
+Spelling = WordSpelling | ByteSpelling | CharSpelling
+SPELLINGS: dict[str, type[Spelling]] = {"word": WordSpelling, "byte": ByteSpelling, "char": CharSpelling}

@@ -4,7 +4,7 @@ There are few distinct chunks in a text, and fewer distinct words. So tables of 
 little to be cut and merged. What a chunk is differs; each split has `chunks`, which finds them in a text, and `cut`,
 which cuts distinct chunks into words, or is None if a chunk is a word.
 - `WhiteSpace`: a chunk is a run of characters between white space, and it is also the word. "it's  12" has the chunks
-  "it's" and "12".
+  "it's" and "12". Line ends may be chunks too.
 - `Gpt2`: a chunk is a run of other characters with the white space before it, and GPT-2's pattern cuts it. "it's  12"
   has the chunks "it's" and "  12", which have the words "it", "'s" and " ", " 12". A word never spans two chunks,
   because the pattern never matches white space after other characters.
@@ -50,9 +50,12 @@ class Split(Protocol):
 
 
 class WhiteSpace:
-    """Words between white space."""
+    """Words between white space. With `keep_newlines`, each line feed is a word by itself."""
 
     cut = None
+
+    def __init__(self, keep_newlines: bool = False) -> None:
+        self._keep_newlines = keep_newlines
 
     def chunks(self, data: bytes) -> Strings:
         r"""Cut a text into its words and marks.
@@ -63,7 +66,11 @@ class WhiteSpace:
         [b'the', b'cat', b'', b'', b'sat', b'']
         """
         data = b" " + data.replace(MARK, b" " + MARK + b" ") + b" " * MARGIN
+        if self._keep_newlines:
+            data = data.replace(b"\n", b" \n ")
         white = white_bytes(data)
+        if self._keep_newlines:
+            white[np.frombuffer(data, np.uint8) == ord("\n")] = False
         # Words and white space alternate, white space first: every second edge begins a word
         edge = (white[1:] != white[:-1]).nonzero()[0] + 1
         return Strings(data, edge[::2], edge[1::2] - edge[::2])
@@ -185,6 +192,15 @@ class Gpt4:
         # Upper and lower case letters of contractions differ in one bit
         _begin_contractions(begins, points, np.where(points == _LONG_S, ord("s"), points | 0x20))
         return _words(begins, kind, chunks)
+
+
+class Characters:
+    """Every character by itself. A chunk is that of Gpt2, and spelled as it is, because nothing in it is merged."""
+
+    cut = None
+
+    def chunks(self, data: bytes) -> Strings:
+        return Gpt2().chunks(data)
 
 
 def _beginning(begins: np.ndarray, data: bytes, padded: bytes) -> Strings:

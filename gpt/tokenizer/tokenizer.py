@@ -1,10 +1,11 @@
 """Text to token ids and back: byte-pair encoding of words or of bytes, kept in Hugging Face's tokenizer.json.
 
-Two kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
+Kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
 - `word` (Sennrich et al. 2016): words between white space, spelled in Unicode characters, the last one carrying `</w>`.
   White space itself is not kept: decoding puts one space between words.
 - `byte` (Radford et al. 2019): the words that a pattern such as GPT-2's finds, spelled in UTF-8 bytes. Lossless for any
   text.
+- `char`: nothing. Each character of the training text has an id.
 
 Id 0 is `<|endoftext|>`, then come other marks, then the alphabet, then the merges in the order they were learned. A
 tokenizer of the kind `byte` may also come from elsewhere, and then keeps its ids. A token as a string, such as
@@ -53,11 +54,11 @@ class Tokenizer:
 
     A new tokenizer has no merges: call `train_bpe`, or make one with `load`. Its marks are `<|endoftext|>` and then the
     `special_tokens`. `split` is the pattern that cuts a text into words: gpt2, gpt4 or qwen2 for the kind `byte` (None:
-    gpt2).
+    gpt2). With `keep_newlines`, a tokenizer of the kind `word` has a token for line ends.
     `advice` is one line for the user after a training that left little room for merges, else None.
     `lost` counts each character that encoding has left out because the vocabulary lacks it.
     Raises UserError for an unknown kind or split, for a special token that cannot be one, for a limit below the least
-    of its kind (word 3, byte 257, and one more for each special token) and for a limit of 2^31 or more.
+    of its kind (word 3, byte 257, char 2, and one more for each special token) and for a limit of 2^31 or more.
     """
 
     def __init__(
@@ -67,11 +68,16 @@ class Tokenizer:
         *,
         split: str | None = None,
         special_tokens: Sequence[str] = (),
+        keep_newlines: bool = False,
     ):
         if kind not in SPELLINGS:
             raise UserError(f"--tokenizer is {kind}, but must be one of {', '.join(TOKENIZERS)}")
         if kind != "byte" and split is not None:
             raise UserError(f"--split {split} goes with --tokenizer byte, not with --tokenizer {kind}: leave it out")
+        if kind != "word" and keep_newlines:
+            raise UserError(
+                f"--keep-newlines goes with --tokenizer word, and {kind} keeps line ends anyway: leave it out"
+            )
         marks = _marks(special_tokens)
         least = SPELLINGS[kind].least + len(marks)
         if vocab_limit < least:
@@ -82,7 +88,7 @@ class Tokenizer:
             )
         self.advice: str | None = None
         self.lost: Counter[str] = Counter()
-        split = split or DEFAULT_SPLITS[kind]
+        split = "lines" if keep_newlines else split or DEFAULT_SPLITS[kind]
         self._become(Vocabulary.learned(kind, split, vocab_limit, marks, SPELLINGS[kind](), []))
 
     def _become(self, vocabulary: Vocabulary) -> None:
@@ -101,6 +107,11 @@ class Tokenizer:
         return self._vocabulary.split
 
     @property
+    def keep_newlines(self) -> bool:
+        """Whether words are a tokenizer's pieces, and line ends are too."""
+        return self.split == "lines"
+
+    @property
     def special_tokens(self) -> tuple[str, ...]:
         """The texts of the marks other than the one that ends a text."""
         return tuple(mark.text for mark in self._vocabulary.marks if mark.id != self.end_of_text)
@@ -113,8 +124,8 @@ class Tokenizer:
     @property
     def config(self) -> TokenizerConfig:
         """The settings with which a tokenizer like this one learns."""
-        split = None if self.split == DEFAULT_SPLITS[self.kind] else self.split
-        return TokenizerConfig(self.kind, self.vocab_limit, split, self.special_tokens)
+        split = self.split if self.kind == "byte" and self.split != DEFAULT_SPLITS["byte"] else None
+        return TokenizerConfig(self.kind, self.vocab_limit, split, self.special_tokens, self.keep_newlines)
 
     @property
     def vocab_limit(self) -> int:
@@ -147,7 +158,7 @@ class Tokenizer:
         del words  # learning can use the memory
         texts = {mark.text for mark in marks}
         pairs = learn(
-            row, counts, spelling.alphabet, room - len(spelling.alphabet),
+            row, counts, spelling.alphabet, 0 if kind == "char" else room - len(spelling.alphabet),
             lambda left, right: left + right not in texts and spelling.joinable(left, right), progress,
         )  # fmt: skip
         self._become(Vocabulary.learned(kind, split, limit, marks, spelling, pairs))
@@ -208,7 +219,8 @@ class Tokenizer:
         >>> tokenizer.unknown("abc cd")
         Counter({'c': 2, 'd': 1})
         """
-        return self._vocabulary.spelling.unknown(self._marks.encoded(text)[0])
+        words = SPLITS[self.split].chunks(self._marks.encoded(text)[0])
+        return self._vocabulary.spelling.unknown(words.joined())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are not UTF-8 become U+FFFD. UserError for an id outside the vocabulary.
@@ -245,9 +257,10 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """The number of bytes of UTF-8 text that each token decodes to, int64 [vocab_size].
 
-        The end of a word counts as the one space behind it. So for `byte` the sum over a text's tokens is the size of
-        the text. For `word` it is the size of the text with single spaces between words, because further white space
-        is neither kept nor predicted.
+        The end of a word counts as the one space behind it. So for `byte` and `char` the sum over a text's tokens is
+        the size of the text. For `word` it is the size of the text with single spaces between words, because further
+        white space is neither kept nor predicted. A line end that is kept stands in the place of such a space, so a
+        second one in a row is not counted.
 
         Example:
 

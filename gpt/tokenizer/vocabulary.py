@@ -14,15 +14,21 @@ from gpt.tokenizer.encoding import Encoder, WordsToIds
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import Mark, Marks
 from gpt.tokenizer.spelling import ByteSpelling, Spelling
-from gpt.tokenizer.splits import Gpt2, Gpt4, Split, WhiteSpace
+from gpt.tokenizer.splits import Characters, Gpt2, Gpt4, Split, WhiteSpace
 
 SPLITS: dict[str, Split] = {
     "white-space": WhiteSpace(),
+    "lines": WhiteSpace(keep_newlines=True),
     "gpt2": Gpt2(),
     "gpt4": Gpt4(digits=3),
     "qwen2": Gpt4(digits=1),
+    "characters": Characters(),
 }
-DEFAULT_SPLITS = {"word": "white-space", "byte": "gpt2"}  # the split of each kind unless another one is asked for
+DEFAULT_SPLITS = {
+    "word": "white-space",
+    "byte": "gpt2",
+    "char": "characters",
+}  # the split of each kind unless another one is asked for
 
 
 @dataclass(frozen=True)

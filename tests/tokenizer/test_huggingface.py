@@ -169,7 +169,7 @@ def assert_refused(path, words):
         (lambda d: d["model"].update(byte_fallback=True), "it has byte_fallback"),
         (lambda d: d["model"].update(dropout=0.1), "it has dropout"),
         (lambda d: d["model"].update(continuing_subword_prefix="##"), "it has continuing_subword_prefix"),
-        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "it has words that end in </w>"),
+        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "it is like one of --tokenizer word, but not one"),
         (lambda d: d["model"]["vocab"].pop("a"), "it has no id for 'a'"),
         (lambda d: d["model"]["vocab"].update(alone=9999), "it has 1 tokens that no merge makes, such as 'alone'"),
         (lambda d: d["model"]["vocab"].update(a=10**8), "but the id 100000000"),

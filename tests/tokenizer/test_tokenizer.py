@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -42,6 +43,8 @@ texts = st.lists(st.sampled_from(FRAGMENTS) | characters).map("".join)
 
 KINDS = {
     "word": {"kind": "word"},
+    "lines": {"kind": "word", "keep_newlines": True},
+    "char": {"kind": "char"},
     "byte": {"kind": "byte"},
     "gpt4": {"kind": "byte", "split": "gpt4"},
     "qwen2": {"kind": "byte", "split": "qwen2", "special_tokens": ["<user>", "<|endoftext|>.", "é|"]},
@@ -245,7 +248,7 @@ def test_the_ids_of_a_file_do_not_depend_on_the_block_size(pairs, tmp_path_facto
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
     ids = np.concatenate(arrays)
     assert ids.tolist() == ours.encode(path.read_bytes().decode())
-    if kind != "word":
+    if ours.kind == "byte":
         assert ours.decode(ids).encode() == path.read_bytes()
 
 
@@ -397,6 +400,66 @@ def test_progress_ends_at_the_merges_made(kind):
     assert told
 
 
+def test_line_ends_can_be_tokens_and_have_no_spaces_beside_them():
+    ours = trained("lines", "to be\nor not\n\nto be\n", 100)
+    ids = ours.encode(" to be\r\n\n  or\nnot ")
+    assert ours.decode(ids) == "to be\n\nor\nnot"
+    assert [ours.piece(id) for id in ids].count("\n</w>") == 3
+    assert ours.byte_lengths()[ours.encode("to be\nor not")].sum() == len("to be\nor not ")
+
+
+def test_characters_have_one_id_each_and_lose_nothing_of_the_training_text():
+    ours = trained("char")
+    assert ours.vocab_size == 1 + len(set(CORPUS.replace(END_OF_TEXT, "")))
+    assert ours.decode(ours.encode(CORPUS)) == CORPUS
+    assert len(ours.encode("cat\n\nsat")) == 8
+    assert ours.byte_lengths()[ours.encode(CORPUS)].sum() == len(CORPUS.encode())
+    assert ours.unknown("Q cat Q") == {"Q": 2}
+    with pytest.raises(UserError, match="3 different characters, but --vocab-size leaves room for 2: raise it by 1"):
+        trained("char", "abc", 3)
+    with pytest.raises(UserError, match="only .* marks"):
+        trained("char", END_OF_TEXT, 3)
+
+
+def test_special_tokens_come_after_the_end_of_text_and_are_never_split_or_learned():
+    ours = Tokenizer(400, "byte", special_tokens=["<|user|>", "<|bot|>"])
+    ours.train_bpe("<|user|>hi<|bot|>hi<|user|>hi<|bot|>hi<|endoftext|>" * 3)
+    assert [ours.piece(id) for id in range(3)] == [END_OF_TEXT, "<|user|>", "<|bot|>"]
+    assert (ours.special_tokens, ours.end_of_text, ours.vocab_size) == (("<|user|>", "<|bot|>"), 0, 260)
+    assert ours.encode("<|bot|>hi<|user|><|endoftext|>") == [2, 259, 1, 0]
+    assert ours.decode([1, 259, 2, 0]) == "<|user|>hi<|bot|><|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([""], "is empty"),
+        (["a b"], "has white space in it"),
+        (["a\u3000b"], "has white space in it"),
+        (["<<|end"], "has the beginning of <|endoftext|> in it"),
+        ([END_OF_TEXT], "is one already"),
+        (["<a>", "<a>"], "is one already"),
+        (["a"], "is a single character"),
+        (["<\ud800>"], "is not valid text"),
+    ],
+)
+def test_a_text_that_cannot_be_a_special_token_is_refused(tokens, reason):
+    with pytest.raises(UserError, match=f"--special-token .* {re.escape(reason)}"):
+        Tokenizer(400, "byte", special_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"kind": "word", "split": "gpt4"}, "--split gpt4 goes with --tokenizer byte"),
+        ({"kind": "byte", "keep_newlines": True}, "--keep-newlines goes with --tokenizer word"),
+    ],
+)
+def test_choices_of_another_kind_are_refused(choices, words):
+    with pytest.raises(UserError, match=words):
+        Tokenizer(400, **choices)
+
+
 # Errors
 
 
@@ -405,7 +468,8 @@ def test_progress_ends_at_the_merges_made(kind):
     [
         ((2, "word"), ["--vocab-size is 2,", "at least 3"]),
         ((256, "byte"), ["--vocab-size is 256,", "at least 257"]),
-        ((9, "char"), ["--tokenizer is char,", "word, byte"]),
+        ((9, "chars"), ["--tokenizer is chars,", "word, byte, char"]),
+        ((1, "char"), ["--vocab-size is 1,", "at least 2"]),
     ],
 )
 def test_impossible_limits_and_kinds_are_refused(arguments, words):
