@@ -37,26 +37,27 @@ Sections = Mapping[str, Sequence["Option"]]  # heading → options
 class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
-    `advice` tells the user how to pass several values. `default_text` describes the default in the help, for an option
-    whose own default is None. If the command line lacks the option, an environment variable may have its value: HIPGPT_
-    and the option's name, such as HIPGPT_VOCAB_SIZE for --vocab-size.
+    A `repeated` one takes every value, as a tuple. `advice` tells the user how to pass several values. `default_text`
+    describes the default in the help, for an option whose own default is None. If the command line lacks the option, an
+    environment variable may have its value: HIPGPT_ and the option's name, such as HIPGPT_VOCAB_SIZE for --vocab-size.
     """
 
     def __init__(
-        self, *names: str, help: str, default_text: object = None, advice: str = "give it once", **kwargs: Any
-    ) -> None:
+        self, *names: str, help: str, default_text: object = None, advice: str = "give it once",
+        repeated: bool = False, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if default_text is not None:
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
         long = next(name for name in names if name.startswith("--")).partition("/")[0]
         kwargs.setdefault("envvar", PREFIX + long[2:].replace("-", "_").upper())
-        super().__init__(names, help=help, **kwargs)
-        self.advice = advice
+        super().__init__(names, help=help, multiple=repeated, **kwargs)
+        self.advice, self.repeated = advice, repeated
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         self.multiple = True  # for the parser alone, which then collects all values
         super().add_to_parser(parser, ctx)
-        self.multiple = False
+        self.multiple = self.repeated
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         value = super().value_from_envvar(ctx)
@@ -67,7 +68,7 @@ class Option(click.Option):
     def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
         name = str(self.name)
         values = opts.get(name)
-        if values:
+        if values and not self.repeated:
             if len(values) > 1:
                 *first, last = map(str, values)
                 given = "" if self.is_flag else f", {', '.join(first)} and {last}"
@@ -79,14 +80,15 @@ class Option(click.Option):
 class Setting(Option):
     """An option that sets the field `key` of a config class, which has the type and the default.
 
-    Its value is None if the command line does not have it, so that a preset or a checkpoint can decide. For example
-    Setting(ModelConfig, "embed_dim", "--dim", help="…") shows "[default: 256]". With `--dim 512`, the `settings` of its
-    command (see `Command`) are {"embed_dim": 512}; without it, they are {}.
+    Its value is None if the command line does not have it, so that a preset or a checkpoint can decide; an empty tuple,
+    if it may be repeated. For example Setting(ModelConfig, "embed_dim", "--dim", help="…") shows "[default: 256]". With
+    `--dim 512`, the `settings` of its command (see `Command`) are {"embed_dim": 512}; without it, they are {}.
     """
 
     def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
         if not kwargs.get("is_flag"):
-            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types_of(config)[key][0]
+            type = str if kwargs.get("repeated") else types_of(config)[key][0]
+            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else type
             kwargs.setdefault("default_text", getattr(config, key))
         super().__init__(*flags, key, default=None, **kwargs)
 
@@ -132,7 +134,7 @@ class Command(_WithExample, click.Command):
         names = [option.name for option in self.params if isinstance(option, Setting)]
         values = {name: ctx.params.pop(name) for name in names if name}
         if values:
-            ctx.params["settings"] = {name: value for name, value in values.items() if value is not None}
+            ctx.params["settings"] = {name: value for name, value in values.items() if value not in (None, ())}
         return super().invoke(ctx)
 
 

@@ -19,7 +19,8 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
-TOKENIZERS = ("word", "byte")
+TOKENIZERS = ("word", "byte", "char")
+SPLITS = ("gpt2", "gpt4", "qwen2")
 CHOICES = {  # the values that a setting may have, if they have names
     "activation": ACTIVATIONS,
     "optimizer": OPTIMIZERS,
@@ -27,7 +28,7 @@ CHOICES = {  # the values that a setting may have, if they have names
     "sampling": SAMPLINGS,
     "precision": PRECISIONS,
     "reduce_precision": ("fp32", "bf16"),
-    "kind": TOKENIZERS,
+    "split": SPLITS,
 }
 
 LEARNING_RATES = {"adamw": 3e-4, "muon": 3e-3}  # peak rate of each optimizer, unless a flag or a preset gives one
@@ -53,6 +54,7 @@ FLAGS = {
     "learning_rate": "--lr",
     "kind": "--tokenizer",
     "vocab_limit": "--vocab-size",
+    "special_tokens": "--special-token",
     "temperature": "--temp",
     "repetition_penalty": "--rep-penalty",
 }
@@ -298,13 +300,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The kind of a tokenizer, one of TOKENIZERS, and the largest vocabulary that it may learn.
+    """The kind of a tokenizer that learns, one of TOKENIZERS, the largest vocabulary that it may learn, and choices.
 
-    `gpt.tokenizer.Tokenizer` checks the two values.
+    `split` is the pattern that cuts a text into words for the kind `byte`, one of SPLITS (None: gpt2).
+    `special_tokens` are tokens besides `<|endoftext|>` that are never split. `keep_newlines` gives line ends a token,
+    for the kind `word`. `gpt.tokenizer.Tokenizer` checks the values.
     """
 
     kind: str = "word"
     vocab_limit: int = 5000
+    split: str | None = None
+    special_tokens: tuple[str, ...] = ()
+    keep_newlines: bool = False
 
     @classmethod
     def of(cls, preset: str | None) -> "TokenizerConfig":
@@ -312,7 +319,10 @@ class TokenizerConfig:
         return cls(**pick(cls, PRESETS.get(preset or "", {})))
 
     def __str__(self) -> str:
-        return f"{self.kind} tokenizer of {self.vocab_limit:,} tokens"
+        choices = [f" --split {self.split}"] if self.split else []
+        choices += [f" --special-token {each}" for each in self.special_tokens]
+        choices += [" --keep-newlines"] if self.keep_newlines else []
+        return f"{self.kind} tokenizer of {self.vocab_limit:,} tokens{''.join(choices)}"
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,11 @@ def _values(command: click.Command, path: Path) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{path} has {key} = {json.dumps(value, default=str)}, but it must be true or false")
             if option.secondary_opts or value:  # a switch that has no opposite is either given or not
                 yield str(option.name), value and option.flag_value is not False  # --no-tie stands for False
+        elif option.multiple and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            yield str(option.name), tuple(value)
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            yield str(option.name), str(value)  # as on a command line: 3.5 is then no integer
+            text = str(value)  # as on a command line: 3.5 is then no integer
+            yield str(option.name), (text,) if option.multiple else text
         else:
             raise UserError(
                 f"{path} has {key} = {json.dumps(value, default=str)}, but it must be a text or a number; options "
@@ -100,9 +103,11 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} is not TOML: {error}") from None
 
 
-def _given(context: click.Context, option: click.Option) -> str | int | float | bool:
+def _given(context: click.Context, option: click.Option) -> str | int | float | bool | list[str]:
     """The value of an option that was given. For a switch such as --no-tie: true."""
     value = {**context.params, **context.params.get("settings", {})}[str(option.name)]
     if option.is_flag and not option.secondary_opts:
         return True
+    if option.multiple:
+        return list(map(str, value))
     return value if isinstance(value, str | int | float) else str(value)

@@ -18,9 +18,7 @@ from gpt.system.files import atomic_directory, write_atomically
 from gpt.system.limits import free_memory, require_memory
 from gpt.system.tensors import write_tensors
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import END_OF_TEXT
 
-_END = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # `<|endoftext|>`, the only special token
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
 
 
@@ -43,17 +41,22 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     try:
         with atomic_directory(out) as made:
             write_tensors(made / "model.safetensors", weights)
-            _write_json(made / "config.json", _model_config(checkpoint.model_config))
-            _write_json(made / "generation_config.json", _END)
+            _write_json(made / "config.json", _model_config(checkpoint.model_config, tokenizer))
+            _write_json(made / "generation_config.json", _ends(tokenizer))
             tokenizer.save(made / "tokenizer.json")
-            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config))
+            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
             names = sorted(os.listdir(made))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     return [out / name for name in names]
 
 
-def _model_config(model: ModelConfig) -> dict[str, Any]:
+def _ends(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The mark that ends a text, for all of its purposes; null if there is none, because GPT-2's id is the default."""
+    return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
+
+
+def _model_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -73,20 +76,21 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": model.tie_embeddings,
-        **_END,
+        **_ends(tokenizer),
         "dtype": "float32",
         "torch_dtype": "float32",  # transformers before 4.56 read this name
     }
 
 
-def _tokenizer_config(model: ModelConfig) -> dict[str, Any]:
+def _tokenizer_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    end = None if tokenizer.end_of_text is None else tokenizer.piece(tokenizer.end_of_text)
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model.max_seq_len,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
         "padding_side": "right",  # as GPT-2 counts positions; to generate a batch, pad on the left
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,

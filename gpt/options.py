@@ -5,7 +5,15 @@ from pathlib import Path
 import click
 
 from gpt.command_line import Option, Setting
-from gpt.config import DATA_PATH, PRESETS, RUNS_DIR, ModelConfig, TokenizerConfig, TrainConfig
+from gpt.config import (
+    DATA_PATH,
+    PRESETS,
+    RUNS_DIR,
+    TOKENIZERS,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -44,10 +52,18 @@ DATA = Option(
     advice="hipgpt reads one text, so join the files with <|endoftext|> between them",
 )  # fmt: skip
 TOKENIZER = (
-    Setting(TokenizerConfig, "kind", "--tokenizer",
-            help="Kind of tokenizer. word: splits at white space and decodes to single spaces. byte: lossless for any "
-                 "text."),
+    Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH",
+            help="Kind of tokenizer to train, or a tokenizer.json to take, or a directory that has one or GPT-2's "
+                 "vocab.json and merges.txt. word: splits at white space and decodes to single spaces. byte: lossless "
+                 "for any text. char: one token per character."),
     Setting(TokenizerConfig, "vocab_limit", "--vocab-size", metavar="N", help="Maximum vocabulary size."),
+    Setting(TokenizerConfig, "split", "--split", default_text="gpt2",
+            help="Pattern that cuts a text into words, with --tokenizer byte. gpt4: GPT-4's and Llama 3's, words of up "
+                 "to 3 digits; qwen2: the same, single digits."),
+    Setting(TokenizerConfig, "special_tokens", "--special-token", metavar="TEXT", repeated=True, default_text="none",
+            help="Text that becomes a token of its own, such as <|user|>, and is never split. May be repeated."),
+    Setting(TokenizerConfig, "keep_newlines", "--keep-newlines", is_flag=True, flag_value=True,
+            help="Give line ends a token, with --tokenizer word."),
     Option("--reset", is_flag=True, help="Retrain the tokenizer and re-encode the text."),
 )  # fmt: skip
 MODEL = (

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from gpt import provenance
-from gpt.config import DATA_PATH, TokenizerConfig, flag, pick
+from gpt.config import DATA_PATH, TOKENIZERS, TokenizerConfig, flag, pick
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.encode import Progress, dtype_of, encode, encode_part, enough_memory, named_as_placed
-from gpt.errors import UserError
+from gpt.errors import UserError, shown
 from gpt.provenance import Info
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
@@ -32,6 +32,8 @@ from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, lost_note
 from gpt.tokenizer.text import looks_like_json_lines, read_blocks
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
+
+_LEARNED, _GIVEN, _KEPT = "learned", "given", "kept"  # origins of a tokenizer: the text, the user's file, the run
 
 LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its text and settings
 
@@ -58,23 +60,23 @@ def prepare(
     run: Run,
     *,
     data_path: str | None = None,
-    kind: str | None = None,
-    vocab_limit: int | None = None,
     preset: str | None = None,
     reset: bool = False,
     report: Report = print,
     progress: Progress = _silent,
     ranks: Ranks = ALONE,
+    **asked: Any,
 ) -> Corpus:
     """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
 
     All `ranks` call this, and each encodes a range of the text; the rest is up to the first one, which alone needs the
     lock and the other arguments. The files do not depend on the number of ranks.
 
-    `data_path`, `kind` and `vocab_limit` are the user's flags, None for those left out. A run that has a tokenizer
-    keeps it. A new tokenizer takes each setting from the flag, else from the `preset`, else from the run's earlier
-    tokenizer, else from the defaults. `reset` makes tokenizer and tokens anew. `report` takes one line for the user;
-    `progress(name, total)` yields a function that takes the number of bytes done so far.
+    `data_path` and those fields of TokenizerConfig that were `asked` for are the user's flags. A run that has a
+    tokenizer keeps it. A `kind` that is a path gives the run the tokenizer that lies there. A new tokenizer takes each
+    setting from the flag, else from the `preset`, else from the run's earlier tokenizer, else from the defaults.
+    `reset` makes tokenizer and tokens anew. `report` takes one line for the user; `progress(name, total)` yields a
+    function that takes the number of bytes done so far.
     Raises UserError if the text, the tokenizer, tokens.bin or a flag contradicts the run's records, if the preset
     contradicts a default tokenizer, if a run that has checkpoints would need a new tokenizer, and for a text that
     cannot be used. An error leaves the three files as they were. If it comes on one rank, ending the others is up to
@@ -82,14 +84,15 @@ def prepare(
     """
     if not ranks.is_first:
         return _helped(run, ranks)
-    corpus = _prepared(run, data_path, kind, vocab_limit, preset, reset, report, progress, ranks)
+    asked = {key: value for key, value in asked.items() if value is not None}
+    corpus = _prepared(run, data_path, asked, preset, reset, report, progress, ranks)
     ranks.share({"made": corpus.info})
     return corpus
 
 
 def _prepared(
-    run: Run, data_path: str | None, kind: str | None, vocab_limit: int | None, preset: str | None, reset: bool,
-    report: Report, progress: Progress, ranks: Ranks,
+    run: Run, data_path: str | None, asked: Mapping[str, Any], preset: str | None, reset: bool, report: Report,
+    progress: Progress, ranks: Ranks,
 ) -> Corpus:  # fmt: skip
     """The tokens of a run, as `prepare` describes, on the first rank."""
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
@@ -104,30 +107,36 @@ def _prepared(
             "put it back, or take another --run-name"
         )
     otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
-    asked = {key: value for key, value in (("kind", kind), ("vocab_limit", vocab_limit)) if value is not None}
+    given = _given_tokenizer(asked)
     info = provenance.read(run)
     text = _text(run, data_path, info)
 
-    def made(tokenizer: Tokenizer, is_new: bool) -> Corpus:
-        corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress, ranks=ranks)
+    def made(tokenizer: Tokenizer, origin: str) -> Corpus:
+        corpus = _make(run, text, tokenizer, origin, info, report, progress, ranks)
         _report_lost(corpus, text, report)
         return corpus
 
     if reset or not has_tokenizer:
+        if info is not None and info["tokenizer"].get("given") and preset is None and not asked:
+            if not has_tokenizer:
+                raise UserError(f"{run.tokenizer_path} is missing, and was given: put it back, or give --tokenizer")
+            given = Tokenizer.load(run.tokenizer_path)  # nothing that the run knows could learn it again
+        if given is not None:
+            return made(given, _GIVEN)
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        return made(_blank_tokenizer(info, preset, asked), is_new=True)
-    tokenizer = _kept_tokenizer(run, info, preset, asked, otherwise, report)
+        return made(_blank_tokenizer(info, preset, asked), _LEARNED)
+    tokenizer = _kept_tokenizer(run, info, preset, asked, given, otherwise, report)
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
         report(f"Note: {lost}: encoding {text} with the run's tokenizer, {run.tokenizer_path}")
-        return made(tokenizer, is_new=False)
+        return made(tokenizer, _KEPT)
     current = {**info, "text": provenance.check_text(run, text, info["text"], otherwise)}
     if not text.exists():
         report(f"Note: {text} is gone: going on with the tokens made from it")
     if not run.tokens_path.exists():
         report(f"Note: {run.tokens_path} is missing: encoding {text} again")
-        return made(tokenizer, is_new=False)
+        return made(tokenizer, _KEPT)
     return _kept_tokens(run, text, tokenizer, info, current, report)
 
 
@@ -169,13 +178,32 @@ def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, 
     config = TokenizerConfig.of(preset)
     if info is not None and preset is None:
         config = TokenizerConfig(**pick(TokenizerConfig, info["tokenizer"]))
+        config = replace(config, special_tokens=tuple(config.special_tokens))
+    if info is not None and preset is None and config.kind != asked.get("kind", config.kind):
+        config = replace(config, split=None, keep_newlines=False)  # they belong to a kind
     config = replace(config, **asked)
-    return Tokenizer(config.vocab_limit, config.kind)
+    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=config.special_tokens,
+                     keep_newlines=config.keep_newlines)  # fmt: skip
+
+
+def _given_tokenizer(asked: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that --tokenizer names by its path, if it does. Raises UserError if it cannot be used."""
+    path = asked.get("kind", TOKENIZERS[0])
+    if path in TOKENIZERS:
+        return None
+    if not os.path.exists(path):
+        raise UserError(
+            f"--tokenizer is {shown(path)}, but must be one of {', '.join(TOKENIZERS)}, or a tokenizer.json that exists"
+        )
+    if others := [flag(key) for key in asked if key != "kind"]:
+        raise UserError(f"{others[0]} goes with a tokenizer that is learned, but --tokenizer is {path}: leave it out")
+    return Tokenizer.load(path)
 
 
 def _kept_tokenizer(
-    run: Run, info: Info | None, preset: str | None, asked: Mapping[str, Any], otherwise: str, report: Report
-) -> Tokenizer:
+    run: Run, info: Info | None, preset: str | None, asked: Mapping[str, Any], given: Tokenizer | None, otherwise: str,
+    report: Report,
+) -> Tokenizer:  # fmt: skip
     """The run's own tokenizer. Raises UserError if tokens.json, a flag or the preset contradicts it."""
     if info is not None and (now := provenance.sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
         raise UserError(
@@ -183,14 +211,19 @@ def _kept_tokenizer(
             f"(sha256 {then:.12}… then, {now:.12}… now): put that one back, or {otherwise}"
         )
     tokenizer = Tokenizer.load(run.tokenizer_path)
-    used = TokenizerConfig(tokenizer.kind, tokenizer.vocab_limit)
+    if given is not None:
+        if given != tokenizer:
+            raise UserError(
+                f"--tokenizer is {asked['kind']}, but {run.tokenizer_path} is another one: leave it out, or {otherwise}"
+            )
+        return tokenizer
     for key, wanted in asked.items():
-        if wanted != (value := getattr(used, key)):
+        if wanted != (value := getattr(tokenizer, key)):
             raise UserError(
                 f"{flag(key)} is {wanted}, but {run.tokenizer_path} has {value}: leave it out, or {otherwise}"
             )
     if preset is not None:
-        _check_preset(run, used, preset, asked, otherwise, report)
+        _check_preset(run, tokenizer.config, preset, asked, otherwise, report)
     return tokenizer
 
 
@@ -203,7 +236,7 @@ def _check_preset(
     was chosen: it is kept, and the difference is reported.
     """
     wanted = TokenizerConfig.of(preset)
-    if {**asdict(wanted), **asked} == asdict(used):
+    if {**asdict(wanted), **{key: getattr(used, key) for key in asked}} == asdict(used):
         return
     has, wants = f"run {run.name} has a {used}", f"--preset {preset} has a {wanted}"
     if used == TokenizerConfig.of(None):
@@ -283,21 +316,31 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _make(
-    run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
-) -> Corpus:
-    """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
+    run: Run, text: Path, tokenizer: Tokenizer, origin: str, earlier: Info | None, report: Report, progress: Progress,
+    ranks: Ranks,
+) -> Corpus:  # fmt: skip
+    """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none.
+
+    `origin` says where the tokenizer comes from; if it is the run's own, `earlier` is the run's tokens.json.
+    """
     provenance.raise_if_unreadable(text)
     before, staged = provenance.stamp(text), run.staged_path
     try:
         with named_as_placed(run):
-            if is_new:
+            tokenizer_file = staged / run.tokenizer_path.name
+            if origin == _LEARNED:
                 tokenizer = _learned(run, text, before, tokenizer, report, progress)
-                tokenizer_file = staged / run.tokenizer_path.name
             else:
                 remove(staged)
                 staged.mkdir()
-                tokenizer_file = run.tokenizer_path
+                if origin == _GIVEN:
+                    tokenizer.save(tokenizer_file)
+                else:
+                    tokenizer_file = run.tokenizer_path
             info = _encode(run, text, before, tokenizer, tokenizer_file, progress, ranks)
+            info["tokenizer"]["given"] = origin == _GIVEN or (
+                origin == _KEPT and earlier is not None and earlier["tokenizer"].get("given", False)
+            )
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
             (staged / LEARNED).unlink(missing_ok=True)
             commit(staged, run.committed_path)
@@ -325,8 +368,7 @@ def _learned(
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": {"path": provenance.remember(run, text), **before}, "kind": blank.kind,
-                    "vocab_limit": blank.vocab_limit}  # fmt: skip
+    learned_from = {"text": {"path": provenance.remember(run, text), **before}, **_settings(blank)}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
@@ -343,10 +385,10 @@ def _learned(
         write_atomically(staged / LEARNED, provenance.to_json(learned_from))
     if tokenizer.advice:
         report(f"Note: {tokenizer.advice}")
-    if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
+    if tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(read_blocks(text)).strip():
         report(
             "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no repeated "
-            "spaces; --tokenizer byte keeps every character"
+            "spaces; --keep-newlines would keep line breaks, and --tokenizer byte every character"
         )
     return tokenizer
 
@@ -361,6 +403,11 @@ def _report_lost(corpus: Corpus, text: Path, report: Report) -> None:
             f"Note: {text} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
             "better write the texts in it to a file of their own"
         )
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The settings of a tokenizer as JSON has them."""
+    return {**asdict(tokenizer.config), "special_tokens": list(tokenizer.special_tokens)}
 
 
 def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
@@ -413,8 +460,7 @@ def _encode(
         "dropped": dropped,
         "text": {"path": provenance.remember(run, text), **before, "sha256": made.text_digest.hexdigest()},
         "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocab_limit": tokenizer.vocab_limit,
+            **_settings(tokenizer),
             "sha256": provenance.sha256(tokenizer_file),
             "unicode": UNICODE_VERSION,
         },

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config import TOKENIZERS
+from gpt.config import SPLITS, TOKENIZERS
 from gpt.errors import UserError, cannot
 from gpt.run import Run
 from gpt.system import reading
-from gpt.system.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
+from gpt.system.reading import COUNT, INTEGER, NAMES, PATH, TEXT, TRUTH, Schema, one_of, optional, or_null
 from gpt.tokenizer.text import read_blocks
 
 Info = dict[str, Any]
@@ -25,8 +25,8 @@ Info = dict[str, Any]
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
 - the section text: path, size, mtime_ns, sha256;
-- the section tokenizer: kind, vocab_limit, sha256, unicode (the version of Unicode that says which characters are
-  letters);
+- the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
+  not learned), sha256, unicode (the version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
@@ -35,10 +35,14 @@ _INFO: Schema = {
     "dtype": one_of(("uint16", "uint32")),
     **dict.fromkeys(("count", "vocab_size", "characters", "dropped"), COUNT),
     "text": {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
-    "tokenizer": {"kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "sha256": TEXT, "unicode": optional(TEXT)},
+    "tokenizer": {
+        "kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "split": optional(or_null(one_of(SPLITS))),
+        "special_tokens": optional(NAMES), "keep_newlines": optional(TRUTH), "given": optional(TRUTH),
+        "sha256": TEXT, "unicode": optional(TEXT),
+    },
     "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "checked": optional(TEXT),
-}
+}  # fmt: skip
 
 
 def read(run: Run) -> Info | None:

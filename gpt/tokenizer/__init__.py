@@ -3,16 +3,19 @@
 tokenizer.py is the way in: a `Tokenizer` learns a vocabulary, encodes and decodes. The other modules, in the order in
 which a text passes through them:
 - text.py: `read_blocks` reads a file in blocks of about a million characters.
-- encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the three modules below, and threads.
-- spelling.py: cuts a block into chunks and words, and spells words in ids of the alphabet. unicode_table.py lists the
-  letters and digits.
+- encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the modules below, and threads.
+- marks.py: finds `<|endoftext|>` and other marks, which stand for themselves.
+- splits.py: cuts a block into chunks, and chunks into words. characters.py knows white space, letters and digits;
+  unicode_table.py lists them.
 - lexicon.py: numbers the distinct chunks and words, so that each is cut or merged only once.
+- spelling.py: spells words in symbols, and turns the pieces of tokens into text.
 - bpe.py: `learn` finds the merges, `Merges.apply` merges the symbols of words.
+- vocabulary.py: a `Vocabulary` is all that decides which ids a text has. huggingface.py keeps it in a tokenizer.json.
 
 Each function that works on arrays has an example in its docstring. tests/tokenizer/test_examples.py runs them all.
 """
 
-from gpt.tokenizer.text import END_OF_TEXT
+from gpt.tokenizer.marks import END_OF_TEXT
 from gpt.tokenizer.tokenizer import Tokenizer, lost_note
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "lost_note"]

@@ -1,7 +1,8 @@
 """Byte-pair encoding, the algorithm alone: learn merges from counted words, apply merges to words.
 
-Symbols are ids. The alphabet has the ids 0 … size − 1, and merge number k joins a pair of ids into the id size + k.
-So an id made by a merge is also its rank, and the ids of a pair are always smaller than the id it becomes.
+Symbols are numbers, called ids here. The alphabet has the ids 0 … size − 1. Merge number k, whose rank is k, joins a
+pair of ids into another. Learned merges make the ids size, size + 1 … in this order. In a vocabulary from elsewhere,
+several merges may make the same id.
 
 Words come as one row of ids, int32 [n], with GAP before the first word, between any two and after the last. With the
 alphabet a = 0, b = 1, the words "aab" and "ab" are the row [-1, 0, 0, 1, -1, 0, 1, -1]. One NumPy call handles one
@@ -256,20 +257,49 @@ def _from_the_left(start: np.ndarray, width: int) -> np.ndarray:
     return kept
 
 
-class Merges:
-    """Learned merges over an alphabet of `size` ids, ready to be applied."""
+def _widths(size: int, left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """How many symbols of the alphabet each id stands for, int64 [ids + 1]. The last entry is GAP's, whose id is -1.
 
-    def __init__(self, size: int, pairs: Iterable[Pair] = ()):
+    Merge number k joins left[k] and right[k] into made[k]. Other merges make its parts: earlier ones if they were
+    learned, any if they come from elsewhere. So this goes round until all parts are known.
+
+    Example: aab = 3 comes first, but it is made of a and ab = 2.
+
+    >>> _widths(2, np.array([0, 0]), np.array([2, 1]), np.array([3, 2])).tolist()
+    [1, 1, 2, 3, 1]
+    """
+    width = np.zeros(max(size, made.max(initial=-1) + 1) + 1, np.int64)
+    width[:size] = width[GAP] = 1
+    while not width.all():
+        ready = (width[left] > 0) & (width[right] > 0)
+        width[made[ready]] = width[left[ready]] + width[right[ready]]
+    return width
+
+
+class Merges:
+    """Merges over an alphabet of `size` ids, ready to be applied.
+
+    Merge number k joins `pairs[k]` into the id `made[k]`; without `made`, into size + k. No pair may occur twice.
+
+    Example: "abc" can come about in two ways, as ab c or as a bc.
+
+    >>> merges = Merges(3, [(0, 1), (1, 2), (3, 2), (0, 4)], made=[3, 4, 5, 5])
+    >>> merges.apply(np.array([GAP, 0, 1, 2, GAP], np.int32)).tolist()
+    [-1, 5, -1]
+    """
+
+    def __init__(self, size: int, pairs: Iterable[Pair] = (), made: Sequence[int] | None = None):
         self.size = size
         self.pairs = list(pairs)
-        self._made = {pair: size + rank for rank, pair in enumerate(self.pairs)}
-        self._width = [1] * size  # symbols of the alphabet that an id stands for
-        for left, right in self.pairs:
-            self._width.append(self._width[left] + self._width[right])
-        self._widths = np.array([*self._width, 1])  # the last one is GAP's, whose id is -1
-        self._stride = size + len(self.pairs) + 1  # + 1 keeps the keys of pairs unique if a symbol is GAP
+        self.made = list(range(size, size + len(self.pairs))) if made is None else list(made)
+        self._rank = {pair: rank for rank, pair in enumerate(self.pairs)}
+        self._made_by = np.array(self.made, np.int32)
+        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
+        self._widths = _widths(size, left, right, self._made_by)
+        self._width = self._widths.tolist()
+        self._stride = len(self._widths)  # one more than there are ids: keys of pairs stay unique if a symbol is GAP
         self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
-        self._ranks.add([self._key(*np.array(self.pairs, np.int32).reshape(-1, 2).T)])
+        self._ranks.add([self._key(left, right)])
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge the words of a row, lowest rank first and leftmost first among equals. Returns the new, shorter row.
@@ -342,7 +372,7 @@ class Merges:
             if not len(word):
                 break
             best = best[word]
-            place, made = best & ((1 << _PLACE_BITS) - 1), self.size + (best >> _PLACE_BITS)
+            place, made = best & ((1 << _PLACE_BITS) - 1), self._made_by[best >> _PLACE_BITS]
             # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
             middle = start + width[flat_ids[start]] * columns
@@ -379,24 +409,24 @@ class Merges:
         >>> Merges(2, [(0, 1), (0, 2)])._apply_to_one([0, 0, 1])
         [3]
         """
-        made_of, width, size = self._made, self._width, self.size
+        rank_of, width = self._rank, self._width
         row = [GAP, *ids, GAP]
-        span = len(row)  # made * span + start sorts like (made, start) and takes half the memory
-        queue = [made_of[pair] * span + at for at, pair in enumerate(pairwise(row)) if pair in made_of]
+        span = len(row)  # rank * span + start sorts like (rank, start) and takes half the memory
+        queue = [rank_of[pair] * span + at for at, pair in enumerate(pairwise(row)) if pair in rank_of]
         heapify(queue)
         while queue:
-            made, start = divmod(heappop(queue), span)
-            left, right = self.pairs[made - size]
+            rank, start = divmod(heappop(queue), span)
+            (left, right), made = self.pairs[rank], self.made[rank]
             middle, end = start + width[left], start + width[made]
             if row[start] != left or row[middle] != right:  # one of the two has been merged since
                 continue
             before, after = row[start - 1], row[end]
             row[middle - 1] = row[middle] = GONE
             row[start] = row[end - 1] = made
-            if (before, made) in made_of:
-                heappush(queue, made_of[before, made] * span + start - width[before])
-            if (made, after) in made_of:
-                heappush(queue, made_of[made, after] * span + start)
+            if (before, made) in rank_of:
+                heappush(queue, rank_of[before, made] * span + start - width[before])
+            if (made, after) in rank_of:
+                heappush(queue, rank_of[made, after] * span + start)
         # Step from symbol to symbol
         merged, at = [], 1
         while at <= len(ids):

@@ -1,16 +1,16 @@
 """From the blocks of a text to ids: each distinct word is encoded once, and a table does the rest.
 
-The way of a text: `Encoder.encode` takes a group of blocks and cuts each into chunks (gpt/tokenizer/spelling.py). A
+The way of a text: `Encoder.encode` takes a group of blocks and cuts each into chunks (gpt/tokenizer/splits.py). A
 `_Table` looks up the ids of each chunk. It hands chunks that it has never seen to the function that it was made with:
-for the kind `word` this is `ids_of_words`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`,
-which cuts them into words and looks these up in a second table, whose function is `ids_of_words`.
+for the kind `word` this is `WordsToIds`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`,
+which cuts them into words and looks these up in a second table, whose function is `WordsToIds`.
 
 Threads do the work that each block needs by itself, because NumPy releases the interpreter lock. In between, the
 calling thread alone puts new strings into the tables, so the order of the threads changes nothing.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -21,10 +21,13 @@ import numpy as np
 from gpt.system.threads import available_threads
 from gpt.tokenizer.bpe import GAP, Merges
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
+from gpt.tokenizer.marks import Marks
 from gpt.tokenizer.spelling import Spelling
+from gpt.tokenizer.splits import Cut, Split
 
 _TABLE_LIMIT = 1 << 23  # strings and ids that a table holds: 200 to 300 MB, and `byte` has two tables
 _MAX_THREADS = 8  # threads at most: the calling thread cannot keep more of them busy
+_A_MARK = -1  # id of every mark until it gets its own
 _GROUP = 4  # blocks per thread in a group, as threads wait for one another twice a group; each takes some 10 MB
 
 T = TypeVar("T")
@@ -58,24 +61,27 @@ class Encoder:
 
     Words and ids are forgotten once they are more than 8 million together, unless `keep_words` is true.
 
-    Example: the ids of a new `byte` tokenizer are bytes plus 1, and MARK is not part of a word.
+    Example: the ids of these words are their bytes, and MARK is not part of a word.
 
+    >>> from gpt.tokenizer.marks import Mark
     >>> from gpt.tokenizer.spelling import ByteSpelling
-    >>> encoder = Encoder(ByteSpelling, partial(ids_of_words, ByteSpelling(), Merges(257)))
-    >>> [(ids.tolist(), lost) for ids, lost in encoder.encode(["hi", " hi"])]
-    [([105, 106], 0), ([33, 105, 106], 0)]
+    >>> from gpt.tokenizer.splits import Gpt2
+    >>> words_to_ids = WordsToIds(ByteSpelling(), Merges(256), np.arange(256))
+    >>> encoder = Encoder(Gpt2(), Marks((Mark("<|endoftext|>", 300),)), words_to_ids)
+    >>> [(ids.tolist(), lost) for ids, lost in encoder.encode(["hi", " hi<|endoftext|>"])]
+    [([104, 105], 0), ([32, 104, 105, 300], 0)]
     """
 
-    def __init__(self, spelling: Spelling | type[Spelling], encode_words: EncodeNew, keep_words: bool = False) -> None:
-        self._spelling = spelling
+    def __init__(self, split: Split, marks: Marks, encode_words: EncodeNew, keep_words: bool = False) -> None:
+        self._split, self._marks = split, marks
         self._words = self._chunks = _Table(encode_words, math.inf if keep_words else _TABLE_LIMIT)
-        if spelling.cut is not None:
-            self._chunks = _Table(partial(self._encode_chunks, spelling.cut), _TABLE_LIMIT)
+        if split.cut is not None:
+            self._chunks = _Table(partial(self._encode_chunks, split.cut), _TABLE_LIMIT)
 
     def encode(self, blocks: Iterable[str]) -> Iterator[tuple[np.ndarray, int]]:
         """Yields, for each block, its ids, int32 [n], and how many of its characters have none.
 
-        A verbatim `<|endoftext|>` is id 0 wherever it stands. Raises ValueError for a lone surrogate.
+        A mark has its own id wherever it stands. Raises ValueError for a lone surrogate.
         """
         threads = min(available_threads(), _MAX_THREADS)
         remaining = iter(blocks)
@@ -83,11 +89,17 @@ class Encoder:
         with ThreadPoolExecutor(threads) as pool:
             while group := list(islice(remaining, _GROUP * threads)):
                 run: ParallelMap = _Threads(pool) if len(group) > 1 else _in_this_thread
-                chunks = list(run(self._spelling.chunks, group))
-                for found in self._chunks.look_up(chunks, run):
+                chunks, marks = zip(*run(self._chunks_and_marks, group), strict=True)
+                for found, ids in zip(self._chunks.look_up(chunks, run), marks, strict=True):
+                    if len(ids):
+                        found.ids[found.ids == _A_MARK] = ids
                     yield found.ids, int(found.lost.sum())
 
-    def _encode_chunks(self, cut: Callable[[bytes], tuple[Strings, np.ndarray]], chunks: bytes) -> Ids:
+    def _chunks_and_marks(self, block: str) -> tuple[Strings, np.ndarray]:
+        data, marks = self._marks.encoded(block)
+        return self._split.chunks(data), marks
+
+    def _encode_chunks(self, cut: Cut, chunks: bytes) -> Ids:
         """The ids of new chunks: cut them into words, look these up, and add up lengths and losses chunk by chunk.
 
         Example: chunks of 2 and 1 words have their first words at 0 and 2. Words with 1, 3 and 2 ids make chunks with
@@ -99,37 +111,61 @@ class Encoder:
         return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
 
 
-def ids_of_words(spelling: Spelling, merges: Merges, words: bytes) -> Ids:
-    r"""Spell and merge words, each with MARK behind it.
+class WordsToIds:
+    r"""Spells and merges words, each with MARK behind it, and gives the symbols their ids: `ids` by symbol, int32.
 
-    Example: the alphabet is a = 1, a</w> = 2, b = 3, b</w> = 4, and the only merge makes ab</w> = 5 of (1, 4). "b"
-    keeps its id, and "xab" loses its x.
+    `whole` has words that have one id whatever the merges say.
+
+    Example: the alphabet is a = 0, a</w> = 1, b = 2, b</w> = 3, and the only merge makes ab</w> = 4 of (0, 3). With
+    ids that are 1 more, "b" has the id 4. "xab" loses its x.
 
     >>> from gpt.tokenizer.spelling import WordSpelling
-    >>> found = ids_of_words(WordSpelling("ab"), Merges(5, [(1, 4)]), b"b\xffxab\xff")
+    >>> found = WordsToIds(WordSpelling("ab"), Merges(4, [(0, 3)]), np.arange(1, 6))(b"b\xffxab\xff")
     >>> found.ids.tolist(), found.lengths.tolist(), found.lost.tolist()
     ([4, 5], [1, 1], [0, 1])
     """
-    row, lost = spelling.spell([words])
-    row = merges.apply(row)
-    is_gap = row == GAP
-    return Ids(row[~is_gap], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
+
+    def __init__(self, spelling: Spelling, merges: Merges, ids: np.ndarray, whole: Mapping[bytes, int] | None = None):
+        self._spelling, self._merges, self._ids, self._whole = spelling, merges, ids.astype(np.int32), whole
+
+    def __call__(self, words: bytes) -> Ids:
+        row, lost = self._spelling.spell([words])
+        row = self._merges.apply(row)
+        is_gap = row == GAP
+        found = Ids(self._ids[row[~is_gap]], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
+        return self._with_whole_words(found, words) if self._whole else found
+
+    def _with_whole_words(self, found: Ids, words: bytes) -> Ids:
+        """The ids with one for each word that `whole` has."""
+        whole = self._whole or {}
+        numbered = [(number, whole[word]) for number, word in enumerate(words.split(MARK)) if word in whole]
+        if not numbered:
+            return found
+        number, ids = np.array(numbered).T
+        start = np.cumsum(found.lengths) - found.lengths
+        stays = np.ones(len(found.ids), bool)
+        for first, length in zip(start[number].tolist(), found.lengths[number].tolist(), strict=True):
+            stays[first + 1 : first + length] = False
+        found.ids[start[number]], found.lengths[number] = ids, 1
+        return found._replace(ids=found.ids[stays])
 
 
-def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
+def count_words(split: Split, marks: Marks, blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
     r"""Count the distinct words of a text: (the words, MARK behind each, in several strings; counts, int64 [words]).
 
-    A word's number serves as its only id, so counting ids counts words. Raises ValueError for a lone surrogate.
+    A word's number serves as its only id, so counting ids counts words. The marks, which have the ids 0, 1 … come
+    before the words. Raises ValueError for a lone surrogate.
 
     Example:
 
-    >>> from gpt.tokenizer.spelling import WordSpelling
-    >>> words, counts = count_words(WordSpelling, ["the cat", " saw the dog"])
+    >>> from gpt.tokenizer.marks import Mark
+    >>> from gpt.tokenizer.splits import WhiteSpace
+    >>> words, counts = count_words(WhiteSpace(), Marks((Mark("<s>", 0),)), ["the cat<s>", " saw the dog"])
     >>> sorted(zip(b"".join(words).split(b"\xff"), counts.tolist()))
     [(b'cat', 1), (b'dog', 1), (b'saw', 1), (b'the', 2)]
     """
     words: list[bytes] = []
-    counts = np.zeros(1, np.int64)  # counts by number; number 0 is the end-of-text mark
+    counts = np.zeros(len(marks), np.int64)  # counts by number
 
     def number_words(new: bytes) -> Ids:
         nonlocal counts
@@ -138,9 +174,9 @@ def count_words(spelling: type[Spelling], blocks: Iterable[str]) -> tuple[list[b
         counts = np.append(counts, np.zeros(count, np.int64))
         return Ids(np.arange(first, first + count, dtype=np.int32), np.ones(count, np.int32), np.zeros(count, np.int32))
 
-    for numbers, _ in Encoder(spelling, number_words, keep_words=True).encode(blocks):
+    for numbers, _ in Encoder(split, marks, number_words, keep_words=True).encode(blocks):
         np.add.at(counts, numbers, 1)
-    return words, counts[1:]
+    return words, counts[len(marks) :]
 
 
 class _Threads:
@@ -174,7 +210,7 @@ class _Table:
     def _clear(self) -> None:
         self._lexicon = Lexicon()
         self._lexicon.add(Strings(MARK + bytes(MARGIN), np.array([0]), np.array([1])))
-        self._known = Ids(np.zeros(1, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
+        self._known = Ids(np.full(1, _A_MARK, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
         self._start = np.zeros(1, np.int32)
 
     def look_up(self, texts: Sequence[Strings], run: ParallelMap = _in_this_thread) -> Iterator[Ids]:

@@ -1,27 +1,30 @@
 """Text files, read block by block.
 
 Nothing is translated: newlines and a byte order mark stay as they are, so the blocks joined are exactly the file's
-text. A block ends at a seam, a place at which every kind of tokenizer cuts. So the ids of the blocks, one after the
-other, are the ids of the whole text.
+text. A block ends at a seam, a place at which every tokenizer cuts, whatever comes behind it. So the ids of the blocks,
+one after the other, are the ids of the whole text. A seam is
+- before white space other than a line end, if no white space is before it: no pattern has a word with white space in it
+  that begins with something else, except for line ends behind signs, and the space or tab may stay with the word behind
+  it;
+- after a line end that stands alone: no pattern begins a word with a line end and ends it with something else;
+- before a line end or `<|endoftext|>`, if a letter or digit is before it: no pattern joins these with a line end or a
+  sign behind them. (If `<|endoftext|>` is a mark, words end there anyway; if not, it begins with a sign.)
 """
 
 import codecs
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import regex
 
 from gpt.errors import UserError, cannot
 from gpt.system.reading import SMALL, irregular, parse
+from gpt.tokenizer.marks import END_OF_TEXT
+from gpt.tokenizer.unicode_table import LETTERS, NUMBERS
 
-END_OF_TEXT = "<|endoftext|>"
-
-# Pattern of a seam: before a run of white space (the words before it stay the same, and a space stays with the word
-# behind it) or before the end-of-text mark. \s is White_Space in `regex`; `re` adds U+001C to U+001F.
-_SEAM = r"(?<=\S)(?=\s)|(?<=.)(?=" + regex.escape(END_OF_TEXT) + ")"
-_FIRST_SEAM, _LAST_SEAM = (regex.compile(way + _SEAM, regex.DOTALL) for way in ("", "(?r)"))  # (?r): from the right
 _CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 that are not the first of a character
 _SEARCHED = 1 << 16  # bytes that the search for a seam reads at a time
 
@@ -49,15 +52,27 @@ _FORMATS = [
 ]
 
 
+@cache
+def _seam(way: str) -> Any:
+    """The pattern that finds the first seam if `way` is "", the last one if it is "(?r)".
+
+    Letters and digits are those of the tokenizers. \\s is White_Space in `regex`; `re` adds U+001C to U+001F.
+    """
+    ranges = [each.partition("-") for each in f"{LETTERS} {NUMBERS}".split()]
+    letter = "".join(f"\\U{int(first, 16):08x}-\\U{int(last or first, 16):08x}" for first, _, last in ranges)
+    mark = regex.escape(END_OF_TEXT)
+    return regex.compile(rf"{way}(?<=\S)(?=[^\S\r\n])|(?<=\S[\r\n])(?=\S)|(?<=[{letter}])(?=[\r\n]|{mark})")
+
+
 def read_blocks(path: str | Path, block_chars: int = 1 << 20, begin: int = 0, end: int | None = None) -> Iterator[str]:
     """The text of a UTF-8 file in blocks of about `block_chars` characters.
 
     `begin` and `end` are the first byte to read and the one after the last (None: the end of the file), both at seams
     as `find_seams` finds them.
 
-    Every block but the last ends just before a run of white space (Unicode White_Space) or just before a verbatim
-    `<|endoftext|>`. A stretch of text without either comes in one block, however long. Joined, the blocks are the
-    file's text, with its newlines as they are and its byte order mark, if it has one, as the character U+FEFF.
+    Every block but the last ends at a seam (see the top of this file). A stretch of text without one comes in one
+    block, however long. Joined, the blocks are the file's text, with its newlines as they are and its byte order mark,
+    if it has one, as the character U+FEFF.
     Raises UserError for a file that is missing, not a regular file, unreadable, empty, or not UTF-8.
 
     Example:
@@ -72,7 +87,7 @@ def read_blocks(path: str | Path, block_chars: int = 1 << 20, begin: int = 0, en
     tail = ""  # end of that text, which together with the next characters may make a seam
     for text in _decoded(Path(path), block_chars, begin, end):
         text = tail + text
-        seam = _LAST_SEAM.search(text)
+        seam = _seam("(?r)").search(text)
         if seam:
             yield "".join(held) + text[: seam.start()]
             held.clear()
@@ -116,7 +131,7 @@ def _seam_behind(file: BinaryIO, place: int, size: int) -> int:
     text = ""  # characters that may make a seam together with the next ones; it begins at the byte `place`
     while place < size and (data := file.read(_SEARCHED)):
         text += decoder.decode(data)
-        if seam := _FIRST_SEAM.search(text):
+        if seam := _seam("").search(text):
             return min(size, place + _byte_count(text[: seam.start()]))
         passed = max(0, len(text) - len(END_OF_TEXT))
         place += _byte_count(text[:passed])

@@ -1,13 +1,16 @@
 """Text to token ids and back: byte-pair encoding of words or of bytes, kept in Hugging Face's tokenizer.json.
 
-Two kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
+Kinds share one algorithm (gpt/tokenizer/bpe.py) and differ in what they merge:
 - `word` (Sennrich et al. 2016): words between white space, spelled in Unicode characters, the last one carrying `</w>`.
   White space itself is not kept: decoding puts one space between words.
-- `byte` (Radford et al. 2019): the words that GPT-2's pattern finds, spelled in UTF-8 bytes. Lossless for any text.
+- `byte` (Radford et al. 2019): the words that a pattern such as GPT-2's finds, spelled in UTF-8 bytes. Lossless for any
+  text.
+- `char`: nothing. Each character of the training text has an id.
 
-Id 0 is `<|endoftext|>`, then comes the alphabet, then the merges in the order they were learned. A token as a string,
-such as "the</w>", is called a piece. A text is split into words, each distinct word is merged once, and a table does
-the rest (gpt/tokenizer/encoding.py).
+Id 0 is `<|endoftext|>`, then come other marks, then the alphabet, then the merges in the order they were learned. A
+tokenizer of the kind `byte` may also come from elsewhere, and then keeps its ids. A token as a string, such as
+"the</w>", is called a piece. A text is split into words, each distinct word is merged once, and a table does the rest
+(gpt/tokenizer/encoding.py).
 
 Example:
 
@@ -23,62 +26,110 @@ Example:
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gpt.config import TOKENIZERS, TokenizerConfig
 from gpt.errors import UserError, shown
 from gpt.system.files import write_atomically
-from gpt.system.reading import LARGE, read_json
-from gpt.tokenizer.bpe import Merges, learn
-from gpt.tokenizer.encoding import Encoder, count_words, ids_of_words
-from gpt.tokenizer.spelling import SPELLINGS, Decoder, Spelling
-from gpt.tokenizer.text import END_OF_TEXT
+from gpt.tokenizer import huggingface
+from gpt.tokenizer.bpe import learn
+from gpt.tokenizer.encoding import count_words
+from gpt.tokenizer.marks import END_OF_TEXT, Mark, Marks, unfit
+from gpt.tokenizer.spelling import SPELLINGS, Decoder
+from gpt.tokenizer.vocabulary import DEFAULT_SPLITS, SPLITS, Vocabulary
 
-_LIMIT = 1 << 31  # tokens in a vocabulary must be fewer: ids are int32
 _MENTIONED = 10  # characters that a message names at most
-_OURS = "a tokenizer that hipgpt has made"
+_OURS = "a tokenizer that hipgpt can use"
 _INSTEAD = (
-    "tokenizer.json may be one that `hipgpt tokenize` wrote, or such a one saved again by Hugging Face's tokenizers, "
-    "but with no token added and no setting changed; to learn a new one, remove the file or take another --run-name"
+    "give a tokenizer.json that `hipgpt tokenize` or Hugging Face's tokenizers wrote, or a directory with GPT-2's "
+    "vocab.json and merges.txt; to learn a new one, take another --run-name"
 )
+_ANOTHER = "take another tokenizer, or learn one with --tokenizer byte for a new run"
 
 
 class Tokenizer:
-    """Byte-pair encoding with at most `vocab_limit` tokens, `<|endoftext|>` and the alphabet included.
+    """Byte-pair encoding with at most `vocab_limit` tokens, marks and the alphabet included.
 
-    A new tokenizer has no merges: call `train_bpe`, or make one with `load`.
+    A new tokenizer has no merges: call `train_bpe`, or make one with `load`. Its marks are `<|endoftext|>` and then the
+    `special_tokens`. `split` is the pattern that cuts a text into words: gpt2, gpt4 or qwen2 for the kind `byte` (None:
+    gpt2). With `keep_newlines`, a tokenizer of the kind `word` has a token for line ends.
     `advice` is one line for the user after a training that left little room for merges, else None.
     `lost` counts each character that encoding has left out because the vocabulary lacks it.
-    Raises UserError for an unknown kind, for a limit below the least of its kind (word 3, byte 257) and for a limit of
-    2^31 or more.
+    Raises UserError for an unknown kind or split, for a special token that cannot be one, for a limit below the least
+    of its kind (word 3, byte 257, char 2, and one more for each special token) and for a limit of 2^31 or more.
     """
 
-    def __init__(self, vocab_limit: int = TokenizerConfig.vocab_limit, kind: str = TokenizerConfig.kind):
+    def __init__(
+        self,
+        vocab_limit: int = TokenizerConfig.vocab_limit,
+        kind: str = TokenizerConfig.kind,
+        *,
+        split: str | None = None,
+        special_tokens: Sequence[str] = (),
+        keep_newlines: bool = False,
+    ):
         if kind not in SPELLINGS:
             raise UserError(f"--tokenizer is {kind}, but must be one of {', '.join(TOKENIZERS)}")
-        least = SPELLINGS[kind].least
+        if kind != "byte" and split is not None:
+            raise UserError(f"--split {split} goes with --tokenizer byte, not with --tokenizer {kind}: leave it out")
+        if kind != "word" and keep_newlines:
+            raise UserError(
+                f"--keep-newlines goes with --tokenizer word, and {kind} keeps line ends anyway: leave it out"
+            )
+        marks = _marks(special_tokens)
+        least = SPELLINGS[kind].least + len(marks)
         if vocab_limit < least:
             raise UserError(f"--vocab-size is {vocab_limit}, but must be at least {least} with --tokenizer {kind}")
-        if vocab_limit >= _LIMIT:
-            raise UserError(f"--vocab-size is {shown(vocab_limit)}, but must be below {_LIMIT}: ids are int32")
-        self.kind = kind
-        self.vocab_limit = vocab_limit
+        if vocab_limit >= huggingface.LIMIT:
+            raise UserError(
+                f"--vocab-size is {shown(vocab_limit)}, but must be below {huggingface.LIMIT}: ids are int32"
+            )
         self.advice: str | None = None
         self.lost: Counter[str] = Counter()
-        self._become(SPELLINGS[kind](), [])
+        split = "lines" if keep_newlines else split or DEFAULT_SPLITS[kind]
+        self._become(Vocabulary.learned(kind, split, vocab_limit, marks, SPELLINGS[kind](), []))
 
-    def _become(self, spelling: Spelling, pairs: Sequence[tuple[int, int]]) -> None:
-        """Take over an alphabet and merges."""
-        self._spelling = spelling
-        self._pieces = list(spelling.alphabet)
-        for left, right in pairs:
-            self._pieces.append(self._pieces[left] + self._pieces[right])
-        self._merges = Merges(len(spelling.alphabet), pairs)
-        self._encoder = Encoder(spelling, partial(ids_of_words, spelling, self._merges))
+    def _become(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._pieces = vocabulary.pieces
+        self._marks = Marks(vocabulary.marks, vocabulary.nfc)
+        self._encoder = vocabulary.encoder()
+
+    @property
+    def kind(self) -> str:
+        return self._vocabulary.kind
+
+    @property
+    def split(self) -> str:
+        """The name of the pattern that cuts a text into words."""
+        return self._vocabulary.split
+
+    @property
+    def keep_newlines(self) -> bool:
+        """Whether words are a tokenizer's pieces, and line ends are too."""
+        return self.split == "lines"
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the marks other than the one that ends a text."""
+        return tuple(mark.text for mark in self._vocabulary.marks if mark.id != self.end_of_text)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the mark that ends a text: `<|endoftext|>`, or else `<|end_of_text|>`; None if there is neither."""
+        return self._marks.end_of_text
+
+    @property
+    def config(self) -> TokenizerConfig:
+        """The settings with which a tokenizer like this one learns."""
+        split = self.split if self.kind == "byte" and self.split != DEFAULT_SPLITS["byte"] else None
+        return TokenizerConfig(self.kind, self.vocab_limit, split, self.special_tokens, self.keep_newlines)
+
+    @property
+    def vocab_limit(self) -> int:
+        return self._vocabulary.limit
 
     @property
     def vocab_size(self) -> int:
@@ -99,15 +150,23 @@ class Tokenizer:
         ['<|endoftext|>', 'b', 'b</w>', 'a', 'a</w>', 'ab</w>']
         """
         blocks = [text] if isinstance(text, str) else text
-        words, counts = count_words(SPELLINGS[self.kind], blocks)
-        spelling, self.advice = SPELLINGS[self.kind].fit(words, counts, self.vocab_limit)
+        kind, split, limit, marks = self.kind, self.split, self.vocab_limit, self._vocabulary.marks
+        words, counts = count_words(SPLITS[split], self._marks, blocks)
+        room = limit - len(marks)
+        spelling, self.advice = SPELLINGS[kind].fit(words, counts, room)
         row, _ = spelling.spell(words)
         del words  # learning can use the memory
-        most = self.vocab_limit - len(spelling.alphabet)
-        self._become(spelling, learn(row, counts, spelling.alphabet, most, spelling.joinable, progress))
+        texts = {mark.text for mark in marks}
+        pairs = learn(
+            row, counts, spelling.alphabet, 0 if kind == "char" else room - len(spelling.alphabet),
+            lambda left, right: left + right not in texts and spelling.joinable(left, right), progress,
+        )  # fmt: skip
+        self._become(Vocabulary.learned(kind, split, limit, marks, spelling, pairs))
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text. A verbatim `<|endoftext|>` is id 0 wherever it stands. ValueError for a lone surrogate.
+        """The ids of a text. A mark, such as `<|endoftext|>`, has its id wherever it stands verbatim.
+
+        Raises ValueError for a lone surrogate.
 
         For a long text use `encode_blocks`, which takes less memory and more threads.
 
@@ -160,7 +219,8 @@ class Tokenizer:
         >>> tokenizer.unknown("abc cd")
         Counter({'c': 2, 'd': 1})
         """
-        return self._spelling.unknown(text)
+        words = SPLITS[self.split].chunks(self._marks.encoded(text)[0])
+        return self._vocabulary.spelling.unknown(words.joined())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids. Bytes that are not UTF-8 become U+FFFD. UserError for an id outside the vocabulary.
@@ -183,10 +243,13 @@ class Tokenizer:
         >>> [decoder.feed(id) for id in tokenizer.encode("né")], decoder.finish()
         (['n', '', 'é'], '')
         """
-        return self._spelling.decoder(self.piece)
+        return self._vocabulary.spelling.decoder(self.piece)
 
     def piece(self, id: int) -> str:
-        """The token as a string, as it stands in the vocabulary. UserError for an id outside it."""
+        """The token as a string, as it stands in the vocabulary. UserError for an id beyond the largest one.
+
+        An id that a vocabulary from elsewhere leaves out has an empty one.
+        """
         if not 0 <= id < len(self._pieces):
             raise UserError(f"token id {id} is not in the vocabulary, whose ids are 0 to {len(self._pieces) - 1}")
         return self._pieces[id]
@@ -194,9 +257,10 @@ class Tokenizer:
     def byte_lengths(self) -> np.ndarray:
         """The number of bytes of UTF-8 text that each token decodes to, int64 [vocab_size].
 
-        The end of a word counts as the one space behind it. So for `byte` the sum over a text's tokens is the size of
-        the text. For `word` it is the size of the text with single spaces between words, because further white space
-        is neither kept nor predicted.
+        The end of a word counts as the one space behind it. So for `byte` and `char` the sum over a text's tokens is
+        the size of the text. For `word` it is the size of the text with single spaces between words, because further
+        white space is neither kept nor predicted. A line end that is kept stands in the place of such a space, so a
+        second one in a row is not counted.
 
         Example:
 
@@ -205,7 +269,7 @@ class Tokenizer:
         >>> tokenizer.byte_lengths()[tokenizer.encode("ab b")].tolist()
         [3, 2]
         """
-        return np.array([self._spelling.byte_length(piece) for piece in self._pieces], np.int64)
+        return np.array(list(map(self._vocabulary.spelling.byte_length, self._pieces)), np.int64)
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json. Hugging Face's `tokenizers` loads it too, and gives the same ids and strings.
@@ -214,74 +278,54 @@ class Tokenizer:
 
         Example: `tokenizer.save("tokenizer.json")`, later `tokenizer = Tokenizer.load("tokenizer.json")`.
         """
-        write_atomically(path, json.dumps(self._document(), ensure_ascii=False, indent=1) + "\n")
+        document = huggingface.document(self._vocabulary)
+        write_atomically(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a file that `save` wrote (Hugging Face may have saved it again). UserError if it is anything else.
+        """Read a tokenizer.json: one that `save` wrote, or one from elsewhere with byte-level BPE.
+
+        `path` may also be a directory that has it, or that has GPT-2's vocab.json and merges.txt. The ids stay those
+        of the file. Raises UserError if it is anything else, or asks for something that hipgpt does not do.
 
         Example: `Tokenizer.load("checkpoints/tales/tokenizer.json").encode("Once upon a time")`.
         """
         path = Path(path)
         try:
-            document = read_json(path, {}, _OURS, _INSTEAD, LARGE)
+            document = huggingface.read(path, _OURS, _INSTEAD)
         except FileNotFoundError:
             raise UserError(f"{path} does not exist: `hipgpt tokenize` or `hipgpt train` makes it") from None
         try:
-            return cls._from_document(document)
+            vocabulary = huggingface.vocabulary(document)
+        except huggingface.UnsupportedError as reason:
+            raise UserError(f"{path} asks for what hipgpt does not do: it {reason}: {_ANOTHER}") from None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise UserError(f"{path} is not {_OURS}: {_INSTEAD}") from None
-
-    def _document(self) -> dict[str, Any]:
-        special = {"id": 0, "content": END_OF_TEXT, "special": True}
-        special |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [special],
-            "normalizer": None,
-            "pre_tokenizer": self._spelling.pre_tokenizer,
-            "post_processor": None,
-            "decoder": self._spelling.hf_decoder,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": self._spelling.suffix,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": False,
-                "vocab_limit": self.vocab_limit,  # ours; inside the model Hugging Face passes over unknown keys
-                "vocab": {piece: id for id, piece in enumerate(self._pieces)},
-                "merges": [[self._pieces[left], self._pieces[right]] for left, right in self._merges.pairs],
-            },
-        }
-
-    @classmethod
-    def _from_document(cls, document: dict[str, Any]) -> "Tokenizer":
-        """Rebuild a tokenizer from its alphabet and merges. ValueError unless its own document is the very same."""
-        model = document["model"]
-        ids = model["vocab"]
-        pieces = sorted(ids, key=ids.__getitem__)
-        "".join(pieces).encode()  # ValueError for a lone surrogate
-        limit = model.setdefault("vocab_limit", len(pieces))
-        if {type(number) for number in (limit, *ids.values())} != {int} or limit >= _LIMIT:
-            raise ValueError("an id or a limit that is not an integer below 2^31")
-        # Each merge must spell the next piece. Without this check, merges that double a piece could fill the memory.
-        for (left, right), piece in zip(model["merges"], pieces[len(pieces) - len(model["merges"]) :], strict=True):
-            if left + right != piece or ids[left] >= ids[piece] or ids[right] >= ids[piece]:
-                raise ValueError("a merge that does not spell the next piece")
-        kind = "word" if model["end_of_word_suffix"] else "byte"
-        tokenizer = cls(max(limit, SPELLINGS[kind].least), kind)
-        alphabet = pieces[: len(pieces) - len(model["merges"])]
-        tokenizer._become(
-            SPELLINGS[kind].from_alphabet(alphabet), [(ids[left], ids[right]) for left, right in model["merges"]]
-        )
-        if tokenizer._document() != document or len(pieces) > limit:
-            raise ValueError("a document that save does not write")
+        tokenizer = cls.__new__(cls)
+        tokenizer.advice, tokenizer.lost = None, Counter()
+        tokenizer._become(vocabulary)
         return tokenizer
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two tokenizers have the same document, and so give the same ids."""
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return huggingface.document(self._vocabulary) == huggingface.document(other._vocabulary)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _marks(special_tokens: Sequence[str]) -> tuple[Mark, ...]:
+    """The marks of a new tokenizer. Raises UserError for a text that cannot be one."""
+    for number, text in enumerate(special_tokens):
+        reason = unfit(text)
+        if text == END_OF_TEXT or text in special_tokens[:number]:
+            reason = "is one already"
+        elif len(text) == 1:
+            reason = "is a single character"
+        if reason:
+            raise UserError(f"--special-token {shown(text)} {reason}: give another text, such as <|user|>")
+    return tuple(Mark(text, id) for id, text in enumerate((END_OF_TEXT, *special_tokens)))
 
 
 def lost_note(source: str, lost: Counter[str], characters: int) -> str:

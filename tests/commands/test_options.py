@@ -1,4 +1,4 @@
-"""Every option may be given once."""
+"""Every option may be given once, unless its help says that it may be repeated."""
 
 import signal
 import subprocess
@@ -16,7 +16,7 @@ def options() -> list[tuple[str, str, list[str]]]:
     found = []
     for name, command in main.commands.items():
         for option in command.params:
-            if option.param_type_name == "option":
+            if option.param_type_name == "option" and "May be repeated." not in (option.help or ""):
                 value = [] if option.is_flag else [(getattr(option.type, "choices", None) or ["7"])[0]]
                 found.append((name, option.opts[-1], value))
     return found

@@ -35,8 +35,7 @@ def test_blocks_joined_are_the_text_and_end_only_at_seams(tmp_path_factory, frag
     blocks = list(read_blocks(path, block_chars))
     assert "".join(blocks) == text
     for block, following in zip(blocks, blocks[1:], strict=False):
-        before_white_space = block[-1] not in WHITE_SPACE and following[0] in WHITE_SPACE
-        assert before_white_space or following.startswith(END_OF_TEXT)
+        assert is_seam(block, following)
 
 
 @pytest.mark.parametrize("text", ["\ufeffa b", "a\r\nb\rc\nd", "a\x1cb\x1dc\x00d", "日本語 の 文", " ", "\n\n"])
@@ -158,5 +157,9 @@ def test_ranges_between_seams_join_to_the_text_and_have_its_ids(tmp_path, monkey
 
 
 def is_seam(before: str, behind: str) -> bool:
-    white = regex.compile(r"\s")
-    return behind.startswith("<|endoftext|>") or bool(white.match(behind) and not white.match(before[-1]))
+    """Whether a text may be cut here, by the classes of characters of the newest Unicode."""
+    if regex.search(r"\S$", before) and regex.match(r"[^\S\r\n]", behind):
+        return True
+    if regex.search(r"\S[\r\n]$", before) and regex.match(r"\S", behind):
+        return True
+    return bool(regex.search(r"[\p{L}\p{N}]$", before) and regex.match(r"[\r\n]|<\|endoftext\|>", behind))

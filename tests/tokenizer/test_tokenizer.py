@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import unicodedata
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -17,9 +19,8 @@ from hypothesis import strategies as st
 import gpt.tokenizer.encoding
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
-from gpt.tokenizer.lexicon import MARK
-from gpt.tokenizer.spelling import ByteSpelling
 from gpt.tokenizer.text import read_blocks
+from gpt.tokenizer.vocabulary import SPLITS
 from tests.support import ROOT
 
 CORPUS = (
@@ -32,7 +33,7 @@ FRAGMENTS = [
     END_OF_TEXT, "<|endoftext", "|>", " ", "  ", "\n", "\n\n\n", "\r\n", "\t", "\v", "\f", "\x00", "\x1c", "\x1d",
     "\x1e", "\x1f", "\x85", "\xa0", "\xad", "\u1680", "\u180e", "\u2003", "\u200b", "\u200d", "\u2028", "\u2029",
     "\u202f", "\u205f", "\u3000", "\ufeff", "日本", "語", "العربية", "e\u0301", "\u0301", "ñ", "👩‍👩‍👧", "👍🏽", "Ⅷ",
-    "X", "ſ", "İ", "\uffff",
+    "X", "ſ", "İ", "\uffff", "<user>", "é|", "'S", "'ſ",
 ]  # fmt: skip
 # Hugging Face's classes are those of Unicode 14; with a newer Python, draw only from a range without later ones
 NEWEST = 0x10FFFF if tuple(map(int, unicodedata.unidata_version.split("."))) <= (14, 0, 0) else 0x7FF
@@ -40,8 +41,18 @@ characters = st.characters(exclude_categories=("Cs", "Cn"), max_codepoint=NEWEST
 texts = st.lists(st.sampled_from(FRAGMENTS) | characters).map("".join)
 
 
+KINDS = {
+    "word": {"kind": "word"},
+    "lines": {"kind": "word", "keep_newlines": True},
+    "char": {"kind": "char"},
+    "byte": {"kind": "byte"},
+    "gpt4": {"kind": "byte", "split": "gpt4"},
+    "qwen2": {"kind": "byte", "split": "qwen2", "special_tokens": ["<user>", "<|endoftext|>.", "é|"]},
+}
+
+
 def trained(kind, text=CORPUS, vocab_limit=400):
-    tokenizer = Tokenizer(vocab_limit, kind)
+    tokenizer = Tokenizer(vocab_limit, **KINDS[kind])
     tokenizer.train_bpe(text)
     return tokenizer
 
@@ -51,7 +62,7 @@ def pairs(tmp_path_factory):
     """kind → (ours, Hugging Face's from our file)."""
     path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
     both = {}
-    for kind in ("word", "byte"):
+    for kind in KINDS:
         trained(kind).save(path)
         both[kind] = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
     return both
@@ -66,18 +77,19 @@ def assert_same(ours, theirs, text):
 
 
 both_kinds = pytest.mark.parametrize("kind", ["word", "byte"])
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 # Hugging Face
 
 
-@both_kinds
+@every_kind
 @given(text=texts)
 def test_hugging_face_gives_the_same_ids_and_strings(pairs, kind, text):
     assert_same(*pairs[kind], text)
 
 
-@both_kinds
+@every_kind
 @pytest.mark.parametrize(
     "text",
     [
@@ -92,7 +104,7 @@ def test_hugging_face_agrees_on_the_odd_ones(pairs, kind, text):
     assert_same(*pairs[kind], text)
 
 
-@both_kinds
+@every_kind
 @given(data=st.data())
 def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
     ours, theirs = pairs[kind]
@@ -119,19 +131,20 @@ def test_white_space_is_that_of_hugging_face_for_every_character_up_to_the_last_
     assert ends_before == {c for c in characters if len(theirs.pre_tokenize_str(f"日{c}日")) == 2}
 
 
-def byte_pieces(text):
-    words, _ = ByteSpelling.cut(text.encode() + MARK)
+def byte_pieces(text, split="gpt2"):
+    words, _ = SPLITS[split].cut(SPLITS[split].chunks(text.encode()).joined())
     return words.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
 
 
-def test_byte_pieces_are_hugging_faces_for_every_code_point():
-    pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2"])
+def test_byte_pieces_are_hugging_faces_for_every_code_point(pairs, split):
+    pre_tokenizer = pairs["byte" if split == "gpt2" else split][1].pre_tokenizer
     assigned = *range(0xD800), *range(0xE000, 0x40000)  # and of the planes beyond, that have no letters, some
     every = [*map(chr, (*assigned, *range(0x40000, 0x110000, 31)))]
     for first in range(0, len(every), 1 << 16):
-        text = "".join(f"x{c}5{c}!{c}" for c in every[first : first + (1 << 16)])
+        text = "".join(f"x{c}5{c}!{c} {c}'{c}\n" for c in every[first : first + (1 << 16)])
         theirs = pre_tokenizer.pre_tokenize_str(text)
-        assert byte_pieces(text) == [text[start:end] for _, (start, end) in theirs]
+        assert byte_pieces(text, split) == [text[start:end] for _, (start, end) in theirs]
 
 
 def test_byte_pieces_of_characters_newer_than_the_table_are_those_of_other_signs():
@@ -153,13 +166,15 @@ def test_tiny_shakespeare_has_hugging_faces_ids(tmp_path, shakespeare, kind):
     assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of the training text ends in q"
 
 
-@both_kinds
+@every_kind
 def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
     ours = trained(kind)
     ours.save(tmp_path / "ours.json")
     tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json")).save(str(tmp_path / "theirs.json"))
     again = Tokenizer.load(tmp_path / "theirs.json")
-    assert (again.kind, again.vocab_limit) == (kind, ours.vocab_size), "Hugging Face's file does not keep the limit"
+    assert again.config == replace(ours.config, vocab_limit=ours.vocab_size), (
+        "Hugging Face's file does not keep the limit"
+    )
     assert again.encode(CORPUS) == ours.encode(CORPUS)
 
 
@@ -201,7 +216,7 @@ def test_word_tokens_decode_to_every_word_over_the_training_characters(words):
     assert ours.dropped == 0
 
 
-@both_kinds
+@every_kind
 @given(data=st.data())
 def test_pieces_that_arrive_one_by_one_join_to_the_whole(pairs, kind, data):
     ours = pairs[kind][0]
@@ -222,21 +237,22 @@ def test_a_decoder_gives_no_half_character_and_no_space_before_its_time():
     assert decoder.finish() == ""
 
 
-@both_kinds
+@every_kind
 @given(text=texts, block_chars=st.integers(1, 50))
 def test_the_ids_of_a_file_do_not_depend_on_the_block_size(pairs, tmp_path_factory, kind, text, block_chars):
     ours = pairs[kind][0]
     path = tmp_path_factory.getbasetemp() / "blocks.txt"
-    path.write_bytes(b"\xef\xbb\xbfa" + text.encode())
+    letters = "ab c" * (1 + text.count("\0"))  # a text with many zeros counts as UTF-16
+    path.write_bytes(f"\ufeff{letters}{text}".encode())
     arrays = list(ours.encode_blocks(read_blocks(path, block_chars)))
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
     ids = np.concatenate(arrays)
     assert ids.tolist() == ours.encode(path.read_bytes().decode())
-    if kind == "byte":
+    if ours.kind == "byte":
         assert ours.decode(ids).encode() == path.read_bytes()
 
 
-@both_kinds
+@every_kind
 @pytest.mark.parametrize("block_chars", [1, 7, 64])
 def test_training_does_not_depend_on_the_block_size(tmp_path, kind, block_chars):
     (tmp_path / "corpus.txt").write_bytes(CORPUS.encode())
@@ -279,7 +295,7 @@ def test_the_tables_are_bounded_and_neither_they_nor_threads_change_anything(mon
     monkeypatch.setattr(gpt.tokenizer.encoding, "_GROUP", 2)
     monkeypatch.setattr(gpt.tokenizer.encoding, "available_threads", lambda: threads)
     bounded = trained(kind, read_blocks(tmp_path / "corpus.txt", 8))
-    assert bounded._document() == whole._document()
+    assert bounded == whole
     ids, sizes = [], []
     for block in bounded.encode_blocks(read_blocks(tmp_path / "corpus.txt", 8)):
         ids += block.tolist()
@@ -369,7 +385,7 @@ def test_advice_comes_when_characters_would_fill_over_half(vocab_limit, advised)
 
 
 def test_advice_counts_the_characters_that_did_not_fit_too():
-    assert "6 of the 3 tokens" in trained("word", "a b c", 3).advice
+    assert "6 of the 2 tokens that are free" in trained("word", "a b c", 3).advice
 
 
 @both_kinds
@@ -384,6 +400,66 @@ def test_progress_ends_at_the_merges_made(kind):
     assert told
 
 
+def test_line_ends_can_be_tokens_and_have_no_spaces_beside_them():
+    ours = trained("lines", "to be\nor not\n\nto be\n", 100)
+    ids = ours.encode(" to be\r\n\n  or\nnot ")
+    assert ours.decode(ids) == "to be\n\nor\nnot"
+    assert [ours.piece(id) for id in ids].count("\n</w>") == 3
+    assert ours.byte_lengths()[ours.encode("to be\nor not")].sum() == len("to be\nor not ")
+
+
+def test_characters_have_one_id_each_and_lose_nothing_of_the_training_text():
+    ours = trained("char")
+    assert ours.vocab_size == 1 + len(set(CORPUS.replace(END_OF_TEXT, "")))
+    assert ours.decode(ours.encode(CORPUS)) == CORPUS
+    assert len(ours.encode("cat\n\nsat")) == 8
+    assert ours.byte_lengths()[ours.encode(CORPUS)].sum() == len(CORPUS.encode())
+    assert ours.unknown("Q cat Q") == {"Q": 2}
+    with pytest.raises(UserError, match="3 different characters, but --vocab-size leaves room for 2: raise it by 1"):
+        trained("char", "abc", 3)
+    with pytest.raises(UserError, match="only .* marks"):
+        trained("char", END_OF_TEXT, 3)
+
+
+def test_special_tokens_come_after_the_end_of_text_and_are_never_split_or_learned():
+    ours = Tokenizer(400, "byte", special_tokens=["<|user|>", "<|bot|>"])
+    ours.train_bpe("<|user|>hi<|bot|>hi<|user|>hi<|bot|>hi<|endoftext|>" * 3)
+    assert [ours.piece(id) for id in range(3)] == [END_OF_TEXT, "<|user|>", "<|bot|>"]
+    assert (ours.special_tokens, ours.end_of_text, ours.vocab_size) == (("<|user|>", "<|bot|>"), 0, 260)
+    assert ours.encode("<|bot|>hi<|user|><|endoftext|>") == [2, 259, 1, 0]
+    assert ours.decode([1, 259, 2, 0]) == "<|user|>hi<|bot|><|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [
+        ([""], "is empty"),
+        (["a b"], "has white space in it"),
+        (["a\u3000b"], "has white space in it"),
+        (["<<|end"], "has the beginning of <|endoftext|> in it"),
+        ([END_OF_TEXT], "is one already"),
+        (["<a>", "<a>"], "is one already"),
+        (["a"], "is a single character"),
+        (["<\ud800>"], "is not valid text"),
+    ],
+)
+def test_a_text_that_cannot_be_a_special_token_is_refused(tokens, reason):
+    with pytest.raises(UserError, match=f"--special-token .* {re.escape(reason)}"):
+        Tokenizer(400, "byte", special_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"kind": "word", "split": "gpt4"}, "--split gpt4 goes with --tokenizer byte"),
+        ({"kind": "byte", "keep_newlines": True}, "--keep-newlines goes with --tokenizer word"),
+    ],
+)
+def test_choices_of_another_kind_are_refused(choices, words):
+    with pytest.raises(UserError, match=words):
+        Tokenizer(400, **choices)
+
+
 # Errors
 
 
@@ -392,7 +468,8 @@ def test_progress_ends_at_the_merges_made(kind):
     [
         ((2, "word"), ["--vocab-size is 2,", "at least 3"]),
         ((256, "byte"), ["--vocab-size is 256,", "at least 257"]),
-        ((9, "char"), ["--tokenizer is char,", "word, byte"]),
+        ((9, "chars"), ["--tokenizer is chars,", "word, byte, char"]),
+        ((1, "char"), ["--vocab-size is 1,", "at least 2"]),
     ],
 )
 def test_impossible_limits_and_kinds_are_refused(arguments, words):
@@ -421,12 +498,12 @@ def test_a_text_of_white_space_alone_has_no_words_to_train_on():
         trained("word", " \n<|endoftext|>\t")
 
 
-@both_kinds
+@every_kind
 def test_saving_and_loading_keep_everything_and_leave_no_other_file(tmp_path, kind):
     ours = trained(kind, vocab_limit=5000)
     ours.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert (loaded.kind, loaded.vocab_limit, loaded.vocab_size) == (kind, 5000, ours.vocab_size)
+    assert (loaded, loaded.config, loaded.vocab_limit) == (ours, ours.config, 5000)
     assert loaded.encode(CORPUS) == ours.encode(CORPUS)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
 
@@ -446,9 +523,12 @@ def assert_refused(path, words):
         (b'{"version": "1.0", ', "is not valid JSON"),
         (b"\xff", "is not valid JSON"),
         (b"[" * 100_000, "is nested too deeply"),
-        (b"[]", "not a tokenizer that hipgpt has made"),
-        (b"{}", "not a tokenizer that hipgpt has made"),
-        (b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}', "not a tokenizer that hipgpt has made"),
+        (b"[]", "not a tokenizer that hipgpt can use|asks for what hipgpt does not do"),
+        (b"{}", "not a tokenizer that hipgpt can use|asks for what hipgpt does not do"),
+        (
+            b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}',
+            "not a tokenizer that hipgpt can use|asks for what hipgpt does not do",
+        ),
     ],
 )
 def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words):
@@ -469,7 +549,7 @@ def test_a_directory_is_refused(tmp_path):
         (["pre_tokenizer"], {"type": "Whitespace"}),
         (["decoder"], None),
         (["added_tokens"], []),
-        (["model", "unk_token"], "a"),
+        (["model", "byte_fallback"], True),
         (["model", "vocab", "a"], 7000),
         (["model", "vocab_limit"], 3),
         (["model", "vocab_limit"], "many"),
@@ -491,4 +571,4 @@ def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value
         section = section[key]
     section[keys[-1]] = value
     path.write_text(json.dumps(document))
-    assert_refused(path, "not a tokenizer that hipgpt has made")
+    assert_refused(path, "not a tokenizer that hipgpt can use|asks for what hipgpt does not do")

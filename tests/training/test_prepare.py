@@ -16,6 +16,7 @@ import tokenizers
 import gpt.encode
 import gpt.prepare
 from gpt import provenance
+from gpt.config import TokenizerConfig
 from gpt.errors import UserError
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
@@ -92,7 +93,8 @@ def test_tokens_json_describes_the_origin_of_the_tokens(project):
             "sha256": sha256(text),
         },
         "tokenizer": {
-            "kind": "word", "vocab_limit": 22, "sha256": sha256(run.tokenizer_path), "unicode": "16.0.0",
+            "kind": "word", "vocab_limit": 22, "split": None, "special_tokens": [], "keep_newlines": False,
+            "given": False, "sha256": sha256(run.tokenizer_path), "unicode": "16.0.0",
         },
         "tokens": {
             "size": tokens.stat().st_size, "mtime_ns": tokens.stat().st_mtime_ns, "sha256": sha256(tokens),
@@ -266,6 +268,63 @@ def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
     assert "tokenizer.json" in project.notes[0]
     project.run.tokens_info_path.unlink()
     assert "--tokenizer is byte, but checkpoints/r/tokenizer.json has word" in project.refused(kind="byte")
+
+
+# A tokenizer from elsewhere
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A tokenizer.json with ids in an order that is not ours."""
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    theirs.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, show_progress=False)
+    theirs.train_from_iterator([TEXT], trainer)
+    theirs.add_special_tokens(["<|endoftext|>"])
+    theirs.save(str(tmp_path / "elsewhere.json"))
+    return tmp_path / "elsewhere.json"
+
+
+def test_a_tokenizer_from_elsewhere_becomes_the_runs_and_stays_it(project, elsewhere):
+    corpus = project.prepare(kind=str(elsewhere))
+    theirs = tokenizers.Tokenizer.from_file(str(elsewhere))
+    assert corpus.tokens.tolist() == theirs.encode(TEXT).ids
+    assert corpus.info["vocab_size"] == theirs.get_vocab_size()
+    assert corpus.info["tokenizer"]["given"]
+    assert tokenizers.Tokenizer.from_file(str(project.run.tokenizer_path)).encode(TEXT).ids == theirs.encode(TEXT).ids
+    assert project.prepare().info == corpus.info
+    assert project.prepare(kind=str(elsewhere)).info == corpus.info
+    assert project.prepare(reset=True).tokenizer == corpus.tokenizer
+    assert project.prepare(reset=True).info["tokenizer"]["given"]
+    project.run.tokens_info_path.unlink()
+    assert project.prepare().tokens.tolist() == corpus.tokens.tolist()
+
+
+def test_another_tokenizer_than_the_runs_is_refused_and_so_is_a_setting_that_one_cannot_have(project, elsewhere):
+    assert "--vocab-size goes with a tokenizer that is learned" in project.refused(kind=str(elsewhere), vocab_limit=60)
+    assert "--tokenizer is 'nowhere.json', but must be one of word, byte" in project.refused(kind="nowhere.json")
+    project.prepare()
+    assert "tokenizer.json is another one: leave it out, or" in project.refused(kind=str(elsewhere))
+
+
+def test_a_lost_tokenizer_that_was_given_is_not_learned_anew(project, elsewhere):
+    project.prepare(kind=str(elsewhere))
+    project.run.tokenizer_path.unlink()
+    assert "is missing, and was given: put it back, or give --tokenizer" in project.refused()
+    assert project.prepare(kind=str(elsewhere)).info["tokenizer"]["given"]
+
+
+def test_choices_for_a_tokenizer_are_recorded_and_kept(project):
+    chosen = {"kind": "byte", "vocab_limit": 300, "split": "gpt4", "special_tokens": ("<|user|>",)}
+    project.prepare(**chosen)
+    assert project.prepare(reset=True).tokenizer.config == TokenizerConfig(**chosen)
+    assert "--split is qwen2, but" in project.refused(split="qwen2")
+    project.run.tokenizer_path.unlink()
+    kept = project.prepare(kind="word").tokenizer
+    assert (kept.kind, kept.special_tokens, kept.keep_newlines) == ("word", ("<|user|>",), False)
+    assert project.prepare(reset=True, keep_newlines=True).tokenizer.keep_newlines
 
 
 # Files that no longer match are refused

@@ -1,0 +1,94 @@
+"""Marks: tokens that stand for a text of their own, such as `<|endoftext|>`, wherever it occurs in a text.
+
+They are cut out of a text before anything else looks at it. Hugging Face calls them added tokens.
+"""
+
+import re
+import unicodedata
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt.tokenizer.lexicon import MARK
+
+END_OF_TEXT = "<|endoftext|>"
+_ENDS = (END_OF_TEXT, "<|end_of_text|>")  # marks that end a text, the first of those that a tokenizer has
+
+
+class Mark(NamedTuple):
+    """A mark: its text, and its id. Hugging Face's decoding leaves out those that are `special`, if it is asked to."""
+
+    text: str
+    id: int
+    special: bool = True
+
+
+class Marks:
+    """The marks of a tokenizer. A text is brought into Unicode's composed form between them if `nfc` is true."""
+
+    def __init__(self, marks: tuple[Mark, ...], nfc: bool = False) -> None:
+        self._ids = {mark.text: mark.id for mark in marks}
+        self._nfc = nfc
+        longest_first = sorted(self._ids, key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._beginnings = {text[:2] for text in self._ids}  # most texts have none of them, and need no slower search
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of the mark that ends a text, if there is one."""
+        return next((self._ids[text] for text in _ENDS if text in self._ids), None)
+
+    def encoded(self, text: str) -> tuple[bytes, np.ndarray]:
+        r"""The text in UTF-8, with MARK for each of its marks, and their ids, int32 [marks].
+
+        Of several marks that begin at one place, the longest counts. Raises ValueError for a lone surrogate.
+
+        Example:
+
+        >>> data, ids = Marks((Mark("<|endoftext|>", 0), Mark("<user>", 1))).encoded("<user>hi<|endoftext|>")
+        >>> data, ids.tolist()
+        (b'\xffhi\xff', [1, 0])
+        """
+        parts = [text]  # text, mark, text … text
+        if any(beginning in text for beginning in self._beginnings):
+            parts = self._pattern.split(text)
+        between, marks = parts[::2], parts[1::2]
+        try:
+            data = MARK.join(part.encode() for part in (map(self._composed, between) if self._nfc else between))
+            return data, np.array([self._ids[mark] for mark in marks], np.int32)
+        except UnicodeEncodeError:
+            raise ValueError(f"the text holds a lone surrogate at character {_lone_surrogate(text)}") from None
+
+    @staticmethod
+    def _composed(text: str) -> str:
+        return unicodedata.normalize("NFC", text)
+
+
+def _lone_surrogate(text: str) -> int:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return -1
+
+
+def unfit(text: str) -> str | None:
+    """The reason why a text cannot be a mark, in words that follow it, or None.
+
+    Blocks of a text (gpt/tokenizer/text.py) may end at white space and before `<|endoftext|>`, so a mark may have
+    neither within it, and may not end like the beginning of `<|endoftext|>`.
+    """
+    if not text:
+        return "is empty"
+    if text != "".join(text.split()) or any(c.isspace() for c in text):
+        return "has white space in it"
+    if any(END_OF_TEXT.startswith(text[at:]) for at in range(1, len(text))) or END_OF_TEXT in text[1:]:
+        return f"has the beginning of {END_OF_TEXT} in it"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not valid text"
+    return None

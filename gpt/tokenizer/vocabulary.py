@@ -1,0 +1,103 @@
+"""A vocabulary: the symbols that merging works with, their pieces and ids, and the marks beside them.
+
+gpt/tokenizer/huggingface.py writes it to a tokenizer.json and reads it from there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from gpt.tokenizer.bpe import Merges, Pair
+from gpt.tokenizer.encoding import Encoder, WordsToIds
+from gpt.tokenizer.lexicon import MARK
+from gpt.tokenizer.marks import Mark, Marks
+from gpt.tokenizer.spelling import ByteSpelling, Spelling
+from gpt.tokenizer.splits import Characters, Gpt2, Gpt4, Split, WhiteSpace
+
+SPLITS: dict[str, Split] = {
+    "white-space": WhiteSpace(),
+    "lines": WhiteSpace(keep_newlines=True),
+    "gpt2": Gpt2(),
+    "gpt4": Gpt4(digits=3),
+    "qwen2": Gpt4(digits=1),
+    "characters": Characters(),
+}
+DEFAULT_SPLITS = {
+    "word": "white-space",
+    "byte": "gpt2",
+    "char": "characters",
+}  # the split of each kind unless another one is asked for
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All that decides which ids a text has.
+
+    `symbols[s]` is the piece of symbol s: first those of the alphabet of `spelling`, then those that `merges` make.
+    `ids[s]` is its id, int32; an id may be missing. `split` is a name in SPLITS. With `nfc`, a text is brought into
+    Unicode's composed form first. With `whole_words`, a word that is a piece has its id, even if the merges would end
+    with something else.
+    """
+
+    kind: str
+    split: str
+    spelling: Spelling
+    symbols: Sequence[str]
+    merges: Merges
+    ids: np.ndarray
+    marks: tuple[Mark, ...]
+    nfc: bool = False
+    whole_words: bool = False
+    limit: int = field(default=0, compare=False)
+
+    @classmethod
+    def learned(
+        cls, kind: str, split: str, limit: int, marks: tuple[Mark, ...], spelling: Spelling, pairs: Sequence[Pair]
+    ) -> "Vocabulary":
+        """The vocabulary of a tokenizer of our own: the ids are those of the marks, then the symbols in their order."""
+        symbols = list(spelling.alphabet)
+        for left, right in pairs:
+            symbols.append(symbols[left] + symbols[right])
+        ids = np.arange(len(marks), len(marks) + len(symbols), dtype=np.int32)
+        merges = Merges(len(spelling.alphabet), pairs)
+        return cls(kind, split, spelling, symbols, merges, ids, marks, limit=limit)
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """The piece of each id; an id that is missing has an empty one."""
+        pieces = [""] * (max([*self.ids.tolist(), *(mark.id for mark in self.marks)]) + 1)
+        for id, piece in zip(self.ids.tolist(), self.symbols, strict=True):
+            pieces[id] = piece
+        for mark in self.marks:
+            pieces[mark.id] = mark.text
+        return pieces
+
+    def encoder(self) -> Encoder:
+        whole = self._exceptions() if self.whole_words else {}
+        words_to_ids = WordsToIds(self.spelling, self.merges, self.ids, whole)
+        return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids)
+
+    def _exceptions(self) -> dict[bytes, int]:
+        """The pieces, in bytes, that merging does not make of their own bytes, with their ids.
+
+        Pieces that are not UTF-8 are none, because they are no words.
+        """
+        words = [word for piece in self.symbols if _is_word(word := ByteSpelling.bytes_of(piece))]
+        ids = {ByteSpelling.bytes_of(piece): id for piece, id in zip(self.symbols, self.ids.tolist(), strict=True)}
+        found = WordsToIds(self.spelling, self.merges, self.ids)(b"".join(word + MARK for word in words))
+        first = np.cumsum(found.lengths) - found.lengths
+        return {
+            word: ids[word]
+            for word, length, id in zip(words, found.lengths.tolist(), found.ids[first].tolist(), strict=True)
+            if length > 1 or id != ids[word]
+        }
+
+
+def _is_word(word: bytes) -> bool:
+    try:
+        word.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
