@@ -28,7 +28,8 @@ def _row(run: Run) -> tuple[str, ...]:
     step, loss, parameters = "-", "-", "-"
     with suppress(UserError, OSError):  # a run that is tokenized only, or damaged, is still worth a line
         saved = checkpoint.load(run)
-        step, parameters = f"{saved.step}/{saved.train_config.total_steps}", f"{parameter_count(saved.model_config):,}"
+        step = "imported" if saved.imported else f"{saved.step}/{saved.train_config.total_steps}"
+        parameters = f"{parameter_count(saved.model_config):,}"
     metrics = run.metrics()
     for line in metrics:
         loss = f"{line['loss']:.4f}" if line.get("loss") is not None else loss

@@ -64,7 +64,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
         if run_name is None:
             raise UserError("--resume needs --run-name: which run should be resumed? `hipgpt runs` lists them")
         run = Run(run_name, root)
-        return run, checkpoint.load(run)
+        return run, _trained_here(checkpoint.load(run))
     if ckpt is None:
         run = Run(Run.new_name() if run_name is None else run_name, root)
         if run.has_checkpoints:
@@ -72,7 +72,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
                 f"run {run.name} already has checkpoints: go on with --resume or --ckpt, or take another --run-name"
             )
         return run, None
-    start = checkpoint.find(ckpt)
+    start = _trained_here(checkpoint.find(ckpt))
     if start.val_loss is not None:
         raise UserError(
             f"--ckpt {ckpt} is a best checkpoint, which is weights without the optimizer's state, and training cannot "
@@ -91,6 +91,16 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
             "continue that one, or take another --run-name"
         )
     return run, start
+
+
+def _trained_here(start: Checkpoint) -> Checkpoint:
+    """Returns `start`. Raises UserError if it was imported, because nothing can go on without an optimizer's state."""
+    if start.imported:
+        raise UserError(
+            f"run {start.run.name} has imported weights, without an optimizer's state that training could go on with: "
+            f"start a new run from them with --from {start.run.name}"
+        )
+    return start
 
 
 def is_done(start: Checkpoint | None, steps: int | None) -> bool:

@@ -84,6 +84,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self._pieces)
 
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of `<|endoftext|>`, or None if the vocabulary has no such token."""
+        return 0
+
     def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
 

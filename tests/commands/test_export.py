@@ -7,18 +7,14 @@ import pytest
 from safetensors import safe_open
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, SamplingConfig, TrainConfig
+from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.export import export
 from gpt.generate import draw, load_model
-from gpt.model import GPT
 from gpt.ops.cpu.operations import CpuOps
-from gpt.optim import optimizer_shapes
-from gpt.run import Run
 from gpt.tokenizer import Tokenizer
+from tests.support.pretrained import TEXT, saved_run
 
-TEXT = "the cat sat on the mat and the dog sat on the log . naïve 日本語 ends here .\n" * 3
-NOISE = 0.4  # large enough that the two forms of GELU differ by more than the tolerance
 FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
@@ -27,21 +23,7 @@ def saved(tmp_path):
     """Save an untrained model's checkpoint: saved(kind="byte", tie_embeddings=False, …)."""
 
     def save(kind="word", **changes) -> checkpoint.Checkpoint:
-        run = Run("r", tmp_path / "checkpoints")
-        run.path.mkdir(parents=True)
-        tokenizer = Tokenizer(300, kind)
-        tokenizer.train_bpe(TEXT)
-        tokenizer.save(run.tokenizer_path)
-        shape = {"max_seq_len": 24, "embed_dim": 12, "num_heads": 3, "ff_hidden_dim": 20, "num_layers": 2}
-        model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape, **changes), CpuOps(threads=1))
-        model.initialize(seed=1)
-        named = model.weights.named
-        for view in named.values():
-            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias is 0, no norm is 1
-        counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
-        shapes = optimizer_shapes(model.config, "adamw")
-        optimizer = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        return checkpoint.save(run, 3, model.config, TrainConfig(), named, optimizer, counters)
+        return saved_run(tmp_path / "checkpoints", kind, **changes)
 
     return save
 
