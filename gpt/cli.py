@@ -78,6 +78,9 @@ def main(context: click.Context, /) -> None:
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
+            Option("--from", "source", metavar="RUN|FILE|DIR",
+                   help="Trained model that a new run begins with: a run's latest, a checkpoint's, or that in a "
+                        "directory of Hugging Face's."),
         ),
         "Data": (
             DATA, *TOKENIZER,
@@ -139,16 +142,17 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
-    data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None, shard_optimizer: bool,
-    settings: dict[str, Any],
+    source: str | None, data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None,
+    shard_optimizer: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
     Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves a checkpoint; --resume
-    continues from there exactly. --ckpt starts from a checkpoint's weights with a new learning-rate schedule. With
-    either, flags that are left out keep the run's values.
+    continues from there exactly. --ckpt goes on from a checkpoint with a new learning-rate schedule. With either, flags
+    that are left out keep the run's values. --from begins a new run with the weights and the tokenizer of a trained
+    model, and learning rates that suit that.
     """
-    from gpt import checkpoint, plan
+    from gpt import checkpoint, plan, pretrained
     from gpt.distributed.ranks import joined
     from gpt.system.console import Console
 
@@ -156,6 +160,9 @@ def train_model(
         if device not in ("auto", "gpu"):
             raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
         device = "gpu"
+    if source is not None and (resume or ckpt is not None):
+        other = "--resume" if resume else f"--ckpt {ckpt}"
+        raise UserError(f"--from {source} begins a new run, but {other} goes on with one: leave one of them out")
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
         run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)
@@ -171,14 +178,15 @@ def train_model(
                         f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
                     )
                 return
-            model, train = plan.settle(settings, preset, start, resume)
+            origin = pretrained.find(source, runs_dir) if source is not None else None
+            model, train = plan.settle(settings, preset, start, resume, origin)
             train = plan.shared_out(train, settings, start, global_batch, ranks.size)
             inherited = start is not None and "precision" not in settings
             ops, train = plan.select_ops(device, blas, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
             chosen = plan.make(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
-                console=console, ranks=ranks,
+                console=console, ranks=ranks, origin=origin,
             )  # fmt: skip
             plan.agree(chosen, ops, ranks, shard_optimizer)
             ranks.connect(ops, shard_optimizer)
@@ -195,6 +203,7 @@ def train_model(
                 console,
                 start,
                 ranks,
+                origin.cut(model.max_seq_len).weights if origin else None,
             )
             stopped_by = trainer.train()
     if stopped_by:

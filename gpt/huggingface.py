@@ -21,6 +21,7 @@ from gpt.system.tensors import FLOATS, open_file, words
 from gpt.tokenizer import Tokenizer, read_foreign
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILES = ("config.json", WEIGHTS, INDEX)
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "relu": "relu"}  # theirs → ours
 
