@@ -583,17 +583,34 @@ def list_runs(runs_dir: Path) -> None:
     click.echo("\n".join(listing.table(found)))
 
 
-@main.command("fetch", sections={"Options": ()}, epilog="hipgpt fetch shakespeare")
-@click.argument("name", type=click.Choice(["shakespeare"]))
-def fetch_text(name: str) -> None:
-    """Download a text to train on into data/: shakespeare (1.1 MB)."""
-    from gpt.fetch import fetch
+@main.command(
+    "fetch",
+    short_help="Download a well-known text or GPT-2.",
+    sections={"Options": ()},
+    epilog="""
+    hipgpt fetch shakespeare
+    hipgpt fetch gpt2
+    """,
+)
+@click.argument("name", type=click.Choice(["shakespeare", "gpt2", "gpt2-tokenizer"]))
+def fetch_files(name: str) -> None:
+    """Download into data/: shakespeare, a text to train on (1.1 MB); gpt2, OpenAI's model with 124 million parameters
+    (550 MB); or gpt2-tokenizer, its vocabulary alone (1.5 MB).
+
+    Each file is checked by its SHA-256. A download that breaks goes on where it stopped.
+    """
+    from gpt.fetch import SOURCES, fetch
     from gpt.system.console import Console
 
     console = Console()
-    with console.progress("Downloading", 0) as advance:
-        path = fetch(name, Path(DATA_PATH).parent, lambda done, total: advance(done, total=total))
-    console.line(f"Saved to {path}. Next: hipgpt train --data-path {path}")
+    for source in SOURCES[name]:
+        with console.progress(f"Downloading {source.file}", 0) as advance:
+            path = fetch(source, Path(DATA_PATH).parent, advance)
+        console.line(f"Saved to {path}")
+    if name == "shakespeare":
+        console.line(f"Next: hipgpt train --data-path {path}")
+    elif name == "gpt2":
+        console.line(f"Next: hipgpt import {path.parent} --run-name gpt2")
 
 
 if __name__ == "__main__":
