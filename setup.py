@@ -40,7 +40,15 @@ setup(
         # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "safetensors>=0.4.3", "tokenizers>=0.20"],
+        "gguf": ["gguf>=0.17"],  # llama.cpp's file format
+        "test": [
+            "gguf>=0.17",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "safetensors>=0.4.3",
+            "tokenizers>=0.20",
+        ],
         "peers": ["torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
