@@ -18,7 +18,7 @@ from gpt.errors import UserError, shown
 from gpt.parameters import parameter_shapes
 from gpt.system.reading import COUNT, NUMBER, TEXT, TRUTH, Schema, check, optional, or_null, read_json
 from gpt.system.tensors import FLOATS, open_file, words
-from gpt.tokenizer import Tokenizer, read_foreign
+from gpt.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", WEIGHTS, INDEX)
@@ -73,9 +73,19 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
         raise _refused_pickle(path)
     config = read_config(directory / "config.json")
     weights = Weights(directory, config)
-    tokenizer = read_foreign(directory)
+    tokenizer = _tokenizer(directory)
     config.check_tokenizer(f"the tokenizer in {directory}", tokenizer.vocab_size)
     return config, weights, tokenizer
+
+
+def _tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a directory: its tokenizer.json, or else the older vocab.json and merges.txt."""
+    path = directory / "tokenizer.json"
+    if path.exists():
+        return Tokenizer.load(path)
+    if not (directory / "vocab.json").exists():
+        raise UserError(f"{directory} has neither tokenizer.json nor vocab.json: put the model's tokenizer there")
+    return Tokenizer.load(directory)
 
 
 def read_config(path: Path) -> ModelConfig:

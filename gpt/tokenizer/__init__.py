@@ -1,7 +1,7 @@
 """Text to token ids and back.
 
-tokenizer.py is the way in: a `Tokenizer` learns a vocabulary, encodes and decodes. foreign.py reads those that
-other programs made. The other modules, in the order in which a text passes through them:
+tokenizer.py is the way in: a `Tokenizer` learns a vocabulary, encodes and decodes. The other modules, in the order in
+which a text passes through them:
 - text.py: `read_blocks` reads a file in blocks of about a million characters.
 - encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the three modules below, and threads.
 - spelling.py: cuts a block into chunks and words, and spells words in ids of the alphabet. unicode_table.py lists the
@@ -12,8 +12,7 @@ other programs made. The other modules, in the order in which a text passes thro
 Each function that works on arrays has an example in its docstring. tests/tokenizer/test_examples.py runs them all.
 """
 
-from gpt.tokenizer.foreign import read_foreign
 from gpt.tokenizer.text import END_OF_TEXT
 from gpt.tokenizer.tokenizer import Tokenizer, lost_note
 
-__all__ = ["END_OF_TEXT", "Tokenizer", "lost_note", "read_foreign"]
+__all__ = ["END_OF_TEXT", "Tokenizer", "lost_note"]
