@@ -31,6 +31,8 @@ setup(
         "regex>=2022.1.18",  # searches a text from its end
         "threadpoolctl>=3.1",  # one BLAS thread per worker thread of ours
         "psutil>=5.9",  # free memory, before it runs out
+        "uniplot>=0.21",  # curves in a terminal
+        'tomli>=2; python_version < "3.11"',  # --config
     ],
     extras_require={
         "rocm": ["cupy-rocm-7-0"],
@@ -41,6 +43,7 @@ setup(
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
+        "plot": ["matplotlib>=3.6"],  # curves as pictures
         "test": [
             "gguf>=0.17",
             "pytest>=8",
@@ -48,6 +51,7 @@ setup(
             "hypothesis>=6.100",
             "safetensors>=0.4.3",
             "tokenizers>=0.20",
+            "matplotlib>=3.6",
         ],
         "peers": ["torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.

@@ -115,6 +115,8 @@ class Batches:
     """Training and validation batches of `tokens` (ids [n], in memory or memory-mapped).
 
     The last floor(n · val_fraction) tokens, `val_tokens` of them, are held out; the first n_t = `train_tokens` train.
+    `counted`, uint8 [n], is 1 for the tokens that a model shall learn to predict, such as those of the answers in a
+    text of questions and answers, and 0 for the others, whose labels are -1; None if all tokens count.
     `note` is one line for the user if an evaluation was wanted but the tail is below seq + 1, else None.
     Raises UserError if n_t is below seq + 1.
     """
@@ -129,7 +131,9 @@ class Batches:
         seed: int,
         val_fraction: float,
         accumulate: int = 1,
+        counted: np.ndarray | None = None,
     ) -> None:
+        self.counted = counted
         self.tokens, self.batch, self.seq, self.sampling, self.seed = tokens, batch, seq, sampling, seed
         self._val_windows = EVAL_STEPS * batch * accumulate  # the same, whoever shares out a step among ranks
         self.val_tokens = math.floor(len(tokens) * val_fraction)
@@ -147,6 +151,7 @@ class Batches:
                 "raise --val-fraction, or lower --seq"
             )
         self._windows = sliding_window_view(np.asarray(tokens), seq)  # an array indexes faster than a memmap
+        self._counted_windows = None if counted is None else sliding_window_view(np.asarray(counted), seq)
         mapping: mmap.mmap | None = getattr(tokens, "_mmap", None)
         is_worth_it = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
         self._read_ahead = mapping if is_worth_it else None  # the file of which windows are fetched ahead
@@ -176,6 +181,13 @@ class Batches:
             self._prefetched, self._index = {following: self._announced(following)}, index
         return self._read(starts, self.train_tokens - 1, out or self._empty(self.batch))
 
+    def count(self, index: int) -> int:
+        """The number of labels of batch `index` that count."""
+        if self.counted is None:
+            return self.batch * self.seq
+        positions = (self._starts(index)[:, None] + np.arange(self.seq)) % (self.train_tokens - 1)
+        return int(np.count_nonzero(self.counted[positions + 1]))
+
     def validation(self) -> Iterator[Batch]:
         """Batches of the held-out tail, int32 [rows, seq] with rows ≤ batch; the same ones every time.
 
@@ -192,10 +204,14 @@ class Batches:
 
     def _announced(self, index: int) -> np.ndarray:
         """The starts of the windows of micro-batch `index`, int64 [batch], after announcing them."""
-        order = {"shuffled": self._shuffled, "sequential": self._sequential, "random": self._random}[self.sampling]
-        starts = order(index)
+        starts = self._starts(index)
         self._announce(starts)
         return starts
+
+    def _starts(self, index: int) -> np.ndarray:
+        """The starts of the windows of micro-batch `index`, int64 [batch]."""
+        order = {"shuffled": self._shuffled, "sequential": self._sequential, "random": self._random}[self.sampling]
+        return order(index)
 
     def _announce(self, starts: np.ndarray) -> None:
         """Ask the operating system to fetch the windows at `starts` from the disk, without waiting for them."""
@@ -240,10 +256,14 @@ class Batches:
         last = circle - self.seq  # start of the last window that does not cross the circle's end
         whole = np.minimum(starts, last)
         ids[...], labels[...] = self._windows[whole], self._windows[whole + 1]
+        if self._counted_windows is not None:
+            labels[self._counted_windows[whole + 1] == 0] = -1
         # The few windows that go on at the circle's beginning are read once more, token by token.
         if (beyond := starts > last).any():
             positions = (starts[beyond, None] + np.arange(self.seq)) % circle
             ids[beyond], labels[beyond] = self.tokens[positions], self.tokens[positions + 1]
+            if self.counted is not None:
+                labels[beyond] = np.where(self.counted[positions + 1], labels[beyond], -1)
         return out
 
     def _empty(self, rows: int) -> Batch:

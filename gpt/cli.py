@@ -5,6 +5,7 @@ from gpt.system import interrupts
 interrupts.begin()  # before the imports below, which take a while
 
 import json
+import os
 import sys
 import time
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gpt
+from gpt import config_file
 from gpt.command_line import Option, Program, Setting
 from gpt.config import (
     DATA_PATH,
@@ -42,6 +44,7 @@ from gpt.options import (
     PRESET,
     RUNS,
     TOKENIZER,
+    complete_run,
 )
 
 if TYPE_CHECKING:
@@ -81,6 +84,11 @@ def main(context: click.Context, /) -> None:
             Option("--from", "source", metavar="RUN|FILE|DIR",
                    help="Trained model that a new run begins with: a run's latest, a checkpoint's, or that in a "
                         "directory of Hugging Face's."),
+            Option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+                   callback=config_file.apply,
+                   help="TOML file with options, such as `steps = 500`; explicit flags override it."),
+            Option("--save-config", metavar="FILE", type=click.Path(path_type=Path),
+                   help="TOML file to write, with the options that were given."),
         ),
         "Data": (
             DATA, *TOKENIZER,
@@ -142,8 +150,8 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
-    source: str | None, data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None,
-    shard_optimizer: bool, settings: dict[str, Any],
+    source: str | None, save_config: Path | None, data_path: str | None, reset: bool, gpus: str | None,
+    global_batch: int | None, shard_optimizer: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
@@ -165,6 +173,8 @@ def train_model(
         raise UserError(f"--from {source} begins a new run, but {other} goes on with one: leave one of them out")
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
+        if save_config is not None and ranks.is_first:
+            config_file.save(click.get_current_context(), save_config)
         run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)
         with run.lock() if run else nullcontext():
             run_name = ranks.share(run.name if run and ckpt is None else run_name)
@@ -344,7 +354,8 @@ def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
     "generate",
     sections={
         "Model": (
-            Option("--run-name", metavar="NAME", required=True, help="Run whose model to use."),
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to use."),
             RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Text": (
@@ -407,7 +418,8 @@ def generate_text(
     short_help="Write a model for transformers or llama.cpp.",
     sections={
         "Options": (
-            Option("--run-name", metavar="NAME", required=True, help="Run whose model to export."),
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to export."),
             RUNS,
             Option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path),
                    help="Directory to create, or file with --format gguf."),
@@ -449,7 +461,8 @@ def export_model(
     short_help="Score a model on a whole text, or on HellaSwag.",
     sections={
         "Model": (
-            Option("--run-name", metavar="NAME", required=True, help="Run whose model to score."),
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to score."),
             RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Test": (
@@ -579,23 +592,108 @@ def examine_machine(device: str, as_json: bool) -> None:
 
 @main.command(
     "runs",
-    short_help="List the runs: steps, losses, parameters, size.",
-    sections={"Options": (RUNS,)},
+    short_help="List the runs: states, steps, losses, parameters, size.",
+    sections={"Options": (RUNS, Option("--json", "as_json", is_flag=True, help="Print one JSON array."))},
     epilog="hipgpt runs",
 )
-def list_runs(runs_dir: Path) -> None:
+def list_runs(runs_dir: Path, as_json: bool) -> None:
     """List the runs under --runs-dir.
 
-    Shows the steps done, the last loss, the best and the last validation loss with their steps, the number of
-    parameters and the size on disk.
+    Shows the state (training, stopped, done, diverged, tokenized, imported), the steps done, the last loss, the best
+    and the last validation loss with their steps, the tokens and the time of training, the number of parameters and
+    the size on disk.
     """
-    from gpt import listing, run
+    from gpt import run
+    from gpt.metrics import listing
+    from gpt.metrics.summary import summary
 
-    found = run.list_runs(runs_dir)
-    if not found:
+    found = [summary(each) for each in run.list_runs(runs_dir)]
+    if as_json:
+        click.echo(json.dumps([each.to_json() for each in found], indent=2))
+    elif found:
+        click.echo("\n".join(listing.table(found)))
+    else:
         click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
-        return
-    click.echo("\n".join(listing.table(found)))
+
+
+@main.command(
+    "show",
+    params=[click.Argument(["name"], metavar="RUN", shell_complete=complete_run)],
+    short_help="Tell all about one run.",
+    sections={"Options": (RUNS, Option("--json", "as_json", is_flag=True, help="Print one JSON object."))},
+    epilog="hipgpt show first",
+)
+def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
+    """Tell all about one run: its state, model, data, losses, settings and checkpoints, and what to do next."""
+    from gpt.metrics import listing
+    from gpt.metrics.summary import summary
+    from gpt.run import Run
+
+    run = Run(name, runs_dir)
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
+    found = summary(run)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found)))
+
+
+@main.command(
+    "plot",
+    params=[click.Argument(["names"], metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)],
+    short_help="Draw the curves of runs, in the terminal or as a picture.",
+    sections={
+        "Options": (
+            RUNS,
+            Option("--out", metavar="FILE", type=click.Path(path_type=Path), default_text="draw in the terminal",
+                   help="Picture to write: .png, .svg or .pdf."),
+            Option("--over", type=click.Choice(["steps", "tokens", "time"]), default="steps",
+                   help="Quantity on the horizontal axis."),
+            Option("--terminal", is_flag=True, help="Draw in the terminal, also with --out."),
+        )
+    },
+    epilog="""
+    hipgpt plot first
+    hipgpt plot first second --over tokens --out curves.png
+    """,
+)  # fmt: skip
+def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: str, terminal: bool) -> None:
+    """Draw the curves of one or more runs: losses, learning rate, gradient norm, tokens per second.
+
+    The lowest validation loss is marked. A picture needs matplotlib (pip install 'hipgpt[plot]').
+    """
+    import shutil
+
+    from gpt.metrics import curves, picture
+    from gpt.metrics import terminal as text
+    from gpt.run import Run
+
+    logs = curves.logs([Run(name, runs_dir) for name in dict.fromkeys(names)], over)
+    if out is not None:
+        picture.draw(logs, over, out)
+        click.echo(f"Saved to {out}")
+    if out is None or terminal:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        click.echo(text.drawn(logs, over, shutil.get_terminal_size().columns, color))
+
+
+@main.command(
+    "completion",
+    params=[click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"]))],
+    short_help="Print a script that completes hipgpt's commands in a shell.",
+    sections={"Options": ()},
+    epilog="hipgpt completion bash",
+)
+def print_completion(shell: str) -> None:
+    """Print a script that lets a shell complete commands, options and the names of runs.
+
+    For bash put `eval "$(hipgpt completion bash)"` into ~/.bashrc, for zsh the same with zsh into ~/.zshrc, and for
+    fish `hipgpt completion fish | source` into ~/.config/fish/config.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UserError(f"click has no completion for {shell}: update it with pip install -U click")
+    click.echo(kind(main, {}, "hipgpt", "_HIPGPT_COMPLETE").source())
 
 
 @main.command(

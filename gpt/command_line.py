@@ -18,6 +18,7 @@ from gpt.distributed import keeper
 from gpt.errors import UserError, one_line, told
 from gpt.system import ending, interrupts
 
+PREFIX = "HIPGPT_"  # beginning of the environment variables that have the values of options
 WIDEST_TERM = 30  # columns that an option's name may take beside its help
 
 # Advice for a command that runs out of memory; None stands for all other commands.
@@ -37,7 +38,8 @@ class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
     `advice` tells the user how to pass several values. `default_text` describes the default in the help, for an option
-    whose own default is None.
+    whose own default is None. If the command line lacks the option, an environment variable may have its value: HIPGPT_
+    and the option's name, such as HIPGPT_VOCAB_SIZE for --vocab-size.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Option(click.Option):
         if default_text is not None:
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
+        long = next(name for name in names if name.startswith("--")).partition("/")[0]
+        kwargs.setdefault("envvar", PREFIX + long[2:].replace("-", "_").upper())
         super().__init__(names, help=help, **kwargs)
         self.advice = advice
 
@@ -53,6 +57,12 @@ class Option(click.Option):
         self.multiple = True  # for the parser alone, which then collects all values
         super().add_to_parser(parser, ctx)
         self.multiple = False
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        value = super().value_from_envvar(ctx)
+        if value is not None and self.is_flag and self.flag_value is False:  # --no-tie: its own value is the opposite
+            return False if click.BOOL.convert(value, self, ctx) else None
+        return value
 
     def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
         name = str(self.name)

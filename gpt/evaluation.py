@@ -72,6 +72,7 @@ class HeldOut:
                 return None
             if number % ranks.size == ranks.rank:
                 self._model.loss(self._ops.from_host(ids), self._ops.from_host(labels))
+            labels = labels[labels >= 0]  # the others do not count
             tokens += labels.size
             text_bytes += self._bytes(labels)
         if ranks.size > 1:
@@ -91,6 +92,7 @@ class HeldOut:
         losses = np.log(counts.sum()) - np.log(counts)
         total, tokens, text_bytes = 0.0, 0, 0
         for _, labels in self._batches.validation():
+            labels = labels[labels >= 0]
             total += float(losses[labels].sum())
             tokens += labels.size
             text_bytes += self._bytes(labels)

@@ -122,7 +122,7 @@ class GPT:
         ops.linear(act.ln_2.out, w.mlp_fc, out=act.activated, activation=activation)  # [rows, F]
         return act
 
-    def _head(self, labels: Array, scale: float | None = None, dhead: Array = None) -> None:
+    def _head(self, labels: Array, scale: Array | None = None, dhead: Array = None) -> None:
         """Cross-entropy of the last norm's output. With `scale` also its gradient: into `workspace.dnormed`, and added
         to dhead [V', D].
         """
@@ -184,9 +184,9 @@ class TrainableGPT(GPT):
         self.gradients = self._parameters("float32", ops.partial_sums(self.sequences * config.max_seq_len))
 
     def loss_and_gradients(
-        self, ids: Array, labels: Array, order: Array, scale: float, block_done: BlockDone | None = None
+        self, ids: Array, labels: Array, order: Array, scale: Array, block_done: BlockDone | None = None
     ) -> None:
-        """As `loss`, with dropout, and add `scale` x d(summed cross-entropy)/d(weights) to `gradients`.
+        """As `loss`, with dropout, and add `scale`, float32 [1], x d(summed cross-entropy)/d(weights) to `gradients`.
 
         order, int32 [batch x seq], sorts the ids of every `sequences` rows by themselves (`gpt.batches.token_order`).
         `block_done(layer)` is called, from the last layer to the first, as soon as the gradients of a block's matrices

@@ -5,14 +5,23 @@ from pathlib import Path
 import click
 
 from gpt.command_line import Option, Setting
-from gpt.config import DATA_PATH, PRESETS, RUNS_DIR, RUNS_DIR_VARIABLE, ModelConfig, TokenizerConfig, TrainConfig
+from gpt.config import DATA_PATH, PRESETS, RUNS_DIR, ModelConfig, TokenizerConfig, TrainConfig
+
+
+def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The names of runs that begin with `incomplete`: what a shell offers after --run-name."""
+    from gpt.run import default_root, list_runs
+
+    runs = list_runs(Path(context.params.get("runs_dir") or default_root()))
+    return [run.name for run in runs if run.name.startswith(incomplete)]
+
 
 NEW_RUN = Option(
-    "--run-name", metavar="NAME", default_text="run_<timestamp>",
+    "--run-name", metavar="NAME", default_text="run_<timestamp>", shell_complete=complete_run,
     help="Name of the run, and of its directory in --runs-dir.",
 )  # fmt: skip
 RUNS = Option(
-    "--runs-dir", default=RUNS_DIR, envvar=RUNS_DIR_VARIABLE, show_envvar=True, metavar="DIR",
+    "--runs-dir", default=RUNS_DIR, show_envvar=True, metavar="DIR",
     type=click.Path(path_type=Path), help="Directory that holds the runs.",
 )  # fmt: skip
 PRESET = Option("--preset", type=click.Choice(list(PRESETS)), help="Named set of defaults; explicit flags override it.")

@@ -55,10 +55,11 @@ class TrainStep:
         self.optimizer = Optimizer(self.model, train_config, ranks)
         shape = (train_config.batch_size, model_config.max_seq_len)
         self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks
+        self._counted = self.tokens  # labels of the step that count
         self._passes = train_config.accumulate // ranks.size  # of this rank in a step
         self._inputs = ops.inputs(
             ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
-            dropout_key=((2,), "uint32"), lr=((1,), "float32"),
+            scale=((1,), "float32"), dropout_key=((2,), "uint32"), lr=((1,), "float32"),
         )  # fmt: skip
         self.model.dropout_key = self._inputs.device["dropout_key"]
         # A GPU records each of these when it runs for the second time, and replays the recording from then on.
@@ -74,6 +75,9 @@ class TrainStep:
         Work inside `droppable` may be given up, because it changes nothing that a checkpoint holds. On a CPU that is
         all but the update. A GPU finishes the work that it was given, so only the host's work between passes is.
         """
+        if self.batches.counted is not None:
+            first = (number - 1 - self.train_config.text_start) * self.train_config.accumulate
+            self._counted = sum(map(self.batches.count, range(first, first + self.train_config.accumulate)))
         for micro_step in range(self._passes):
             with self.droppable():
                 self._write_inputs(number, micro_step)
@@ -86,6 +90,7 @@ class TrainStep:
         with self._inputs.written() as inputs:
             self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
             inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
+            inputs["scale"][...] = 1 / max(1, self._counted)
             inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
             inputs["lr"][...] = learning_rate(number, config)
 
@@ -104,15 +109,15 @@ class TrainStep:
             if first:
                 self.ops.fill(model.gradients.flat, 0)
                 self.ops.fill(model.metrics, 0)
-            ids, labels, order = inputs["ids"], inputs["labels"], inputs["order"]
+            ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
             block_done = self.optimizer.block_done if last else None
-            model.loss_and_gradients(ids, labels, order, scale=1 / self.tokens, block_done=block_done)
+            model.loss_and_gradients(ids, labels, order, scale, block_done)
         if last:
             self.optimizer.step(inputs["lr"])
 
     def metrics(self) -> Metrics:
         """The metrics of the last step. Waits until all work so far is done."""
-        return Metrics.of(self.ops.to_host(self.model.metrics), self.tokens)
+        return Metrics.of(self.ops.to_host(self.model.metrics), max(1, self._counted))
 
 
 class Trainer:

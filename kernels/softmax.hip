@@ -84,28 +84,30 @@ DEVICE Partial row_partial(const T* row, int vocab, int stride, Shared<float> la
 }
 
 // losses [rows] = log sum exp(logits) - logits[label]; hits [rows] = 1 if the label is the first of the largest logits,
-// else 0. With GRADIENT, logits [rows, stride] become scale (softmax(logits) - onehot(label)).
+// else 0. With GRADIENT, logits [rows, stride] become scale [1] (softmax(logits) - onehot(label)). A row with the label
+// -1 does not count: its loss, hit and gradient are 0.
 // grid: rows, block: THREADS
 KERNEL(THREADS) cross_entropy(T* logits, const int* labels, float* losses, float* hits, int vocab, int stride,
-                              float scale) {
+                              const float* scale) {
   SHARED(float, largest, WARPS);
   SHARED(float, sums, WARPS);
   SHARED(int, places, WARPS);
   T* row = logits + (index_t)block_x() * stride;
   int label = labels[block_x()];
-  float labels_logit = to_float(row[label]);  // read before the barrier after which it is overwritten
+  bool counts = label >= 0;
+  float labels_logit = counts ? to_float(row[label]) : 0;  // read before the barrier after which it is overwritten
   Partial p = row_partial(row, vocab, stride, largest, sums, places);
   if (thread_id() == 0) {
-    losses[block_x()] = (p.largest - labels_logit) + log2_of(p.sum) * LN2;
+    losses[block_x()] = counts ? (p.largest - labels_logit) + log2_of(p.sum) * LN2 : 0;
     hits[block_x()] = p.place == label;
   }
 #if GRADIENT
-  float factor = scale / p.sum;
+  float wanted = counts ? *scale : 0, factor = wanted / p.sum;
   for (int c = thread_id() * WIDTH; c < stride; c += THREADS * WIDTH) {
     auto x = load_logits(row, c, vocab, stride);
     UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] = exp2_fast((x.v[e] - p.largest) * LOG2E) * factor;
     if (c <= label && label < c + WIDTH) {
-      UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] -= c + e == label ? scale : 0;
+      UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] -= c + e == label ? wanted : 0;
     }
     x.store(row + c);
   }

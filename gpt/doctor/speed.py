@@ -101,8 +101,8 @@ def _works(ops: Operations) -> Iterator[Work]:
 
     few = min(rows, LOGITS_ROWS)
     logits, losses, hits = random(few, sizes.vocab), ops.empty(few, "float32"), ops.empty(few, "float32")
-    labels = ops.from_host(np.zeros(few, np.int32))
-    call = lambda: ops.softmax_cross_entropy(logits, labels, losses, hits, sizes.vocab, 1.0)  # noqa: E731
+    labels, scale = ops.from_host(np.zeros(few, np.int32)), ops.from_host(np.ones(1, np.float32))
+    call = lambda: ops.softmax_cross_entropy(logits, labels, losses, hits, sizes.vocab, scale)  # noqa: E731
     yield Work("softmax_cross_entropy", call, bytes=2.0 * few * sizes.vocab * itemsize)
 
     n = sizes.parameters

@@ -48,10 +48,13 @@ def softmax_cross_entropy(trial: Trial, rows: int, vocab: int, magnitude: float,
     logits[:, vocab:] = 1e30  # the values of the padding must not count
     labels = trial.rng.integers(0, vocab, rows).astype(np.int32)
     labels[0] = np.argmax(logits[0, :vocab])
+    labels[1:2] = -1  # does not count
     mine, (its_losses, its_hits) = trial.of(logits), (trial.poisoned(rows, dtype="float32") for _ in range(2))
-    ops.softmax_cross_entropy(mine, trial.of(labels), its_losses, its_hits, vocab, scale)
+    factor = None if scale is None else np.array([scale])
+    its_factor = None if factor is None else trial.of(factor, "float32")
+    ops.softmax_cross_entropy(mine, trial.of(labels), its_losses, its_hits, vocab, its_factor)
     losses, hits, p = np.empty(rows), np.empty(rows), logits.copy()
-    REFERENCE.softmax_cross_entropy(p, labels, losses, hits, vocab, scale)
+    REFERENCE.softmax_cross_entropy(p, labels, losses, hits, vocab, factor)
     exponent = 4 * u * np.abs(logits[:, :vocab]).max(1)  # the rounding of (x - max) log2 e
     rounding = (vocab + 4) * u + 2 * EXP + 2 * exponent
     trial.near("losses", its_losses, losses, rounding + 4 * u * np.abs(losses))

@@ -300,13 +300,13 @@ class Arithmetic(Protocol):
     # ---- loss -----------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
+        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: Array | None = None
     ) -> None:
         """losses = log Σ exp(logits) - logits[label] per row; hits = 1 if the label has the largest logit, else 0.
 
         logits are [rows, V]: the first `vocab` columns count and the rest is padding. labels (int32), losses and hits
-        are [rows]. With `scale`, logits become their gradient, scale · (softmax(logits) - onehot(label)), and 0 in the
-        padding.
+        are [rows]. With `scale`, float32 [1], logits become their gradient, scale · (softmax(logits) - onehot(label)),
+        and 0 in the padding. A row with the label -1 does not count: its loss, its hit and its gradient are 0.
         """
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:

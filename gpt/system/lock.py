@@ -151,6 +151,22 @@ class Lock:
         return None
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process holds the lock of `directory`. Nothing is written; False if the directory cannot be read."""
+    lock = Lock(directory)
+    with suppress(OSError):
+        handle = os.open(directory / LOCK, os.O_RDONLY)
+        try:
+            if not try_lock(handle):
+                return True
+        except OSError:  # a file system without locks
+            pass
+        finally:
+            os.close(handle)
+        return lock._owner() is not None and not lock._is_abandoned(now=time.time())
+    return False
+
+
 def host() -> str:
     """This host, with the namespace of process numbers if the system tells: each container has its own."""
     with suppress(OSError):

@@ -153,12 +153,36 @@ def test_runs_lists_step_loss_parameters_and_size(hipgpt, run):
     hipgpt("tokenize", "--data-path", "text.txt", "--run-name", "only_tokens")
     Path("checkpoints/not_a_run").mkdir()
     header, tokens_only, trained = hipgpt("runs").stdout.splitlines()
-    columns = ["RUN", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "PARAMETERS", "SIZE"]
-    assert re.split("  +", header) == columns
-    assert tokens_only.split()[:6] == ["only_tokens", *"-----"]
-    assert trained.split()[:2] == ["r", "4/4"]
+    assert re.split("  +", header)[:4] == ["RUN", "STATE", "STEP", "LOSS"]
+    assert tokens_only.split()[:9] == ["only_tokens", "tokenized", *"-------"]
+    assert trained.split()[:3] == ["r", "done", "4/4"]
     loss = json.loads(Path("checkpoints/r/metrics.jsonl").read_text().splitlines()[0])["loss"]
-    assert trained.split()[2] == f"{loss:.4f}"
+    assert trained.split()[3] == f"{loss:.4f}"
+    names = [each["name"] for each in json.loads(hipgpt("runs", "--json").stdout)]
+    assert names == ["only_tokens", "r"]
+
+
+def test_show_and_plot_tell_about_a_run(hipgpt, run):
+    assert "State:       done, at step 4 of 4\n" in hipgpt("show", run).stdout
+    assert json.loads(hipgpt("show", run, "--json").stdout)["state"] == "done"
+    assert "Loss (nats per token)" in hipgpt("plot", run).stdout
+    assert "there is no run" in hipgpt("show", "none", status=2).stderr
+    assert "must end in" in hipgpt("plot", run, "--out", "a.gif", status=2).stderr
+
+
+def test_the_log_is_what_hipgpts_own_plotting_reads(hipgpt):
+    """scripts/plot_training.py of HipGPT, the C++ program, searches each line of a log for this."""
+    Path("text.txt").write_text(TEXT)
+    out = hipgpt(
+        "train", "--data-path", "text.txt", "--run-name", "r", "--steps", 4, "--log-every", 1, "--eval-every", 2, *MODEL
+    ).stdout
+    number = r"([\d.]+)"
+    wanted = re.compile(rf"\[Step (\d+)\] Loss: {number} \| Perplexity: {number} \| Accuracy: {number}%")
+    read = [match.groups() for line in out.splitlines() if (match := wanted.search(line))]
+    lines = map(json.loads, Path("checkpoints/r/metrics.jsonl").read_text().splitlines())
+    lines = [line for line in lines if "loss" in line]
+    assert [(int(step), float(loss)) for step, loss, *_ in read] == [(e["step"], round(e["loss"], 4)) for e in lines]
+    assert len(read) == 4
 
 
 @pytest.mark.parametrize("damage", [b"\xff\n", b"[]\n", b'{"loss": 1}\n', b'{"step": 4, "lo'])

@@ -313,15 +313,27 @@ def test_cross_entropy_and_its_gradient(ops, rng, rows, vocab):
     ops.add_sums(losses, hits, sums)
     np.testing.assert_allclose(sums, [1 + losses.sum(), 1 + hits.sum()], **EXACT)
 
-    ops.softmax_cross_entropy(logits, labels, losses, hits, logits.shape[1], scale=0.25)
+    ops.softmax_cross_entropy(logits, labels, losses, hits, logits.shape[1], np.array([0.25]))
     np.testing.assert_allclose(losses, formula(), **EXACT)
     check_gradients(formula, 0.25, {"logits": original}, {"logits": logits}, rng)
+
+
+def test_a_row_whose_label_is_minus_one_does_not_count(ops, rng):
+    logits, labels = rng.standard_normal((3, 7)), np.array([2, -1, 5], np.int32)
+    losses, hits = unset(3), unset(3)
+    alone, of_alone = logits[[0, 2]], (unset(2), unset(2))
+    ops.softmax_cross_entropy(alone, labels[[0, 2]], *of_alone, 7, np.array([0.25]))
+    ops.softmax_cross_entropy(logits, labels, losses, hits, 7, np.array([0.25]))
+    assert (losses[1], hits[1]) == (0, 0)
+    assert not logits[1].any()
+    for all_rows, counted in ((losses, of_alone[0]), (hits, of_alone[1]), (logits, alone)):
+        np.testing.assert_allclose(all_rows[[0, 2]], counted, **EXACT)
 
 
 def test_cross_entropy_of_huge_logits():
     logits = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]], np.float32)
     losses, hits = np.empty(2, np.float32), np.empty(2, np.float32)
-    CpuOps(threads=1).softmax_cross_entropy(logits, np.array([1, 2], np.int32), losses, hits, 3, scale=1.0)
+    CpuOps(threads=1).softmax_cross_entropy(logits, np.array([1, 2], np.int32), losses, hits, 3, np.ones(1, np.float32))
     np.testing.assert_allclose(losses, [2e4, math.log(2)], rtol=1e-6)
     np.testing.assert_allclose(logits, [[1, -1, 0], [0, 0.5, -0.5]], atol=1e-7)
 

@@ -285,7 +285,7 @@ def test_every_product_of_training_is_checked(accepts, optimizer, precision, hea
     device.blas = training = Asked(accepts)
     model = TrainableGPT(config, ops, BATCH)
     ids = np.zeros((BATCH, 8), np.int32)
-    model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
     Optimizer(model, train).step(np.full(1, 1e-3, np.float32))
     assert len(training.products) > 10
     assert training.products <= check.products

@@ -75,7 +75,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             model = TrainableGPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops)
             ids = np.zeros((1, 8), np.int32)
             model.loss(ids, ids)
-            model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+            model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
             for optimizer in OPTIMIZERS:
                 Optimizer(model, TrainConfig(optimizer=optimizer)).step(np.full(1, 1e-3, np.float32))
             cache = KVCache(model.config, ops.zeros, ops.zeros(1, "int32"))
@@ -83,7 +83,7 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
                 model.decode(ids[0, :count], cache)
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
-            for scale in (None, 1.0):
+            for scale in (None, np.ones(1)):
                 ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
         for vocab in (40, 5000):
             place, rule = np.zeros(1, np.int32), SamplingRule(0.5, top_k=3, top_p=0.9, repetition_penalty=1.1)

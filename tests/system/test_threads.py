@@ -151,7 +151,7 @@ def train(threads, steps=3):
         model.dropout_key[1] = step
         model.gradients.flat.fill(0)
         ids = rng.integers(0, 301, (5, 70)).astype(np.int32)
-        model.loss_and_gradients(ids, np.roll(ids, -1), token_order(ids), 1 / ids.size)
+        model.loss_and_gradients(ids, np.roll(ids, -1), token_order(ids), np.full(1, 1 / ids.size, np.float32))
         optimizer.step(np.array([1e-3], np.float32))
     return model.gradients.flat.copy(), model.weights.flat.copy()
 

@@ -209,6 +209,22 @@ def test_a_batch_is_written_into_the_buffers_that_are_given():
     assert (labels == ids + 1).all()
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_labels_that_do_not_count_are_minus_one_and_the_others_are_counted(sampling):
+    counted = (np.arange(43) % 5 < 2).astype(np.uint8)
+    settings = {"sampling": sampling, "seed": 0, "val_fraction": 0.2}
+    tokens = np.arange(43, dtype=np.uint16)
+    plain, masked = Batches(tokens, 3, 4, **settings), Batches(tokens, 3, 4, counted=counted, **settings)
+    for index in range(12):  # the windows of some go on at the beginning
+        (ids, labels), (same_ids, some_labels) = plain.train(index), masked.train(index)
+        assert (same_ids == ids).all()
+        assert (some_labels == np.where(counted[labels], labels, -1)).all()
+        assert masked.count(index) == counted[labels].sum()
+        assert plain.count(index) == 12
+    for (_, labels), (_, some_labels) in zip(plain.validation(), masked.validation(), strict=True):
+        assert (some_labels == np.where(counted[labels], labels, -1)).all()
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_batches_are_int32_for_files_of_any_dtype(dtype):
     top = np.iinfo(dtype).max if dtype == np.uint16 else 2**31 - 1

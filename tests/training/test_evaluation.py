@@ -63,6 +63,22 @@ def test_bits_per_byte_are_of_the_bytes_that_the_predicted_tokens_stand_for(part
     assert metrics.loss == pytest.approx(math.log(tokenizer.vocab_size), rel=0.02), "a fresh model knows nothing"
 
 
+def test_tokens_that_do_not_count_are_not_in_the_mean(parts, tokenizer):
+    model, batches, ids = parts
+    counted = (np.arange(len(ids)) % 3 == 0).astype(np.uint8)
+    some = Batches(ids, 3, SEQ, sampling="sequential", seed=0, val_fraction=0.3, counted=counted)
+    model.metrics[...] = 0
+    labels = []
+    for inputs, wanted in some.validation():
+        model.loss(inputs, wanted)
+        labels += wanted[wanted >= 0].tolist()
+    metrics = HeldOut(model, some, tokenizer).evaluate(stopped=lambda: False)
+    assert 0 < len(labels) < len(predicted(batches))
+    assert metrics.loss == pytest.approx(model.metrics[0] / len(labels), rel=1e-12)
+    text_bytes = sum(tokenizer.byte_lengths()[id] for id in labels)
+    assert metrics.bits_per_byte == pytest.approx(metrics.loss * len(labels) / math.log(2) / text_bytes, rel=1e-12)
+
+
 def test_forty_tokens_of_a_hundred_bytes():
     assert Metrics.of(np.array([80.0, 10.0]), 40, 100).bits_per_byte == pytest.approx(1.154, abs=5e-4)
 

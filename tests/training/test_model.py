@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gpt.batches import token_order
+from gpt.batches import Batches, token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.model import GPT, KVCache, TrainableGPT, memory_bytes
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import PLAN, Optimizer, optimizer_bytes
 from gpt.parameters import parameter_count, stack_shapes
+from gpt.trainer import TrainStep
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
 CONFIGS = [
@@ -51,8 +52,9 @@ def tokens(config, seq=None):
 def mean_loss_and_gradients(model, ids, labels):
     model.metrics[...] = 0
     model.gradients.flat[...] = 0
-    model.loss_and_gradients(ids, labels, token_order(ids, model.sequences), 1 / ids.size)
-    return model.metrics[0] / ids.size
+    counted = np.count_nonzero(labels >= 0)
+    model.loss_and_gradients(ids, labels, token_order(ids, model.sequences), np.array([1 / counted]))
+    return model.metrics[0] / counted
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -77,11 +79,43 @@ def test_gradients_are_the_slopes_of_the_loss(config, dropout):
         assert np.sum(gradients[name] * direction) == pytest.approx(slope, rel=0, abs=2e-7), name
 
 
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_a_step_takes_the_mean_over_all_of_its_labels_that_count(accumulate):
+    """The same sums in another order: some hundred roundings of 6e-8 in float32."""
+    model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, ff_hidden_dim=16, num_layers=1)
+    ids = np.random.default_rng(0).integers(0, 64, 200).astype(np.uint16)
+    counted = (np.arange(200) % 7 < np.arange(200) // 10 % 5).astype(np.uint8)  # other numbers in each batch
+    results = []
+    for passes in (1, accumulate):
+        batches = Batches(ids, 4 // passes, 6, sampling="sequential", seed=0, val_fraction=0, counted=counted)
+        step = TrainStep(model, TrainConfig(batch_size=4 // passes, accumulate=passes), batches, CpuOps(threads=1))
+        step.model.initialize(3)
+        step.run(2)
+        results.append((step.metrics().loss, step.model.gradients.flat.copy()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
+    assert results[0][0] == pytest.approx(math.log(64), rel=0.05), "a mean over fewer labels than there are"
+
+
+def test_labels_that_do_not_count_add_nothing(config):
+    """A sum with zeros in it: the roundings of 2.2e-16 of some hundred terms, in another order."""
+    model, (ids, labels) = build(config), tokens(config)
+    first, second = labels.copy(), labels.copy()
+    first[:, ::2], second[:, 1::2] = -1, -1
+    results = []
+    for some in (first, second, labels):
+        model.metrics[...], model.gradients.flat[...] = 0, 0
+        model.loss_and_gradients(ids, some, token_order(ids), np.ones(1))
+        results.append((model.metrics.copy(), model.gradients.flat.copy()))
+    for one, other, both in zip(*results, strict=True):
+        np.testing.assert_allclose(one + other, both, rtol=1e-11, atol=1e-12)
+
+
 def test_gradients_add_up_over_calls(config):
     model, (ids, labels) = build(config), tokens(config)
     mean_loss_and_gradients(model, ids, labels)
     once = model.gradients.flat.copy()
-    model.loss_and_gradients(ids, labels, token_order(ids), 1 / ids.size)
+    model.loss_and_gradients(ids, labels, token_order(ids), np.array([1 / ids.size]))
     np.testing.assert_allclose(model.gradients.flat, 2 * once, rtol=1e-12, atol=1e-14)
 
 
@@ -212,15 +246,17 @@ def torch_loss(torch, config, w, ids, labels):
         x = x + linear(gelu(linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")), f"{h}.mlp.c_proj")
     head = w["transformer.wte.weight" if config.tie_embeddings else "lm_head.weight"]
     logits = norm(x, "transformer.ln_f") @ head.T
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("seq", [None, 1])
-def test_loss_and_every_gradient_equal_pytorchs(config, seq):
+@pytest.mark.parametrize(("seq", "ignored"), [(None, False), (1, False), (None, True)])
+def test_loss_and_every_gradient_equal_pytorchs(config, seq, ignored):
     """Two float64 computations of the same sums, thousands of roundings of 1e-16 each: 1e-12, with room 1e-10."""
     torch = pytest.importorskip("torch")
     model, (ids, labels) = build(config), tokens(config, seq)
+    if ignored:
+        labels[1:, ::2] = -1
     weights = {name: torch.tensor(view, requires_grad=True) for name, view in model.weights.named.items()}
     theirs = torch_loss(torch, config, weights, torch.tensor(ids).long(), torch.tensor(labels).long())
     theirs.backward()

@@ -58,7 +58,7 @@ def step(model, optimizer, number, lr=1e-2):
     ops.fill(model.gradients.flat, 0)
     ops.fill(model.metrics, 0)
     arrays = [ops.from_host(x) for x in batch(model.config, number)]
-    model.loss_and_gradients(*arrays, scale=1 / arrays[0].size)
+    model.loss_and_gradients(*arrays, ops.from_host(np.full(1, 1 / arrays[0].size, np.float32)))
     if optimizer:
         optimizer.step(ops.from_host(np.full(1, lr, np.float32)))
     return ops.to_host(model.metrics)[0] / arrays[0].size

@@ -466,6 +466,11 @@ def _softmax_cross_entropy(
     e = np.empty(vocab, np.float32)
     for r in range(len(logits)):
         x, label = logits[r, :vocab], labels[r]
+        if label < 0:
+            losses[r] = hits[r] = ZERO
+            if gradient_scale:
+                logits[r, :] = ZERO
+            continue
         most, wanted = largest(x), x[label]
         hit = wanted == most
         if hit:

@@ -219,9 +219,10 @@ class NumbaOps(CpuOps):
         losses: np.ndarray,
         hits: np.ndarray,
         vocab: int,
-        scale: float | None = None,
+        scale: np.ndarray | None = None,
     ) -> None:
-        loops.softmax_cross_entropy(logits, labels, losses, hits, vocab, np.float32(scale or 0), self._shares)
+        factor = np.float32(0 if scale is None else scale[0])
+        loops.softmax_cross_entropy(logits, labels, losses, hits, vocab, factor, self._shares)
 
     def global_norm(self, x: np.ndarray, out: np.ndarray) -> None:
         sums = np.empty(self._shares)

@@ -368,7 +368,7 @@ class CpuOps(Operations):
         losses: np.ndarray,
         hits: np.ndarray,
         vocab: int,
-        scale: float | None = None,
+        scale: np.ndarray | None = None,
     ) -> None:
         if vocab < logits.shape[1]:
             if scale is not None:

@@ -410,13 +410,14 @@ class GpuOps(Operations):
     # ---- loss -----------------------------------------------------------------------------------------------------
 
     def softmax_cross_entropy(
-        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: float | None = None
+        self, logits: Array, labels: Array, losses: Array, hits: Array, vocab: int, scale: Array | None = None
     ) -> None:
         rows, stride = logits.shape
         size = stride * self._dtype.itemsize
         threads = next(threads for largest, threads in LOGITS_THREADS if size <= largest)
         kernel = self._kernel("softmax.hip", "cross_entropy", GRADIENT=int(scale is not None), THREADS=threads)
-        kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), _float(scale or 0)))
+        unread = losses if scale is None else scale
+        kernel((rows,), (threads,), (logits, labels, losses, hits, _int(vocab), _int(stride), unread))
 
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
         kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")

@@ -31,7 +31,8 @@ def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
         ids, labels = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
         for cleared in (model.metrics, model.gradients.flat):
             ops.fill(cleared, 0)
-        model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids))), 1 / ids.size)
+        scale = np.full(1, 1 / ids.size, np.float32)
+        model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids), scale)))
         optimizer.step(ops.from_host(np.full(1, LEARNING_RATE, np.float32)))
         losses.append(float(ops.to_host(model.metrics)[0]) / ids.size)
     return model, losses

@@ -79,7 +79,7 @@ def training_step(target: str, config: ModelConfig, batch: int) -> list[Launch]:
     ops = GpuOps(device, "bf16")
     model = TrainableGPT(config, ops, batch)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(batch, config.max_seq_len), dtype=np.int32)
-    model.loss_and_gradients(ids, ids, token_order(ids), 1.0)
+    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1, np.float32))
     Optimizer(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
     return device.launches
 

@@ -1,0 +1,134 @@
+"""Summaries of runs in words: the table of `hipgpt runs`, and the page of `hipgpt show`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpt.config import ModelConfig, TrainConfig, flag
+from gpt.metrics.summary import Summary
+from gpt.run import Run
+from gpt.system.console import duration, rate, size
+
+HEADER = (
+    "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "PARAMETERS", "SIZE"
+)  # fmt: skip
+_LEFT = 2  # columns whose cells stand on the left: names and states
+
+# The fields of a training that the user has not chosen: they follow from the step at which it began
+_NOT_CHOSEN = {"schedule_start", "text_start", "unseen_fraction", "computed"}
+
+
+def table(summaries: Sequence[Summary]) -> list[str]:
+    """The lines of the table, the header first. "-" stands for whatever a run does not have."""
+    rows = [HEADER, *map(_row, summaries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number < _LEFT else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+
+
+def page(run: Run, it: Summary) -> list[str]:
+    """The lines of `hipgpt show`: state, model, data, losses, settings, checkpoints, and what to do next."""
+    facts = [
+        ("Run", f"{run.path} ({size(it.disk_bytes)})"),
+        ("State", _state(it)),
+        ("Model", _model(it.model) if it.model else None),
+        ("Data", _data(it.data) if it.data else None),
+        ("Trained", _trained(it)),
+        ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
+        ("Held out", _held_out(it)),
+        ("Settings", ", ".join(_settings(it)) or None),
+        ("Checkpoints", ", ".join(_checkpoints(run)) or None),
+        ("Next", _next(run, it)),
+    ]
+    width = max(len(name) for name, _ in facts) + 2
+    return [f"{name + ':':{width}}{fact}" for name, fact in facts if fact]
+
+
+def _row(it: Summary) -> tuple[str, ...]:
+    return (
+        it.name,
+        it.state,
+        "-" if it.step is None else f"{it.step}/{it.steps}",
+        "-" if it.loss is None else f"{it.loss:.4f}",
+        _at(it.best_val_loss, it.best_step),
+        _at(it.last_val_loss, it.last_val_step),
+        "-" if it.tokens is None else rate(it.tokens),
+        "-" if it.seconds is None else duration(it.seconds),
+        "-" if it.parameters is None else f"{it.parameters:,}",
+        size(it.disk_bytes),
+    )
+
+
+def _at(loss: float | None, step: int | None) -> str:
+    return "-" if loss is None else f"{loss:.4f} at {step}"
+
+
+def _state(it: Summary) -> str:
+    return it.state if it.step is None else f"{it.state}, at step {it.step} of {it.steps}"
+
+
+def _model(model: ModelConfig) -> str:
+    from gpt.plan import describe
+
+    return describe(model)
+
+
+def _data(info: dict[str, Any]) -> str:
+    kind, vocabulary = info["tokenizer"]["kind"], info["vocab_size"]
+    return f"{info['text']['path']}: {info['count']:,} tokens ({kind} tokenizer, vocabulary {vocabulary:,})"
+
+
+def _trained(it: Summary) -> str | None:
+    return None if it.tokens is None or it.seconds is None else f"on {it.tokens:,} tokens for {duration(it.seconds)}"
+
+
+def _held_out(it: Summary) -> str | None:
+    if it.best_val_loss is None:
+        return None
+    best, last = _at(it.best_val_loss, it.best_step), _at(it.last_val_loss, it.last_val_step)
+    return f"validation loss {best} (the best), {last} (the last)"
+
+
+def _settings(it: Summary) -> Iterator[str]:
+    """The settings of the training that are not the defaults, as flags."""
+    if it.train is None:
+        return
+    computed = {*it.train.computed, *_NOT_CHOSEN}
+    usual = TrainConfig().to_json()
+    for key, value in it.train.to_json().items():
+        if key not in computed and value != usual[key]:
+            yield _as_flag(key, value)
+    if it.model is not None:
+        usual = ModelConfig(vocab_size=1).to_json()
+        for key, value in it.model.to_json().items():
+            if key != "vocab_size" and value != usual[key]:
+                yield _as_flag(key, value)
+
+
+def _as_flag(key: str, value: object) -> str:
+    """For example "--dim 128", and for a switch "--no-tie" or "--recompute"."""
+    return flag(key) if isinstance(value, bool) else f"{flag(key)} {value}"
+
+
+def _checkpoints(run: Run) -> Iterator[str]:
+    for step in run.steps():
+        paths = (run.weights_path(step), run.optimizer_path(step), run.config_path(step))
+        yield f"step {step} ({size(sum(path.stat().st_size for path in paths if path.exists()))})"
+
+
+def _next(run: Run, it: Summary) -> str:
+    generate = f'hipgpt generate {run.options} --prompt "…"'
+    if it.state == "training":
+        return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
+    if it.state == "tokenized":
+        return f"hipgpt train {run.options}"
+    if it.state == "stopped":
+        return f"hipgpt train {run.options} --resume"
+    if it.state == "diverged":
+        return f"train it anew with a lower --lr (it was {it.train.peak_lr:g})" if it.train else "train it anew"
+    best = " --best" if it.best_step not in (None, it.step) else ""
+    return generate.replace(run.options, run.options + best)

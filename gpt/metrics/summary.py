@@ -1,0 +1,91 @@
+"""A summary of a run: how far it is, how good, on what data."""
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gpt import checkpoint, provenance
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.history import lowest, owes_result, validation_losses
+from gpt.parameters import parameter_count
+from gpt.run import Run
+from gpt.system.lock import is_held
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run has reached. None stands for what it does not have.
+
+    `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
+    "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), or
+    "imported" (another program trained its model). Losses are in nats per token; `seconds` and `tokens` are those that
+    it has trained for and on.
+    """
+
+    name: str
+    state: str
+    step: int | None
+    steps: int | None
+    loss: float | None
+    best_val_loss: float | None
+    best_step: int | None
+    last_val_loss: float | None
+    last_val_step: int | None
+    tokens: int | None
+    seconds: float | None
+    parameters: int | None
+    disk_bytes: int
+    model: ModelConfig | None
+    train: TrainConfig | None
+    data: dict[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields; those of the model, of its training and of its data (tokens.json) as objects."""
+        return asdict(self)
+
+
+def summary(run: Run) -> Summary:
+    """The summary of a run, which may be damaged, or be training in another process."""
+    saved = None
+    with suppress(UserError, OSError):
+        saved = checkpoint.load(run)
+    trained = None if saved and saved.imported else saved
+    lines = run.metrics()
+    logged = [line for line in lines if "loss" in line]
+    losses = [line["loss"] for line in logged if line["loss"] is not None]
+    evaluations, kept = validation_losses(lines), checkpoint.best(run)
+    best = (kept.step, kept.val_loss) if kept and kept.val_loss is not None else lowest(evaluations)
+    last = evaluations[-1] if evaluations else None
+    timed = [line for line in lines if line.get("time") is not None and line.get("tokens") is not None]
+    return Summary(
+        name=run.name,
+        state=_state(run, saved, has_diverged=bool(logged) and logged[-1]["loss"] is None),
+        step=trained.step if trained else None,
+        steps=trained.train_config.total_steps if trained else None,
+        loss=losses[-1] if losses else None,
+        best_val_loss=best[1] if best else None,
+        best_step=best[0] if best else None,
+        last_val_loss=last[1] if last else None,
+        last_val_step=last[0] if last else None,
+        tokens=timed[-1]["tokens"] if timed else None,
+        seconds=timed[-1]["time"] if timed else None,
+        parameters=parameter_count(saved.model_config) if saved else None,
+        disk_bytes=run.disk_bytes(),
+        model=saved.model_config if saved else None,
+        train=trained.train_config if trained else None,
+        data=provenance.read(run),
+    )
+
+
+def _state(run: Run, saved: checkpoint.Checkpoint | None, has_diverged: bool) -> str:
+    if is_held(run.path):
+        return "training"
+    if has_diverged:
+        return "diverged"
+    if saved is None:
+        return "stopped" if run.has_weights else "tokenized"
+    if saved.imported:
+        return "imported"
+    is_done = saved.step == saved.train_config.total_steps and not owes_result(run, saved.train_config, saved.step)
+    return "done" if is_done else "stopped"

@@ -1,0 +1,197 @@
+"""Curves of a run's log, drawn as text and as a picture; summaries of runs in words and as JSON."""
+
+import doctest
+import json
+import math
+import re
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gpt import checkpoint
+from gpt.config import ModelConfig, TrainConfig
+from gpt.errors import UserError
+from gpt.initialization import initial_weights
+from gpt.metrics import curves, listing, picture, terminal
+from gpt.metrics.curves import Curve, curve
+from gpt.metrics.summary import summary
+from gpt.optim import COUNTERS, optimizer_shapes
+from gpt.run import Run
+
+MODEL = ModelConfig(vocab_size=7, max_seq_len=4, embed_dim=4, num_heads=1, ff_hidden_dim=4, num_layers=1)
+LINES = [
+    {"step": 10, "time": 1.5, "tokens": 640, "loss": 5.0, "lr": 0.01, "grad_norm": 2.0, "tokens_per_second": 400.0},
+    {"step": 20, "time": 3.0, "tokens": 1280, "loss": 4.0, "lr": 0.02, "grad_norm": 1.0, "tokens_per_second": 500.0},
+    {"step": 20, "time": 3.0, "tokens": 1280, "val_loss": 4.25},
+    {"step": 30, "time": 4.5, "tokens": 1920, "loss": 3.0, "lr": 0.01, "grad_norm": 1.0, "tokens_per_second": 450.0},
+    {"step": 30, "time": 4.5, "tokens": 1920, "val_loss": 4.5},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run("r", tmp_path / "checkpoints")
+    run.path.mkdir(parents=True)
+    log(run, LINES)
+    return run
+
+
+def log(run, lines):
+    run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def save(run, step, **settings):
+    """A checkpoint of `step`, of 30 steps that are not evaluated."""
+    config = TrainConfig(total_steps=30, eval_every=0, **settings)
+    weights = dict(initial_weights(MODEL, 0))
+    optimizer = {name: np.zeros(shape, np.float32) for name, shape in optimizer_shapes(MODEL, config.optimizer).items()}
+    checkpoint.save(run, step, MODEL, config, weights, optimizer, dict.fromkeys(COUNTERS, 0))
+
+
+# ---- curves ------------------------------------------------------------------------------------------------------
+
+
+def test_the_example_holds():
+    assert doctest.testmod(curves) == (0, 2)
+
+
+@pytest.mark.parametrize(("axis", "places"), [("steps", [20, 30]), ("tokens", [1280, 1920]), ("time", [3.0, 4.5])])
+def test_a_curve_has_the_lines_that_have_its_quantity(axis, places):
+    assert curve(LINES, "val_loss", axis) == Curve(places, [4.25, 4.5])
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "3", True])
+def test_a_value_that_is_no_finite_number_is_left_out(value):
+    assert curve([*LINES, {"step": 40, "val_loss": value}], "val_loss", "steps").x == [20, 30]
+
+
+def test_the_first_of_equal_values_is_the_lowest():
+    assert Curve([1, 2, 3], [4, 3, 3]).lowest == (2, 3)
+    assert Curve([], []).lowest is None
+
+
+def test_a_run_without_a_log_is_refused_by_name(run):
+    log(run, [])
+    with pytest.raises(UserError, match="run r has logged no step yet"):
+        curves.logs([run], "steps")
+    with pytest.raises(UserError, match="there is no run .*none"):
+        curves.logs([Run("none", run.path.parent)], "steps")
+
+
+def test_an_old_log_is_plotted_over_steps_alone(run):
+    log(run, [{"step": 1, "loss": 2.0}])
+    assert list(curves.logs([run], "steps")) == ["r"]
+    with pytest.raises(UserError, match="has no tokens"):
+        curves.logs([run], "tokens")
+
+
+# ---- drawing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", curves.AXES)
+def test_the_terminal_shows_every_quantity_and_the_lowest_validation_loss(axis):
+    text = terminal.drawn({"a": LINES, "b": LINES}, axis, columns=80)
+    for panel in curves.PANELS:
+        assert panel.title in text
+    assert max(map(len, text.splitlines())) <= 80
+    place = {"steps": "step 20", "tokens": "1,280 tokens", "time": "3 s"}[axis]
+    assert f"a: lowest validation loss 4.2500 at {place}\n" in text
+    assert "b, validation" in text
+    assert "\x1b" not in text
+    assert "\x1b" in terminal.drawn({"a": LINES}, axis, columns=80, color=True)
+
+
+def test_small_numbers_are_shown_in_units_of_a_power_of_ten():
+    assert "Learning rate (1e-2)" in terminal.drawn({"a": LINES}, "steps", columns=80)
+
+
+@pytest.mark.parametrize("loss", [0.0, 1e-30, 1e30, -1.0])
+@pytest.mark.parametrize("columns", [1, 80, 500])
+def test_a_single_point_of_any_size_is_drawn(loss, columns):
+    assert "Loss" in terminal.drawn({"a": [{"step": 1, "loss": loss}]}, "steps", columns)
+
+
+@pytest.mark.parametrize(("name", "beginning"), [("c.png", b"\x89PNG"), ("c.svg", b"<?xml"), ("C.PDF", b"%PDF")])
+def test_a_picture_has_the_format_of_its_name(tmp_path, name, beginning):
+    pytest.importorskip("matplotlib")
+    picture.draw({"first": LINES, "second": LINES[:1]}, "steps", tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    assert data.startswith(beginning)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    if name == "c.svg":
+        for text in ("first, validation", "second, training", "4.250", "Tokens per second"):
+            assert text in data.decode()
+
+
+def test_a_picture_of_another_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"c\.gif, but must end in \.png, \.svg or \.pdf"):
+        picture.draw({"a": LINES}, "steps", tmp_path / "c.gif")
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(UserError, match=r"cannot write .*none/c\.png: No such file"):
+        picture.draw({"a": LINES}, "steps", tmp_path / "none" / "c.png")
+
+
+def test_without_matplotlib_the_way_to_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"pip install 'hipgpt\[plot\]'"):
+        picture.draw({"a": LINES}, "steps", tmp_path / "c.png")
+
+
+# ---- summaries ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_summed_up(run):
+    save(run, 20)
+    it = summary(run)
+    assert (it.state, it.step, it.steps, it.loss) == ("stopped", 20, 30, 3.0)
+    assert (it.best_val_loss, it.best_step, it.last_val_loss, it.last_val_step) == (4.25, 20, 4.5, 30)
+    assert (it.tokens, it.seconds, it.model) == (1920, 4.5, MODEL)
+    assert json.loads(json.dumps(it.to_json()))["model"]["embed_dim"] == 4
+
+
+def test_a_run_that_has_taken_all_steps_is_done_and_one_that_another_process_writes_to_is_training(run):
+    save(run, 30)
+    assert summary(run).state == "done"
+    with run.lock():
+        assert summary(run).state == "training"
+    assert summary(run).state == "done"
+
+
+def test_a_run_whose_last_loss_is_not_finite_has_diverged(run):
+    save(run, 20)
+    log(run, [*LINES, {"step": 40, "loss": None}])
+    it = summary(run)
+    assert (it.state, it.loss) == ("diverged", 3.0)
+    assert "Next:        train it anew with a lower --lr (it was 0.0003)" in listing.page(run, it)
+
+
+def test_a_run_without_a_model_is_only_tokenized(run):
+    run.metrics_path.unlink()
+    it = summary(run)
+    assert (it.state, it.step, it.loss, it.seconds) == ("tokenized", None, None, None)
+    assert listing.page(run, it)[-1].endswith(f"hipgpt train {run.options}")
+
+
+def test_the_page_names_the_settings_that_are_not_the_defaults_as_flags(run):
+    save(run, 20, optimizer="muon", recompute=True, batch_size=3)
+    page = "\n".join(listing.page(run, summary(run)))
+    (settings,) = re.findall("^Settings: +(.*)$", page, re.MULTILINE)
+    assert settings == (
+        "--batch 3, --recompute, --steps 30, --optimizer muon, --eval-every 0, --seq 4, --dim 4, --heads 1, --ff 4, "
+        "--layers 1"
+    )
+    assert re.search("^Checkpoints: step 20 \\(", page, re.MULTILINE)
+    assert page.endswith(f"hipgpt train {run.options} --resume")
+
+
+def test_the_table_has_a_dash_for_whatever_is_not_there(run):
+    it = summary(run)
+    header, row = listing.table([replace(it, loss=None, tokens=None, seconds=None, last_val_loss=None)])
+    assert re.split("  +", header) == list(listing.HEADER)
+    assert re.split("  +", row.strip())[:8] == ["r", "tokenized", "-", "-", "4.2500 at 20", "-", "-", "-"]
+    assert len(header) == len(row)
