@@ -25,6 +25,7 @@ from gpt.config import (
     NO_EOS,
     NUM_TOKENS,
     PRESETS,
+    TUNING,
     WARMUPS,
     SamplingConfig,
     TokenizerConfig,
@@ -101,6 +102,7 @@ def main(context: click.Context, /) -> None:
         "Model": MODEL,
         "Optimization": (
             Setting(TrainConfig, "total_steps", "--steps", metavar="N",
+                    default_text=f"{TrainConfig.total_steps}; --from: {TUNING['total_steps']}",
                     help="Steps to train. With --ckpt: steps to add. With --resume: steps in all."),
             *BATCH, OPTIMIZER,
             Setting(TrainConfig, "learning_rate", "--lr", metavar="LR", help="Peak learning rate.",

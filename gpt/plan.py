@@ -190,8 +190,8 @@ def _settle_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrai
             raise UserError(f"--seq {value} is more than the {stored} positions of {origin.name}: lower it")
         if key not in ("max_seq_len", "dropout") and value != stored:
             raise UserError(f"{flag(key)} {value} contradicts {origin.name}, whose model has {stored}: leave it out")
-    train = TrainConfig(**{**TUNING, "learning_rate": TUNING_RATES[flags.get("optimizer", TUNING["optimizer"])],
-                           **pick(TrainConfig, flags)}).resolved()  # fmt: skip
+    chosen = {**TUNING, **pick(TrainConfig, flags)}
+    train = TrainConfig(**{"learning_rate": TUNING_RATES.get(chosen["optimizer"]), **chosen}).resolved()
     _check_sample_prompt(flags, train)
     return replace(model, **changes), train
 
