@@ -42,8 +42,10 @@ setup(
         # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
+        "gguf": ["gguf>=0.17"],  # llama.cpp's file format
         "plot": ["matplotlib>=3.6"],  # curves as pictures
         "test": [
+            "gguf>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",

@@ -25,16 +25,17 @@ from gpt.errors import UserError, shown
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
-from gpt.system.files import atomic_paths, link_atomically, remove
+from gpt.system.files import atomic_paths, commit, link_atomically, remove
 from gpt.system.filesystem import sync_directory
-from gpt.system.reading import COUNT, NUMBER, PATH, Schema, optional, read_json, schema_of
+from gpt.system.reading import COUNT, NUMBER, PATH, TRUTH, Schema, optional, read_json, schema_of
 from gpt.system.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
+from gpt.tokenizer import Tokenizer
 
 _MOST_STEPS = 2**53  # limit for a counter, because float64 holds larger integers inexactly
 _CONFIG: Schema = {
     "model": schema_of(ModelConfig),
     "training": schema_of(TrainConfig),
-    "checkpoint": {"latest": PATH, "step": COUNT, "val_loss": optional(NUMBER)},
+    "checkpoint": {"latest": PATH, "step": COUNT, "val_loss": optional(NUMBER), "imported": optional(TRUTH)},
 }
 _ADVICE = "restore it, or name another checkpoint"
 
@@ -49,6 +50,7 @@ class Checkpoint:
     train_config: TrainConfig
     path: Path  # the weights file
     val_loss: float | None = None  # for a best checkpoint only
+    imported: bool = False  # whether another program trained the weights; there is no optimizer's state then
     # The open weights file. It is open from the start, so that a reader keeps it even if a trainer prunes it.
     _weights: TensorFile | None = field(default=None, repr=False, compare=False)
 
@@ -128,6 +130,33 @@ def save_best(
         link_atomically(run.best_config_path, config_path.name)
     _forget_other_best(run, weights_path)
     return Checkpoint(run, step, model_config, train_config, weights_path, val_loss)
+
+
+def save_imported(
+    run: Run, model_config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer
+) -> Checkpoint:
+    """Make a new run of weights that another program trained: a checkpoint of step 0, and its tokenizer.
+
+    `weights` are float32 and named as in `parameter_shapes`; they are asked for one at a time. The files are made in a
+    directory of their own, and one rename lets all of them take their places. The caller holds `run.lock()`.
+
+    Raises UserError if the files cannot be written, and whatever `weights` raises. The run then has none of them.
+    """
+    staged, weights_path = run.staged_path, run.path / f"{run.name}_step0{WEIGHTS}"
+    config_path, train_config = run.path / f"{run.name}_step0{CONFIG}", TrainConfig()
+    config = _config(run, 0, model_config, train_config, weights_path, imported=True)
+    remove(staged)
+    try:
+        with _cannot(f"save {weights_path}"):
+            staged.mkdir()
+            write_tensors(staged / weights_path.name, weights)
+            (staged / config_path.name).write_text(config, encoding="utf-8")
+            tokenizer.save(staged / run.tokenizer_path.name)
+            commit(staged, run.committed_path)
+            _point_latest_at(run, weights_path, config_path)
+    finally:
+        remove(staged)
+    return Checkpoint(run, 0, model_config, train_config, weights_path, imported=True)
 
 
 def finish(latest: Checkpoint) -> None:
@@ -328,9 +357,11 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
         named = config_path.with_name(Path(config["checkpoint"]["latest"]).name)
     except (ValueError, UserError) as error:
         raise UserError(f"{config_path} is not a checkpoint's config: {_reason(error)}: {_ADVICE}") from error
-    path, val_loss = weights_path or named, config["checkpoint"].get("val_loss")
-    weights = _opened_weights(path, model_config)
-    return Checkpoint(run, config["checkpoint"]["step"], model_config, train_config, path, val_loss, weights)
+    path, described = weights_path or named, config["checkpoint"]
+    return Checkpoint(
+        run, described["step"], model_config, train_config, path, described.get("val_loss"),
+        described.get("imported", False), _opened_weights(path, model_config),
+    )  # fmt: skip
 
 
 def _opened_weights(path: Path, model_config: ModelConfig) -> TensorFile:

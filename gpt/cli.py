@@ -25,6 +25,7 @@ from gpt.config import (
     NO_EOS,
     NUM_TOKENS,
     PRESETS,
+    TUNING,
     WARMUPS,
     SamplingConfig,
     TokenizerConfig,
@@ -81,6 +82,9 @@ def main(context: click.Context, /) -> None:
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
+            Option("--from", "source", metavar="RUN|FILE|DIR",
+                   help="Trained model that a new run begins with: a run's latest, a checkpoint's, or that in a "
+                        "directory of Hugging Face's."),
             Option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
                    callback=config_file.apply,
                    help="TOML file with options, such as `steps = 500`; explicit flags override it."),
@@ -98,6 +102,7 @@ def main(context: click.Context, /) -> None:
         "Model": MODEL,
         "Optimization": (
             Setting(TrainConfig, "total_steps", "--steps", metavar="N",
+                    default_text=f"{TrainConfig.total_steps}; --from: {TUNING['total_steps']}",
                     help="Steps to train. With --ckpt: steps to add. With --resume: steps in all."),
             *BATCH, OPTIMIZER,
             Setting(TrainConfig, "learning_rate", "--lr", metavar="LR", help="Peak learning rate.",
@@ -147,16 +152,17 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
-    save_config: Path | None, data_path: str | None, reset: bool, gpus: str | None, global_batch: int | None,
-    shard_optimizer: bool, settings: dict[str, Any],
+    source: str | None, save_config: Path | None, data_path: str | None, reset: bool, gpus: str | None,
+    global_batch: int | None, shard_optimizer: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on a text file.
 
     Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves a checkpoint; --resume
-    continues from there exactly. --ckpt starts from a checkpoint's weights with a new learning-rate schedule. With
-    either, flags that are left out keep the run's values.
+    continues from there exactly. --ckpt goes on from a checkpoint with a new learning-rate schedule. With either, flags
+    that are left out keep the run's values. --from begins a new run with the weights and the tokenizer of a trained
+    model, and learning rates that suit that.
     """
-    from gpt import checkpoint, plan
+    from gpt import checkpoint, plan, pretrained
     from gpt.distributed.ranks import joined
     from gpt.system.console import Console
 
@@ -164,6 +170,9 @@ def train_model(
         if device not in ("auto", "gpu"):
             raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
         device = "gpu"
+    if source is not None and (resume or ckpt is not None):
+        other = "--resume" if resume else f"--ckpt {ckpt}"
+        raise UserError(f"--from {source} begins a new run, but {other} goes on with one: leave one of them out")
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
         if save_config is not None and ranks.is_first:
@@ -181,14 +190,15 @@ def train_model(
                         f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
                     )
                 return
-            model, train = plan.settle(settings, preset, start, resume)
+            origin = pretrained.find(source, runs_dir) if source is not None else None
+            model, train = plan.settle(settings, preset, start, resume, origin)
             train = plan.shared_out(train, settings, start, global_batch, ranks.size)
             inherited = start is not None and "precision" not in settings
             ops, train = plan.select_ops(device, blas, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
             chosen = plan.make(
                 run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
-                console=console, ranks=ranks,
+                console=console, ranks=ranks, origin=origin,
             )  # fmt: skip
             plan.agree(chosen, ops, ranks, shard_optimizer)
             ranks.connect(ops, shard_optimizer)
@@ -205,6 +215,7 @@ def train_model(
                 console,
                 start,
                 ranks,
+                origin.cut(model.max_seq_len).weights if origin else None,
             )
             stopped_by = trainer.train()
     if stopped_by:
@@ -310,7 +321,35 @@ def _parse_ids(text: str) -> list[int]:
         raise UserError(f'--decode is {shown(text)}, but must be ids such as "17 4 256"') from None
 
 
-# ---- generate, export ---------------------------------------------------------------------------------------------
+# ---- import, generate, export -------------------------------------------------------------------------------------
+
+
+@main.command(
+    "import",
+    short_help="Make a run of a GPT-2 that another program trained.",
+    sections={
+        "Options": (
+            Option("--run-name", metavar="NAME", required=True, help="Name of the run to make."),
+            RUNS,
+        ),
+    },
+    epilog="hipgpt import data/gpt2 --run-name gpt2",
+)  # fmt: skip
+@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
+    """Make a run of the GPT-2 in DIR, a directory of Hugging Face's.
+
+    DIR has config.json, model.safetensors (or several files with an index) and the tokenizer. The run can generate,
+    be evaluated and exported, and other runs can start from it (train --from).
+    """
+    from gpt.plan import describe
+    from gpt.pretrained import import_into
+    from gpt.run import Run
+
+    run = Run(run_name, runs_dir)
+    made = import_into(run, source)
+    click.echo(f"Imported {describe(made.model_config)} to {run.path}")
+    click.echo(f'Next: hipgpt generate {run.options} --prompt "…", or hipgpt train --from {run_name} --data-path FILE')
 
 
 @main.command(
@@ -378,27 +417,115 @@ def generate_text(
 
 @main.command(
     "export",
-    short_help="Write a directory that Hugging Face loads.",
+    short_help="Write a model for transformers or llama.cpp.",
     sections={
         "Options": (
             Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
                    help="Run whose model to export."),
             RUNS,
-            Option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path),
-                   help="Directory to create."),
+            Option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path),
+                   help="Directory to create, or file with --format gguf."),
+            Option("--format", "format_name", type=click.Choice(["hf", "gguf"]), default="hf",
+                   help="Format to write. hf: a directory that Hugging Face's from_pretrained loads; gguf: a file for "
+                        "llama.cpp."),
+            Option("--type", "type_name", type=click.Choice(["f32", "f16", "q8_0"]), default_text="f32",
+                   help="Number format of the matrices in a GGUF file. q8_0: 8 bits, in blocks with a scale each."),
             *CHECKPOINT,
         ),
     },
-    epilog="hipgpt export --run-name mine --out mine-hf",
+    epilog="""
+    hipgpt export --run-name mine --out mine-hf
+    hipgpt export --run-name mine --out mine.gguf --format gguf --type q8_0
+    """,
 )  # fmt: skip
-def export_model(run_name: str, runs_dir: Path, out: Path, step: int | None, best: bool) -> None:
-    """Write a directory that Hugging Face's from_pretrained loads, model and tokenizer."""
+def export_model(
+    run_name: str, runs_dir: Path, out: Path, format_name: str, type_name: str | None, step: int | None, best: bool
+) -> None:
+    """Write a model and its tokenizer for other programs: Hugging Face's transformers, or llama.cpp."""
     from gpt import checkpoint
     from gpt.export import export
+    from gpt.gguf import export_gguf
     from gpt.run import Run
 
-    for path in export(checkpoint.load(Run(run_name, runs_dir), step, best), out):
+    if format_name == "hf" and type_name is not None:
+        raise UserError(f"--type {type_name} is for --format gguf: a directory of Hugging Face's has float32")
+    saved = checkpoint.load(Run(run_name, runs_dir), step, best)
+    paths = export(saved, out) if format_name == "hf" else [export_gguf(saved, out, type_name or "f32")]
+    for path in paths:
         click.echo(path)
+
+
+# ---- eval ---------------------------------------------------------------------------------------------------------
+
+
+@main.command(
+    "eval",
+    short_help="Score a model on a whole text, or on HellaSwag.",
+    sections={
+        "Model": (
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to score."),
+            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
+        ),
+        "Test": (
+            Option("--data-path", metavar="FILE", type=click.Path(path_type=Path),
+                   default_text="the text that the run held out",
+                   help="UTF-8 text to predict, from beginning to end."),
+            Option("--hellaswag", metavar="FILE", type=click.Path(path_type=Path),
+                   help="JSON Lines file of HellaSwag, such as hellaswag_val.jsonl, to answer in place of a text."),
+            Option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        ),
+    },
+    epilog="""
+    hipgpt eval --run-name mine --data-path other.txt
+    hipgpt eval --run-name mine --best
+    """,
+)  # fmt: skip
+def evaluate_model(
+    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, data_path: Path | None,
+    hellaswag: Path | None, as_json: bool, settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Score a model on a whole text: loss, perplexity, accuracy and bits per byte. Or on HellaSwag's questions.
+
+    Each token is predicted once, in windows as long as the model's context, like lm-evaluation-harness's rolling
+    log-likelihood. Bits per byte allow comparing models with different tokenizers.
+    """
+    from gpt import checkpoint, scoring
+    from gpt import hellaswag as questions
+    from gpt.generate import load_model
+    from gpt.ops import select
+    from gpt.run import Run
+    from gpt.system.console import Console
+    from gpt.tokenizer import Tokenizer
+
+    if data_path is not None and hellaswag is not None:
+        raise UserError(f"--data-path {data_path} and --hellaswag {hellaswag} exclude each other: give them one by one")
+    run = Run(run_name, runs_dir)
+    saved = checkpoint.load(run, step, best)
+    asked = questions.read_questions(hellaswag) if hellaswag else []
+    ops = select(device, settings.pop("precision", TrainConfig.precision), blas=blas)
+    batch = max([scoring.BATCH, *(len(question.endings) for question in asked)])
+    model, tokenizer = load_model(saved, ops, batch), Tokenizer.load(run.tokenizer_path)
+    saved.model_config.check_tokenizer(run.tokenizer_path, tokenizer.vocab_size)
+    for note in ops.notes:
+        click.echo(note, err=True)
+    found: dict[str, Any] = {"run": run.name, "step": saved.step}
+    with Console().progress("Scoring", 0) as advance:
+        if hellaswag:
+            result = questions.evaluate(model, tokenizer, asked, advance)
+            found |= {"hellaswag": str(hellaswag), **result.to_json()}
+            said = f"HellaSwag: {result.questions:,} questions\n{result}"
+        else:
+            if data_path is None:
+                name, blocks = "held out", scoring.held_out_ids(saved, advance)
+            else:
+                name, blocks = str(data_path), scoring.ids_of_file(data_path, tokenizer, advance)
+            score = scoring.score(model, tokenizer, blocks)
+            found |= {"text": name, **score.to_json()}
+            said = f"Text: {name}, {score.tokens:,} tokens, {score.text_bytes:,} bytes\n{score.metrics}"
+    if tokenizer.lost:
+        click.echo(f"Note: {tokenizer.dropped:,} characters were left out, which the vocabulary lacks", err=True)
+    click.echo(json.dumps(found, indent=2) if as_json else f"Model: {run.path}, step {saved.step}\n{said}")
 
 
 # ---- bench, doctor, runs, fetch -----------------------------------------------------------------------------------
@@ -474,9 +601,9 @@ def examine_machine(device: str, as_json: bool) -> None:
 def list_runs(runs_dir: Path, as_json: bool) -> None:
     """List the runs under --runs-dir.
 
-    Shows the state (training, stopped, done, diverged, tokenized), the steps done, the last loss, the best and the last
-    validation loss with their steps, the tokens and the time of training, the number of parameters and the size on
-    disk.
+    Shows the state (training, stopped, done, diverged, tokenized, imported), the steps done, the last loss, the best
+    and the last validation loss with their steps, the tokens and the time of training, the number of parameters and
+    the size on disk.
     """
     from gpt import run
     from gpt.metrics import listing
@@ -571,17 +698,34 @@ def print_completion(shell: str) -> None:
     click.echo(kind(main, {}, "hipgpt", "_HIPGPT_COMPLETE").source())
 
 
-@main.command("fetch", sections={"Options": ()}, epilog="hipgpt fetch shakespeare")
-@click.argument("name", type=click.Choice(["shakespeare"]))
-def fetch_text(name: str) -> None:
-    """Download a text to train on into data/: shakespeare (1.1 MB)."""
-    from gpt.fetch import fetch
+@main.command(
+    "fetch",
+    short_help="Download a well-known text or GPT-2.",
+    sections={"Options": ()},
+    epilog="""
+    hipgpt fetch shakespeare
+    hipgpt fetch gpt2
+    """,
+)
+@click.argument("name", type=click.Choice(["shakespeare", "gpt2", "gpt2-tokenizer"]))
+def fetch_files(name: str) -> None:
+    """Download into data/: shakespeare, a text to train on (1.1 MB); gpt2, OpenAI's model with 124 million parameters
+    (550 MB); or gpt2-tokenizer, its vocabulary alone (1.5 MB).
+
+    Each file is checked by its SHA-256. A download that breaks goes on where it stopped.
+    """
+    from gpt.fetch import SOURCES, fetch
     from gpt.system.console import Console
 
     console = Console()
-    with console.progress("Downloading", 0) as advance:
-        path = fetch(name, Path(DATA_PATH).parent, lambda done, total: advance(done, total=total))
-    console.line(f"Saved to {path}. Next: hipgpt train --data-path {path}")
+    for source in SOURCES[name]:
+        with console.progress(f"Downloading {source.file}", 0) as advance:
+            path = fetch(source, Path(DATA_PATH).parent, advance)
+        console.line(f"Saved to {path}")
+    if name == "shakespeare":
+        console.line(f"Next: hipgpt train --data-path {path}")
+    elif name == "gpt2":
+        console.line(f"Next: hipgpt import {path.parent} --run-name gpt2")
 
 
 if __name__ == "__main__":

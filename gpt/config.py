@@ -356,6 +356,12 @@ class SamplingConfig:
         return self.repetition_penalty
 
 
+# Settings of `train --from` that differ from the defaults; docs/recipes.md has the sweep.
+TUNING: dict[str, Any] = {
+    "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0, "total_steps": 500, "eval_every": 50,
+}  # fmt: skip
+TUNING_RATES = {"adamw": 1e-3, "muon": 3e-3}  # peak rate of each optimizer
+
 # The fastest-learning settings that we measured. docs/recipes.md has the sweeps, and the settings that did not help.
 _MUON = {"kind": "byte", "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}
 _GPT2 = {**_MUON, "vocab_limit": 50_257, "max_seq_len": 1024, "learning_rate": 3e-3}

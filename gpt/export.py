@@ -11,22 +11,26 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpt import provenance
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
+from gpt.history import validation_losses
+from gpt.parameters import parameter_count
 from gpt.system.files import atomic_directory, write_atomically
 from gpt.system.limits import free_memory, require_memory
 from gpt.system.tensors import write_tensors
 from gpt.tokenizer import Tokenizer
 
+_SPECIAL = ("bos_token", "eos_token", "pad_token")
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
 
 
 def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     """Write the model and the tokenizer into the directory `out`, which must be new or empty.
 
-    Returns the paths of its files: model.safetensors, config.json, generation_config.json, tokenizer.json and
-    tokenizer_config.json.
+    Returns the paths of its files: model.safetensors, config.json, generation_config.json, tokenizer.json,
+    tokenizer_config.json and README.md, the model's card.
 
     Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, if the run's
     tokenizer is missing or is not the model's, or if the memory does not suffice.
@@ -41,22 +45,19 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     try:
         with atomic_directory(out) as made:
             write_tensors(made / "model.safetensors", weights)
-            _write_json(made / "config.json", _model_config(checkpoint.model_config, tokenizer))
-            _write_json(made / "generation_config.json", _ends(tokenizer))
+            end = _end_of_text(tokenizer)
+            _write_json(made / "config.json", _model_config(checkpoint.model_config) | end)
+            _write_json(made / "generation_config.json", end)
             tokenizer.save(made / "tokenizer.json")
             _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
+            write_atomically(made / "README.md", model_card(checkpoint))
             names = sorted(os.listdir(made))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
     return [out / name for name in names]
 
 
-def _ends(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The mark that ends a text, for all of its purposes; null if there is none, because GPT-2's id is the default."""
-    return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
-
-
-def _model_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _model_config(model: ModelConfig) -> dict[str, Any]:
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -76,25 +77,82 @@ def _model_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "tie_word_embeddings": model.tie_embeddings,
-        **_ends(tokenizer),
         "dtype": "float32",
         "torch_dtype": "float32",  # transformers before 4.56 read this name
     }
 
 
+def _end_of_text(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """The token that ends a text also begins and pads it. Null if there is none, because GPT-2's is the default."""
+    return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.end_of_text)
+
+
 def _tokenizer_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    end = None if tokenizer.end_of_text is None else tokenizer.piece(tokenizer.end_of_text)
+    end = tokenizer.end_of_text
+    special = {} if end is None else dict.fromkeys(_SPECIAL, tokenizer.piece(end))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": model.max_seq_len,
-        "bos_token": end,
-        "eos_token": end,
-        "pad_token": end,
+        **special,
         "padding_side": "right",  # as GPT-2 counts positions; to generate a batch, pad on the left
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
     }
+
+
+def model_card(checkpoint: Checkpoint) -> str:
+    """A README.md for the model: its shape, its training, its losses and how to use it, from the files of its run."""
+    run, model, train, step = checkpoint.run, checkpoint.model_config, checkpoint.train_config, checkpoint.step
+    rows = {
+        "Parameters": f"{parameter_count(model):,}",
+        "Layers x width": f"{model.num_layers} x {model.embed_dim}, {model.num_heads} heads",
+        "Context": f"{model.max_seq_len:,} tokens",
+        "Vocabulary": f"{model.vocab_size:,} tokens",
+    }
+    if not checkpoint.imported:
+        rows |= _training(checkpoint)
+    origin = "imported" if checkpoint.imported else f"trained for {step:,} steps"
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    optimizer = "" if checkpoint.imported else f" with {train.optimizer}"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, hipgpt]
+---
+
+# {run.name}
+
+A GPT-2 that was {origin}{optimizer} by hipgpt.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="{run.name}")  # the path of this directory
+print(write("Once upon a time", max_new_tokens=50)[0]["generated_text"])
+```
+"""
+
+
+def _training(checkpoint: Checkpoint) -> dict[str, str]:
+    """The rows of a model card about a training: its text, its steps and its losses, as far as the run has them."""
+    train, step, info = checkpoint.train_config, checkpoint.step, provenance.read(checkpoint.run)
+    lines = [line for line in checkpoint.run.metrics() if line["step"] <= step]
+    tokens = train.batch_size * train.accumulate * checkpoint.model_config.max_seq_len
+    rows = {}
+    if info is not None:
+        text = Path(info["text"]["path"]).name.replace("|", "\\|")
+        rows["Text"] = f"{text}, {info['count']:,} tokens"
+    rows["Steps"] = f"{step:,} of {tokens:,} tokens, {train.optimizer}, peak rate {train.peak_lr:g}"
+    if logged := [line for line in lines if line.get("loss") is not None]:
+        rows["Training loss"] = f"{logged[-1]['loss']:.4f} at step {logged[-1]['step']:,}"
+    if evaluations := validation_losses(lines, train.val_fraction):
+        rows["Validation loss"] = f"{evaluations[-1][1]:.4f} at step {evaluations[-1][0]:,}, in nats per token"
+    return rows
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

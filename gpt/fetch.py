@@ -1,87 +1,183 @@
-"""Download of texts to train on, each checked against the SHA-256 digest that is known for it."""
+"""Download of well-known texts and models, each file checked against the SHA-256 digest that is known for it.
+
+The bytes go to a file beside their place, `NAME.part`. If the connection breaks, the download goes on where it stopped:
+at once, or at the next call. A file takes its place only when its digest is right, so a damaged download or another
+file at the same address is never used.
+
+The digests of GPT-2's vocabulary are those in the source of OpenAI's tiktoken. Those of its weights and its config were
+published by several projects that pin them, and agree; the server's own header (X-Linked-ETag) says the same.
+"""
 
 import hashlib
+import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from http.client import HTTPException
+from contextlib import suppress
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from gpt.errors import UserError
-from gpt.system.files import atomic_path, discard_leftovers, make_directory
+from gpt.system.files import make_directory, remove
+from gpt.system.filesystem import sync, sync_directory, try_lock
 
-TIMEOUT = 30  # seconds without a byte after which a download has failed
+TIMEOUT = 30  # seconds without a byte after which a connection has failed
+BREAKS = 5  # broken connections in a row after which a download gives up; one that brought bytes does not count
+PAUSE = 1.0  # seconds before the next attempt
+_BLOCK = 1 << 16  # bytes that are read at a time
+
+Progress = Callable[..., None]  # takes the bytes done, and `total`, the bytes in all, which are 0 if unknown
 
 
 class Source(NamedTuple):
-    """A text: its address, the digest of its bytes, and the name of its file on this machine."""
+    """A file: its address, the digest of its bytes, and its path in the directory of data on this machine."""
 
     url: str
     sha256: str
     file: str
 
 
-SOURCES = {
-    "shakespeare": Source(
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        "shakespeare.txt",
-    )
-}
+_GPT2 = "https://huggingface.co/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/"
+_GPT2_VOCABULARY = (
+    Source(_GPT2 + "vocab.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", "gpt2/vocab.json"),
+    Source(_GPT2 + "merges.txt", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", "gpt2/merges.txt"),
+)
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "shakespeare": (
+        Source(
+            "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            "shakespeare.txt",
+        ),
+    ),
+    "gpt2": (
+        *_GPT2_VOCABULARY,
+        Source(
+            _GPT2 + "config.json", "0daed7749b4f02b8f76240d5444551d7b08712dab4d0adb8239c56ba823bb7b4",
+            "gpt2/config.json",
+        ),
+        Source(
+            _GPT2 + "model.safetensors", "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+            "gpt2/model.safetensors",
+        ),
+    ),
+    "gpt2-tokenizer": _GPT2_VOCABULARY,
+}  # fmt: skip
 
 
-def fetch(name: str, directory: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
-    """Download the text `name` of SOURCES into `directory`, and return its path.
+def fetch(source: Source, directory: Path, progress: Progress = lambda done, total: None) -> Path:
+    """Download a file into `directory`, and return its path.
 
     If the file exists with the right digest, nothing is downloaded. Any other file is replaced, but only once the right
-    bytes have arrived whole. `progress` is called with the bytes done and the bytes in all, which are 0 if unknown.
+    bytes have arrived whole.
 
-    Raises UserError if the text cannot be downloaded, if its digest is wrong, or if it cannot be written.
+    Raises UserError if the file cannot be downloaded, if its digest is wrong, or if it cannot be written. The bytes
+    that arrived before a break are kept for the next call.
     """
-    source = SOURCES[name]
     target = directory / source.file
+    part = target.with_name(f"{target.name}.part")
     try:
-        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == source.sha256:
+        if target.is_file() and _digest(target) == source.sha256:
             return target
-        make_directory(directory)
-        discard_leftovers(target)
-        with atomic_path(target) as temporary:
-            digest = hashlib.sha256()
-            with open(temporary, "wb") as file:
-                for data, done, total in _stream(source.url):
-                    file.write(data)
-                    digest.update(data)
-                    progress(done, total)
-            if digest.hexdigest() != source.sha256:
-                raise UserError(
-                    f"{source.url} is not the text it was: its SHA-256 is {digest.hexdigest()}, not {source.sha256}; "
-                    "nothing was written, try again later"
-                )
+        make_directory(target.parent)
+        with open(part, "ab+") as file:
+            with suppress(OSError):  # a file system without locks
+                if not try_lock(file.fileno()):
+                    raise UserError(f"another process is downloading {target}: wait for it")
+            try:
+                _download(source.url, file, progress)
+            finally:
+                if file.seek(0, os.SEEK_END) == 0:
+                    remove(part)
+        if (found := _digest(part)) != source.sha256:
+            remove(part)
+            raise UserError(
+                f"{source.url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing was "
+                "written, try again later"
+            )
+        sync(part)
+        os.replace(part, target)
+        sync_directory(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
     return target
 
 
-def _stream(url: str) -> Iterator[tuple[bytes, int, int]]:
-    """The bytes at `url`, block by block. Each comes with the bytes so far and in all, which are 0 if unknown.
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
-    Raises UserError for every failure of the network, so that any OSError that the caller sees is the disk's.
+
+def _download(url: str, file: BinaryIO, progress: Progress) -> None:
+    """Append to `file` the bytes at `url` that it does not have yet. Raises UserError, and OSError if it cannot write.
+
+    A connection that breaks is opened again, unless the last ones brought no byte.
     """
-    instead = f"download {url} yourself and pass it with --data-path"
-    request = urllib.request.Request(url, headers={"User-Agent": "hipgpt"})
-    done = 0
+    breaks = 0
+    while True:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            for data, start, total in _stream(url, before):
+                if start < file.tell():  # the server begins at the beginning
+                    file.truncate(start)
+                    file.seek(start)
+                file.write(data)
+                progress(file.tell(), total=total)
+            return
+        except _BrokenError as error:
+            file.flush()
+            breaks = 1 if file.tell() > before else breaks + 1
+            if breaks >= BREAKS or error.is_final:
+                raise UserError(str(error)) from None
+            time.sleep(PAUSE)
+
+
+class _BrokenError(Exception):
+    """A connection that failed; if `is_final`, trying again is of no use. The message is for the user."""
+
+    def __init__(self, message: str, is_final: bool) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+
+
+def _stream(url: str, begin: int) -> Iterator[tuple[bytes, int, int]]:
+    """The bytes at `url` from `begin` on, in blocks: each with its place in the file, and the size of all.
+
+    A server that cannot begin there begins at 0. The size is 0 if unknown. Raises _BrokenError for every failure of the
+    network, so that any OSError that the caller sees is the disk's.
+    """
+    instead = f"download {url} yourself"
+    headers = {"User-Agent": "hipgpt"} | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if length.isdecimal() else 0
-            while data := response.read(1 << 16):
-                done += len(data)
-                yield data, done, total
-        if done < total:
-            raise ConnectionError(f"only {done} of {total} bytes came")
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+            place, total = _extent(response, begin)
+            while data := response.read(_BLOCK):
+                yield data, place, total
+                place += len(data)
+        if place < total:
+            raise ConnectionError(f"only {place} of {total} bytes came")
     except urllib.error.HTTPError as error:
-        raise UserError(f"{url} answers {error.code} {error.reason}: {instead}") from None
+        if error.code == 416:  # there is nothing behind `begin`: the file is whole, and its digest decides
+            return
+        is_final = error.code < 500
+        raise _BrokenError(f"{url} answers {error.code} {error.reason}: {instead}", is_final) from None
     except (OSError, HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
-        raise UserError(f"{url} cannot be downloaded ({reason}): check the network, or {instead}") from None
+        is_final = begin == 0 and isinstance(error, urllib.error.URLError)  # it was never reached
+        raise _BrokenError(
+            f"{url} cannot be downloaded ({reason}): check the network and try again, or {instead}", is_final
+        ) from None
+
+
+def _extent(response: HTTPResponse, begin: int) -> tuple[int, int]:
+    """The place at which a response begins, and the size of the whole file, 0 if unknown."""
+    length = response.headers.get("Content-Length", "")
+    size = int(length) if length.isdecimal() else 0
+    if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
+        return begin, begin + size if size else 0
+    return 0, size

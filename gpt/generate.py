@@ -25,16 +25,16 @@ from gpt.tokenizer import Tokenizer
 _USUAL = SamplingConfig()  # the default of `generate`
 
 
-def load_model(checkpoint: Checkpoint, ops: Operations) -> GPT:
-    """The checkpoint's model on `ops`, for inference of one sequence.
+def load_model(checkpoint: Checkpoint, ops: Operations, batch: int = 1) -> GPT:
+    """The checkpoint's model on `ops`, for inference of up to `batch` sequences at once.
 
     Raises UserError as `Checkpoint.weights` does, and if the memory is not there.
     """
     config = checkpoint.model_config
-    needed = memory_bytes(config, 1, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
+    needed = memory_bytes(config, batch, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
     require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
-    ops.check_products(config, batch=1)
-    model = GPT(checkpoint.model_config, ops)
+    ops.check_products(config, batch)
+    model = GPT(checkpoint.model_config, ops, batch)
     model.load(checkpoint.weights().items())
     return model
 

@@ -71,6 +71,19 @@ class GPT:
             self._forward(ids[part], self._sites(rate=0))
             self._head(labels[part])
 
+    def token_losses(self, ids: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+        """The cross-entropy of each label, and whether it is the likeliest token (1 or 0): float32 [batch, seq] on the
+        host, of int32 [batch, seq] ids and labels.
+        """
+        losses, hits, ws = [], [], self.workspace
+        for part in self._micro_batches(ids):
+            self._forward(ids[part], self._sites(rate=0))
+            self._head(labels[part])
+            rows = ids[part].size
+            losses.append(self.ops.to_host(ws.losses[:rows]).copy())
+            hits.append(self.ops.to_host(ws.hits[:rows]).copy())
+        return np.concatenate(losses).reshape(ids.shape), np.concatenate(hits).reshape(ids.shape)
+
     def logits(self, ids: Array) -> np.ndarray:
         """The full forward pass: float32 [batch, seq, vocab] logits, on the host, of int32 [batch, seq] ids."""
         vocab, chunks = self.config.vocab_size, []

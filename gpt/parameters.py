@@ -11,13 +11,15 @@ from gpt.ops.interface import Affine, Array
 
 ALIGNMENT = 128  # elements: vector loads and matrix products want views that start at such multiples
 
+POSITIONS = "transformer.wpe.weight"  # the embedding of positions
+
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name → shape of every parameter, in GPT-2's names and order (weights are [in, out])."""
     d, f = config.embed_dim, config.ff_hidden_dim
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (config.vocab_size, d),
-        "transformer.wpe.weight": (config.max_seq_len, d),
+        POSITIONS: (config.max_seq_len, d),
     }
     for layer in range(config.num_layers):
         for module, shape in zip(Block._fields, ((d,), (d, 3 * d), (d, d), (d,), (d, f), (f, d)), strict=True):
@@ -155,7 +157,7 @@ class Parameters:
             self._views = {**self.named, **vectors}
 
         self.wte = self.named["transformer.wte.weight"]
-        self.wpe = self.named["transformer.wpe.weight"]
+        self.wpe = self.named[POSITIONS]
         head_shape = (padded_vocab(config, vocab_multiple), config.embed_dim)
         head = self.offsets["transformer.wte.weight" if config.tie_embeddings else "lm_head.weight"]
         self.head = self.flat[head : head + math.prod(head_shape)].reshape(head_shape)

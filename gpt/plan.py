@@ -17,7 +17,18 @@ import gpt
 from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
-from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, check, flag, pick
+from gpt.config import (
+    PRESETS,
+    RATES,
+    TUNING,
+    TUNING_RATES,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+    check,
+    flag,
+    pick,
+)
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
@@ -26,7 +37,8 @@ from gpt.model import KVCache, memory_bytes
 from gpt.ops.interface import Operations
 from gpt.optim import optimizer_bytes, stacks_here
 from gpt.parameters import parameter_count
-from gpt.prepare import Corpus, adopt, is_text_of, prepare
+from gpt.prepare import Corpus, adopt, adopt_tokenizer, is_text_of, prepare
+from gpt.pretrained import Pretrained
 from gpt.run import ROOT, Run
 from gpt.schedule import describe_rate
 from gpt.system.console import Console, size
@@ -45,7 +57,11 @@ TOKENS_PER_PARAMETER = 20  # best amount of training text (Hoffmann et al. 2022,
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that is ready to train. `start` is the checkpoint to continue, None for fresh weights."""
+    """A run that is ready to train.
+
+    `start` is the checkpoint to continue, None for a new run. `origin` is the model whose weights and tokenizer a new
+    run begins with, None for random weights.
+    """
 
     run: Run
     model_config: ModelConfig
@@ -53,6 +69,7 @@ class Plan:
     corpus: Corpus
     batches: Batches
     start: Checkpoint | None
+    origin: Pretrained | None = None
 
 
 def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = ROOT) -> tuple[Run, Checkpoint | None]:
@@ -64,7 +81,7 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
         if run_name is None:
             raise UserError("--resume needs --run-name: which run should be resumed? `hipgpt runs` lists them")
         run = Run(run_name, root)
-        return run, checkpoint.load(run)
+        return run, _trained_here(checkpoint.load(run))
     if ckpt is None:
         run = Run(Run.new_name() if run_name is None else run_name, root)
         if run.has_checkpoints:
@@ -72,11 +89,11 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
                 f"run {run.name} already has checkpoints: go on with --resume or --ckpt, or take another --run-name"
             )
         return run, None
-    start = checkpoint.find(ckpt)
+    start = _trained_here(checkpoint.find(ckpt))
     if start.val_loss is not None:
         raise UserError(
             f"--ckpt {ckpt} is a best checkpoint, which is weights without the optimizer's state, and training cannot "
-            "go on from those: name another one"
+            "go on from those: name another one, or start a new run from its weights with --from"
         )
     run = start.run if run_name is None else Run(run_name, root)
     if run.path.exists() and run.path.samefile(start.run.path):
@@ -93,6 +110,16 @@ def locate(run_name: str | None, resume: bool, ckpt: str | None, root: Path = RO
     return run, start
 
 
+def _trained_here(start: Checkpoint) -> Checkpoint:
+    """Returns `start`. Raises UserError if it was imported, because nothing can go on without an optimizer's state."""
+    if start.imported:
+        raise UserError(
+            f"run {start.run.name} has imported weights, without an optimizer's state that training could go on with: "
+            f"start a new run from them with --from {start.run.name}"
+        )
+    return start
+
+
 def is_done(start: Checkpoint | None, steps: int | None) -> bool:
     """Whether a run has done all of its steps and evaluations. `steps` is their number (None: the run's own)."""
     if start is None or start.step != (start.train_config.total_steps if steps is None else steps):
@@ -101,14 +128,17 @@ def is_done(start: Checkpoint | None, steps: int | None) -> bool:
 
 
 def settle(
-    flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool
-) -> tuple[ModelConfig, TrainConfig]:
-    """The settings of the model and of its training, from explicit `flags`, the preset and the checkpoint.
+    flags: Mapping[str, Any], preset: str | None, start: Checkpoint | None, resume: bool,
+    origin: Pretrained | None = None,
+) -> tuple[ModelConfig, TrainConfig]:  # fmt: skip
+    """The settings of the model and of its training, from explicit `flags`, the preset, the checkpoint and `origin`.
 
     The model's vocab_size is set later, from the tokenizer. With `resume` the checkpoint's schedule goes on, and
     `--steps` is its last step. Otherwise the checkpoint gets a schedule of its own, of `--steps` more steps.
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
     """
+    if origin is not None:
+        return _settle_tuning(flags, preset, origin)
     chosen = PRESETS.get(preset or "", {})
     if flags.get("optimizer", chosen.get("optimizer")) != chosen.get("optimizer"):
         chosen = {key: value for key, value in chosen.items() if key not in RATES}
@@ -142,6 +172,28 @@ def settle(
     train = start.train_config.changed(**changes)
     _check_sample_prompt(flags, train)
     return replace(start.model_config, dropout=dropout), train
+
+
+def _settle_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrained) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a new run that begins with the weights of `origin`. Flags may change --dropout and lower --seq.
+
+    Raises UserError for values out of range and for flags that contradict the model of `origin`.
+    """
+    if preset is not None:
+        raise UserError(f"--preset {preset} describes a new model, but --from brings one: leave --preset out")
+    for key in pick(TokenizerConfig, flags):
+        raise UserError(f"{flag(key)} {flags[key]} describes a new tokenizer, but --from brings one: leave it out")
+    model, changes = origin.config, pick(ModelConfig, flags)
+    for key, value in changes.items():
+        stored = getattr(model, key)
+        if key == "max_seq_len" and value > stored:
+            raise UserError(f"--seq {value} is more than the {stored} positions of {origin.name}: lower it")
+        if key not in ("max_seq_len", "dropout") and value != stored:
+            raise UserError(f"{flag(key)} {value} contradicts {origin.name}, whose model has {stored}: leave it out")
+    chosen = {**TUNING, **pick(TrainConfig, flags)}
+    train = TrainConfig(**{"learning_rate": TUNING_RATES.get(chosen["optimizer"]), **chosen}).resolved()
+    _check_sample_prompt(flags, train)
+    return replace(model, **changes), train
 
 
 def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, int]:
@@ -224,19 +276,23 @@ def select_ops(
 def make(
     run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],
     data_path: str | None, preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE,
+    origin: Pretrained | None = None,
 ) -> Plan:  # fmt: skip
     """Tokenize the text if necessary, and fit the model to the tokenizer. The first rank holds the run's lock.
 
     All `ranks` call this, but only the first one changes the run's files. A new tokenizer gets its settings from the
-    explicit `flags`, then from the preset. Raises UserError if the text, the tokenizer and the checkpoint do not fit
-    together; a run that had no tokenizer then has none.
+    explicit `flags`, then from the preset; `origin` brings its own. Raises UserError if the text, the tokenizer and the
+    checkpoint do not fit together; a run that had no tokenizer then has none.
     """
-    if start and reset:
-        raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
+    if reset and (start or origin):
+        whose = "the checkpoint's" if start else "that of --from"
+        raise UserError(f"--reset would make another tokenizer than {whose}: leave it out, or train a new run")
     is_new = not run.tokenizer_path.exists()
     try:
         if start and start.run.path != run.path and ranks.is_first:
             adopt(start.run, run, with_tokens=data_path is None)
+        if origin and ranks.is_first:
+            adopt_tokenizer(origin.tokenizer, run, origin.name)
         corpus = prepare(
             run, data_path=data_path, preset=None if start else preset, reset=reset, report=console.line,
             progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
@@ -259,7 +315,7 @@ def make(
     vocab_size = corpus.tokenizer.vocab_size
     if start:
         start.model_config.check_tokenizer(run.tokenizer_path, vocab_size)
-    return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start)
+    return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start, origin)
 
 
 def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:
@@ -287,6 +343,7 @@ def agree(plan: Plan, ops: Operations, ranks: Ranks, sharded: bool) -> None:
         },
         "--shard-optimizer": sharded,
         "checkpoint": plan.start.step if plan.start else None,
+        "--from": plan.origin.name if plan.origin else None,
     }
     first = ranks.share(here)
     for name, value in json.loads(json.dumps(here)).items():
@@ -309,6 +366,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
     sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
     console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
+    if plan.origin:
+        console.line(f"From:   {plan.origin.name}")
     console.line(f"Model:  {describe(model)}")
     per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
     if sharded and ranks.size == 1:

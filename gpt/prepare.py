@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -296,6 +297,21 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
             _copy(source.tokens_path, run.tokens_path)
         info["text"]["path"] = provenance.remember(run, provenance.locate(source, info["text"]["path"]))
         write_atomically(run.tokens_info_path, provenance.to_json(info))
+
+
+def adopt_tokenizer(tokenizer: Tokenizer, run: Run, source: str) -> None:
+    """Give `run` the tokenizer of the model `source`. The caller holds the lock of `run`.
+
+    Raises UserError if it has another one already.
+    """
+    if not run.tokenizer_path.exists():
+        tokenizer.save(run.tokenizer_path)
+        return
+    with TemporaryDirectory() as directory:
+        saved = Path(directory) / run.tokenizer_path.name
+        tokenizer.save(saved)
+        if not _is_same(run.tokenizer_path, saved):
+            raise UserError(f"run {run.name} has another tokenizer than {source}: take another --run-name")
 
 
 def _is_same(first: Path, second: Path) -> bool:

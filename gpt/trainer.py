@@ -6,9 +6,11 @@ checkpoint therefore holds weights, moments and a step, and no generator state.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
+
+import numpy as np
 
 from gpt import checkpoint
 from gpt.batches import Batches, token_order
@@ -119,7 +121,9 @@ class TrainStep:
 
 
 class Trainer:
-    """Trains one run from `start` (a checkpoint, or None for fresh weights) to `train_config.total_steps`.
+    """Trains one run from `start` (a checkpoint, or None for a new run) to `train_config.total_steps`.
+
+    A new run begins with `first_weights` (named as in `parameter_shapes`), or with random ones if that is None.
 
     The caller holds the run's lock and has checked that the memory suffices.
 
@@ -140,6 +144,7 @@ class Trainer:
         console: Console,
         start: Checkpoint | None = None,
         ranks: Ranks = ALONE,
+        first_weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.run, self.train_config, self.batches, self.ops, self.console = run, train_config, batches, ops, console
         self.ranks = ranks
@@ -163,7 +168,8 @@ class Trainer:
             self.optimizer.initialize(start.weights().items())
             self.optimizer.load(*start.optimizer())
         else:
-            self.optimizer.initialize(initial_weights(model_config, train_config.seed))
+            drawn = initial_weights(model_config, train_config.seed)
+            self.optimizer.initialize(drawn if first_weights is None else first_weights.items())
 
     def train(self) -> int | None:
         """Take the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.

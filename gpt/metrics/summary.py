@@ -18,8 +18,9 @@ class Summary:
     """What a run has reached. None stands for what it does not have.
 
     `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
-    "diverged" (the last loss was not finite), "stopped" (it can go on), or "tokenized" (it has no model yet). Losses
-    are in nats per token; `seconds` and `tokens` are those that it has trained for and on.
+    "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), or
+    "imported" (another program trained its model). Losses are in nats per token; `seconds` and `tokens` are those that
+    it has trained for and on.
     """
 
     name: str
@@ -49,6 +50,7 @@ def summary(run: Run) -> Summary:
     saved = None
     with suppress(UserError, OSError):
         saved = checkpoint.load(run)
+    trained = None if saved and saved.imported else saved
     lines = run.metrics()
     logged = [line for line in lines if "loss" in line]
     losses = [line["loss"] for line in logged if line["loss"] is not None]
@@ -59,8 +61,8 @@ def summary(run: Run) -> Summary:
     return Summary(
         name=run.name,
         state=_state(run, saved, has_diverged=bool(logged) and logged[-1]["loss"] is None),
-        step=saved.step if saved else None,
-        steps=saved.train_config.total_steps if saved else None,
+        step=trained.step if trained else None,
+        steps=trained.train_config.total_steps if trained else None,
         loss=losses[-1] if losses else None,
         best_val_loss=best[1] if best else None,
         best_step=best[0] if best else None,
@@ -71,7 +73,7 @@ def summary(run: Run) -> Summary:
         parameters=parameter_count(saved.model_config) if saved else None,
         disk_bytes=run.disk_bytes(),
         model=saved.model_config if saved else None,
-        train=saved.train_config if saved else None,
+        train=trained.train_config if trained else None,
         data=provenance.read(run),
     )
 
@@ -83,5 +85,7 @@ def _state(run: Run, saved: checkpoint.Checkpoint | None, has_diverged: bool) ->
         return "diverged"
     if saved is None:
         return "stopped" if run.has_weights else "tokenized"
+    if saved.imported:
+        return "imported"
     is_done = saved.step == saved.train_config.total_steps and not owes_result(run, saved.train_config, saved.step)
     return "done" if is_done else "stopped"

@@ -13,7 +13,7 @@ files. Some damaged headers also make its reader crash.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -28,6 +28,12 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Bytes of an element, for all dtypes that a file may have.
 _BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
           "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # fmt: skip
+# From the 16 bits of each number to float32. BF16 is the upper half of a float32.
+_WIDENED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "F16": lambda bits: bits.view("<f2").astype(np.float32),
+    "BF16": lambda bits: (bits.astype("<u4") << 16).view("<f4"),
+}
+FLOATS = ("F32", *_WIDENED)  # the dtypes that `TensorFile.float32` reads
 _HEADER_LIMIT = 100_000_000  # bytes: the safetensors package has the same limit
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # tensor name → safetensors dtype and shape
@@ -65,8 +71,11 @@ class TensorFile(Mapping[str, np.ndarray]):
         return {name: (entry.dtype, entry.shape) for name, entry in self._entries.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        return self._read(name, DTYPES[self._entries[name].dtype])
+
+    def _read(self, name: str, dtype: np.dtype) -> np.ndarray:
         entry = self._entries[name]
-        array = np.empty(entry.shape, DTYPES[entry.dtype])
+        array = np.empty(entry.shape, dtype)
         rest = memoryview(array.reshape(-1).view(np.uint8).data)
         with cannot(f"read {self._path}"):
             self._file.seek(self._data_start + entry.start)
@@ -75,6 +84,15 @@ class TensorFile(Mapping[str, np.ndarray]):
         if len(rest):
             raise UserError(f"{self._path} is damaged: it ends within {name}")
         return array
+
+    def float32(self, name: str) -> np.ndarray:
+        """The tensor as float32, if it is F32, F16 or BF16: each of their numbers is one of float32's.
+
+        Raises KeyError for another dtype, and UserError as `__getitem__` does.
+        """
+        if self._entries[name].dtype == "F32":
+            return self[name]
+        return _WIDENED[self._entries[name].dtype](self._read(name, np.dtype("<u2")))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -87,6 +105,20 @@ class TensorFile(Mapping[str, np.ndarray]):
             self._file.close()
 
 
+def open_file(path: Path, advice: str, names: Iterable[str] = ()) -> TensorFile:
+    """The open file at `path`, whatever its tensors are; iterating gives `names`.
+
+    Raises UserError, which names the file and ends in `advice`, if it is missing or damaged.
+    """
+    try:
+        return TensorFile(path, names)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {advice}") from None
+    except ValueError as error:
+        reason = shown(str(error), quoted=False)
+        raise UserError(f"{path} is damaged or no safetensors file ({reason}): {advice}") from None
+
+
 def open_tensors(path: Path, layout: Layout, names: Iterable[str], advice: str) -> TensorFile:
     """The open file at `path`, which has the tensors of `layout` and no others; iterating gives `names`.
 
@@ -97,19 +129,13 @@ def open_tensors(path: Path, layout: Layout, names: Iterable[str], advice: str) 
         >>> file["x"].shape
         (2, 3)
     """
-    try:
-        file = TensorFile(path, names)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {advice}") from None
-    except ValueError as error:
-        reason = shown(str(error), quoted=False)
-        raise UserError(f"{path} is damaged or no safetensors file ({reason}): {advice}") from None
+    file = open_file(path, advice, names)
     found, misfit = file.layout, f"{path} does not fit its config"
     for name, tensor in layout.items():
         if name not in found:
             raise UserError(f"{misfit}: it has no tensor {name}: {advice}")
         if found[name] != tensor:
-            raise UserError(f"{misfit}: {name} is {_words(*found[name])}, not {_words(*tensor)}: {advice}")
+            raise UserError(f"{misfit}: {name} is {words(*found[name])}, not {words(*tensor)}: {advice}")
     if extra := found.keys() - layout.keys():
         raise UserError(f"{misfit}: it has the unknown tensor {shown(min(extra), quoted=False)}: {advice}")
     return file
@@ -174,7 +200,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, _Entry], int]:
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         size = entry.stop - entry.start
         if entry.dtype not in _BYTES or size != math.prod(entry.shape) * _BYTES[entry.dtype]:
-            said = _words(entry.dtype, entry.shape)
+            said = words(entry.dtype, entry.shape)
             raise ValueError(f"{shown(name)} is {said}, a shape that its {size} bytes do not have")
         if entry.start != end:
             raise ValueError("its tensors overlap or leave gaps")
@@ -182,6 +208,6 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, _Entry], int]:
     return entries, 8 + length
 
 
-def _words(dtype: str, shape: Iterable[int]) -> str:
+def words(dtype: str, shape: Iterable[int]) -> str:
     """Dtype and shape for a message, as in "F32 [2, 3]"."""
     return shown(f"{dtype} {list(shape)}", quoted=False)

@@ -1,25 +1,28 @@
 """`hipgpt export` writes a directory from which transformers reads the same model and the same tokenizer."""
 
 import json
+import logging
+import warnings
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from gpt import checkpoint
-from gpt.config import ModelConfig, SamplingConfig, TrainConfig
+from gpt.config import SamplingConfig
 from gpt.errors import UserError
-from gpt.export import export
+from gpt.export import export, model_card
 from gpt.generate import draw, load_model
-from gpt.model import GPT
 from gpt.ops.cpu.operations import CpuOps
-from gpt.optim import optimizer_shapes
+from gpt.pretrained import import_into
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
+from tests.support.pretrained import TEXT, saved_run
 
-TEXT = "the cat sat on the mat and the dog sat on the log . naïve 日本語 ends here .\n" * 3
-NOISE = 0.4  # large enough that the two forms of GELU differ by more than the tolerance
-FILES = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FILES = [
+    "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -27,26 +30,12 @@ def saved(tmp_path):
     """Save an untrained model's checkpoint: saved(kind="byte", tie_embeddings=False, …)."""
 
     def save(kind="word", **changes) -> checkpoint.Checkpoint:
-        run = Run("r", tmp_path / "checkpoints")
-        run.path.mkdir(parents=True)
-        tokenizer = Tokenizer(300, kind)
-        tokenizer.train_bpe(TEXT)
-        tokenizer.save(run.tokenizer_path)
-        shape = {"max_seq_len": 24, "embed_dim": 12, "num_heads": 3, "ff_hidden_dim": 20, "num_layers": 2}
-        model = GPT(ModelConfig(vocab_size=tokenizer.vocab_size, **shape, **changes), CpuOps(threads=1))
-        model.initialize(seed=1)
-        named = model.weights.named
-        for view in named.values():
-            view += NOISE * np.random.default_rng(2).standard_normal(view.shape)  # no bias is 0, no norm is 1
-        counters = {"adam_step": 0, "skipped": 0, "skipped_in_a_row": 0}
-        shapes = optimizer_shapes(model.config, "adamw")
-        optimizer = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-        return checkpoint.save(run, 3, model.config, TrainConfig(), named, optimizer, counters)
+        return saved_run(tmp_path / "checkpoints", kind, **changes)
 
     return save
 
 
-def test_an_export_is_five_files_that_describe_the_model(saved, tmp_path):
+def test_an_export_is_six_files_that_describe_the_model(saved, tmp_path):
     found = saved(activation="relu", tie_embeddings=False)
     out = tmp_path / "deep" / "hf"
     assert [path.name for path in export(found, out)] == FILES == sorted(path.name for path in out.iterdir())
@@ -67,6 +56,26 @@ def test_an_export_is_five_files_that_describe_the_model(saved, tmp_path):
     ours = Tokenizer.load(found.run.tokenizer_path)
     assert Tokenizer.load(out / "tokenizer.json").encode(TEXT) == ours.encode(TEXT)
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
+
+
+def test_the_model_card_has_the_numbers_of_the_run(saved, tmp_path):
+    found = saved()
+    log = [{"step": 1, "loss": 4.0}, {"step": 2, "val_loss": 3.5, "val_fraction": 0.05}, {"step": 3, "loss": 3.25}]
+    log.append({"step": 4, "loss": 9.0})  # behind the checkpoint
+    found.run.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in log))
+    card = model_card(found)
+    for row in (
+        "| Layers x width | 2 x 12, 3 heads |", "| Context | 24 tokens |", "| Training loss | 3.2500 at step 3 |",
+        "| Validation loss | 3.5000 at step 2, in nats per token |",
+        "| Steps | 3 of 768 tokens, adamw, peak rate 0.0003 |",
+    ):  # fmt: skip
+        assert row in card
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "nan" not in card
+    export(found, tmp_path / "hf")
+    imported = import_into(Run("other", tmp_path / "checkpoints"), tmp_path / "hf")
+    assert "that was imported by hipgpt" in model_card(imported)
+    assert "Steps" not in model_card(imported)
 
 
 def test_an_empty_directory_is_used_and_any_other_is_refused(saved, tmp_path):
@@ -205,6 +214,25 @@ def test_a_pipeline_writes_prompts_and_their_continuations(peer):
     written = [each[0]["generated_text"] for each in pipeline(texts, max_new_tokens=8, do_sample=False)]
     prompts = [ours.encode(text) for text in texts]
     assert written == [ours.decode(ids + our_continuation(found, ids, 8)) for ids in prompts]
+
+
+@pytest.mark.peers
+def test_a_pipeline_of_the_directory_works_without_a_warning(saved, tmp_path):
+    transformers, said = pytest.importorskip("transformers"), []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = said.append
+    logging.getLogger("transformers").addHandler(handler)
+    export(saved("byte"), tmp_path / "hf")
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            write = transformers.pipeline("text-generation", model=str(tmp_path / "hf"))
+            (written,) = write("the cat", max_new_tokens=4, do_sample=False)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert written["generated_text"].startswith("the cat")
+    assert [record.getMessage() for record in said] == []
+    assert [str(each.message) for each in warned if issubclass(each.category, (UserWarning, FutureWarning))] == []
 
 
 @pytest.mark.peers

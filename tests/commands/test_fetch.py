@@ -9,27 +9,47 @@ from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from click.testing import CliRunner
 
 import gpt.fetch
+from gpt.cli import main
 from gpt.errors import UserError
 from gpt.fetch import SOURCES, Source, fetch
+from gpt.system.filesystem import try_lock
 
 TEXT = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 5000
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers with the text.
+
+    /breaks ends every answer after 100,000 bytes; /cut after 1,000, and at once if it is asked for the rest. /stubborn
+    does not know ranges. /down fails.
+    """
+
     def do_GET(self):
-        self.server.asked += 1
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
         if self.path == "/missing":
             return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", "?" if self.path == "/unknown" else str(len(self.server.text)))
+        if self.path == "/down":
+            return self.send_error(503)
+        start = int(asked[6:-1]) if asked and self.path != "/stubborn" else 0
+        if start >= len(self.server.text):
+            return self.send_error(416)
+        rest = self.server.text[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", "?" if self.path == "/unknown" else str(len(rest)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.server.text) - 1}/{len(self.server.text)}")
         self.end_headers()
         if self.path == "/silent":
             self.server.released.wait(10)
+        elif self.path == "/cut":
+            self.wfile.write(b"" if start else rest[:1000])
         else:
-            self.wfile.write(self.server.text[: 1000 if self.path == "/cut" else None])
+            self.wfile.write(rest[: 100_000 if self.path == "/breaks" else None])
         return None
 
     def log_message(self, *_):
@@ -40,14 +60,14 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")  # a proxy could not reach this machine's loopback address
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.text, server.asked, server.released = TEXT, 0, threading.Event()
+    server.text, server.asked, server.released = TEXT, [], threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
 
     def offer(path="/text", sha256=SHA256, url=url):
-        monkeypatch.setitem(SOURCES, "shakespeare", Source(url + path, sha256, "shakespeare.txt"))
+        return Source(url + path, sha256, "shakespeare.txt")
 
-    offer()
+    monkeypatch.setattr(gpt.fetch, "PAUSE", 0)
     server.offer = offer
     yield server
     server.released.set()
@@ -57,7 +77,7 @@ def server(monkeypatch):
 
 def test_a_text_is_downloaded_whole_with_its_progress_into_a_new_directory(server, tmp_path):
     seen = []
-    path = fetch("shakespeare", tmp_path / "data", lambda *progress: seen.append(progress))
+    path = fetch(server.offer(), tmp_path / "data", lambda done, total: seen.append((done, total)))
     assert path == tmp_path / "data" / "shakespeare.txt"
     assert path.read_bytes() == TEXT
     assert seen[-1] == (len(TEXT), len(TEXT))
@@ -65,29 +85,87 @@ def test_a_text_is_downloaded_whole_with_its_progress_into_a_new_directory(serve
 
 
 def test_a_text_of_unknown_length_is_downloaded_too(server, tmp_path):
-    server.offer("/unknown")
     seen = []
-    assert fetch("shakespeare", tmp_path, lambda *progress: seen.append(progress)).read_bytes() == TEXT
+    assert (
+        fetch(server.offer("/unknown"), tmp_path, lambda done, total: seen.append((done, total))).read_bytes() == TEXT
+    )
     assert seen[-1] == (len(TEXT), 0)
 
 
 def test_a_text_that_is_there_is_not_downloaded_again_and_a_damaged_one_is_replaced(server, tmp_path):
-    path = fetch("shakespeare", tmp_path)
-    assert fetch("shakespeare", tmp_path) == path
-    assert server.asked == 1
+    path = fetch(server.offer(), tmp_path)
+    assert fetch(server.offer(), tmp_path) == path
+    assert len(server.asked) == 1
     path.write_bytes(b"damaged")
-    assert fetch("shakespeare", tmp_path).read_bytes() == TEXT
-    assert server.asked == 2
+    assert fetch(server.offer(), tmp_path).read_bytes() == TEXT
+    assert len(server.asked) == 2
+
+
+def test_a_download_that_breaks_goes_on_where_it_stopped(server, tmp_path):
+    assert fetch(server.offer("/breaks"), tmp_path).read_bytes() == TEXT
+    assert server.asked == [None, "bytes=100000-", "bytes=200000-", "bytes=300000-"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt"]
+
+
+def test_the_next_call_goes_on_too_and_a_server_without_ranges_begins_anew(server, tmp_path):
+    part = tmp_path / "shakespeare.txt.part"
+    part.write_bytes(TEXT[:777])
+    seen = []
+    fetch(server.offer(), tmp_path, lambda done, total: seen.append((done, total)))
+    assert (server.asked, seen[-1]) == (["bytes=777-"], (len(TEXT), len(TEXT)))
+    assert seen[0][0] > 777
+    (tmp_path / "shakespeare.txt").unlink()
+    part.write_bytes(TEXT[:777])
+    assert fetch(server.offer("/stubborn"), tmp_path).read_bytes() == TEXT
+    assert not part.exists()
+
+
+def test_a_part_that_is_whole_or_wrong_is_decided_by_its_digest(server, tmp_path):
+    part = tmp_path / "shakespeare.txt.part"
+    part.write_bytes(TEXT)  # a kill came before the rename
+    assert fetch(server.offer(), tmp_path).read_bytes() == TEXT
+    (tmp_path / "shakespeare.txt").unlink()
+    part.write_bytes(b"another file")
+    with pytest.raises(UserError, match="its SHA-256 is"):
+        fetch(server.offer(), tmp_path)
+    assert not part.exists()
+    assert fetch(server.offer(), tmp_path).read_bytes() == TEXT
+
+
+def test_two_downloads_of_one_file_do_not_mix(server, tmp_path):
+    with open(tmp_path / "shakespeare.txt.part", "ab+") as file:
+        file.write(b"x")
+        file.flush()
+        assert try_lock(file.fileno())
+        with pytest.raises(UserError, match="another process is downloading"):
+            fetch(server.offer(), tmp_path)
+
+
+def test_gpt2_is_its_weights_its_config_and_its_vocabulary(server, tmp_path, monkeypatch):
+    """The command, with its files on this machine's server."""
+    files = [Source(source.url, SHA256, source.file) for source in SOURCES["gpt2"]]
+    assert sorted(source.file for source in files) == [
+        "gpt2/config.json", "gpt2/merges.txt", "gpt2/model.safetensors", "gpt2/vocab.json",
+    ]  # fmt: skip
+    assert all(source.url.endswith("/" + source.file.removeprefix("gpt2/")) for source in files)
+    assert set(SOURCES["gpt2-tokenizer"]) < set(SOURCES["gpt2"])
+    local = tuple(source._replace(url=server.offer().url) for source in files)
+    monkeypatch.setitem(SOURCES, "gpt2", local)
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(main, ["fetch", "gpt2"]).output
+    assert said.endswith("Next: hipgpt import data/gpt2 --run-name gpt2\n")
+    assert all((tmp_path / "data" / source.file).read_bytes() == TEXT for source in local)
 
 
 def test_the_published_digest_is_that_of_tiny_shakespeare(shakespeare):
-    assert hashlib.sha256(shakespeare.read_bytes()).hexdigest() == SOURCES["shakespeare"].sha256
+    assert hashlib.sha256(shakespeare.read_bytes()).hexdigest() == SOURCES["shakespeare"][0].sha256
 
 
 @pytest.mark.parametrize(
     ("offer", "complaint"),
     [
         ({"path": "/missing"}, "answers 404 Not Found"),
+        ({"path": "/down"}, "answers 503 Service Unavailable"),
         ({"path": "/cut"}, f"only 1000 of {len(TEXT)} bytes came|more expected"),
         ({"path": "/silent"}, "timed out"),
         ({"sha256": "0" * 64}, f"its SHA-256 is {SHA256}, not {'0' * 64}"),
@@ -101,18 +179,18 @@ def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     monkeypatch.setattr(gpt.fetch, "TIMEOUT", 0.3)
     before = tmp_path / "shakespeare.txt"
     before.write_bytes(b"old")
-    server.offer(**offer)
     with pytest.raises(UserError, match=complaint) as error:
-        fetch("shakespeare", tmp_path)
+        fetch(server.offer(**offer), tmp_path)
     assert "\n" not in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt"]
+    kept = ["shakespeare.txt.part"] if offer.get("path") == "/cut" else []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shakespeare.txt", *kept]
     assert before.read_bytes() == b"old"
 
 
 def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "data").write_text("a file")
     with pytest.raises(UserError, match=r"^cannot write .*data/shakespeare\.txt: "):
-        fetch("shakespeare", tmp_path / "data")
+        fetch(server.offer(), tmp_path / "data")
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EHOSTUNREACH, "No route to host"), ssl.SSLError(1, "bad record")])
@@ -124,7 +202,7 @@ def test_a_network_that_fails_midway_is_not_taken_for_the_disk(server, tmp_path,
 
     monkeypatch.setattr(HTTPResponse, "read", fail)
     with pytest.raises(UserError, match=f"cannot be downloaded .*{fault.strerror}"):
-        fetch("shakespeare", tmp_path)
+        fetch(server.offer(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,10 +210,10 @@ def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch)
     def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gpt.system.files.os.fsync", fail)
+    monkeypatch.setattr("gpt.system.filesystem.os.fsync", fail)
     with pytest.raises(UserError, match="^cannot write .*: No space left on device"):
-        fetch("shakespeare", tmp_path)
-    assert not list(tmp_path.iterdir())
+        fetch(server.offer(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt.part"], "for the next call"
 
 
 def test_without_a_network_the_command_says_so_in_one_line(hipgpt):

@@ -3,12 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from gpt import checkpoint
 from gpt.config import ModelConfig
+from gpt.export import export
 from gpt.parameters import parameter_shapes
+from gpt.pretrained import import_into
+from gpt.run import Run
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -49,10 +54,17 @@ def run(hipgpt, tmp_path):
     return tmp_path / "checkpoints" / "r"
 
 
+def imported(run: Path) -> Path:
+    """The directory of a run that was imported from an export of this one."""
+    export(checkpoint.load(Run.at(run)), run.parent / "hf")
+    return import_into(Run("r", run.parent / "others"), run.parent / "hf").run.path
+
+
 def test_every_key_of_a_run_is_described_and_no_other(run):
     check_json(run / "tokens.json", "tokens.json")
-    check_json(run / "best_config.json", "The config")
-    check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss"})
+    check_json(run / "best_config.json", "The config", without={"checkpoint.imported"})
+    check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", "checkpoint.imported"})
+    check_json(imported(run) / "r_step0_config.json", "The config", without={"checkpoint.val_loss"})
     check_metrics(run / "metrics.jsonl")
     check_weights(run / "r_step2.safetensors")
     check_optimizer(run / "r_step2_optimizer.safetensors")

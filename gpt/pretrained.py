@@ -1,0 +1,102 @@
+"""Trained models, whoever trained them: those of runs, and those in directories of Hugging Face's."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt import checkpoint, huggingface
+from gpt.checkpoint import Checkpoint, largest_tensor
+from gpt.config import ModelConfig
+from gpt.errors import UserError
+from gpt.parameters import POSITIONS
+from gpt.run import Run
+from gpt.system.limits import free_memory, require_memory
+from gpt.tokenizer import Tokenizer
+
+
+class Pretrained(NamedTuple):
+    """A trained model: its shape, its weights, each read when it is asked for, and its tokenizer.
+
+    `name` is for messages. The weights are float32, with the names, order and shapes of `parameter_shapes`.
+    """
+
+    name: str
+    config: ModelConfig
+    weights: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+
+    def cut(self, positions: int) -> "Pretrained":
+        """The same model with the first `positions` positions alone: it computes the same on texts of that length."""
+        config = replace(self.config, max_seq_len=positions)
+        return self._replace(config=config, weights=_Cut(self.weights, positions))
+
+
+class _Cut(Mapping[str, np.ndarray]):
+    """Weights whose embedding of positions [max_seq_len, D] has its first rows alone."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray], positions: int) -> None:
+        self._weights, self._positions = weights, positions
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._weights[name][: self._positions if name == POSITIONS else None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def find(source: str, root: Path) -> Pretrained:
+    """The model that `source` names: a run under `root`, a file of a checkpoint, or a directory of Hugging Face's.
+
+    A run's model is its latest one. Its best one is named by its file. If there is both a run and a directory of that
+    name, the run is meant; "./NAME" means the directory.
+
+    Raises UserError if there is none, or as reading it does.
+
+    Example:
+        find("mine", Path("checkpoints")), find("checkpoints/mine/best_checkpoint.safetensors", …), find("data/gpt2", …)
+    """
+    path = Path(source)
+    if path.name == source and (root / source).is_dir() and (run := Run(source, root)).has_weights:
+        return _of_checkpoint(checkpoint.load(run))
+    if (path / "config.json").exists() or path.name in (*huggingface.FILES, *huggingface.PICKLES):
+        return of_directory(path)
+    if path.is_dir():
+        return _of_checkpoint(checkpoint.load(Run.at(path.resolve())))
+    if path.is_file() and path.suffix in (".safetensors", ".json"):
+        return _of_checkpoint(checkpoint.find(path))
+    raise UserError(
+        f"--from {source} is neither a run (`hipgpt runs` lists them), nor a checkpoint's file, nor a directory"
+    )
+
+
+def of_directory(path: Path) -> Pretrained:
+    """The model in a directory of Hugging Face's. Raises UserError as `huggingface.read_directory` does."""
+    return Pretrained(str(path), *huggingface.read_directory(path))
+
+
+def _of_checkpoint(found: Checkpoint) -> Pretrained:
+    tokenizer = Tokenizer.load(found.run.tokenizer_path)
+    found.model_config.check_tokenizer(found.run.tokenizer_path, tokenizer.vocab_size)
+    step = "imported" if found.imported else f"step {found.step}"
+    return Pretrained(f"{found.run.path}, {step}", found.model_config, found.weights(), tokenizer)
+
+
+def import_into(run: Run, source: Path) -> Checkpoint:
+    """Make a new run of the model in a directory of Hugging Face's, which can generate and be tuned at once.
+
+    Raises UserError if the run exists already, if the directory has no model that hipgpt can read, if the memory does
+    not suffice, or if the files cannot be written. The run then does not exist.
+    """
+    with run.lock():
+        if run.has_weights or run.tokenizer_path.exists() or run.tokens_path.exists():
+            raise UserError(f"run {run.name} exists already in {run.path}: take another --run-name")
+        found = of_directory(source)
+        needed = largest_tensor(found.config)
+        require_memory("importing", needed, free_memory(), "close other programs, or import on another machine")
+        return checkpoint.save_imported(run, found.config, found.weights, found.tokenizer)

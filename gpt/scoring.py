@@ -1,0 +1,145 @@
+"""The score of a trained model on a whole text: loss, perplexity, accuracy and bits per byte.
+
+Each token is predicted exactly once. The text is cut into windows of the model's context length, one after the other,
+and the token before a window, or `<|endoftext|>` before the first one, is where the model begins to read. So the first
+token of a window is predicted from one token, and the last one from as many as the model can look back on. The last
+window reaches back, so that it is as long as the others, but only its new tokens count. These are the windows of
+lm-evaluation-harness's rolling log-likelihood (https://github.com/EleutherAI/lm-evaluation-harness), so the numbers can
+be compared with published ones.
+
+For example, 10 tokens t1 … t10 and a context of 4, with e for `<|endoftext|>`:
+
+    reads     e t1 t2 t3      t4 t5 t6 t7      t6 t7 t8 t9
+    predicts  t1 t2 t3 t4     t5 t6 t7 t8            t9 t10
+
+`gpt/evaluation.py` is quicker, for the evaluations during a training: it reads a sample of the held-out text.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt import provenance
+from gpt.checkpoint import Checkpoint
+from gpt.errors import UserError
+from gpt.evaluation import Metrics
+from gpt.model import GPT
+from gpt.system.filesystem import array_on_disk
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.text import read_blocks
+
+BATCH = 8  # windows that go through the model at a time
+_IDS_AT_ONCE = 1 << 20  # ids of tokens.bin that are read at a time
+
+Advance = Callable[..., None]  # takes the bytes or tokens done so far, and `total`, the number of all of them
+
+
+class Windows(NamedTuple):
+    """Neighboring windows: int32 [rows, seq] ids and labels. The last `scored` labels of each row count."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    scored: int
+
+
+class Score(NamedTuple):
+    """A model's score on a text of so many predicted tokens, which stand for so many bytes."""
+
+    metrics: Metrics
+    tokens: int
+    text_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.metrics
+        return {
+            "tokens": self.tokens, "bytes": self.text_bytes, "loss": found.loss, "perplexity": found.perplexity,
+            "bits_per_byte": found.bits_per_byte, "accuracy": found.accuracy,
+        }  # fmt: skip
+
+
+def rolling_windows(blocks: Iterable[np.ndarray], seq: int, first: int | None) -> Iterator[Windows]:
+    """The windows of a text whose ids come in blocks, integers [n] each; see the top of this file.
+
+    `first` is the id that the model reads before the text. If it is None, the text's first token is not predicted.
+
+    Example:
+
+    >>> for ids, labels, scored in rolling_windows([np.arange(1, 7), np.arange(7, 11)], seq=4, first=0):
+    ...     print(ids.tolist(), labels.tolist(), scored)
+    [[0, 1, 2, 3]] [[1, 2, 3, 4]] 4
+    [[4, 5, 6, 7]] [[5, 6, 7, 8]] 4
+    [[6, 7, 8, 9]] [[7, 8, 9, 10]] 2
+    """
+    stream = np.array([] if first is None else [first], np.int32)
+    start = 0  # of the next window in `stream`, which keeps up to `seq` ids before it
+    for block in blocks:
+        stream = np.concatenate([stream[max(0, start - seq) :], block.astype(np.int32)])
+        start = min(start, seq)
+        count = max(0, len(stream) - 1 - start) // seq
+        if count:
+            end = start + count * seq
+            ids, labels = stream[start:end], stream[start + 1 : end + 1]
+            yield Windows(ids.reshape(count, seq), labels.reshape(count, seq), seq)
+            start = end
+    if (left := len(stream) - 1 - start) > 0:
+        begin = max(0, len(stream) - 1 - seq)
+        yield Windows(stream[None, begin:-1], stream[None, begin + 1 :], left)
+
+
+def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray]) -> Score:
+    """The score of a model, made for BATCH sequences, on a text whose ids come in blocks (integers [n] each).
+
+    Raises UserError if the text has no token to predict.
+    """
+    lengths, ops = tokenizer.byte_lengths(), model.ops
+    sums, tokens, text_bytes = np.zeros(2), 0, 0
+    for windows in rolling_windows(blocks, model.config.max_seq_len, tokenizer.end_of_text):
+        for first in range(0, len(windows.ids), BATCH):
+            ids, labels = (each[first : first + BATCH] for each in windows[:2])
+            found = model.token_losses(ops.from_host(ids), ops.from_host(labels))
+            sums += [each[:, -windows.scored :].sum(dtype=np.float64) for each in found]
+            predicted = labels[:, -windows.scored :]
+            tokens += predicted.size
+            text_bytes += int(lengths[predicted].sum())
+    if not tokens:
+        raise UserError("the text has no token to predict: give a longer one with --data-path")
+    return Score(Metrics.of(sums, tokens, text_bytes), tokens, text_bytes)
+
+
+def ids_of_file(path: Path, tokenizer: Tokenizer, advance: Advance) -> Iterator[np.ndarray]:
+    """The ids of a text, block by block. Raises UserError as `read_blocks` does."""
+
+    def blocks() -> Iterator[str]:
+        done, total = 0, path.stat().st_size if path.exists() else 0
+        for block in read_blocks(path):
+            yield block
+            done += len(block.encode())
+            advance(done, total=total)
+
+    return tokenizer.encode_blocks(blocks())
+
+
+def held_out_ids(saved: Checkpoint, advance: Advance) -> Iterator[np.ndarray]:
+    """The ids of the text that a run held out, block by block.
+
+    Raises UserError if there are none, or if they are not those that the run was trained beside.
+    """
+    run, info = saved.run, provenance.read(saved.run)
+    if info is None or not run.tokens_path.exists():
+        raise UserError(f"{run.path} has no text of its own: name one with --data-path")
+    complaint = f"{run.tokens_path} is not what was written"
+    provenance.check_file(run.tokens_path, info["tokens"], complaint, "name a text with --data-path")
+    tokens = array_on_disk(run.tokens_path, np.dtype(info["dtype"]).newbyteorder("<"), info["count"])
+    held_out = tokens[len(tokens) - math.floor(len(tokens) * saved.train_config.val_fraction) :]
+    if not len(held_out):
+        raise UserError(f"{run.path} holds out nothing of its text: name another text with --data-path")
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, len(held_out), _IDS_AT_ONCE):
+            yield held_out[start : start + _IDS_AT_ONCE]
+            advance(min(start + _IDS_AT_ONCE, len(held_out)), total=len(held_out))
+
+    return blocks()
