@@ -401,7 +401,12 @@ def _learned(
         write_atomically(staged / LEARNED, provenance.to_json(learned_from))
     if tokenizer.advice:
         report(f"Note: {tokenizer.advice}")
-    if tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(read_blocks(text)).strip():
+    if tokenizer.keep_newlines and re.search(r"[^\S\n]\s|\n[^\S\n]", next(read_blocks(text)).strip()):
+        report(
+            "Note: --keep-newlines keeps words, line breaks and single spaces, but no indentation and no repeated "
+            "spaces; --tokenizer byte keeps every character"
+        )
+    elif tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(read_blocks(text)).strip():
         report(
             "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no repeated "
             "spaces; --keep-newlines would keep line breaks, and --tokenizer byte every character"

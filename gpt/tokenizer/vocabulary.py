@@ -4,7 +4,7 @@ gpt/tokenizer/huggingface.py writes it to a tokenizer.json and reads it from the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -38,7 +38,7 @@ class Vocabulary:
     `symbols[s]` is the piece of symbol s: first those of the alphabet of `spelling`, then those that `merges` make.
     `ids[s]` is its id, int32; an id may be missing. `split` is a name in SPLITS. With `nfc`, a text is brought into
     Unicode's composed form first. With `whole_words`, a word that is a piece has its id, even if the merges would end
-    with something else.
+    with something else. `limit` is the largest number of tokens that it was allowed.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Vocabulary:
     marks: tuple[Mark, ...]
     nfc: bool = False
     whole_words: bool = False
-    limit: int = field(default=0, compare=False)
+    limit: int = 0
 
     @classmethod
     def learned(

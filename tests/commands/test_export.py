@@ -78,6 +78,28 @@ def test_the_model_card_has_the_numbers_of_the_run(saved, tmp_path):
     assert "Steps" not in model_card(imported)
 
 
+@pytest.mark.parametrize("end", ["<|endoftext|>", "<|end_of_text|>", None])
+def test_the_token_that_ends_a_text_is_the_tokenizers_wherever_its_id_is(saved, tmp_path, end):
+    found = saved("byte")
+    document = json.loads(found.run.tokenizer_path.read_text(encoding="utf-8"))
+    vocab, (mark,) = document["model"]["vocab"], document["added_tokens"]
+    del document["model"]["vocab_limit"]
+    last = len(vocab) - 1
+    vocab = {piece: id - 1 for piece, id in vocab.items() if id}  # the mark moves from the first id to the last
+    mark["id"], mark["content"] = last, end or "<|user|>"
+    document["model"]["vocab"] = {**vocab, mark["content"]: last}
+    found.run.tokenizer_path.write_text(json.dumps(document), encoding="utf-8")
+    export(found, tmp_path / "hf")
+    id = None if end is None else last
+    config, generation, described = (
+        json.loads((tmp_path / "hf" / name).read_text())
+        for name in ("config.json", "generation_config.json", "tokenizer_config.json")
+    )
+    for which in ("bos", "eos", "pad"):
+        assert config[f"{which}_token_id"] == generation[f"{which}_token_id"] == id
+        assert described[f"{which}_token"] == end
+
+
 def test_an_empty_directory_is_used_and_any_other_is_refused(saved, tmp_path):
     found = saved()
     out = tmp_path / "hf"

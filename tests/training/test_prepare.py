@@ -270,6 +270,13 @@ def test_a_tokenizer_of_the_user_is_kept_as_it_is(project):
     assert "--tokenizer is byte, but checkpoints/r/tokenizer.json has word" in project.refused(kind="byte")
 
 
+@pytest.mark.parametrize(("text", "noted"), [("a b\nc\n\nd e\n", False), ("a b\n  c\n", True), ("a  b\nc\n", True)])
+def test_a_tokenizer_that_keeps_line_breaks_says_so_if_it_loses_other_white_space(project, text, noted):
+    project.text.write_text(text * 9, encoding="utf-8")
+    project.prepare(keep_newlines=True)
+    assert any("no indentation and no repeated spaces" in note for note in project.notes) == noted
+
+
 # A tokenizer from elsewhere
 
 
