@@ -36,8 +36,8 @@ Sections = Mapping[str, Sequence["Option"]]  # heading → options
 class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
-    `advice` tells the user how to pass several values. `default_text` describes the default in the help, for an option
-    whose own default is None.
+    With `multiple` it may be given more than once, and its value is a tuple. Otherwise `advice` tells the user how to
+    pass several values. `default_text` describes the default in the help, for an option whose own default is None.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Option(click.Option):
         self.advice = advice
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        self.multiple = True  # for the parser alone, which then collects all values
+        is_multiple, self.multiple = self.multiple, True  # for the parser alone, which then collects all values
         super().add_to_parser(parser, ctx)
-        self.multiple = False
+        self.multiple = is_multiple
 
     def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
         name = str(self.name)
         values = opts.get(name)
-        if values:
+        if values and not self.multiple:
             if len(values) > 1:
                 *first, last = map(str, values)
                 given = "" if self.is_flag else f", {', '.join(first)} and {last}"
@@ -76,7 +76,8 @@ class Setting(Option):
 
     def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
         if not kwargs.get("is_flag"):
-            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types_of(config)[key][0]
+            types = (str,) if kwargs.get("multiple") else types_of(config)[key]
+            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types[0]
             kwargs.setdefault("default_text", getattr(config, key))
         super().__init__(*flags, key, default=None, **kwargs)
 
@@ -122,7 +123,7 @@ class Command(_WithExample, click.Command):
         names = [option.name for option in self.params if isinstance(option, Setting)]
         values = {name: ctx.params.pop(name) for name in names if name}
         if values:
-            ctx.params["settings"] = {name: value for name, value in values.items() if value is not None}
+            ctx.params["settings"] = {name: value for name, value in values.items() if value not in (None, ())}
         return super().invoke(ctx)
 
 

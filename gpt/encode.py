@@ -1,10 +1,11 @@
 """The tokens of a text, encoded by all ranks into one tokens.bin.
 
-The text is cut at seams (gpt/tokenizer/text.py) into pieces, so the tokens of the pieces, one after the other, are
-those that one process makes. Each rank begins with the piece of its own number. When it is done with a piece, it takes
-the next one that no rank has taken. So all ranks end at about the same time, even if one is slower, or has more new
-words. The first rank writes piece 0 straight into tokens.bin. The others become files beside it, which the first rank
-appends between its own pieces. Everything lies in the run's staging folder until it is whole.
+The text is cut into pieces (gpt/corpus/sources.py), so that the tokens of the pieces, one after the other, are those
+that one process makes. A piece is many small files, or a part of a large one. Each rank begins with the piece of its
+own number. When it is done with a piece, it takes the next one that no rank has taken. So all ranks end at about the
+same time, even if one is slower, or has more new words. The first rank writes piece 0 straight into tokens.bin. The
+others become files beside it, which the first rank appends between its own pieces. Everything lies in the run's staging
+folder until it is whole.
 
 For example, two ranks share a text of 20 MiB, which has 4 pieces (rank 0 also appends, and so encodes less):
 
@@ -14,42 +15,60 @@ For example, two ranks share a text of 20 MiB, which has 4 pieces (rank 0 also a
 
 import errno
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
+from gpt.corpus import START, Place, Source, Sources
 from gpt.distributed.ranks import Ranks
 from gpt.errors import UserError, naming
 from gpt.run import Run
-from gpt.system.files import remove
+from gpt.system.files import remove, write_atomically
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import find_seams, read_blocks
 
 _COPIED = 1 << 20  # bytes of a file that are read at a time
 _PIECE = 4 << 20  # bytes of a piece at least; encoding them takes a fraction of a second
 _MOST_PIECES = 16  # per rank
 
+_SOURCES = "sources.json"  # the files of the text, for the other ranks
 _TAKEN = ".taken"  # suffix of the empty file that says that some rank has taken a piece
 
-Pieces = Sequence[tuple[int, int | None]]  # of each piece: its first byte, and the one after its last (None: the end)
+Pieces = Sequence[tuple[Place, Place]]  # of each piece: the places at which it begins and ends
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+class Digests:
+    """The SHA-256 of each file of a text, from the bytes of all files in their order."""
+
+    def __init__(self) -> None:
+        self._current = hashlib.sha256()
+        self.finished: list[str] = []
+
+    def take(self, data: bytes) -> None:
+        self._current.update(data)
+
+    def end_file(self) -> None:
+        self.finished.append(self._current.hexdigest())
+        self._current = hashlib.sha256()
 
 
 class Encoded(NamedTuple):
     """A text or a piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks.
 
-    The digests have taken the bytes of the text and of its tokens.
+    `tokens_digest` has taken the bytes of its tokens.
     """
 
     tokens: int
     characters: int
     lost: Counter[str]
-    text_digest: "hashlib._Hash"
     tokens_digest: "hashlib._Hash"
 
 
@@ -64,31 +83,34 @@ class Report(NamedTuple):
 
 
 def encode(
-    run: Run, text: Path, size: int, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
-) -> Encoded:
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
+) -> tuple[Encoded, list[str]]:
     """Write tokens.bin into the staging folder: the tokens of all pieces, of which this rank, the first, encodes some.
 
-    Returns the whole text's figures. Raises UserError if the text cannot be used, or if another rank has read something
-    else, and OSError.
+    Returns the whole text's figures, and the SHA-256 of each file. Raises UserError if the text cannot be used, or if
+    another rank has read something else, and OSError.
     """
-    count = ranks.size * max(1, min(_MOST_PIECES, size // _PIECE // ranks.size)) if ranks.size > 1 else 1
-    seams = find_seams(text, size, count)
-    pieces = list(zip([0, *seams], [*seams, None], strict=True))
-    ranks.share({"text": str(text), "tokenizer": str(tokenizer_file), "pieces": pieces})
-    numbers, made = _taken(run, ranks, count), []
+    size, pieces, described = text.size, [(START, text.end)], run.staged_path / _SOURCES
+    if ranks.size > 1:
+        most = ceil_div(size, ranks.size)  # even a short text is shared
+        pieces = text.pieces(max(min(_PIECE, most), size // (_MOST_PIECES * ranks.size)), ranks.size)
+        write_atomically(described, _to_json(text))
+    ranks.share({"text": str(described), "tokenizer": str(tokenizer_file), "pieces": pieces})
+    numbers, made, digests = _taken(run, ranks, len(pieces)), [], Digests()
     with progress("Encoding", size) as advance:
         # The other ranks have read about as much of their first pieces, and are done with all before any later one
         first = _encode_range(
             text, *pieces[next(numbers)], tokenizer, run.staged_path / run.tokens_path.name,
-            lambda read: advance(min(size, read * ranks.size)),
+            lambda read: advance(min(size, read * ranks.size)), digests.take, digests.end_file,
         )  # fmt: skip
-        joined = _Joined(run, text, pieces, first)
+        joined = _Joined(run, text, pieces, first, digests)
         for number in numbers:
             made.append(_encode_piece(run, text, pieces, number, tokenizer, advance))
             joined.append_finished()
     everyone = ranks.gather(made)
     joined.append_all()
-    return joined.checked(tokenizer, everyone)
+    remove(described)
+    return joined.checked(tokenizer, everyone), digests.finished
 
 
 def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
@@ -102,7 +124,8 @@ def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
             f"{run.staged_path}, which the first rank has made, is not there: put --runs-dir on a "
             "file system that all ranks share"
         )
-    tokenizer, text, pieces = Tokenizer.load(asked["tokenizer"]), Path(asked["text"]), asked["pieces"]
+    tokenizer, text = Tokenizer.load(asked["tokenizer"]), _from_json(Path(asked["text"]))
+    pieces = [(Place(*begin), Place(*end)) for begin, end in asked["pieces"]]
     with named_as_placed(run):
         made = [
             _encode_piece(run, text, pieces, number, tokenizer, lambda read: None)
@@ -110,6 +133,18 @@ def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
         ]
     ranks.gather(made)
     return tokenizer
+
+
+def _to_json(text: Sources) -> str:
+    """The sources for the other ranks, who must not look for them by themselves."""
+    files = [{**asdict(source), "path": str(source.path)} for source in text.files]
+    return json.dumps({"paths": text.paths, "encoding": text.encoding, "field": text.field, "files": files})
+
+
+def _from_json(path: Path) -> Sources:
+    described = json.loads(path.read_text(encoding="utf-8"))
+    files = [Source(**{**file, "path": Path(file["path"])}) for file in described["files"]]
+    return Sources(tuple(described["paths"]), files, described["encoding"], described["field"])
 
 
 def _taken(run: Run, ranks: Ranks, count: int) -> Iterator[int]:
@@ -124,45 +159,54 @@ def _taken(run: Run, ranks: Ranks, count: int) -> Iterator[int]:
 
 
 def _encode_piece(
-    run: Run, text: Path, pieces: Pieces, number: int, tokenizer: Tokenizer, advance: Callable[[int], None]
+    run: Run, text: Sources, pieces: Pieces, number: int, tokenizer: Tokenizer, advance: Callable[[int], None]
 ) -> Report:
     """Write the tokens of a piece to a file of its own, which gets its name when it is whole.
 
-    `advance` is called with the place in the text that has been reached.
+    `advance` is called with the number of bytes up to the place in the text that has been reached.
     """
     part, (begin, end) = _part_path(run, number), pieces[number]
     unfinished = part.with_name(f"{part.name}.unfinished")
-    made = _encode_range(text, begin, end, tokenizer, unfinished, lambda read: advance(begin + read))
+    before, digest = text.bytes_before(begin), hashlib.sha256()
+    made = _encode_range(
+        text, begin, end, tokenizer, unfinished, lambda read: advance(before + read), digest.update, lambda: None
+    )
     os.replace(unfinished, part)
-    return Report(number, made.tokens, made.characters, made.lost, made.text_digest.hexdigest())
+    return Report(number, made.tokens, made.characters, made.lost, digest.hexdigest())
 
 
 def _encode_range(
-    text: Path, begin: int, end: int | None, tokenizer: Tokenizer, target: Path, advance: Callable[[int], None]
-) -> Encoded:
-    """Write the tokens of a piece of the text to a new file, block by block. `end` is None for the end of the text."""
-    text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
+    text: Sources, begin: Place, end: Place, tokenizer: Tokenizer, target: Path, advance: Callable[[int], None],
+    watch: Callable[[bytes], object], watch_end: Callable[[], object],
+) -> Encoded:  # fmt: skip
+    """Write the tokens of a piece of the text to a new file, block by block.
+
+    `watch` and `watch_end` learn what is read, as `Sources.blocks` says.
+    """
+    tokens_digest = hashlib.sha256()
     characters = read = tokens = 0
     lost_before = tokenizer.lost.copy()
 
+    def count(data: bytes) -> None:
+        nonlocal read
+        read += len(data)
+        watch(data)
+
     def blocks() -> Iterator[str]:
-        nonlocal characters, read
-        for block in read_blocks(text, begin=begin, end=end):
-            data = block.encode()
-            text_digest.update(data)
+        nonlocal characters
+        for block in text.blocks(begin, end, count, watch_end):
             characters += len(block)
-            read += len(data)
             yield block
 
     dtype = dtype_of(tokenizer)
-    with enough_memory(text), naming(target), open(target, "wb") as file:
+    with enough_memory(text.name), naming(target), open(target, "wb") as file:
         for ids in tokenizer.encode_blocks(blocks()):
             data = ids.astype(dtype).tobytes()
             file.write(data)
             tokens_digest.update(data)
             tokens += len(ids)
             advance(read)
-    return Encoded(tokens, characters, tokenizer.lost - lost_before, text_digest, tokens_digest)
+    return Encoded(tokens, characters, tokenizer.lost - lost_before, tokens_digest)
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
@@ -178,25 +222,25 @@ def _part_path(run: Run, number: int) -> Path:
 class _Joined:
     """tokens.bin, to which the pieces are appended in the order of the text. `first` is piece 0, which it has.
 
-    The text's digest must take all of its bytes in their order. So each piece is read again when it is appended.
+    `digests` must take all bytes of the files in their order. So each piece is read again when it is appended.
     """
 
-    def __init__(self, run: Run, text: Path, pieces: Pieces, first: Encoded) -> None:
-        self._run, self._text, self._pieces, self._first = run, text, pieces, first
+    def __init__(self, run: Run, text: Sources, pieces: Pieces, first: Encoded, digests: Digests) -> None:
+        self._run, self._text, self._pieces, self._first, self._digests = run, text, pieces, first, digests
         self._target = run.staged_path / run.tokens_path.name
-        self._digests = [first.text_digest.hexdigest()]  # of the text of each piece so far
+        self._read = [""]  # digests of the bytes of each piece so far; the first one's is not needed
         self._sizes = [0]  # bytes of their tokens
 
     def append_finished(self) -> None:
         """Append the next pieces, as many as are there."""
         # A folder is listed, because NFS may go on missing a file that it was once asked for too early
         there = set(os.listdir(self._run.staged_path))
-        while (number := len(self._digests)) < len(self._pieces) and _part_path(self._run, number).name in there:
+        while (number := len(self._read)) < len(self._pieces) and _part_path(self._run, number).name in there:
             self._append(number)
 
     def append_all(self) -> None:
         """Append the rest of the pieces. All ranks are done."""
-        for number in range(len(self._digests), len(self._pieces)):
+        for number in range(len(self._read), len(self._pieces)):
             self._append(number)
         for number in range(len(self._pieces)):
             remove(self._run.staged_path / f"{number}{_TAKEN}")
@@ -209,10 +253,10 @@ class _Joined:
         tokens, characters, lost = self._first.tokens, self._first.characters, self._first.lost
         for rank, reports in enumerate(everyone):
             for report in (Report(*each) for each in reports):
-                if report.text_digest != self._digests[report.number]:
+                if report.text_digest != self._read[report.number]:
                     raise UserError(
-                        f"rank {rank} has read another {self._text} than the first rank has at the end: try again when "
-                        "nothing writes to it, and keep it on a file system that all ranks share"
+                        f"rank {rank} has read another {self._text.name} than the first rank has at the end: try again "
+                        "when nothing writes to it, and keep it on a file system that all ranks share"
                     )
                 if report.tokens * dtype_of(tokenizer).itemsize != self._sizes[report.number]:
                     raise OSError(errno.EIO, "not what its rank has written", str(_part_path(self._run, report.number)))
@@ -223,19 +267,15 @@ class _Joined:
         return self._first._replace(tokens=tokens, characters=characters)
 
     def _append(self, number: int) -> None:
-        self._digests.append(_digest(self._text, *self._pieces[number], self._first.text_digest))
+        piece = hashlib.sha256()
+
+        def take(data: bytes) -> None:
+            piece.update(data)
+            self._digests.take(data)
+
+        self._text.feed(*self._pieces[number], take, self._digests.end_file)
+        self._read.append(piece.hexdigest())
         self._sizes.append(_move_to_end(_part_path(self._run, number), self._target, self._first.tokens_digest))
-
-
-def _digest(text: Path, begin: int, end: int | None, whole: "hashlib._Hash") -> str:
-    """The SHA-256 of a piece of the text. `whole` takes the same bytes."""
-    digest = hashlib.sha256()
-    with naming(text), open(text, "rb") as file:
-        file.seek(begin)
-        while data := file.read(_COPIED if end is None else min(_COPIED, end - file.tell())):
-            digest.update(data)
-            whole.update(data)
-    return digest.hexdigest()
 
 
 def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
@@ -251,7 +291,7 @@ def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
 
 
 @contextmanager
-def enough_memory(text: Path) -> Iterator[None]:
+def enough_memory(text: str) -> Iterator[None]:
     """Turn a MemoryError inside the `with` into a UserError."""
     try:
         yield

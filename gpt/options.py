@@ -5,7 +5,16 @@ from pathlib import Path
 import click
 
 from gpt.command_line import Option, Setting
-from gpt.config import DATA_PATH, PRESETS, RUNS_DIR, RUNS_DIR_VARIABLE, ModelConfig, TokenizerConfig, TrainConfig
+from gpt.config import (
+    DATA_PATH,
+    PRESETS,
+    RUNS_DIR,
+    RUNS_DIR_VARIABLE,
+    DataConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 NEW_RUN = Option(
     "--run-name", metavar="NAME", default_text="run_<timestamp>",
@@ -29,10 +38,15 @@ PRECISION = Setting(
     TrainConfig, "precision", "--precision",
     help="Number format of activations and matrix products. auto: bf16 if the GPU has matrix units for it, else fp32.",
 )  # fmt: skip
-DATA = Option(
-    "--data-path", metavar="FILE", help="UTF-8 text to learn from.",
-    default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt",
-    advice="hipgpt reads one text, so join the files with <|endoftext|> between them",
+DATA = (
+    Setting(DataConfig, "data_path", "--data-path", metavar="PATH", multiple=True,
+            help="Text to learn from: a file, a folder, a quoted pattern of names, or - for standard input. May be "
+                 "given more than once.",
+            default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt"),
+    Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
+            help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
+    Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
+            help="Field of JSON Lines, or column of a table, that has the text of a document."),
 )  # fmt: skip
 TOKENIZER = (
     Setting(TokenizerConfig, "kind", "--tokenizer",

@@ -17,7 +17,7 @@ import gpt
 from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
-from gpt.config import PRESETS, RATES, ModelConfig, TokenizerConfig, TrainConfig, check, flag, pick
+from gpt.config import PRESETS, RATES, DataConfig, ModelConfig, TokenizerConfig, TrainConfig, check, flag, pick
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
@@ -223,7 +223,7 @@ def select_ops(
 
 def make(
     run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],
-    data_path: str | None, preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE,
+    preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE,
 ) -> Plan:  # fmt: skip
     """Tokenize the text if necessary, and fit the model to the tokenizer. The first rank holds the run's lock.
 
@@ -233,12 +233,12 @@ def make(
     """
     if start and reset:
         raise UserError("--reset would make another tokenizer than the checkpoint's: leave it out, or train a new run")
-    is_new = not run.tokenizer_path.exists()
+    is_new, data = not run.tokenizer_path.exists(), DataConfig(**pick(DataConfig, flags))
     try:
         if start and start.run.path != run.path and ranks.is_first:
-            adopt(start.run, run, with_tokens=data_path is None)
+            adopt(start.run, run, with_tokens=not data.data_path)
         corpus = prepare(
-            run, data_path=data_path, preset=None if start else preset, reset=reset, report=console.line,
+            run, data=data, preset=None if start else preset, reset=reset, report=console.line,
             progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
         )  # fmt: skip
         if start:

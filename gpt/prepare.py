@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,25 +19,26 @@ from typing import Any
 import numpy as np
 
 from gpt import provenance
-from gpt.config import DATA_PATH, TokenizerConfig, flag, pick
+from gpt.config import DATA_PATH, DataConfig, TokenizerConfig, flag, pick
+from gpt.corpus import Sources
+from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.sources import UTF_8, few, find, left_out_words
+from gpt.corpus.standard_input import copied
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.encode import Progress, dtype_of, encode, encode_part, enough_memory, named_as_placed
 from gpt.errors import UserError
-from gpt.provenance import Info
+from gpt.provenance import Info, Report
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, lost_note
-from gpt.tokenizer.text import looks_like_json_lines, read_blocks
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its text and settings
 
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
-
-Report = Callable[[str], None]
 
 
 @contextmanager
@@ -57,7 +58,7 @@ class Corpus:
 def prepare(
     run: Run,
     *,
-    data_path: str | None = None,
+    data: DataConfig | None = None,
     kind: str | None = None,
     vocab_limit: int | None = None,
     preset: str | None = None,
@@ -71,7 +72,7 @@ def prepare(
     All `ranks` call this, and each encodes a range of the text; the rest is up to the first one, which alone needs the
     lock and the other arguments. The files do not depend on the number of ranks.
 
-    `data_path`, `kind` and `vocab_limit` are the user's flags, None for those left out. A run that has a tokenizer
+    `data`, `kind` and `vocab_limit` are the user's flags, None for those left out. A run that has a tokenizer
     keeps it. A new tokenizer takes each setting from the flag, else from the `preset`, else from the run's earlier
     tokenizer, else from the defaults. `reset` makes tokenizer and tokens anew. `report` takes one line for the user;
     `progress(name, total)` yields a function that takes the number of bytes done so far.
@@ -82,13 +83,14 @@ def prepare(
     """
     if not ranks.is_first:
         return _helped(run, ranks)
-    corpus = _prepared(run, data_path, kind, vocab_limit, preset, reset, report, progress, ranks)
+    with copied(run, data or DataConfig()) as named:
+        corpus = _prepared(run, named, kind, vocab_limit, preset, reset, report, progress, ranks)
     ranks.share({"made": corpus.info})
     return corpus
 
 
 def _prepared(
-    run: Run, data_path: str | None, kind: str | None, vocab_limit: int | None, preset: str | None, reset: bool,
+    run: Run, data: DataConfig, kind: str | None, vocab_limit: int | None, preset: str | None, reset: bool,
     report: Report, progress: Progress, ranks: Ranks,
 ) -> Corpus:  # fmt: skip
     """The tokens of a run, as `prepare` describes, on the first rank."""
@@ -106,9 +108,9 @@ def _prepared(
     otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
     asked = {key: value for key, value in (("kind", kind), ("vocab_limit", vocab_limit)) if value is not None}
     info = provenance.read(run)
-    text = _text(run, data_path, info)
+    names = _names(run, data, info)
 
-    def made(tokenizer: Tokenizer, is_new: bool) -> Corpus:
+    def made(text: Sources, tokenizer: Tokenizer, is_new: bool) -> Corpus:
         corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress, ranks=ranks)
         _report_lost(corpus, text, report)
         return corpus
@@ -116,19 +118,19 @@ def _prepared(
     if reset or not has_tokenizer:
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        return made(_blank_tokenizer(info, preset, asked), is_new=True)
+        return made(_found(names, data, info, report), _blank_tokenizer(info, preset, asked), is_new=True)
     tokenizer = _kept_tokenizer(run, info, preset, asked, otherwise, report)
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
-        report(f"Note: {lost}: encoding {text} with the run's tokenizer, {run.tokenizer_path}")
-        return made(tokenizer, is_new=False)
-    current = {**info, "text": provenance.check_text(run, text, info["text"], otherwise)}
-    if not text.exists():
-        report(f"Note: {text} is gone: going on with the tokens made from it")
+        text = _found(names, data, None, report)
+        report(f"Note: {lost}: encoding {text.name} with the run's tokenizer, {run.tokenizer_path}")
+        return made(text, tokenizer, is_new=False)
+    current = {**info, **provenance.check_text(run, data, info, otherwise, report)}
     if not run.tokens_path.exists():
-        report(f"Note: {run.tokens_path} is missing: encoding {text} again")
-        return made(tokenizer, is_new=False)
-    return _kept_tokens(run, text, tokenizer, info, current, report)
+        text = provenance.sources_of(run, current)
+        report(f"Note: {run.tokens_path} is missing: encoding {text.name} again")
+        return made(text, tokenizer, is_new=False)
+    return _kept_tokens(run, ", ".join(names), tokenizer, info, current, report)
 
 
 def _helped(run: Run, ranks: Ranks) -> Corpus:
@@ -143,24 +145,34 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
 
 
-def _text(run: Run, data_path: str | None, info: Info | None) -> Path:
-    """The text to learn from: the one that --data-path names, else the one in tokens.json, else the default."""
-    if data_path is not None:
-        text = provenance.resolve(Path(data_path))
+def _names(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
+    """What names the text: --data-path, else tokens.json, else the default text."""
+    if data.data_path:
+        names: Sequence[str] = data.data_path
     elif info is not None:
-        text = provenance.locate(run, info["text"]["path"])
+        names = provenance.paths_of(run, info)
     elif run.has_weights:
         raise UserError(
             f"{run.tokens_info_path} is missing or damaged, so nothing says what text the run was trained on: "
             "put it back, or name the text with --data-path"
         )
     else:
-        text = Path(default_text())
-    if text == Path(DATA_PATH) and info is None and not text.exists():
+        names = [default_text()]
+    if info is None and any(Path(name) == Path(DATA_PATH) for name in names) and not Path(DATA_PATH).exists():
         raise UserError(
-            f"{text} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or leave "
-            "--data-path out for the text that comes with hipgpt"
+            f"{DATA_PATH} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or "
+            "leave --data-path out for the text that comes with hipgpt"
         )
+    return names
+
+
+def _found(names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Sources:
+    """The files of a text that is to be encoded; how they are read is up to the flags, else to tokens.json."""
+    before = info.get("corpus", {}) if info else {}
+    encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
+    text, left_out = find(names, encoding, field)
+    if left_out:
+        report(f"Note: {left_out_words(left_out)}")
     return text
 
 
@@ -212,7 +224,7 @@ def _check_preset(
     report(f"Note: {has} and keeps it; {wants}")
 
 
-def _kept_tokens(run: Run, text: Path, tokenizer: Tokenizer, info: Info, current: Info, report: Report) -> Corpus:
+def _kept_tokens(run: Run, text: str, tokenizer: Tokenizer, info: Info, current: Info, report: Report) -> Corpus:
     """The tokens on disk. Raises UserError if they are not those that were written, or not this tokenizer's.
 
     `info` is tokens.json as it is, and `current` the same with the text's section as it should be.
@@ -243,7 +255,7 @@ def _kept_tokens(run: Run, text: Path, tokenizer: Tokenizer, info: Info, current
 def is_text_of(run: Run, corpus: Corpus) -> bool:
     """Whether a run's tokens were made from the very text of `corpus`. False if nothing says so."""
     info = provenance.read(run)
-    return info is not None and bool(info["text"]["sha256"] == corpus.info["text"]["sha256"])
+    return info is not None and provenance.identity(info) == provenance.identity(corpus.info)
 
 
 def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
@@ -261,8 +273,7 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
     if with_tokens and info is not None and not run.tokens_info_path.exists():
         if source.tokens_path.exists():
             _copy(source.tokens_path, run.tokens_path)
-        info["text"]["path"] = provenance.remember(run, provenance.locate(source, info["text"]["path"]))
-        write_atomically(run.tokens_info_path, provenance.to_json(info))
+        write_atomically(run.tokens_info_path, provenance.to_json(provenance.moved(info, source, run)))
 
 
 def _is_same(first: Path, second: Path) -> bool:
@@ -283,21 +294,21 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _make(
-    run: Run, text: Path, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
+    run: Run, text: Sources, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
 ) -> Corpus:
     """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
-    provenance.raise_if_unreadable(text)
-    before, staged = provenance.stamp(text), run.staged_path
+    text.raise_if_unreadable()
+    staged = run.staged_path
     try:
         with named_as_placed(run):
             if is_new:
-                tokenizer = _learned(run, text, before, tokenizer, report, progress)
+                tokenizer = _learned(run, text, tokenizer, report, progress)
                 tokenizer_file = staged / run.tokenizer_path.name
             else:
                 remove(staged)
                 staged.mkdir()
                 tokenizer_file = run.tokenizer_path
-            info = _encode(run, text, before, tokenizer, tokenizer_file, progress, ranks)
+            info = _encode(run, text, tokenizer, tokenizer_file, progress, ranks)
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
             (staged / LEARNED).unlink(missing_ok=True)
             commit(staged, run.committed_path)
@@ -316,17 +327,14 @@ def _remove_all_but_the_vocabulary(run: Run) -> None:
             remove(run.staged_path / name)
 
 
-def _learned(
-    run: Run, text: Path, before: Mapping[str, int], blank: Tokenizer, report: Report, progress: Progress
-) -> Tokenizer:
+def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress: Progress) -> Tokenizer:
     """A tokenizer with the settings of `blank` that has learned the text, saved in the staging folder.
 
     If an earlier call learned the same text with the same settings and was then interrupted, that vocabulary is used.
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": {"path": provenance.remember(run, text), **before}, "kind": blank.kind,
-                    "vocab_limit": blank.vocab_limit}  # fmt: skip
+    learned_from = {"text": provenance.state(run, text), "kind": blank.kind, "vocab_limit": blank.vocab_limit}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
@@ -338,12 +346,12 @@ def _learned(
         remove(staged)
         staged.mkdir()
         tokenizer = blank
-        _train(tokenizer, text, before["size"], progress)
+        _train(tokenizer, text, progress)
         tokenizer.save(saved)
         write_atomically(staged / LEARNED, provenance.to_json(learned_from))
     if tokenizer.advice:
         report(f"Note: {tokenizer.advice}")
-    if tokenizer.kind == "word" and "\n" in next(read_blocks(text)).strip():
+    if tokenizer.kind == "word" and "\n" in next(text.blocks()).strip():
         report(
             "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no repeated "
             "spaces; --tokenizer byte keeps every character"
@@ -351,19 +359,21 @@ def _learned(
     return tokenizer
 
 
-def _report_lost(corpus: Corpus, text: Path, report: Report) -> None:
+def _report_lost(corpus: Corpus, text: Sources, report: Report) -> None:
     """Report the characters of a text that its tokens lack, and markup that they should not have."""
     if lost := corpus.tokenizer.lost:
-        said = lost_note(str(text), lost, corpus.info["characters"])
+        said = lost_note(text.name, lost, corpus.info["characters"])
         report(f"Note: {said}; --tokenizer byte would keep every character")
-    if looks_like_json_lines(text):
+    if not text.marks and not text.files[0].compression and looks_like_json_lines(text.files[0].path):
         report(
-            f"Note: {text} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
-            "better write the texts in it to a file of their own"
+            f"Note: {text.name} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
+            "better let its name end in .jsonl, and make the tokens anew"
         )
+    if tables := [file.path for file in text.files if file.format == "plain" and file.path.suffix in (".csv", ".tsv")]:
+        report(f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column")
 
 
-def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
+def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
     if 2 * dropped > characters:
         raise UserError(
             f"{dropped:,} of the {characters:,} characters of {text} are not in the vocabulary, and tokens that lack "
@@ -372,46 +382,51 @@ def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
         )
 
 
-def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> None:
+def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
     # Reading is the first half of the progress, merging the second.
-    with enough_memory(text), progress("Training tokenizer", 2 * size) as advance:
+    size = text.size
+    with enough_memory(text.name), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
             read = 0
-            for block in read_blocks(text):
+
+            def count(data: bytes) -> None:
+                nonlocal read
+                read += len(data)
+
+            for block in text.blocks(watch=count):
                 yield block
-                read += len(block.encode())
                 advance(read)
 
         try:
             tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
         except UserError as error:  # the tokenizer does not know the text's name
-            raise UserError(re.sub("^the text ", lambda _: f"{text} ", str(error))) from None
+            raise UserError(re.sub("^the text ", lambda _: f"{text.name} ", str(error))) from None
 
 
 def _encode(
-    run: Run, text: Path, before: Mapping[str, int], tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress,
-    ranks: Ranks,
-) -> Info:  # fmt: skip
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
+) -> Info:
     """Write tokens.bin into the staging folder, and return its tokens.json.
 
     Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
-    as it was `before`.
+    as it was when it was found.
     """
-    made = encode(run, text, before["size"], tokenizer, tokenizer_file, progress, ranks)
+    made, digests = encode(run, text, tokenizer, tokenizer_file, progress, ranks)
     count, characters, dropped = made.tokens, made.characters, made.lost.total()
     if not count:
-        raise UserError(f"{text} holds nothing that the tokenizer knows, so it has no tokens: give another text")
-    _raise_if_lossy(text, dropped, characters)
-    if provenance.stamp(text) != before:
-        raise UserError(f"{text} changed while it was being read: try again when nothing writes to it")
+        raise UserError(f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text")
+    _raise_if_lossy(text.name, dropped, characters)
+    for file in text.files:
+        if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
+            raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
     info = {
         "dtype": dtype_of(tokenizer).name,
         "count": count,
         "vocab_size": tokenizer.vocab_size,
         "characters": characters,
         "dropped": dropped,
-        "text": {"path": provenance.remember(run, text), **before, "sha256": made.text_digest.hexdigest()},
+        **provenance.described(run, text, digests),
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_limit": tokenizer.vocab_limit,

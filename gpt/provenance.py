@@ -8,33 +8,61 @@ project can move and be used from any working directory. A text outside it is re
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.config import TOKENIZERS
+from gpt.config import TOKENIZERS, DataConfig, flag
+from gpt.corpus.finding import named
+from gpt.corpus.kinds import NotTextError
+from gpt.corpus.sources import UTF_8, Source, Sources, few, find
 from gpt.errors import UserError, cannot
 from gpt.run import Run
 from gpt.system import reading
-from gpt.system.reading import COUNT, INTEGER, PATH, TEXT, Schema, one_of, optional
-from gpt.tokenizer.text import read_blocks
+from gpt.system.reading import COUNT, INTEGER, LARGE, PATH, TEXT, TRUTH, Kind, Schema, one_of, optional, or_null
+
+Report = Callable[[str], None]
 
 Info = dict[str, Any]
 """The content of tokens.json. It has these keys:
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
-- the section text: path, size, mtime_ns, sha256;
+- the section text, if one UTF-8 text was named by itself: path, size, mtime_ns, sha256;
+- otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
+  documents (whether the end-of-text mark stands behind each document), and sources, a list of such sections for all
+  files in their order;
 - the section tokenizer: kind, vocab_limit, sha256, unicode (the version of Unicode that says which characters are
   letters);
 - the section tokens: size, mtime_ns, sha256;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
+_FILE: Schema = {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
+
+
+def _is_list_of_files(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_file(each) for each in value)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        kind.holds(value.get(key)) for key, kind in _FILE.items() if isinstance(kind, Kind)
+    )
+
+
+_CORPUS: Schema = {
+    "paths": Kind("a list of paths", lambda value: isinstance(value, list) and all(map(PATH.holds, value))),
+    "encoding": TEXT,
+    "text_field": or_null(TEXT),
+    "documents": TRUTH,
+    "sources": Kind("a list of files", _is_list_of_files),
+}
 _INFO: Schema = {
     "dtype": one_of(("uint16", "uint32")),
     **dict.fromkeys(("count", "vocab_size", "characters", "dropped"), COUNT),
-    "text": {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "tokenizer": {"kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "sha256": TEXT, "unicode": optional(TEXT)},
     "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "checked": optional(TEXT),
@@ -44,8 +72,8 @@ _INFO: Schema = {
 def read(run: Run) -> Info | None:
     """The content of a run's tokens.json; None if it is missing, or damaged by another program."""
     try:
-        info: Info = reading.parse(reading.read(run.tokens_info_path, reading.SMALL))
-        reading.check(info, _INFO)
+        info: Info = reading.parse(reading.read(run.tokens_info_path, LARGE))
+        reading.check(info, {**_INFO, **({"corpus": _CORPUS} if "corpus" in info else {"text": _FILE})})
     except (FileNotFoundError, ValueError):
         return None
     size = info["count"] * np.dtype(info["dtype"]).itemsize
@@ -56,27 +84,159 @@ def to_json(info: Info) -> str:
     return json.dumps(info, indent=2) + "\n"  # in ASCII: a path need not be valid Unicode
 
 
+def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
+    """The section of tokens.json about a text: `text` or `corpus`. `digests` are those of its files in their order."""
+    files = [
+        {"path": remember(run, each.path), "size": each.size, "mtime_ns": each.mtime_ns, "sha256": digest}
+        for each, digest in zip(sources.files, digests, strict=True)
+    ]
+    if not sources.marks and sources.encoding == UTF_8:
+        return {"text": files[0]}
+    paths = [remember(run, Path(path)) for path in sources.paths]
+    how = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
+    return {"corpus": {"paths": paths, **how, "sources": files}}
+
+
+def files_of(info: Info) -> list[dict[str, Any]]:
+    """The sections of all files of a text, in their order."""
+    files: list[dict[str, Any]] = info["corpus"]["sources"] if "corpus" in info else [info["text"]]
+    return files
+
+
+def paths_of(run: Run, info: Info) -> list[str]:
+    """What --data-path named when the tokens were made."""
+    return [
+        str(locate(run, path)) for path in (info["corpus"]["paths"] if "corpus" in info else [info["text"]["path"]])
+    ]
+
+
+def state(run: Run, sources: Sources) -> str:
+    """A digest of the names, sizes and times of the files of a text, and of how they are read."""
+    files = [(remember(run, each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in sources.files]
+    parts = (sources.encoding, sources.field, sources.marks, files)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def moved(info: Info, source: Run, run: Run) -> Info:
+    """The tokens.json of `source` for the tokens that `run` has taken over: the paths begin at another directory."""
+
+    def path(remembered: str) -> str:
+        return remember(run, locate(source, remembered))
+
+    section = _section(info, [{**file, "path": path(file["path"])} for file in files_of(info)])
+    if "corpus" in section:
+        section["corpus"]["paths"] = list(map(path, info["corpus"]["paths"]))
+    return {**info, **section}
+
+
+def identity(info: Info) -> str:
+    """A digest of a text: of the bytes of all its files, and of how they are read."""
+    if "text" in info:
+        return str(info["text"]["sha256"])
+    corpus = info["corpus"]
+    parts = (corpus["encoding"], corpus["text_field"], *(file["sha256"] for file in corpus["sources"]))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def pair_digest(info: Info) -> str:
     """A digest of this pair of tokens and tokenizer."""
     return hashlib.sha256((info["tokens"]["sha256"] + info["tokenizer"]["sha256"]).encode()).hexdigest()
 
 
-def check_text(run: Run, text: Path, then: Info, otherwise: str) -> Info:
-    """Check that `text` is the encoded text, and return the section `text` of tokens.json with its path and time.
+def sources_of(run: Run, info: Info) -> Sources:
+    """The files of a text, as they were read when the tokens were made. Raises UserError if one cannot be read now."""
+    files, paths = [locate(run, file["path"]) for file in files_of(info)], tuple(paths_of(run, info))
+    if "text" in info:
+        return Sources(paths, [replace(Source.of(files[0]), format="plain")])
+    encoding, field = info["corpus"]["encoding"], info["corpus"]["text_field"]
+    return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field)
 
-    `then` is the section as it stands. Raises UserError if the text differs, with the advice `otherwise`.
+
+def check_text(run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report) -> Info:
+    """Check that the text is still the one that was encoded; return its section of tokens.json with paths and times.
+
+    `asked` is what the user's flags say now. Files that are gone are reported, and so are new ones in a folder, unless
+    the user has named the folder again. Raises UserError if the text differs, with the advice `otherwise`.
     """
-    encoded = locate(run, then["path"])
-    is_another = os.path.abspath(text) != os.path.abspath(encoded)
-    if is_another or not run.tokens_path.exists():
-        raise_if_unreadable(text)
-    if is_another:
-        moved = {**then, "path": remember(run, text), "mtime_ns": None}  # no time to compare: the digest decides
-        complaint = f"--data-path is {text}, but run {run.name} was made from {encoded}, and they differ"
-        return check_file(text, moved, complaint, f"leave it out, or {otherwise}")
-    if not text.exists():
-        return then
-    return check_file(text, then, f"{text} has changed since it was tokenized", f"restore it, or {otherwise}")
+    _check_reading(run, asked, info, otherwise)
+    before = paths_of(run, info)
+    groups = {name: named(name) for name in asked.data_path or before}
+    names = [str(group.paths[0]) if group.by_itself else name for name, group in groups.items()]
+    if list(map(os.path.abspath, names)) != list(map(os.path.abspath, before)):
+        return _check_moved(run, names, info, otherwise)
+    added = _check_in_place(run, [path for group in groups.values() for path in group.paths], info, otherwise, report)
+    if added:
+        has = f"{', '.join(names)} has {len(added):,} {'file' if len(added) == 1 else 'files'} that run {run.name} was "
+        has += f"not made from: {few(added)}"
+        if asked.data_path:
+            raise UserError(f"{has}: leave --data-path out to go on with the other ones, or {otherwise}")
+        report(f"Note: {has}; to take them in, {otherwise}")
+    return _section(info, [_as_now(run, file) for file in files_of(info)])
+
+
+def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> None:
+    """Raises UserError if a flag says that the files are to be read in another way than they were."""
+    used = info.get("corpus", {"encoding": UTF_8, "text_field": None})
+    for key in ("encoding", "text_field"):
+        if (wanted := getattr(asked, key)) is not None and wanted != used[key]:
+            how = f"with {used[key]}" if used[key] else "without it"
+            raise UserError(
+                f"{flag(key)} is {wanted}, but the tokens of run {run.name} were made {how}: leave it out, or "
+                f"{otherwise}"
+            )
+
+
+def _check_moved(run: Run, names: Sequence[str], info: Info, otherwise: str) -> Info:
+    """The section of the text if the same files lie elsewhere. Raises UserError if they are not the same."""
+    corpus = info.get("corpus", {"encoding": UTF_8, "text_field": None, "documents": False})
+    sources = find(names, corpus["encoding"], corpus["text_field"]).sources
+    then = files_of(info)
+    complaint = (
+        f"--data-path is {sources.name}, but run {run.name} was made from {', '.join(paths_of(run, info))}, and "
+    )
+    complaint, advice = complaint + "they differ", f"leave it out, or {otherwise}"
+    if len(sources.files) != len(then) or sources.marks != corpus["documents"]:
+        raise UserError(f"{complaint} ({_files(len(then))} then, {_files(len(sources.files))} now): {advice}")
+    for source, file in zip(sources.files, then, strict=True):  # no time to compare: the digest decides
+        check_file(source.path, {**file, "mtime_ns": None}, complaint, advice)
+    return described(run, sources, [file["sha256"] for file in then])
+
+
+def _check_in_place(run: Run, now: Sequence[Path], info: Info, otherwise: str, report: Report) -> list[Path]:
+    """Check the files where they were; returns those of `now` that are new. Raises UserError if one has changed."""
+    then = {locate(run, file["path"]): file for file in files_of(info)}
+    gone = [path for path in then if not path.exists()]
+    if gone and not run.tokens_path.exists():
+        raise UserError(f"{gone[0]} does not exist: restore it, or {otherwise}")
+    for path in then.keys() - set(gone):
+        check_file(path, then[path], f"{path} has changed since it was tokenized", f"restore it, or {otherwise}")
+    if gone:
+        one, some = f"{gone[0]} is gone", f"{len(gone):,} of the {len(then):,} files are gone ({few(gone)})"
+        is_one = len(then) == 1
+        report(f"Note: {one if is_one else some}: going on with the tokens made from {'it' if is_one else 'them'}")
+    known = set(map(os.path.abspath, then))
+    return [path for path in now if os.path.abspath(path) not in known and _is_text(path, info)]
+
+
+def _is_text(path: Path, info: Info) -> bool:
+    try:
+        return Source.of(path, info["corpus"]["encoding"], in_folder=True).size > 0
+    except NotTextError:
+        return False
+
+
+def _as_now(run: Run, file: Info) -> Info:
+    """The section of a file with its size and time as they are now; as it was, if the file is gone."""
+    path = locate(run, file["path"])
+    return {**file, **stamp(path)} if path.exists() else file
+
+
+def _section(info: Info, files: list[Info]) -> Info:
+    return {"corpus": {**info["corpus"], "sources": files}} if "corpus" in info else {"text": files[0]}
+
+
+def _files(count: int) -> str:
+    return "one file" if count == 1 else f"{count:,} files"
 
 
 def check_file(path: Path, then: Info, complaint: str, advice: str) -> Info:
@@ -90,10 +250,6 @@ def check_file(path: Path, then: Info, complaint: str, advice: str) -> Info:
     if now["mtime_ns"] != then["mtime_ns"] and (digest := sha256(path)) != then["sha256"]:
         raise UserError(f"{complaint} (sha256 {then['sha256']:.12}… then, {digest:.12}… now): {advice}")
     return {**then, **now}
-
-
-def raise_if_unreadable(text: Path) -> None:
-    next(read_blocks(text))
 
 
 def stamp(path: Path) -> dict[str, int]:
@@ -110,12 +266,6 @@ def sha256(path: Path) -> str:
             while data := file.read(1 << 16):
                 digest.update(data)
     return digest.hexdigest()
-
-
-def resolve(text: Path) -> Path:
-    """The file behind a name that means another file in every process, such as /dev/stdin; other names stay."""
-    real = os.path.realpath(text)
-    return Path(real) if str(text).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else text
 
 
 def remember(run: Run, text: Path) -> str:

@@ -2,7 +2,7 @@
 
 tokenizer.py is the way in: a `Tokenizer` learns a vocabulary, encodes and decodes. The other modules, in the order in
 which a text passes through them:
-- text.py: `read_blocks` reads a file in blocks of about a million characters.
+- text.py: a text is cut into blocks at seams, places at which every tokenizer cuts.
 - encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the three modules below, and threads.
 - spelling.py: cuts a block into chunks and words, and spells words in ids of the alphabet. unicode_table.py lists the
   letters and digits.

@@ -50,13 +50,22 @@ def run(hipgpt, tmp_path):
 
 
 def test_every_key_of_a_run_is_described_and_no_other(run):
-    check_json(run / "tokens.json", "tokens.json")
+    check_json(run / "tokens.json", "tokens.json", without=starting("corpus.", "tokens.json"))
     check_json(run / "best_config.json", "The config")
     check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss"})
     check_metrics(run / "metrics.jsonl")
     check_weights(run / "r_step2.safetensors")
     check_optimizer(run / "r_step2_optimizer.safetensors")
     check_tokens(run)
+
+
+def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
+    project.prepare(data_path="data")
+    check_json(project.run.tokens_info_path, "tokens.json", without=starting("text.", "tokens.json"))
+
+
+def starting(prefix, heading):
+    return {key for key in table(heading) if key.startswith(prefix)}
 
 
 def check_json(path, heading, without=frozenset()):

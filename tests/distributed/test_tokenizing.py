@@ -1,6 +1,7 @@
 """Ranks encode a text together: the files are those of one process, whatever the text, and whatever goes wrong."""
 
 import errno
+import gzip
 import os
 import random
 import signal
@@ -9,6 +10,8 @@ import time
 import pytest
 
 import gpt.encode
+from gpt.corpus import Sources
+from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tests.distributed.conftest import until
@@ -87,6 +90,25 @@ def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized,
         assert others == [expected] * (size - 1)
 
 
+def test_ranks_share_the_files_of_a_folder(project, tokenized, many_pieces):
+    folder = project.text.with_name("folder")
+    folder.mkdir()
+    for number, text in enumerate(TEXTS.values()):
+        (folder / f"{number:02}.txt").write_bytes(text[:3000].encode())
+    (folder / "records.jsonl").write_text('{"text": "the cat\\nsat"}\n' * 200)
+    (folder / "packed.gz").write_bytes(gzip.compress(TEXT.encode()))
+    project.prepare(data_path="data/folder", vocab_limit=300)
+    alone, info = project.snapshot(), project.info()
+    assert info["count"] > 1000
+    for size in (2, 5):
+        project.run.tokens_path.unlink()
+        corpus, *others = tokenized(size)
+        assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
+        assert described(project.info()) == described(info)
+        assert others == [[corpus.tokens.tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]] * (size - 1)
+        assert not project.run.staged_path.exists()
+
+
 def test_a_rank_that_is_slow_leaves_pieces_to_the_others(project, tokenized, many_pieces):
     def slow(ranks):
         encode_range = gpt.encode._encode_range
@@ -151,7 +173,7 @@ def test_no_rank_but_the_first_learns(project, tokenized):
 
 
 @pytest.mark.parametrize("place", [0.05, 0.4, 0.95])
-def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, tokenized, place):
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, tokenized, place, monkeypatch):
     data = bytearray(TEXT.encode())
     offset = data.index(b" ", int(place * len(data)))
     data[offset : offset + 1] = b"\xe2\x80 "  # an unfinished character, before white space
@@ -162,11 +184,8 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, t
     project.text.write_bytes(data)
     complaint = f"data/data.txt is not UTF-8: byte {offset} (0xe2)"
     # The first rank's look at the first block would find the byte before the ranks begin
-    gpt_check, gpt.provenance.raise_if_unreadable = gpt.provenance.raise_if_unreadable, lambda text: None
-    try:
-        results = tokenized(3)
-    finally:
-        gpt.provenance.raise_if_unreadable = gpt_check
+    monkeypatch.setattr(Sources, "raise_if_unreadable", lambda text: None)
+    results = tokenized(3)
     messages = [str(result) for result in results]
     assert sum(complaint in message for message in messages) == 1
     assert project.snapshot() == before
@@ -245,9 +264,9 @@ def test_a_text_that_changes_while_ranks_read_it_is_refused(project, tokenized, 
 
         def changing(text, *arguments):
             if change == "grows":
-                with open(text, "a") as file:
+                with open(project.text, "a") as file:
                     file.write("more")
-            return encode_range(text if change == "grows" else other, *arguments)
+            return encode_range(text if change == "grows" else find([str(other)]).sources, *arguments)
 
         if ranks.rank == 1:
             gpt.encode._encode_range = changing

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.prepare import Corpus, prepare
 from gpt.run import Run
@@ -26,11 +27,13 @@ class Project:
         self.run = Run("r", Path("checkpoints"))
         self.files = (self.run.tokenizer_path, self.run.tokens_path, self.run.tokens_info_path)
 
-    def prepare(self, **kwargs) -> Corpus:
+    def prepare(self, *, data_path=(), encoding=None, text_field=None, **kwargs) -> Corpus:
+        """`data_path` is one name or several."""
         self.notes.clear()
         self.lossy.clear()
+        data = DataConfig((data_path,) if isinstance(data_path, str) else tuple(data_path or ()), encoding, text_field)
         with self.run.lock():
-            return prepare(self.run, report=self.report, **kwargs)
+            return prepare(self.run, data=data, report=self.report, **kwargs)
 
     def report(self, note: str) -> None:
         (self.lossy if "no line breaks" in note else self.notes).append(note)

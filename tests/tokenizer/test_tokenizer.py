@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpt.tokenizer.encoding
+from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.spelling import ByteSpelling
-from gpt.tokenizer.text import read_blocks
 from tests.support import ROOT
 
 CORPUS = (
