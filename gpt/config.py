@@ -109,6 +109,7 @@ class DataConfig:
     data_path: tuple[str, ...] = ()
     encoding: str | None = None
     text_field: str | None = None
+    val_path: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.encoding is not None:

@@ -83,9 +83,9 @@ class Report(NamedTuple):
 
 
 def encode(
-    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, progress: Progress, ranks: Ranks
 ) -> tuple[Encoded, list[str]]:
-    """Write tokens.bin into the staging folder: the tokens of all pieces, of which this rank, the first, encodes some.
+    """Write a new file in the staging folder, `target`: the tokens of all pieces. This rank, the first, encodes some.
 
     Returns the whole text's figures, and the SHA-256 of each file. Raises UserError if the text cannot be used, or if
     another rank has read something else, and OSError.
@@ -100,10 +100,10 @@ def encode(
     with progress("Encoding", size) as advance:
         # The other ranks have read about as much of their first pieces, and are done with all before any later one
         first = _encode_range(
-            text, *pieces[next(numbers)], tokenizer, run.staged_path / run.tokens_path.name,
-            lambda read: advance(min(size, read * ranks.size)), digests.take, digests.end_file,
+            text, *pieces[next(numbers)], tokenizer, target, lambda read: advance(min(size, read * ranks.size)),
+            digests.take, digests.end_file,
         )  # fmt: skip
-        joined = _Joined(run, text, pieces, first, digests)
+        joined = _Joined(run, text, pieces, target, first, digests)
         for number in numbers:
             made.append(_encode_piece(run, text, pieces, number, tokenizer, advance))
             joined.append_finished()
@@ -220,14 +220,14 @@ def _part_path(run: Run, number: int) -> Path:
 
 
 class _Joined:
-    """tokens.bin, to which the pieces are appended in the order of the text. `first` is piece 0, which it has.
+    """A token file, to which the pieces are appended in the order of the text. `first` is piece 0, which it has.
 
     `digests` must take all bytes of the files in their order. So each piece is read again when it is appended.
     """
 
-    def __init__(self, run: Run, text: Sources, pieces: Pieces, first: Encoded, digests: Digests) -> None:
-        self._run, self._text, self._pieces, self._first, self._digests = run, text, pieces, first, digests
-        self._target = run.staged_path / run.tokens_path.name
+    def __init__(self, run: Run, text: Sources, pieces: Pieces, target: Path, first: Encoded, digests: Digests) -> None:
+        self._run, self._text, self._pieces, self._target = run, text, pieces, target
+        self._first, self._digests = first, digests
         self._read = [""]  # digests of the bytes of each piece so far; the first one's is not needed
         self._sizes = [0]  # bytes of their tokens
 
@@ -275,10 +275,10 @@ class _Joined:
 
         self._text.feed(*self._pieces[number], take, self._digests.end_file)
         self._read.append(piece.hexdigest())
-        self._sizes.append(_move_to_end(_part_path(self._run, number), self._target, self._first.tokens_digest))
+        self._sizes.append(move_to_end(_part_path(self._run, number), self._target, self._first.tokens_digest))
 
 
-def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
+def move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
     """Append a file to `target`, remove it, and let `digest` take its bytes. Returns their number."""
     size = 0
     with open(part, "rb") as source, naming(target), open(target, "ab") as file:

@@ -241,6 +241,11 @@ def make(
             run, data=data, preset=None if start else preset, reset=reset, report=console.line,
             progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
         )  # fmt: skip
+        if corpus.val_fraction is not None:
+            if "val_fraction" in flags:
+                raise UserError("--val-fraction and --val-path both say what is held out: leave --val-fraction out")
+            unseen = train.unseen_fraction if start else corpus.val_fraction
+            train = replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
         if start:
             train = _on_its_text(train, start, corpus)
         batches = Batches(

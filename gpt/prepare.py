@@ -22,10 +22,10 @@ from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig, TokenizerConfig, flag, pick
 from gpt.corpus import Sources
 from gpt.corpus.kinds import looks_like_json_lines
-from gpt.corpus.sources import UTF_8, few, find, left_out_words
+from gpt.corpus.sources import UTF_8, Texts, few, find, left_out_words
 from gpt.corpus.standard_input import copied
 from gpt.distributed.ranks import ALONE, Ranks
-from gpt.encode import Progress, dtype_of, encode, encode_part, enough_memory, named_as_placed
+from gpt.encode import Encoded, Progress, dtype_of, encode, encode_part, enough_memory, move_to_end, named_as_placed
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
 from gpt.run import Run
@@ -37,6 +37,8 @@ from gpt.tokenizer import Tokenizer, lost_note
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its text and settings
+
+_HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
 
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
@@ -53,6 +55,14 @@ class Corpus:
     tokenizer: Tokenizer
     tokens: np.ndarray
     info: Info
+
+    @property
+    def val_fraction(self) -> float | None:
+        """The part of the tokens, from their end, that is the held-out text; None if it has no sources of its own.
+
+        It lies between two tokens, so that floor(n · val_fraction) is the exact number whatever the rounding.
+        """
+        return (self.info["held_out"]["count"] + 0.5) / self.info["count"] if "held_out" in self.info else None
 
 
 def prepare(
@@ -110,26 +120,30 @@ def _prepared(
     info = provenance.read(run)
     names = _names(run, data, info)
 
-    def made(text: Sources, tokenizer: Tokenizer, is_new: bool) -> Corpus:
-        corpus = _make(run, text, tokenizer, is_new=is_new, report=report, progress=progress, ranks=ranks)
-        _report_lost(corpus, text, report)
+    def made(texts: Texts, tokenizer: Tokenizer, is_new: bool) -> Corpus:
+        corpus = _make(run, texts, tokenizer, is_new=is_new, report=report, progress=progress, ranks=ranks)
+        _report_lost(corpus, texts.train, report)
         return corpus
 
     if reset or not has_tokenizer:
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        return made(_found(names, data, info, report), _blank_tokenizer(info, preset, asked), is_new=True)
+        return made(_found(run, names, data, info, report), _blank_tokenizer(info, preset, asked), is_new=True)
     tokenizer = _kept_tokenizer(run, info, preset, asked, otherwise, report)
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
-        text = _found(names, data, None, report)
-        report(f"Note: {lost}: encoding {text.name} with the run's tokenizer, {run.tokenizer_path}")
-        return made(text, tokenizer, is_new=False)
-    current = {**info, **provenance.check_text(run, data, info, otherwise, report)}
+        texts = _found(run, names, data, None, report)
+        report(f"Note: {lost}: encoding {texts.train.name} with the run's tokenizer, {run.tokenizer_path}")
+        return made(texts, tokenizer, is_new=False)
+    current = {
+        **info,
+        **provenance.check_text(run, data, info, otherwise, report),
+        **provenance.check_held_out(run, data, info, otherwise, report),
+    }
     if not run.tokens_path.exists():
-        text = provenance.sources_of(run, current)
-        report(f"Note: {run.tokens_path} is missing: encoding {text.name} again")
-        return made(text, tokenizer, is_new=False)
+        texts = provenance.texts_of(run, current)
+        report(f"Note: {run.tokens_path} is missing: encoding {texts.train.name} again")
+        return made(texts, tokenizer, is_new=False)
     return _kept_tokens(run, ", ".join(names), tokenizer, info, current, report)
 
 
@@ -166,14 +180,23 @@ def _names(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
     return names
 
 
-def _found(names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Sources:
-    """The files of a text that is to be encoded; how they are read is up to the flags, else to tokens.json."""
+def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Texts:
+    """The files of the texts that are to be encoded; how they are read is up to the flags, else to tokens.json."""
     before = info.get("corpus", {}) if info else {}
+    held_out = {"corpus": info["held_out"]} if info and "held_out" in info else None
     encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
-    text, left_out = find(names, encoding, field)
-    if left_out:
+    train = find(names, encoding, field)
+    val_names = data.val_path or (provenance.paths_of(run, held_out) if held_out else ())
+    held = find(val_names, encoding, field) if val_names else None
+    if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
-    return text
+    if held and (
+        both := {os.path.abspath(file.path) for file in train.sources.files}.intersection(
+            os.path.abspath(file.path) for file in held.sources.files
+        )
+    ):
+        raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
+    return Texts(train.sources, held.sources if held else None)
 
 
 def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, Any]) -> Tokenizer:
@@ -294,21 +317,22 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _make(
-    run: Run, text: Sources, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
+    run: Run, texts: Texts, tokenizer: Tokenizer, *, is_new: bool, report: Report, progress: Progress, ranks: Ranks
 ) -> Corpus:
-    """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none."""
-    text.raise_if_unreadable()
+    """Train the tokenizer if it is new, encode the texts, and replace the run's files, all of them or none."""
+    for text in filter(None, texts):
+        text.raise_if_unreadable()
     staged = run.staged_path
     try:
         with named_as_placed(run):
             if is_new:
-                tokenizer = _learned(run, text, tokenizer, report, progress)
+                tokenizer = _learned(run, texts.train, tokenizer, report, progress)
                 tokenizer_file = staged / run.tokenizer_path.name
             else:
                 remove(staged)
                 staged.mkdir()
                 tokenizer_file = run.tokenizer_path
-            info = _encode(run, text, tokenizer, tokenizer_file, progress, ranks)
+            info = _encode(run, texts, tokenizer, tokenizer_file, progress, ranks)
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
             (staged / LEARNED).unlink(missing_ok=True)
             commit(staged, run.committed_path)
@@ -405,40 +429,55 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
 
 
 def _encode(
-    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
+    run: Run, texts: Texts, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
 ) -> Info:
-    """Write tokens.bin into the staging folder, and return its tokens.json.
-
-    Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
-    as it was when it was found.
-    """
-    made, digests = encode(run, text, tokenizer, tokenizer_file, progress, ranks)
+    """Write tokens.bin into the staging folder, and return its tokens.json. Raises UserError as `_encode_one` does."""
+    target = run.staged_path / run.tokens_path.name
+    made, digests = _encode_one(run, texts.train, tokenizer, tokenizer_file, target, progress, ranks)
     count, characters, dropped = made.tokens, made.characters, made.lost.total()
-    if not count:
-        raise UserError(f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text")
-    _raise_if_lossy(text.name, dropped, characters)
-    for file in text.files:
-        if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
-            raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
+    sections = provenance.described(run, texts.train, digests)
+    if texts.held_out:
+        part = run.staged_path / _HELD_OUT
+        held, digests = _encode_one(run, texts.held_out, tokenizer, tokenizer_file, part, progress, ranks)
+        move_to_end(part, target, made.tokens_digest)
+        count, characters = count + held.tokens, characters + held.characters
+        dropped += held.lost.total()
+        corpus = provenance.corpus_of(run, texts.held_out, digests)
+        sections["held_out"] = {**corpus, "count": held.tokens}
     info = {
         "dtype": dtype_of(tokenizer).name,
         "count": count,
         "vocab_size": tokenizer.vocab_size,
         "characters": characters,
         "dropped": dropped,
-        **provenance.described(run, text, digests),
+        **sections,
         "tokenizer": {
             "kind": tokenizer.kind,
             "vocab_limit": tokenizer.vocab_limit,
             "sha256": provenance.sha256(tokenizer_file),
             "unicode": UNICODE_VERSION,
         },
-        "tokens": {
-            **provenance.stamp(run.staged_path / run.tokens_path.name),
-            "sha256": made.tokens_digest.hexdigest(),
-        },
+        "tokens": {**provenance.stamp(target), "sha256": made.tokens_digest.hexdigest()},
     }
     return {**info, "checked": provenance.pair_digest(info)}
+
+
+def _encode_one(
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, progress: Progress, ranks: Ranks
+) -> tuple[Encoded, list[str]]:
+    """Write the tokens of a text to a new file in the staging folder; returns what `encode` does.
+
+    Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
+    as it was when it was found.
+    """
+    made, digests = encode(run, text, tokenizer, tokenizer_file, target, progress, ranks)
+    if not made.tokens:
+        raise UserError(f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text")
+    _raise_if_lossy(text.name, made.lost.total(), made.characters)
+    for file in text.files:
+        if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
+            raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
+    return made, digests
 
 
 def _opened(run: Run, tokenizer: Tokenizer, info: Info) -> Corpus:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from gpt.config import TOKENIZERS, DataConfig, flag
 from gpt.corpus.finding import named
 from gpt.corpus.kinds import NotTextError
-from gpt.corpus.sources import UTF_8, Source, Sources, few, find
+from gpt.corpus.sources import UTF_8, Source, Sources, Texts, few, find
 from gpt.errors import UserError, cannot
 from gpt.run import Run
 from gpt.system import reading
@@ -34,6 +35,8 @@ Info = dict[str, Any]
 - otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
   documents (whether the end-of-text mark stands behind each document), and sources, a list of such sections for all
   files in their order;
+- the section held_out, if --val-path was given: the same keys as in corpus, and count, the number of its tokens, which
+  are the last ones of tokens.bin;
 - the section tokenizer: kind, vocab_limit, sha256, unicode (the version of Unicode that says which characters are
   letters);
 - the section tokens: size, mtime_ns, sha256;
@@ -74,6 +77,8 @@ def read(run: Run) -> Info | None:
     try:
         info: Info = reading.parse(reading.read(run.tokens_info_path, LARGE))
         reading.check(info, {**_INFO, **({"corpus": _CORPUS} if "corpus" in info else {"text": _FILE})})
+        if "held_out" in info:
+            reading.check(info["held_out"], {**_CORPUS, "count": COUNT}, "held_out")
     except (FileNotFoundError, ValueError):
         return None
     size = info["count"] * np.dtype(info["dtype"]).itemsize
@@ -85,16 +90,24 @@ def to_json(info: Info) -> str:
 
 
 def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
-    """The section of tokens.json about a text: `text` or `corpus`. `digests` are those of its files in their order."""
-    files = [
+    """The section of tokens.json about a text, `text` or `corpus`. `digests` are those of its files in their order."""
+    if not sources.marks and sources.encoding == UTF_8:
+        return {"text": _files(run, sources, digests)[0]}
+    return {"corpus": corpus_of(run, sources, digests)}
+
+
+def corpus_of(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
+    """The section `corpus`, as which a held-out text is always described."""
+    paths = [remember(run, Path(path)) for path in sources.paths]
+    how = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
+    return {"paths": paths, **how, "sources": _files(run, sources, digests)}
+
+
+def _files(run: Run, sources: Sources, digests: Sequence[str]) -> list[Info]:
+    return [
         {"path": remember(run, each.path), "size": each.size, "mtime_ns": each.mtime_ns, "sha256": digest}
         for each, digest in zip(sources.files, digests, strict=True)
     ]
-    if not sources.marks and sources.encoding == UTF_8:
-        return {"text": files[0]}
-    paths = [remember(run, Path(path)) for path in sources.paths]
-    how = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
-    return {"corpus": {"paths": paths, **how, "sources": files}}
 
 
 def files_of(info: Info) -> list[dict[str, Any]]:
@@ -120,21 +133,21 @@ def state(run: Run, sources: Sources) -> str:
 def moved(info: Info, source: Run, run: Run) -> Info:
     """The tokens.json of `source` for the tokens that `run` has taken over: the paths begin at another directory."""
 
-    def path(remembered: str) -> str:
-        return remember(run, locate(source, remembered))
+    def here(section: Info) -> Info:
+        files = [{**file, "path": remember(run, locate(source, file["path"]))} for file in files_of(section)]
+        return _section(run, section, files, paths_of(source, section))
 
-    section = _section(info, [{**file, "path": path(file["path"])} for file in files_of(info)])
-    if "corpus" in section:
-        section["corpus"]["paths"] = list(map(path, info["corpus"]["paths"]))
-    return {**info, **section}
+    held_out = {"held_out": here({"corpus": info["held_out"]})["corpus"]} if "held_out" in info else {}
+    return {**info, **here(info), **held_out}
 
 
 def identity(info: Info) -> str:
-    """A digest of a text: of the bytes of all its files, and of how they are read."""
-    if "text" in info:
+    """A digest of a text: of the bytes of all its files, of how they are read, and of what is held out."""
+    if "text" in info and "held_out" not in info:
         return str(info["text"]["sha256"])
-    corpus = info["corpus"]
-    parts = (corpus["encoding"], corpus["text_field"], *(file["sha256"] for file in corpus["sources"]))
+    sections = [info] + ([{"corpus": info["held_out"]}] if "held_out" in info else [])
+    hows = [(each.get("corpus", {}).get("encoding"), each.get("corpus", {}).get("text_field")) for each in sections]
+    parts = [(how, [file["sha256"] for file in files_of(each)]) for how, each in zip(hows, sections, strict=True)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -152,26 +165,49 @@ def sources_of(run: Run, info: Info) -> Sources:
     return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field)
 
 
-def check_text(run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report) -> Info:
+def texts_of(run: Run, info: Info) -> Texts:
+    """Both texts, as they were read when the tokens were made. Raises UserError if a file cannot be read now."""
+    held_out = sources_of(run, {"corpus": info["held_out"]}) if "held_out" in info else None
+    return Texts(sources_of(run, info), held_out)
+
+
+def check_text(
+    run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report, option: str = "--data-path"
+) -> Info:
     """Check that the text is still the one that was encoded; return its section of tokens.json with paths and times.
 
-    `asked` is what the user's flags say now. Files that are gone are reported, and so are new ones in a folder, unless
-    the user has named the folder again. Raises UserError if the text differs, with the advice `otherwise`.
+    `asked` is what the user's flags say now; its data_path comes from `option`. Files that are gone are reported, and
+    so are new ones in a folder, unless the user has named the folder again. Raises UserError if the text differs, with
+    the advice `otherwise`.
     """
     _check_reading(run, asked, info, otherwise)
     before = paths_of(run, info)
     groups = {name: named(name) for name in asked.data_path or before}
     names = [str(group.paths[0]) if group.by_itself else name for name, group in groups.items()]
     if list(map(os.path.abspath, names)) != list(map(os.path.abspath, before)):
-        return _check_moved(run, names, info, otherwise)
-    added = _check_in_place(run, [path for group in groups.values() for path in group.paths], info, otherwise, report)
-    if added:
+        return _check_moved(run, names, info, otherwise, option)
+    files = _check_in_place(run, info, otherwise, report)
+    if added := _added(run, [path for group in groups.values() for path in group.paths], info):
         has = f"{', '.join(names)} has {len(added):,} {'file' if len(added) == 1 else 'files'} that run {run.name} was "
         has += f"not made from: {few(added)}"
         if asked.data_path:
-            raise UserError(f"{has}: leave --data-path out to go on with the other ones, or {otherwise}")
+            raise UserError(f"{has}: leave {option} out to go on with the other ones, or {otherwise}")
         report(f"Note: {has}; to take them in, {otherwise}")
-    return _section(info, [_as_now(run, file) for file in files_of(info)])
+    return _section(run, info, files, before)
+
+
+def check_held_out(run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report) -> Info:
+    """As `check_text`, for the section `held_out`; nothing if no text of its own is held out."""
+    if "held_out" in info:
+        of_option = replace(asked, data_path=asked.val_path)
+        section = check_text(run, of_option, {"corpus": info["held_out"]}, otherwise, report, "--val-path")
+        return {"held_out": section["corpus"]}
+    if asked.val_path:
+        raise UserError(
+            f"--val-path is {', '.join(asked.val_path)}, but the tokens of run {run.name} were made without it: leave "
+            f"it out, or {otherwise}"
+        )
+    return {}
 
 
 def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> None:
@@ -186,57 +222,64 @@ def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> N
             )
 
 
-def _check_moved(run: Run, names: Sequence[str], info: Info, otherwise: str) -> Info:
+def _check_moved(run: Run, names: Sequence[str], info: Info, otherwise: str, option: str) -> Info:
     """The section of the text if the same files lie elsewhere. Raises UserError if they are not the same."""
     corpus = info.get("corpus", {"encoding": UTF_8, "text_field": None, "documents": False})
     sources = find(names, corpus["encoding"], corpus["text_field"]).sources
-    then = files_of(info)
-    complaint = (
-        f"--data-path is {sources.name}, but run {run.name} was made from {', '.join(paths_of(run, info))}, and "
-    )
-    complaint, advice = complaint + "they differ", f"leave it out, or {otherwise}"
-    if len(sources.files) != len(then) or sources.marks != corpus["documents"]:
-        raise UserError(f"{complaint} ({_files(len(then))} then, {_files(len(sources.files))} now): {advice}")
-    for source, file in zip(sources.files, then, strict=True):  # no time to compare: the digest decides
-        check_file(source.path, {**file, "mtime_ns": None}, complaint, advice)
-    return described(run, sources, [file["sha256"] for file in then])
+    before, then, now = ", ".join(paths_of(run, info)), files_of(info), sources.files
+    complaint = f"{option} is {sources.name}, but run {run.name} was made from {before}, and they differ"
+    advice = f"leave it out, or {otherwise}"
+    if len(now) != len(then) or sources.marks != corpus["documents"]:
+        raise UserError(f"{complaint} ({_count(len(then))} then, {_count(len(now))} now): {advice}")
+    files = [  # there is no time to compare: the digest decides
+        {**check_file(source.path, {**file, "mtime_ns": None}, complaint, advice), "path": remember(run, source.path)}
+        for source, file in zip(now, then, strict=True)
+    ]
+    return _section(run, info, files, sources.paths)
 
 
-def _check_in_place(run: Run, now: Sequence[Path], info: Info, otherwise: str, report: Report) -> list[Path]:
-    """Check the files where they were; returns those of `now` that are new. Raises UserError if one has changed."""
-    then = {locate(run, file["path"]): file for file in files_of(info)}
-    gone = [path for path in then if not path.exists()]
+def _check_in_place(run: Run, info: Info, otherwise: str, report: Report) -> list[Info]:
+    """Check the files where they were. Returns their sections, with the time as it is now of those that are there."""
+    files, gone = [], []
+    for file in files_of(info):
+        path = locate(run, file["path"])
+        if path.exists():
+            complaint = f"{path} has changed since it was tokenized"
+            files.append(check_file(path, file, complaint, f"restore it, or {otherwise}"))
+        else:
+            files.append(file)
+            gone.append(path)
     if gone and not run.tokens_path.exists():
         raise UserError(f"{gone[0]} does not exist: restore it, or {otherwise}")
-    for path in then.keys() - set(gone):
-        check_file(path, then[path], f"{path} has changed since it was tokenized", f"restore it, or {otherwise}")
-    if gone:
-        one, some = f"{gone[0]} is gone", f"{len(gone):,} of the {len(then):,} files are gone ({few(gone)})"
-        is_one = len(then) == 1
-        report(f"Note: {one if is_one else some}: going on with the tokens made from {'it' if is_one else 'them'}")
-    known = set(map(os.path.abspath, then))
-    return [path for path in now if os.path.abspath(path) not in known and _is_text(path, info)]
+    if gone and len(files) == 1:
+        report(f"Note: {gone[0]} is gone: going on with the tokens made from it")
+    elif gone:
+        some = f"{len(gone):,} of the {len(files):,} files are gone ({few(gone)})"
+        report(f"Note: {some}: going on with the tokens made from them")
+    return files
 
 
-def _is_text(path: Path, info: Info) -> bool:
-    try:
-        return Source.of(path, info["corpus"]["encoding"], in_folder=True).size > 0
-    except NotTextError:
-        return False
+def _added(run: Run, now: Sequence[Path], info: Info) -> list[Path]:
+    """The texts among the files `now` from which no tokens were made."""
+    known = {os.path.abspath(locate(run, file["path"])) for file in files_of(info)}
+    encoding = info.get("corpus", {}).get("encoding", UTF_8)
+    added = []
+    for path in now:
+        if os.path.abspath(path) not in known:
+            with suppress(NotTextError):
+                added.append(Source.of(path, encoding, in_folder=True).path)
+    return added
 
 
-def _as_now(run: Run, file: Info) -> Info:
-    """The section of a file with its size and time as they are now; as it was, if the file is gone."""
-    path = locate(run, file["path"])
-    return {**file, **stamp(path)} if path.exists() else file
+def _section(run: Run, info: Info, files: list[Info], paths: Sequence[str]) -> Info:
+    """The section of a text with other times and places of its files, which `paths` name."""
+    if "text" in info:
+        return {"text": files[0]}
+    return {"corpus": {**info["corpus"], "sources": files, "paths": [remember(run, Path(path)) for path in paths]}}
 
 
-def _section(info: Info, files: list[Info]) -> Info:
-    return {"corpus": {**info["corpus"], "sources": files}} if "corpus" in info else {"text": files[0]}
-
-
-def _files(count: int) -> str:
-    return "one file" if count == 1 else f"{count:,} files"
+def _count(files: int) -> str:
+    return "one file" if files == 1 else f"{files:,} files"
 
 
 def check_file(path: Path, then: Info, complaint: str, advice: str) -> Info:

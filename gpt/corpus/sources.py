@@ -293,6 +293,13 @@ class Sources:
         next(self.blocks(), None)
 
 
+class Texts(NamedTuple):
+    """The text to learn from, and the text that is held out, if it has sources of its own."""
+
+    train: Sources
+    held_out: Sources | None
+
+
 class Found(NamedTuple):
     """Sources, and the files of their folders that are not text."""
 

@@ -50,7 +50,7 @@ def run(hipgpt, tmp_path):
 
 
 def test_every_key_of_a_run_is_described_and_no_other(run):
-    check_json(run / "tokens.json", "tokens.json", without=starting("corpus.", "tokens.json"))
+    check_json(run / "tokens.json", "tokens.json", without=starting(("corpus.", "held_out."), "tokens.json"))
     check_json(run / "best_config.json", "The config")
     check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss"})
     check_metrics(run / "metrics.jsonl")
@@ -60,7 +60,8 @@ def test_every_key_of_a_run_is_described_and_no_other(run):
 
 
 def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
-    project.prepare(data_path="data")
+    project.text.with_name("held.txt").write_text("the dog sat\n" * 40)
+    project.prepare(data_path="data/d*", val_path="data/held.txt")
     check_json(project.run.tokens_info_path, "tokens.json", without=starting("text.", "tokens.json"))
 
 

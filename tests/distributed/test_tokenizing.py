@@ -242,7 +242,7 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
 
     parts = {"tokens.bin", "tokens.1.bin", "tokens.2.bin"}
     if (child := os.fork()) == 0:
-        gpt.encode._move_to_end = kill
+        gpt.encode.move_to_end = kill
         on_ranks(3, work)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
