@@ -358,7 +358,7 @@ def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": provenance.state(run, text), "kind": blank.kind, "vocab_limit": blank.vocab_limit}
+    learned_from = {"text": provenance.state(text), "kind": blank.kind, "vocab_limit": blank.vocab_limit}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:

@@ -43,6 +43,8 @@ Info = dict[str, Any]
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
+_MANY = 1000  # files of a text
+
 _FILE: Schema = {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
 
 
@@ -86,7 +88,9 @@ def read(run: Run) -> Info | None:
 
 
 def to_json(info: Info) -> str:
-    return json.dumps(info, indent=2) + "\n"  # in ASCII: a path need not be valid Unicode
+    """In ASCII, because a path need not be valid Unicode; indented, unless the files are so many that it takes long."""
+    files = len(info["corpus"]["sources"]) if "corpus" in info else 1
+    return json.dumps(info, indent=2 if files < _MANY else None) + "\n"
 
 
 def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
@@ -123,9 +127,9 @@ def paths_of(run: Run, info: Info) -> list[str]:
     ]
 
 
-def state(run: Run, sources: Sources) -> str:
+def state(sources: Sources) -> str:
     """A digest of the names, sizes and times of the files of a text, and of how they are read."""
-    files = [(remember(run, each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in sources.files]
+    files = [(str(each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in sources.files]
     parts = (sources.encoding, sources.field, sources.marks, files)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -313,10 +317,11 @@ def sha256(path: Path) -> str:
 
 def remember(run: Run, text: Path) -> str:
     """The path of a text as tokens.json has it (see the top of this file)."""
-    directory, absolute = Path(os.path.abspath(run.path)), Path(os.path.abspath(text))
-    if absolute.is_relative_to(directory.parent.parent):
-        absolute = Path(os.path.relpath(absolute, directory))
-    return absolute.as_posix()
+    directory, absolute = os.path.abspath(run.path), os.path.abspath(text)
+    project = os.path.dirname(os.path.dirname(directory))
+    if absolute.startswith(os.path.join(project, "")):
+        absolute = os.path.relpath(absolute, directory)
+    return absolute.replace(os.sep, "/")
 
 
 def locate(run: Run, remembered: str) -> Path:

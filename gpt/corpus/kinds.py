@@ -9,6 +9,7 @@ import gzip
 import importlib
 import io
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,12 +22,9 @@ from gpt.system.reading import SMALL, irregular, parse
 
 HEAD = 4096  # bytes at the beginning of a file that show its kind
 
-_COMPRESSIONS = {
-    "gzip": rb"\x1f\x8b",
-    "xz": rb"\xfd7zXZ\x00",
-    "bzip2": rb"BZh[1-9]1AY&SY",
-    "zstd": rb"\x28\xb5\x2f\xfd",
-}
+_COMPRESSIONS = re.compile(
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)"
+)
 _SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
 _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
@@ -37,16 +35,14 @@ _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 _UNPACK = "unpack it, and give the texts that were in it"
 _CONVERT = "write the texts in it to a UTF-8 file"
 # Formats of files that people give instead of a text: the first bytes, the kind, advice
-_OTHERS = [
-    (re.compile(beginning, re.DOTALL), what, advice)
-    for beginning, what, advice in (
-        (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
-        (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-        (rb".{257}ustar", "a tar archive", _UNPACK),
-        (rb"ARROW1", "an Arrow file", _CONVERT),
-        (rb"%PDF-", "a PDF file", _CONVERT),
-    )
-]
+_OTHERS = (
+    (rb"(PK\x03\x04|PK\x05\x06)", "a zip archive", _UNPACK),
+    (rb"(7z\xbc\xaf\x27\x1c)", "a 7z archive", _UNPACK),
+    (rb"(.{257}ustar)", "a tar archive", _UNPACK),
+    (rb"(ARROW1)", "an Arrow file", _CONVERT),
+    (rb"(%PDF-)", "a PDF file", _CONVERT),
+)
+_ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
 
 
 class NotTextError(UserError):
@@ -68,16 +64,16 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
     """
+    compression = None
     try:
         with cannot(f"read {path}"):
             _raise_if_irregular(path)
-            with open(path, "rb") as file:
+            with open(path, "rb", buffering=0) as file:
                 head = file.read(HEAD)
-                compression = next((name for name, start in _COMPRESSIONS.items() if re.match(start, head)), None)
-                if compression:
+                if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
                     file.seek(0)
                     with damage_named(path, compression):
-                        head = decompressed(file, compression).read(HEAD)
+                        head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
     if not head:
@@ -87,15 +83,16 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind
             raise NotTextError(f"{path} is a parquet file compressed with {compression}: {_UNPACK}")
         return Kind("parquet", None, encoding)
     _raise_if_other(path, head)
-    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), encoding)
+    if head.startswith(tuple(_MARKS)):
+        encoding = next(name for mark, name in _MARKS.items() if head.startswith(mark))
     if in_folder:
         _raise_unless_text(path, head, encoding)
     elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
         raise NotTextError(
             f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
         )
-    name = path.with_suffix("") if path.suffix.lower() in _SUFFIXES else path
-    by_name = _FORMATS.get(name.suffix.lower(), "plain")
+    name, suffix = os.path.splitext(str(path).lower())
+    by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
     return Kind(by_name if has_field or by_name == "jsonl" else "plain", compression, encoding)
 
 
@@ -145,9 +142,9 @@ def _raise_if_irregular(path: Path) -> None:
 
 
 def _raise_if_other(path: Path, head: bytes) -> None:
-    for beginning, what, advice in _OTHERS:
-        if beginning.match(head):
-            raise NotTextError(f"{path} is {what}: {advice}")
+    if (found := _ANY_OTHER.match(head)) and found.lastindex:
+        _, what, advice = _OTHERS[found.lastindex - 1]
+        raise NotTextError(f"{path} is {what}: {advice}")
 
 
 def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:

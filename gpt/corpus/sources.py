@@ -87,6 +87,10 @@ class Source:
             yield from self._row_groups(begin, end, mark, watch)
             return
         with open(self.path, "rb", buffering=0) as raw:
+            if self._is_small and begin == 0 and end is None:  # the same as below, several times as fast
+                watch(data := raw.read(_BUFFER + 1))
+                yield data.decode(self.encoding) + mark
+                return
             raw.seek(begin)
             watched = _Watched(raw, min(_BUFFER, self.size + 1), end, watch)
             if self.format == "plain" and not self.compression:
@@ -101,6 +105,10 @@ class Source:
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
                 yield from documents.table(file, self.path, self.encoding, self.field, mark, delimiter)
+
+    @property
+    def _is_small(self) -> bool:
+        return self.size <= _BUFFER and self.format == "plain" and self.compression is None
 
     def _row_groups(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
         file = documents.Parquet(self.path, self.field)
@@ -316,7 +324,7 @@ def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None) 
     files, left_out, seen = [], [], set()
     for name, (paths, by_itself) in zip(names, groups, strict=True):
         for path in paths:
-            if (real := os.path.abspath(path)) in seen:
+            if (real := os.path.abspath(str(path))) in seen:
                 raise UserError(f"--data-path {name} names {path} a second time: name each file once")
             seen.add(real)
             try:
