@@ -25,7 +25,17 @@ from gpt.corpus.kinds import looks_like_json_lines
 from gpt.corpus.sources import UTF_8, Texts, few, find, left_out_words
 from gpt.corpus.standard_input import copied
 from gpt.distributed.ranks import ALONE, Ranks
-from gpt.encode import Encoded, Progress, dtype_of, encode, encode_part, enough_memory, move_to_end, named_as_placed
+from gpt.encode import (
+    Joined,
+    Progress,
+    dtype_of,
+    encode,
+    encode_part,
+    enough_memory,
+    journal,
+    move_to_end,
+    named_as_placed,
+)
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
 from gpt.run import Run
@@ -329,26 +339,34 @@ def _make(
                 tokenizer = _learned(run, texts.train, tokenizer, report, progress)
                 tokenizer_file = staged / run.tokenizer_path.name
             else:
-                remove(staged)
-                staged.mkdir()
+                _remove_leftovers(run)
+                staged.mkdir(exist_ok=True)
                 tokenizer_file = run.tokenizer_path
-            info = _encode(run, texts, tokenizer, tokenizer_file, progress, ranks)
+            info = _encode(run, texts, tokenizer, tokenizer_file, report, progress, ranks)
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
-            (staged / LEARNED).unlink(missing_ok=True)
+            for path in (staged / LEARNED, journal(staged / run.tokens_path.name), journal(staged / _HELD_OUT)):
+                path.unlink(missing_ok=True)
             commit(staged, run.committed_path)
     except BaseException as error:
-        _remove_all_but_the_vocabulary(run)
-        if isinstance(error, UserError) or not (staged / LEARNED).exists():
+        if isinstance(error, UserError) or not _remove_leftovers(run):
             remove(staged)
         raise
     return _opened(run, tokenizer, info)
 
 
-def _remove_all_but_the_vocabulary(run: Run) -> None:
-    """Empty the staging folder, if there is one, of tokens. A vocabulary that has been learned stays."""
-    with suppress(FileNotFoundError):
-        for name in set(os.listdir(run.staged_path)) - {run.tokenizer_path.name, LEARNED}:
-            remove(run.staged_path / name)
+def _remove_leftovers(run: Run) -> bool:
+    """Empty the staging folder, if there is one, of all that is of no use to the next call. Whether anything is.
+
+    A vocabulary that has been learned stays, and so do tokens that are known to be whole up to some place.
+    """
+    there = set(os.listdir(run.staged_path)) if run.staged_path.is_dir() else set()
+    useful = {run.tokenizer_path.name, LEARNED} if LEARNED in there else set()
+    for name in (run.tokens_path.name, _HELD_OUT):
+        if journal(Path(name)).name in there:
+            useful |= {name, journal(Path(name)).name}
+    for name in there - useful:
+        remove(run.staged_path / name)
+    return bool(there & useful)
 
 
 def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress: Progress) -> Tokenizer:
@@ -358,13 +376,13 @@ def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": provenance.state(text), "kind": blank.kind, "vocab_limit": blank.vocab_limit}
+    learned_from = {"text": text.state(), "kind": blank.kind, "vocab_limit": blank.vocab_limit}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
             tokenizer = Tokenizer.load(saved)
     if tokenizer:
-        _remove_all_but_the_vocabulary(run)
+        _remove_leftovers(run)
         report("Note: going on with the vocabulary that was learned from this text before")
     else:
         remove(staged)
@@ -429,20 +447,20 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
 
 
 def _encode(
-    run: Run, texts: Texts, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
+    run: Run, texts: Texts, tokenizer: Tokenizer, tokenizer_file: Path, report: Report, progress: Progress, ranks: Ranks
 ) -> Info:
     """Write tokens.bin into the staging folder, and return its tokens.json. Raises UserError as `_encode_one` does."""
     target = run.staged_path / run.tokens_path.name
-    made, digests = _encode_one(run, texts.train, tokenizer, tokenizer_file, target, progress, ranks)
+    made = _encode_one(run, texts.train, tokenizer, tokenizer_file, target, report, progress, ranks)
     count, characters, dropped = made.tokens, made.characters, made.lost.total()
-    sections = provenance.described(run, texts.train, digests)
+    sections = provenance.described(run, texts.train, made.digests.finished)
     if texts.held_out:
         part = run.staged_path / _HELD_OUT
-        held, digests = _encode_one(run, texts.held_out, tokenizer, tokenizer_file, part, progress, ranks)
+        held = _encode_one(run, texts.held_out, tokenizer, tokenizer_file, part, report, progress, ranks)
         move_to_end(part, target, made.tokens_digest)
         count, characters = count + held.tokens, characters + held.characters
         dropped += held.lost.total()
-        corpus = provenance.corpus_of(run, texts.held_out, digests)
+        corpus = provenance.corpus_of(run, texts.held_out, held.digests.finished)
         sections["held_out"] = {**corpus, "count": held.tokens}
     info = {
         "dtype": dtype_of(tokenizer).name,
@@ -463,21 +481,26 @@ def _encode(
 
 
 def _encode_one(
-    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, progress: Progress, ranks: Ranks
-) -> tuple[Encoded, list[str]]:
-    """Write the tokens of a text to a new file in the staging folder; returns what `encode` does.
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, report: Report,
+    progress: Progress, ranks: Ranks,
+) -> Joined:  # fmt: skip
+    """Write the tokens of a text to a file in the staging folder; returns what `encode` does.
 
     Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
     as it was when it was found.
     """
-    made, digests = encode(run, text, tokenizer, tokenizer_file, target, progress, ranks)
+    made = encode(run, text, tokenizer, tokenizer_file, target, progress, ranks)
+    if made.found:
+        report(
+            f"Note: {made.found:,} of the {made.tokens:,} tokens of {text.name} were there from an interrupted command"
+        )
     if not made.tokens:
         raise UserError(f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text")
     _raise_if_lossy(text.name, made.lost.total(), made.characters)
     for file in text.files:
         if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
             raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
-    return made, digests
+    return made
 
 
 def _opened(run: Run, tokenizer: Tokenizer, info: Info) -> Corpus:

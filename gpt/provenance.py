@@ -127,13 +127,6 @@ def paths_of(run: Run, info: Info) -> list[str]:
     ]
 
 
-def state(sources: Sources) -> str:
-    """A digest of the names, sizes and times of the files of a text, and of how they are read."""
-    files = [(str(each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in sources.files]
-    parts = (sources.encoding, sources.field, sources.marks, files)
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def moved(info: Info, source: Run, run: Run) -> Info:
     """The tokens.json of `source` for the tokens that `run` has taken over: the paths begin at another directory."""
 

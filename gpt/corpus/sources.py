@@ -10,7 +10,9 @@ For example, three files of 4, 1 and 2 MB are cut into pieces of about 2 MB at (
 """
 
 import codecs
+import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -235,6 +237,12 @@ class Sources:
     @property
     def end(self) -> Place:
         return Place(len(self.files), 0)
+
+    def state(self) -> str:
+        """A digest of the names, sizes and times of the files, and of how they are read."""
+        files = [(str(each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in self.files]
+        parts = (self.encoding, self.field, self.marks, files)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def blocks(
         self, begin: Place = START, end: Place | None = None, watch: Watch = _unwatched,

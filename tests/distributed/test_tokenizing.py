@@ -115,18 +115,15 @@ def test_a_rank_that_is_slow_leaves_pieces_to_the_others(project, tokenized, man
 
         def late(*arguments):
             time.sleep(1)
+            with open(project.text.with_name("taken"), "a") as taken:
+                taken.write("x")
             return encode_range(*arguments)
 
-        def reported(value):
-            taken.write_text(str(len(value)))
-            return gather(value)
-
         if ranks.rank == 2:
-            taken, gather = project.text.with_name("taken"), ranks.gather
-            gpt.encode._encode_range, ranks.gather = late, reported
+            gpt.encode._encode_range = late
 
     tokenized(3, slow)
-    assert int(project.text.with_name("taken").read_text()) < len(TEXT) / 100 / 3
+    assert 0 < len(project.text.with_name("taken").read_text()) < len(TEXT) / 100 / 3
     assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
 
 
@@ -250,6 +247,30 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
     project.prepare()
     assert not project.run.staged_path.exists()
     assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
+
+
+def test_ranks_go_on_behind_the_last_piece_that_a_killed_first_rank_has_appended(project, tokenized, many_pieces):
+    project.prepare(vocab_limit=50)
+    alone, info = project.snapshot(), project.info()
+    project.run.tokens_path.unlink()
+    move, calls = gpt.encode.move_to_end, []
+
+    def kill(*arguments):
+        calls.append(None)
+        if len(calls) > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return move(*arguments)
+
+    if (child := os.fork()) == 0:
+        gpt.encode.move_to_end = kill
+        tokenized(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    tokenized(2)
+    assert "were there from an interrupted command" in project.notes[1]
+    assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
+    assert described(project.info()) == described(info)
+    assert not project.run.staged_path.exists()
 
 
 @pytest.mark.parametrize("change", ["grows", "is another one for rank 1"])
