@@ -319,4 +319,4 @@ def remember(run: Run, text: Path) -> str:
 
 def locate(run: Run, remembered: str) -> Path:
     """The path that `remember` turned into `remembered`. Links are not followed: `..` means the folder above."""
-    return Path(os.path.normpath(run.path / remembered))
+    return Path(os.path.normpath(os.path.join(run.path, remembered)))

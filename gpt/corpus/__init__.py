@@ -2,8 +2,8 @@
 
 - finding.py: the files that --data-path names, in a fixed order.
 - kinds.py: what a file is, by its first bytes and its name: its compression, its encoding, its format.
-- documents.py: a file of some format as a stream of strings, and the places at which it may be cut.
-- sources.py: `Sources`, the files in their order, read as one text; `Source`, one of them.
+- documents.py: the documents in a file of each format, as a stream of strings.
+- sources.py: `Sources`, the files in their order, read as one text and cut into pieces; `Source`, one of them.
 - standard_input.py: the copy of standard input in a run.
 
 Every file, JSON line and row of a table is a document, and `<|endoftext|>` stands behind each. One file of plain text

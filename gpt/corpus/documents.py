@@ -1,7 +1,7 @@
-"""A file of some format as a stream of strings, and the places at which such a file may be cut in two.
+"""A file of some format as a stream of strings.
 
-Each function here takes a file that is open at a place, decompressed, and yields the strings of its documents. It
-yields `END`, the end-of-text mark or nothing, behind each document.
+Each function here takes a file that is open at a place, decompressed, and yields the strings of its documents, with
+`mark`, the end-of-text mark or nothing, behind each document. A document without text is passed over.
 """
 
 import codecs
@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from gpt.errors import UserError, shown
 
@@ -33,35 +33,43 @@ def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -
         yield mark
 
 
-def json_lines(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, first_line: int) -> Iterator[str]:
+def json_lines(
+    file: BinaryIO, path: Path, encoding: str, field: str, mark: str, lines_before: Callable[[], int]
+) -> Iterator[str]:
     """The documents of a JSON Lines file: the string in the field `field` of each line. Empty lines are passed over.
 
-    Raises UserError, which names the line, for one without that field or with anything but text in it.
+    Raises UserError for a line without that field or with anything but text in it. The error names the line;
+    `lines_before` counts those in front of the first one that is read here.
     """
-    for number, line in enumerate(_lines(file, encoding, "\n"), first_line):
+    for number, line in enumerate(_lines(file, encoding, "\n"), 1):
         if line.isspace():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number}, is not JSON ({shown(str(error), quoted=False)}): repair it"
-            ) from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, line {number}, is not a JSON object, but must be one with the field {field!r}")
-        if field not in record:
-            _raise_no_field(f"{path}, line {number},", "field", field, record)
-        text = record[field]
-        if not isinstance(text, str):
-            raise UserError(
-                f"{path}, line {number}: the field {field!r} is {shown(text)}, but must be text: name another with "
-                "--text-field, or repair the line"
-            )
-        if "\\u" in line and not _encodes(text):
-            raise UserError(f"{path}, line {number}: the field {field!r} has half of a surrogate pair: repair it")
+            text = _text_of(line, field)
+        except ValueError as error:
+            raise UserError(f"{path}, line {lines_before() + number}{error}") from None
         if text:
             yield text
             yield mark
+
+
+def _text_of(line: str, field: str) -> str:
+    """The text of a JSON line. Raises ValueError with what follows the line's number in a message, if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f", is not JSON ({shown(str(error), quoted=False)}): repair it") from None
+    if not isinstance(record, dict):
+        raise ValueError(f", is not a JSON object, but must be one with the field {field!r}")
+    if field not in record:
+        raise ValueError(f", {_no_field('field', field, record)}")
+    text = record[field]
+    if not isinstance(text, str):
+        advice = "name another with --text-field, or repair the line"
+        raise ValueError(f": the field {field!r} is {shown(text)}, but must be text: {advice}")
+    if "\\u" in line and not _encodes(text):
+        raise ValueError(f": the field {field!r} has half of a surrogate pair: repair it")
+    return text
 
 
 def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, delimiter: str) -> Iterator[str]:
@@ -74,7 +82,7 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
     try:
         header = next(rows, [])
         if field not in header:
-            _raise_no_field(f"{path}", "column", field, header)
+            raise UserError(f"{path} {_no_field('column', field, header)}")
         column = header.index(field)
         for row in rows:
             if row and len(row) <= column:
@@ -107,7 +115,7 @@ class Parquet:
             raise UserError(f"{path} is not a parquet file ({shown(str(error), quoted=False)}): get it again") from None
         schema = self._file.schema_arrow
         if field not in schema.names:
-            _raise_no_field(f"{path}", "column", field, schema.names)
+            raise UserError(f"{path} {_no_field('column', field, schema.names)}")
         kind: Any = schema.field(field).type
         if not any(is_kind(kind) for is_kind in (arrow.types.is_string, arrow.types.is_large_string)):
             raise UserError(f"{path}: the column {field!r} holds {kind}, not text: name another with --text-field")
@@ -149,8 +157,8 @@ def _encodes(text: str) -> bool:
         return False
 
 
-def _raise_no_field(place: str, what: str, field: str, names: Iterable[str]) -> NoReturn:
+def _no_field(what: str, field: str, names: Iterable[str]) -> str:
     listed = list(map(str, names))
     others = f", only {', '.join(shown(name) for name in listed[:_MOST_NAMED])}" if listed else ""
     more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
-    raise UserError(f"{place} has no {what} {field!r}{others}{more}: name the {what} of the text with --text-field")
+    return f"has no {what} {field!r}{others}{more}: name the {what} of the text with --text-field"

@@ -102,8 +102,8 @@ class Source:
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
             elif self.format == "jsonl":
-                first_line = 1 + self._lines_before(begin)
-                yield from documents.json_lines(file, self.path, self.encoding, self.field, mark, first_line)
+                before = partial(self._lines_before, begin)
+                yield from documents.json_lines(file, self.path, self.encoding, self.field, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
                 yield from documents.table(file, self.path, self.encoding, self.field, mark, delimiter)
