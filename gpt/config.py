@@ -110,6 +110,7 @@ class DataConfig:
     encoding: str | None = None
     text_field: str | None = None
     val_path: tuple[str, ...] = ()
+    shuffle_documents: int | None = None
 
     def __post_init__(self) -> None:
         if self.encoding is not None:

@@ -45,6 +45,8 @@ DATA = (
             default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt"),
     Setting(DataConfig, "val_path", "--val-path", metavar="PATH", multiple=True, default_text="the end of the text",
             help="Text to hold out for validation, named as in --data-path. May be given more than once."),
+    Setting(DataConfig, "shuffle_documents", "--shuffle-documents", metavar="SEED", default_text="their order",
+            help="Shuffle the documents, by an order that the seed decides."),
     Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
             help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
     Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",

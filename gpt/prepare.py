@@ -22,6 +22,7 @@ from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig, TokenizerConfig, flag, pick
 from gpt.corpus import Sources
 from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.shuffling import shuffle_documents
 from gpt.corpus.sources import UTF_8, Texts, few, find, left_out_words
 from gpt.corpus.standard_input import copied
 from gpt.distributed.ranks import ALONE, Ranks
@@ -43,12 +44,14 @@ from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
-from gpt.tokenizer import Tokenizer, lost_note
+from gpt.tokenizer import END_OF_TEXT, Tokenizer, lost_note
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its text and settings
 
 _HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
+
+_SHUFFLED = "shuffled.bin"  # the tokens with their documents in another order, until they replace the others
 
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
@@ -196,6 +199,12 @@ def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, 
     held_out = {"corpus": info["held_out"]} if info and "held_out" in info else None
     encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
     train = find(names, encoding, field)
+    seed = data.shuffle_documents if data.shuffle_documents is not None else before.get("shuffle_documents")
+    if seed is not None and not train.sources.marks:
+        raise UserError(
+            f"--shuffle-documents is {seed}, but {train.sources.name} is one plain text: leave it out, or give several "
+            "files, a folder or JSON Lines"
+        )
     val_names = data.val_path or (provenance.paths_of(run, held_out) if held_out else ())
     held = find(val_names, encoding, field) if val_names else None
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
@@ -206,7 +215,7 @@ def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, 
         )
     ):
         raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
-    return Texts(train.sources, held.sources if held else None)
+    return Texts(replace(train.sources, seed=seed), held.sources if held else None)
 
 
 def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, Any]) -> Tokenizer:
@@ -453,15 +462,21 @@ def _encode(
     target = run.staged_path / run.tokens_path.name
     made = _encode_one(run, texts.train, tokenizer, tokenizer_file, target, report, progress, ranks)
     count, characters, dropped = made.tokens, made.characters, made.lost.total()
-    sections = provenance.described(run, texts.train, made.digests.finished)
+    sections, tokens_digest = provenance.described(run, texts.train, made.digests.finished), made.tokens_digest
     if texts.held_out:
         part = run.staged_path / _HELD_OUT
         held = _encode_one(run, texts.held_out, tokenizer, tokenizer_file, part, report, progress, ranks)
-        move_to_end(part, target, made.tokens_digest)
         count, characters = count + held.tokens, characters + held.characters
         dropped += held.lost.total()
         corpus = provenance.corpus_of(run, texts.held_out, held.digests.finished)
         sections["held_out"] = {**corpus, "count": held.tokens}
+    if texts.train.seed is not None:
+        (mark,) = tokenizer.encode(END_OF_TEXT)
+        shuffled = run.staged_path / _SHUFFLED
+        tokens_digest = shuffle_documents(target, shuffled, dtype_of(tokenizer), mark, texts.train.seed)
+        os.replace(shuffled, target)
+    if texts.held_out:
+        move_to_end(run.staged_path / _HELD_OUT, target, tokens_digest)
     info = {
         "dtype": dtype_of(tokenizer).name,
         "count": count,
@@ -475,7 +490,7 @@ def _encode(
             "sha256": provenance.sha256(tokenizer_file),
             "unicode": UNICODE_VERSION,
         },
-        "tokens": {**provenance.stamp(target), "sha256": made.tokens_digest.hexdigest()},
+        "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
     }
     return {**info, "checked": provenance.pair_digest(info)}
 

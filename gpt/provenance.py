@@ -33,7 +33,8 @@ Info = dict[str, Any]
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
 - the section text, if one UTF-8 text was named by itself: path, size, mtime_ns, sha256;
 - otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
-  documents (whether the end-of-text mark stands behind each document), and sources, a list of such sections for all
+  documents (whether the end-of-text mark stands behind each document), shuffle_documents (a seed, if they are
+  shuffled), and sources, a list of such sections for all
   files in their order;
 - the section held_out, if --val-path was given: the same keys as in corpus, and count, the number of its tokens, which
   are the last ones of tokens.bin;
@@ -43,6 +44,7 @@ Info = dict[str, Any]
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
+_READING = ("encoding", "text_field", "shuffle_documents")  # keys of a corpus that say how it becomes tokens
 _MANY = 1000  # files of a text
 
 _FILE: Schema = {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
@@ -63,6 +65,7 @@ _CORPUS: Schema = {
     "encoding": TEXT,
     "text_field": or_null(TEXT),
     "documents": TRUTH,
+    "shuffle_documents": optional(INTEGER),
     "sources": Kind("a list of files", _is_list_of_files),
 }
 _INFO: Schema = {
@@ -103,7 +106,9 @@ def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
 def corpus_of(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
     """The section `corpus`, as which a held-out text is always described."""
     paths = [remember(run, Path(path)) for path in sources.paths]
-    how = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
+    how: Info = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
+    if sources.seed is not None:
+        how["shuffle_documents"] = sources.seed
     return {"paths": paths, **how, "sources": _files(run, sources, digests)}
 
 
@@ -143,7 +148,7 @@ def identity(info: Info) -> str:
     if "text" in info and "held_out" not in info:
         return str(info["text"]["sha256"])
     sections = [info] + ([{"corpus": info["held_out"]}] if "held_out" in info else [])
-    hows = [(each.get("corpus", {}).get("encoding"), each.get("corpus", {}).get("text_field")) for each in sections]
+    hows = [[each.get("corpus", {}).get(key) for key in _READING] for each in sections]
     parts = [(how, [file["sha256"] for file in files_of(each)]) for how, each in zip(hows, sections, strict=True)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -159,7 +164,8 @@ def sources_of(run: Run, info: Info) -> Sources:
     if "text" in info:
         return Sources(paths, [replace(Source.of(files[0]), format="plain")])
     encoding, field = info["corpus"]["encoding"], info["corpus"]["text_field"]
-    return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field)
+    seed = info["corpus"].get("shuffle_documents")
+    return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field, seed)
 
 
 def texts_of(run: Run, info: Info) -> Texts:
@@ -196,7 +202,7 @@ def check_text(
 def check_held_out(run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report) -> Info:
     """As `check_text`, for the section `held_out`; nothing if no text of its own is held out."""
     if "held_out" in info:
-        of_option = replace(asked, data_path=asked.val_path)
+        of_option = replace(asked, data_path=asked.val_path, shuffle_documents=None)  # it is never shuffled
         section = check_text(run, of_option, {"corpus": info["held_out"]}, otherwise, report, "--val-path")
         return {"held_out": section["corpus"]}
     if asked.val_path:
@@ -209,10 +215,10 @@ def check_held_out(run: Run, asked: DataConfig, info: Info, otherwise: str, repo
 
 def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> None:
     """Raises UserError if a flag says that the files are to be read in another way than they were."""
-    used = info.get("corpus", {"encoding": UTF_8, "text_field": None})
-    for key in ("encoding", "text_field"):
+    used = {"encoding": UTF_8, "text_field": None, "shuffle_documents": None, **info.get("corpus", {})}
+    for key in _READING:
         if (wanted := getattr(asked, key)) is not None and wanted != used[key]:
-            how = f"with {used[key]}" if used[key] else "without it"
+            how = f"with {used[key]}" if used[key] is not None else "without it"
             raise UserError(
                 f"{flag(key)} is {wanted}, but the tokens of run {run.name} were made {how}: leave it out, or "
                 f"{otherwise}"

@@ -211,6 +211,7 @@ def feed(path: Path, begin: int, end: int | None, watch: Watch) -> None:
 class Sources:
     """The files of a text, in their order. `paths` is what named them, `encoding` and `field` how they were to be read.
 
+    If there is a `seed`, the documents of the tokens are to be in an order that it decides; their text is not.
     `<|endoftext|>` stands behind each document, except if there is one plain text that was named by itself: `marks` is
     then False.
     """
@@ -219,6 +220,7 @@ class Sources:
     files: Sequence[Source]
     encoding: str = UTF_8
     field: str | None = None
+    seed: int | None = None
 
     @property
     def name(self) -> str:

@@ -61,7 +61,7 @@ def test_every_key_of_a_run_is_described_and_no_other(run):
 
 def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
     project.text.with_name("held.txt").write_text("the dog sat\n" * 40)
-    project.prepare(data_path="data/d*", val_path="data/held.txt")
+    project.prepare(data_path="data/d*", val_path="data/held.txt", shuffle_documents=5)
     check_json(project.run.tokens_info_path, "tokens.json", without=starting("text.", "tokens.json"))
 
 
