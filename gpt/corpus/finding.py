@@ -7,7 +7,7 @@ and folders whose names begin with a dot are passed over, as the shell does.
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +40,9 @@ def named(name: str) -> Named:
     path = _behind(Path(name))
     if path.is_dir():
         with cannot(f"read {path}"):
-            return Named(_ordered(_walk(path, set())), by_itself=False)
+            return Named(_ordered(_walk(str(path), set())), by_itself=False)
     if glob.has_magic(name) and not os.path.lexists(path):
-        matching = [Path(each) for each in glob.iglob(name, recursive=True)]
-        if not (files := [each for each in matching if not each.is_dir()]):
+        if not (files := [each for each in glob.iglob(name, recursive=True) if not os.path.isdir(each)]):
             raise UserError(f"--data-path {name} matches no file: give the path of a text, of a folder or a pattern")
         return Named(_ordered(files), by_itself=False)
     return Named([path], by_itself=True)
@@ -55,11 +54,11 @@ def _behind(path: Path) -> Path:
     return Path(real) if str(path).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else path
 
 
-def _ordered(paths: Iterator[Path] | list[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: os.fsencode(path.as_posix()))
+def _ordered(paths: Iterable[str]) -> list[Path]:
+    return list(map(Path, sorted(paths, key=lambda path: os.fsencode(path.replace(os.sep, "/")))))
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
     """All that lies in a folder and is no folder itself. A folder that links lead to again is read once."""
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in seen:
@@ -69,6 +68,6 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda each: each.name)
     for entry in visible:
         if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+            yield from _walk(entry.path, seen)
         else:
-            yield Path(entry.path)
+            yield entry.path

@@ -90,7 +90,7 @@ class Source:
             return
         with open(self.path, "rb", buffering=0) as raw:
             if self._is_small and begin == 0 and end is None:  # the same as below, several times as fast
-                watch(data := raw.read(_BUFFER + 1))
+                watch(data := raw.read(self.size + 1))
                 yield data.decode(self.encoding) + mark
                 return
             raw.seek(begin)
