@@ -41,6 +41,9 @@ setup(
         "cuda13": ["cupy-cuda13x[ctk]", 'nvidia-nccl-cu13>=2.27.7,<3; sys_platform == "linux"'],
         # There is no MPICH for Windows or older systems than manylinux_2_28; PyPI has an empty 0.0.0 for them.
         "mpi": ["mpi4py>=4", 'mpich>=4.3; sys_platform != "win32"'],
+        # Python can read zstd itself from 3.14 on.
+        "zstd": ['backports.zstd>=1; python_version < "3.14"'],
+        "parquet": ["pyarrow>=14"],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
         "plot": ["matplotlib>=3.6"],  # curves as pictures
@@ -52,6 +55,8 @@ setup(
             "safetensors>=0.4.3",
             "tokenizers>=0.20",
             "matplotlib>=3.6",
+            "pyarrow>=14",
+            'backports.zstd>=1; python_version < "3.14"',
         ],
         "peers": ["torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.

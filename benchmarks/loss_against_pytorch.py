@@ -23,7 +23,7 @@ import torch
 
 from gpt import plan
 from gpt.batches import Batches
-from gpt.config import PRECISIONS, PRESETS
+from gpt.config import PRECISIONS, PRESETS, DataConfig
 from gpt.errors import UserError
 from gpt.initialization import initial_weights
 from gpt.ops import select
@@ -93,7 +93,7 @@ def tokenized(text: str, preset: str | None) -> tuple[np.ndarray, int]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run("peer", Path(folder))
         with run.lock():
-            corpus = prepare(run, data_path=text, preset=preset, report=click.echo)
+            corpus = prepare(run, data=DataConfig((text,)), preset=preset, report=click.echo)
         return np.array(corpus.tokens), corpus.tokenizer.vocab_size
 
 

@@ -92,8 +92,8 @@ def resident(process: int) -> int:
 
 def hipgpt(text: Path, vocab_size: int, kind: str, saved: Path, load: bool) -> dict[str, float]:
     sys.path.insert(0, str(ROOT))
+    from gpt.corpus import read_blocks
     from gpt.tokenizer import Tokenizer
-    from gpt.tokenizer.text import read_blocks
 
     def encode(tokenizer: Tokenizer) -> None:
         exhaust(tokenizer.encode_blocks(read_blocks(text)))

@@ -102,11 +102,11 @@ class Shuffle:
 @lru_cache(maxsize=2)
 def _pass(seed: int, number: int, circle: int, count: int) -> tuple[int, Shuffle]:
     """The offset of a pass, from 0 to circle − 1, and the order of its `count` windows."""
-    generator = _generator(seed, number)
+    generator = philox(seed, number)
     return int(generator.integers(circle)), Shuffle(count, generator)
 
 
-def _generator(seed: int, number: int) -> np.random.Generator:
+def philox(seed: int, number: int) -> np.random.Generator:
     """Philox (Salmon et al. 2011) keyed by both numbers, which may have any size: its draws depend on the key alone."""
     return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, number % 2**64], np.uint64)))
 
@@ -244,7 +244,7 @@ class Batches:
         return (index * self.batch * self.seq % circle + np.arange(self.batch, dtype=np.int64) * self.seq) % circle
 
     def _random(self, index: int) -> np.ndarray:
-        return _generator(self.seed, index).integers(self.train_tokens - self.seq, size=self.batch)
+        return philox(self.seed, index).integers(self.train_tokens - self.seq, size=self.batch)
 
     def _read(self, starts: np.ndarray, circle: int, out: Batch) -> Batch:
         """Fill `out` with the tokens of the windows at `starts` and with their labels.

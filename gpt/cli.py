@@ -27,9 +27,11 @@ from gpt.config import (
     PRESETS,
     TUNING,
     WARMUPS,
+    DataConfig,
     SamplingConfig,
     TokenizerConfig,
     TrainConfig,
+    pick,
 )
 from gpt.errors import UserError, shown
 from gpt.options import (
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
 @click.version_option(gpt.__version__, prog_name="hipgpt")
 @click.pass_context
 def main(context: click.Context, /) -> None:
-    """Train GPT-2 style language models from a text file, on AMD GPUs, NVIDIA GPUs and plain CPUs.
+    """Train GPT-2 style language models from text files, on AMD GPUs, NVIDIA GPUs and plain CPUs.
 
     The example below trains a small model on the text that comes with hipgpt, in about a minute on a CPU.
     """
@@ -92,7 +94,7 @@ def main(context: click.Context, /) -> None:
                    help="TOML file to write, with the options that were given."),
         ),
         "Data": (
-            DATA, *TOKENIZER,
+            *DATA, *TOKENIZER,
             Setting(TrainConfig, "val_fraction", "--val-fraction", metavar="P",
                     help="Fraction of the text, from its end, kept for validation."),
             Setting(TrainConfig, "sampling", "--sampling",
@@ -152,10 +154,10 @@ def main(context: click.Context, /) -> None:
 )  # fmt: skip
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
-    source: str | None, save_config: Path | None, data_path: str | None, reset: bool, gpus: str | None,
-    global_batch: int | None, shard_optimizer: bool, settings: dict[str, Any],
+    source: str | None, save_config: Path | None, reset: bool, gpus: str | None, global_batch: int | None,
+    shard_optimizer: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Train a model on a text file.
+    """Train a model on text files.
 
     Tokenizes the text first if the run has no tokens yet. Ctrl-C finishes the step and saves a checkpoint; --resume
     continues from there exactly. --ckpt goes on from a checkpoint with a new learning-rate schedule. With either, flags
@@ -197,8 +199,8 @@ def train_model(
             ops, train = plan.select_ops(device, blas, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
             chosen = plan.make(
-                run, start, model, train, flags=settings, data_path=data_path, preset=preset, reset=reset,
-                console=console, ranks=ranks, origin=origin,
+                run, start, model, train, flags=settings, preset=preset, reset=reset, console=console, ranks=ranks,
+                origin=origin,
             )  # fmt: skip
             plan.agree(chosen, ops, ranks, shard_optimizer)
             ranks.connect(ops, shard_optimizer)
@@ -234,7 +236,7 @@ def train_model(
     sections={
         "Run": (NEW_RUN, RUNS),
         "Data": (
-            DATA,
+            *DATA,
             Option("--preset", type=click.Choice(list(PRESETS)),
                    help="Preset whose kind of tokenizer and vocabulary size to use; explicit flags override it."),
             *TOKENIZER,
@@ -250,8 +252,8 @@ def train_model(
     """,
 )  # fmt: skip
 def tokenize_text(
-    run_name: str | None, runs_dir: Path, data_path: str | None, preset: str | None, reset: bool, text: str | None,
-    ids: str | None, settings: dict[str, Any],
+    run_name: str | None, runs_dir: Path, preset: str | None, reset: bool, text: str | None, ids: str | None,
+    settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a run's tokenizer and encode its text. With --text or --decode: show how the tokenizer splits a text.
 
@@ -264,7 +266,7 @@ def tokenize_text(
 
     if text is not None or ids is not None:
         both = text is not None and ids is not None
-        if run_name is None or both or data_path is not None or preset is not None or reset or settings:
+        if run_name is None or both or preset is not None or reset or settings:
             raise UserError("--text and --decode need --run-name, and go with no other option")
         _show_ids(Run(run_name, runs_dir).tokenizer_path, text, ids)
         return
@@ -273,8 +275,8 @@ def tokenize_text(
         run = Run(ranks.share(Run.new_name() if run_name is None else run_name), runs_dir)
         with run.lock() if ranks.is_first else nullcontext():
             info = prepare(
-                run, data_path=data_path, preset=preset, reset=reset, report=console.line, progress=console.progress,
-                ranks=ranks, **settings,
+                run, data=DataConfig(**pick(DataConfig, settings)), preset=preset, reset=reset, report=console.line,
+                progress=console.progress, ranks=ranks, **pick(TokenizerConfig, settings),
             ).info  # fmt: skip
     console.line(
         f"{run.path}: {info['count']:,} tokens for {info['characters']:,} characters "

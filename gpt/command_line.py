@@ -37,27 +37,27 @@ Sections = Mapping[str, Sequence["Option"]]  # heading → options
 class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
-    A `repeated` one takes every value, as a tuple. `advice` tells the user how to pass several values. `default_text`
-    describes the default in the help, for an option whose own default is None. If the command line lacks the option, an
-    environment variable may have its value: HIPGPT_ and the option's name, such as HIPGPT_VOCAB_SIZE for --vocab-size.
+    With `multiple` it may be given more than once, and its value is a tuple. Otherwise `advice` tells the user how to
+    pass several values. `default_text` describes the default in the help, for an option whose own default is None. If
+    the command line lacks the option, an environment variable may have its value: HIPGPT_ and the option's name, such
+    as HIPGPT_VOCAB_SIZE for --vocab-size.
     """
 
     def __init__(
-        self, *names: str, help: str, default_text: object = None, advice: str = "give it once",
-        repeated: bool = False, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self, *names: str, help: str, default_text: object = None, advice: str = "give it once", **kwargs: Any
+    ) -> None:
         if default_text is not None:
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
         long = next(name for name in names if name.startswith("--")).partition("/")[0]
         kwargs.setdefault("envvar", PREFIX + long[2:].replace("-", "_").upper())
-        super().__init__(names, help=help, multiple=repeated, **kwargs)
-        self.advice, self.repeated = advice, repeated
+        super().__init__(names, help=help, **kwargs)
+        self.advice = advice
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        self.multiple = True  # for the parser alone, which then collects all values
+        is_multiple, self.multiple = self.multiple, True  # for the parser alone, which then collects all values
         super().add_to_parser(parser, ctx)
-        self.multiple = self.repeated
+        self.multiple = is_multiple
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         value = super().value_from_envvar(ctx)
@@ -68,7 +68,7 @@ class Option(click.Option):
     def handle_parse_result(self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]) -> Any:
         name = str(self.name)
         values = opts.get(name)
-        if values and not self.repeated:
+        if values and not self.multiple:
             if len(values) > 1:
                 *first, last = map(str, values)
                 given = "" if self.is_flag else f", {', '.join(first)} and {last}"
@@ -87,8 +87,8 @@ class Setting(Option):
 
     def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
         if not kwargs.get("is_flag"):
-            type = str if kwargs.get("repeated") else types_of(config)[key][0]
-            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else type
+            types = (str,) if kwargs.get("multiple") else types_of(config)[key]
+            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types[0]
             kwargs.setdefault("default_text", getattr(config, key))
         super().__init__(*flags, key, default=None, **kwargs)
 

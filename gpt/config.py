@@ -5,6 +5,7 @@ HipGPT's own (`embed_dim`, `num_heads`, …), so that programs that read HipGPT'
 flags are shorter (`--dim`, `--heads`, …): see `FLAGS`.
 """
 
+import codecs
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -98,6 +99,28 @@ def _check_types(config: Any) -> None:
         fits = isinstance(value, types) or (isinstance(value, int) and float in types)
         named = " or ".join("null" if each is NoneType else each.__name__ for each in types)
         check(fits and isinstance(value, bool) == (bool in types), key, repr(value), f"of type {named}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text that the user's flags name, and how it is to be read. None stands for a flag that was left out.
+
+    Raises UserError for an encoding that Python does not know.
+    """
+
+    data_path: tuple[str, ...] = ()
+    encoding: str | None = None
+    text_field: str | None = None
+    val_path: tuple[str, ...] = ()
+    shuffle_documents: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoding is not None:
+            try:
+                "".encode(self.encoding)  # LookupError for a codec of something else than text, too
+                object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
+            except (LookupError, UnicodeError):
+                check(False, "encoding", self.encoding, "that of a text, such as latin-1, cp1252 or gb18030")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The tokens of a text, encoded by all ranks into one tokens.bin.
 
-The text is cut at seams (gpt/tokenizer/text.py) into pieces, so the tokens of the pieces, one after the other, are
-those that one process makes. Each rank begins with the piece of its own number. When it is done with a piece, it takes
-the next one that no rank has taken. So all ranks end at about the same time, even if one is slower, or has more new
-words. The first rank writes piece 0 straight into tokens.bin. The others become files beside it, which the first rank
-appends between its own pieces. Everything lies in the run's staging folder until it is whole.
+The text is cut into pieces (gpt/corpus/sources.py), so that the tokens of the pieces, one after the other, are those
+that one process makes. A piece is many small files, or a part of a large one. Each rank begins with the piece of its
+own number. When it is done with a piece, it takes the next one that no rank has taken. So all ranks end at about the
+same time, even if one is slower, or has more new words. The first rank writes piece 0 straight into tokens.bin. The
+others become files beside it, which the first rank appends between its own pieces. Everything lies in the run's staging
+folder until it is whole.
 
 For example, two ranks share a text of 20 MiB, which has 4 pieces (rank 0 also appends, and so encodes less):
 
@@ -14,81 +15,76 @@ For example, two ranks share a text of 20 MiB, which has 4 pieces (rank 0 also a
 
 import errno
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
+from gpt.corpus import START, Place, Source, Sources
 from gpt.distributed.ranks import Ranks
 from gpt.errors import UserError, naming
 from gpt.run import Run
-from gpt.system.files import remove
+from gpt.system.files import remove, write_atomically
+from gpt.system.filesystem import sync
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import find_seams, read_blocks
 
 _COPIED = 1 << 20  # bytes of a file that are read at a time
 _PIECE = 4 << 20  # bytes of a piece at least; encoding them takes a fraction of a second
-_MOST_PIECES = 16  # per rank
+_MOST_PIECES = 16  # per rank, if they are not too large
+_LARGEST = 256 << 20  # bytes of a piece: so much is encoded again after a kill
 
+_SOURCES = "sources.json"  # the files of the text, for the other ranks
 _TAKEN = ".taken"  # suffix of the empty file that says that some rank has taken a piece
 
-Pieces = Sequence[tuple[int, int | None]]  # of each piece: its first byte, and the one after its last (None: the end)
+Pieces = Sequence[tuple[Place, Place]]  # of each piece: the places at which it begins and ends
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
-class Encoded(NamedTuple):
-    """A text or a piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks.
-
-    The digests have taken the bytes of the text and of its tokens.
-    """
-
-    tokens: int
-    characters: int
-    lost: Counter[str]
-    text_digest: "hashlib._Hash"
-    tokens_digest: "hashlib._Hash"
-
-
 class Report(NamedTuple):
-    """All that a rank tells the first one of a piece."""
+    """All that a rank tells the first one of a piece. It lies beside the tokens of the piece."""
 
-    number: int
+    rank: int
     tokens: int
     characters: int
-    lost: Counter[str]
+    lost: Mapping[str, int]
     text_digest: str
 
 
 def encode(
-    run: Run, text: Path, size: int, tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress, ranks: Ranks
-) -> Encoded:
-    """Write tokens.bin into the staging folder: the tokens of all pieces, of which this rank, the first, encodes some.
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, progress: Progress, ranks: Ranks
+) -> "Joined":
+    """Write the file `target` in the staging folder: the tokens of all pieces. This rank, the first, encodes some.
 
-    Returns the whole text's figures. Raises UserError if the text cannot be used, or if another rank has read something
-    else, and OSError.
+    If an earlier call was interrupted, this one goes on behind the last piece that it has written. Returns the figures
+    of the whole text. Raises UserError if the text cannot be used, or if another rank has read something else, and
+    OSError.
     """
-    count = ranks.size * max(1, min(_MOST_PIECES, size // _PIECE // ranks.size)) if ranks.size > 1 else 1
-    seams = find_seams(text, size, count)
-    pieces = list(zip([0, *seams], [*seams, None], strict=True))
-    ranks.share({"text": str(text), "tokenizer": str(tokenizer_file), "pieces": pieces})
-    numbers, made = _taken(run, ranks, count), []
+    size, described, joined = text.size, run.staged_path / _SOURCES, Joined(text, target, tokenizer, tokenizer_file)
+    least = min(_PIECE, ceil_div(size, ranks.size))  # even a short text is shared
+    piece = min(_LARGEST, max(least, size // (_MOST_PIECES * ranks.size))) if ranks.size > 1 else _LARGEST
+    joined.pieces = text.pieces(piece, ranks.size, joined.place)
+    if ranks.size > 1:
+        write_atomically(described, _to_json(text))
+    ranks.share({"text": str(described), "tokenizer": str(tokenizer_file), "pieces": joined.pieces})
     with progress("Encoding", size) as advance:
-        # The other ranks have read about as much of their first pieces, and are done with all before any later one
-        first = _encode_range(
-            text, *pieces[next(numbers)], tokenizer, run.staged_path / run.tokens_path.name,
-            lambda read: advance(min(size, read * ranks.size)),
-        )  # fmt: skip
-        joined = _Joined(run, text, pieces, first)
-        for number in numbers:
-            made.append(_encode_piece(run, text, pieces, number, tokenizer, advance))
-            joined.append_finished()
-    everyone = ranks.gather(made)
-    joined.append_all()
-    return joined.checked(tokenizer, everyone)
+        for number in _taken(run, ranks, len(joined.pieces)):
+            if number == joined.count:
+                # The others have read about as much of their first pieces, and are done with them before later ones
+                joined.encode_next(advance, ranks.size if number == 0 else 1)
+            else:
+                _encode_piece(run, text, joined.pieces, number, tokenizer, ranks.rank, advance)
+            joined.append_finished(run)
+    ranks.gather(None)
+    joined.append_all(run)
+    remove(described)
+    return joined
 
 
 def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
@@ -102,14 +98,25 @@ def encode_part(run: Run, asked: Mapping[str, Any], ranks: Ranks) -> Tokenizer:
             f"{run.staged_path}, which the first rank has made, is not there: put --runs-dir on a "
             "file system that all ranks share"
         )
-    tokenizer, text, pieces = Tokenizer.load(asked["tokenizer"]), Path(asked["text"]), asked["pieces"]
+    tokenizer, text = Tokenizer.load(asked["tokenizer"]), _from_json(Path(asked["text"]))
+    pieces = [(Place(*begin), Place(*end)) for begin, end in asked["pieces"]]
     with named_as_placed(run):
-        made = [
-            _encode_piece(run, text, pieces, number, tokenizer, lambda read: None)
-            for number in _taken(run, ranks, len(pieces))
-        ]
-    ranks.gather(made)
+        for number in _taken(run, ranks, len(pieces)):
+            _encode_piece(run, text, pieces, number, tokenizer, ranks.rank, lambda read: None)
+    ranks.gather(None)
     return tokenizer
+
+
+def _to_json(text: Sources) -> str:
+    """The sources for the other ranks, who must not look for them by themselves."""
+    files = [{**asdict(source), "path": str(source.path)} for source in text.files]
+    return json.dumps({"paths": text.paths, "encoding": text.encoding, "field": text.field, "files": files})
+
+
+def _from_json(path: Path) -> Sources:
+    described = json.loads(path.read_text(encoding="utf-8"))
+    files = [Source(**{**file, "path": Path(file["path"])}) for file in described["files"]]
+    return Sources(tuple(described["paths"]), files, described["encoding"], described["field"])
 
 
 def _taken(run: Run, ranks: Ranks, count: int) -> Iterator[int]:
@@ -124,45 +131,65 @@ def _taken(run: Run, ranks: Ranks, count: int) -> Iterator[int]:
 
 
 def _encode_piece(
-    run: Run, text: Path, pieces: Pieces, number: int, tokenizer: Tokenizer, advance: Callable[[int], None]
-) -> Report:
-    """Write the tokens of a piece to a file of its own, which gets its name when it is whole.
+    run: Run, text: Sources, pieces: Pieces, number: int, tokenizer: Tokenizer, rank: int,
+    advance: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Write the tokens of a piece to a file of its own, which gets its name when it is whole, and a report beside it.
 
-    `advance` is called with the place in the text that has been reached.
+    `advance` is called with the number of bytes up to the place in the text that has been reached.
     """
     part, (begin, end) = _part_path(run, number), pieces[number]
     unfinished = part.with_name(f"{part.name}.unfinished")
-    made = _encode_range(text, begin, end, tokenizer, unfinished, lambda read: advance(begin + read))
+    before, digest = text.bytes_before(begin), hashlib.sha256()
+    with naming(unfinished), open(unfinished, "wb") as file:
+        made = _encode_range(
+            text, begin, end, tokenizer, file, lambda read: advance(before + read), digest.update, lambda: None
+        )
+    report = Report(rank, made.tokens, made.characters, made.lost, digest.hexdigest())
+    _report_path(part).write_text(json.dumps(report), encoding="utf-8")
     os.replace(unfinished, part)
-    return Report(number, made.tokens, made.characters, made.lost, made.text_digest.hexdigest())
+
+
+class Encoded(NamedTuple):
+    """A piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks."""
+
+    tokens: int
+    characters: int
+    lost: Counter[str]
 
 
 def _encode_range(
-    text: Path, begin: int, end: int | None, tokenizer: Tokenizer, target: Path, advance: Callable[[int], None]
-) -> Encoded:
-    """Write the tokens of a piece of the text to a new file, block by block. `end` is None for the end of the text."""
-    text_digest, tokens_digest = hashlib.sha256(), hashlib.sha256()
+    text: Sources, begin: Place, end: Place, tokenizer: Tokenizer, file: BinaryIO, advance: Callable[[int], None],
+    watch: Callable[[bytes], object], watch_end: Callable[[], object],
+    watch_tokens: Callable[[bytes], object] = lambda data: None,
+) -> Encoded:  # fmt: skip
+    """Write the tokens of a piece of the text to an open file, block by block.
+
+    `watch` and `watch_end` learn what is read, as `Sources.blocks` says, and `watch_tokens` what is written.
+    """
     characters = read = tokens = 0
     lost_before = tokenizer.lost.copy()
 
+    def count(data: bytes) -> None:
+        nonlocal read
+        read += len(data)
+        watch(data)
+
     def blocks() -> Iterator[str]:
-        nonlocal characters, read
-        for block in read_blocks(text, begin=begin, end=end):
-            data = block.encode()
-            text_digest.update(data)
+        nonlocal characters
+        for block in text.blocks(begin, end, count, watch_end):
             characters += len(block)
-            read += len(data)
             yield block
 
     dtype = dtype_of(tokenizer)
-    with enough_memory(text), naming(target), open(target, "wb") as file:
+    with enough_memory(text.name):
         for ids in tokenizer.encode_blocks(blocks()):
             data = ids.astype(dtype).tobytes()
             file.write(data)
-            tokens_digest.update(data)
+            watch_tokens(data)
             tokens += len(ids)
             advance(read)
-    return Encoded(tokens, characters, tokenizer.lost - lost_before, text_digest, tokens_digest)
+    return Encoded(tokens, characters, tokenizer.lost - lost_before)
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:
@@ -175,70 +202,146 @@ def _part_path(run: Run, number: int) -> Path:
     return run.staged_path / f"tokens.{number}.bin"
 
 
-class _Joined:
-    """tokens.bin, to which the pieces are appended in the order of the text. `first` is piece 0, which it has.
+def _report_path(part: Path) -> Path:
+    return part.with_suffix(".json")
 
-    The text's digest must take all of its bytes in their order. So each piece is read again when it is appended.
+
+class Digests:
+    """The SHA-256 of each file of a text, from the bytes of all files in their order."""
+
+    def __init__(self, finished: Sequence[str] = ()) -> None:
+        self._current = hashlib.sha256()
+        self.finished = list(finished)
+
+    def take(self, data: bytes) -> None:
+        self._current.update(data)
+
+    def end_file(self) -> None:
+        self.finished.append(self._current.hexdigest())
+        self._current = hashlib.sha256()
+
+
+class Joined:
+    """A token file that grows in the order of the text: by the piece that the first rank encodes, if it is the next
+    one, else by the files that ranks have written.
+
+    Its `tokens`, `characters` and `lost` are those up to `place`; `digests` has all files that end before it, and
+    `tokens_digest` all bytes of the file. They are saved beside the file when it has grown, so that a process that is
+    interrupted or killed need not start over (`journal`). `digests` must take all bytes of the text in their order, so
+    a piece that another rank has encoded is read again.
     """
 
-    def __init__(self, run: Run, text: Path, pieces: Pieces, first: Encoded) -> None:
-        self._run, self._text, self._pieces, self._first = run, text, pieces, first
-        self._target = run.staged_path / run.tokens_path.name
-        self._digests = [first.text_digest.hexdigest()]  # of the text of each piece so far
-        self._sizes = [0]  # bytes of their tokens
+    def __init__(self, text: Sources, target: Path, tokenizer: Tokenizer, tokenizer_file: Path) -> None:
+        self._text, self._target, self._tokenizer = text, target, tokenizer
+        self._of = [text.state(), hashlib.sha256(tokenizer_file.read_bytes()).hexdigest()]  # what the tokens are of
+        self.pieces: Pieces = []
+        self.count = 0  # pieces that this call has put into the file
+        self.found = 0  # tokens that were there before
+        self._begin(START, 0, 0, Counter(), Digests())
+        self.tokens_digest = hashlib.sha256()
+        try:
+            self._go_on()
+        except (OSError, ValueError, KeyError, TypeError):  # there is nothing to go on with
+            self._begin(START, 0, 0, Counter(), Digests())
+            self.tokens_digest = hashlib.sha256()
+            remove(journal(target))
+            open(target, "wb").close()
 
-    def append_finished(self) -> None:
+    def _begin(self, place: Place, tokens: int, characters: int, lost: Counter[str], digests: Digests) -> None:
+        self.place, self.tokens, self.characters, self.lost, self.digests = place, tokens, characters, lost, digests
+
+    def _go_on(self) -> None:
+        """Take up the work of a process that was interrupted. Raises ValueError if it is of no use, among others."""
+        saved = json.loads(journal(self._target).read_text(encoding="utf-8"))
+        if saved["of"] != self._of:
+            raise ValueError("another text or tokenizer")
+        with open(self._target, "r+b") as file:
+            file.truncate(saved["tokens"] * dtype_of(self._tokenizer).itemsize)
+            while data := file.read(_COPIED):
+                self.tokens_digest.update(data)
+        if self.tokens_digest.hexdigest() != saved["tokens_digest"]:
+            raise ValueError("other tokens than were written")
+        place, lost = Place(*saved["place"]), Counter(saved["lost"])
+        self.found = saved["tokens"]
+        self._begin(place, saved["tokens"], saved["characters"], lost, Digests(saved["digests"]))
+        self._text.feed(Place(place.source, 0), place, self.digests.take, self.digests.end_file)
+        self._tokenizer.lost.update(lost)
+
+    def encode_next(self, advance: Callable[[int], None], times: int) -> None:
+        """Encode the next piece straight into the file. `times` is how much faster the text is read than by this rank.
+
+        `advance` is called with the number of bytes up to the place in the text that has been reached.
+        """
+        before, size = self._text.bytes_before(self.place), self._text.size
+        with naming(self._target), open(self._target, "ab") as file:
+            made = _encode_range(
+                self._text, *self.pieces[self.count], self._tokenizer, file,
+                lambda read: advance(min(size, before + read * times)), self.digests.take, self.digests.end_file,
+                self.tokens_digest.update,
+            )  # fmt: skip
+        self._grow(made.tokens, made.characters, made.lost)
+
+    def append_finished(self, run: Run) -> None:
         """Append the next pieces, as many as are there."""
         # A folder is listed, because NFS may go on missing a file that it was once asked for too early
-        there = set(os.listdir(self._run.staged_path))
-        while (number := len(self._digests)) < len(self._pieces) and _part_path(self._run, number).name in there:
-            self._append(number)
+        there = set(os.listdir(run.staged_path))
+        while self.count < len(self.pieces) and _part_path(run, self.count).name in there:
+            self._append(_part_path(run, self.count))
 
-    def append_all(self) -> None:
+    def append_all(self, run: Run) -> None:
         """Append the rest of the pieces. All ranks are done."""
-        for number in range(len(self._digests), len(self._pieces)):
-            self._append(number)
-        for number in range(len(self._pieces)):
-            remove(self._run.staged_path / f"{number}{_TAKEN}")
+        while self.count < len(self.pieces):
+            self._append(_part_path(run, self.count))
+        for number in range(len(self.pieces)):
+            remove(run.staged_path / f"{number}{_TAKEN}")
 
-    def checked(self, tokenizer: Tokenizer, everyone: Sequence[Sequence[Sequence[Any]]]) -> Encoded:
-        """The figures of the whole text, from the reports of every rank.
+    def _append(self, part: Path) -> None:
+        """Append the tokens of a piece that some rank has encoded.
 
-        Raises UserError if a rank has read another text, and OSError if a file was not as its rank has written it.
+        Raises UserError if the rank has read another text, and OSError if the file is not as the rank has written it.
         """
-        tokens, characters, lost = self._first.tokens, self._first.characters, self._first.lost
-        for rank, reports in enumerate(everyone):
-            for report in (Report(*each) for each in reports):
-                if report.text_digest != self._digests[report.number]:
-                    raise UserError(
-                        f"rank {rank} has read another {self._text} than the first rank has at the end: try again when "
-                        "nothing writes to it, and keep it on a file system that all ranks share"
-                    )
-                if report.tokens * dtype_of(tokenizer).itemsize != self._sizes[report.number]:
-                    raise OSError(errno.EIO, "not what its rank has written", str(_part_path(self._run, report.number)))
-                if rank:
-                    tokenizer.lost.update(report.lost)
-                lost.update(report.lost)
-                tokens, characters = tokens + report.tokens, characters + report.characters
-        return self._first._replace(tokens=tokens, characters=characters)
+        report = Report(*json.loads(_report_path(part).read_text(encoding="utf-8")))
+        piece = hashlib.sha256()
 
-    def _append(self, number: int) -> None:
-        self._digests.append(_digest(self._text, *self._pieces[number], self._first.text_digest))
-        self._sizes.append(_move_to_end(_part_path(self._run, number), self._target, self._first.tokens_digest))
+        def take(data: bytes) -> None:
+            piece.update(data)
+            self.digests.take(data)
+
+        self._text.feed(*self.pieces[self.count], take, self.digests.end_file)
+        if report.text_digest != piece.hexdigest():
+            raise UserError(
+                f"rank {report.rank} has read another {self._text.name} than the first rank has at the end: try again "
+                "when nothing writes to it, and keep it on a file system that all ranks share"
+            )
+        size = move_to_end(part, self._target, self.tokens_digest)
+        remove(_report_path(part))
+        if report.tokens * dtype_of(self._tokenizer).itemsize != size:
+            raise OSError(errno.EIO, "not what its rank has written", str(part))
+        if report.rank:
+            self._tokenizer.lost.update(report.lost)
+        self._grow(report.tokens, report.characters, report.lost)
+
+    def _grow(self, tokens: int, characters: int, lost: Mapping[str, int]) -> None:
+        """Count a piece that is in the file now, and save that, unless the text is so short that it does not matter."""
+        self.place = self.pieces[self.count][1]
+        self.count += 1
+        self.tokens, self.characters = self.tokens + tokens, self.characters + characters
+        self.lost.update(lost)
+        if self._text.size > _PIECE:
+            sync(self._target)
+            saved = {
+                "of": self._of, "place": self.place, "tokens": self.tokens, "characters": self.characters,
+                "lost": self.lost, "digests": self.digests.finished, "tokens_digest": self.tokens_digest.hexdigest(),
+            }  # fmt: skip
+            write_atomically(journal(self._target), json.dumps(saved))
 
 
-def _digest(text: Path, begin: int, end: int | None, whole: "hashlib._Hash") -> str:
-    """The SHA-256 of a piece of the text. `whole` takes the same bytes."""
-    digest = hashlib.sha256()
-    with naming(text), open(text, "rb") as file:
-        file.seek(begin)
-        while data := file.read(_COPIED if end is None else min(_COPIED, end - file.tell())):
-            digest.update(data)
-            whole.update(data)
-    return digest.hexdigest()
+def journal(target: Path) -> Path:
+    """The file that says how far a token file has got."""
+    return target.with_name(f"{target.name}.json")
 
 
-def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
+def move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
     """Append a file to `target`, remove it, and let `digest` take its bytes. Returns their number."""
     size = 0
     with open(part, "rb") as source, naming(target), open(target, "ab") as file:
@@ -251,7 +354,7 @@ def _move_to_end(part: Path, target: Path, digest: "hashlib._Hash") -> int:
 
 
 @contextmanager
-def enough_memory(text: Path) -> Iterator[None]:
+def enough_memory(text: str) -> Iterator[None]:
     """Turn a MemoryError inside the `with` into a UserError."""
     try:
         yield

@@ -145,7 +145,7 @@ def _training(checkpoint: Checkpoint) -> dict[str, str]:
     tokens = train.batch_size * train.accumulate * checkpoint.model_config.max_seq_len
     rows = {}
     if info is not None:
-        text = Path(info["text"]["path"]).name.replace("|", "\\|")
+        text = ", ".join(Path(path).name for path in provenance.remembered(info)).replace("|", "\\|")
         rows["Text"] = f"{text}, {info['count']:,} tokens"
     rows["Steps"] = f"{step:,} of {tokens:,} tokens, {train.optimizer}, peak rate {train.peak_lr:g}"
     if logged := [line for line in lines if line.get("loss") is not None]:

@@ -10,6 +10,7 @@ from gpt.config import (
     PRESETS,
     RUNS_DIR,
     TOKENIZERS,
+    DataConfig,
     ModelConfig,
     TokenizerConfig,
     TrainConfig,
@@ -46,10 +47,19 @@ PRECISION = Setting(
     TrainConfig, "precision", "--precision",
     help="Number format of activations and matrix products. auto: bf16 if the GPU has matrix units for it, else fp32.",
 )  # fmt: skip
-DATA = Option(
-    "--data-path", metavar="FILE", help="UTF-8 text to learn from.",
-    default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt",
-    advice="hipgpt reads one text, so join the files with <|endoftext|> between them",
+DATA = (
+    Setting(DataConfig, "data_path", "--data-path", metavar="PATH", multiple=True,
+            help="Text to learn from: a file, a folder, a quoted pattern of names, or - for standard input. May be "
+                 "given more than once.",
+            default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt"),
+    Setting(DataConfig, "val_path", "--val-path", metavar="PATH", multiple=True, default_text="the end of the text",
+            help="Text to hold out for validation, named as in --data-path. May be given more than once."),
+    Setting(DataConfig, "shuffle_documents", "--shuffle-documents", metavar="SEED", default_text="their order",
+            help="Shuffle the documents, by an order that the seed decides."),
+    Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
+            help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
+    Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
+            help="Field of JSON Lines, or column of a table, that has the text of a document."),
 )  # fmt: skip
 TOKENIZER = (
     Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH",
@@ -60,8 +70,9 @@ TOKENIZER = (
     Setting(TokenizerConfig, "split", "--split", default_text="gpt2",
             help="Pattern that cuts a text into words, with --tokenizer byte. gpt4: GPT-4's and Llama 3's, words of up "
                  "to 3 digits; qwen2: the same, single digits."),
-    Setting(TokenizerConfig, "special_tokens", "--special-token", metavar="TEXT", repeated=True, default_text="none",
-            help="Text that becomes a token of its own, such as <|user|>, and is never split. May be repeated."),
+    Setting(TokenizerConfig, "special_tokens", "--special-token", metavar="TEXT", multiple=True, default_text="none",
+            help="Text that becomes a token of its own, such as <|user|>, and is never split. May be given more than "
+                 "once."),
     Setting(TokenizerConfig, "keep_newlines", "--keep-newlines", is_flag=True, flag_value=True,
             help="Give line ends a token, with --tokenizer word."),
     Option("--reset", is_flag=True, help="Retrain the tokenizer and re-encode the text."),

@@ -22,6 +22,7 @@ from gpt.config import (
     RATES,
     TUNING,
     TUNING_RATES,
+    DataConfig,
     ModelConfig,
     TokenizerConfig,
     TrainConfig,
@@ -275,8 +276,7 @@ def select_ops(
 
 def make(
     run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],
-    data_path: str | None, preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE,
-    origin: Pretrained | None = None,
+    preset: str | None, reset: bool, console: Console, ranks: Ranks = ALONE, origin: Pretrained | None = None,
 ) -> Plan:  # fmt: skip
     """Tokenize the text if necessary, and fit the model to the tokenizer. The first rank holds the run's lock.
 
@@ -287,16 +287,21 @@ def make(
     if reset and (start or origin):
         whose = "the checkpoint's" if start else "that of --from"
         raise UserError(f"--reset would make another tokenizer than {whose}: leave it out, or train a new run")
-    is_new = not run.tokenizer_path.exists()
+    is_new, data = not run.tokenizer_path.exists(), DataConfig(**pick(DataConfig, flags))
     try:
         if start and start.run.path != run.path and ranks.is_first:
-            adopt(start.run, run, with_tokens=data_path is None)
+            adopt(start.run, run, with_tokens=not data.data_path)
         if origin and ranks.is_first:
             adopt_tokenizer(origin.tokenizer, run, origin.name)
         corpus = prepare(
-            run, data_path=data_path, preset=None if start else preset, reset=reset, report=console.line,
+            run, data=data, preset=None if start else preset, reset=reset, report=console.line,
             progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
         )  # fmt: skip
+        if corpus.val_fraction is not None:
+            if "val_fraction" in flags:
+                raise UserError("--val-fraction and --val-path both say what is held out: leave --val-fraction out")
+            unseen = train.unseen_fraction if start else corpus.val_fraction
+            train = replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
         if start:
             train = _on_its_text(train, start, corpus)
         batches = Batches(

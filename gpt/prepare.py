@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,27 +20,43 @@ from typing import Any
 import numpy as np
 
 from gpt import provenance
-from gpt.config import DATA_PATH, TOKENIZERS, TokenizerConfig, flag, pick
+from gpt.config import DATA_PATH, TOKENIZERS, DataConfig, TokenizerConfig, flag, pick
+from gpt.corpus import Sources
+from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.shuffling import shuffle_documents
+from gpt.corpus.sources import UTF_8, Texts, few, find, left_out_words
+from gpt.corpus.standard_input import copied
 from gpt.distributed.ranks import ALONE, Ranks
-from gpt.encode import Progress, dtype_of, encode, encode_part, enough_memory, named_as_placed
+from gpt.encode import (
+    Joined,
+    Progress,
+    dtype_of,
+    encode,
+    encode_part,
+    enough_memory,
+    journal,
+    move_to_end,
+    named_as_placed,
+)
 from gpt.errors import UserError, shown
-from gpt.provenance import Info
+from gpt.provenance import Info, Report
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
-from gpt.tokenizer import Tokenizer, lost_note
-from gpt.tokenizer.text import looks_like_json_lines, read_blocks
+from gpt.tokenizer import END_OF_TEXT, Tokenizer, lost_note
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 _LEARNED, _GIVEN, _KEPT = "learned", "given", "kept"  # origins of a tokenizer: the text, the user's file, the run
 
 LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its text and settings
 
-_IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
+_HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
 
-Report = Callable[[str], None]
+_SHUFFLED = "shuffled.bin"  # the tokens with their documents in another order, until they replace the others
+
+_IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
 
 @contextmanager
@@ -56,11 +72,19 @@ class Corpus:
     tokens: np.ndarray
     info: Info
 
+    @property
+    def val_fraction(self) -> float | None:
+        """The part of the tokens, from their end, that is the held-out text; None if it has no sources of its own.
+
+        It lies between two tokens, so that floor(n · val_fraction) is the exact number whatever the rounding.
+        """
+        return (self.info["held_out"]["count"] + 0.5) / self.info["count"] if "held_out" in self.info else None
+
 
 def prepare(
     run: Run,
     *,
-    data_path: str | None = None,
+    data: DataConfig | None = None,
     preset: str | None = None,
     reset: bool = False,
     report: Report = print,
@@ -73,11 +97,11 @@ def prepare(
     All `ranks` call this, and each encodes a range of the text; the rest is up to the first one, which alone needs the
     lock and the other arguments. The files do not depend on the number of ranks.
 
-    `data_path` and those fields of TokenizerConfig that were `asked` for are the user's flags. A run that has a
-    tokenizer keeps it. A `kind` that is a path gives the run the tokenizer that lies there. A new tokenizer takes each
-    setting from the flag, else from the `preset`, else from the run's earlier tokenizer, else from the defaults.
-    `reset` makes tokenizer and tokens anew. `report` takes one line for the user; `progress(name, total)` yields a
-    function that takes the number of bytes done so far.
+    `data` and those fields of TokenizerConfig that were `asked` for are the user's flags. A run that has a tokenizer
+    keeps it. A `kind` that is a path gives the run the tokenizer that lies there. A new tokenizer takes each setting
+    from the flag, else from the `preset`, else from the run's earlier tokenizer, else from the defaults. `reset` makes
+    tokenizer and tokens anew. `report` takes one line for the user; `progress(name, total)` yields a function that
+    takes the number of bytes done so far.
     Raises UserError if the text, the tokenizer, tokens.bin or a flag contradicts the run's records, if the preset
     contradicts a default tokenizer, if a run that has checkpoints would need a new tokenizer, and for a text that
     cannot be used. An error leaves the three files as they were. If it comes on one rank, ending the others is up to
@@ -86,13 +110,14 @@ def prepare(
     if not ranks.is_first:
         return _helped(run, ranks)
     asked = {key: value for key, value in asked.items() if value is not None}
-    corpus = _prepared(run, data_path, asked, preset, reset, report, progress, ranks)
+    with copied(run, data or DataConfig()) as named:
+        corpus = _prepared(run, named, asked, preset, reset, report, progress, ranks)
     ranks.share({"made": corpus.info})
     return corpus
 
 
 def _prepared(
-    run: Run, data_path: str | None, asked: Mapping[str, Any], preset: str | None, reset: bool, report: Report,
+    run: Run, data: DataConfig, asked: Mapping[str, Any], preset: str | None, reset: bool, report: Report,
     progress: Progress, ranks: Ranks,
 ) -> Corpus:  # fmt: skip
     """The tokens of a run, as `prepare` describes, on the first rank."""
@@ -110,11 +135,11 @@ def _prepared(
     otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
     given = _given_tokenizer(asked)
     info = provenance.read(run)
-    text = _text(run, data_path, info)
+    names = _names(run, data, info)
 
-    def made(tokenizer: Tokenizer, origin: str) -> Corpus:
-        corpus = _make(run, text, tokenizer, origin, info, report, progress, ranks)
-        _report_lost(corpus, text, report)
+    def made(texts: Texts, tokenizer: Tokenizer, origin: str) -> Corpus:
+        corpus = _make(run, texts, tokenizer, origin, info, report, progress, ranks)
+        _report_lost(corpus, texts.train, report)
         return corpus
 
     if reset or not has_tokenizer:
@@ -123,22 +148,26 @@ def _prepared(
                 raise UserError(f"{run.tokenizer_path} is missing, and was given: put it back, or give --tokenizer")
             given = Tokenizer.load(run.tokenizer_path)  # nothing that the run knows could learn it again
         if given is not None:
-            return made(given, _GIVEN)
+            return made(_found(run, names, data, info, report), given, _GIVEN)
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        return made(_blank_tokenizer(info, preset, asked), _LEARNED)
+        return made(_found(run, names, data, info, report), _blank_tokenizer(info, preset, asked), _LEARNED)
     tokenizer = _kept_tokenizer(run, info, preset, asked, given, otherwise, report)
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
-        report(f"Note: {lost}: encoding {text} with the run's tokenizer, {run.tokenizer_path}")
-        return made(tokenizer, _KEPT)
-    current = {**info, "text": provenance.check_text(run, text, info["text"], otherwise)}
-    if not text.exists():
-        report(f"Note: {text} is gone: going on with the tokens made from it")
+        texts = _found(run, names, data, None, report)
+        report(f"Note: {lost}: encoding {texts.train.name} with the run's tokenizer, {run.tokenizer_path}")
+        return made(texts, tokenizer, _KEPT)
+    current = {
+        **info,
+        **provenance.check_text(run, data, info, otherwise, report),
+        **provenance.check_held_out(run, data, info, otherwise, report),
+    }
     if not run.tokens_path.exists():
-        report(f"Note: {run.tokens_path} is missing: encoding {text} again")
-        return made(tokenizer, _KEPT)
-    return _kept_tokens(run, text, tokenizer, info, current, report)
+        texts = provenance.texts_of(run, current)
+        report(f"Note: {run.tokens_path} is missing: encoding {texts.train.name} again")
+        return made(texts, tokenizer, _KEPT)
+    return _kept_tokens(run, ", ".join(names), tokenizer, info, current, report)
 
 
 def _helped(run: Run, ranks: Ranks) -> Corpus:
@@ -153,25 +182,50 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
 
 
-def _text(run: Run, data_path: str | None, info: Info | None) -> Path:
-    """The text to learn from: the one that --data-path names, else the one in tokens.json, else the default."""
-    if data_path is not None:
-        text = provenance.resolve(Path(data_path))
+def _names(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
+    """What names the text: --data-path, else tokens.json, else the default text."""
+    if data.data_path:
+        names: Sequence[str] = data.data_path
     elif info is not None:
-        text = provenance.locate(run, info["text"]["path"])
+        names = provenance.paths_of(run, info)
     elif run.has_weights:
         raise UserError(
             f"{run.tokens_info_path} is missing or damaged, so nothing says what text the run was trained on: "
             "put it back, or name the text with --data-path"
         )
     else:
-        text = Path(default_text())
-    if text == Path(DATA_PATH) and info is None and not text.exists():
+        names = [default_text()]
+    if info is None and any(Path(name) == Path(DATA_PATH) for name in names) and not Path(DATA_PATH).exists():
         raise UserError(
-            f"{text} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or leave "
-            "--data-path out for the text that comes with hipgpt"
+            f"{DATA_PATH} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or "
+            "leave --data-path out for the text that comes with hipgpt"
         )
-    return text
+    return names
+
+
+def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Texts:
+    """The files of the texts that are to be encoded; how they are read is up to the flags, else to tokens.json."""
+    before = info.get("corpus", {}) if info else {}
+    held_out = {"corpus": info["held_out"]} if info and "held_out" in info else None
+    encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
+    train = find(names, encoding, field)
+    seed = data.shuffle_documents if data.shuffle_documents is not None else before.get("shuffle_documents")
+    if seed is not None and not train.sources.marks:
+        raise UserError(
+            f"--shuffle-documents is {seed}, but {train.sources.name} is one plain text: leave it out, or give several "
+            "files, a folder or JSON Lines"
+        )
+    val_names = data.val_path or (provenance.paths_of(run, held_out) if held_out else ())
+    held = find(val_names, encoding, field) if val_names else None
+    if left_out := [*train.left_out, *(held.left_out if held else ())]:
+        report(f"Note: {left_out_words(left_out)}")
+    if held and (
+        both := {os.path.abspath(file.path) for file in train.sources.files}.intersection(
+            os.path.abspath(file.path) for file in held.sources.files
+        )
+    ):
+        raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
+    return Texts(replace(train.sources, seed=seed), held.sources if held else None)
 
 
 def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, Any]) -> Tokenizer:
@@ -246,7 +300,7 @@ def _check_preset(
     report(f"Note: {has} and keeps it; {wants}")
 
 
-def _kept_tokens(run: Run, text: Path, tokenizer: Tokenizer, info: Info, current: Info, report: Report) -> Corpus:
+def _kept_tokens(run: Run, text: str, tokenizer: Tokenizer, info: Info, current: Info, report: Report) -> Corpus:
     """The tokens on disk. Raises UserError if they are not those that were written, or not this tokenizer's.
 
     `info` is tokens.json as it is, and `current` the same with the text's section as it should be.
@@ -277,7 +331,7 @@ def _kept_tokens(run: Run, text: Path, tokenizer: Tokenizer, info: Info, current
 def is_text_of(run: Run, corpus: Corpus) -> bool:
     """Whether a run's tokens were made from the very text of `corpus`. False if nothing says so."""
     info = provenance.read(run)
-    return info is not None and bool(info["text"]["sha256"] == corpus.info["text"]["sha256"])
+    return info is not None and provenance.identity(info) == provenance.identity(corpus.info)
 
 
 def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
@@ -295,8 +349,7 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
     if with_tokens and info is not None and not run.tokens_info_path.exists():
         if source.tokens_path.exists():
             _copy(source.tokens_path, run.tokens_path)
-        info["text"]["path"] = provenance.remember(run, provenance.locate(source, info["text"]["path"]))
-        write_atomically(run.tokens_info_path, provenance.to_json(info))
+        write_atomically(run.tokens_info_path, provenance.to_json(provenance.moved(info, source, run)))
 
 
 def adopt_tokenizer(tokenizer: Tokenizer, run: Run, source: str) -> None:
@@ -332,81 +385,88 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _make(
-    run: Run, text: Path, tokenizer: Tokenizer, origin: str, earlier: Info | None, report: Report, progress: Progress,
-    ranks: Ranks,
+    run: Run, texts: Texts, tokenizer: Tokenizer, origin: str, earlier: Info | None, report: Report,
+    progress: Progress, ranks: Ranks,
 ) -> Corpus:  # fmt: skip
-    """Train the tokenizer if it is new, encode the text, and replace the run's files, all of them or none.
+    """Train the tokenizer if it is new, encode the texts, and replace the run's files, all of them or none.
 
     `origin` says where the tokenizer comes from; if it is the run's own, `earlier` is the run's tokens.json.
     """
-    provenance.raise_if_unreadable(text)
-    before, staged = provenance.stamp(text), run.staged_path
+    for text in filter(None, texts):
+        text.raise_if_unreadable()
+    staged = run.staged_path
     try:
         with named_as_placed(run):
             tokenizer_file = staged / run.tokenizer_path.name
             if origin == _LEARNED:
-                tokenizer = _learned(run, text, before, tokenizer, report, progress)
+                tokenizer = _learned(run, texts.train, tokenizer, report, progress)
             else:
-                remove(staged)
-                staged.mkdir()
+                _remove_leftovers(run)
+                staged.mkdir(exist_ok=True)
                 if origin == _GIVEN:
                     tokenizer.save(tokenizer_file)
                 else:
                     tokenizer_file = run.tokenizer_path
-            info = _encode(run, text, before, tokenizer, tokenizer_file, progress, ranks)
+            info = _encode(run, texts, tokenizer, tokenizer_file, report, progress, ranks)
             info["tokenizer"]["given"] = origin == _GIVEN or (
                 origin == _KEPT and earlier is not None and earlier["tokenizer"].get("given", False)
             )
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
-            (staged / LEARNED).unlink(missing_ok=True)
+            for path in (staged / LEARNED, journal(staged / run.tokens_path.name), journal(staged / _HELD_OUT)):
+                path.unlink(missing_ok=True)
             commit(staged, run.committed_path)
     except BaseException as error:
-        _remove_all_but_the_vocabulary(run)
-        if isinstance(error, UserError) or not (staged / LEARNED).exists():
+        if isinstance(error, UserError) or not _remove_leftovers(run):
             remove(staged)
         raise
     return _opened(run, tokenizer, info)
 
 
-def _remove_all_but_the_vocabulary(run: Run) -> None:
-    """Empty the staging folder, if there is one, of tokens. A vocabulary that has been learned stays."""
-    with suppress(FileNotFoundError):
-        for name in set(os.listdir(run.staged_path)) - {run.tokenizer_path.name, LEARNED}:
-            remove(run.staged_path / name)
+def _remove_leftovers(run: Run) -> bool:
+    """Empty the staging folder, if there is one, of all that is of no use to the next call. Whether anything is.
+
+    A vocabulary that has been learned stays, and so do tokens that are known to be whole up to some place.
+    """
+    there = set(os.listdir(run.staged_path)) if run.staged_path.is_dir() else set()
+    useful = {run.tokenizer_path.name, LEARNED} if LEARNED in there else set()
+    for name in (run.tokens_path.name, _HELD_OUT):
+        if journal(Path(name)).name in there:
+            useful |= {name, journal(Path(name)).name}
+    for name in there - useful:
+        remove(run.staged_path / name)
+    return bool(there & useful)
 
 
-def _learned(
-    run: Run, text: Path, before: Mapping[str, int], blank: Tokenizer, report: Report, progress: Progress
-) -> Tokenizer:
+def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress: Progress) -> Tokenizer:
     """A tokenizer with the settings of `blank` that has learned the text, saved in the staging folder.
 
     If an earlier call learned the same text with the same settings and was then interrupted, that vocabulary is used.
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": {"path": provenance.remember(run, text), **before}, **_settings(blank)}
+    learned_from = {"text": text.state(), **_settings(blank)}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
             tokenizer = Tokenizer.load(saved)
     if tokenizer:
-        _remove_all_but_the_vocabulary(run)
+        _remove_leftovers(run)
         report("Note: going on with the vocabulary that was learned from this text before")
     else:
         remove(staged)
         staged.mkdir()
         tokenizer = blank
-        _train(tokenizer, text, before["size"], progress)
+        _train(tokenizer, text, progress)
         tokenizer.save(saved)
         write_atomically(staged / LEARNED, provenance.to_json(learned_from))
     if tokenizer.advice:
         report(f"Note: {tokenizer.advice}")
-    if tokenizer.keep_newlines and re.search(r"[^\S\n]\s|\n[^\S\n]", next(read_blocks(text)).strip()):
+    if tokenizer.keep_newlines and re.search(r"[^\S\n]\s|\n[^\S\n]", next(text.blocks()).strip()):
         report(
             "Note: --keep-newlines keeps words, line breaks and single spaces, but no indentation and no repeated "
             "spaces; --tokenizer byte keeps every character"
         )
-    elif tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(read_blocks(text)).strip():
+    elif tokenizer.kind == "word" and not tokenizer.keep_newlines and "\n" in next(text.blocks()).strip():
         report(
             "Note: --tokenizer word keeps words and single spaces, but no line breaks, no indentation and no repeated "
             "spaces; --keep-newlines would keep line breaks, and --tokenizer byte every character"
@@ -414,16 +474,18 @@ def _learned(
     return tokenizer
 
 
-def _report_lost(corpus: Corpus, text: Path, report: Report) -> None:
+def _report_lost(corpus: Corpus, text: Sources, report: Report) -> None:
     """Report the characters of a text that its tokens lack, and markup that they should not have."""
     if lost := corpus.tokenizer.lost:
-        said = lost_note(str(text), lost, corpus.info["characters"])
+        said = lost_note(text.name, lost, corpus.info["characters"])
         report(f"Note: {said}; --tokenizer byte would keep every character")
-    if looks_like_json_lines(text):
+    if not text.marks and not text.files[0].compression and looks_like_json_lines(text.files[0].path):
         report(
-            f"Note: {text} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
-            "better write the texts in it to a file of their own"
+            f"Note: {text.name} looks like JSON Lines, and is learned as it stands, with its keys, quotes and escapes: "
+            "better let its name end in .jsonl, and make the tokens anew"
         )
+    if tables := [file.path for file in text.files if file.format == "plain" and file.path.suffix in (".csv", ".tsv")]:
+        report(f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column")
 
 
 def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -431,7 +493,7 @@ def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
     return {**asdict(tokenizer.config), "special_tokens": list(tokenizer.special_tokens)}
 
 
-def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
+def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
     if 2 * dropped > characters:
         raise UserError(
             f"{dropped:,} of the {characters:,} characters of {text} are not in the vocabulary, and tokens that lack "
@@ -440,57 +502,88 @@ def _raise_if_lossy(text: Path, dropped: int, characters: int) -> None:
         )
 
 
-def _train(tokenizer: Tokenizer, text: Path, size: int, progress: Progress) -> None:
+def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
     # Reading is the first half of the progress, merging the second.
-    with enough_memory(text), progress("Training tokenizer", 2 * size) as advance:
+    size = text.size
+    with enough_memory(text.name), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
             read = 0
-            for block in read_blocks(text):
+
+            def count(data: bytes) -> None:
+                nonlocal read
+                read += len(data)
+
+            for block in text.blocks(watch=count):
                 yield block
-                read += len(block.encode())
                 advance(read)
 
         try:
             tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
         except UserError as error:  # the tokenizer does not know the text's name
-            raise UserError(re.sub("^the text ", lambda _: f"{text} ", str(error))) from None
+            raise UserError(re.sub("^the text ", lambda _: f"{text.name} ", str(error))) from None
 
 
 def _encode(
-    run: Run, text: Path, before: Mapping[str, int], tokenizer: Tokenizer, tokenizer_file: Path, progress: Progress,
-    ranks: Ranks,
-) -> Info:  # fmt: skip
-    """Write tokens.bin into the staging folder, and return its tokens.json.
-
-    Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
-    as it was `before`.
-    """
-    made = encode(run, text, before["size"], tokenizer, tokenizer_file, progress, ranks)
+    run: Run, texts: Texts, tokenizer: Tokenizer, tokenizer_file: Path, report: Report, progress: Progress, ranks: Ranks
+) -> Info:
+    """Write tokens.bin into the staging folder, and return its tokens.json. Raises UserError as `_encode_one` does."""
+    target = run.staged_path / run.tokens_path.name
+    made = _encode_one(run, texts.train, tokenizer, tokenizer_file, target, report, progress, ranks)
     count, characters, dropped = made.tokens, made.characters, made.lost.total()
-    if not count:
-        raise UserError(f"{text} holds nothing that the tokenizer knows, so it has no tokens: give another text")
-    _raise_if_lossy(text, dropped, characters)
-    if provenance.stamp(text) != before:
-        raise UserError(f"{text} changed while it was being read: try again when nothing writes to it")
+    sections, tokens_digest = provenance.described(run, texts.train, made.digests.finished), made.tokens_digest
+    if texts.held_out:
+        part = run.staged_path / _HELD_OUT
+        held = _encode_one(run, texts.held_out, tokenizer, tokenizer_file, part, report, progress, ranks)
+        count, characters = count + held.tokens, characters + held.characters
+        dropped += held.lost.total()
+        corpus = provenance.corpus_of(run, texts.held_out, held.digests.finished)
+        sections["held_out"] = {**corpus, "count": held.tokens}
+    if texts.train.seed is not None:
+        (mark,) = tokenizer.encode(END_OF_TEXT)
+        shuffled = run.staged_path / _SHUFFLED
+        tokens_digest = shuffle_documents(target, shuffled, dtype_of(tokenizer), mark, texts.train.seed)
+        os.replace(shuffled, target)
+    if texts.held_out:
+        move_to_end(run.staged_path / _HELD_OUT, target, tokens_digest)
     info = {
         "dtype": dtype_of(tokenizer).name,
         "count": count,
         "vocab_size": tokenizer.vocab_size,
         "characters": characters,
         "dropped": dropped,
-        "text": {"path": provenance.remember(run, text), **before, "sha256": made.text_digest.hexdigest()},
+        **sections,
         "tokenizer": {
             **_settings(tokenizer),
             "sha256": provenance.sha256(tokenizer_file),
             "unicode": UNICODE_VERSION,
         },
-        "tokens": {
-            **provenance.stamp(run.staged_path / run.tokens_path.name),
-            "sha256": made.tokens_digest.hexdigest(),
-        },
+        "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
     }
     return {**info, "checked": provenance.pair_digest(info)}
+
+
+def _encode_one(
+    run: Run, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path, report: Report,
+    progress: Progress, ranks: Ranks,
+) -> Joined:  # fmt: skip
+    """Write the tokens of a text to a file in the staging folder; returns what `encode` does.
+
+    Raises UserError if the text has no tokens, if more than half of it is not in the vocabulary, and if it is no longer
+    as it was when it was found.
+    """
+    made = encode(run, text, tokenizer, tokenizer_file, target, progress, ranks)
+    if made.found:
+        report(
+            f"Note: {made.found:,} of the {made.tokens:,} tokens of {text.name} were there from an interrupted command"
+        )
+    if not made.tokens:
+        raise UserError(f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text")
+    _raise_if_lossy(text.name, made.lost.total(), made.characters)
+    for file in text.files:
+        if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
+            raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
+    return made
 
 
 def _opened(run: Run, tokenizer: Tokenizer, info: Info) -> Corpus:

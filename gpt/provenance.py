@@ -8,33 +8,81 @@ project can move and be used from any working directory. A text outside it is re
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.config import SPLITS, TOKENIZERS
+from gpt.config import SPLITS, TOKENIZERS, DataConfig, flag
+from gpt.corpus.finding import named
+from gpt.corpus.kinds import NotTextError
+from gpt.corpus.sources import UTF_8, Source, Sources, Texts, few, find
 from gpt.errors import UserError, cannot
 from gpt.run import Run
 from gpt.system import reading
-from gpt.system.reading import COUNT, INTEGER, NAMES, PATH, TEXT, TRUTH, Schema, one_of, optional, or_null
-from gpt.tokenizer.text import read_blocks
+from gpt.system.reading import (
+    COUNT,
+    INTEGER,
+    LARGE,
+    NAMES,
+    PATH,
+    TEXT,
+    TRUTH,
+    Kind,
+    Schema,
+    one_of,
+    optional,
+    or_null,
+)
+
+Report = Callable[[str], None]
 
 Info = dict[str, Any]
 """The content of tokens.json. It has these keys:
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
-- the section text: path, size, mtime_ns, sha256;
+- the section text, if one UTF-8 text was named by itself: path, size, mtime_ns, sha256;
+- otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
+  documents (whether the end-of-text mark stands behind each document), shuffle_documents (a seed, if they are
+  shuffled), and sources, a list of such sections for all files in their order;
+- the section held_out, if --val-path was given: the same keys as in corpus, and count, the number of its tokens, which
+  are the last ones of tokens.bin;
 - the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
   not learned), sha256, unicode (the version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
+_READING = ("encoding", "text_field", "shuffle_documents")  # keys of a corpus that say how it becomes tokens
+_MANY = 1000  # files of a text
+
+_FILE: Schema = {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
+
+
+def _is_list_of_files(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_file(each) for each in value)
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        kind.holds(value.get(key)) for key, kind in _FILE.items() if isinstance(kind, Kind)
+    )
+
+
+_CORPUS: Schema = {
+    "paths": Kind("a list of paths", lambda value: isinstance(value, list) and all(map(PATH.holds, value))),
+    "encoding": TEXT,
+    "text_field": or_null(TEXT),
+    "documents": TRUTH,
+    "shuffle_documents": optional(INTEGER),
+    "sources": Kind("a list of files", _is_list_of_files),
+}
 _INFO: Schema = {
     "dtype": one_of(("uint16", "uint32")),
     **dict.fromkeys(("count", "vocab_size", "characters", "dropped"), COUNT),
-    "text": {"path": PATH, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "tokenizer": {
         "kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "split": optional(or_null(one_of(SPLITS))),
         "special_tokens": optional(NAMES), "keep_newlines": optional(TRUTH), "given": optional(TRUTH),
@@ -48,8 +96,10 @@ _INFO: Schema = {
 def read(run: Run) -> Info | None:
     """The content of a run's tokens.json; None if it is missing, or damaged by another program."""
     try:
-        info: Info = reading.parse(reading.read(run.tokens_info_path, reading.SMALL))
-        reading.check(info, _INFO)
+        info: Info = reading.parse(reading.read(run.tokens_info_path, LARGE))
+        reading.check(info, {**_INFO, **({"corpus": _CORPUS} if "corpus" in info else {"text": _FILE})})
+        if "held_out" in info:
+            reading.check(info["held_out"], {**_CORPUS, "count": COUNT}, "held_out")
     except (FileNotFoundError, ValueError):
         return None
     size = info["count"] * np.dtype(info["dtype"]).itemsize
@@ -57,7 +107,70 @@ def read(run: Run) -> Info | None:
 
 
 def to_json(info: Info) -> str:
-    return json.dumps(info, indent=2) + "\n"  # in ASCII: a path need not be valid Unicode
+    """In ASCII, because a path need not be valid Unicode; indented, unless the files are so many that it takes long."""
+    files = len(info["corpus"]["sources"]) if "corpus" in info else 1
+    return json.dumps(info, indent=2 if files < _MANY else None) + "\n"
+
+
+def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
+    """The section of tokens.json about a text, `text` or `corpus`. `digests` are those of its files in their order."""
+    if not sources.marks and sources.encoding == UTF_8:
+        return {"text": _files(run, sources, digests)[0]}
+    return {"corpus": corpus_of(run, sources, digests)}
+
+
+def corpus_of(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
+    """The section `corpus`, as which a held-out text is always described."""
+    paths = [remember(run, Path(path)) for path in sources.paths]
+    how: Info = {"encoding": sources.encoding, "text_field": sources.field, "documents": sources.marks}
+    if sources.seed is not None:
+        how["shuffle_documents"] = sources.seed
+    return {"paths": paths, **how, "sources": _files(run, sources, digests)}
+
+
+def _files(run: Run, sources: Sources, digests: Sequence[str]) -> list[Info]:
+    return [
+        {"path": remember(run, each.path), "size": each.size, "mtime_ns": each.mtime_ns, "sha256": digest}
+        for each, digest in zip(sources.files, digests, strict=True)
+    ]
+
+
+def files_of(info: Info) -> list[dict[str, Any]]:
+    """The sections of all files of a text, in their order."""
+    files: list[dict[str, Any]] = info["corpus"]["sources"] if "corpus" in info else [info["text"]]
+    return files
+
+
+def paths_of(run: Run, info: Info) -> list[str]:
+    """What --data-path named when the tokens were made."""
+    return [str(locate(run, path)) for path in remembered(info)]
+
+
+def remembered(info: Info) -> list[str]:
+    """The same, as `remember` has written it down."""
+    paths: list[str] = info["corpus"]["paths"] if "corpus" in info else [info["text"]["path"]]
+    return paths
+
+
+def moved(info: Info, source: Run, run: Run) -> Info:
+    """The tokens.json of `source` for the tokens that `run` has taken over: the paths begin at another directory."""
+
+    def here(section: Info) -> Info:
+        files = [{**file, "path": remember(run, locate(source, file["path"]))} for file in files_of(section)]
+        return _section(run, section, files, paths_of(source, section))
+
+    held_out = {"held_out": here({"corpus": info["held_out"]})["corpus"]} if "held_out" in info else {}
+    return {**info, **here(info), **held_out}
+
+
+def identity(info: Info) -> str:
+    """A digest of a text: of the bytes of all its files, of how they are read, and of what is held out."""
+    if "text" in info and "held_out" not in info:
+        return str(info["text"]["sha256"])
+    sections = [info] + ([{"corpus": info["held_out"]}] if "held_out" in info else [])
+    hows = [[each.get("corpus", {}).get(key) for key in _READING] for each in sections]
+    parts = [(how, [file["sha256"] for file in files_of(each)]) for how, each in zip(hows, sections, strict=True)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def pair_digest(info: Info) -> str:
@@ -65,22 +178,131 @@ def pair_digest(info: Info) -> str:
     return hashlib.sha256((info["tokens"]["sha256"] + info["tokenizer"]["sha256"]).encode()).hexdigest()
 
 
-def check_text(run: Run, text: Path, then: Info, otherwise: str) -> Info:
-    """Check that `text` is the encoded text, and return the section `text` of tokens.json with its path and time.
+def sources_of(run: Run, info: Info) -> Sources:
+    """The files of a text, as they were read when the tokens were made. Raises UserError if one cannot be read now."""
+    files, paths = [locate(run, file["path"]) for file in files_of(info)], tuple(paths_of(run, info))
+    if "text" in info:
+        return Sources(paths, [replace(Source.of(files[0]), format="plain")])
+    encoding, field = info["corpus"]["encoding"], info["corpus"]["text_field"]
+    seed = info["corpus"].get("shuffle_documents")
+    return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field, seed)
 
-    `then` is the section as it stands. Raises UserError if the text differs, with the advice `otherwise`.
+
+def texts_of(run: Run, info: Info) -> Texts:
+    """Both texts, as they were read when the tokens were made. Raises UserError if a file cannot be read now."""
+    held_out = sources_of(run, {"corpus": info["held_out"]}) if "held_out" in info else None
+    return Texts(sources_of(run, info), held_out)
+
+
+def check_text(
+    run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report, option: str = "--data-path"
+) -> Info:
+    """Check that the text is still the one that was encoded; return its section of tokens.json with paths and times.
+
+    `asked` is what the user's flags say now; its data_path comes from `option`. Files that are gone are reported, and
+    so are new ones in a folder, unless the user has named the folder again. Raises UserError if the text differs, with
+    the advice `otherwise`.
     """
-    encoded = locate(run, then["path"])
-    is_another = os.path.abspath(text) != os.path.abspath(encoded)
-    if is_another or not run.tokens_path.exists():
-        raise_if_unreadable(text)
-    if is_another:
-        moved = {**then, "path": remember(run, text), "mtime_ns": None}  # no time to compare: the digest decides
-        complaint = f"--data-path is {text}, but run {run.name} was made from {encoded}, and they differ"
-        return check_file(text, moved, complaint, f"leave it out, or {otherwise}")
-    if not text.exists():
-        return then
-    return check_file(text, then, f"{text} has changed since it was tokenized", f"restore it, or {otherwise}")
+    _check_reading(run, asked, info, otherwise)
+    before = paths_of(run, info)
+    groups = {name: named(name) for name in asked.data_path or before}
+    names = [str(group.paths[0]) if group.by_itself else name for name, group in groups.items()]
+    if list(map(os.path.abspath, names)) != list(map(os.path.abspath, before)):
+        return _check_moved(run, names, info, otherwise, option)
+    files = _check_in_place(run, info, otherwise, report)
+    if added := _added(run, [path for group in groups.values() for path in group.paths], info):
+        has = f"{', '.join(names)} has {len(added):,} {'file' if len(added) == 1 else 'files'} that run {run.name} was "
+        has += f"not made from: {few(added)}"
+        if asked.data_path:
+            raise UserError(f"{has}: leave {option} out to go on with the other ones, or {otherwise}")
+        report(f"Note: {has}; to take them in, {otherwise}")
+    return _section(run, info, files, before)
+
+
+def check_held_out(run: Run, asked: DataConfig, info: Info, otherwise: str, report: Report) -> Info:
+    """As `check_text`, for the section `held_out`; nothing if no text of its own is held out."""
+    if "held_out" in info:
+        of_option = replace(asked, data_path=asked.val_path, shuffle_documents=None)  # it is never shuffled
+        section = check_text(run, of_option, {"corpus": info["held_out"]}, otherwise, report, "--val-path")
+        return {"held_out": section["corpus"]}
+    if asked.val_path:
+        raise UserError(
+            f"--val-path is {', '.join(asked.val_path)}, but the tokens of run {run.name} were made without it: leave "
+            f"it out, or {otherwise}"
+        )
+    return {}
+
+
+def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> None:
+    """Raises UserError if a flag says that the files are to be read in another way than they were."""
+    used = {"encoding": UTF_8, "text_field": None, "shuffle_documents": None, **info.get("corpus", {})}
+    for key in _READING:
+        if (wanted := getattr(asked, key)) is not None and wanted != used[key]:
+            how = f"with {used[key]}" if used[key] is not None else "without it"
+            raise UserError(
+                f"{flag(key)} is {wanted}, but the tokens of run {run.name} were made {how}: leave it out, or "
+                f"{otherwise}"
+            )
+
+
+def _check_moved(run: Run, names: Sequence[str], info: Info, otherwise: str, option: str) -> Info:
+    """The section of the text if the same files lie elsewhere. Raises UserError if they are not the same."""
+    corpus = info.get("corpus", {"encoding": UTF_8, "text_field": None, "documents": False})
+    sources = find(names, corpus["encoding"], corpus["text_field"]).sources
+    before, then, now = ", ".join(paths_of(run, info)), files_of(info), sources.files
+    complaint = f"{option} is {sources.name}, but run {run.name} was made from {before}, and they differ"
+    advice = f"leave it out, or {otherwise}"
+    if len(now) != len(then) or sources.marks != corpus["documents"]:
+        raise UserError(f"{complaint} ({_count(len(then))} then, {_count(len(now))} now): {advice}")
+    files = [  # there is no time to compare: the digest decides
+        {**check_file(source.path, {**file, "mtime_ns": None}, complaint, advice), "path": remember(run, source.path)}
+        for source, file in zip(now, then, strict=True)
+    ]
+    return _section(run, info, files, sources.paths)
+
+
+def _check_in_place(run: Run, info: Info, otherwise: str, report: Report) -> list[Info]:
+    """Check the files where they were. Returns their sections, with the time as it is now of those that are there."""
+    files, gone = [], []
+    for file in files_of(info):
+        path = locate(run, file["path"])
+        if path.exists():
+            complaint = f"{path} has changed since it was tokenized"
+            files.append(check_file(path, file, complaint, f"restore it, or {otherwise}"))
+        else:
+            files.append(file)
+            gone.append(path)
+    if gone and not run.tokens_path.exists():
+        raise UserError(f"{gone[0]} does not exist: restore it, or {otherwise}")
+    if gone and len(files) == 1:
+        report(f"Note: {gone[0]} is gone: going on with the tokens made from it")
+    elif gone:
+        some = f"{len(gone):,} of the {len(files):,} files are gone ({few(gone)})"
+        report(f"Note: {some}: going on with the tokens made from them")
+    return files
+
+
+def _added(run: Run, now: Sequence[Path], info: Info) -> list[Path]:
+    """The texts among the files `now` from which no tokens were made."""
+    known = {os.path.abspath(locate(run, file["path"])) for file in files_of(info)}
+    encoding = info.get("corpus", {}).get("encoding", UTF_8)
+    added = []
+    for path in now:
+        if os.path.abspath(path) not in known:
+            with suppress(NotTextError):
+                added.append(Source.of(path, encoding, in_folder=True).path)
+    return added
+
+
+def _section(run: Run, info: Info, files: list[Info], paths: Sequence[str]) -> Info:
+    """The section of a text with other times and places of its files, which `paths` name."""
+    if "text" in info:
+        return {"text": files[0]}
+    return {"corpus": {**info["corpus"], "sources": files, "paths": [remember(run, Path(path)) for path in paths]}}
+
+
+def _count(files: int) -> str:
+    return "one file" if files == 1 else f"{files:,} files"
 
 
 def check_file(path: Path, then: Info, complaint: str, advice: str) -> Info:
@@ -94,10 +316,6 @@ def check_file(path: Path, then: Info, complaint: str, advice: str) -> Info:
     if now["mtime_ns"] != then["mtime_ns"] and (digest := sha256(path)) != then["sha256"]:
         raise UserError(f"{complaint} (sha256 {then['sha256']:.12}… then, {digest:.12}… now): {advice}")
     return {**then, **now}
-
-
-def raise_if_unreadable(text: Path) -> None:
-    next(read_blocks(text))
 
 
 def stamp(path: Path) -> dict[str, int]:
@@ -116,20 +334,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def resolve(text: Path) -> Path:
-    """The file behind a name that means another file in every process, such as /dev/stdin; other names stay."""
-    real = os.path.realpath(text)
-    return Path(real) if str(text).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else text
-
-
 def remember(run: Run, text: Path) -> str:
     """The path of a text as tokens.json has it (see the top of this file)."""
-    directory, absolute = Path(os.path.abspath(run.path)), Path(os.path.abspath(text))
-    if absolute.is_relative_to(directory.parent.parent):
-        absolute = Path(os.path.relpath(absolute, directory))
-    return absolute.as_posix()
+    directory, absolute = os.path.abspath(run.path), os.path.abspath(text)
+    project = os.path.dirname(os.path.dirname(directory))
+    if absolute.startswith(os.path.join(project, "")):
+        absolute = os.path.relpath(absolute, directory)
+    return absolute.replace(os.sep, "/")
 
 
 def locate(run: Run, remembered: str) -> Path:
     """The path that `remember` turned into `remembered`. Links are not followed: `..` means the folder above."""
-    return Path(os.path.normpath(run.path / remembered))
+    return Path(os.path.normpath(os.path.join(run.path, remembered)))

@@ -30,6 +30,8 @@ _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECAS
 CONFIG, OPTIMIZER, WEIGHTS = "_config.json", "_optimizer.safetensors", ".safetensors"  # ends of a checkpoint's files
 _PART = re.compile(r"(.+)_step(0|[1-9][0-9]*)(_config\.json|_optimizer\.safetensors|\.safetensors)")
 
+COPIES = "stdin-"  # beginning of the name of a copy of standard input (gpt/corpus/standard_input.py)
+
 WAIT = 3.0  # seconds to wait for the lock
 
 _METRICS = {"step": COUNT, "time": optional(NUMBER), "tokens": optional(COUNT)}
@@ -158,10 +160,14 @@ class Run:
                         entries.append(check(parse(line), _METRICS))
         return entries
 
+    def input_copies(self) -> list[Path]:
+        """The copies of standard input that are here."""
+        return sorted(self.path.glob(f"{COPIES}*"))
+
     def discard_tokens(self) -> None:
-        """Remove the tokenizer and the tokens, if there are any."""
+        """Remove the tokenizer, the tokens and the copies of standard input, if there are any."""
         remove(self.staged_path)
-        for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path):
+        for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path, *self.input_copies()):
             path.unlink(missing_ok=True)
 
     def disk_bytes(self) -> int:

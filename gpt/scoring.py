@@ -24,12 +24,12 @@ import numpy as np
 
 from gpt import provenance
 from gpt.checkpoint import Checkpoint
+from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.evaluation import Metrics
 from gpt.model import GPT
 from gpt.system.filesystem import array_on_disk
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import read_blocks
 
 BATCH = 8  # windows that go through the model at a time
 _IDS_AT_ONCE = 1 << 20  # ids of tokens.bin that are read at a time

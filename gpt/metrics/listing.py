@@ -5,6 +5,7 @@ from typing import Any
 
 from gpt.config import ModelConfig, TrainConfig, flag
 from gpt.metrics.summary import Summary
+from gpt.provenance import remembered
 from gpt.run import Run
 from gpt.system.console import duration, rate, size
 
@@ -79,7 +80,7 @@ def _model(model: ModelConfig) -> str:
 
 def _data(info: dict[str, Any]) -> str:
     kind, vocabulary = info["tokenizer"]["kind"], info["vocab_size"]
-    return f"{info['text']['path']}: {info['count']:,} tokens ({kind} tokenizer, vocabulary {vocabulary:,})"
+    return f"{', '.join(remembered(info))}: {info['count']:,} tokens ({kind} tokenizer, vocabulary {vocabulary:,})"
 
 
 def _trained(it: Summary) -> str | None:

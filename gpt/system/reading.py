@@ -113,7 +113,7 @@ def read(path: Path, limit: int) -> bytes:
     with cannot(f"read {path}"):
         raise_unless_regular(path)
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)  # memory for so many is taken at once
     if len(content) > limit:
         raise UserError(f"{path} is larger than {limit} bytes: its content does not fit its name")
     return content

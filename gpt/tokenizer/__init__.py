@@ -2,7 +2,7 @@
 
 tokenizer.py is the way in: a `Tokenizer` learns a vocabulary, encodes and decodes. The other modules, in the order in
 which a text passes through them:
-- text.py: `read_blocks` reads a file in blocks of about a million characters.
+- text.py: a text is cut into blocks at seams, places at which every tokenizer cuts.
 - encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the modules below, and threads.
 - marks.py: finds `<|endoftext|>` and other marks, which stand for themselves.
 - splits.py: cuts a block into chunks, and chunks into words. characters.py knows white space, letters and digits;

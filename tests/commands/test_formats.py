@@ -61,7 +61,7 @@ def imported(run: Path) -> Path:
 
 
 def test_every_key_of_a_run_is_described_and_no_other(run):
-    check_json(run / "tokens.json", "tokens.json")
+    check_json(run / "tokens.json", "tokens.json", without=starting(("corpus.", "held_out."), "tokens.json"))
     check_json(run / "best_config.json", "The config", without={"checkpoint.imported"})
     check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", "checkpoint.imported"})
     check_json(imported(run) / "r_step0_config.json", "The config", without={"checkpoint.val_loss"})
@@ -69,6 +69,16 @@ def test_every_key_of_a_run_is_described_and_no_other(run):
     check_weights(run / "r_step2.safetensors")
     check_optimizer(run / "r_step2_optimizer.safetensors")
     check_tokens(run)
+
+
+def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
+    project.text.with_name("held.txt").write_text("the dog sat\n" * 40)
+    project.prepare(data_path="data/d*", val_path="data/held.txt", shuffle_documents=5)
+    check_json(project.run.tokens_info_path, "tokens.json", without=starting("text.", "tokens.json"))
+
+
+def starting(prefix, heading):
+    return {key for key in table(heading) if key.startswith(prefix)}
 
 
 def check_json(path, heading, without=frozenset()):

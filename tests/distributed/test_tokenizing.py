@@ -1,6 +1,7 @@
 """Ranks encode a text together: the files are those of one process, whatever the text, and whatever goes wrong."""
 
 import errno
+import gzip
 import os
 import random
 import signal
@@ -9,6 +10,8 @@ import time
 import pytest
 
 import gpt.encode
+from gpt.corpus import Sources
+from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tests.distributed.conftest import until
@@ -87,24 +90,40 @@ def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized,
         assert others == [expected] * (size - 1)
 
 
+def test_ranks_share_the_files_of_a_folder(project, tokenized, many_pieces):
+    folder = project.text.with_name("folder")
+    folder.mkdir()
+    for number, text in enumerate(TEXTS.values()):
+        (folder / f"{number:02}.txt").write_bytes(text[:3000].encode())
+    (folder / "records.jsonl").write_text('{"text": "the cat\\nsat"}\n' * 200)
+    (folder / "packed.gz").write_bytes(gzip.compress(TEXT.encode()))
+    project.prepare(data_path="data/folder", vocab_limit=300)
+    alone, info = project.snapshot(), project.info()
+    assert info["count"] > 1000
+    for size in (2, 5):
+        project.run.tokens_path.unlink()
+        corpus, *others = tokenized(size)
+        assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
+        assert described(project.info()) == described(info)
+        assert others == [[corpus.tokens.tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]] * (size - 1)
+        assert not project.run.staged_path.exists()
+
+
 def test_a_rank_that_is_slow_leaves_pieces_to_the_others(project, tokenized, many_pieces):
     def slow(ranks):
         encode_range = gpt.encode._encode_range
 
         def late(*arguments):
             time.sleep(1)
+            with open(project.text.with_name("taken"), "a") as taken:
+                taken.write("x")
             return encode_range(*arguments)
 
-        def reported(value):
-            taken.write_text(str(len(value)))
-            return gather(value)
-
         if ranks.rank == 2:
-            taken, gather = project.text.with_name("taken"), ranks.gather
-            gpt.encode._encode_range, ranks.gather = late, reported
+            gpt.encode._encode_range = late
 
     tokenized(3, slow)
-    assert int(project.text.with_name("taken").read_text()) < len(TEXT) / 100 / 3
+    assert 0 < len(project.text.with_name("taken").read_text()) < len(TEXT) / 100 / 3
     assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
 
 
@@ -151,7 +170,7 @@ def test_no_rank_but_the_first_learns(project, tokenized):
 
 
 @pytest.mark.parametrize("place", [0.05, 0.4, 0.95])
-def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, tokenized, place):
+def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, tokenized, place, monkeypatch):
     data = bytearray(TEXT.encode())
     offset = data.index(b" ", int(place * len(data)))
     data[offset : offset + 1] = b"\xe2\x80 "  # an unfinished character, before white space
@@ -162,11 +181,8 @@ def test_a_byte_that_is_not_utf8_is_named_with_its_offset_in_the_file(project, t
     project.text.write_bytes(data)
     complaint = f"data/data.txt is not UTF-8: byte {offset} (0xe2)"
     # The first rank's look at the first block would find the byte before the ranks begin
-    gpt_check, gpt.provenance.raise_if_unreadable = gpt.provenance.raise_if_unreadable, lambda text: None
-    try:
-        results = tokenized(3)
-    finally:
-        gpt.provenance.raise_if_unreadable = gpt_check
+    monkeypatch.setattr(Sources, "raise_if_unreadable", lambda text: None)
+    results = tokenized(3)
     messages = [str(result) for result in results]
     assert sum(complaint in message for message in messages) == 1
     assert project.snapshot() == before
@@ -223,7 +239,7 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
 
     parts = {"tokens.bin", "tokens.1.bin", "tokens.2.bin"}
     if (child := os.fork()) == 0:
-        gpt.encode._move_to_end = kill
+        gpt.encode.move_to_end = kill
         on_ranks(3, work)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -231,6 +247,30 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
     project.prepare()
     assert not project.run.staged_path.exists()
     assert project.run.tokens_path.stat().st_size == 2 * project.info()["count"]
+
+
+def test_ranks_go_on_behind_the_last_piece_that_a_killed_first_rank_has_appended(project, tokenized, many_pieces):
+    project.prepare(vocab_limit=50)
+    alone, info = project.snapshot(), project.info()
+    project.run.tokens_path.unlink()
+    move, calls = gpt.encode.move_to_end, []
+
+    def kill(*arguments):
+        calls.append(None)
+        if len(calls) > 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return move(*arguments)
+
+    if (child := os.fork()) == 0:
+        gpt.encode.move_to_end = kill
+        tokenized(3)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    tokenized(2)
+    assert "were there from an interrupted command" in project.notes[1]
+    assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
+    assert described(project.info()) == described(info)
+    assert not project.run.staged_path.exists()
 
 
 @pytest.mark.parametrize("change", ["grows", "is another one for rank 1"])
@@ -245,9 +285,9 @@ def test_a_text_that_changes_while_ranks_read_it_is_refused(project, tokenized, 
 
         def changing(text, *arguments):
             if change == "grows":
-                with open(text, "a") as file:
+                with open(project.text, "a") as file:
                     file.write("more")
-            return encode_range(text if change == "grows" else other, *arguments)
+            return encode_range(text if change == "grows" else find([str(other)]).sources, *arguments)
 
         if ranks.rank == 1:
             gpt.encode._encode_range = changing

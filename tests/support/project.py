@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.prepare import Corpus, prepare
 from gpt.run import Run
@@ -26,11 +27,16 @@ class Project:
         self.run = Run("r", Path("checkpoints"))
         self.files = (self.run.tokenizer_path, self.run.tokens_path, self.run.tokens_info_path)
 
-    def prepare(self, **kwargs) -> Corpus:
+    def prepare(
+        self, *, data_path=(), encoding=None, text_field=None, val_path=(), shuffle_documents=None, **kwargs
+    ) -> Corpus:
+        """`data_path` and `val_path` are one name or several."""
         self.notes.clear()
         self.lossy.clear()
+        names, held_out = ((each,) if isinstance(each, str) else tuple(each or ()) for each in (data_path, val_path))
+        data = DataConfig(names, encoding, text_field, held_out, shuffle_documents)
         with self.run.lock():
-            return prepare(self.run, report=self.report, **kwargs)
+            return prepare(self.run, data=data, report=self.report, **kwargs)
 
     def report(self, note: str) -> None:
         (self.lossy if "no line breaks" in note else self.notes).append(note)

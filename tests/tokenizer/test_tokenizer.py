@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpt.tokenizer.encoding
+from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
-from gpt.tokenizer.text import read_blocks
 from gpt.tokenizer.vocabulary import SPLITS
 from tests.support import ROOT
 

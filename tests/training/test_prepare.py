@@ -6,21 +6,20 @@ import os
 import shutil
 import tracemalloc
 from contextlib import contextmanager
-from functools import partial
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 
-import gpt.encode
-import gpt.prepare
+import gpt.corpus.sources
 from gpt import provenance
 from gpt.config import TokenizerConfig
+from gpt.corpus import Sources
 from gpt.errors import UserError
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import read_blocks
 from tests.support.project import TEXT, sha256
 
 
@@ -38,8 +37,8 @@ def idle(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Tokenizer, "train_bpe", refuse)
             patch.setattr(Tokenizer, "encode_blocks", refuse)
-            patch.setattr(gpt.prepare, "read_blocks", refuse)
-            patch.setattr(provenance, "read_blocks", refuse)
+            patch.setattr(Sources, "blocks", refuse)
+            patch.setattr(Sources, "feed", refuse)
             patch.setattr(provenance, "sha256", lambda p: digest(p) if p.name == "tokenizer.json" else refuse())
             yield
 
@@ -115,8 +114,8 @@ def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
 
 
 def test_memory_does_not_grow_with_the_text(project, monkeypatch):
-    for reader in (gpt.prepare, gpt.encode):
-        monkeypatch.setattr(reader, "read_blocks", partial(read_blocks, block_chars=1 << 14))
+    monkeypatch.setattr(Sources, "blocks", partialmethod(Sources.blocks, block_chars=1 << 14))
+    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 1 << 14)
     peaks = []
     for times in (200, 800):
         project.text.write_text(TEXT * times, encoding="utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gpt.encode
+from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from tests.support.project import TEXT
@@ -139,3 +141,94 @@ def test_random_accidents_never_lead_to_stale_tokens(made):
         except UserError:
             continue
         assert corpus.tokens.tolist() == Tokenizer.load(made.run.tokenizer_path).encode(TEXT)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Even a short text has many pieces, and how far it has got is saved behind each."""
+    monkeypatch.setattr(gpt.encode, "_PIECE", 100)
+    monkeypatch.setattr(gpt.encode, "_LARGEST", 100)
+
+
+def dying_in_piece(monkeypatch, number, end):
+    """Let the encoding of piece `number`, counted from 0, end in the middle by calling `end`."""
+    encode_blocks, begun = Tokenizer.encode_blocks, []
+
+    def encode(self, blocks):
+        begun.append(None)
+        for ids in encode_blocks(self, blocks):
+            if len(begun) > number:
+                end()
+            yield ids
+
+    monkeypatch.setattr(Tokenizer, "encode_blocks", encode)
+    return begun
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("kept", [False, True], ids=["new tokenizer", "kept tokenizer"])
+def test_an_encoding_that_was_killed_goes_on_behind_its_last_whole_piece(
+    project, monkeypatch, small_pieces, folder, kept
+):
+    names = "data/data.txt"
+    if folder:
+        names = "data"
+        for number in range(30):
+            project.text.with_name(f"{number}.txt").write_text(TEXT[: 40 + number] + "ж", encoding="utf-8")
+    project.prepare(data_path=names)
+    whole, info = project.snapshot(), project.info()
+    for path in project.files[1:] if kept else project.files:
+        path.unlink()
+    if (child := os.fork()) == 0:
+        dying_in_piece(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        project.prepare(data_path=names)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with open(project.run.staged_path / "tokens.bin", "ab") as file:
+        file.write(b"half of a piece")
+    pieces = dying_in_piece(monkeypatch, 10**9, None)
+    project.prepare(data_path=names)
+    assert any("were there from an interrupted command" in note for note in project.notes)
+    assert len(pieces) == len(find([names]).sources.pieces(100, 1)) - 7
+    assert project.snapshot() == {**whole, "tokens.json": project.run.tokens_info_path.read_bytes()}
+    assert {**project.info(), "tokens": None} == {**info, "tokens": None}
+    assert not project.run.staged_path.exists()
+
+
+@pytest.mark.parametrize("change", ["text", "tokens", "journal"])
+def test_an_interrupted_encoding_is_of_no_use_to_another_text_or_when_it_is_damaged(
+    project, monkeypatch, small_pieces, change
+):
+    project.prepare()
+    before = project.run.tokens_path.read_bytes()
+    project.run.tokens_path.unlink()
+    with monkeypatch.context() as patch:
+        dying_in_piece(patch, 5, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare()
+    if change == "text":
+        touch(project.text)
+    elif change == "tokens":
+        flip_a_byte(project.run.staged_path / "tokens.bin")
+    else:
+        (project.run.staged_path / "tokens.bin.json").write_text('{"of": 5}')
+    project.prepare()
+    assert project.run.tokens_path.read_bytes() == before
+    assert not any("interrupted" in note for note in project.notes)
+
+
+def test_a_held_out_text_goes_on_too(project, monkeypatch, small_pieces):
+    project.text.with_name("held.txt").write_text(TEXT[:500], encoding="utf-8")
+    project.prepare(val_path="data/held.txt")
+    before = project.run.tokens_path.read_bytes()
+    project.run.tokens_path.unlink()
+    pieces = len(find(["data/data.txt"]).sources.pieces(100, 1))
+    with monkeypatch.context() as patch:
+        dying_in_piece(patch, pieces + 2, lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare()
+    pieces = dying_in_piece(monkeypatch, 10**9, None)
+    project.prepare()
+    of_the_first_text = 1  # an empty one
+    assert len(pieces) == of_the_first_text + len(find(["data/held.txt"]).sources.pieces(100, 1)) - 2
+    assert project.run.tokens_path.read_bytes() == before

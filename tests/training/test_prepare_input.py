@@ -56,7 +56,7 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
         (b"", "data.txt is empty"),
         (b" \n\t ", "data/data.txt has no word to train on, only white space and <|endoftext|> marks"),
         (b"caf\xe9 au lait", "data.txt is not UTF-8: byte 3 "),
-        (None, "data.txt is a directory"),
+        (None, "data.txt holds no text: name another folder"),
     ],
 )
 @pytest.mark.parametrize("reset", [False, True])

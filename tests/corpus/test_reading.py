@@ -1,8 +1,5 @@
-"""gpt/tokenizer/text.py: files are read unchanged, in blocks that end at a seam of every tokenizer."""
+"""gpt/corpus/: files are read unchanged, in blocks that end at a seam of every tokenizer."""
 
-import bz2
-import gzip
-import lzma
 import os
 import random
 import re
@@ -12,10 +9,13 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpt.corpus.sources
 import gpt.tokenizer.text
+from gpt.corpus import read_blocks
+from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.sources import find
 from gpt.errors import UserError
-from gpt.tokenizer import Tokenizer
-from gpt.tokenizer.text import END_OF_TEXT, find_seams, looks_like_json_lines, read_blocks
+from gpt.tokenizer import END_OF_TEXT, Tokenizer
 
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
 NOT_WHITE_SPACE = "\x1c\x1d\x1e\x1f\u180e\u200b\ufeff"
@@ -73,9 +73,12 @@ def test_bytes_that_are_not_utf8_are_refused_with_their_offset(tmp_path, data, o
         list(read_blocks(tmp_path / "text.txt", block_chars))
 
 
-@pytest.mark.parametrize(("name", "complaint"), [("none", "does not exist"), (".", "directory"), ("empty", "is empty")])
+@pytest.mark.parametrize(
+    ("name", "complaint"), [("none", "does not exist"), ("folder", "holds no text"), ("empty", "is empty")]
+)
 def test_an_unreadable_path_is_refused_in_one_line_that_names_it(tmp_path, name, complaint):
     written(tmp_path / "empty", "")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / name))}\b.*{complaint}[^\n]*$"):
         list(read_blocks(tmp_path / name))
 
@@ -91,24 +94,20 @@ def test_a_file_without_permission_is_refused(tmp_path):
 
 
 FORMATS = {
-    "gzip": lambda: gzip.compress(b"a text"),
-    "xz": lambda: lzma.compress(b"a text"),
-    "bzip2": lambda: bz2.compress(b"a text"),
-    "zstd": lambda: b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00",
-    "zip": lambda: b"PK\x03\x04\x14\x00",
-    "parquet": lambda: b"PAR1\x15\x04\x15\x10",
-    "UTF-16": lambda: "a text".encode("utf-16"),
-    "UTF-16 without its mark": lambda: "a text".encode("utf-16-be"),
-    "UTF-32": lambda: "a text".encode("utf-32"),
+    "zip": b"PK\x03\x04\x14\x00",
+    "7z": b"7z\xbc\xaf\x27\x1c",
+    "tar": b"a" * 257 + b"ustar",
+    "PDF": b"%PDF-1.7",
+    "Arrow": b"ARROW1\0\0",
+    "UTF-16 without its mark": "a text".encode("utf-16-be"),
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("block_chars", [1, 1 << 20])
-def test_a_file_that_is_not_text_is_named_by_its_first_bytes(tmp_path, name, block_chars):
-    (tmp_path / "text").write_bytes(FORMATS[name]())
-    with pytest.raises(UserError, match=rf"text is .*\b{name}\b.*: (unpack|convert|write) "):
-        list(read_blocks(tmp_path / "text", block_chars))
+def test_a_file_that_is_not_text_is_named_by_its_first_bytes(tmp_path, name):
+    (tmp_path / "text").write_bytes(FORMATS[name])
+    with pytest.raises(UserError, match=rf"text is .*\b{name}\b.*: (unpack|write|give) "):
+        list(read_blocks(tmp_path / "text"))
 
 
 @pytest.mark.parametrize(
@@ -137,23 +136,22 @@ def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
 def test_ranges_between_seams_join_to_the_text_and_have_its_ids(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(gpt.tokenizer.text, "_SEARCHED", at_once)
+    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 8)
     chance, tokenizer, path = random.Random(3), Tokenizer(kind="byte"), tmp_path / "text.txt"
     for _ in range(60):
         text = "".join(
             chance.choices(["a", "é", "😀", " ", "\r\n", "\u2003", "\x1c", "'s", "<|endoftext|>", "."], k=40)
         )
         path.write_bytes(text.encode())
-        size, ranges = path.stat().st_size, chance.randint(2, 9)
-        seams = find_seams(path, size, ranges)
-        assert seams == sorted(seams)
-        assert all(place >= size * number // ranges for number, place in enumerate(seams, start=1))
-        parts = [
-            "".join(read_blocks(path, 8, begin, end)) for begin, end in zip([0, *seams], [*seams, None], strict=True)
-        ]
+        sources, size = find([str(path)]).sources, chance.randint(1, 40)
+        pieces = sources.pieces(size, chance.randint(1, 9))
+        assert [begin for begin, _ in pieces[1:]] == [end for _, end in pieces[:-1]]
+        parts = ["".join(sources.blocks(begin, end, block_chars=8)) for begin, end in pieces]
         assert "".join(parts) == text
         assert [id for part in parts if part for id in tokenizer.encode(part)] == tokenizer.encode(text)
-        inner = [place for place in seams if place < size]
+        inner = [end.byte for _, end in pieces if end.source == 0]
         assert all(is_seam(text.encode()[:place].decode(), text.encode()[place:].decode()) for place in inner)
+        assert all(end.byte - begin.byte >= size for begin, end in pieces if end.source == 0)
 
 
 def is_seam(before: str, behind: str) -> bool:

@@ -1,0 +1,16 @@
+"""The text that a run learns from: files, folders and compressed records become one text, in blocks.
+
+- finding.py: the files that --data-path names, in a fixed order.
+- kinds.py: what a file is, by its first bytes and its name: its compression, its encoding, its format.
+- documents.py: the documents in a file of each format, as a stream of strings.
+- sources.py: `Sources`, the files in their order, read as one text and cut into pieces; `Source`, one of them.
+- standard_input.py: the copy of standard input in a run.
+- shuffling.py: the documents of a token file in another order.
+
+Every file, JSON line and row of a table is a document, and `<|endoftext|>` stands behind each. One file of plain text
+that is named by itself is an exception: it is the text as it stands, and may have such marks of its own.
+"""
+
+from gpt.corpus.sources import START, Place, Source, Sources, read_blocks
+
+__all__ = ["START", "Place", "Source", "Sources", "read_blocks"]

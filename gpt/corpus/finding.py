@@ -1,0 +1,73 @@
+"""The files that --data-path names, in an order that depends on their names alone.
+
+A name is that of a file, of a folder or a pattern such as "books/*.txt". A folder stands for all files in it, at any
+depth, and a pattern for the files that match. Their order is that of their whole paths, compared byte by byte. Files
+and folders whose names begin with a dot are passed over, as the shell does.
+"""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt.errors import UserError, cannot
+
+
+class Named(NamedTuple):
+    """The files that one --data-path stands for. If it is the name of a file, this is named `by_itself`."""
+
+    paths: list[Path]
+    by_itself: bool
+
+
+def named(name: str) -> Named:
+    """The files that `name` stands for; a file named by itself need not exist.
+
+    Raises UserError for a pattern that no file matches, and for a folder that cannot be read.
+
+    Example: a folder with b.txt, a/z.txt and .hidden.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "a").mkdir()
+    ...     for name in ("b.txt", "a/z.txt", ".hidden"):
+    ...         Path(folder, name).touch()
+    ...     found = named(folder)
+    ...     [path.relative_to(folder).as_posix() for path in found.paths], found.by_itself
+    (['a/z.txt', 'b.txt'], False)
+    """
+    path = _behind(Path(name))
+    if path.is_dir():
+        with cannot(f"read {path}"):
+            return Named(_ordered(_walk(str(path), set())), by_itself=False)
+    if glob.has_magic(name) and not os.path.lexists(path):
+        if not (files := [each for each in glob.iglob(name, recursive=True) if not os.path.isdir(each)]):
+            raise UserError(f"--data-path {name} matches no file: give the path of a text, of a folder or a pattern")
+        return Named(_ordered(files), by_itself=False)
+    return Named([path], by_itself=True)
+
+
+def _behind(path: Path) -> Path:
+    """The file behind a name that means another file in every process, such as /dev/stdin; other names stay."""
+    real = os.path.realpath(path)
+    return Path(real) if str(path).startswith(("/dev/", "/proc/")) and os.path.isfile(real) else path
+
+
+def _ordered(paths: Iterable[str]) -> list[Path]:
+    return list(map(Path, sorted(paths, key=lambda path: os.fsencode(path.replace(os.sep, "/")))))
+
+
+def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """All that lies in a folder and is no folder itself. A folder that links lead to again is read once."""
+    stat = os.stat(folder)
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda each: each.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, seen)
+        else:
+            yield entry.path

@@ -1,0 +1,167 @@
+"""What a file is: its compression and its encoding by its first bytes, the format of its documents also by its name.
+
+Files of other formats, such as archives and PDF, are refused with advice.
+"""
+
+import bz2
+import codecs
+import gzip
+import importlib
+import io
+import lzma
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from gpt.errors import UserError, cannot
+from gpt.system.reading import SMALL, irregular, parse
+
+HEAD = 4096  # bytes at the beginning of a file that show its kind
+
+_COMPRESSIONS = re.compile(
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)"
+)
+_SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
+_MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+_UNPACK = "unpack it, and give the texts that were in it"
+_CONVERT = "write the texts in it to a UTF-8 file"
+# Formats of files that people give instead of a text: the first bytes, the kind, advice
+_OTHERS = (
+    (rb"(PK\x03\x04|PK\x05\x06)", "a zip archive", _UNPACK),
+    (rb"(7z\xbc\xaf\x27\x1c)", "a 7z archive", _UNPACK),
+    (rb"(.{257}ustar)", "a tar archive", _UNPACK),
+    (rb"(ARROW1)", "an Arrow file", _CONVERT),
+    (rb"(%PDF-)", "a PDF file", _CONVERT),
+)
+_ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
+
+
+class NotTextError(UserError):
+    """A file without a text that hipgpt can read."""
+
+
+class Kind(NamedTuple):
+    """How a file is to be read. `format` is "plain", "jsonl", "csv", "tsv" or "parquet"."""
+
+    format: str
+    compression: str | None
+    encoding: str
+
+
+def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind:
+    """The kind of a file. `encoding` is that of texts without a byte order mark.
+
+    CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text.
+    Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
+    found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
+    """
+    compression = None
+    try:
+        with cannot(f"read {path}"):
+            _raise_if_irregular(path)
+            with open(path, "rb", buffering=0) as file:
+                head = file.read(HEAD)
+                if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
+                    file.seek(0)
+                    with damage_named(path, compression):
+                        head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
+    except FileNotFoundError:
+        raise NotTextError(f"{path} does not exist: give the path of a text file") from None
+    if not head:
+        raise NotTextError(f"{path} is empty: give a text file with something in it")
+    if head.startswith(b"PAR1"):
+        if compression:
+            raise NotTextError(f"{path} is a parquet file compressed with {compression}: {_UNPACK}")
+        return Kind("parquet", None, encoding)
+    _raise_if_other(path, head)
+    if head.startswith(tuple(_MARKS)):
+        encoding = next(name for mark, name in _MARKS.items() if head.startswith(mark))
+    if in_folder:
+        _raise_unless_text(path, head, encoding)
+    elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
+        raise NotTextError(
+            f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
+        )
+    name, suffix = os.path.splitext(str(path).lower())
+    by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
+    return Kind(by_name if has_field or by_name == "jsonl" else "plain", compression, encoding)
+
+
+def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
+    """The content of a compressed file, as a stream. Raises UserError if a package is missing for that."""
+    if compression == "zstd":
+        return cast(BinaryIO, _zstd().ZstdFile(file))
+    openers: dict[str, Callable[[Any], Any]] = {
+        "gzip": lambda file: gzip.GzipFile(fileobj=file, mode="rb"), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile
+    }  # fmt: skip
+    return io.BufferedReader(openers[compression](file), 1 << 16)
+
+
+def _zstd() -> Any:
+    """The module that reads zstd: Python's own from 3.14 on, before that a package that is the same."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise UserError('reading zstd needs the package backports.zstd: pip install "hipgpt[zstd]"')
+
+
+@contextmanager
+def damage_named(path: Path, compression: str | None) -> Iterator[None]:
+    """Turn the errors of a decompressor inside the `with` into a UserError that names the file.
+
+    An OSError of the file itself has a number, and passes through.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_decompressors = (
+            isinstance(error, EOFError | zlib.error | lzma.LZMAError) or type(error).__name__ == "ZstdError"
+        )
+        if compression and (is_decompressors or (isinstance(error, OSError) and error.errno is None)):
+            raise UserError(f"{path} is damaged or cut short ({compression}: {error}): get it again") from None
+        raise
+
+
+def _raise_if_irregular(path: Path) -> None:
+    if what := irregular(path):
+        raise NotTextError(
+            f"{path} is a directory: give the path of a text file" if what == "a directory" else
+            f"{path} is {what}, but a text is read more than once: write it to a file, and give that one"
+        )  # fmt: skip
+
+
+def _raise_if_other(path: Path, head: bytes) -> None:
+    if (found := _ANY_OTHER.match(head)) and found.lastindex:
+        _, what, advice = _OTHERS[found.lastindex - 1]
+        raise NotTextError(f"{path} is {what}: {advice}")
+
+
+def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
+    """NotTextError if the first bytes of a file are not text: if they cannot be decoded, or hold the character NUL."""
+    try:
+        if "\0" not in codecs.getincrementaldecoder(encoding)().decode(head):
+            return
+    except UnicodeDecodeError:
+        pass
+    raise NotTextError(f"{path} is not text in {encoding}")
+
+
+def looks_like_json_lines(path: Path) -> bool:
+    """Whether the first two lines of a text are JSON objects, or the first is one and nothing follows."""
+    with cannot(f"read {path}"), open(path, "rb") as file:
+        lines = [file.readline(SMALL) for _ in range(2)]
+    try:
+        return all(isinstance(parse(line), dict) for line in lines if line.strip())
+    except ValueError:
+        return False

@@ -1,0 +1,220 @@
+"""Several files, folders and patterns become one text, and a run notices what has changed in them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gpt.corpus.sources import find
+from gpt.errors import UserError
+from gpt.tokenizer import Tokenizer
+from tests.support.project import sha256
+
+MARK = "<|endoftext|>"
+FILES = {
+    "b.txt": "the cat sat",
+    "a/z.md": "a dog sat",
+    "a.txt": "the mat",
+    "a/é.py": "a log  sat\n",
+}  # a.txt, a/z.md, …
+
+
+@pytest.fixture
+def books(project):
+    """A folder with some texts, and with things that are none."""
+    folder = project.text.with_name("books")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text * 20, encoding="utf-8")
+    (folder / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (folder / "latin.txt").write_bytes("ein Bär".encode("latin-1"))
+    (folder / "empty.txt").touch()
+    (folder / ".hidden").write_text("not this")
+    return Path("data/books")
+
+
+def text_of(*names, **how):
+    return "".join(find(names, **how).sources.blocks())
+
+
+def joined(folder, *names):
+    return "".join((folder / name).read_text(encoding="utf-8") + MARK for name in names)
+
+
+def ids_of(project, text):
+    return Tokenizer.load(project.run.tokenizer_path).encode(text)
+
+
+IN_ORDER = ("a.txt", "a/z.md", "a/é.py", "b.txt")
+
+
+def test_a_folder_is_all_its_texts_in_the_order_of_their_paths_each_with_a_mark_behind_it(books):
+    assert text_of("data/books") == joined(books, *IN_ORDER)
+
+
+def test_files_patterns_and_folders_come_in_the_order_of_the_command_line(books):
+    assert text_of("data/books/b.txt", "data/books/a", "data/books/a.*") == joined(
+        books, "b.txt", "a/z.md", "a/é.py", "a.txt"
+    )
+    assert text_of("data/books/**/*.md") == joined(books, "a/z.md")
+
+
+def test_a_file_named_by_itself_is_the_text_as_it_stands_but_a_folder_with_one_file_is_a_document(books):
+    assert text_of("data/books/b.txt") == FILES["b.txt"] * 20
+    assert text_of("data/books/b.*") == joined(books, "b.txt")
+
+
+def test_a_file_whose_name_is_a_pattern_is_found_by_its_name(books):
+    (books / "[b].txt").write_text("in brackets")
+    assert text_of("data/books/[b].txt") == "in brackets"
+
+
+def test_links_are_followed_and_loops_of_them_are_read_once(books, tmp_path):
+    os.symlink("..", books / "a" / "up")
+    os.symlink("nowhere", books / "broken")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "o.txt").write_text("outside")
+    os.symlink(tmp_path / "outside", books / "z")
+    assert text_of("data/books") == joined(books, *IN_ORDER, "z/o.txt")
+
+
+def test_a_pipe_in_a_folder_is_left_out_unread(books):
+    os.mkfifo(books / "pipe")
+    assert [path.name for path in find(["data/books"]).left_out] == ["empty.txt", "image.png", "latin.txt", "pipe"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["data/books/*.rst"], "--data-path data/books/*.rst matches no file"),
+        (["data/books", "data/books/b.txt"], "--data-path data/books/b.txt names data/books/b.txt a second time"),
+        (
+            ["data/books/*.png"],
+            "data/books/*.png holds no text; one file left out, which is not text: data/",
+        ),
+        (["data/books/b.txt", "nowhere"], "nowhere does not exist"),
+        (["data/books/empty.txt", "data/books"], "data/books/empty.txt is empty"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused(books, names, message):
+    with pytest.raises(UserError) as error:
+        find(names)
+    assert message in str(error.value)
+
+
+# Runs
+
+
+def test_the_tokens_of_a_folder_are_those_of_its_documents(project, books):
+    corpus = project.prepare(data_path="data/books")
+    assert corpus.tokens.tolist() == ids_of(project, joined(books, *IN_ORDER))
+    assert corpus.tokens.tolist().count(0) == 4
+    assert project.notes == [
+        "Note: 3 files left out, which are not text: data/books/empty.txt, data/books/image.png, data/books/latin.txt"
+    ]
+    assert project.info()["characters"] == len(joined(books, *IN_ORDER))
+
+
+def test_tokens_json_lists_the_files_with_size_time_and_digest(project, books):
+    project.prepare(data_path="data/books")
+    corpus = project.info()["corpus"]
+    assert {key: corpus[key] for key in ("paths", "encoding", "text_field", "documents")} == {
+        "paths": ["../../data/books"], "encoding": "utf-8", "text_field": None, "documents": True,
+    }  # fmt: skip
+    assert [file["path"] for file in corpus["sources"]] == [f"../../data/books/{name}" for name in IN_ORDER]
+    for file in corpus["sources"]:
+        path = project.run.path / file["path"]
+        assert file["size"] == path.stat().st_size
+        assert file["mtime_ns"] == path.stat().st_mtime_ns
+        assert file["sha256"] == sha256(path)
+
+
+@pytest.fixture
+def tokenized(project, books):
+    project.prepare(data_path="data/books")
+    return project
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_folder_that_has_not_changed_is_not_read_again(tokenized, named, monkeypatch):
+    monkeypatch.setattr(Tokenizer, "encode_blocks", None)
+    monkeypatch.setattr("gpt.corpus.sources.open", None, raising=False)
+    assert len(tokenized.prepare(data_path="data/books" if named else ()).tokens)
+    assert tokenized.notes == []
+
+
+def test_a_changed_file_is_named(tokenized, books):
+    (books / "b.txt").write_text("another text", encoding="utf-8")
+    error = tokenized.refused()
+    assert error.startswith(
+        "data/books/b.txt has changed since it was tokenized (220 bytes then, 12 now): restore it, or"
+    )
+    assert "--reset" in error
+
+
+def test_a_new_file_is_refused_if_the_folder_is_named_again_and_noted_if_it_is_not(tokenized, books):
+    (books / "c.txt").write_text("a new text")
+    (books / "new.png").write_bytes(b"\0")
+    assert (
+        "data/books has 1 file that run r was not made from: data/books/c.txt: leave --data-path out to go on with the "
+        "other ones, or make tokenizer and tokens anew with --reset"
+    ) in tokenized.refused(data_path="data/books")
+    before = tokenized.snapshot()
+    tokenized.prepare()
+    assert tokenized.notes == [
+        "Note: data/books has 1 file that run r was not made from: data/books/c.txt; to take them in, make tokenizer "
+        "and tokens anew with --reset"
+    ]
+    assert tokenized.snapshot() == before
+    corpus = tokenized.prepare(data_path="data/books", reset=True)
+    assert corpus.tokens.tolist() == ids_of(tokenized, joined(books, "a.txt", "a/z.md", "a/é.py", "b.txt", "c.txt"))
+
+
+def test_files_that_are_gone_are_counted_and_training_goes_on(tokenized, books):
+    (books / "b.txt").unlink()
+    (books / "a.txt").unlink()
+    tokenized.prepare(data_path="data/books")
+    assert tokenized.notes == [
+        "Note: 2 of the 4 files are gone (data/books/a.txt, data/books/b.txt): going on with the tokens made from them"
+    ]
+    tokenized.run.tokens_path.unlink()
+    assert "data/books/a.txt does not exist: restore it, or " in tokenized.refused()
+
+
+def test_a_folder_may_move(tokenized, books, monkeypatch):
+    shutil.move(books, "data/moved")
+    tokenized.prepare(data_path="data/moved")
+    assert tokenized.info()["corpus"]["paths"] == ["../../data/moved"]
+    tokenized.prepare()
+    assert tokenized.notes == []
+    (Path("data/moved") / "b.txt").write_text("another one")
+    shutil.move("data/moved", "data/again")
+    assert "--data-path is data/again, but run r was made from data/moved, and they differ" in tokenized.refused(
+        data_path="data/again"
+    )
+
+
+@pytest.mark.parametrize("names", ["data/data.txt", ["data/books", "data/data.txt"], "data/books/a"])
+def test_other_names_are_another_text(tokenized, names):
+    assert "but run r was made from data/books, and they differ" in tokenized.refused(data_path=names)
+
+
+def test_lost_tokens_are_made_from_the_files_that_there_were(tokenized, books):
+    before = tokenized.snapshot()
+    (books / "c.txt").write_text("a new text")
+    tokenized.run.tokens_path.unlink()
+    tokenized.prepare()
+    assert tokenized.snapshot()["tokens.bin"] == before["tokens.bin"]
+    assert len(tokenized.notes) == 2
+
+
+def test_a_learned_vocabulary_survives_an_interrupted_encoding_of_a_folder(project, books, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "encode_blocks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project.prepare(data_path="data/books")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "train_bpe", lambda *_: pytest.fail("the vocabulary is learned a second time"))
+        project.prepare(data_path="data/books")
+    assert any("learned from this text before" in note for note in project.notes)

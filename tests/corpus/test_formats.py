@@ -1,0 +1,317 @@
+"""Compressed files, other encodings, JSON Lines and tables are read as the documents in them."""
+
+import bz2
+import gzip
+import json
+import lzma
+import sys
+from functools import partial
+from itertools import chain
+
+import pytest
+
+import gpt.corpus.kinds
+import gpt.corpus.sources
+from gpt.config import DataConfig
+from gpt.corpus.sources import find
+from gpt.errors import UserError
+from gpt.tokenizer import Tokenizer
+from tests.support.project import TEXT
+
+MARK = "<|endoftext|>"
+DOCUMENTS = [
+    "one document",
+    "zwei\nZeilen",
+    'with "quotes", commas\tand tabs',
+    "日本語 \u2028 😀",
+    "<|endoftext|> within",
+]
+
+
+def zstd_compressed(data):
+    """Two frames, one after the other, as `cat a.zst b.zst` makes them."""
+    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    return zstd.compress(data[: len(data) // 2]) + zstd.compress(data[len(data) // 2 :])
+
+
+COMPRESSORS = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstd_compressed}
+
+
+def text_of(path, **how):
+    sources = find([str(path)], **how).sources
+    seen, ends = [], []
+    text = "".join(sources.blocks(watch=seen.append, watch_end=lambda: ends.append(None)))
+    assert b"".join(seen) == path.read_bytes(), "the digest takes every byte of the file"
+    assert len(ends) == 1
+    return text
+
+
+def refused(path, **how):
+    with pytest.raises(UserError) as error:
+        text_of(path, **how)
+    return str(error.value)
+
+
+# Compression
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_compressed_text_is_recognized_by_its_content_and_has_the_ids_of_the_text(project, tmp_path, name):
+    plain = project.prepare()
+    project.text.write_bytes(COMPRESSORS[name](TEXT.encode()))  # still called data.txt
+    packed = project.prepare(reset=True)
+    assert packed.tokens.tolist() == plain.tokens.tolist()
+    assert project.info()["text"]["size"] == project.text.stat().st_size
+    project.prepare()
+    assert project.notes == []
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_compression_is_named(tmp_path, name, damage):
+    data = bytearray(COMPRESSORS[name](json.dumps(list(range(30_000))).encode()))
+    if damage == "cut":
+        del data[-9:]
+    else:
+        data[len(data) // 2] ^= 0xFF
+    (tmp_path / "text").write_bytes(data)
+    assert f"{tmp_path / 'text'} is damaged or cut short ({name}: " in refused(tmp_path / "text")
+
+
+def test_zstd_without_its_package_names_the_extra(tmp_path, monkeypatch):
+    path = tmp_path / "text"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00")
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    assert 'pip install "hipgpt[zstd]"' in refused(path)
+
+
+def test_an_archive_within_compression_is_refused(tmp_path):
+    (tmp_path / "texts.tar.gz").write_bytes(gzip.compress(b"a" * 257 + b"ustar"))
+    assert "is a tar archive: unpack it" in refused(tmp_path / "texts.tar.gz")
+
+
+# Encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_text_with_a_byte_order_mark_is_decoded_without_it(tmp_path, encoding):
+    (tmp_path / "text.txt").write_bytes(TEXT.encode(encoding))
+    assert text_of(tmp_path / "text.txt") == TEXT
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "gb18030", "shift_jis", "utf-16-be", "utf-7"])
+def test_the_encoding_that_the_user_names_is_decoded(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 7)  # characters are cut in two
+    text = (
+        "the cat あ漢字 日 "
+        if encoding in ("gb18030", "shift_jis")
+        else "the cät “sat” "
+        if "12" in encoding
+        else "bär "
+    )
+    (tmp_path / "text.txt").write_bytes((text * 30).encode(encoding))
+    assert text_of(tmp_path / "text.txt", encoding=encoding) == text * 30
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "byte", "line"),
+    [
+        ("utf-8", b"ab\ncd\n\xe2\x80 x", 6, 3),
+        ("utf-8", b"ab\ncd \xe2\x80", 6, 2),
+        ("utf-16", "ab\ncd".encode("utf-16") + b"\x00\xd8x\x00", 12, 2),
+        ("shift_jis", b"a\n\x82\xa0\x82", 4, 2),
+        ("ascii", b"a\nb\nc\xe9", 5, 3),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 20])
+def test_a_byte_that_cannot_be_decoded_is_named_with_its_offset_and_line(
+    tmp_path, monkeypatch, encoding, data, byte, line, at_once
+):
+    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", at_once)
+    (tmp_path / "text.txt").write_bytes(data)
+    told = refused(tmp_path / "text.txt", encoding=encoding)
+    assert f"text.txt is not {encoding.upper()}: byte {byte} ({data[byte]:#04x}) in line {line} is not part of" in told
+    assert "--encoding" in told
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex"])
+def test_an_encoding_that_is_none_is_refused(encoding):
+    with pytest.raises(UserError, match=f"--encoding is {encoding}, but must be that of a text, such as latin-1"):
+        DataConfig(encoding=encoding)
+
+
+def test_the_encoding_is_remembered_and_another_one_is_refused(project):
+    project.text.write_bytes(TEXT.encode("latin-1"))
+    corpus = project.prepare(encoding="latin-1")
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(TEXT)
+    assert project.info()["corpus"]["documents"] is False
+    project.run.tokens_path.unlink()
+    again = project.prepare()
+    assert again.tokens.tolist() == corpus.tokens.tolist()
+    error = project.refused(encoding="cp1252")
+    assert "--encoding is cp1252, but the tokens of run r were made with iso8859-1: leave it out, or " in error
+
+
+# JSON Lines and tables
+
+
+def json_lines(documents=DOCUMENTS, field="text", **how):
+    return "".join(json.dumps({"id": 1, field: text}, **how) + "\n" for text in documents).encode()
+
+
+def parquet_of(path, columns, **how):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table(columns), path, **how)
+
+
+def csv_of(documents, delimiter=","):
+    rows = [("id", "body"), *((str(number), text) for number, text in enumerate(documents))]
+    quoted = (delimiter.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows)
+    return "\r\n".join(quoted).encode()
+
+
+def marked(documents=DOCUMENTS):
+    return "".join(text + MARK for text in documents)
+
+
+@pytest.mark.parametrize("ascii", [True, False])
+def test_each_json_line_is_a_document(tmp_path, ascii):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json_lines(ensure_ascii=ascii) + b"\n  \n")
+    assert text_of(path) == marked()
+    path.write_bytes(json_lines(field="body", ensure_ascii=ascii).rstrip())
+    assert text_of(path, field="body") == marked()
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_json_lines_may_be_compressed(tmp_path, name):
+    path = tmp_path / "texts.jsonl.zst"
+    path.write_bytes(COMPRESSORS[name](json_lines()))
+    assert text_of(path) == marked()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            b'{"id": 1, "body": "a"}',
+            "line 3, has no field 'text', only 'id', 'body': name the field of the text with --",
+        ),
+        (b'{"text": null}', "line 3: the field 'text' is None, but must be text"),
+        (b'{"text": 5}', "line 3: the field 'text' is 5, but must be text"),
+        (b'["text"]', "line 3, is not a JSON object, but must be one with the field 'text'"),
+        (b'{"text": "a"', "line 3, is not JSON ("),
+        (b'{"text": "a \\ud800 b"}', "line 3: the field 'text' has half of a surrogate pair"),
+        (b'{"text": "\xff"}', "is not UTF-8: byte 63 (0xff) in line 3"),
+        (b'{"a":' * 100_000, "line 3, is not JSON ("),
+    ],
+)
+@pytest.mark.parametrize("ranges", [1, 3])
+def test_a_line_that_is_no_document_is_named(tmp_path, line, message, ranges):
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(json_lines(["a", "b"]) + line + b"\n" + json_lines(["c"]))
+    sources = find([str(path)]).sources
+    pieces = sources.pieces(20 if ranges > 1 else 1 << 20, ranges)
+    with pytest.raises(UserError) as error:
+        list(chain.from_iterable(sources.blocks(*piece) for piece in pieces))
+    assert f"{path}" in str(error.value)
+    assert message.replace("byte 63", f"byte {path.read_bytes().index(line) + 10}") in str(error.value)
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_each_row_of_a_table_is_a_document_if_the_user_names_the_column(tmp_path, suffix, delimiter):
+    path = tmp_path / f"texts{suffix}"
+    path.write_bytes(csv_of(DOCUMENTS, delimiter))
+    assert text_of(path, field="body") == marked()
+    assert text_of(path) == csv_of(DOCUMENTS, delimiter).decode()
+    assert "has no column 'text', only 'id', 'body': name the column of the text with --text-field" in refused(
+        path, field="text"
+    )
+    path.write_bytes(b"id,body\n1,a\n2\n".replace(b",", delimiter.encode()))
+    assert "line 3: the row has 1 of 2 cells" in refused(path, field="body")
+    path.write_bytes(b'id,body\n1,"a\n'.replace(b",", delimiter.encode()))
+    assert "line 2, is not a row of a table (unexpected end of data)" in refused(path, field="body")
+
+
+def test_a_table_without_a_named_column_is_learned_as_it_stands_with_a_note(project):
+    project.text.with_name("table.csv").write_bytes(csv_of(["the cat sat", "a dog"] * 40))
+    corpus = project.prepare(data_path="data/table.csv", kind="byte", vocab_limit=300)
+    assert corpus.tokenizer.decode(corpus.tokens.tolist()).startswith('"id","body"')
+    assert project.notes[-1] == (
+        "Note: learned as they stand, with all columns: data/table.csv; --text-field NAME would take one column"
+    )
+
+
+def test_a_cell_may_be_as_long_as_a_book(tmp_path):
+    (tmp_path / "texts.csv").write_text("body\n" + "word " * 100_000)
+    assert len(text_of(tmp_path / "texts.csv", field="body")) == 500_000 + len(MARK)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_each_row_of_a_parquet_file_is_a_document(tmp_path, rows):
+    path = tmp_path / "texts"
+    parquet_of(path, {"id": list(range(5)), "text": DOCUMENTS}, row_group_size=rows)
+    assert text_of(path) == marked()
+    sources = find([str(path)]).sources
+    pieces = sources.pieces(1, 1)
+    assert len(pieces) == -(-5 // rows)
+    assert "".join("".join(sources.blocks(*piece)) for piece in pieces) == marked()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"body": ["a"]}, "has no column 'text', only 'body': name the column of the text with --text-field"),
+        ({"text": [1]}, "the column 'text' holds int64, not text"),
+        ({"text": ["a", None]}, "row 2: the column 'text' has no text"),
+    ],
+)
+def test_a_parquet_file_without_texts_is_refused(tmp_path, columns, message):
+    parquet_of(tmp_path / "texts", columns)
+    assert message in refused(tmp_path / "texts")
+
+
+def test_a_damaged_parquet_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "texts").write_bytes(b"PAR1 and nothing more")
+    assert "texts is not a parquet file (" in refused(tmp_path / "texts")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert 'which needs pyarrow: pip install "hipgpt[parquet]"' in refused(tmp_path / "texts")
+
+
+def test_ranges_of_any_sources_join_to_their_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 16)
+    (tmp_path / "a.txt").write_text("the cat sat on the mat " * 9)
+    (tmp_path / "b.jsonl").write_bytes(json_lines(field="body"))
+    (tmp_path / "c.csv").write_bytes(csv_of(DOCUMENTS))
+    (tmp_path / "d.gz").write_bytes(gzip.compress(TEXT.encode()))
+    (tmp_path / "e.txt").write_text("and a dog")
+    sources = find([str(tmp_path)], field="body").sources
+    whole = "".join(sources.blocks())
+    data = b"".join(source.path.read_bytes() for source in sources.files)
+    for size in (1, 10, 77, 300, 5000):
+        pieces, seen, ends = sources.pieces(size, 3), [], []
+        parts = ["".join(sources.blocks(*piece, seen.append, partial(ends.append, None))) for piece in pieces]
+        assert "".join(parts) == whole
+        assert b"".join(seen) == data
+        assert len(ends) == 5
+        fed = []
+        for piece in pieces:
+            sources.feed(*piece, fed.append, lambda: None)
+        assert b"".join(fed) == data
+
+
+def test_a_run_learns_from_records_in_a_folder_and_remembers_their_field(project):
+    folder = project.text.with_name("records")
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(json_lines(["the cat sat", "a dog sat"] * 40, field="body"))
+    (folder / "b.csv").write_bytes(csv_of(["the mat", "a log"] * 40))
+    corpus = project.prepare(data_path="data/records", text_field="body")
+    text = marked(["the cat sat", "a dog sat"] * 40 + ["the mat", "a log"] * 40)
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(text)
+    project.prepare()
+    assert project.notes == []
+    corpus = project.prepare(reset=True)
+    assert corpus.info["corpus"]["text_field"] == "body"
+    assert "--text-field is text, but the tokens of run r were made with body" in project.refused(text_field="text")

@@ -1,0 +1,55 @@
+"""`--data-path -` copies standard input into the run, and the copy is the text."""
+
+import io
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from gpt.tokenizer import Tokenizer
+from tests.support.project import TEXT
+
+
+@pytest.fixture
+def piped(project, monkeypatch):
+    """Function that prepares the text that it pipes into the command; with `refused`, it expects a refusal."""
+
+    def prepare(data, refused=False, **flags):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        return (project.refused if refused else project.prepare)(data_path="-", **flags)
+
+    return prepare
+
+
+def test_standard_input_has_the_ids_of_a_file_and_is_not_needed_again(project, piped):
+    from_file = project.prepare().tokens.tolist()
+    corpus = piped(TEXT.encode(), reset=True)
+    assert corpus.tokens.tolist() == from_file
+    (copy,) = project.run.input_copies()
+    assert copy.read_text(encoding="utf-8") == TEXT
+    assert project.info()["text"]["path"] == copy.name
+    project.run.tokens_path.unlink()
+    assert project.prepare().tokens.tolist() == from_file
+
+
+def test_the_same_input_is_the_same_text_and_another_one_is_refused_and_not_kept(project, piped):
+    piped(TEXT.encode())
+    piped(TEXT.encode())
+    assert project.notes == []
+    assert "and they differ" in piped(b"another text", refused=True)
+    (copy,) = project.run.input_copies()
+    piped(b"another text here " * 50, reset=True)
+    (other,) = project.run.input_copies()
+    assert other != copy
+
+
+def test_standard_input_is_json_lines_if_a_field_is_named(project, piped):
+    corpus = piped(b'{"body": "the cat"}\n{"body": "a dog"}\n' * 20, text_field="body")
+    text = "the cat<|endoftext|>a dog<|endoftext|>" * 20
+    assert corpus.tokens.tolist() == Tokenizer.load(project.run.tokenizer_path).encode(text)
+
+
+def test_input_that_cannot_be_used_leaves_nothing(project, piped):
+    assert "nothing comes from standard input" in piped(b"", refused=True)
+    assert "is not UTF-8: byte 3 (0xff) in line 1" in piped(b"abc\xff", refused=True)
+    assert not project.run.path.exists()
