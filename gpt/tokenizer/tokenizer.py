@@ -37,7 +37,7 @@ from gpt.tokenizer import huggingface
 from gpt.tokenizer.bpe import learn
 from gpt.tokenizer.encoding import count_words
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, Marks, unfit
-from gpt.tokenizer.spelling import SPELLINGS, Decoder
+from gpt.tokenizer.spelling import SPELLINGS, ByteSpelling, Decoder
 from gpt.tokenizer.vocabulary import DEFAULT_SPLITS, SPLITS, Vocabulary
 
 _MENTIONED = 10  # characters that a message names at most
@@ -78,7 +78,7 @@ class Tokenizer:
             raise UserError(
                 f"--keep-newlines goes with --tokenizer word, and {kind} keeps line ends anyway: leave it out"
             )
-        marks = _marks(special_tokens)
+        marks = _marks(special_tokens, kind)
         least = SPELLINGS[kind].least + len(marks)
         if vocab_limit < least:
             raise UserError(f"--vocab-size is {vocab_limit}, but must be at least {least} with --tokenizer {kind}")
@@ -315,7 +315,7 @@ class Tokenizer:
     __hash__ = None  # type: ignore[assignment]
 
 
-def _marks(special_tokens: Sequence[str]) -> tuple[Mark, ...]:
+def _marks(special_tokens: Sequence[str], kind: str) -> tuple[Mark, ...]:
     """The marks of a new tokenizer. Raises UserError for a text that cannot be one."""
     for number, text in enumerate(special_tokens):
         reason = unfit(text)
@@ -323,6 +323,8 @@ def _marks(special_tokens: Sequence[str]) -> tuple[Mark, ...]:
             reason = "is one already"
         elif len(text) == 1:
             reason = "is a single character"
+        elif kind == "byte" and not reason and ByteSpelling.bytes_of(text) != text.encode():
+            reason = "has letters that stand for bytes in a byte tokenizer's file"
         if reason:
             raise UserError(f"--special-token {shown(text)} {reason}: give another text, such as <|user|>")
     return tuple(Mark(text, id) for id, text in enumerate((END_OF_TEXT, *special_tokens)))
