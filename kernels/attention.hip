@@ -209,7 +209,7 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
 #endif
   UNROLL for (int i = 0; i < CHUNKS; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      int row = first + M::row(e), column = 16 * i + M::column(e);
+      int row = first + M::row(e), column = Own::sum_column(i, M::column(e));
       if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_float<T>(sum[i].v[e]);
     }
   }

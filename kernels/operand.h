@@ -67,34 +67,6 @@ template <class T, int SIDE, bool DEPTH_FIRST, int WIDTH, int THREADS> struct Op
 };
 
 #if LAYOUT && LAYOUT != LAYOUT_MMA
-// N words of two bf16 each, which a thread reads or writes in shared memory at once, at a multiple of their size
-template <int N> struct alignas(4 * N) Words {
-  uint32 w[N];
-
-#if defined(EXECUTOR)
-  static Words load(Shared<bf16> from) {
-    Words words;
-    for (int i = 0; i < N; i++) words.w[i] = from.word(2 * i);
-    return words;
-  }
-  void store(Shared<bf16> to) const {
-    for (int i = 0; i < 2 * N; i++) to[i] = bf16{(unsigned short)(w[i / 2] >> 16 * (i % 2))};
-  }
-#else
-  static DEVICE Words load(Shared<bf16> from) { return *(const Words*)from.p; }
-  DEVICE void store(Shared<bf16> to) const { *(Words*)to.p = *this; }
-#endif
-};
-
-// The low or the high halves of two words as one word, the first word's in its low half
-template <bool HIGH> DEVICE uint32 halves(uint32 first, uint32 second) {
-#if defined(ON_AMD)
-  return __builtin_amdgcn_perm(second, first, HIGH ? 0x07060302 : 0x05040100);
-#else
-  return HIGH ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16;
-#endif
-}
-
 // For AMD's matrix units, which want neighboring columns of a row in a lane. Shared memory has vectors of eight
 // columns, which a lane reads at once. If DEPTH_FIRST, the slice is transposed once, on its way there. A thread keeps
 // its part of the next slice in registers while the block multiplies this one.

@@ -27,6 +27,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   typedef typename M::Element T;
   static constexpr bool WIDE = HOPPER && sizeof(T) == 2;
   static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
+  static constexpr bool GROUPED = LAYOUT > LAYOUT_MMA && sizeof(T) == 2;  // a lane's values of B are of several rows
   static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
   static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE);
   Shared<T> p;  // SIZE elements
@@ -178,16 +179,44 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       return;
     }
 #endif
-    UNROLL for (int t = 0; t < N / 16; t++) {
-      typename M::A a = M::to_a(left[t]);
-      UNROLL for (int i = 0; i < CHUNKS; i++) {
-        M::multiply_add(acc[i], a, M::load_b(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
-        in_order(acc[i]);
-      }
-    }
+    UNROLL for (int t = 0; t < N / 16; t++) add_groups(acc, M::to_a(left[t]), first + 16 * t);
+  }
+
+  // The column of a product with `add_product` that is column c of tile i of its sums. Where a lane needs elements of
+  // several rows, the tiles are grouped, and a lane reads neighboring columns for the tiles of a group. For example, 7
+  // tiles are groups of 4, 2 and 1: columns 0 to 3 are the first columns of tiles 0 to 3, column 64 is the first column
+  // of tile 4, and column 96 of tile 6.
+  static DEVICE constexpr int sum_column(int i, int c) {
+    int from = 0;
+    while (i >= from + group(from)) from += group(from);
+    return 16 * from + c * group(from) + i - from;
+  }
+  // The tiles of the group that begins with tile `from`
+  static DEVICE constexpr int group(int from) {
+    if (!GROUPED) return 1;
+    return CHUNKS - from >= 4 ? 4 : CHUNKS - from >= 2 ? 2 : 1;
   }
 
  private:
+  // acc += A B, where B are the 16 rows from `first` on
+  template <int FROM = 0>
+  DEVICE void add_groups(typename M::Acc (&acc)[CHUNKS], const typename M::A& a, int first) const {
+    constexpr int GROUP = group(FROM);
+    Shared<T> rows = p + (first * STRIDE + 16 * FROM);
+    if constexpr (GROUP == 1) {
+      M::multiply_add(acc[FROM], a, M::load_b(rows, STRIDE));
+      in_order(acc[FROM]);
+    } else {
+      typename M::B b[GROUP];
+      M::template load_b_group<GROUP>(b, rows, STRIDE);
+      UNROLL for (int i = 0; i < GROUP; i++) {
+        M::multiply_add(acc[FROM + i], a, b[i]);
+        in_order(acc[FROM + i]);
+      }
+    }
+    if constexpr (FROM + GROUP < CHUNKS) add_groups<FROM + GROUP>(acc, a, first);
+  }
+
   // Stops the compiler from reordering products, so that few operands are in registers at a time. CDNA has registers
   // enough, and its compiler uses them to read operands early.
   static DEVICE void in_order(typename M::Acc& sum) {

@@ -92,6 +92,34 @@ struct Bf16Layout {
 #endif
 };
 
+// N words of two bf16 each, which a thread reads or writes in shared memory at once, at a multiple of their size
+template <int N> struct alignas(4 * N) Words {
+  uint32 w[N];
+
+#if defined(EXECUTOR)
+  static Words load(Shared<bf16> from) {
+    Words words;
+    for (int i = 0; i < N; i++) words.w[i] = from.word(2 * i);
+    return words;
+  }
+  void store(Shared<bf16> to) const {
+    for (int i = 0; i < 2 * N; i++) to[i] = bf16{(unsigned short)(w[i / 2] >> 16 * (i % 2))};
+  }
+#else
+  static DEVICE Words load(Shared<bf16> from) { return *(const Words*)from.p; }
+  DEVICE void store(Shared<bf16> to) const { *(Words*)to.p = *this; }
+#endif
+};
+
+// The low or the high halves of two words as one word, the first word's in its low half
+template <bool HIGH> DEVICE uint32 halves(uint32 first, uint32 second) {
+#if defined(ON_AMD)
+  return __builtin_amdgcn_perm(second, first, HIGH ? 0x07060302 : 0x05040100);
+#else
+  return HIGH ? first >> 16 | (second & 0xffff0000u) : (first & 0xffffu) | second << 16;
+#endif
+}
+
 template <> struct Tile<bf16> : Bf16Layout {
   typedef bf16 Element;
   struct A {
@@ -153,7 +181,11 @@ template <> struct Tile<bf16> : Bf16Layout {
   static DEVICE A load_a(Shared<bf16> p, int stride) {
     A a;
     p = p + (lane_row() * stride + lane_k());
+#if LAYOUT == LAYOUT_MMA
     UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(a_row_step(j) * stride + a_k_step(j));
+#else
+    read_neighbors(a.w, p);
+#endif
     return a;
   }
   static DEVICE A load_a_transposed(Shared<bf16> p, int stride) {
@@ -174,19 +206,42 @@ template <> struct Tile<bf16> : Bf16Layout {
     }
     return b;
   }
+  static DEVICE void read_neighbors(uint32 (&w)[WORDS], Shared<bf16> p) {
+    constexpr int AT_ONCE = WORDS < 4 ? WORDS : 4;  // 16 bytes at most
+    UNROLL for (int j = 0; j < WORDS; j += AT_ONCE) {
+      auto words = Words<AT_ONCE>::load(p + 2 * j);
+      UNROLL for (int i = 0; i < AT_ONCE; i++) w[j + i] = words.w[i];
+    }
+  }
+  // The operands of GROUP products: column c of operand t is column GROUP c + t. So a lane reads neighbors in each row.
+  template <int GROUP> static DEVICE void load_b_group(B (&b)[GROUP], Shared<bf16> p, int stride) {
+    p = p + (lane_k() * stride + GROUP * lane_row());
+    UNROLL for (int j = 0; j < WORDS; j++) {
+      auto row = Words<GROUP / 2>::load(p + b_k_step(j) * stride);
+      auto next = Words<GROUP / 2>::load(p + (b_k_step(j) + 1) * stride);
+      UNROLL for (int t = 0; t < GROUP / 2; t++) {
+        b[2 * t].w[j] = halves<false>(row.w[t], next.w[t]);
+        b[2 * t + 1].w[j] = halves<true>(row.w[t], next.w[t]);
+      }
+    }
+  }
   static DEVICE B load_b_transposed(Shared<bf16> p, int stride) {
     B b;
     p = p + (lane_row() * stride + lane_k());
+#if LAYOUT == LAYOUT_MMA
     UNROLL for (int j = 0; j < WORDS; j++) b.w[j] = p.word(b_column_step(j) * stride + b_k_step(j));
+#else
+    read_neighbors(b.w, p);
+#endif
     return b;
   }
 #if defined(EXECUTOR)
   static void multiply_add(Acc& c, A a, B b) { executor::multiply_add<Bf16Layout>(c.v, a.w, b.w); }
 #else
-  typedef short Words __attribute__((ext_vector_type(2 * WORDS)));
+  typedef short Shorts __attribute__((ext_vector_type(2 * WORDS)));
   typedef float Elements __attribute__((ext_vector_type(ELEMENTS)));
   static DEVICE void multiply_add(Acc& c, A a, B b) {
-    Words x = __builtin_bit_cast(Words, a), y = __builtin_bit_cast(Words, b);
+    Shorts x = __builtin_bit_cast(Shorts, a), y = __builtin_bit_cast(Shorts, b);
     Elements z = __builtin_bit_cast(Elements, c);
 #if LAYOUT == LAYOUT_MFMA
     z = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(y, x, z, 0, 0, 0);
