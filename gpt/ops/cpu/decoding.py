@@ -79,7 +79,8 @@ def attend_newest(
         length = padded[b.start]
         p = scratch("scores", (b.stop - b.start, heads, 1, length), q.dtype)
         np.matmul(scaled_q[b], keys[b, :, :length].swapaxes(-1, -2), out=p)
-        np.copyto(p, -np.inf, where=np.arange(length) >= ends[b, None, None, None])
+        for its, end in zip(p, ends[b].tolist(), strict=True):
+            its[..., end:] = -np.inf
         p -= np.maximum.reduce(p, axis=-1, keepdims=True)
         np.exp(p, out=p)
         np.matmul(p, values[b, :, :length], out=out[b])

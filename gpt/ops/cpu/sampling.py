@@ -45,19 +45,14 @@ def _choose(
     # The largest is subtracted first, so that no temperature, however low, overflows.
     weights = np.exp((candidates - largest) * sharpness)
     if ids is not None or top_p < 1:  # a draw among all needs no order
-        order = np.argsort(-candidates, axis=-1, kind="stable")
-        sorted_weights = np.take_along_axis(weights, order, axis=-1)
-        kept = np.ones(weights.shape, bool)
+        rows, order = np.arange(len(logits))[:, None], np.argsort(-candidates, axis=-1, kind="stable")
+        heaviest = weights[rows, order]
         if ids is not None:
-            kept[:, int(top_k) :] = False
-            sorted_weights[~kept] = 0
-        reached = np.cumsum(sorted_weights, axis=-1)
-        before = np.concatenate([np.zeros((len(reached), 1)), reached[:, :-1]], axis=-1)
-        kept &= before < top_p * reached[:, -1:]
-        kept[:, 0] = True
-        in_order = np.empty_like(kept)
-        np.put_along_axis(in_order, order, kept, axis=-1)
-        weights[~in_order] = 0
+            heaviest[:, int(top_k) :] = 0
+        reached = np.cumsum(heaviest, axis=-1)
+        dropped = heaviest == 0
+        dropped[:, 1:] |= reached[:, :-1] >= top_p * reached[:, -1:]
+        weights[rows, order] = np.where(dropped, 0, heaviest)
     reached = np.cumsum(weights, axis=-1)
     passed = reached <= uniform[:, None] * reached[:, -1:]
     # Not beyond the last token with a weight, whatever the rounding
@@ -72,9 +67,12 @@ def _heaviest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     least = np.partition(logits, -count, axis=-1)[:, -count]
     rows, columns = np.nonzero(logits >= least[:, None])
+    values = logits[rows, columns]
+    if len(rows) == count * len(logits):  # no ties, mostly
+        return columns.reshape(-1, count), values.reshape(-1, count)
     counts = np.bincount(rows, minlength=len(logits))
     places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     ids = np.zeros((len(logits), max(count, int(counts.max()))), np.intp)
     candidates = np.full(ids.shape, -np.inf)
-    ids[rows, places], candidates[rows, places] = columns, logits[rows, columns]
+    ids[rows, places], candidates[rows, places] = columns, values
     return ids, candidates
