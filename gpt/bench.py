@@ -27,8 +27,9 @@ import numpy as np
 
 from gpt import plan
 from gpt.batches import Batches
-from gpt.config import ModelConfig, SamplingConfig, TrainConfig
-from gpt.generate import draw
+from gpt.config import NO_EOS, ModelConfig, SamplingConfig, TrainConfig
+from gpt.decoder import Decoder, Request, Stream
+from gpt.generate import MOST_PLACES, batch_for, fitting
 from gpt.initialization import initial_weights
 from gpt.model import GPT
 from gpt.ops.interface import Affine, Operations
@@ -42,7 +43,9 @@ WARM_UP = 3  # steps after the first, in which graphs are recorded and the GPU's
 PASSES = 3  # passes over the operations of a step
 ATTEMPTS = 4  # attempts to queue whole passes before the device begins them
 GPU_PRODUCT, LEAST_PRODUCT, CPU_PRODUCT = 8192, 1024, 2048  # rows and columns of the product that measures the peak
-GENERATED = 200  # tokens
+GENERATED = 200  # tokens of one sequence
+GENERATED_TOGETHER = 50  # tokens of each of several
+TOGETHER_ON_CPU = 16  # sequences; on a GPU as many as a decoder has places
 
 
 class Operation(NamedTuple):
@@ -84,6 +87,8 @@ class Report:
     product: Groups
     operations: Pass
     generated_per_second: float
+    together: int  # sequences that are written at once
+    together_per_second: float  # tokens of all of them
 
     @property
     def tokens_per_second(self) -> float:
@@ -120,6 +125,8 @@ class Report:
             "held_bytes": self.held_bytes,
             "planned_bytes": self.planned_bytes,
             "generated_tokens_per_second": self.generated_per_second,
+            "sequences_together": self.together,
+            "generated_tokens_per_second_together": self.together_per_second,
             "operations": [
                 {"name": name, "calls": calls, "ms": seconds * 1e3, "share": seconds / one_pass.seconds}
                 for name, calls, seconds in one_pass.operations
@@ -146,7 +153,8 @@ class Report:
             f"{self.model_flops / self.peak_flops:.1%} of the {self.peak_flops / 1e12:.3g} that a product of "
             f"{self.product_size} x {self.product_size} matrices in {self.precision} reaches here",
             f"Memory:     {size(self.held_bytes)} held, {size(self.planned_bytes)} of it planned before the first step",
-            f"Generating: {self.generated_per_second:,.0f} tokens a second, one sequence",
+            f"Generating: {self.generated_per_second:,.0f} tokens a second, one sequence; "
+            f"{self.together_per_second:,.0f}, {self.together} sequences at once",
             "",
             f"One step, operation by operation, without a graph{late}:",
             f"{'OPERATION':<22}{'MS':>11}{'SHARE':>8}{'CALLS':>7}",
@@ -180,7 +188,9 @@ def measure(
     advance(2)
     operations = _time_operations(model_config, train_config, batches, TimedOps(ops), product.occupy)
     advance(3)
-    generated = _generated_per_second(model_config, train_config.seed, ops)
+    generated = _generated_per_second(model_config, train_config.seed, ops, 1, GENERATED)
+    together = fitting(model_config, ops, TOGETHER_ON_CPU if ops.is_cpu else MOST_PLACES)
+    generated_together = _generated_per_second(model_config, train_config.seed, ops, together, GENERATED_TOGETHER)
     advance(4)
     return Report(
         device=ops.description,
@@ -196,6 +206,8 @@ def measure(
         product=product.groups,
         operations=operations,
         generated_per_second=generated,
+        together=together,
+        together_per_second=generated_together,
     )
 
 
@@ -326,12 +338,19 @@ def time_ahead(ops: TimedOps, step: Callable[[], object], occupy: Callable[[floa
     return sorted(passes, key=lambda each: each.seconds)[PASSES // 2]
 
 
-def _generated_per_second(config: ModelConfig, seed: int, ops: Operations) -> float:
-    model = GPT(config, ops)
+def _generated_per_second(config: ModelConfig, seed: int, ops: Operations, sequences: int, tokens: int) -> float:
+    """The tokens a second of so many sequences together, from their first tokens on, without those of the warm-up."""
+    model = GPT(config, ops, batch_for(config, sequences))
     model.initialize(seed)
-    ids = draw(model, [0], WARM_UP + GENERATED, SamplingConfig(), eos_id=-1, seed=seed, window=config.max_seq_len)
-    for _ in itertools.islice(ids, WARM_UP):
-        pass
-    begin = time.perf_counter()
-    count = sum(1 for _ in ids)
-    return count / (time.perf_counter() - begin)
+    decoder = Decoder(model, sequences)
+    for number in range(sequences):
+        stream = Stream(seed, sample=number)
+        decoder.join(Request([0], WARM_UP + tokens, SamplingConfig(), NO_EOS, stream, config.max_seq_len))
+    began, warm, counts = time.perf_counter(), 0, [0] * sequences
+    while decoder.sequences:
+        for sequence, id in decoder.step():
+            if id is not None:
+                counts[sequence.place] += 1
+        if counts[-1] <= WARM_UP:
+            began, warm = time.perf_counter(), sum(counts)
+    return (sum(counts) - warm) / (time.perf_counter() - began)

@@ -8,10 +8,11 @@ import numpy as np
 
 from gpt.arithmetic import ceil_div
 from gpt.batches import Batches
-from gpt.config import SamplingConfig, TrainConfig
+from gpt.config import NO_EOS, SamplingConfig, TrainConfig
+from gpt.decoder import Decoder, Request, Stream
 from gpt.distributed.collectives import Exchange
 from gpt.distributed.ranks import ALONE, Ranks
-from gpt.generate import Drawing, decoded, prompt_ids
+from gpt.generate import prompt_ids, streamed
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
 
@@ -117,12 +118,12 @@ class Samples:
             self._prompt = batches.tokens[first : first + _PROMPT].tolist()
         else:
             self._prompt = prompt_ids(tokenizer, train_config.sample_prompt, "--sample-prompt")
-        self._drawing = Drawing(model, SamplingConfig())
+        self._decoder = Decoder(model, places=1)
 
     def text(self) -> str:
         """The prompt and 40 more tokens. Raises UserError if logits are not finite."""
-        drawn = self._drawing.ids(self._prompt, _SAMPLE, eos_id=-1, seed=self._seed, window=self._window)
-        continued = "".join(decoded(self._tokenizer, self._prompt, drawn))
+        request = Request(self._prompt, _SAMPLE, SamplingConfig(), NO_EOS, Stream(self._seed), self._window)
+        continued = "".join(streamed(self._tokenizer, self._prompt, self._decoder.ids(request)))
         return self._tokenizer.decode(self._prompt) + continued
 
 

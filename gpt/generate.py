@@ -1,42 +1,66 @@
-"""Text from a trained model: one token at a time, sampled, decoded and streamed.
+"""Text from a trained model: one that is streamed, or many at once, through a decoder (gpt/decoder.py)."""
 
-Keys and values of past positions are cached, so a token costs the work of one position. The model's positions are
-learned, so a full window cannot be shifted. Its last half is decoded again from position 0 and becomes the new context.
-That costs half a window of work for every half a window of tokens, so a token of a long text costs two positions.
-
-For example, with a window of 8 the cache holds positions 0 to 7 after 8 tokens. The last 4 tokens are then decoded
-again as positions 0 to 3, and the next 4 tokens fill positions 4 to 7.
-"""
-
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from itertools import islice, takewhile
+from typing import NamedTuple
 
-import numpy as np
-
+from gpt.arithmetic import ceil_div
 from gpt.checkpoint import Checkpoint, largest_tensor
-from gpt.config import NO_EOS, NUM_TOKENS, SamplingConfig, TrainConfig, check
+from gpt.config import NO_EOS, NUM_TOKENS, ModelConfig, SamplingConfig, TrainConfig, check
+from gpt.decoder import Decoder, Request, Sequence, Stream
 from gpt.errors import UserError, shown
 from gpt.model import GPT, KVCache, memory_bytes
-from gpt.ops.interface import Array, Operations, SamplingRule
+from gpt.ops.interface import Operations
+from gpt.parameters import padded_vocab
 from gpt.system.limits import require_memory
 from gpt.tokenizer import Tokenizer
 
+MOST_PLACES = 64  # texts that are written at once: beyond, a GPU gains little
+MOST_SAMPLES = 10_000  # of a prompt
 _USUAL = SamplingConfig()  # the default of `generate`
 
 
-def load_model(checkpoint: Checkpoint, ops: Operations, batch: int = 1) -> GPT:
-    """The checkpoint's model on `ops`, for inference of up to `batch` sequences at once.
+class Text(NamedTuple):
+    """What the model wrote after a prompt: `prompt` and `sample` are its numbers, from 0 on."""
+
+    prompt: int
+    sample: int
+    continuation: str
+
+
+def load_model(checkpoint: Checkpoint, ops: Operations, places: int = 1, batch: int = 1) -> GPT:
+    """The checkpoint's model on `ops`, for inference, with activations to write so many texts at once.
+
+    It can also read whole sequences, `batch` of them at once.
 
     Raises UserError as `Checkpoint.weights` does, and if the memory is not there.
     """
     config = checkpoint.model_config
-    needed = memory_bytes(config, batch, ops) + KVCache.bytes(config, ops) + largest_tensor(config)
-    require_memory("this model", needed, ops.free_bytes(), "close other programs, or take another --device or machine")
+    advice = "close other programs, or take another --device or machine"
+    require_memory("this model", _needed(config, ops, places, batch), ops.free_bytes(), advice)
     ops.check_products(config, batch)
-    model = GPT(checkpoint.model_config, ops, batch)
+    model = GPT(config, ops, max(batch, batch_for(config, places)))
     model.load(checkpoint.weights().items())
     return model
+
+
+def fitting(config: ModelConfig, ops: Operations, texts: int) -> int:
+    """How many of these texts can be written at once, in the memory that is free before the model is made."""
+    free = ops.free_bytes()
+    return next((count for count in range(min(texts, MOST_PLACES), 1, -1) if _needed(config, ops, count) <= free), 1)
+
+
+def batch_for(config: ModelConfig, places: int) -> int:
+    """Sequences of the model's length whose activations have a row for each place."""
+    return ceil_div(places, config.max_seq_len)
+
+
+def _needed(config: ModelConfig, ops: Operations, places: int, batch: int = 1) -> int:
+    """Bytes for `load_model` and a decoder with so many places. Drawing a token takes some 40 bytes for each logit."""
+    place = KVCache.bytes(config, ops) + 40 * padded_vocab(config, ops.vocab_multiple)
+    sequences = max(batch, batch_for(config, places))
+    return memory_bytes(config, sequences, ops) + places * place + largest_tensor(config)
 
 
 def generate(
@@ -64,6 +88,66 @@ def generate(
         for text in generate(model, tokenizer, "On a bright morning", num_tokens=50):
             print(text, end="", flush=True)
     """
+    window = _checked_window(model, tokenizer, num_tokens, eos_id, seed, max_seq_len)
+    ids = prompt_ids(tokenizer, prompt, "--prompt")
+    return streamed(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
+
+
+def generate_many(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[tuple[str, str]],
+    *,
+    num_samples: int = 1,
+    places: int = MOST_PLACES,
+    num_tokens: int = NUM_TOKENS,
+    sampling: SamplingConfig = _USUAL,
+    eos_id: int = NO_EOS,
+    seed: int = TrainConfig.seed,
+    max_seq_len: int | None = None,
+) -> Iterator[Text]:
+    """Continue each prompt `num_samples` times, up to `places` texts at once; yields the texts in order.
+
+    Each of `prompts` is the name that an error message gives it, and its text. A text depends on the seed and on the
+    numbers of its prompt and its sample, but not on how many others there are, nor on `places`: text 0 of prompt 0 is
+    the one that `generate` writes. Raises UserError as `generate` does.
+    """
+    check(1 <= num_samples <= MOST_SAMPLES, "num_samples", num_samples, f"from 1 to {MOST_SAMPLES}")
+    window = _checked_window(model, tokenizer, num_tokens, eos_id, seed, max_seq_len)
+    encoded = [prompt_ids(tokenizer, text, name) for name, text in prompts]
+    requests = (
+        Request(ids, num_tokens, sampling, eos_id, Stream(seed, prompt, sample), window)
+        for prompt, ids in enumerate(encoded)
+        for sample in range(num_samples)
+    )
+    decoder = Decoder(model, min(places, num_samples * len(prompts), len(model.workspace.logits)))
+    return _in_turns(decoder, tokenizer, requests)
+
+
+def _in_turns(decoder: Decoder, tokenizer: Tokenizer, requests: Iterator[Request]) -> Iterator[Text]:
+    """The texts of all requests, in their order. A request takes the place of one that has ended."""
+    drafts: dict[Sequence, list[int]] = {}  # the ids of each text that was not yielded yet, in order
+    try:
+        while True:
+            for request in islice(requests, decoder.free):
+                drafts[decoder.join(request)] = []
+            if not drafts:
+                return
+            for sequence, id in decoder.step():
+                if id is not None:
+                    drafts[sequence].append(id)
+            for sequence in list(takewhile(lambda each: each.ended, drafts)):
+                request, ids = sequence.request, drafts.pop(sequence)
+                text = "".join(decoded(tokenizer, request.prompt, ids))
+                yield Text(request.stream.prompt, request.stream.sample, text)
+    finally:
+        decoder.settle()
+
+
+def _checked_window(
+    model: GPT, tokenizer: Tokenizer, num_tokens: int, eos_id: int, seed: int, max_seq_len: int | None
+) -> int:
+    """The context length, if it and the other values are possible."""
     longest, vocab_size = model.config.max_seq_len, model.config.vocab_size
     window = longest if max_seq_len is None else max_seq_len
     check(num_tokens >= 1, "num_tokens", num_tokens, "at least 1")
@@ -72,8 +156,7 @@ def generate(
     check(-1 <= eos_id < vocab_size, "eos_id", eos_id, f"a token id below {vocab_size}, or -1 for none")
     check(seed >= 0, "seed", seed, "at least 0")
     model.config.check_tokenizer("the tokenizer", tokenizer.vocab_size)
-    ids = prompt_ids(tokenizer, prompt, "--prompt")
-    return decoded(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
+    return window
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
@@ -89,14 +172,19 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
     return ids
 
 
-def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
+def streamed(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
+    """As `decoded`, and drawing ends when this does."""
+    with closing(drawn):
+        yield from decoded(tokenizer, prompt, drawn)
+
+
+def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:
     """The text of each drawn id, as soon as it is certain. The decoder reads the prompt's ids first."""
     decoder = tokenizer.decoder()
     for id in prompt:
         decoder.feed(id)
-    with closing(drawn):
-        for id in drawn:
-            yield decoder.feed(id)
+    for id in drawn:
+        yield decoder.feed(id)
     yield decoder.finish()
 
 
@@ -104,79 +192,4 @@ def draw(
     model: GPT, prompt: list[int], num_tokens: int, sampling: SamplingConfig, eos_id: int, seed: int, window: int
 ) -> Generator[int, None, None]:
     """The ids that follow those of `prompt`, as `generate` describes. Raises UserError if logits are not finite."""
-    yield from Drawing(model, sampling).ids(prompt, num_tokens, eos_id, seed, window)
-
-
-class Drawing:
-    """Draws ids from a model. The cache and the recorded graph of a step are made once, for any number of texts.
-
-    Each step reads its input id from device memory, so the host can queue the next step before it has seen the id, and
-    the device goes from step to step without a pause. Only decoding a new context needs the ids on the host.
-    """
-
-    def __init__(self, model: GPT, sampling: SamplingConfig) -> None:
-        self._model, self._ops, self._sampling = model, model.ops, sampling
-        ops = model.ops
-        self._inputs = ops.inputs(start=((1,), "int32"), uniform=((1,), "float64"))
-        self._cache = KVCache(model.config, ops.zeros, self._inputs.device["start"])
-        self._seen, self._drawn = ops.zeros(model.config.vocab_size, "uint8"), ops.zeros(1, "int32")
-        self._output = ops.output(self._drawn)
-        self._go_on = ops.replayed(lambda: self._step(self._drawn))
-
-    def _step(self, ids: Array) -> None:
-        """Decode ids (int32 [n]), and draw the next one."""
-        logits, sampling = self._model.decode(ids, self._cache), self._sampling
-        rule = SamplingRule(sampling.temperature, sampling.top_k, sampling.top_p, sampling.penalty)
-        self._ops.sample(logits, self._seen, self._inputs.device["uniform"], out=self._drawn, rule=rule)
-
-    def ids(
-        self, prompt: list[int], num_tokens: int, eos_id: int, seed: int, window: int
-    ) -> Generator[int, None, None]:
-        """The ids that follow those of `prompt`, for one text at a time. Raises UserError if logits are not finite."""
-        ops = self._ops
-        context, length = prompt[-window:], 0  # ids to look back on, and the number of positions in the cache
-        queued: deque[Callable[[], Array]] = deque()  # for each queued step, a function that waits and returns its id
-        try:
-            for position in range(num_tokens):
-                # Queue a step: one more position, or, with an empty cache, the whole context.
-                with self._inputs.written() as values:
-                    values["start"][...] = length
-                    values["uniform"][...] = _uniform(seed, position)
-                if length:
-                    self._go_on()
-                    length += 1
-                else:
-                    ops.copy(np.isin(np.arange(self._seen.size), context).astype(np.uint8), out=self._seen)
-                    self._step(ops.from_host(np.array(context, np.int32)))
-                    length = len(context)
-                queued.append(self._output.fetched())
-
-                # Take ids until few enough steps are queued; a new context and the end need all of them.
-                all_needed = length == window or position == num_tokens - 1
-                while len(queued) > (0 if all_needed else ops.steps_ahead):
-                    id = _checked(int(queued[0]()[0]), ops)
-                    queued.popleft()  # only now: if something interrupts the wait, `finally` waits again
-                    if id == eos_id:
-                        return
-                    yield id
-                    context.append(id)
-
-                # A full window: its last half becomes the context of an empty cache.
-                if length == window:
-                    context, length = context[-max(1, window // 2) :], 0
-        finally:  # the device may still work on steps whose ids nobody wants, in memory that may be freed now
-            for wait in queued:
-                wait()
-
-
-def _checked(id: int, ops: Operations) -> int:
-    """A drawn id. Raises UserError for -1, which stands for logits that are not finite."""
-    if id < 0:
-        library = ", or try --blas own, in case the GPU vendor's library is at fault" if ops.has_vendor_blas else ""
-        raise UserError(f"the model's logits are not finite, as its training diverged: take an earlier --step{library}")
-    return id
-
-
-def _uniform(seed: int, position: int) -> float:
-    """A random number in [0, 1) that depends on `seed` and `position` alone."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed % 2**64, position], np.uint64))).random()
+    yield from Decoder(model, places=1).ids(Request(prompt, num_tokens, sampling, eos_id, Stream(seed), window))

@@ -147,24 +147,31 @@ class GPT:
         return Affine(self.weights.head.T, bias=None)  # [D, V']
 
     def decode(self, ids: Array, cache: "KVCache") -> Array:
-        """The logits [vocab] that follow int32 [n] ids at the positions from `cache.start` on; they join the cache.
+        """The logits [batch, V'] that follow int32 [batch, seq] ids at the positions from `cache.start` on.
 
-        Computes n positions, however long the sequence is; the last one must be below max_seq_len. No backward pass
-        follows, so norms and residual adds are fused into the linear layers.
+        The positions join the cache, which has a place for each sequence of the batch. Only these are computed, however
+        long the sequences are; the last ones must be below max_seq_len. No backward pass follows, so norms and residual
+        adds are fused into the linear layers. A sequence's bits depend on its own ids alone, if its passes have the
+        same `seq`: not on the other sequences, nor on its place among them.
         """
-        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
-        x = ws.residuals[0].x[:rows]
-        ops.embedding(ids.reshape(1, -1), weights.wte, weights.wpe, out=x, start=cache.start)
+        ops, weights, ws, (batch, seq) = self.ops, self.weights, self.workspace, ids.shape
+
+        def by_sequence(x: Array) -> Array:
+            return x[: batch * seq].reshape(batch, seq, -1)
+
+        x = by_sequence(ws.residuals[0].x)
+        ops.embedding(ids, weights.wte, weights.wpe, out=ws.residuals[0].x[: batch * seq], start=cache.start)
         for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
-            qkv, attended, activated = act.qkv[:rows], act.attended[:rows], act.activated[:rows]
-            ops.norm_linear(x, w.ln_1, w.attn_qkv, out=qkv)
+            qkv, attended = act.qkv[: batch * seq], act.attended[: batch * seq]
+            activated = by_sequence(act.activated)
+            ops.norm_linear(x, w.ln_1, w.attn_qkv, out=by_sequence(qkv))
             ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
-            ops.linear_add(attended, w.attn_proj, out=x)
+            ops.linear_add(by_sequence(attended), w.attn_proj, out=x)
             ops.norm_linear(x, w.ln_2, w.mlp_fc, out=activated, activation=self.config.activation)
             ops.linear_add(activated, w.mlp_proj, out=x)
-        logits = ws.logits[:1]
-        ops.norm_linear(x[rows - 1 :], weights.ln_f, self._head_layer(), out=logits)
-        return logits[0, : self.config.vocab_size]
+        logits = ws.logits[:batch]
+        ops.norm_linear(x[:, -1:], weights.ln_f, self._head_layer(), out=logits[:, None])
+        return logits
 
     def _micro_batches(self, ids: Array) -> list[slice]:
         """The sequences of a batch that go through the model together."""
@@ -349,20 +356,28 @@ class Workspace:
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
 
 
-class KVCache:
-    """Keys and values of the positions decoded so far, for one sequence: [layers, heads, max_seq_len, head_dim].
+class KVCache(NamedTuple):
+    """Keys and values of the positions decoded so far, for a sequence in each place.
 
-    `start`, int32 [1] on the device, is the next position to decode; whoever decodes writes it.
+    `start` is the next position of each sequence; whoever decodes writes it, on the device.
     """
 
-    def __init__(self, config: ModelConfig, allocate: Callable[..., Array], start: Array) -> None:
-        shape = (config.num_layers, config.num_heads, config.max_seq_len, config.head_dim)
-        self.keys, self.values = allocate(shape), allocate(shape)
-        self.start = start
+    keys: Array  # [layers, places, heads, max_seq_len, head_dim]
+    values: Array
+    start: Array  # int32 [places]
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, ops: Operations, start: Array) -> "KVCache":
+        shape = (config.num_layers, len(start), config.num_heads, config.max_seq_len, config.head_dim)
+        return cls(ops.zeros(shape), ops.zeros(shape), start)
+
+    def of(self, places: slice) -> "KVCache":
+        """The part of these places."""
+        return KVCache(self.keys[:, places], self.values[:, places], self.start[places])
 
     @staticmethod
     def bytes(config: ModelConfig, ops: Operations) -> int:
-        """Bytes that a cache on `ops` takes."""
+        """Bytes that each place takes on `ops`."""
         return 2 * config.num_layers * config.max_seq_len * config.embed_dim * (2 if ops.low_precision else 4)
 
 

@@ -1,14 +1,14 @@
-// Attention of the new positions of one sequence to all positions before them, whose keys and values a cache holds. It
-// serves the writing of text, mostly one position at a time.
+// Attention of the new positions of some sequences to all positions before them, whose keys and values a cache holds. It
+// serves the writing of text, mostly one position of each sequence at a time.
 //
 // A block per new row and head. LANES lanes hold a row of HEAD_DIM, so a warp takes several positions at once, and
 // loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an online softmax (maximum,
 // sum, weighted values) of its own positions; the groups are merged at the end, in a fixed order. The new positions are
 // read from qkv, because they enter the cache in this same launch: each block writes the key and the value of its own
-// row. Traffic: the cache once per new row.
+// row. The order of sums depends on the row's position alone. Traffic: the cache once per new row.
 //
-// Layout: qkv is [rows, 3, heads, HEAD_DIM], out [rows, heads, HEAD_DIM], keys and values [heads, capacity, HEAD_DIM];
-// row r is at position start[0] + r.
+// Layout: qkv is [sequences, seq, 3, heads, HEAD_DIM], out [sequences, seq, heads, HEAD_DIM], keys and values
+// [sequences, heads, capacity, HEAD_DIM]; row r of sequence b is at position start[b] + r.
 //
 // Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES
 // (a power of 2, up to a warp), THREADS.
@@ -39,17 +39,19 @@ struct Row {
   UNROLL for (int i = 0; i < VECTORS; i++) \
     UNROLL for (int e = 0; e < WIDTH; e++)
 
-// block_x is the row, block_y the head.
-// grid: rows x heads, block: THREADS
-KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
+// block_x is the row, counted through all sequences, block_y the head.
+// grid: (sequences * seq) x heads, block: THREADS
+KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int seq, int heads, int capacity,
+                                 const int* start) {
   SHARED(float, maxima, WARPS);
   SHARED(float, totals, WARPS);
   SHARED(float, sums, WARPS * HEAD_DIM);
-  int row = block_x(), head = block_y(), first_new = start[0], end = first_new + row + 1;
+  int sequence = block_x() / seq, row = block_x() % seq, head = block_y();
+  int first_new = start[sequence], end = first_new + row + 1;
   index_t step = (index_t)heads * HEAD_DIM;  // from a query to the key of its row, and from there to the value
-  const T* new_rows = qkv + head * HEAD_DIM;
-  T* head_keys = keys + (index_t)head * capacity * HEAD_DIM;
-  T* head_values = values + (index_t)head * capacity * HEAD_DIM;
+  const T* new_rows = qkv + 3 * step * sequence * seq + head * HEAD_DIM;
+  T* head_keys = keys + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
+  T* head_values = values + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
 
   // This row's key and value go into the cache.
   const T* own = new_rows + 3 * step * row;
@@ -116,6 +118,6 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int h
       weights += weight * totals[warp];
       total += weight * sums[warp * HEAD_DIM + d];
     }
-    out[((index_t)row * heads + head) * HEAD_DIM + d] = from_float<T>(total / weights);
+    out[((index_t)block_x() * heads + head) * HEAD_DIM + d] = from_float<T>(total / weights);
   }
 }

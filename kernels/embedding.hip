@@ -6,16 +6,18 @@
 // the order 1 0 2: the block at place 0 takes row 1 for token 3, the block at place 1 takes rows 0 and 2 for token 7,
 // and the block at place 2 returns at once. Positions are simpler: a block per position goes through the batch.
 //
-// Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT (0 | 1), THREADS.
+// Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT, STARTED (0 | 1),
+// THREADS.
 #include "common.h"
 
-// out [rows, d] = wte[ids] + wpe[start[0] + row % seq]; a row whose id is not in the vocabulary becomes NaN.
+// out [rows, d] = wte[ids] + wpe[row % seq], or, if STARTED, wpe[start[row / seq] + row % seq]. A row whose id is not in
+// the vocabulary becomes NaN.
 // grid: rows, block: THREADS
 KERNEL(THREADS) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq,
                           const int* start, const uint32* key, uint32 site, uint32 threshold, float scale) {
   int row = block_x(), id = ids[row];
   const T* token = wte + (index_t)id * d;
-  const T* position = wpe + (index_t)(start[0] + row % seq) * d;
+  const T* position = wpe + (index_t)((STARTED ? start[row / seq] : 0) + row % seq) * d;
 #if DROPOUT
   Dropout dropout(key, site, threshold, scale);
   uint32 hash = dropout.row_hash(row);

@@ -1,17 +1,24 @@
-// Linear layers of a single row x [K], for writing text: such a product takes as long as reading its weights. The layer
-// norm before it and the residual add after it are fused in, because a launch costs as much as a small product.
+// Linear layers of one row x [K] of each sequence, for writing text: such a product takes as long as reading its
+// weights. The layer norm before it and the residual add after it are fused in, because a launch costs as much as a
+// small product.
 //
 // W [K, n]: a block takes LANES vectors of neighboring columns and divides the rows of W among its threads, whose sums
 // it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes divide the columns of W. The
-// loads of the first vectors of W, mostly of all of them, begin before anything else. Only then is x read, normalized
-// by every block for itself, and left in shared memory. Traffic: W once, all else from the cache.
+// loads of the first vectors of W, mostly of all of them, begin before anything else. Only then are the rows of x read,
+// and normalized by every block for itself. Traffic: W once for each SEQUENCES rows of x, all else from the cache.
+//
+// A sequence's sums have the same order whatever SEQUENCES is, so its bits do not depend on the number of sequences. If
+// a block has several, it may be smaller, which leaves a thread more registers: each thread then takes the shares of
+// several in TURNS turns. For example, with 256 threads and 4 turns, thread 5 does what threads 5, 261, 517 and 773 of a
+// block of 1,024 would do.
 //
 // Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
-// ACTIVATION (gelu | relu | none), THREADS, ROW_THREADS (of a block for W [n, K]).
+// ACTIVATION (gelu | relu | none), THREADS, TURNS (1 with a norm), SEQUENCES (of a block), NORMED (elements of rows
+// of x that a block may normalize, if these are several), ROW_THREADS (of a block for W [n, K]).
 #include "common.h"
 
-constexpr int WARPS = THREADS / WARP;
-constexpr int DEPTH = THREADS / LANES;  // rows of W [K, n] at a time
+constexpr int SHARES = THREADS * TURNS, WARPS = SHARES / WARP;
+constexpr int DEPTH = SHARES / LANES;  // rows of W [K, n] at a time
 
 // Vectors of W [K, n] that a thread has to read. Up to 8 are read at once; more are read in rounds, AHEAD in each,
 // which registers hold.
@@ -22,117 +29,153 @@ constexpr int ROW_VECTORS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), ROW_AHEAD =
 
 DEVICE float none(float v) { return v; }
 
-// factors [K] = x
-DEVICE void load(const T* x, Shared<float> factors) {
-  for (int i = thread_id(); i < K; i += THREADS) factors[i] = to_float(x[i]);
-  sync();
-}
+// The sequences of a block: those from `first` on, but not beyond `count`. The last one stands in for those.
+DEVICE int sequence(int s, int count) { return minimum(block_y() * SEQUENCES + s, count - 1); }
 
-// factors [K] = the layer norm of x, by a block of COUNT threads
-template <int COUNT> DEVICE void normalize(const T* x, const T* weight, const T* bias, Shared<float> factors) {
-  constexpr int MINE = (K + COUNT - 1) / COUNT, COUNT_WARPS = COUNT / WARP;
-  SHARED(float, scratch, 2 * COUNT_WARPS);
-  auto block_total = [](float v, Shared<float> place) {  // each call has a place of its own: one barrier is enough
-    v = warp_sum(v);
-    if (lane_id() == 0) place[warp_id()] = v;
+// factors [SEQUENCES, K] = the layer norms of rows of x [count, K], by a block of THREADS_HERE threads
+template <int THREADS_HERE>
+DEVICE void normalize(const T* x, const T* weight, const T* bias, int count, Shared<float> factors) {
+  constexpr int MINE = (K + THREADS_HERE - 1) / THREADS_HERE, WARPS_HERE = THREADS_HERE / WARP;
+  SHARED(float, scratch, 2 * SEQUENCES * WARPS_HERE);
+  // totals = the sums over the block of mine; each call has a place of its own: one barrier is enough
+  auto block_totals = [](const float (&mine)[SEQUENCES], float (&totals)[SEQUENCES], Shared<float> place) {
+    UNROLL for (int s = 0; s < SEQUENCES; s++) {
+      float v = warp_sum(mine[s]);
+      if (lane_id() == 0) place[s * WARPS_HERE + warp_id()] = v;
+    }
     sync();
-    return warp_sum(lane_id() < COUNT_WARPS ? (float)place[lane_id()] : 0);
+    UNROLL for (int s = 0; s < SEQUENCES; s++) {
+      totals[s] = warp_sum(lane_id() < WARPS_HERE ? (float)place[s * WARPS_HERE + lane_id()] : 0);
+    }
   };
-  float v[MINE], scale[MINE], shift[MINE], sum = 0, squares = 0;
+  float v[SEQUENCES][MINE], scale[MINE], shift[MINE], sums[SEQUENCES] = {}, squares[SEQUENCES] = {};
+  float means[SEQUENCES], variances[SEQUENCES];
   UNROLL for (int i = 0; i < MINE; i++) {
-    int at = minimum(thread_id() + i * COUNT, K - 1);
-    v[i] = to_float(x[at]), scale[i] = to_float(weight[at]), shift[i] = to_float(bias[at]);
-    if (thread_id() + i * COUNT < K) sum += v[i];
+    int at = minimum(thread_id() + i * THREADS_HERE, K - 1);
+    scale[i] = to_float(weight[at]), shift[i] = to_float(bias[at]);
+    UNROLL for (int s = 0; s < SEQUENCES; s++) {
+      v[s][i] = to_float(x[(index_t)sequence(s, count) * K + at]);
+      if (thread_id() + i * THREADS_HERE < K) sums[s] += v[s][i];
+    }
   }
-  float mean = block_total(sum, scratch) / K;
-  UNROLL for (int i = 0; i < MINE; i++) {
-    if (thread_id() + i * COUNT < K) squares += (v[i] - mean) * (v[i] - mean);
+  block_totals(sums, means, scratch);
+  UNROLL for (int s = 0; s < SEQUENCES; s++) {
+    means[s] /= K;
+    UNROLL for (int i = 0; i < MINE; i++) {
+      if (thread_id() + i * THREADS_HERE < K) squares[s] += (v[s][i] - means[s]) * (v[s][i] - means[s]);
+    }
   }
-  float rstd = rsqrt_of(block_total(squares, scratch + COUNT_WARPS) / K + NORM_EPS);
-  UNROLL for (int i = 0; i < MINE; i++) {
-    int at = thread_id() + i * COUNT;
-    if (at < K) factors[at] = (v[i] - mean) * rstd * scale[i] + shift[i];
+  block_totals(squares, variances, scratch + SEQUENCES * WARPS_HERE);
+  UNROLL for (int s = 0; s < SEQUENCES; s++) {
+    float rstd = rsqrt_of(variances[s] / K + NORM_EPS);
+    UNROLL for (int i = 0; i < MINE; i++) {
+      int at = thread_id() + i * THREADS_HERE;
+      if (at < K) factors[s * K + at] = (v[s][i] - means[s]) * rstd * scale[i] + shift[i];
+    }
   }
   sync();
 }
 
-// Calls finish(column, sum) for each of this block's columns of factors W + added. fill() leaves the factors [K] in
-// shared memory; added(column) is read early.
-template <class Fill, class Added, class Finish>
-DEVICE void by_columns(const T* w, int n, Shared<float> factors, Fill fill, Added added, Finish finish) {
-  SHARED(float, sums, WARPS * LANES * WIDTH);
-  static_assert(LANES * WIDTH <= WARP, "a lane is left with one column");
-  int i = thread_id(), first_column = block_x() * LANES * WIDTH, lane = i % LANES;
-  bool finishes = i < LANES * WIDTH && first_column + i < n;
-  float last = finishes ? added(first_column + i) : 0;
+// Calls finish(s, column, sum) for each sequence s and column of this block: sum = factors W + added, with factor(s, k)
+// the factor of row k of W. fill() is called before any factor is read; added(s, column) is read early.
+template <class Fill, class Factor, class Added, class Finish>
+DEVICE void by_columns(const T* w, int n, int count, Fill fill, Factor factor, Added added, Finish finish) {
+  constexpr int COLUMNS = LANES * WIDTH;
+  SHARED(float, sums, SEQUENCES * WARPS * COLUMNS);
+  static_assert(COLUMNS <= WARP, "a lane is left with one column");
+  static_assert(SEQUENCES * COLUMNS <= THREADS, "a thread finishes one column of a sequence");
+  int self = thread_id(), first_column = block_x() * COLUMNS, lane = self % LANES;
+  int own = self / COLUMNS, own_column = first_column + self % COLUMNS;  // what this thread finishes
+  bool finishes = own < SEQUENCES && block_y() * SEQUENCES + own < count && own_column < n;
+  float last = finishes ? added(block_y() * SEQUENCES + own, own_column) : 0;
 
   const T* mine = w + minimum(first_column + lane * WIDTH, n - WIDTH);
   Vector<T> vectors[AHEAD];
   auto load_rows = [&](int first) {
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      vectors[j] = *(const Vector<T>*)(mine + (index_t)minimum(first + j * DEPTH + i / LANES, K - 1) * n);
+      vectors[j] = *(const Vector<T>*)(mine + (index_t)minimum(first + j * DEPTH, K - 1) * n);
     }
   };
   // The weights are on their way while the factors are made.
-  load_rows(0);
+  load_rows(self / LANES);
   fill();
-  float sum[WIDTH] = {};
-  NO_UNROLL for (int first = 0; first < K; first += AHEAD * DEPTH) {
-    if (first > 0) load_rows(first);
-    UNROLL for (int j = 0; j < AHEAD; j++) {
-      int row = first + j * DEPTH + i / LANES;
-      float factor = row < K ? (float)factors[row] : 0;
-      UNROLL for (int e = 0; e < WIDTH; e++) sum[e] += factor * to_float(vectors[j].v[e]);
+  NO_UNROLL for (int turn = 0; turn < TURNS; turn++) {
+    int start = (turn * THREADS + self) / LANES;  // the first row of W
+    float sum[SEQUENCES][WIDTH] = {};
+    NO_UNROLL for (int first = 0; first < K; first += AHEAD * DEPTH) {
+      if (turn + first > 0) load_rows(first + start);
+      UNROLL for (int j = 0; j < AHEAD; j++) {
+        int row = first + j * DEPTH + start;
+        UNROLL for (int s = 0; s < SEQUENCES; s++) {
+          float its_factor = row < K ? factor(s, row) : 0;
+          UNROLL for (int e = 0; e < WIDTH; e++) sum[s][e] += its_factor * to_float(vectors[j].v[e]);
+        }
+      }
     }
-  }
-
-  // Lanes with the same columns swap halves of their sums, until each has one column, and then add those up.
-  int column = lane * WIDTH;
-  UNROLL for (int step = 0; LANES << step < WARP; step++) {
-    int mask = LANES << step, half = WIDTH >> (step + 1);
-    bool upper = lane_id() & mask;
-    UNROLL for (int e = 0; e < half; e++) {
-      float low = sum[e], high = sum[e + half];
-      sum[e] = (upper ? high : low) + shuffle_xor(upper ? low : high, mask);
+    // Lanes with the same columns swap halves of their sums, until each has one column, and then add those up.
+    int column = lane * WIDTH;
+    UNROLL for (int step = 0; LANES << step < WARP; step++) {
+      int mask = LANES << step, half = WIDTH >> (step + 1);
+      bool upper = lane_id() & mask;
+      UNROLL for (int s = 0; s < SEQUENCES; s++) {
+        UNROLL for (int e = 0; e < half; e++) {
+          float low = sum[s][e], high = sum[s][e + half];
+          sum[s][e] = (upper ? high : low) + shuffle_xor(upper ? low : high, mask);
+        }
+        if (half == 0) sum[s][0] += shuffle_xor(sum[s][0], mask);
+      }
+      if (upper) column += half;
     }
-    if (half == 0) sum[0] += shuffle_xor(sum[0], mask);
-    if (upper) column += half;
+    int warp = turn * (THREADS / WARP) + warp_id();
+    UNROLL for (int s = 0; s < SEQUENCES; s++) {
+      if (lane_id() < COLUMNS) sums[(s * WARPS + warp) * COLUMNS + column] = sum[s][0];
+    }
   }
   // The warps meet in shared memory, and one thread finishes each column.
-  if (lane_id() < LANES * WIDTH) sums[warp_id() * LANES * WIDTH + column] = sum[0];
   sync();
   if (!finishes) return;
   float total = 0;
-  for (int warp = 0; warp < WARPS; warp++) total += sums[warp * LANES * WIDTH + i];
-  finish(first_column + i, total + last);
+  for (int warp = 0; warp < WARPS; warp++) total += sums[(own * WARPS + warp) * COLUMNS + self % COLUMNS];
+  finish(block_y() * SEQUENCES + own, own_column, total + last);
 }
 
-// out [n] = activation(layernorm(x) W + bias).
-// grid: ceil(n / (LANES * WIDTH)), block: THREADS
+// out [count, n] += x W + bias, x [count, K].
+// grid: ceil(n / (LANES * WIDTH)) x ceil(count / SEQUENCES), block: THREADS
+KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n, int count) {
+  // A row that is alone is read once, into shared memory. Several would not leave room for other blocks.
+  constexpr bool ALONE = SEQUENCES == 1;
+  SHARED(float, factors, ALONE ? K : 1);
+  auto fill = [&] {
+    if (!ALONE) return;
+    for (int i = thread_id(); i < K; i += THREADS) factors[i] = to_float(x[(index_t)sequence(0, count) * K + i]);
+    sync();
+  };
+  auto factor = [&](int s, int k) {
+    return ALONE ? (float)factors[k] : to_float(x[(index_t)sequence(s, count) * K + k]);
+  };
+  auto added = [&](int s, int column) { return to_float(out[(index_t)s * n + column]) + to_float(bias[column]); };
+  auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(sum); };
+  by_columns(w, n, count, fill, factor, added, finish);
+}
+
+#if SEQUENCES == 1 || SEQUENCES * K <= NORMED  // a block of linear_add may have more rows of x than one with a norm
+// out [count, n] = activation(layernorm(x) W + bias), x [count, K].
+// grid: ceil(n / (LANES * WIDTH)) x ceil(count / SEQUENCES), block: THREADS
 KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
-                            int n) {
-  SHARED(float, factors, K);
-  auto fill = [&] { normalize<THREADS>(x, norm_weight, norm_bias, factors); };
-  auto added = [&](int column) { return BIAS ? to_float(bias[column]) : 0; };
-  auto finish = [&](int column, float sum) { out[column] = from_float<T>(ACTIVATION(sum)); };
-  by_columns(w, n, factors, fill, added, finish);
+                            int n, int count) {
+  SHARED(float, factors, SEQUENCES * K);
+  auto fill = [&] { normalize<THREADS>(x, norm_weight, norm_bias, count, factors); };
+  auto factor = [&](int s, int k) { return (float)factors[s * K + k]; };
+  auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
+  auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(ACTIVATION(sum)); };
+  by_columns(w, n, count, fill, factor, added, finish);
 }
 
-// out [n] += x W + bias.
-// grid: ceil(n / (LANES * WIDTH)), block: THREADS
-KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n) {
-  SHARED(float, factors, K);
-  auto fill = [&] { load(x, factors); };
-  auto added = [&](int column) { return to_float(out[column]) + to_float(bias[column]); };
-  auto finish = [&](int column, float sum) { out[column] = from_float<T>(sum); };
-  by_columns(w, n, factors, fill, added, finish);
-}
-
-// The same for W [n, K]: out [n] = activation(layernorm(x) Wᵀ + bias).
-// grid: ceil(n / (ROWS * ROW_THREADS / WARP)), block: ROW_THREADS
+// The same for W [n, K]: out [count, n] = activation(layernorm(x) Wᵀ + bias).
+// grid: ceil(n / (ROWS * ROW_THREADS / WARP)) x ceil(count / SEQUENCES), block: ROW_THREADS
 KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
-                                           const T* bias, T* out, int n) {
-  SHARED(float, factors, K);
+                                           const T* bias, T* out, int n, int count) {
+  SHARED(float, factors, SEQUENCES * K);
   int first_row = (block_x() * (ROW_THREADS / WARP) + warp_id()) * ROWS;
   Vector<T> vectors[ROW_AHEAD][ROWS];
   auto load_vectors = [&](int first) {
@@ -144,24 +187,30 @@ KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, con
     }
   };
   load_vectors(0);
-  normalize<ROW_THREADS>(x, norm_weight, norm_bias, factors);
-  float sums[ROWS] = {};
+  normalize<ROW_THREADS>(x, norm_weight, norm_bias, count, factors);
+  float sums[SEQUENCES][ROWS] = {};
   NO_UNROLL for (int first = 0; first < ROW_VECTORS; first += ROW_AHEAD) {
     if (first > 0) load_vectors(first);
     UNROLL for (int j = 0; j < ROW_AHEAD; j++) {
       int column = ((first + j) * WARP + lane_id()) * WIDTH;
       if (column >= K) continue;
       UNROLL for (int e = 0; e < WIDTH; e += 4) {
-        Vector<float> factor = factors.vector(column + e);
-        UNROLL for (int r = 0; r < ROWS; r++) {
-          UNROLL for (int f = 0; f < 4; f++) sums[r] += factor.v[f] * to_float(vectors[j][r].v[e + f]);
+        UNROLL for (int s = 0; s < SEQUENCES; s++) {
+          Vector<float> factor = factors.vector(s * K + column + e);
+          UNROLL for (int r = 0; r < ROWS; r++) {
+            UNROLL for (int f = 0; f < 4; f++) sums[s][r] += factor.v[f] * to_float(vectors[j][r].v[e + f]);
+          }
         }
       }
     }
   }
-  UNROLL for (int r = 0; r < ROWS; r++) {
-    float sum = warp_sum(sums[r]);
-    if (lane_id() > 0 || first_row + r >= n) continue;
-    out[first_row + r] = from_float<T>(ACTIVATION(sum + (BIAS ? to_float(bias[first_row + r]) : 0)));
+  UNROLL for (int s = 0; s < SEQUENCES; s++) {
+    UNROLL for (int r = 0; r < ROWS; r++) {
+      float sum = warp_sum(sums[s][r]);
+      int its = block_y() * SEQUENCES + s, column = first_row + r;
+      if (lane_id() > 0 || column >= n || its >= count) continue;
+      out[(index_t)its * n + column] = from_float<T>(ACTIVATION(sum + (BIAS ? to_float(bias[column]) : 0)));
+    }
   }
 }
+#endif

@@ -1,7 +1,7 @@
-// The next token, drawn on the GPU so that its id is all that leaves it: repetition penalty (Keskar et al. 2019),
+// The next token of each row, drawn on the GPU so that its id is all that leaves it: repetition penalty (Keskar et al. 2019),
 // temperature, top-k, top-p (Holtzman et al. 2020), as gpt/ops/cpu/operations.py defines them.
 //
-// One block does it, on keys: integers in the order of the floats. If few tokens are wanted, it first narrows the keys
+// One block does it for a row, on keys: integers in the order of the floats. If few tokens are wanted, it first narrows the keys
 // down to a few that must hold them: it sorts the largest keys of some groups of threads and takes the k-th of these as
 // a bound. At least k keys, and hardly more, are at or above the bound. The few are sorted too, each by counting the
 // keys before it; then top-k is a place in that order and top-p a sum along it. For example, with top-k 2 and four
@@ -22,6 +22,7 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int GROUPS = 256;  // groups of threads, if at most half as many tokens are wanted; else each thread is one
 constexpr int AHEAD = 4;     // vectors of logits that a thread loads at a time
 constexpr float LARGEST = 3.4028235e38f;
+constexpr double LOG2E_EXACT = 1.4426950408889634;
 
 // Floats as integers of the same order, and back; no float has the key 0.
 DEVICE uint32 key_of(float v) {
@@ -220,12 +221,18 @@ template <class Enough> DEVICE uint32 highest(Enough enough) {
   return key;
 }
 
-// token [1] = the id that uniform [1], in [0, 1), draws; -1 if a logit is not finite. seen [vocab] marks the tokens to
-// penalize; the drawn one is added. keys [vocab] is scratch memory. rate is log2(e) / temperature, or 0 for the
-// likeliest token. top_k 0 and top_p 1 mean no limit.
-// grid: 1, block: THREADS
-KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, uint32* keys, int vocab,
-                       float penalty, float rate, int top_k, float top_p) {
+// token [rows] = the id that uniform [rows], in [0, 1), draws; -1 if a logit is not finite. logits and seen, which marks
+// the tokens to penalize, are [rows, stride], of which the first `vocab` columns count; the drawn token is marked, too.
+// rules [rows, 4] are 1 / temperature, or 0 for the likeliest token; top_k (0: no limit); top_p (1: no limit); and the
+// penalty. keys [rows, vocab] is scratch memory.
+// grid: rows, block: THREADS
+KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* uniform, int* token, const double* rules,
+                       uint32* keys, int vocab, int stride) {
+  int its_row = block_x();
+  logits += (index_t)its_row * stride, seen += (index_t)its_row * stride, keys += (index_t)its_row * vocab;
+  rules += 4 * its_row;
+  float rate = (float)(rules[0] * LOG2E_EXACT), top_p = (float)rules[2], penalty = (float)rules[3];
+  int top_k = (int)minimum((float)rules[1], (float)vocab);
   SHARED(float, scratch, WARPS);
   SHARED(uint32, few, THREADS);
   SHARED(int, few_ids, THREADS);
@@ -242,7 +249,7 @@ KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* unifo
   few[thread_id()] = key_of(mine);
   float largest = block_max<WARPS>(finite ? mine : infinity(), scratch);  // its barriers make `few` visible, too
   if (!is_finite(largest)) {
-    if (thread_id() == 0) token[0] = -1;
+    if (thread_id() == 0) token[its_row] = -1;
     return;
   }
   Row row{keys, few, few_ids, sorted, scratch, vocab, 0, largest, rate};
@@ -296,7 +303,7 @@ KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* unifo
   row.each_in_order([&](int, uint32 key) { add_kept(weight, place, key); });
   row.sum_up(weight, before, through, all);
   // The thread between whose sums the drawn number lies has the token.
-  float drawn = minimum((float)uniform[0] * all, float_of(bits_of(all) - 1));  // below the sum, whatever the rounding
+  float drawn = minimum((float)uniform[its_row] * all, float_of(bits_of(all) - 1));  // below the sum, whatever the rounding
   if (drawn < before || drawn >= through) return;
   // It is the first kept key of this thread whose sum passes the drawn number, or the last kept one.
   int chosen = -1;
@@ -306,6 +313,6 @@ KERNEL(THREADS) sample(const T* logits, unsigned char* seen, const double* unifo
     bool reached = chosen >= 0 && drawn - before < sum;
     if (add_kept(sum, place, key) && !reached) chosen = i;
   });
-  token[0] = chosen;
+  token[its_row] = chosen;
   seen[chosen] = 1;
 }

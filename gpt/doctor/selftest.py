@@ -17,6 +17,11 @@ from gpt.trainer import TrainStep
 ROWS = ((5, 7), (67, 136), (4, 768), (3, 1030))  # rows, width: whole vectors and others, one warp a row and several
 SIZES = ((3, 5, 7), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 24, 7))  # rows, in, out
 LAYERS = ((False, None), (False, "gelu"), (False, "relu"), (True, None))  # transposed weight; activation
+# batch, seq, in, out: contexts, and one row of each sequence
+DECODED = [
+    (1, 3, 5, 7), (1, 67, 129, 71), (2, 130, 64, 200), (1, 1, 24, 40), (1, 1, 24, 7), (3, 1, 24, 7), (1, 1, 776, 264),
+    (11, 1, 776, 264), (1, 1, 3080, 40),
+]  # fmt: skip
 HEADS = ((2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128))  # batch, heads, seq, head_dim
 RATES = (0.0, 0.3)  # of dropout
 
@@ -32,13 +37,15 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "add_layernorm_backward": [(*rows, rate) for rows in (*ROWS, (300, 64)) for rate in RATES],
     "dropout": [(5, 7), (67, 136)],
     "linear": [(*size, *layer) for size in SIZES for layer in LAYERS],
-    "norm_linear": [(*size, *layer) for size in (*SIZES, (1, 776, 264), (1, 3080, 40)) for layer in LAYERS],
-    "linear_add": [*SIZES, (1, 776, 264)],
+    "norm_linear": [(*size, *layer) for size in DECODED for layer in LAYERS],
+    "linear_add": [*DECODED, (9, 1, 3080, 40)],
     "linear_backward": [(*size, *layer) for size in SIZES for layer in LAYERS],
     "add_partials": [(7, 30), (9, 128)],
     "attention": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_backward": [(*heads, rate) for heads in HEADS for rate in RATES],
-    "attention_cached": [(5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 80), (2, 33, 1, 96), (1, 130, 1, 128)],
+    "attention_cached": [
+        (1, 5, 0, 2, 32), (1, 1, 300, 2, 64), (2, 3, 40, 1, 80), (1, 2, 33, 1, 96), (3, 1, 130, 1, 128)
+    ],
     "softmax_cross_entropy": [
         (*rows, 3.0, scale) for rows in ((3, 7), (4, 1000), (2, 8199), (2, 50_257)) for scale in (None, 0.25)
     ],

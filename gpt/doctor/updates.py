@@ -89,26 +89,38 @@ def sample(trial: Trial, vocab: int, temperature: float, top_k: int, top_p: floa
     shifts = (-1e-4, 1e-4)
 
     def drawn(uniform: float, rule: SamplingRule) -> int:
-        return sampled(REFERENCE, Arrays(REFERENCE), logits, seen, uniform, rule)[0]
+        return sampled(REFERENCE, Arrays(REFERENCE), logits, seen, [uniform], [rule])[0][0]
 
-    for uniform in np.append(rng.random(8), [0, 1 - 2**-24]):
-        id, marks = sampled(trial.ops, trial.arrays, logits, seen, uniform, rule)
-        either = {drawn(uniform, rule)}
+    uniforms = [*rng.random(8), 0.0, 1 - 2**-24]
+    rules = [rule] * 8 + [rule._replace(temperature=1.5), rule._replace(repetition_penalty=1.0)]
+    ids, marks = sampled(trial.ops, trial.arrays, logits, seen, uniforms, rules)
+    for id, its_marks, uniform, its_rule in zip(ids, marks, uniforms, rules, strict=True):
+        either = {drawn(uniform, its_rule)}
         if id not in either:
-            either |= {drawn(np.clip(uniform + shift, 0, 1 - 2**-40), rule) for shift in shifts}
+            either |= {drawn(np.clip(uniform + shift, 0, 1 - 2**-40), its_rule) for shift in shifts}
             if top_p < 1:
-                either |= {drawn(uniform, rule._replace(top_p=top_p + shift)) for shift in shifts}
+                either |= {drawn(uniform, its_rule._replace(top_p=top_p + shift)) for shift in shifts}
         trial.require(id in either, f"the id is {id}, not {' or '.join(map(str, sorted(either)))}")
-        trial.require(np.array_equal(marks, seen | (np.arange(vocab) == id)), f"other ids than {id} are marked as seen")
+        same = np.array_equal(its_marks, seen | (np.arange(vocab) == id))
+        trial.require(same, f"other ids than {id} are marked as seen")
 
 
 def sampled(
-    ops: Operations, arrays: Arrays, logits: np.ndarray, seen: np.ndarray, uniform: float, rule: SamplingRule
-) -> tuple[int, np.ndarray]:
-    """The id that `ops` draw, and the tokens that are marked as seen then."""
-    marks, out = arrays.of(seen), arrays.of(np.array([-7], np.int32))
-    ops.sample(arrays.of(logits), marks, arrays.of(np.array([uniform]), "float64"), out, rule)
-    return int(ops.to_host(out)[0]), ops.to_host(marks)
+    ops: Operations,
+    arrays: Arrays,
+    logits: np.ndarray,
+    seen: np.ndarray,
+    uniforms: list[float],
+    rules: list[SamplingRule],
+) -> tuple[list[int], np.ndarray]:
+    """The ids that `ops` draw from these logits for each number with its rule, and the marks that they leave."""
+    rows, padding = len(uniforms), -logits.size % ops.vocab_multiple
+    its_logits = np.pad(np.tile(logits, (rows, 1)), ((0, 0), (0, padding)), constant_values=1e9)
+    marks = arrays.of(np.pad(np.tile(seen, (rows, 1)), ((0, 0), (0, padding))))
+    out, numbers = arrays.of(np.full(rows, -7, np.int32)), np.array([rule.numbers for rule in rules])
+    inputs = arrays.of(np.array(uniforms), "float64"), out, arrays.of(numbers, "float64")
+    ops.sample(arrays.of(its_logits), marks, *inputs, logits.size)
+    return ops.to_host(out).tolist(), ops.to_host(marks)[:, : logits.size]
 
 
 # ---- optimizer -------------------------------------------------------------------------------------------------------

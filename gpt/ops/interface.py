@@ -132,12 +132,18 @@ class UpdateRule(NamedTuple):
 
 
 class SamplingRule(NamedTuple):
-    """The constants of `Operations.sample`, which defines them."""
+    """How a sequence's next token is chosen; `Operations.sample` defines the constants."""
 
     temperature: float
     top_k: int
     top_p: float
     repetition_penalty: float
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """A row of `sample`'s rules: 1 / temperature (0 if that is 0), top_k, top_p and the repetition penalty."""
+        sharpness = 1 / moderate(self.temperature) if self.temperature else 0.0
+        return sharpness, self.top_k, self.top_p, moderate(self.repetition_penalty)
 
 
 # ---- input, output, time ---------------------------------------------------------------------------------------------
@@ -189,10 +195,10 @@ class Arithmetic(Protocol):
     def embedding(
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
-        """out[b·seq + s] = wte[ids[b, s]] + wpe[start + s], then dropout; ids int32 [batch, seq], out [rows, D].
+        """out[b·seq + s] = wte[ids[b, s]] + wpe[start[b] + s], then dropout; ids int32 [batch, seq], out [rows, D].
 
-        start is int32 [1], or None for 0. For an id outside of wte a CPU raises IndexError; a GPU, which cannot, makes
-        the row NaN.
+        start is int32 [batch], or None for zeros. For an id outside of wte a CPU raises IndexError; a GPU, which
+        cannot, makes the row NaN.
         """
 
     def embedding_backward(
@@ -253,13 +259,14 @@ class Arithmetic(Protocol):
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
         """out = activation(layernorm(x) @ weight + bias): `layernorm` and `linear` if no backward pass follows.
 
-        x [rows, in], out [rows, out]; activation is "gelu", "relu" or None.
+        x [batch, seq, in], out [batch, seq, out]; activation is "gelu", "relu" or None. A sequence's bits do not depend
+        on the other sequences of the batch, nor on its place among them.
         """
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
         """out += x @ weight + bias: the last layer of a branch, added into the residual stream.
 
-        x [rows, in], out [rows, out].
+        x [batch, seq, in], out [batch, seq, out], and each sequence has bits of its own, as in `norm_linear`.
         """
 
     def linear_backward(
@@ -291,10 +298,11 @@ class Arithmetic(Protocol):
         """dqkv = the gradient of qkv, [rows, 3 D], given that of out; out and lse are as `attention` wrote them."""
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
-        """Causal attention of n new positions, from start (int32 [1]) on, of one sequence; qkv [n, 3 D], out [n, D].
+        """Causal attention of new positions, from start[b] on, of each of `batch` sequences.
 
-        Their keys and values are first written into keys and values, [heads, max_seq_len, head_dim], which hold those
-        of all earlier positions.
+        qkv is [batch · seq, 3 D], out [batch · seq, D], start int32 [batch]. The new keys and values are first written
+        into keys and values, [batch, heads, max_seq_len, head_dim], which hold those of all earlier positions, and any
+        finite numbers at later ones. Each sequence has bits of its own, as in `norm_linear`.
         """
 
     # ---- loss -----------------------------------------------------------------------------------------------------
@@ -312,11 +320,14 @@ class Arithmetic(Protocol):
     def add_sums(self, losses: Array, hits: Array, out: Array) -> None:
         """out += [Σ losses, Σ hits], float64 [2], summed in float64."""
 
-    def sample(self, logits: Array, seen: Array, uniform: Array, out: Array, rule: SamplingRule) -> None:
-        """out (int32 [1]) = the id that uniform (float64 [1], in [0, 1)) draws from logits [vocab]; -1 if one is not
-        finite. It is then marked in seen, uint8 [vocab].
+    def sample(self, logits: Array, seen: Array, uniform: Array, out: Array, rules: Array, vocab: int) -> None:
+        """out (int32 [rows]) = the id of each row that uniform (float64 [rows], in [0, 1)) draws from its logits; -1 if
+        one of these is not finite. It is then marked in seen.
 
-        First the logits of marked tokens are divided by rule.repetition_penalty, or multiplied if negative (Keskar et
+        logits are [rows, V'] and seen is uint8 [rows, V']: the first `vocab` columns count and the rest is padding.
+        rules, float64 [rows, 4], has a `SamplingRule.numbers` for each row, which means the following.
+
+        First the logits of marked tokens are divided by the repetition penalty, or multiplied if negative (Keskar et
         al. 2019). Then exp(logits / temperature) are weights; temperature 0 takes the largest logit. A top_k above 0
         keeps the k heaviest tokens, and a top_p below 1 the fewest of these that reach that share of their weight
         (Holtzman et al. 2020). Among equal ones the lowest id comes first. The draw goes through the kept tokens in

@@ -43,6 +43,8 @@ def test_its_numbers_follow_from_one_another(hipgpt):
     assert result["fraction_of_peak"] == pytest.approx(result["model_tflops"] / result["peak_tflops"])
     assert result["first_step_s"] > 0
     assert result["generated_tokens_per_second"] > 0
+    assert result["sequences_together"] == 16
+    assert result["generated_tokens_per_second_together"] > 0
     assert result["held_bytes"] > result["planned_bytes"] > 4 * 4 * result["parameters"]
 
 

@@ -36,7 +36,7 @@ def saved(tmp_path):
 
 @pytest.fixture
 def model(saved):
-    return load_model(saved, CpuOps(), scoring.BATCH)
+    return load_model(saved, CpuOps(), batch=scoring.BATCH)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def model(tokenizer) -> GPT:
 def next_token(logits, context, sampling, uniform):
     seen, out = np.isin(np.arange(len(logits)), context).astype(np.uint8), np.zeros(1, np.int32)
     rule = SamplingRule(sampling.temperature, sampling.top_k, sampling.top_p, sampling.penalty)
-    CPU.sample(logits, seen, np.array([uniform]), out, rule)
+    CPU.sample(logits[None], seen[None], np.array([uniform]), out, np.array([rule.numbers]), len(logits))
     return int(out[0])
 
 
@@ -378,5 +378,5 @@ def test_a_model_that_diverged_is_refused(tokenizer):
 
 def test_the_memory_of_a_cache_is_the_size_of_its_arrays():
     config, ops = ModelConfig(vocab_size=9, max_seq_len=7, embed_dim=12, num_heads=3, num_layers=2), CpuOps(threads=1)
-    cache = KVCache(config, ops.zeros, ops.zeros(1, "int32"))
-    assert KVCache.bytes(config, ops) == cache.keys.nbytes + cache.values.nbytes
+    cache = KVCache.allocate(config, ops, ops.zeros(3, "int32"))
+    assert 3 * KVCache.bytes(config, ops) == cache.keys.nbytes + cache.values.nbytes

@@ -7,7 +7,8 @@ import pytest
 
 from gpt.batches import Batches
 from gpt.config import ModelConfig, SamplingConfig, TrainConfig
-from gpt.generate import Drawing, draw
+from gpt.decoder import Decoder, Request, Stream
+from gpt.generate import draw
 from gpt.initialization import initial_weights
 from gpt.model import GPT
 from gpt.ops.cpu.host import HostOutput
@@ -34,13 +35,14 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
     training = TrainStep(MODEL, config, batches, ops)
     training.optimizer.initialize(initial_weights(training.model.config, 3))
-    drawing, texts = Drawing(training.model, SamplingConfig()), []
+    decoder, texts = Decoder(training.model, places=1), []
+    request = Request([1, 2, 3], 20, SamplingConfig(), -1, Stream(0), MODEL.max_seq_len)
     losses = []
     for number in range(1, STEPS + 1):
         training.run(number)
         losses.append(training.metrics().loss)
         if writing:
-            texts.append(list(drawing.ids([1, 2, 3], 20, eos_id=-1, seed=0, window=MODEL.max_seq_len)))
+            texts.append(list(decoder.ids(request)))
     if writing:
         alone = GPT(MODEL, ops)
         alone.load(training.optimizer.weights_on_host().items())
@@ -122,11 +124,11 @@ def test_scratch_memory_of_a_recorded_step_is_kept_when_a_later_one_needs_more()
             return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
 
     ops, norm = GpuOps(Noting(), "fp32"), Affine(*np.zeros((2, 3), np.float32))
-    layer, out = Affine(np.zeros((3, 5), np.float32), None), np.zeros((2, 3), np.float32)
+    layer, out = Affine(np.zeros((3, 5), np.float32), None), np.zeros((1, 2, 3), np.float32)
     ops.linear = lambda *_: None
     # Rows of this width take a kernel for the norm, whose scratch memory is an output, means and deviations.
     for rows in range(1, most + 1):
-        ops.norm_linear(np.zeros((rows, 3), np.float32), norm, layer, out)
+        ops.norm_linear(np.zeros((1, rows, 3), np.float32), norm, layer, out)
     assert len(scratch) == 3 * most
     assert all(array() is not None for array in scratch)
     arrays = {id(array()): array() for array in scratch}.values()

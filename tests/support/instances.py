@@ -13,7 +13,6 @@ from gpt.model import KVCache, TrainableGPT
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_tf32, has_wgmma
-from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
 from tests.support.host_device import HostDevice
 
@@ -78,17 +77,16 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
             for optimizer in OPTIMIZERS:
                 Optimizer(model, TrainConfig(optimizer=optimizer)).step(np.full(1, 1e-3, np.float32))
-            cache = KVCache(model.config, ops.zeros, ops.zeros(1, "int32"))
-            for count in (2, 1):
-                model.decode(ids[0, :count], cache)
+            cache = KVCache.allocate(model.config, ops, ops.zeros(2, "int32"))
+            for batch, seq in ((1, 2), (1, 1), (2, 1)):
+                model.decode(ids.reshape(8, 1)[: batch * seq].reshape(batch, seq), cache.of(slice(batch)))
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
             for scale in (None, np.ones(1)):
                 ops.softmax_cross_entropy(logits, ids, np.empty(1), np.empty(1), vocab=vocab, scale=scale)
         for vocab in (40, 5000):
-            place, rule = np.zeros(1, np.int32), SamplingRule(0.5, top_k=3, top_p=0.9, repetition_penalty=1.1)
-            logits, seen = ops.empty(vocab), np.empty(vocab, np.uint8)
-            ops.sample(logits, seen, np.empty(1), place, rule)
+            logits, seen = ops.empty((1, vocab)), np.empty((1, vocab), np.uint8)
+            ops.sample(logits, seen, np.empty(1), np.zeros(1, np.int32), np.empty((1, 4)), vocab)
         if ops.low_precision:  # ranks that exchange gradients in bf16
             exact, rounded = ops.empty(128, "float32"), ops.empty(128)
             ops.convert(exact, rounded)

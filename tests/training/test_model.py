@@ -180,10 +180,10 @@ def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
     prompt = min(prompt, config.max_seq_len)
     expected = model.logits(ids)[0]
     place = np.zeros(1, np.int32)
-    cache = KVCache(config, model.ops.zeros, place)
+    cache = KVCache.allocate(config, model.ops, place)
     for start, end in [(0, prompt), *((i, i + 1) for i in range(prompt, config.max_seq_len))]:
         place[0] = start
-        logits = model.decode(ids[0, start:end], cache)
+        logits = model.decode(ids[:1, start:end], cache)[0, : config.vocab_size]
         np.testing.assert_allclose(logits, expected[end - 1], rtol=1e-11, atol=1e-12)
 
 

@@ -9,16 +9,16 @@ from gpt.system.threads import Scratch
 
 
 def normalize(normed: Normed, norm: Affine) -> None:
-    """As `Operations.layernorm`."""
+    """As `Operations.layernorm`; x may also be [batch, seq, D], and each sequence then has bits of its own."""
     x, out, mean, rstd = normed
-    np.matmul(x, ones(x.shape[1], x.dtype), out=mean)
-    mean /= x.shape[1]
-    np.subtract(x, mean[:, None], out=out)
-    np.einsum("ij,ij->i", out, out, out=rstd)
-    rstd /= x.shape[1]
+    np.matmul(x, ones(x.shape[-1], x.dtype), out=mean)
+    mean /= x.shape[-1]
+    np.subtract(x, mean[..., None], out=out)
+    np.einsum("...j,...j->...", out, out, out=rstd)
+    rstd /= x.shape[-1]
     rstd += NORM_EPS
     np.divide(1, np.sqrt(rstd, out=rstd), out=rstd)
-    out *= rstd[:, None]
+    out *= rstd[..., None]
     out *= norm.weight
     out += norm.bias
 

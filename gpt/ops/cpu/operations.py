@@ -21,6 +21,7 @@ from gpt.arithmetic import ceil_div
 from gpt.config import ModelConfig
 from gpt.ops.cpu import activations
 from gpt.ops.cpu.attention import Attended, Heads, attend, attend_backward
+from gpt.ops.cpu.decoding import attend_newest, multiply
 from gpt.ops.cpu.embedding import TokenRows
 from gpt.ops.cpu.host import HostInputs, HostOutput, HostTimeline
 from gpt.ops.cpu.loss import cross_entropy
@@ -37,7 +38,6 @@ from gpt.ops.interface import (
     Dropout,
     Normed,
     Operations,
-    SamplingRule,
     Shape,
     Stack,
     Timeline,
@@ -141,11 +141,11 @@ class CpuOps(Operations):
         dropout: Dropout | None = None,
     ) -> None:
         batch, seq = ids.shape
-        first = 0 if start is None else int(start[0])
         out_3d = out.reshape(batch, seq, -1)
 
         def block(b: slice) -> None:
-            np.add(wte[ids[b]], wpe[first : first + seq], out=out_3d[b])
+            positions = wpe[:seq] if start is None else wpe[start[b, None] + np.arange(seq)]
+            np.add(wte[ids[b]], positions, out=out_3d[b])
 
         self.threads.run_blocks(block, batch, self._block_rows(batch, seq * out.shape[-1]))
         if dropout:
@@ -252,24 +252,28 @@ class CpuOps(Operations):
     def norm_linear(
         self, x: np.ndarray, norm: Affine, layer: Affine, out: np.ndarray, activation: str | None = None
     ) -> None:
-        mean, rstd = self._scratch("norm statistics", (2, len(x)), self._dtype)
+        mean, rstd = self._scratch("norm statistics", (2, *x.shape[:2]), self._dtype)
         normed = Normed(x, self._scratch("normed", x.shape, self._dtype), mean, rstd)
-        self.layernorm(normed, norm)
-        if activation:
-            pre_activation = self._scratch("pre-activation", out.shape, self._dtype)
-            self.linear(normed.out, layer, out, Activation(activation, pre_activation))
-        else:
-            self.linear(normed.out, layer, out)
+        with QUIET():
+            normalize(normed, norm)
+        product = self._scratch("pre-activation", out.shape, self._dtype) if activation else out
+
+        def finish(b: slice, c: slice) -> None:
+            if layer.bias is not None:
+                product[b, :, c] += layer.bias[c]
+            if activation:
+                activations.apply(activation, product[b, :, c], out[b, :, c])
+
+        multiply(self.threads, normed.out, layer.weight, product, finish)
 
     def linear_add(self, x: np.ndarray, layer: Affine, out: np.ndarray) -> None:
-        weight, bias = layer
+        branch = self._scratch("branch", out.shape, self._dtype)
 
-        def block(r: slice) -> None:
-            branch = np.matmul(x[r], weight, out=self._scratch("branch", out[r].shape, self._dtype))
-            branch += bias
-            out[r] += branch
+        def finish(b: slice, c: slice) -> None:
+            branch[b, :, c] += layer.bias[c]
+            out[b, :, c] += branch[b, :, c]
 
-        self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
+        multiply(self.threads, x, layer.weight, branch, finish)
 
     def linear_backward(
         self,
@@ -353,11 +357,19 @@ class CpuOps(Operations):
     def attention_cached(
         self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: np.ndarray, out: np.ndarray
     ) -> None:
-        first, end = int(start[0]), int(start[0]) + len(qkv)
-        q, k, v = _by_head(qkv, 3, 1, len(keys))
-        (out,) = _by_head(out, 1, 1, len(keys))
-        keys[:, first:end], values[:, first:end] = k[0], v[0]
-        attend(self.threads, self._scratch, Heads(q, keys[None, :, :end], values[None, :, :end]), out)
+        batch, heads = keys.shape[:2]
+        q, k, v = _by_head(qkv, 3, batch, heads)
+        (out,) = _by_head(out, 1, batch, heads)
+        seq = q.shape[2]
+        ends = start + seq
+        for b, (first, end) in enumerate(zip(start.tolist(), ends.tolist(), strict=True)):
+            keys[b, :, first:end], values[b, :, first:end] = k[b], v[b]
+        if seq == 1:
+            attend_newest(self.threads, self._scratch, q, keys, values, ends, out)
+            return
+        for b, end in enumerate(ends.tolist()):
+            one = slice(b, b + 1)
+            attend(self.threads, self._scratch, Heads(q[one], keys[one, :, :end], values[one, :, :end]), out[one])
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 
@@ -387,13 +399,16 @@ class CpuOps(Operations):
             out += [np.sum(losses, dtype=np.float64), np.sum(hits, dtype=np.float64)]
 
     def sample(
-        self, logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, out: np.ndarray, rule: SamplingRule
+        self,
+        logits: np.ndarray,
+        seen: np.ndarray,
+        uniform: np.ndarray,
+        out: np.ndarray,
+        rules: np.ndarray,
+        vocab: int,
     ) -> None:
-        if not np.isfinite(logits).all():
-            out[0] = -1
-            return
-        out[0] = choose(logits, seen, uniform[0], rule)
-        seen[out[0]] = 1
+        with QUIET():
+            choose(logits[:, :vocab], seen[:, :vocab], uniform, out, rules)
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

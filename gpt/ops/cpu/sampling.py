@@ -1,31 +1,78 @@
-"""The choice of the next token in NumPy."""
+"""The choice of the next tokens in NumPy, for all sequences with the same rule at once.
+
+Each row is summed by itself and in the order of its ids, so what it draws does not depend on the other rows.
+"""
 
 import numpy as np
-
-from gpt.ops.interface import SamplingRule, moderate
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def choose(logits: np.ndarray, seen: np.ndarray, uniform: float, rule: SamplingRule) -> int:
-    """The id drawn from finite logits [vocab], as `Operations.sample` defines it."""
-    temperature, top_k, top_p, repetition_penalty = rule
-    logits = logits.astype(np.float64)
-    seen = np.flatnonzero(seen)
-    penalty, found = moderate(repetition_penalty), logits[seen]
-    logits[seen] = np.clip(np.where(found > 0, found / penalty, found * penalty), -LARGEST, LARGEST)
-    if temperature == 0:
-        return int(np.argmax(logits))
-    candidates = np.arange(logits.size)
-    if 0 < top_k < logits.size:
-        least = np.partition(logits, -top_k)[-top_k]
-        candidates = np.flatnonzero(logits >= least)
+def choose(logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, out: np.ndarray, rules: np.ndarray) -> None:
+    """As `Operations.sample`, of logits [rows, vocab] without padding."""
+    for rule, rows in _together(rules):
+        chosen = _choose(logits[rows].astype(np.float64), seen[rows], uniform[rows], *rule)
+        out[rows] = np.where(np.isfinite(logits[rows]).all(axis=-1), chosen, -1)
+    drawn = np.flatnonzero(out >= 0)
+    seen[drawn, out[drawn]] = 1
+
+
+def _together(rules: np.ndarray) -> list[tuple[tuple[float, ...], slice | list[int]]]:
+    """Each rule with the rows that have it."""
+    if (rules == rules[0]).all():
+        return [(tuple(rules[0].tolist()), slice(None))]
+    rows: dict[tuple[float, ...], list[int]] = {}
+    for row, rule in enumerate(rules.tolist()):
+        rows.setdefault(tuple(rule), []).append(row)
+    return list(rows.items())
+
+
+def _choose(
+    logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, sharpness: float, top_k: float, top_p: float,
+    penalty: float,
+) -> np.ndarray:  # fmt: skip
+    """The ids, int [rows], drawn from logits [rows, vocab], which are overwritten."""
+    marked = np.nonzero(seen)
+    found = logits[marked]
+    logits[marked] = np.clip(np.where(found > 0, found / penalty, found * penalty), -LARGEST, LARGEST)
+    if sharpness == 0:
+        likeliest: np.ndarray = np.argmax(logits, axis=-1)
+        return likeliest
+    largest = np.maximum.reduce(logits, axis=-1, keepdims=True)
+    ids, candidates = None, logits
+    if 0 < top_k < logits.shape[-1]:
+        ids, candidates = _heaviest(logits, int(top_k))
     # The largest is subtracted first, so that no temperature, however low, overflows.
-    weights = np.exp((logits[candidates] - logits.max()) / moderate(temperature))
-    if top_k or top_p < 1:  # a draw among all needs no order
-        heaviest = np.argsort(-logits[candidates], kind="stable")[: top_k or None]
-        reached = np.cumsum(weights[heaviest])
-        kept = np.sort(heaviest[: int(np.searchsorted(reached, top_p * reached[-1])) + 1])
-        candidates, weights = candidates[kept], weights[kept]
-    reached = np.cumsum(weights)
-    return int(candidates[np.searchsorted(reached, uniform * reached[-1], side="right")])
+    weights = np.exp((candidates - largest) * sharpness)
+    if ids is not None or top_p < 1:  # a draw among all needs no order
+        rows, order = np.arange(len(logits))[:, None], np.argsort(-candidates, axis=-1, kind="stable")
+        heaviest = weights[rows, order]
+        if ids is not None:
+            heaviest[:, int(top_k) :] = 0
+        reached = np.cumsum(heaviest, axis=-1)
+        dropped = heaviest == 0
+        dropped[:, 1:] |= reached[:, :-1] >= top_p * reached[:, -1:]
+        weights[rows, order] = np.where(dropped, 0, heaviest)
+    reached = np.cumsum(weights, axis=-1)
+    passed = reached <= uniform[:, None] * reached[:, -1:]
+    # Not beyond the last token with a weight, whatever the rounding
+    place: np.ndarray = np.minimum(passed.sum(axis=-1), np.argmax(reached, axis=-1))
+    return place if ids is None else ids[np.arange(len(ids)), place]
+
+
+def _heaviest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, ascending, and the logits of each row's `count` largest, and of all that equal the smallest of these.
+
+    Both are [rows, n]; a row with fewer than n ends in logits of -inf.
+    """
+    least = np.partition(logits, -count, axis=-1)[:, -count]
+    rows, columns = np.nonzero(logits >= least[:, None])
+    values = logits[rows, columns]
+    if len(rows) == count * len(logits):  # no ties, mostly
+        return columns.reshape(-1, count), values.reshape(-1, count)
+    counts = np.bincount(rows, minlength=len(logits))
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ids = np.zeros((len(logits), max(count, int(counts.max()))), np.intp)
+    candidates = np.full(ids.shape, -np.inf)
+    ids[rows, places], candidates[rows, places] = columns, values
+    return ids, candidates

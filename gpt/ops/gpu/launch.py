@@ -4,6 +4,7 @@ Kernels get these numbers as #defines. The comment above each kernel says its gr
 """
 
 import math
+from typing import NamedTuple
 
 from gpt.arithmetic import ceil_div, round_up
 from gpt.ops.interface import Device, Kernel
@@ -17,12 +18,17 @@ WIDE_SIDE = 128  # rows and columns of matmul.hip's blocks in large products on 
 SUM_LANES = 32  # threads side by side along a row
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
+# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
+# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
+MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
+MATVEC_LANES, MATVEC_ROWS = 2, 4
+MATVEC_SEQUENCES, MATVEC_NORMED = 8, 6144  # rows of x of a block; their elements, if it normalizes them: 24 KiB
 FILE_DEFINES = {
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
-    "matvec.hip": {"ROW_THREADS": THREADS},
+    "matvec.hip": {"ROW_THREADS": THREADS, "NORMED": MATVEC_NORMED},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
@@ -30,11 +36,6 @@ FILE_DEFINES = {
 # softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
 # stay in a multiprocessor's cache (measured on an H100)
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
-# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
-MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
-MATVEC_LANES, MATVEC_ROWS = 2, 4
-
 ATTENTION_SIDE = 64  # rows of a block of attention.hip
 WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
 
@@ -56,6 +57,31 @@ def attention_shared_bytes(name: str, head_dim: int, side: int, dropout: bool) -
     own = side if name == "attention" else 2 * side
     numbers = 0 if name != "attention_backward_keys" else 3 if dropout else 2
     return (4 * WGMMA_SLICE + own) * round_up(head_dim, 16) * 2 + 2 * WGMMA_SLICE * numbers * 4
+
+
+class MatvecBlock(NamedTuple):
+    """How a block of matvec.hip divides its work. The product of threads and turns sets the order of sums."""
+
+    threads: int
+    turns: int
+    sequences: int
+
+
+def matvec_block(name: str, k: int, count: int) -> MatvecBlock:
+    """The block of a kernel of matvec.hip for `count` rows of k elements.
+
+    Up to MATVEC_SEQUENCES rows share the weights that a block reads. Their sums need registers: linear_add has them in
+    a block of THREADS threads, which takes turns, and norm_linear takes fewer rows if it needs more threads than that.
+    """
+    fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
+    threads, most = next(fitting, MATVEC_THREADS[-1]), MATVEC_SEQUENCES
+    if count == 1:
+        return MatvecBlock(threads, turns=1, sequences=1)
+    if name == "linear_add":
+        return MatvecBlock(THREADS, threads // THREADS, most)
+    while most > 1 and (most * k > MATVEC_NORMED or most * threads > MATVEC_SEQUENCES * THREADS):
+        most //= 2
+    return MatvecBlock(threads, turns=1, sequences=most)
 
 
 class Kernels:

@@ -27,8 +27,6 @@ from gpt.ops.gpu.launch import (
     MATVEC_LANES,
     MATVEC_LONGEST,
     MATVEC_ROWS,
-    MATVEC_THREADS,
-    MATVEC_VECTORS,
     NORM_BLOCKS,
     NORM_WIDTH,
     SAMPLE_THREADS,
@@ -37,6 +35,7 @@ from gpt.ops.gpu.launch import (
     Kernels,
     attention_shared_bytes,
     attention_side,
+    matvec_block,
 )  # fmt: skip
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
@@ -53,12 +52,10 @@ from gpt.ops.interface import (
     Kernel,
     Normed,
     Operations,
-    SamplingRule,
     Shape,
     Stack,
     UpdateRule,
     Work,
-    moderate,
 )  # fmt: skip
 
 HEAD_ROWS = 8192  # rows of logits at a time
@@ -94,7 +91,6 @@ class GpuOps(Operations):
         self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
         self._scratch_arrays: dict[str, list[Array]] = {}
         self._no_key = self.zeros(2, "uint32")  # kernels without dropout take it as the key
-        self._zero = self.zeros(1, "int32")
 
     def check(self, config: ModelConfig) -> None:
         if config.head_dim > MAX_HEAD_DIM:
@@ -190,10 +186,10 @@ class GpuOps(Operations):
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
         d = out.shape[-1]
-        kernel = self._kernel("embedding.hip", "embedding", WIDTH=self._kernel.width(d), DROPOUT=int(bool(dropout)))
+        defines = {"WIDTH": self._kernel.width(d), "DROPOUT": int(bool(dropout)), "STARTED": int(start is not None)}
         sizes = map(_int, (len(wte), d, ids.shape[1]))
-        start = self._zero if start is None else start
-        kernel((ids.size,), (EMBEDDING_THREADS,), (ids, wte, wpe, out, *sizes, start, *self._mask(dropout)))
+        arguments = (ids, wte, wpe, out, *sizes, ids if start is None else start, *self._mask(dropout))
+        self._kernel("embedding.hip", "embedding", **defines)((ids.size,), (EMBEDDING_THREADS,), arguments)
 
     def embedding_backward(
         self, dout: Array, ids: Array, order: Array, dwte: Array, dwpe: Array, dropout: Dropout | None = None
@@ -201,7 +197,7 @@ class GpuOps(Operations):
         if dropout:
             self.dropout(dout, dout, dropout)
         (batch, seq), d = ids.shape, dout.shape[-1]
-        defines = {"WIDTH": self._kernel.width(d), "DROPOUT": 0}
+        defines = {"WIDTH": self._kernel.width(d), "DROPOUT": 0, "STARTED": 0}
         tokens = self._kernel("embedding.hip", "embedding_backward_tokens", **defines)
         tokens((ids.size,), (EMBEDDING_THREADS,), (dout, ids, order, dwte, _int(ids.size), _int(d)))
         positions = self._kernel("embedding.hip", "embedding_backward_positions", **defines)
@@ -274,37 +270,40 @@ class GpuOps(Operations):
         arguments = (x, *norm, w, w if layer.bias is None else layer.bias, out)
         if self._matvec("norm_linear" if by_columns else "norm_linear_transposed", layer, activation, arguments):
             return
-        normed = self._scratch("normed", x.size, self._dtype.name).reshape(x.shape)
-        mean, rstd = self._scratch("mean", len(x)), self._scratch("rstd", len(x))
-        self.layernorm(Normed(x, normed, mean, rstd), norm)
-        self.linear(normed, layer, out)
-        if activation:
-            self._activate(out, out, activation)
+        for one, its_out in zip(x, out, strict=True):  # each sequence by itself, so that it has bits of its own
+            normed = self._scratch("normed", one.size, self._dtype.name).reshape(one.shape)
+            mean, rstd = self._scratch("mean", len(one)), self._scratch("rstd", len(one))
+            self.layernorm(Normed(one, normed, mean, rstd), norm)
+            self.linear(normed, layer, its_out)
+            if activation:
+                self._activate(its_out, its_out, activation)
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
         if self._matvec("linear_add", layer, None, (x, *layer, out)):
             return
-        self._products.product(x, layer.weight, out, Sum(addend=out))
-        self._add_bias(out, layer.bias)
+        for one, its_out in zip(x, out, strict=True):
+            self._products.product(one, layer.weight, its_out, Sum(addend=its_out))
+            self._add_bias(its_out, layer.bias)
 
     def _matvec(self, name: str, layer: Affine, activation: str | None, arguments: tuple[Array, ...]) -> bool:
-        """Launch a kernel of matvec.hip, if it can compute this: x, the first argument, must be one row, not longer
-        than MATVEC_LONGEST, and rows of the weights must be whole vectors. Returns whether it can.
+        """Launch a kernel of matvec.hip, if it can compute this: x, the first argument, must have one row of each
+        sequence, not longer than MATVEC_LONGEST, and rows of the weights must be whole vectors. Returns whether it can.
         """
-        (k, n), by_columns = layer.weight.shape, layer.weight.flags.c_contiguous
-        if len(arguments[0]) > 1 or k > MATVEC_LONGEST or self._kernel.width(n if by_columns else k) == 1:
+        (k, n), by_columns, (count, seq, _) = layer.weight.shape, layer.weight.flags.c_contiguous, arguments[0].shape
+        if seq > 1 or k > MATVEC_LONGEST or self._kernel.width(n if by_columns else k) == 1:
             return False
-        fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
-        threads = next(fitting, MATVEC_THREADS[-1])
+        block = matvec_block(name, k, count)
         kernel = self._kernel(
-            "matvec.hip", name, K=k, WIDTH=self._kernel.vector, THREADS=threads, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
+            "matvec.hip", name, K=k, WIDTH=self._kernel.vector, THREADS=block.threads, TURNS=block.turns,
+            SEQUENCES=block.sequences, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
             BIAS=int(layer.bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
         if by_columns:
-            columns = MATVEC_LANES * self._kernel.vector
+            columns, threads = MATVEC_LANES * self._kernel.vector, block.threads
         else:
             columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
-        kernel((ceil_div(n, columns),), (threads,), (*arguments, _int(n)))
+        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
+        kernel(grid, (threads,), (*arguments, _int(n), _int(count)))
         return True
 
     def linear_backward(
@@ -383,13 +382,14 @@ class GpuOps(Operations):
         self._attention("attention_backward_keys", lse.shape, head_dim, dropout, (dout, qkv, lse, delta, dqkv))
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
-        heads, capacity, head_dim = keys.shape
+        sequences, heads, capacity, head_dim = keys.shape
         width, lanes = self._kernel.width(head_dim), 1
         while lanes < self.device.warp and lanes * width < head_dim:
             lanes *= 2
         defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
         kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
-        kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
+        sizes = map(_int, (len(qkv) // sequences, heads, capacity))
+        kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, *sizes, start))
 
     def _attention(
         self, name: str, shape: tuple[int, int, int], head_dim: int, dropout: Dropout | None, arrays: tuple[Array, ...]
@@ -423,14 +423,11 @@ class GpuOps(Operations):
         kernel = self._kernel("sums.hip", "add_metrics", WIDTH=1, ACTIVATION="gelu")
         kernel((1,), (THREADS,), (losses, hits, out, _int(losses.size)))
 
-    def sample(self, logits: Array, seen: Array, uniform: Array, out: Array, rule: SamplingRule) -> None:
-        temperature, top_k, top_p, repetition_penalty = rule
-        vocab = logits.size
-        kernel = self._kernel("sample.hip", "sample")
-        keys = self._scratch("sample keys", vocab, "uint32")
-        rate = _float(math.log2(math.e) / moderate(temperature) if temperature else 0)
-        choice = (_float(moderate(repetition_penalty)), rate, _int(min(top_k, vocab)), _float(top_p))
-        kernel((1,), (SAMPLE_THREADS,), (logits, seen, uniform, out, keys, _int(vocab), *choice))
+    def sample(self, logits: Array, seen: Array, uniform: Array, out: Array, rules: Array, vocab: int) -> None:
+        rows, stride = logits.shape
+        keys = self._scratch("sample keys", rows * vocab, "uint32")
+        arguments = (logits, seen, uniform, out, rules, keys, _int(vocab), _int(stride))
+        self._kernel("sample.hip", "sample")((rows,), (SAMPLE_THREADS,), arguments)
 
     # ---- optimizer ------------------------------------------------------------------------------------------------
 

@@ -60,11 +60,12 @@ def test_attention_of_long_sequences(trial, shape, rate):
 
 
 @pytest.mark.parametrize(
-    ("n", "start", "heads", "hd"),
+    ("batch", "n", "start", "heads", "hd"),
     [
-        (1, 0, 1, 16), (5, 0, 2, 32), (1, 300, 2, 64), (3, 40, 1, 15), (1, 130, 1, 128), (40, 3, 1, 24),
-        (1, 600, 1, 127), (2, 1100, 1, 16), (1, 0, 3, 8),
+        (1, 1, 0, 1, 16), (1, 5, 0, 2, 32), (1, 1, 300, 2, 64), (1, 3, 40, 1, 15), (1, 1, 130, 1, 128),
+        (1, 40, 3, 1, 24), (1, 1, 600, 1, 127), (1, 2, 1100, 1, 16), (1, 1, 0, 3, 8),
+        (3, 1, 70, 2, 16), (2, 4, 9, 3, 8),
     ],
 )  # fmt: skip
-def test_attention_of_new_positions_against_a_cache(trial, n, start, heads, hd):
-    layers.attention_cached(trial, n, start, heads, hd)
+def test_attention_of_new_positions_against_a_cache(trial, batch, n, start, heads, hd):
+    layers.attention_cached(trial, batch, n, start, heads, hd)

@@ -12,6 +12,8 @@ SIZES = [
 # A single row that consists of whole vectors. The lengths call for blocks of each size: a thread reads its share of the
 # row at once or in several turns, and the last row is too long for any of the blocks.
 ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_008, 16)]
+# Several sequences. Blocks share up to 8 rows of these lengths, 8, 4 and, without a norm, 8 in four turns.
+BATCHES = [(2, 2, 24, 7), (3, 1, 5, 7), (10, 1, 776, 24), (5, 1, 1288, 24), (9, 1, 3080, 24)]  # batch, seq, in, out
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
@@ -23,12 +25,23 @@ def test_linear(trial, rows, d_in, d_out, transposed, activation):
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
 @pytest.mark.parametrize(("transposed", "activation"), LAYERS)
 def test_norm_linear(trial, rows, d_in, d_out, transposed, activation):
-    layers.norm_linear(trial, rows, d_in, d_out, transposed, activation)
+    layers.norm_linear(trial, 1, rows, d_in, d_out, transposed, activation)
+
+
+@pytest.mark.parametrize(("batch", "seq", "d_in", "d_out"), BATCHES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, batch, seq, d_in, d_out, transposed):
+    layers.norm_linear(trial, batch, seq, d_in, d_out, transposed, None)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
 def test_linear_adds(trial, rows, d_in, d_out):
-    layers.linear_add(trial, rows, d_in, d_out)
+    layers.linear_add(trial, 1, rows, d_in, d_out)
+
+
+@pytest.mark.parametrize(("batch", "seq", "d_in", "d_out"), BATCHES)
+def test_linear_add_gives_each_sequence_the_bits_that_it_has_alone(trial, batch, seq, d_in, d_out):
+    layers.linear_add(trial, batch, seq, d_in, d_out)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)

@@ -31,7 +31,7 @@ def test_the_metrics_are_sums_in_float64(trial, rows):
 
 def sampled(ops, arrays, logits, seen, uniform, **options):
     """The id that `ops` draw. Asserts that they mark this id as seen, and no other."""
-    id, marks = updates.sampled(ops, arrays, logits, seen, uniform, SamplingRule(**options))
+    (id,), (marks,) = updates.sampled(ops, arrays, logits, seen, [uniform], [SamplingRule(**options)])
     assert np.array_equal(marks, seen | (np.arange(seen.size) == id))
     return id
 
