@@ -89,7 +89,7 @@ def _end_of_text(tokenizer: Tokenizer) -> dict[str, int | None]:
 
 def _tokenizer_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     end = tokenizer.end_of_text
-    special = {} if end is None else dict.fromkeys(_SPECIAL, tokenizer.piece(end))
+    special = dict.fromkeys(_SPECIAL, None if end is None else tokenizer.piece(end))
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],

@@ -105,7 +105,7 @@ def test_training_saves_what_was_given_and_trains_with_it(hipgpt):
     Path("text.txt").write_text("the cat sat on the mat . " * 40)
     options = ("--dim", 8, "--heads", 1, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2, "--steps", 2)
     hipgpt("train", "--data-path", "text.txt", "--run-name", "a", *options, "--save-config", "c.toml")
-    assert 'data-path = "text.txt"\n' in Path("c.toml").read_text()
+    assert 'data-path = ["text.txt"]\n' in Path("c.toml").read_text()
     hipgpt("train", "--config", "c.toml", "--run-name", "b")
     for key in ("model", "training"):
         first, second = (json.loads(Path(f"checkpoints/{run}/latest_config.json").read_text())[key] for run in "ab")
