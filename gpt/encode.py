@@ -168,7 +168,7 @@ def _encode_range(
     `watch` and `watch_end` learn what is read, as `Sources.blocks` says, and `watch_tokens` what is written.
     """
     characters = read = tokens = 0
-    lost_before = tokenizer.lost.copy()
+    lost_before, mark = tokenizer.lost.copy(), end_mark(text, tokenizer)
 
     def count(data: bytes) -> None:
         nonlocal read
@@ -177,7 +177,7 @@ def _encode_range(
 
     def blocks() -> Iterator[str]:
         nonlocal characters
-        for block in text.blocks(begin, end, count, watch_end):
+        for block in text.blocks(begin, end, count, watch_end, mark=mark):
             characters += len(block)
             yield block
 
@@ -190,6 +190,21 @@ def _encode_range(
             tokens += len(ids)
             advance(read)
     return Encoded(tokens, characters, tokenizer.lost - lost_before)
+
+
+def end_mark(text: Sources, tokenizer: Tokenizer) -> str:
+    """The mark that ends each document of a text: the tokenizer's own, or "" if documents have no end.
+
+    Raises UserError if they need one that the tokenizer lacks.
+    """
+    if not text.marks:
+        return ""
+    if tokenizer.end_of_text is None:
+        raise UserError(
+            f"{text.name} is made of documents, but the tokenizer has no token that ends one, such as <|endoftext|>: "
+            "take another --tokenizer, or give one plain text file"
+        )
+    return tokenizer.piece(tokenizer.end_of_text)
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype[Any]:

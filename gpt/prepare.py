@@ -33,6 +33,7 @@ from gpt.encode import (
     dtype_of,
     encode,
     encode_part,
+    end_mark,
     enough_memory,
     journal,
     move_to_end,
@@ -45,7 +46,7 @@ from gpt.system.files import atomic_path, commit, remove, write_atomically
 from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
-from gpt.tokenizer import END_OF_TEXT, Tokenizer, lost_note
+from gpt.tokenizer import Tokenizer, lost_note
 from gpt.tokenizer.unicode_table import UNICODE_VERSION
 
 _LEARNED, _GIVEN, _KEPT = "learned", "given", "kept"  # origins of a tokenizer: the text, the user's file, the run
@@ -540,7 +541,7 @@ def _encode(
         corpus = provenance.corpus_of(run, texts.held_out, held.digests.finished)
         sections["held_out"] = {**corpus, "count": held.tokens}
     if texts.train.seed is not None:
-        (mark,) = tokenizer.encode(END_OF_TEXT)
+        (mark,) = tokenizer.encode(end_mark(texts.train, tokenizer))
         shuffled = run.staged_path / _SHUFFLED
         tokens_digest = shuffle_documents(target, shuffled, dtype_of(tokenizer), mark, texts.train.seed)
         os.replace(shuffled, target)

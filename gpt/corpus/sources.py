@@ -249,17 +249,20 @@ class Sources:
 
     def blocks(
         self, begin: Place = START, end: Place | None = None, watch: Watch = _unwatched,
-        watch_end: Callable[[], object] = lambda: None, block_chars: int = BLOCK_CHARS,
+        watch_end: Callable[[], object] = lambda: None, block_chars: int = BLOCK_CHARS, mark: str = END_OF_TEXT,
     ) -> Iterator[str]:  # fmt: skip
         """The text between two places (None: the end) in blocks, as `gpt.tokenizer.text.blocks_of` cuts them.
 
+        `mark` is what ends a document, if documents have an end (`marks`).
         `watch` is given the bytes that are read, and `watch_end` is called after the last byte of each file.
         Raises UserError for a file that cannot be read.
         """
-        return blocks_of(self._texts(begin, end or self.end, watch, watch_end), block_chars)
+        mark = mark if self.marks else ""
+        return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end), block_chars)
 
-    def _texts(self, begin: Place, end: Place, watch: Watch, watch_end: Callable[[], object]) -> Iterator[str]:
-        mark = END_OF_TEXT if self.marks else ""
+    def _texts(
+        self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object]
+    ) -> Iterator[str]:
         for number, first, last in self._ranges(begin, end):
             yield from self.files[number].texts(first, last, mark, watch)
             if last is None:

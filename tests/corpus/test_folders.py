@@ -1,9 +1,11 @@
 """Several files, folders and patterns become one text, and a run notices what has changed in them."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt.corpus.sources import find
@@ -51,6 +53,35 @@ IN_ORDER = ("a.txt", "a/z.md", "a/é.py", "b.txt")
 
 def test_a_folder_is_all_its_texts_in_the_order_of_their_paths_each_with_a_mark_behind_it(books):
     assert text_of("data/books") == joined(books, *IN_ORDER)
+
+
+def with_another_end(project, end):
+    """A byte tokenizer whose only mark is `end` (None: it has none), in the project's folder. Returns its path."""
+    learned = Tokenizer(300, "byte")
+    learned.train_bpe("the cat sat on the mat")
+    path = project.text.with_name("tokenizer.json")
+    learned.save(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    vocab, marks = document["model"]["vocab"], document["added_tokens"]
+    marks[0]["content"] = end or "<|user|>"
+    document["model"]["vocab"] = {marks[0]["content"] if not id else piece: id for piece, id in vocab.items()}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return str(path)
+
+
+def test_documents_end_with_the_mark_of_a_tokenizer_from_elsewhere(project, books):
+    path = with_another_end(project, "<|end_of_text|>")
+    corpus = project.prepare(data_path=("data/books",), kind=path)
+    text = joined(books, *IN_ORDER).replace(MARK, "<|end_of_text|>")
+    assert corpus.tokens.tolist() == corpus.tokenizer.encode(text)
+    assert np.count_nonzero(corpus.tokens == corpus.tokenizer.end_of_text) == len(IN_ORDER)
+
+
+def test_documents_need_a_tokenizer_that_has_an_end(project, books):
+    path = with_another_end(project, None)
+    with pytest.raises(UserError, match="made of documents, but the tokenizer has no token that ends one"):
+        project.prepare(data_path=("data/books",), kind=path)
+    assert not project.run.tokens_path.exists()
 
 
 def test_files_patterns_and_folders_come_in_the_order_of_the_command_line(books):
