@@ -8,8 +8,8 @@
 - shuffling.py: the documents of a token file in another order.
 
 Every file, JSON line and row of a table is a document, and `<|endoftext|>` stands behind each, or the mark that a given
-tokenizer has in its place. One file of plain text
-that is named by itself is an exception: it is the text as it stands, and may have such marks of its own.
+tokenizer has in its place. One file of plain text that is named by itself is an exception: it is the text as it stands,
+and may have such marks of its own.
 """
 
 from gpt.corpus.sources import START, Place, Source, Sources, read_blocks

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpt.config import ModelConfig, TrainConfig, flag
 from gpt.metrics.summary import Summary
-from gpt.provenance import remembered
+from gpt.provenance import paths_of
 from gpt.run import Run
 from gpt.system.console import duration, rate, size
 
@@ -37,7 +37,7 @@ def page(run: Run, it: Summary) -> list[str]:
         ("Run", f"{run.path} ({size(it.disk_bytes)})"),
         ("State", _state(it)),
         ("Model", _model(it.model) if it.model else None),
-        ("Data", _data(it.data) if it.data else None),
+        ("Data", _data(run, it.data) if it.data else None),
         ("Trained", _trained(it)),
         ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
         ("Held out", _held_out(it)),
@@ -78,9 +78,9 @@ def _model(model: ModelConfig) -> str:
     return describe(model)
 
 
-def _data(info: dict[str, Any]) -> str:
+def _data(run: Run, info: dict[str, Any]) -> str:
     kind, vocabulary = info["tokenizer"]["kind"], info["vocab_size"]
-    return f"{', '.join(remembered(info))}: {info['count']:,} tokens ({kind} tokenizer, vocabulary {vocabulary:,})"
+    return f"{', '.join(paths_of(run, info))}: {info['count']:,} tokens ({kind} tokenizer, vocabulary {vocabulary:,})"
 
 
 def _trained(it: Summary) -> str | None:
