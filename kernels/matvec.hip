@@ -27,6 +27,9 @@ constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
 // Vectors of a row of W [n, K] that a lane has to read, and that it reads at once
 constexpr int ROW_VECTORS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), ROW_AHEAD = ROW_VECTORS < 3 ? ROW_VECTORS : 3;
 
+// Whether this is an instance for kernels with a norm. A block of linear_add may have more rows of x than those can.
+constexpr bool NORMS = SEQUENCES == 1 || SEQUENCES * K <= NORMED;
+
 DEVICE float none(float v) { return v; }
 
 // The sequences of a block: those from `first` on, but not beyond `count`. The last one stands in for those.
@@ -158,12 +161,12 @@ KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n,
   by_columns(w, n, count, fill, factor, added, finish);
 }
 
-#if SEQUENCES == 1 || SEQUENCES * K <= NORMED  // a block of linear_add may have more rows of x than one with a norm
 // out [count, n] = activation(layernorm(x) W + bias), x [count, K].
 // grid: ceil(n / (LANES * WIDTH)) x ceil(count / SEQUENCES), block: THREADS
 KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
                             int n, int count) {
-  SHARED(float, factors, SEQUENCES * K);
+  SHARED(float, factors, NORMS ? SEQUENCES * K : 1);
+  if (!NORMS) return;
   auto fill = [&] { normalize<THREADS>(x, norm_weight, norm_bias, count, factors); };
   auto factor = [&](int s, int k) { return (float)factors[s * K + k]; };
   auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
@@ -175,7 +178,8 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
 // grid: ceil(n / (ROWS * ROW_THREADS / WARP)) x ceil(count / SEQUENCES), block: ROW_THREADS
 KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
                                            const T* bias, T* out, int n, int count) {
-  SHARED(float, factors, SEQUENCES * K);
+  SHARED(float, factors, NORMS ? SEQUENCES * K : 1);
+  if (!NORMS) return;
   int first_row = (block_x() * (ROW_THREADS / WARP) + warp_id()) * ROWS;
   Vector<T> vectors[ROW_AHEAD][ROWS];
   auto load_vectors = [&](int first) {
@@ -213,4 +217,3 @@ KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, con
     }
   }
 }
-#endif

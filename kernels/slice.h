@@ -182,10 +182,10 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     UNROLL for (int t = 0; t < N / 16; t++) add_groups(acc, M::to_a(left[t]), first + 16 * t);
   }
 
-  // The column of a product with `add_product` that is column c of tile i of its sums. Where a lane needs elements of
-  // several rows, the tiles are grouped, and a lane reads neighboring columns for the tiles of a group. For example, 7
-  // tiles are groups of 4, 2 and 1: columns 0 to 3 are the first columns of tiles 0 to 3, column 64 is the first column
-  // of tile 4, and column 96 of tile 6.
+  // The column of the product that is column c of tile i of `add_product`'s sums. If a lane needs elements of several
+  // rows, tiles are grouped: a lane reads neighboring columns of each row, one for each tile of a group. For example, 7
+  // tiles are groups of 4, 2 and 1. Columns 0 to 3 are then the first columns of tiles 0 to 3, column 64 is that of tile
+  // 4, and column 96 that of tile 6.
   static DEVICE constexpr int sum_column(int i, int c) {
     int from = 0;
     while (i >= from + group(from)) from += group(from);

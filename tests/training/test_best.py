@@ -113,7 +113,7 @@ def test_runs_shows_best_and_last_validation_loss_with_their_steps(train, hipgpt
     train("--steps", 60)
     (best_step, best_loss), (last_step, last_loss) = lowest(), validation()[-1]
     columns = re.split("  +", hipgpt("runs").stdout.splitlines()[1])
-    assert columns[3:5] == [f"{best_loss:.4f} at {best_step}", f"{last_loss:.4f} at {last_step}"]
+    assert columns[4:6] == [f"{best_loss:.4f} at {best_step}", f"{last_loss:.4f} at {last_step}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -276,7 +276,7 @@ def test_eval_every_0_turns_evaluation_off(train, hipgpt):
     assert "Validation" not in out
     assert "best weights" not in out
     assert not list(directory().glob("*best*"))
-    assert re.split("  +", hipgpt("runs").stdout.splitlines()[1])[3:5] == ["-", "-"]
+    assert re.split("  +", hipgpt("runs").stdout.splitlines()[1])[4:6] == ["-", "-"]
     for command in (("generate", "--prompt", "ba"), ("export", "--out", "hf")):
         assert "has no best checkpoint" in hipgpt(*command, "--run-name", "r", "--best", status=2).stderr
 
