@@ -492,10 +492,15 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks
 
 def _memory_needed(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks) -> int:
     """The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed."""
-    inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    arrays = memory_bytes(model, train.batch_size, ops, "streams" if train.recompute else "everything")
-    return arrays + optimizer_bytes(model, train, ops, ranks) + inputs + cache + checkpoint.largest_tensor(model)
+    kept = optimizer_bytes(model, train, ops, ranks) + cache + checkpoint.largest_tensor(model)
+    return kept + _memory_of_batch(model, train, ops)
+
+
+def _memory_of_batch(model: ModelConfig, train: TrainConfig, ops: Operations) -> int:
+    """The part that depends on --batch and --recompute: the model with its activations, and the inputs."""
+    inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
+    return inputs + memory_bytes(model, train.batch_size, ops, "streams" if train.recompute else "everything")
 
 
 def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks, free: int) -> str:
@@ -505,10 +510,10 @@ def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Rank
     and take the same steps; so would --recompute".
     """
     sequences = train.batch_size * train.accumulate // ranks.size
+    others = _memory_needed(model, train, ops, ranks) - _memory_of_batch(model, train, ops)
 
     def needs(batch: int, recompute: bool) -> int:
-        tried = replace(train, batch_size=batch, recompute=recompute)
-        return _memory_needed(model, tried, ops, ranks)
+        return others + _memory_of_batch(model, replace(train, batch_size=batch, recompute=recompute), ops)
 
     def largest(recompute: bool) -> str | None:
         """The options of the largest batch that fits and divides the sequences of a step."""
