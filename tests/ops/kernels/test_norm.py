@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gpt.doctor import layers
+from tests.support.devices import GPUS
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
@@ -58,10 +59,9 @@ def test_layernorm_backward(trial, rows, d, branch):
         layers.add_layernorm_backward(trial, rows, d, branch)
 
 
+@pytest.mark.parametrize("device", GPUS, indirect=True)
 def test_layernorm_backward_on_a_gpu_with_many_multiprocessors(trial, monkeypatch):
     """It has two blocks for each of them, and each block leaves a partial sum of a few rows."""
-    if trial.ops.is_cpu:
-        pytest.skip("a CPU has no multiprocessors")
     monkeypatch.setattr(trial.ops.device, "multiprocessors", 304)
     assert trial.ops.partial_sums(10**6) == 608
     layers.layernorm_backward(trial, 8 * 290, 8)
