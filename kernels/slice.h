@@ -184,17 +184,18 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
 
   // The column of the product that is column c of tile i of `add_product`'s sums. If a lane needs elements of several
   // rows, tiles are grouped: a lane reads neighboring columns of each row, one for each tile of a group. For example, 7
-  // tiles are groups of 4, 2 and 1. Columns 0 to 3 are then the first columns of tiles 0 to 3, column 64 is that of tile
+  // tiles may be groups of 4, 2 and 1. Columns 0 to 3 are then the first columns of tiles 0 to 3, column 64 is that of tile
   // 4, and column 96 that of tile 6.
   static DEVICE constexpr int sum_column(int i, int c) {
     int from = 0;
     while (i >= from + group(from)) from += group(from);
     return 16 * from + c * group(from) + i - from;
   }
-  // The tiles of the group that begins with tile `from`
+  // The tiles of the group that begins with tile `from`. RDNA 3 has each value of an operand in two lanes, and so has
+  // registers for two operands of small heads, and for one of large ones.
   static DEVICE constexpr int group(int from) {
-    if (!GROUPED) return 1;
-    return CHUNKS - from >= 4 ? 4 : CHUNKS - from >= 2 ? 2 : 1;
+    int most = !GROUPED || (LAYOUT == LAYOUT_WMMA11 && CHUNKS > 4) ? 1 : LAYOUT == LAYOUT_WMMA11 ? 2 : 4;
+    return CHUNKS - from >= 4 && most == 4 ? 4 : CHUNKS - from >= 2 && most >= 2 ? 2 : 1;
   }
 
  private:
