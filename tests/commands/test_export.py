@@ -253,7 +253,8 @@ def test_a_pipeline_of_the_directory_works_without_a_warning(saved, tmp_path):
     finally:
         logging.getLogger("transformers").removeHandler(handler)
     assert written["generated_text"].startswith("the cat")
-    assert [record.getMessage() for record in said] == []
+    messages = [record.getMessage() for record in said]
+    assert [text for text in messages if not text.startswith("Device set to use")] == []  # some versions always say it
     assert [str(each.message) for each in warned if issubclass(each.category, (UserWarning, FutureWarning))] == []
 
 
