@@ -28,7 +28,7 @@ constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
 constexpr int ROW_VECTORS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), ROW_AHEAD = ROW_VECTORS < 3 ? ROW_VECTORS : 3;
 
 // Whether this is an instance for kernels with a norm. A block of linear_add may have more rows of x than those can.
-constexpr bool NORMS = SEQUENCES == 1 || SEQUENCES * K <= NORMED;
+constexpr bool NORMS = SEQUENCES == 1 || (SEQUENCES <= 4 && SEQUENCES * K <= NORMED);
 
 DEVICE float none(float v) { return v; }
 

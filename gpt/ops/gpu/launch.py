@@ -79,6 +79,7 @@ def matvec_block(name: str, k: int, count: int) -> MatvecBlock:
         return MatvecBlock(threads, turns=1, sequences=1)
     if name == "linear_add":
         return MatvecBlock(THREADS, threads // THREADS, most)
+    most //= 2  # a norm takes registers, and RDNA has none left for 8 rows
     while most > 1 and (most * k > MATVEC_NORMED or most * threads > MATVEC_SEQUENCES * THREADS):
         most //= 2
     return MatvecBlock(threads, turns=1, sequences=most)
