@@ -50,7 +50,7 @@ class Checkpoint:
     train_config: TrainConfig
     path: Path  # the weights file
     val_loss: float | None = None  # for a best checkpoint only
-    imported: bool = False  # whether another program trained the weights; there is no optimizer's state then
+    imported: bool = False  # True if another program trained the weights; then there is no optimizer's state
     # The open weights file. It is open from the start, so that a reader keeps it even if a trainer prunes it.
     _weights: TensorFile | None = field(default=None, repr=False, compare=False)
 

@@ -85,8 +85,8 @@ def main(context: click.Context, /) -> None:
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
             Option("--from", "source", metavar="RUN|FILE|DIR",
-                   help="Trained model that a new run begins with: a run's latest, a checkpoint's, or that in a "
-                        "directory of Hugging Face's."),
+                   help="Trained model with which a new run begins: a run, a file of a checkpoint or a Hugging Face "
+                        "directory."),
             Option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
                    callback=config_file.apply,
                    help="TOML file with options, such as `steps = 500`; explicit flags override it."),
@@ -192,9 +192,13 @@ def train_model(
                         f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
                     )
                 return
+            if not ranks.is_first:
+                ranks.share()  # a mistake that all ranks would find is the first one's to tell
             origin = pretrained.find(source, runs_dir) if source is not None else None
             model, train = plan.settle(settings, preset, start, resume, origin)
             train = plan.shared_out(train, settings, start, global_batch, ranks.size)
+            if ranks.is_first:
+                ranks.share()
             inherited = start is not None and "precision" not in settings
             ops, train = plan.select_ops(device, blas, train, inherited, ranks)
             console.line(f"Device: {ops.description}")
@@ -339,7 +343,7 @@ def _parse_ids(text: str) -> list[int]:
 )  # fmt: skip
 @click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
 def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
-    """Make a run of the GPT-2 in DIR, a directory of Hugging Face's.
+    """Make a run of the GPT-2 in DIR, a Hugging Face directory.
 
     DIR has config.json, model.safetensors (or several files with an index) and the tokenizer. The run can generate,
     be evaluated and exported, and other runs can start from it (train --from).
@@ -504,7 +508,7 @@ def export_model(
     from gpt.run import Run
 
     if format_name == "hf" and type_name is not None:
-        raise UserError(f"--type {type_name} is for --format gguf: a directory of Hugging Face's has float32")
+        raise UserError(f"--type {type_name} is for --format gguf: a Hugging Face directory has float32")
     saved = checkpoint.load(Run(run_name, runs_dir), step, best)
     paths = export(saved, out) if format_name == "hf" else [export_gguf(saved, out, type_name or "f32")]
     for path in paths:

@@ -27,8 +27,8 @@ OWN = ("config", "save_config")  # names of the two options themselves
 def apply(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
     """Take the options of the file as defaults of the command: the callback of `--config`.
 
-    Raises UserError for a file that cannot be read or is not TOML, for a key that is no option of the command, and for
-    a value of a type that no option has. click checks the values themselves.
+    Raises UserError if the file cannot be read or is not TOML, if a key is not an option of the command, and if no
+    option has values of that type. click checks the values themselves.
     """
     if path is not None:
         context.default_map = dict(_values(context.command, path))

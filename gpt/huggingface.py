@@ -1,4 +1,4 @@
-"""Reads a GPT-2 from a directory of Hugging Face's: config.json, safetensors files and the tokenizer.
+"""Reads a GPT-2 from a Hugging Face directory: config.json, safetensors files and the tokenizer.
 
 Only a model that computes exactly what gpt/model.py computes is read. Anything else is refused, by the name and value
 of the setting that differs. The tensors have the names and shapes of ours, so reading one is finding its file. Two

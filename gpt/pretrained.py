@@ -1,4 +1,4 @@
-"""Trained models, whoever trained them: those of runs, and those in directories of Hugging Face's."""
+"""Trained models, whoever trained them: those of runs, and those in Hugging Face directories."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -51,7 +51,7 @@ class _Cut(Mapping[str, np.ndarray]):
 
 
 def find(source: str, root: Path) -> Pretrained:
-    """The model that `source` names: a run under `root`, a file of a checkpoint, or a directory of Hugging Face's.
+    """The model that `source` names: a run under `root`, a file of a checkpoint, or a Hugging Face directory.
 
     A run's model is its latest one. Its best one is named by its file. If there is both a run and a directory of that
     name, the run is meant; "./NAME" means the directory.
@@ -76,7 +76,7 @@ def find(source: str, root: Path) -> Pretrained:
 
 
 def of_directory(path: Path) -> Pretrained:
-    """The model in a directory of Hugging Face's. Raises UserError as `huggingface.read_directory` does."""
+    """The model in a Hugging Face directory. Raises UserError as `huggingface.read_directory` does."""
     return Pretrained(str(path), *huggingface.read_directory(path))
 
 
@@ -88,7 +88,7 @@ def _of_checkpoint(found: Checkpoint) -> Pretrained:
 
 
 def import_into(run: Run, source: Path) -> Checkpoint:
-    """Make a new run of the model in a directory of Hugging Face's, which can generate and be tuned at once.
+    """Make a new run of the model in a Hugging Face directory, which can generate and be tuned at once.
 
     Raises UserError if the run exists already, if the directory has no model that hipgpt can read, if the memory does
     not suffice, or if the files cannot be written. The run then does not exist.

@@ -13,8 +13,8 @@
 // block of 1,024 would do.
 //
 // Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
-// ACTIVATION (gelu | relu | none), THREADS, TURNS (1 with a norm), SEQUENCES (of a block), NORMED (elements of rows
-// of x that a block may normalize, if these are several), ROW_THREADS (of a block for W [n, K]).
+// ACTIVATION (gelu | relu | none), THREADS, TURNS (1 with a norm), SEQUENCES (of a block), NORM_ROWS and NORMED
+// (rows of x, and their elements, that a block may normalize, if these are several), ROW_THREADS (of a block for W [n, K]).
 #include "common.h"
 
 constexpr int SHARES = THREADS * TURNS, WARPS = SHARES / WARP;
@@ -28,7 +28,7 @@ constexpr int AHEAD = (VECTORS + ROUNDS - 1) / ROUNDS;
 constexpr int ROW_VECTORS = (K + WARP * WIDTH - 1) / (WARP * WIDTH), ROW_AHEAD = ROW_VECTORS < 3 ? ROW_VECTORS : 3;
 
 // Whether this is an instance for kernels with a norm. A block of linear_add may have more rows of x than those can.
-constexpr bool NORMS = SEQUENCES == 1 || (SEQUENCES <= 4 && SEQUENCES * K <= NORMED);
+constexpr bool NORMS = SEQUENCES == 1 || (SEQUENCES <= NORM_ROWS && SEQUENCES * K <= NORMED);
 
 DEVICE float none(float v) { return v; }
 

@@ -1,7 +1,7 @@
 """The text that a run learns from: files, folders and compressed records become one text, in blocks.
 
 - finding.py: the files that --data-path names, in a fixed order.
-- kinds.py: what a file is, by its first bytes and its name: its compression, its encoding, its format.
+- kinds.py: tells the compression, encoding and format of a file from its first bytes and its name.
 - documents.py: the documents in a file of each format, as a stream of strings.
 - sources.py: `Sources`, the files in their order, read as one text and cut into pieces; `Source`, one of them.
 - standard_input.py: the copy of standard input in a run.

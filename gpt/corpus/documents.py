@@ -146,7 +146,7 @@ class Parquet:
 
 
 def _lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:
-    """The lines of a file. A byte order mark, which is no part of the first one, is taken away."""
+    """The lines of a file, without the byte order mark that may stand before the first one."""
     return io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline=newline)
 
 

@@ -59,7 +59,7 @@ def _ordered(paths: Iterable[str]) -> list[Path]:
 
 
 def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """All that lies in a folder and is no folder itself. A folder that links lead to again is read once."""
+    """All files in a folder, at any depth. A folder is read once, even if links lead to it again."""
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in seen:
         return

@@ -1,4 +1,4 @@
-"""What a file is: its compression and its encoding by its first bytes, the format of its documents also by its name.
+"""Tells the compression and encoding of a file from its first bytes, and its format from its name as well.
 
 Files of other formats, such as archives and PDF, are refused with advice.
 """

@@ -86,7 +86,7 @@ def test_ranks_that_cannot_share_the_sequences_equally_are_told_which_could(trai
     train(1, "one", *SHARED, *STEPS)
     error = train(3, "one", "--resume", "--steps", 8, status=2).stderr
     assert re.fullmatch(
-        r"Error: rank \d on \S+: the run, whose steps read 8 sequences, cannot be shared out equally to 3 ranks: take "
+        r"Error: rank 0 on \S+: the run, whose steps read 8 sequences, cannot be shared out equally to 3 ranks: take "
         r"1, 2, 4, 8 ranks\n",
         error,
     )

@@ -22,13 +22,15 @@ ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
 # have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
 MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
 MATVEC_LANES, MATVEC_ROWS = 2, 4
-MATVEC_SEQUENCES, MATVEC_NORMED = 8, 6144  # rows of x of a block; their elements, if it normalizes them: 24 KiB
+MATVEC_SEQUENCES = 8  # rows of x of a block
+# The same, if it normalizes them: RDNA has no registers for 8. And the elements of these rows: 24 KiB
+MATVEC_NORM_ROWS, MATVEC_NORMED = 4, 6144
 FILE_DEFINES = {
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
-    "matvec.hip": {"ROW_THREADS": THREADS, "NORMED": MATVEC_NORMED},
+    "matvec.hip": {"ROW_THREADS": THREADS, "NORM_ROWS": MATVEC_NORM_ROWS, "NORMED": MATVEC_NORMED},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
@@ -71,7 +73,8 @@ def matvec_block(name: str, k: int, count: int) -> MatvecBlock:
     """The block of a kernel of matvec.hip for `count` rows of k elements.
 
     Up to MATVEC_SEQUENCES rows share the weights that a block reads. Their sums need registers: linear_add has them in
-    a block of THREADS threads, which takes turns, and norm_linear takes fewer rows if it needs more threads than that.
+    a block of THREADS threads, which takes turns. With a norm, MATVEC_NORM_ROWS rows do at most, and fewer if they are
+    long.
     """
     fitting = (each for each in MATVEC_THREADS if k * MATVEC_LANES <= each * MATVEC_VECTORS)
     threads, most = next(fitting, MATVEC_THREADS[-1]), MATVEC_SEQUENCES
@@ -79,7 +82,7 @@ def matvec_block(name: str, k: int, count: int) -> MatvecBlock:
         return MatvecBlock(threads, turns=1, sequences=1)
     if name == "linear_add":
         return MatvecBlock(THREADS, threads // THREADS, most)
-    most //= 2  # a norm takes registers, and RDNA has none left for 8 rows
+    most = MATVEC_NORM_ROWS
     while most > 1 and (most * k > MATVEC_NORMED or most * threads > MATVEC_SEQUENCES * THREADS):
         most //= 2
     return MatvecBlock(threads, turns=1, sequences=most)
