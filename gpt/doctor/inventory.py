@@ -27,7 +27,7 @@ from gpt.system.console import size
 Facet = dict[str, str]  # label → fact
 
 PATIENCE = 20  # seconds for another program to answer
-# Without OPENBLAS_NUM_THREADS, which gpt/command_line.py sets
+# Without OPENBLAS_NUM_THREADS, which gpt/commands/command_line.py sets
 VARIABLES = re.compile(
     r"(HIP|CUDA|ROCR|GPU)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|HSA_\w+|AMD_\w+|ROCM_(HOME|PATH)|CUDA_(HOME|PATH)|"
     r"(OMP|OPENBLAS(?!_NUM_THREADS)|MKL|NUMBA|GOMP|NCCL|RCCL|CUPY|HIPGPT|HIPBLASLT|TENSILE)_\w+|PYTHONHASHSEED"

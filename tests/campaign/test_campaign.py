@@ -14,7 +14,7 @@ if os.name == "nt":
 
 import fcntl
 
-import gpt.command_line
+from gpt.commands import command_line
 from tests.campaign import fault, kill, mutate, power, process, race
 from tests.campaign.journal import Event, read
 from tests.campaign.process import Order
@@ -176,7 +176,7 @@ def test_kills_find_a_folder_whose_files_are_put_into_place_one_by_one(lab, monk
 
 def test_faults_find_a_message_without_file_and_reason(lab, monkeypatch):
     before = failures(fault, "tokenize", 8)
-    monkeypatch.setattr(gpt.command_line, "_fail", lambda _, fail=gpt.command_line._fail: fail("something went wrong"))
+    monkeypatch.setattr(command_line, "_fail", lambda _, fail=command_line._fail: fail("something went wrong"))
     assert failures(fault, "tokenize", 8) > before
 
 
@@ -191,7 +191,7 @@ def test_damaged_files_find_an_error_that_nobody_expects(lab, monkeypatch):
     monkeypatch.setattr(mutate, "FILES", ("checkpoints/r/latest_config.json",))
     monkeypatch.setattr(mutate, "COMMANDS", ("generate --run-name r --prompt the",))
     before = failures(mutate, "export", 3)
-    monkeypatch.setattr(gpt.command_line, "UserError", ZeroDivisionError)
+    monkeypatch.setattr(command_line, "UserError", ZeroDivisionError)
     assert failures(mutate, "export", 3) > before
 
 

@@ -7,8 +7,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gpt import config_file
 from gpt.cli import main
+from gpt.commands import config_file
 from gpt.config import TrainConfig
 from gpt.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpt.cli import main
-from gpt.command_line import Setting
+from gpt.commands.command_line import Setting
 from gpt.config import flag
 from tests.support import ROOT
 

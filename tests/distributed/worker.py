@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from gpt.command_line import Program
+from gpt.commands.command_line import Program
 from gpt.distributed.control import Control
 from gpt.distributed.launch import Place, find
 from gpt.errors import UserError

@@ -1,10 +1,10 @@
-"""The options that several commands have. gpt/cli.py has those of a single command."""
+"""The options that several commands have. The module of a command has those that it alone has."""
 
 from pathlib import Path
 
 import click
 
-from gpt.command_line import Option, Setting
+from gpt.commands.command_line import Option, Setting
 from gpt.config import (
     DATA_PATH,
     PRESETS,
@@ -104,3 +104,4 @@ CHECKPOINT = (
     Option("--step", type=int, metavar="N", default_text="latest", help="Step of the checkpoint to use."),
     Option("--best", is_flag=True, help="Use the checkpoint with the lowest validation loss."),
 )
+JSON = Option("--json", "as_json", is_flag=True, help="Print one JSON object.")

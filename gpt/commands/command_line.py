@@ -1,13 +1,13 @@
 """The command line's own rules, on top of click: errors of one line, options given once, help in sections.
 
-gpt/cli.py declares the commands with `Program`, `Command`, `Option` and `Setting`.
+The modules beside this one declare their commands with `command`, `Option` and `Setting`, and gpt/cli.py the `Program`.
 """
 
 import inspect
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -138,10 +138,13 @@ class Command(_WithExample, click.Command):
         return super().invoke(ctx)
 
 
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., None]], Command]:
+    """Return a decorator that makes a `Command` of a function; its help is the function's docstring."""
+    return click.command(name, cls=Command, **attributes)
+
+
 class Program(_WithExample, click.Group):
     """A group of commands whose every error is one line on standard error and exit status 2."""
-
-    command_class = Command
 
     def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override] # click's returns if not standalone
         kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}

@@ -1,0 +1,82 @@
+"""`hipgpt eval`: scores a model on a text or on HellaSwag."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpt.commands.command_line import Option, command
+from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, JSON, PRECISION, RUNS, complete_run
+from gpt.config import TrainConfig
+from gpt.errors import UserError
+
+
+@command(
+    "eval",
+    short_help="Score a model on a whole text, or on HellaSwag.",
+    sections={
+        "Model": (
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to score."),
+            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
+        ),
+        "Test": (
+            Option("--data-path", metavar="FILE", type=click.Path(path_type=Path),
+                   default_text="the text that the run held out",
+                   help="UTF-8 text to predict, from beginning to end."),
+            Option("--hellaswag", metavar="FILE", type=click.Path(path_type=Path),
+                   help="JSON Lines file of HellaSwag, such as hellaswag_val.jsonl, to answer in place of a text."),
+            JSON,
+        ),
+    },
+    epilog="""
+    hipgpt eval --run-name mine --data-path other.txt
+    hipgpt eval --run-name mine --best
+    """,
+)  # fmt: skip
+def evaluate_model(
+    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, data_path: Path | None,
+    hellaswag: Path | None, as_json: bool, settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Score a model on a whole text: loss, perplexity, accuracy and bits per byte. Or on HellaSwag's questions.
+
+    Each token is predicted once, in windows as long as the model's context, like lm-evaluation-harness's rolling
+    log-likelihood. Bits per byte allow comparing models with different tokenizers.
+    """
+    from gpt import checkpoint, scoring
+    from gpt import hellaswag as questions
+    from gpt.generate import load_model
+    from gpt.ops import select
+    from gpt.run import Run
+    from gpt.system.console import Console
+    from gpt.tokenizer import Tokenizer
+
+    if data_path is not None and hellaswag is not None:
+        raise UserError(f"--data-path {data_path} and --hellaswag {hellaswag} exclude each other: give them one by one")
+    run = Run(run_name, runs_dir)
+    saved = checkpoint.load(run, step, best)
+    asked = questions.read_questions(hellaswag) if hellaswag else []
+    ops = select(device, settings.pop("precision", TrainConfig.precision), blas=blas)
+    batch = max([scoring.BATCH, *(len(question.endings) for question in asked)])
+    model, tokenizer = load_model(saved, ops, batch=batch), Tokenizer.load(run.tokenizer_path)
+    saved.model_config.check_tokenizer(run.tokenizer_path, tokenizer.vocab_size)
+    for note in ops.notes:
+        click.echo(note, err=True)
+    found: dict[str, Any] = {"run": run.name, "step": saved.step}
+    with Console().progress("Scoring", 0) as advance:
+        if hellaswag:
+            result = questions.evaluate(model, tokenizer, asked, advance)
+            found |= {"hellaswag": str(hellaswag), **result.to_json()}
+            said = f"HellaSwag: {result.questions:,} questions\n{result}"
+        else:
+            if data_path is None:
+                name, blocks = "held out", scoring.held_out_ids(saved, advance)
+            else:
+                name, blocks = str(data_path), scoring.ids_of_file(data_path, tokenizer, advance)
+            score = scoring.score(model, tokenizer, blocks)
+            found |= {"text": name, **score.to_json()}
+            said = f"Text: {name}, {score.tokens:,} tokens, {score.text_bytes:,} bytes\n{score.metrics}"
+    if tokenizer.lost:
+        click.echo(f"Note: {tokenizer.dropped:,} characters were left out, which the vocabulary lacks", err=True)
+    click.echo(json.dumps(found, indent=2) if as_json else f"Model: {run.path}, step {saved.step}\n{said}")

@@ -1,0 +1,49 @@
+"""`hipgpt export`: writes a model for other programs."""
+
+from pathlib import Path
+
+import click
+
+from gpt.commands.command_line import Option, command
+from gpt.commands.options import CHECKPOINT, RUNS, complete_run
+from gpt.errors import UserError
+
+
+@command(
+    "export",
+    short_help="Write a model for transformers or llama.cpp.",
+    sections={
+        "Options": (
+            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
+                   help="Run whose model to export."),
+            RUNS,
+            Option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path),
+                   help="Directory to create, or file with --format gguf."),
+            Option("--format", "format_name", type=click.Choice(["hf", "gguf"]), default="hf",
+                   help="Format to write. hf: a directory that Hugging Face's from_pretrained loads; gguf: a file for "
+                        "llama.cpp."),
+            Option("--type", "type_name", type=click.Choice(["f32", "f16", "q8_0"]), default_text="f32",
+                   help="Number format of the matrices in a GGUF file. q8_0: 8 bits, in blocks with a scale each."),
+            *CHECKPOINT,
+        ),
+    },
+    epilog="""
+    hipgpt export --run-name mine --out mine-hf
+    hipgpt export --run-name mine --out mine.gguf --format gguf --type q8_0
+    """,
+)  # fmt: skip
+def export_model(
+    run_name: str, runs_dir: Path, out: Path, format_name: str, type_name: str | None, step: int | None, best: bool
+) -> None:
+    """Write a model and its tokenizer for other programs: Hugging Face's transformers, or llama.cpp."""
+    from gpt import checkpoint
+    from gpt.export import export
+    from gpt.gguf import export_gguf
+    from gpt.run import Run
+
+    if format_name == "hf" and type_name is not None:
+        raise UserError(f"--type {type_name} is for --format gguf: a Hugging Face directory has float32")
+    saved = checkpoint.load(Run(run_name, runs_dir), step, best)
+    paths = export(saved, out) if format_name == "hf" else [export_gguf(saved, out, type_name or "f32")]
+    for path in paths:
+        click.echo(path)

@@ -1,0 +1,97 @@
+"""The commands that look at runs: `hipgpt runs`, `show` and `plot`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from gpt.commands.command_line import Option, command
+from gpt.commands.options import JSON, RUNS, complete_run
+from gpt.errors import UserError
+
+
+@command(
+    "runs",
+    short_help="List the runs: states, steps, losses, parameters, size.",
+    sections={"Options": (RUNS, Option("--json", "as_json", is_flag=True, help="Print one JSON array."))},
+    epilog="hipgpt runs",
+)
+def list_runs(runs_dir: Path, as_json: bool) -> None:
+    """List the runs under --runs-dir.
+
+    Shows the state (training, stopped, done, diverged, tokenized, imported), the steps done, the last loss, the best
+    and the last validation loss with their steps, the tokens and the time of training, the number of parameters and
+    the size on disk.
+    """
+    from gpt import run
+    from gpt.metrics import listing
+    from gpt.metrics.summary import summary
+
+    found = [summary(each) for each in run.list_runs(runs_dir)]
+    if as_json:
+        click.echo(json.dumps([each.to_json() for each in found], indent=2))
+    elif found:
+        click.echo("\n".join(listing.table(found)))
+    else:
+        click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
+
+
+@command(
+    "show",
+    params=[click.Argument(["name"], metavar="RUN", shell_complete=complete_run)],
+    short_help="Tell all about one run.",
+    sections={"Options": (RUNS, JSON)},
+    epilog="hipgpt show first",
+)
+def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
+    """Tell all about one run: its state, model, data, losses, settings and checkpoints, and what to do next."""
+    from gpt.metrics import listing
+    from gpt.metrics.summary import summary
+    from gpt.run import Run
+
+    run = Run(name, runs_dir)
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
+    found = summary(run)
+    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found)))
+
+
+@command(
+    "plot",
+    params=[click.Argument(["names"], metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)],
+    short_help="Draw the curves of runs, in the terminal or as a picture.",
+    sections={
+        "Options": (
+            RUNS,
+            Option("--out", metavar="FILE", type=click.Path(path_type=Path), default_text="draw in the terminal",
+                   help="Picture to write: .png, .svg or .pdf."),
+            Option("--over", type=click.Choice(["steps", "tokens", "time"]), default="steps",
+                   help="Quantity on the horizontal axis."),
+            Option("--terminal", is_flag=True, help="Draw in the terminal, also with --out."),
+        )
+    },
+    epilog="""
+    hipgpt plot first
+    hipgpt plot first second --over tokens --out curves.png
+    """,
+)  # fmt: skip
+def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: str, terminal: bool) -> None:
+    """Draw the curves of one or more runs: losses, learning rate, gradient norm, tokens per second.
+
+    The lowest validation loss is marked. A picture needs matplotlib (pip install 'hipgpt[plot]').
+    """
+    import shutil
+
+    from gpt.metrics import curves, picture
+    from gpt.metrics import terminal as text
+    from gpt.run import Run
+
+    logs = curves.logs([Run(name, runs_dir) for name in dict.fromkeys(names)], over)
+    if out is not None:
+        picture.draw(logs, over, out)
+        click.echo(f"Saved to {out}")
+    if out is None or terminal:
+        color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        click.echo(text.drawn(logs, over, shutil.get_terminal_size().columns, color))
