@@ -1,6 +1,6 @@
-// Linear layers of one row x [K] of each sequence, for writing text: such a product takes as long as reading its
-// weights. The layer norm before it and the residual add after it are fused in, because a launch costs as much as a
-// small product.
+// Linear layers of one row x [K] of each sequence, for writing text in float32: such a product takes as long as reading
+// its weights. The layer norm before it and the residual add after it are fused in, because a launch costs as much as a
+// small product. skinny.hip is for bf16.
 //
 // W [K, n]: a block takes LANES vectors of neighboring columns and divides the rows of W among its threads, whose sums
 // it adds up in a fixed order. W [n, K]: a warp takes ROWS elements of out, and its lanes divide the columns of W. The

@@ -25,6 +25,9 @@ MATVEC_LANES, MATVEC_ROWS = 2, 4
 MATVEC_SEQUENCES = 8  # rows of x of a block
 # The same, if it normalizes them: RDNA has no registers for 8. And the elements of these rows: 24 KiB
 MATVEC_NORM_ROWS, MATVEC_NORMED = 4, 6144
+# skinny.hip: (longest row, threads of a block for it)
+SKINNY_THREADS = ((2048, 256), (8192, 512), (math.inf, 1024))
+SKINNY_SIDE, SKINNY_MOST = 16, 64  # sequences of a tile, and most of a block
 FILE_DEFINES = {
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
@@ -86,6 +89,31 @@ def matvec_block(name: str, k: int, count: int) -> MatvecBlock:
     while most > 1 and (most * k > MATVEC_NORMED or most * threads > MATVEC_SEQUENCES * THREADS):
         most //= 2
     return MatvecBlock(threads, turns=1, sequences=most)
+
+
+class SkinnyBlock(NamedTuple):
+    """How a block of skinny.hip divides its work. The slots alone set the order of sums."""
+
+    threads: int
+    slots: int
+    sequences: int
+
+
+def skinny_block(k: int, count: int, blocks: int, device: Device) -> SkinnyBlock:
+    """The block of a kernel of skinny.hip for `count` rows of k elements.
+
+    `blocks` is the number of blocks that all columns need. Several rows need the registers of a small block, whose
+    warps take the slots in turns. They are shared out to more blocks if there would be fewer than multiprocessors. For
+    example, the 48 blocks for 768 columns and 64 rows become 192, each for 16 rows.
+    """
+    threads = next(threads for longest, threads in SKINNY_THREADS if k <= longest)
+    slots = threads // device.warp
+    if count == 1:
+        return SkinnyBlock(threads, slots, 1)
+    sequences = SKINNY_SIDE
+    while sequences < min(count, SKINNY_MOST) and blocks * ceil_div(count, 2 * sequences) >= device.multiprocessors:
+        sequences *= 2
+    return SkinnyBlock(THREADS, slots, sequences)
 
 
 class Kernels:

@@ -9,7 +9,7 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,14 @@ from gpt.ops.gpu.launch import (
     NORM_BLOCKS,
     NORM_WIDTH,
     SAMPLE_THREADS,
+    SKINNY_SIDE,
     SUM_LANES,
     THREADS,
     Kernels,
     attention_shared_bytes,
     attention_side,
     matvec_block,
+    skinny_block,
 )  # fmt: skip
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
@@ -265,45 +267,99 @@ class GpuOps(Operations):
             self._activate(product, out, activation.name)
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
-        by_columns = layer.weight.flags.c_contiguous
-        w = layer.weight if by_columns else layer.weight.T
-        arguments = (x, *norm, w, w if layer.bias is None else layer.bias, out)
-        if self._matvec("norm_linear" if by_columns else "norm_linear_transposed", layer, activation, arguments):
+        name = "norm_linear" if layer.weight.flags.c_contiguous else "norm_linear_transposed"
+        if self._rows_of_sequences(name, x, norm, layer, activation, out):
             return
-        for one, its_out in zip(x, out, strict=True):  # each sequence by itself, so that it has bits of its own
-            normed = self._scratch("normed", one.size, self._dtype.name).reshape(one.shape)
-            mean, rstd = self._scratch("mean", len(one)), self._scratch("rstd", len(one))
-            self.layernorm(Normed(one, normed, mean, rstd), norm)
+        for its_x, its_out in self._one_by_one(x, out):
+            normed = self._scratch("normed", its_x.size, self._dtype.name).reshape(its_x.shape)
+            mean, rstd = self._scratch("mean", len(its_x)), self._scratch("rstd", len(its_x))
+            self.layernorm(Normed(its_x, normed, mean, rstd), norm)
             self.linear(normed, layer, its_out)
             if activation:
                 self._activate(its_out, its_out, activation)
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
-        if self._matvec("linear_add", layer, None, (x, *layer, out)):
+        if self._rows_of_sequences("linear_add", x, None, layer, None, out):
             return
-        for one, its_out in zip(x, out, strict=True):
-            self._products.product(one, layer.weight, its_out, Sum(addend=its_out))
+        for its_x, its_out in self._one_by_one(x, out):
+            self._products.product(its_x, layer.weight, its_out, Sum(addend=its_out))
             self._add_bias(its_out, layer.bias)
 
-    def _matvec(self, name: str, layer: Affine, activation: str | None, arguments: tuple[Array, ...]) -> bool:
-        """Launch a kernel of matvec.hip, if it can compute this: x, the first argument, must have one row of each
-        sequence, not longer than MATVEC_LONGEST, and rows of the weights must be whole vectors. Returns whether it can.
+    def _one_by_one(self, x: Array, out: Array) -> Iterator[tuple[Array, Array]]:
+        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], which a product may read and write.
+
+        Several are copied to a place of their own, one after the other, because a vendor's library may compute other
+        bits at another alignment.
         """
-        (k, n), by_columns, (count, seq, _) = layer.weight.shape, layer.weight.flags.c_contiguous, arguments[0].shape
-        if seq > 1 or k > MATVEC_LONGEST or self._kernel.width(n if by_columns else k) == 1:
+        if len(x) == 1:
+            yield x[0], out[0]
+            return
+        places = [self._scratch(name, one[0].size, self._dtype.name).reshape(one[0].shape)
+                  for name, one in (("one x", x), ("one out", out))]  # fmt: skip
+        for its_x, its_out in zip(x, out, strict=True):
+            self.copy(its_x, out=places[0])
+            self.copy(its_out, out=places[1])
+            yield places[0], places[1]
+            self.copy(places[1], out=its_out)
+
+    def _rows_of_sequences(
+        self, name: str, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array
+    ) -> bool:
+        """Launch a kernel of skinny.hip or matvec.hip for x with one row of each sequence. Returns whether it can.
+
+        Rows must be whole vectors, and not too long.
+        """
+        (count, seq, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
+        if seq > 1 or self._kernel.width(n if by_columns else k) == 1:
+            return False
+        w = layer.weight if by_columns else layer.weight.T
+        layer_defines = {"K": k, "BIAS": int(layer.bias is not None), "ACTIVATION": activation or "none"}
+        arguments = (w, w if layer.bias is None else layer.bias, out, _int(n), _int(count))
+        if self.low_precision:
+            return self._skinny(name, x, norm, arguments, layer_defines)
+        return self._matvec(name, x, norm, arguments, layer_defines)
+
+    def _skinny(
+        self, name: str, x: Array, norm: Affine | None, arguments: tuple[Any, ...], defines: dict[str, Any]
+    ) -> bool:
+        """A kernel of skinny.hip, on the matrix unit. Several rows are normalized by a launch of their own."""
+        (count, _, k), n = x.shape, int(arguments[3])
+        if self._kernel.width(k) == 1:
+            return False
+        transposed = name == "norm_linear_transposed"
+        warps, side = THREADS // self.device.warp, SKINNY_SIDE
+        columns = warps * side if transposed else side if self.device.has_tf32 else 2 * side
+        block = skinny_block(k, count, ceil_div(n, columns), self.device)
+        defines |= {"THREADS": THREADS if transposed else block.threads, "SEQUENCES": block.sequences}
+        defines["SLOTS"] = warps if transposed else block.slots
+        if norm and count > 1:
+            normed = self._scratch("normed", x.size, self._dtype.name)
+            plain = {"BIAS": 0, "ACTIVATION": "none", "THREADS": THREADS, "SLOTS": warps, "SEQUENCES": side}
+            kernel = self._kernel("skinny.hip", "normalize", K=k, **plain)
+            kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, _int(count)))
+            x = normed
+        kernel = self._kernel("skinny.hip", name, **defines)
+        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
+        kernel(grid, (defines["THREADS"],), (x, *(norm or ()), *arguments))
+        return True
+
+    def _matvec(
+        self, name: str, x: Array, norm: Affine | None, arguments: tuple[Any, ...], defines: dict[str, Any]
+    ) -> bool:
+        """A kernel of matvec.hip, for float32."""
+        (count, _, k), n = x.shape, int(arguments[3])
+        if k > MATVEC_LONGEST:
             return False
         block = matvec_block(name, k, count)
         kernel = self._kernel(
-            "matvec.hip", name, K=k, WIDTH=self._kernel.vector, THREADS=block.threads, TURNS=block.turns,
+            "matvec.hip", name, **defines, WIDTH=self._kernel.vector, THREADS=block.threads, TURNS=block.turns,
             SEQUENCES=block.sequences, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
-            BIAS=int(layer.bias is not None), ACTIVATION=activation or "none",
         )  # fmt: skip
-        if by_columns:
-            columns, threads = MATVEC_LANES * self._kernel.vector, block.threads
-        else:
+        columns, threads = MATVEC_LANES * self._kernel.vector, block.threads
+        if name == "norm_linear_transposed":
             columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
         grid = ceil_div(n, columns), ceil_div(count, block.sequences)
-        kernel(grid, (threads,), (*arguments, _int(n), _int(count)))
+        kernel(grid, (threads,), (x, *(norm or ()), *arguments))
         return True
 
     def linear_backward(

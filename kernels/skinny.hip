@@ -1,0 +1,306 @@
+// Linear layers of one row x [K] of each sequence on the matrix unit, for writing text in bf16. Such a product takes as
+// long as reading its weights, so they go from memory straight into registers, as the operand of the matrix unit that
+// they become. matvec.hip is for float32.
+//
+// The rows of a tile are columns of out, the columns of a tile are sequences. A lane's neighbors along k are then
+// neighbors in memory too, because the products take K in an order of their own: both operands take it, so the sums are
+// the same. For example, on NVIDIA a lane has 4 values of k in each product. It reads RUN = 8 neighbors, which serve
+// STEPS = 2 products; its quarter of the warp has k = 0 to 7 of the CHUNK of 32, the next quarter 8 to 15.
+//
+// W [K, n]: SLOTS of the sum take the chunks of K in turns, and are added up in their order. A warp has a slot, or a few,
+// in turns, if several sequences need its registers. W [n, K]: a warp has all of K.
+//
+// A sequence's bits do not depend on the number of sequences: its column of a tile is summed by itself, in an order that
+// K alone sets. The norm in front has the same rule: a warp makes the mean and the variance of a row. A row that is alone
+// is normalized by each block for itself; several are normalized by a launch of `normalize` before.
+//
+// Traffic: W once for each SEQUENCES rows of x, all else from the cache.
+//
+// Set by the host: T (bf16), K (a multiple of 8), SLOTS, BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a
+// block: 1, 16, 32 or 64), THREADS (a warp for each slot, or fewer).
+#include "tile.h"
+
+typedef Tile<bf16> Product;
+
+constexpr int SIDE = 16;                              // of a tile
+constexpr int HALVES = LAYOUT == LAYOUT_MMA ? 2 : 1;  // rows of a tile that a lane has words of, and columns
+constexpr int LANE_ROWS = SIDE / HALVES;
+constexpr int PAIRS = Product::WORDS / HALVES;  // words of a row, each of two neighboring k
+constexpr int RUN = PAIRS < 4 ? 8 : 2 * PAIRS;  // neighboring k that a lane reads
+constexpr int STEPS = RUN / (2 * PAIRS), CHUNK = SIDE * STEPS;
+constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
+constexpr int PER = 2;  // neighboring columns of W [K, n] that a lane reads
+constexpr int COLUMNS = LANE_ROWS * PER, TILES = PER / HALVES;  // of a block for W [K, n]
+constexpr int WARPS = THREADS / WARP, TURNS = SLOTS / WARPS;
+constexpr int FILLED = SEQUENCES < SIDE ? SEQUENCES : SIDE;  // columns of a tile that are sequences
+constexpr int GROUPS = SEQUENCES / FILLED;                   // tiles side by side
+constexpr int MOST_AHEAD = THREADS > 512 ? 3 : 6;            // chunks of W that registers have room for
+static_assert(K % 8 == 0, "a row is whole vectors");
+
+DEVICE float none(float v) { return v; }
+
+// The sequences of a block: those from `first` on, but not beyond `count`. The last one stands in for those.
+DEVICE int sequence(int s, int count) { return minimum(block_y() * SEQUENCES + s, count - 1); }
+
+// The first k of this lane's run in a chunk
+DEVICE int first_k(int chunk) {
+  constexpr int LANES_OF_K = SIDE / (2 * PAIRS);  // lanes that divide a chunk
+  constexpr int APART = LAYOUT == LAYOUT_MMA ? 2 : 2 * PAIRS;
+  return chunk * CHUNK + (LANES_OF_K == 1 ? 0 : Product::lane_k() / APART * RUN);
+}
+
+DEVICE Words<4> eight(const T* p) { return *(const Words<4>*)p; }
+DEVICE Words<4> eight(Shared<T> p) { return Words<4>::load(p); }
+
+// RUN neighbors of a row [K] in words, from k on, and zeros beyond its end
+struct Run {
+  uint32 w[RUN / 2];
+
+  template <class P> static DEVICE Run load(P row, int k) {
+    Run run = {};
+    UNROLL for (int v = 0; v < RUN; v += 8) {
+      if (K % CHUNK && k + v >= K) continue;
+      Words<4> words = eight(row + k + v);
+      UNROLL for (int i = 0; i < 4; i++) run.w[v / 2 + i] = words.w[i];
+    }
+    return run;
+  }
+};
+
+// The mean and the reciprocal of the standard deviation of a row [K], by a warp
+struct Statistics {
+  float mean, rstd;
+
+  DEVICE Statistics(const T* row) {
+    mean = sum_of(row, [](float v) { return v; }) / K;
+    float center = mean;
+    rstd = rsqrt_of(sum_of(row, [=](float v) { return (v - center) * (v - center); }) / K + NORM_EPS);
+  }
+
+  template <class F> static DEVICE float sum_of(const T* row, F f) {
+    float sum = 0;
+    for (int vector = lane_id(); vector < K / 8; vector += WARP) {
+      Vector<T> values = ((const Vector<T>*)row)[vector];
+      UNROLL for (int e = 0; e < 8; e++) sum += f(to_float(values.v[e]));
+    }
+    return warp_sum(sum);
+  }
+
+  // Eight neighbors of the row, of the norm's weight and of its bias → their norms
+  DEVICE Words<4> norms(Words<4> x, Words<4> weight, Words<4> bias) const {
+    auto norm = [&](uint32 v, uint32 w, uint32 b) { return (float_of(v) - mean) * rstd * float_of(w) + float_of(b); };
+    uint32 high = 0xffff0000u;
+    UNROLL for (int i = 0; i < 4; i++) {
+      float low = norm(x.w[i] << 16, weight.w[i] << 16, bias.w[i] << 16);
+      x.w[i] = pack(low, norm(x.w[i] & high, weight.w[i] & high, bias.w[i] & high));
+    }
+    return x;
+  }
+};
+
+// Where the factors of W come from: the rows of x as they are, or a row in shared memory.
+struct Rows {
+  const T* x;
+  int count;
+
+  DEVICE Run load(int s, int k) const { return Run::load(x + (index_t)sequence(s, count) * K, k); }
+};
+struct NormedRow {
+  Shared<T> row;
+
+  DEVICE Run load(int, int k) const { return Run::load(row, k); }
+};
+
+// The factors of the kernels with a norm: the layer norm of the only row, which the block makes. With several sequences
+// x is normalized already.
+DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
+  if constexpr (SEQUENCES > 1) {
+    return Rows{x, count};
+  } else {
+    constexpr int MINE = (K / 8 + THREADS - 1) / THREADS;
+    SHARED(T, row, K);
+    // All of them are on their way at once.
+    Words<4> values[MINE], weights[MINE], biases[MINE];
+    UNROLL for (int i = 0; i < MINE; i++) {
+      int k = 8 * minimum(i * THREADS + thread_id(), K / 8 - 1);
+      values[i] = eight(x + k), weights[i] = eight(weight + k), biases[i] = eight(bias + k);
+    }
+    Statistics statistics(x);
+    UNROLL for (int i = 0; i < MINE; i++) {
+      int k = 8 * (i * THREADS + thread_id());
+      if (k < K) statistics.norms(values[i], weights[i], biases[i]).store(row + k);
+    }
+    sync();
+    return NormedRow{row};
+  }
+}
+
+// sums [TILES_HERE, GROUPS] += the products of a chunk. words(tile, half, pair): the word of W for that row of the lane
+// and the pair of its run.
+template <int TILES_HERE, class Factors, class Weights>
+DEVICE void add_chunk(Product::Acc (&sums)[TILES_HERE][GROUPS], int chunk, const Factors& factors, Weights words) {
+  UNROLL for (int group = 0; group < GROUPS; group++) {
+    Run runs[HALVES];
+    UNROLL for (int half = 0; half < HALVES; half++) {
+      runs[half] = factors.load(group * SIDE + Product::lane_row() + half * LANE_ROWS, first_k(chunk));
+    }
+    UNROLL for (int step = 0; step < STEPS; step++) {
+      Product::B b;
+      UNROLL for (int half = 0; half < HALVES; half++) {
+        UNROLL for (int pair = 0; pair < PAIRS; pair++) b.w[half * PAIRS + pair] = runs[half].w[step * PAIRS + pair];
+      }
+      UNROLL for (int tile = 0; tile < TILES_HERE; tile++) {
+        Product::A a;
+        UNROLL for (int half = 0; half < HALVES; half++) {
+          UNROLL for (int pair = 0; pair < PAIRS; pair++) {
+            a.w[pair * HALVES + half] = words(tile, half, step * PAIRS + pair);
+          }
+        }
+        Product::multiply_add(sums[tile][group], a, b);
+      }
+    }
+  }
+}
+
+// Calls finish(s, column, sum) for each sequence s and column of this block: sum = factors W + added. factors() is called
+// when the first weights are on their way; added(s, column) is read early.
+template <class MakeFactors, class Added, class Finish>
+DEVICE void by_columns(const T* w, int n, int count, MakeFactors make_factors, Added added, Finish finish) {
+  constexpr int MINE = (CHUNKS + SLOTS - 1) / SLOTS, AHEAD = MINE < MOST_AHEAD ? MINE : MOST_AHEAD;
+  constexpr int OUTPUTS = SIDE * FILLED;  // of a tile
+  static_assert(OUTPUTS <= THREADS, "a thread finishes one element of each tile");
+  SHARED(float, meeting, 2 * WARPS * OUTPUTS);
+  int self = thread_id(), first_column = block_x() * COLUMNS;
+  const T* mine = w + minimum(first_column + Product::lane_row() * PER, n - PER);
+  uint32 words[AHEAD][RUN];
+  auto load_chunks = [&](int slot, int first) {
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      int k = first_k(minimum(slot + (first + j) * SLOTS, CHUNKS - 1));
+      UNROLL for (int i = 0; i < RUN; i++) {
+        int row = K % CHUNK ? minimum(k + i, K - 1) : k + i;
+        words[j][i] = *(const uint32*)(mine + (index_t)row * n);
+      }
+    }
+  };
+  load_chunks(warp_id(), 0);
+
+  // What this thread finishes: of each tile the row self % SIDE, in the column self / SIDE.
+  int row = self % SIDE, its_column = first_column + row % LANE_ROWS * PER + row / LANE_ROWS;
+  auto its_sequence = [&](int group) { return block_y() * SEQUENCES + group * SIDE + self / SIDE; };
+  auto finishes = [&](int tile, int group) {
+    return self < OUTPUTS && its_sequence(group) < count && its_column + tile * HALVES < n;
+  };
+  float totals[TILES][GROUPS], last[TILES][GROUPS];
+  UNROLL for (int tile = 0; tile < TILES; tile++) {
+    UNROLL for (int group = 0; group < GROUPS; group++) {
+      totals[tile][group] = last[tile][group] = 0;
+      if (finishes(tile, group)) last[tile][group] = added(its_sequence(group), its_column + tile * HALVES);
+    }
+  }
+
+  auto factors = make_factors();
+  int place = 0;  // the half of `meeting` that is free
+  NO_UNROLL for (int turn = 0; turn < TURNS; turn++) {
+    int slot = turn * WARPS + warp_id();
+    Product::Acc sums[TILES][GROUPS] = {};
+    NO_UNROLL for (int first = 0; first < MINE; first += AHEAD) {
+      if (turn + first > 0) load_chunks(slot, first);
+      UNROLL for (int j = 0; j < AHEAD; j++) {
+        int chunk = slot + (first + j) * SLOTS;
+        if (chunk >= CHUNKS) continue;
+        add_chunk(sums, chunk, factors, [&](int tile, int half, int pair) {
+          uint32 even = words[j][2 * pair], odd = words[j][2 * pair + 1];
+          return tile * HALVES + half ? halves<true>(even, odd) : halves<false>(even, odd);
+        });
+      }
+    }
+    // The slots of this turn meet in shared memory, tile by tile, and are added to the totals in their order.
+    UNROLL for (int tile = 0; tile < TILES; tile++) {
+      UNROLL for (int group = 0; group < GROUPS; group++) {
+        const auto& its = meeting + place * WARPS * OUTPUTS;
+        UNROLL for (int i = 0; i < Product::ELEMENTS; i++) {
+          int column = Product::column(i);
+          if (column < FILLED) its[warp_id() * OUTPUTS + column * SIDE + Product::row(i)] = sums[tile][group].v[i];
+        }
+        sync();
+        if (self < OUTPUTS) {
+          for (int warp = 0; warp < WARPS; warp++) totals[tile][group] += its[warp * OUTPUTS + self];
+        }
+        place = 1 - place;
+      }
+    }
+  }
+  UNROLL for (int tile = 0; tile < TILES; tile++) {
+    UNROLL for (int group = 0; group < GROUPS; group++) {
+      float sum = totals[tile][group] + last[tile][group];
+      if (finishes(tile, group)) finish(its_sequence(group), its_column + tile * HALVES, sum);
+    }
+  }
+}
+
+// out [count, K] = layernorm(x), x [count, K].
+// grid: ceil(count / WARPS), block: THREADS
+KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, int count) {
+  int row = block_x() * WARPS + warp_id();
+  if (row >= count) return;
+  Statistics statistics(x + (index_t)row * K);
+  for (int k = 8 * lane_id(); k < K; k += 8 * WARP) {
+    Words<4> norms = statistics.norms(eight(x + (index_t)row * K + k), eight(weight + k), eight(bias + k));
+    *(Words<4>*)(out + (index_t)row * K + k) = norms;
+  }
+}
+
+// out [count, n] += x W + bias, x [count, K].
+// grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
+KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n, int count) {
+  auto added = [&](int s, int column) { return to_float(out[(index_t)s * n + column]) + to_float(bias[column]); };
+  auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(sum); };
+  by_columns(w, n, count, [&] { return Rows{x, count}; }, added, finish);
+}
+
+// out [count, n] = activation(layernorm(x) W + bias), x [count, K].
+// grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
+KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
+                            int n, int count) {
+  auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
+  auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(ACTIVATION(sum)); };
+  auto factors = [&] { return normed(x, norm_weight, norm_bias, count); };
+  by_columns(w, n, count, factors, added, finish);
+}
+
+// The same for W [n, K]: out [count, n] = activation(layernorm(x) Wᵀ + bias).
+// grid: ceil(n / (SIDE * WARPS)) x ceil(count / SEQUENCES), block: THREADS
+KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
+                                       const T* bias, T* out, int n, int count) {
+  constexpr int AHEAD = CHUNKS < 3 ? CHUNKS : 3;
+  int first_column = (block_x() * WARPS + warp_id()) * SIDE;
+  Run weights[AHEAD][HALVES];
+  auto load_chunks = [&](int first) {
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      int chunk = minimum(first + j, CHUNKS - 1);
+      UNROLL for (int half = 0; half < HALVES; half++) {
+        int column = minimum(first_column + Product::lane_row() + half * LANE_ROWS, n - 1);
+        weights[j][half] = Run::load(w + (index_t)column * K, first_k(chunk));
+      }
+    }
+  };
+  load_chunks(0);
+  auto factors = normed(x, norm_weight, norm_bias, count);
+  Product::Acc sums[1][GROUPS] = {};
+  NO_UNROLL for (int first = 0; first < CHUNKS; first += AHEAD) {
+    if (first > 0) load_chunks(first);
+    UNROLL for (int j = 0; j < AHEAD; j++) {
+      if (first + j >= CHUNKS) continue;
+      add_chunk(sums, first + j, factors, [&](int, int half, int pair) { return weights[j][half].w[pair]; });
+    }
+  }
+  UNROLL for (int group = 0; group < GROUPS; group++) {
+    UNROLL for (int i = 0; i < Product::ELEMENTS; i++) {
+      int its_column = Product::column(i), column = first_column + Product::row(i);
+      int s = block_y() * SEQUENCES + group * SIDE + its_column;
+      if (its_column >= FILLED || s >= count || column >= n) continue;
+      float sum = sums[0][group].v[i] + (BIAS ? to_float(bias[column]) : 0);
+      out[(index_t)s * n + column] = from_float<T>(ACTIVATION(sum));
+    }
+  }
+}
