@@ -1,7 +1,7 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
-// A block of four warps takes SIDE rows of one head, each warp 16 of them. It goes over the other side's rows through
-// shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
+// A block takes SIDE rows of one head, each of its warps 16 of them. It goes over the other side's rows through shared
+// memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
 // product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
 // left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
 //
