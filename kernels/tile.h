@@ -303,17 +303,17 @@ struct Tf32Layout : Bf16Layout {
 };
 
 // N floats that a thread reads from shared memory at once, at a multiple of their size
-template <int N> struct alignas(4 * N) Neighbors {
+template <int N> struct alignas(4 * N) Adjacent {
   float v[N];
 
 #if defined(EXECUTOR)
-  static Neighbors load(Shared<float> from) {
-    Neighbors neighbors;
-    for (int i = 0; i < N; i++) neighbors.v[i] = from[i];
-    return neighbors;
+  static Adjacent load(Shared<float> from) {
+    Adjacent floats;
+    for (int i = 0; i < N; i++) floats.v[i] = from[i];
+    return floats;
   }
 #else
-  static DEVICE Neighbors load(Shared<float> from) { return *(const Neighbors*)from.p; }
+  static DEVICE Adjacent load(Shared<float> from) { return *(const Adjacent*)from.p; }
 #endif
 };
 
@@ -339,7 +339,7 @@ struct FloatTile : Tf32Layout {
   template <int GROUP> static DEVICE void load_b_group(B (&b)[GROUP], Shared<float> p, int stride) {
     p = p + (2 * lane_k() * stride + GROUP * lane_row());
     UNROLL for (int j = 0; j < WORDS; j++) {
-      auto row = Neighbors<GROUP>::load(p + ((8 * (j / 2 % 2) + j % 2) * stride + GROUP * 8 * (j / 4)));
+      auto row = Adjacent<GROUP>::load(p + ((8 * (j / 2 % 2) + j % 2) * stride + GROUP * 8 * (j / 4)));
       UNROLL for (int t = 0; t < GROUP; t++) b[t].v[j] = row.v[t];
     }
   }
