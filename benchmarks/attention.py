@@ -4,12 +4,14 @@
     python benchmarks/attention.py cudnn 32 12 1024 64 --dropout 0.1
     python benchmarks/attention.py efficient 4 16 2048 64 --precision tf32
     python benchmarks/attention.py --grid
+    python benchmarks/attention.py --grid --precision fp32 --head-dims 32,64,80,96,112,128 --seqs 2048
 
-All but the last print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are
-timed by events of the device, so that the host's own work does not count. The last prints a table, a line for each
+The first three print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are
+timed by events of the device, so that the host's own work does not count. The others print a table, a line for each
 point as soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and
-without dropout, in bf16, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. In fp32 and tf32 PyTorch
-has its memory-efficient attention alone. Needs a GPU, and PyTorch for all but hipgpt.
+without dropout, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. With --precision fp32 or tf32 it
+is the time of PyTorch's memory-efficient attention, which has no rival there. Needs a GPU, and PyTorch for all but
+hipgpt.
 """
 
 import itertools
@@ -26,6 +28,7 @@ WARM_UP = 20  # replays
 GRID_WARM_UP, GRID_SECONDS = 3, 0.03  # of each side of a point
 HEAD_DIMS, SEQS, HEADS, RATES = range(8, 129, 8), (128, 512, 2048, 8192), (16, 64, 512), (0.0, 0.1)
 MOST_ELEMENTS = 2**28  # of an array of a point: 512 MiB in bf16
+GRID_PEERS = {"bf16": ("fa2", "cudnn"), "tf32": ("efficient",), "fp32": ("efficient",)}
 PEERS = {
     "fa2": "FLASH_ATTENTION", "fa2-deterministic": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION",
     "efficient": "EFFICIENT_ATTENTION",
@@ -117,23 +120,25 @@ def measured(side: str, shape: Shape, rate: float, timed: Timed, precision: str 
     return pytorch(side, shape, rate, timed, precision)
 
 
-def print_grid(head_dims: list[int], seqs: list[int]) -> None:
-    click.echo(f"{'HEAD':>5}{'SEQ':>6}{'HEADS':>7}{'DROPOUT':>9}{'HIPGPT MS':>11}{'FA2':>7}{'CUDNN':>7}")
+def print_grid(head_dims: list[int], seqs: list[int], precision: str) -> None:
+    sides = GRID_PEERS[precision]
+    titles = "".join(f"{side.upper():>11}" for side in ("hipgpt ms", *sides))
+    click.echo(f"{'HEAD':>5}{'SEQ':>6}{'HEADS':>7}{'DROPOUT':>9}{titles}")
     timed = Timed(GRID_WARM_UP, GRID_SECONDS)
     for head_dim, seq, heads, rate in itertools.product(head_dims, seqs, HEADS, RATES):
         if heads * seq * head_dim > MOST_ELEMENTS:
             continue
         shape = heads // 16, 16, seq, head_dim
-        ours, cells = measured("hipgpt", shape, rate, timed), ""
-        for side in ("fa2", "cudnn"):
-            cells += f"{multiple(side, shape, rate, timed, ours):>7}"
+        ours, cells = measured("hipgpt", shape, rate, timed, precision), ""
+        for side in sides:
+            cells += f"{multiple(side, shape, rate, timed, ours, precision):>11}"
         click.echo(f"{head_dim:>5}{seq:>6}{heads:>7}{rate:>9}{ours:>11.4f}{cells}")
 
 
-def multiple(side: str, shape: Shape, rate: float, timed: Timed, ours: float) -> str:
+def multiple(side: str, shape: Shape, rate: float, timed: Timed, ours: float, precision: str) -> str:
     """The time of a peer as a multiple of ours, or "-" if it has no kernel for the shape."""
     try:
-        return f"{measured(side, shape, rate, timed) / ours:.2f}"
+        return f"{measured(side, shape, rate, timed, precision) / ours:.2f}"
     except RuntimeError:
         return "-"
 
@@ -161,9 +166,7 @@ def main(
 ) -> None:
     """Milliseconds of attention on SHAPE: batch, heads, seq, head_dim."""
     if grid:
-        if precision != "bf16":
-            raise click.UsageError(f"--grid measures bf16 alone, not --precision {precision}")
-        print_grid(head_dims or list(HEAD_DIMS), seqs or list(SEQS))
+        print_grid(head_dims or list(HEAD_DIMS), seqs or list(SEQS), precision)
         return
     if side is None or len(shape) != 4:
         raise click.UsageError("give a side and four numbers (batch, heads, seq, head_dim), or --grid")

@@ -1,7 +1,7 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
-// A block of four warps takes SIDE rows of one head, each warp 16 of them. It goes over the other side's rows through
-// shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
+// A block takes SIDE rows of one head, each of its warps 16 of them. It goes over the other side's rows through shared
+// memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
 // product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
 // left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
 //
@@ -17,9 +17,10 @@
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
-// Set by the host: T (bf16 | float), MATRIX (T, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
-// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether Hopper's
-// instruction for four warps multiplies bf16).
+// Set by the host: T (bf16 | float), MATRIX (T, or tf32 or tf32x3 for float), HEAD_DIM (up to 128; 0-padded to whole
+// tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether Hopper's
+// instruction for four warps multiplies bf16), OWN_SHARED (0 | 1: whether a block's own rows are in shared memory, too,
+// for all of which the launch then asks), SLICE (the OTHERS of such a block, else 0).
 #include "slice.h"
 
 typedef Tile<MATRIX> M;
@@ -28,17 +29,20 @@ static_assert(THREADS == SIDE / 16 * WARP, "a warp for each 16 rows");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
 // Rows of the other side in a slice: as many as shared memory has room for
 constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four fit 48 KiB; two of each of two blocks, 64
-constexpr int OTHERS = WGMMA || FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
+constexpr int OTHERS = OWN_SHARED ? SLICE : FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
-static_assert(WGMMA == Others::WIDE, "the host and slice.h agree");
+static_assert(WGMMA == Others::WIDE && OWN_SHARED == (WGMMA || Others::FLOATS), "the host and slice.h agree");
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Whether the next slices wait in registers while these are multiplied
 #define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 // Rows of a slice that backward takes at once. Registers have no room for the sums of more.
-constexpr int STEP = WGMMA ? OTHERS : 16;
-// Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster, or did no harm.
-constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : 1, KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : 1;
-constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
+constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Others::at_once() : 16;
+// Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
+// In float32 they are as many as Hopper's shared memory has room for.
+constexpr int FLOAT_BLOCKS = PADDED <= 64 ? 3 : 2;
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? 3 : 1;
+constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
+constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 // Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
 // again for each product.
 DEVICE constexpr bool hold(int slabs, int sums) {
@@ -84,20 +88,20 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
 }
 
 // The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD)
-// or read again each time. On Hopper they are kept in shared memory: they are there after the first call of
-// Pipeline::next, and in the end `store` puts results in their place.
+// or read again each time. With OWN_SHARED they are kept in shared memory: they are there after the first call of
+// Pipeline::next. On Hopper, in the end `store` puts results in bf16 in their place.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
-constexpr int OWN = WGMMA ? Own::SIZE : 1;  // elements of shared memory for them
+constexpr int OWN = OWN_SHARED ? Own::SIZE : 1;  // elements of shared memory for them
 
 template <bool HOLD> struct Slab {
   Rows<const T*> source;
   int first, seq, warp;
   Own own;
-  M::A held[HOLD && !WGMMA ? CHUNKS : 1];
+  M::A held[HOLD && !OWN_SHARED ? CHUNKS : 1];
 
   DEVICE Slab(Rows<const T*> source, int first, int seq, int warp, Shared<T> memory)
       : source(source), first(first), seq(seq), warp(warp), own{memory} {
-    if constexpr (WGMMA) {
+    if constexpr (OWN_SHARED) {
       own.template copy<THREADS, WIDTH>(source, first - 16 * warp, seq, HEAD_DIM);
     } else if constexpr (HOLD) {
       UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read_chunk(source, first, seq, chunk);
@@ -108,7 +112,8 @@ template <bool HOLD> struct Slab {
   DEVICE Descriptor describe(int chunk) const { return own.describe(warp / 4 * 64, 16 * chunk); }
 #endif
   DEVICE M::A operator[](int chunk) const {
-    if constexpr (HOLD) return held[chunk];
+    if constexpr (OWN_SHARED) return M::load_a(own.p + (16 * warp * Own::STRIDE + 16 * chunk), Own::STRIDE);
+    else if constexpr (HOLD) return held[chunk];
     else return read_chunk(source, first, seq, chunk);
   }
 };
@@ -182,9 +187,9 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
   }
 }
 
-// ARRAY(T, name, count) declares an array that the block shares, between ARRAYS and ARRAYS_END. Hopper has more shared
-// memory than the 48 KiB that arrays of fixed size may take.
-#if WGMMA
+// ARRAY(T, name, count) declares an array that the block shares, between ARRAYS and ARRAYS_END. With the block's own
+// rows there may be more than the 48 KiB that arrays of fixed size can take.
+#if OWN_SHARED && defined(ON_CUDA)
 #define ARRAYS gpt::Arrays arrays;
 #define ARRAY(T, name, count) const gpt::Shared<T> name = arrays.take<T>(count)
 #define ARRAYS_END arrays.end();
@@ -207,6 +212,10 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
     return;
   }
 #endif
+  if constexpr (Own::FLOATS && WIDTH > 1) {
+    Own::write_sums(sum, rows, first, seq, HEAD_DIM);
+    return;
+  }
   UNROLL for (int i = 0; i < CHUNKS; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
       int row = first + M::row(e), column = Own::sum_column(i, M::column(e));

@@ -310,6 +310,25 @@ template <class T> struct Shared {
   const gpt::Shared<T> name { name##_memory }
 #endif
 
+#if defined(ON_CUDA)
+// Gives out the shared memory that a launch asks for, in order. Operands begin at multiples of a KiB, so arrays of
+// whole KiB come first. `end` stops the kernel if the launch has asked for too little.
+struct Arrays {
+  uint32 used = 0;  // bytes
+  template <class U> DEVICE Shared<U> take(int count) {
+    extern __shared__ __align__(1024) unsigned char memory[];
+    Shared<U> array{(U*)(memory + used)};
+    used += count * (uint32)sizeof(U);
+    return array;
+  }
+  DEVICE void end() const {
+    uint32 asked;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(asked));
+    if (asked < used) __trap();
+  }
+};
+#endif
+
 // Copies from global to shared memory, or of zeros if not `inside`. On a target that is ASYNCHRONOUS they go on while
 // the thread does other work. copies_done waits for the copies that this thread began; after the next sync the whole
 // block may use the copied elements.

@@ -27,7 +27,8 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   typedef typename M::Element T;
   static constexpr bool WIDE = HOPPER && sizeof(T) == 2;
   static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
-  static constexpr bool GROUPED = LAYOUT > LAYOUT_MMA && sizeof(T) == 2;  // a lane's values of B are of several rows
+  static constexpr bool FLOATS = LAYOUT == LAYOUT_MMA && sizeof(T) == 4;  // tf32 or tf32x3
+  static constexpr bool GROUPED = FLOATS || (LAYOUT > LAYOUT_MMA && sizeof(T) == 2);  // a lane's B has several rows
   static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
   static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE);
   Shared<T> p;  // SIZE elements
@@ -55,12 +56,13 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
 
   // Begins to copy rows first ... first + ROWS - 1. Rows from `rows` on and columns from `columns` on become zeros.
   // Each of THREADS threads copies WIDTH elements (1 or a vector) at a time. Neighboring threads take eight rows of a
-  // column or, if WIDE, neighbors in a row, because these lie in different banks. Panels are copied one after the
+  // column or, BY_PANELS, neighbors in a row, because these lie in different banks. Panels are copied one after the
   // other: this call copies the one that begins at column FROM, and calls itself for the next.
   template <int THREADS, int WIDTH, int FROM = 0>
   DEVICE void copy(Rows<const T*> from, int first, int rows, int columns) const {
-    constexpr int BREADTH = WIDE ? panel_width(FROM) : COLUMNS, GROUPS = BREADTH / WIDTH, RUN = WIDE ? 1 : 8;
-    if constexpr (THREADS % (8 * GROUPS) == 0) {  // then a thread keeps its column, and its place among eight rows
+    constexpr bool BY_PANELS = WIDE || FLOATS;
+    constexpr int BREADTH = BY_PANELS ? panel_width(FROM) : COLUMNS, GROUPS = BREADTH / WIDTH, RUN = BY_PANELS ? 1 : 8;
+    if constexpr (THREADS % (RUN * GROUPS) == 0) {  // then a thread keeps its column, and its place among eight rows
       constexpr int STEP = THREADS / GROUPS;
       int r = thread_id() / (RUN * GROUPS) * RUN + thread_id() % RUN, c = FROM + thread_id() / RUN % GROUPS * WIDTH;
       const T* element = from.p + (first + r) * from.stride + c;
@@ -148,6 +150,16 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   // Begins acc = A Bᵀ: A is the strip whose columns 16 i to 16 i + 15 are a[i], B the N rows from `first` on.
   template <int N, class Strip>
   DEVICE void multiply_transposed(typename M::Acc (&acc)[N / 16], const Strip& a, int first) const {
+    if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once
+      UNROLL for (int t = 0; t < N / 16; t++) acc[t] = {};
+      UNROLL for (int i = 0; i < CHUNKS; i++) {
+        typename M::A chunk = a[i];
+        UNROLL for (int t = 0; t < N / 16; t++) {
+          M::multiply_add(acc[t], chunk, M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
+        }
+      }
+      return;
+    }
 #if HOPPER
     if constexpr (WIDE) {
       static_assert(N == 64, "the form that stands in wgmma.h");
@@ -191,11 +203,33 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     while (i >= from + group(from)) from += group(from);
     return 16 * from + c * group(from) + i - from;
   }
-  // The tiles of the group that begins with tile `from`. RDNA 3 has each value of an operand in two lanes, and so has
-  // registers for two operands of small heads, and for one of large ones.
+  // The tiles of the group that begins with tile `from`
   static DEVICE constexpr int group(int from) {
-    int most = !GROUPED || (LAYOUT == LAYOUT_WMMA11 && CHUNKS > 4) ? 1 : LAYOUT == LAYOUT_WMMA11 ? 2 : 4;
-    return CHUNKS - from >= 4 && most == 4 ? 4 : CHUNKS - from >= 2 && most >= 2 ? 2 : 1;
+    int left = CHUNKS - from;
+    return left >= 4 && at_once() == 4 ? 4 : left >= 2 && at_once() >= 2 ? 2 : 1;
+  }
+  // Operands that registers have room for. RDNA 3 has each value of an operand in two lanes, and so has registers for
+  // two operands of small heads, and for one of large ones.
+  static DEVICE constexpr int at_once() {
+    if constexpr (FLOATS) return M::AT_ONCE;
+    else return !GROUPED || (LAYOUT == LAYOUT_WMMA11 && CHUNKS > 4) ? 1 : LAYOUT == LAYOUT_WMMA11 ? 2 : 4;
+  }
+
+  // If FLOATS: a warp writes `add_product`'s sums, from tile FROM on, to the rows of `to` from `first` on. Rows from
+  // `rows` and columns from `columns` on, a multiple of a vector, are left out. A lane writes vectors, because it has
+  // neighboring columns of a group.
+  template <int FROM = 0>
+  static DEVICE void write_sums(const typename M::Acc (&acc)[CHUNKS], Rows<T*> to, int first, int rows, int columns) {
+    constexpr int GROUP = group(FROM), RUN = 2 * GROUP, PART = RUN < Vector<T>::SIZE ? RUN : Vector<T>::SIZE;
+    UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
+      int row = first + M::row(e), column = sum_column(FROM, M::column(e));
+      UNROLL for (int from = 0; from < RUN; from += PART) {
+        Floats<PART> part;
+        UNROLL for (int i = 0; i < PART; i++) part.v[i] = acc[FROM + (from + i) % GROUP].v[e + (from + i) / GROUP];
+        if (row < rows && column + from < columns) part.store(to.p + row * to.stride + column + from);
+      }
+    }
+    if constexpr (FROM + GROUP < CHUNKS) write_sums<FROM + GROUP>(acc, to, first, rows, columns);
   }
 
  private:
@@ -204,7 +238,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   DEVICE void add_groups(typename M::Acc (&acc)[CHUNKS], const typename M::A& a, int first) const {
     constexpr int GROUP = group(FROM);
     Shared<T> rows = p + (first * STRIDE + 16 * FROM);
-    if constexpr (GROUP == 1) {
+    if constexpr (GROUP == 1 && !FLOATS) {
       M::multiply_add(acc[FROM], a, M::load_b(rows, STRIDE));
       in_order(acc[FROM]);
     } else {

@@ -7,7 +7,7 @@ namespace gpt {
 // ---- the tile -------------------------------------------------------------------------------------------------------
 
 // Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B. T is bf16 (on every matrix
-// unit), tf32 (on NVIDIA's, with only the members that attention needs) or float (everywhere). Its members:
+// unit), tf32 or tf32x3 (on NVIDIA's, with only the members that attention needs) or float (everywhere). Its members:
 //   Element                         the type of the matrices in memory
 //   A, B, Acc                       a lane's part of each matrix
 //   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
@@ -23,7 +23,8 @@ namespace gpt {
 // 3, 10 and 11. On AMD the instruction gets A and B swapped, so that a lane accumulates elements of a single row, as in
 // its A.
 template <class T> struct Tile;
-struct tf32 {};  // float32 in memory; products take 10 bits of its mantissas
+struct tf32 {};    // float32 in memory; products take 10 bits of its mantissas
+struct tf32x3 {};  // float32 in memory; products take almost all bits, by three products of tf32
 
 DEVICE int lane_low() { return lane_id() % 16; }
 DEVICE int lane_high() { return lane_id() / 16; }
@@ -288,10 +289,10 @@ template <> struct Tile<bf16> : Bf16Layout {
 #endif  // LAYOUT
 
 #if LAYOUT == LAYOUT_MMA
-// Float32 in memory, rounded to tf32 on the way into the matrix unit, whose instructions take 8 of the 16 k: A's words
-// 0 to 3 and B's words 0, 1, 4 and 5 are for the first of them. Accumulators have neighboring columns in a lane, as
-// with bf16, but operands columns 4 apart. That permutes k, and it permutes k in the same way for to_a and load_b, so
-// their products are right; load_a and load_b_transposed keep the order of memory.
+// Float32 in memory, on a matrix unit whose instructions take tf32 and 8 of the 16 k: A's words 0 to 3 and B's words 0,
+// 1, 4 and 5 are for the first of them. Accumulators have neighboring columns in a lane, as with bf16, but operands
+// columns 4 apart. That permutes k, and it permutes k in the same way for to_a and load_b_group, so their products are
+// right; load_a and load_b_transposed keep the order of memory.
 struct Tf32Layout : Bf16Layout {
   static constexpr int WORDS = 8;
   static DEVICE int lane_k() { return lane_id() % 4; }
@@ -301,7 +302,23 @@ struct Tf32Layout : Bf16Layout {
   static DEVICE int b_k(int j) { return lane_k() + 4 * (j % 4); }
 };
 
-template <> struct Tile<tf32> : Tf32Layout {
+// N floats that a thread reads from shared memory at once, at a multiple of their size
+template <int N> struct alignas(4 * N) Adjacent {
+  float v[N];
+
+#if defined(EXECUTOR)
+  static Adjacent load(Shared<float> from) {
+    Adjacent floats;
+    for (int i = 0; i < N; i++) floats.v[i] = from[i];
+    return floats;
+  }
+#else
+  static DEVICE Adjacent load(Shared<float> from) { return *(const Adjacent*)from.p; }
+#endif
+};
+
+// What tf32 and tf32x3 have in common: all but `multiply_add`
+struct FloatTile : Tf32Layout {
   typedef float Element;
   struct A {
     float v[WORDS];
@@ -318,11 +335,13 @@ template <> struct Tile<tf32> : Tf32Layout {
     UNROLL for (int j = 0; j < WORDS; j++) a.v[j] = p[a_row(j) * stride + a_k(j)];
     return a;
   }
-  static DEVICE B load_b(Shared<float> p, int stride) {
-    B b;
-    p = p + (2 * lane_k() * stride + lane_row());
-    UNROLL for (int j = 0; j < WORDS; j++) b.v[j] = p[(8 * (j / 2 % 2) + j % 2) * stride + 8 * (j / 4)];
-    return b;
+  // The operands of GROUP products: column c of operand t is column GROUP c + t. So a lane reads neighbors in each row.
+  template <int GROUP> static DEVICE void load_b_group(B (&b)[GROUP], Shared<float> p, int stride) {
+    p = p + (2 * lane_k() * stride + GROUP * lane_row());
+    UNROLL for (int j = 0; j < WORDS; j++) {
+      auto row = Adjacent<GROUP>::load(p + ((8 * (j / 2 % 2) + j % 2) * stride + GROUP * 8 * (j / 4)));
+      UNROLL for (int t = 0; t < GROUP; t++) b[t].v[j] = row.v[t];
+    }
   }
   static DEVICE A to_a(const Acc& c) {
     A a;
@@ -335,31 +354,34 @@ template <> struct Tile<tf32> : Tf32Layout {
 
 #if defined(ON_CUDA)
   // ldmatrix takes the 16 bytes of a row for eight bf16. A lane gets four of the bytes, and they are a float.
+  static DEVICE A load_a(Shared<float> p, int stride) {
+    A a;
+    UNROLL for (int step = 0; step < 2; step++) {
+      ldmatrix(a.v + 4 * step, p + (lane_low() * stride + 4 * lane_high() + 8 * step));
+    }
+    return a;
+  }
   static DEVICE B load_b_transposed(Shared<float> p, int stride) {
     B b;
     UNROLL for (int half = 0; half < 2; half++) {
-      uint32 w[4];
-      const float* row = (p + ((8 * half + lane_id() % 8) * stride + 4 * (lane_id() / 8))).p;
-      Tile<bf16>::ldmatrix(w, Shared<bf16>{(bf16*)row});
-      UNROLL for (int j = 0; j < 4; j++) b.v[4 * half + j] = float_of(w[j]);
+      ldmatrix(b.v + 4 * half, p + ((8 * half + lane_id() % 8) * stride + 4 * (lane_id() / 8)));
     }
     return b;
   }
-  static DEVICE uint32 rounded(float v) {
-    uint32 w;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(w) : "f"(v));
-    return w;
+  static DEVICE void ldmatrix(float* v, Shared<float> row) {
+    uint32 w[4];
+    Tile<bf16>::ldmatrix(w, Shared<bf16>{(bf16*)row.p});
+    UNROLL for (int j = 0; j < 4; j++) v[j] = float_of(w[j]);
   }
-  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
-    uint32 x[WORDS], y[WORDS];
-    UNROLL for (int j = 0; j < WORDS; j++) x[j] = rounded(a.v[j]), y[j] = rounded(b.v[j]);
+  // c + a b, whose operands are tf32: the unit ignores the 13 lower bits.
+  static DEVICE void multiply_add_tf32(Acc& c, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
     UNROLL for (int i = 0; i < 4; i++) {
-      int half = 4 * (i / 2), step = i % 2;
+      int half = 4 * (i % 2), step = i / 2;
       asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
           "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
           : "+f"(c.v[half]), "+f"(c.v[half + 1]), "+f"(c.v[half + 2]), "+f"(c.v[half + 3])
-          : "r"(x[4 * step]), "r"(x[4 * step + 1]), "r"(x[4 * step + 2]), "r"(x[4 * step + 3]),
-            "r"(y[half + 2 * step]), "r"(y[half + 2 * step + 1]));
+          : "r"(a[4 * step]), "r"(a[4 * step + 1]), "r"(a[4 * step + 2]), "r"(a[4 * step + 3]),
+            "r"(b[half + 2 * step]), "r"(b[half + 2 * step + 1]));
     }
   }
 #else
@@ -368,8 +390,48 @@ template <> struct Tile<tf32> : Tf32Layout {
     for (int j = 0; j < WORDS; j++) b.v[j] = p[b_column(j) * stride + b_k(j)];
     return b;
   }
-  static void multiply_add(Acc& c, const A& a, const B& b) { executor::multiply_add_tf32<Tf32Layout>(c.v, a.v, b.v); }
+  static void multiply_add_tf32(Acc& c, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
+    executor::multiply_add_tf32<Tf32Layout>(c.v, a, b);
+  }
 #endif
+};
+
+template <> struct Tile<tf32> : FloatTile {
+  static constexpr int AT_ONCE = 4;  // right operands that registers have room for
+  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
+    uint32 x[WORDS], y[WORDS];
+    UNROLL for (int j = 0; j < WORDS; j++) x[j] = rounded(a.v[j]), y[j] = rounded(b.v[j]);
+    multiply_add_tf32(c, x, y);
+  }
+  // x (1 + 2^-11), of which the unit cuts less than 2^-10 of the power of two below it: off by 2^-11 x at most. NVIDIA's
+  // own conversion, to nearest, is up to four instructions on Hopper, and these were two thirds of a kernel's.
+  static DEVICE uint32 rounded(float v) { return bits_of(v * (1 + 1.0f / 2048)); }
+};
+
+// Each number is the sum of two of tf32: `high`, which is rounded to nearest, and the rest. The rest has up to 12 bits,
+// of which the unit takes 11. So a number is off by 2^-23 of itself at most, and a product by 2^-21, because the product
+// of the two rests is left out, too (Ootomo & Yokota 2022). The unit cuts its sums instead of rounding them, which would
+// add up along a row. Therefore the products of a tile are summed from 0, small ones first, and float32 adds them to c.
+template <> struct Tile<tf32x3> : FloatTile {
+  static constexpr int AT_ONCE = 2;
+  struct Parts {
+    uint32 high[WORDS], low[WORDS];
+
+    DEVICE explicit Parts(const float (&v)[WORDS]) {
+      UNROLL for (int j = 0; j < WORDS; j++) {
+        high[j] = bits_of(v[j]) + 0x1000u;  // a NaN may become a number here, but the rest is NaN then
+        low[j] = bits_of(v[j] - float_of(high[j] & 0xffffe000u));
+      }
+    }
+  };
+  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
+    Parts x(a.v), y(b.v);
+    Acc sum = {};
+    multiply_add_tf32(sum, x.low, y.high);
+    multiply_add_tf32(sum, x.high, y.low);
+    multiply_add_tf32(sum, x.high, y.high);
+    UNROLL for (int i = 0; i < ELEMENTS; i++) c.v[i] += sum.v[i];
+  }
 };
 #endif
 

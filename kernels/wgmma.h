@@ -35,23 +35,6 @@ template <int LATER = 0, class Acc, int N> DEVICE void products_done(Acc (&acc)[
 }
 
 #if HOPPER
-// Gives out the shared memory that a launch asks for, in order. Operands begin at multiples of a KiB, so arrays of
-// whole KiB come first. `end` stops the kernel if the launch has asked for too little.
-struct Arrays {
-  uint32 used = 0;  // bytes
-  template <class U> DEVICE Shared<U> take(int count) {
-    extern __shared__ __align__(1024) unsigned char memory[];
-    Shared<U> array{(U*)(memory + used)};
-    used += count * (uint32)sizeof(U);
-    return array;
-  }
-  DEVICE void end() const {
-    uint32 asked;
-    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(asked));
-    if (asked < used) __trap();
-  }
-};
-
 // The place and the form of an operand in shared memory (PTX ISA, "matrix descriptor")
 struct Descriptor {
   uint32 low, high;

@@ -2,7 +2,8 @@
 
 Bounds follow from the arithmetic. u = 2^-24 is the relative error of one rounding to float32, and U = 2^-8 that of one
 rounding to bf16 (U = u in fp32 mode). A sum of n terms, added in any order, is off by at most n u times the sum of the
-absolute values. The GPU's exp2 has a relative error of at most EXP = 2^-21, not counting the rounding of its argument.
+absolute values. So is that of a matrix unit: it cuts sums, which costs 2 u, but it adds several terms at a time. The
+GPU's exp2 has a relative error of at most EXP = 2^-21, not counting the rounding of its argument.
 
 For example a product of rows of 64 ones with columns of 64 ones is 64. In float32 it may be off by (64 + 3) u · 64 + u
 · 64, which is 0.00026; in bf16, which rounds the result, by 0.25.
@@ -14,6 +15,9 @@ import numpy as np
 
 u, EXP = 2.0**-24, 2.0**-21
 TF32 = 2.0**-10  # relative error of a product whose operands are rounded to tf32: each rounding adds half of it
+# The same if operands are the sums of two numbers of tf32 (Tile<tf32x3> in kernels/tile.h): each is off by 2 u, and the
+# product of the two smaller parts, which is left out, is at most 4 u.
+TF32X3 = 8 * u
 ROUNDING = {"fp32": u, "tf32": TF32, "bf16": 2.0**-8}  # U, by precision
 
 LEAST = 1e-30  # added to bounds that may be 0
@@ -55,7 +59,7 @@ class AttentionBounds:
     """The intermediate results of attention, [batch, heads, seq, …] in float64, and how far off each may be.
 
     qkv is [rows, 3 D]. `mask` are dropout's factors of the probabilities. `product` is the relative error of products
-    whose operands are rounded.
+    whose operands are rounded, and U has that of products of probabilities or of ds in it.
     """
 
     def __init__(

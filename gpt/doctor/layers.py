@@ -7,7 +7,7 @@ tests on many. gpt/doctor/bounds.py says how the bounds are derived.
 import numpy as np
 
 from gpt.batches import token_order
-from gpt.doctor.bounds import EXP, LEAST, TF32, AttentionBounds, activation_bound, norm_bound, product_bound, u
+from gpt.doctor.bounds import EXP, LEAST, TF32, TF32X3, AttentionBounds, activation_bound, norm_bound, product_bound, u
 from gpt.doctor.trial import REFERENCE, Trial
 from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed
 
@@ -280,8 +280,10 @@ class _Attention:
         mask = np.ones((batch * heads * seq, seq))
         if self.theirs:
             REFERENCE.dropout(np.ones((batch * heads * seq, seq)), mask, self.theirs)
-        product = TF32 if trial.ops.precision == "tf32" else 0.0  # bf16 operands are exact: they are rounded already
-        self.bounds = AttentionBounds(self.qkv, heads, batch, trial.U, mask.reshape(batch, heads, seq, seq), product)
+        # bf16 operands are exact: they are rounded already
+        product = {"tf32": TF32, "tf32x3": TF32X3}.get(trial.ops.attention_type, 0.0)
+        U = trial.U + product if trial.ops.attention_type == "tf32x3" else trial.U  # tf32's U is its products' error
+        self.bounds = AttentionBounds(self.qkv, heads, batch, U, mask.reshape(batch, heads, seq, seq), product)
         self.out, self.lse = np.empty((batch * seq, d)), np.empty((batch, heads, seq))
         REFERENCE.attention(self.qkv, self.out, self.lse, self.theirs)
 

@@ -377,6 +377,8 @@ class Operations(Arithmetic, Protocol):
     is_cpu: bool
     precision: str  # "fp32", "tf32" or "bf16"
     low_precision: bool  # whether products read a bf16 copy of the weights
+    # What attention's products take: float, bf16, tf32, or tf32x3, float32 numbers as the sums of two of tf32
+    attention_type: str = "float"
     head_rows: int  # rows of logits at a time
     vocab_multiple: int  # the vocabulary is padded to a multiple of this in memory
     steps_ahead: int  # steps that are worth asking for before the host looks at the result of one
@@ -452,6 +454,7 @@ class Device(Protocol):
 
     xp: Any  # the array module: CuPy, or NumPy if tests put a CPU in a GPU's place
     description: str  # for the user
+    target: str  # the compiler's name for it, such as gfx942 or sm_90a
     notes: list[str]  # lines that the user should read
     warp: int  # lanes of a warp
     multiprocessors: int  # what blocks of threads run on

@@ -192,6 +192,15 @@ def test_more_shared_memory_than_amd_has_is_refused():
     assert "more than 65536" in failure("SHARED(float, s, 16385); s[0] = 1;")
 
 
+def test_a_launch_that_asks_for_more_shared_memory_gets_so_much_and_no_more():
+    source = f"{HEADERS}\nKERNEL(64) kernel(float* y) {{ SHARED(float, s, 20000); s[0] = 3; y[0] = s[0]; }}\n"
+    y, device = np.zeros(1, np.float32), ExecutorDevice("mma")
+    device.kernel_of(source, "kernel", 80_000)((1,), (1,), (y,))
+    assert y[0] == 3
+    with pytest.raises(ExecutorError, match="80000 bytes of shared memory with s, more than 79996"):
+        device.kernel_of(source, "kernel", 79_996)((1,), (1,), (y,))
+
+
 def test_a_block_larger_than_the_kernel_was_made_for_is_refused():
     assert "a block of 128 threads, but it was made for 64" in failure("y[0] = 1;", block=128)
 

@@ -11,8 +11,7 @@ import pytest
 from tests.support.instances import instances
 
 TARGETS = ("sm_80", "sm_90a", "sm_120")
-# Bytes that a thread may keep in memory: float32 attention with heads of 128 takes 404, an array that is not kept in
-# registers far more.
+# Bytes that a thread may keep in memory: a few variables that do not fit, not an array that is not kept in registers.
 MEMORY_LIMIT = 512
 
 

@@ -45,23 +45,49 @@ ATTENTION_SIDE = 64  # rows of a block of attention.hip
 WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
 
 
-def attention_side(name: str, head_dim: int, wgmma: bool) -> int:
-    """Rows of a block of a kernel of attention.hip.
+class AttentionBlock(NamedTuple):
+    """How a block of attention.hip divides its work: its rows, and rows of the other side that it takes at a time.
 
-    With Hopper's instruction a block of large heads waits for its slices, and two strips of 64 rows share them.
+    If its own rows are in shared memory, too, its launch asks for `shared_bytes`. Otherwise the kernel chooses `slice`
+    by itself, its arrays have fixed sizes, and both numbers are 0.
     """
-    return 2 * ATTENTION_SIDE if wgmma and name == "attention" and head_dim > 80 else ATTENTION_SIDE
+
+    side: int
+    slice: int = 0
+    shared_bytes: int = 0
 
 
-def attention_shared_bytes(name: str, head_dim: int, side: int, dropout: bool) -> int:
-    """Bytes of shared memory of such a block with Hopper's instruction; the other blocks have arrays of fixed size.
+def attention_block(
+    name: str, head_dim: int, matrix: str, dropout: bool, wgmma: bool, most_shared_bytes: int
+) -> AttentionBlock:
+    """The block of a kernel of attention.hip. `matrix` is the type that its products take.
 
-    They are two stages of two slices, and the block's own rows of one matrix, or of two in backward, all bf16. For each
-    row of a slice, attention_backward_keys also has lse, delta and, with dropout, a hash.
+    With Hopper's instruction a forward block of large heads waits for its slices, and two strips of 64 rows share them.
+    In float32 a block has 64 rows, or as many as a multiprocessor has shared memory for: 48 in attention_backward_keys
+    with heads of 128, if it has 99 KiB.
+    """
+    if wgmma:
+        side = 2 * ATTENTION_SIDE if name == "attention" and head_dim > 80 else ATTENTION_SIDE
+        row_bytes, rows = round_up(head_dim, 16) * 2, WGMMA_SLICE
+    elif matrix in ("tf32", "tf32x3"):
+        side = ATTENTION_SIDE
+        row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= 64 else 16
+    else:
+        return AttentionBlock(ATTENTION_SIDE)
+    while (size := _attention_bytes(name, side, rows, row_bytes, dropout)) > most_shared_bytes:
+        side -= 16
+    return AttentionBlock(side, rows, size)
+
+
+def _attention_bytes(name: str, side: int, rows: int, row_bytes: int, dropout: bool) -> int:
+    """Bytes of shared memory of a block of attention.hip with its own rows in it.
+
+    They are two stages of two slices, and the block's own rows of one matrix, or of two in backward. For each row of a
+    slice, attention_backward_keys also has lse, delta and, with dropout, a hash.
     """
     own = side if name == "attention" else 2 * side
     numbers = 0 if name != "attention_backward_keys" else 3 if dropout else 2
-    return (4 * WGMMA_SLICE + own) * round_up(head_dim, 16) * 2 + 2 * WGMMA_SLICE * numbers * 4
+    return (4 * rows + own) * row_bytes + 2 * rows * numbers * 4
 
 
 class MatvecBlock(NamedTuple):

@@ -34,8 +34,7 @@ from gpt.ops.gpu.launch import (
     SUM_LANES,
     THREADS,
     Kernels,
-    attention_shared_bytes,
-    attention_side,
+    attention_block,
     matvec_block,
     skinny_block,
 )  # fmt: skip
@@ -43,6 +42,7 @@ from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
 from gpt.ops.gpu.selfcheck import check, model_cases, muon_cases
+from gpt.ops.gpu.targets import shared_bytes
 from gpt.ops.interface import (
     Activation,
     AdamBuffers,
@@ -74,7 +74,8 @@ _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 class GpuOps(Operations):
     """The operations on one GPU; `precision` is "fp32", "tf32" or "bf16".
 
-    In tf32, matrix units round float32 operands to 10 bits of mantissa.
+    In tf32, matrix units round float32 operands to 10 bits of mantissa. In fp32, NVIDIA's multiply in attention, too:
+    operands are sums of two such numbers, and a product has a relative error of 2^-21 at most.
     """
 
     is_cpu = False
@@ -92,6 +93,10 @@ class GpuOps(Operations):
         self._products = Products(device, precision, self._kernel)
         self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
         self._scratch_arrays: dict[str, list[Array]] = {}
+        # The type of the products of attention
+        self.attention_type = (
+            self._type if self.low_precision or not device.has_tf32 else "tf32" if precision == "tf32" else "tf32x3"
+        )
         self._no_key = self.zeros(2, "uint32")  # kernels without dropout take it as the key
 
     def check(self, config: ModelConfig) -> None:
@@ -452,13 +457,12 @@ class GpuOps(Operations):
     ) -> None:
         """Run a kernel of attention.hip on [batch, heads, seq]."""
         batch, heads, seq = shape
-        matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
-        wgmma = self.device.has_wgmma and self._type == "bf16"
-        side = attention_side(name, head_dim, wgmma)
-        threads = side // 16 * self.device.warp
+        matrix, wgmma = self.attention_type, self.device.has_wgmma and self.low_precision
+        block = attention_block(name, head_dim, matrix, bool(dropout), wgmma, shared_bytes(self.device.target))
+        side, threads = block.side, block.side // 16 * self.device.warp
         kernel = self._kernel(
-            "attention.hip", name, attention_shared_bytes(name, head_dim, side, bool(dropout)) if wgmma else 0,
-            MATRIX=matrix, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)), SIDE=side, THREADS=threads, WGMMA=int(wgmma),
+            "attention.hip", name, block.shared_bytes, MATRIX=matrix, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)),
+            SIDE=side, THREADS=threads, WGMMA=int(wgmma), OWN_SHARED=int(block.shared_bytes > 0), SLICE=block.slice,
         )  # fmt: skip
         grid = (batch * heads * ceil_div(seq, side),)
         kernel(grid, (threads,), (*arrays, _int(heads), _int(seq), *self._mask(dropout)))

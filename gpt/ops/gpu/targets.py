@@ -36,3 +36,11 @@ def has_tf32(target: str) -> bool:
 def has_wgmma(target: str) -> bool:
     """Whether the GPU has Hopper's matrix instruction for four warps, which kernels/wgmma.h is about."""
     return target.startswith("sm_90")
+
+
+def shared_bytes(target: str) -> int:
+    """Bytes of shared memory that a block may ask for on an NVIDIA GPU with a matrix unit (CUDA's guide, "Technical
+    specifications"): 99 KiB on consumers' GPUs and unknown ones.
+    """
+    kib = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_110": 227}
+    return kib.get(target.rstrip("a"), 99) * 1024

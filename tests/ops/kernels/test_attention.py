@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from gpt.doctor import layers
+from gpt.ops.gpu.launch import attention_block
+from gpt.ops.gpu.targets import shared_bytes
 from tests.support.devices import GPU, NUMBA
 
 HEADS = [
@@ -49,6 +51,15 @@ def test_a_nan_in_a_query_reaches_all_that_depends_on_it(ops, arrays, rng, bits)
     assert dq[row, 1].all()
     assert dk[: row + 1, 1].all()
     assert dv[: row + 1, 1].all()
+
+
+@pytest.mark.parametrize(("target", "least"), [("sm_80", 64), ("sm_86", 48), ("sm_90a", 64), ("sm_120", 48)])
+@pytest.mark.parametrize("name", ["attention", "attention_backward_queries", "attention_backward_keys"])
+def test_a_block_of_float32_attention_fits_into_the_shared_memory_of_each_nvidia_gpu(name, target, least):
+    for head_dim in range(1, 129):
+        block = attention_block(name, head_dim, "tf32x3", True, False, shared_bytes(target))
+        assert block.shared_bytes <= shared_bytes(target)
+        assert least <= block.side <= 64
 
 
 @pytest.mark.parametrize("device", [GPU, NUMBA], indirect=True)  # on emulated devices it takes minutes

@@ -32,6 +32,7 @@ CACHE = Path(os.environ.get("HIPGPT_EXECUTOR_CACHE", Path(tempfile.gettempdir())
 # {name: (the number that common.h gives to this layout of a matrix tile in registers, lanes of a warp)}
 LAYOUTS = {"none32": (0, 32), "none64": (0, 64), "mma": (1, 32), "mfma": (2, 64), "wmma11": (3, 32), "wmma12": (4, 32)}
 ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # how the threads take turns; 12345 is a random seed
+STATIC_BYTES = 64 * 1024  # the most shared memory that a block may have on AMD GPUs, and elsewhere unless it asks
 LARGEST_GRID = (2**31 - 1, 65535, 1)  # NVIDIA's limits for x and y; kernels do not use z
 
 # -Og: the compiler takes two thirds of the time that it takes with -O1, and kernels run for a quarter longer.
@@ -74,11 +75,14 @@ class ExecutorDevice(HostDevice):
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
-        kernel = self.kernel_of(Instance.of(file, defines).source, name)
+        kernel = self.kernel_of(Instance.of(file, defines).source, name, shared_bytes or STATIC_BYTES)
         return lambda *launch: self.ask(partial(kernel, *launch))
 
-    def kernel_of(self, source: str, name: str) -> Callable[..., None]:
-        """Kernel `name` of a source text that includes common.h's. Raises ExecutorError if that does not compile."""
+    def kernel_of(self, source: str, name: str, shared_bytes: int = STATIC_BYTES) -> Callable[..., None]:
+        """Kernel `name` of a source text that includes common.h's. Raises ExecutorError if that does not compile.
+
+        A block may have `shared_bytes` of shared memory.
+        """
         kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
         entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
         source += f'#line 1 "executor.h"\n{entries}'
@@ -87,14 +91,14 @@ class ExecutorDevice(HostDevice):
         in_float = "#define T float\n" in source and not self.has_tf32
         layout = "ONLY_WITH_TILE_H" if TILE not in source else 0 if in_float else self._layout
         flags = (*KERNEL_FLAGS, f"-DLAYOUT={layout}", f"-DWARP={self.warp}")
-        return _Kernel(_compile(source, flags), name, self.warp, self._seed)
+        return _Kernel(_compile(source, flags), name, self.warp, shared_bytes, self._seed)
 
 
 class _Kernel:
     """A kernel of a compiled library."""
 
-    def __init__(self, path: Path, name: str, warp: int, seed: int) -> None:
-        self._path, self._name, self._warp, self._seed = path, name, warp, seed
+    def __init__(self, path: Path, name: str, warp: int, shared_bytes: int, seed: int) -> None:
+        self._path, self._name, self._warp, self._shared_bytes, self._seed = path, name, warp, shared_bytes, seed
         self._run = _runtime().executor_run
         library = ctypes.CDLL(str(path))
         self._call = ctypes.cast(library[f"call_{name}"], ctypes.c_void_p)
@@ -109,7 +113,8 @@ class _Kernel:
         cells = [np.array(x.ctypes.data if isinstance(x, np.ndarray) else x) for x in arguments]
         pointers = (ctypes.c_void_p * len(cells))(*(cell.ctypes.data for cell in cells))
         error = ctypes.create_string_buffer(2048)
-        self._run(self._call, pointers, *(*grid, 1)[:2], block[0], self._warp, self._seed, error, len(error))
+        numbers = *(*grid, 1)[:2], block[0], self._warp, self._shared_bytes, self._seed
+        self._run(self._call, pointers, *numbers, error, len(error))
         if error.value:
             message, *calls = error.value.decode().splitlines()
             raise ExecutorError(f"{self._name}: {message}{_places(self._path, calls)}")
@@ -148,8 +153,9 @@ def _runtime() -> ctypes.CDLL:
     """The compiled executor.cpp, for kernels to call."""
     path = _compile((HERE / "executor.cpp").read_text(), ("-O2",))
     library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-    pointer, number = ctypes.c_void_p, ctypes.c_int
-    library.executor_run.argtypes = [pointer, pointer, *[number] * 4, ctypes.c_uint64, pointer, ctypes.c_size_t]
+    pointer = ctypes.c_void_p
+    counts = [*[ctypes.c_int] * 4, ctypes.c_size_t, ctypes.c_uint64]
+    library.executor_run.argtypes = [pointer, pointer, *counts, pointer, ctypes.c_size_t]
     library.executor_run.restype = None
     return library
 

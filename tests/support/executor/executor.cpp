@@ -45,7 +45,6 @@ struct Array {
 
 namespace {
 
-constexpr size_t SHARED_BYTES = 64 << 10;  // the most that a block may have on AMD GPUs
 constexpr int LARGEST_WARP = 64, SEVERAL = -1;
 
 enum State { READY, AT_BARRIER, IN_SHUFFLE, IN_PRODUCT, DONE };
@@ -67,6 +66,7 @@ struct Launch {
   void (*kernel)(void** arguments);
   void** arguments;
   int grid_x, grid_y, threads, warp;
+  size_t shared_bytes;  // the most that a block may have
   uint64_t seed;  // order of turns: 0 is forward, 1 reversed; other seeds shuffle it for each round
 };
 
@@ -258,7 +258,9 @@ Array* Block::array(const void* site, const char* name, int count, int element_b
     if (array.site == site) return &array;
     total += (array.bytes.size() + 15) / 16 * 16;
   }
-  if (total > SHARED_BYTES) fail("%zu bytes of shared memory with %s, more than %zu", total, name, SHARED_BYTES);
+  if (total > launch_.shared_bytes) {
+    fail("%zu bytes of shared memory with %s, more than %zu", total, name, launch_.shared_bytes);
+  }
   arrays_.push_back({site, name, element_bytes, std::vector<char>((size_t)count * element_bytes),
                      std::vector<Element>(count)});
   return &arrays_.back();
@@ -329,9 +331,9 @@ void check_alignment(Array* array, int i, int bytes) {
 
 // Runs all blocks, as many at a time as the host has cores. Writes the error of the first block that fails, or "".
 extern "C" void executor_run(void (*kernel)(void**), void** arguments, int grid_x, int grid_y, int threads, int warp,
-                             uint64_t seed, char* error, size_t error_bytes) {
+                             size_t shared_bytes, uint64_t seed, char* error, size_t error_bytes) {
   using executor::Block;
-  executor::Launch launch{kernel, arguments, grid_x, grid_y, threads, warp, seed};
+  executor::Launch launch{kernel, arguments, grid_x, grid_y, threads, warp, shared_bytes, seed};
   int blocks = grid_x * grid_y, cores = std::max(1u, std::thread::hardware_concurrency());
   std::atomic<int> next{0};
   std::vector<std::pair<int, std::string>> errors(std::min(blocks, cores), {blocks, ""});

@@ -57,11 +57,10 @@ inline float bf16_value(uint32_t half) {
   return value;
 }
 
-inline float tf32_value(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  if ((bits & 0x7f800000) != 0x7f800000) bits += 0x1000;
+// As the unit reads a number: without its 13 lower bits
+inline float tf32_value(uint32_t bits) {
   bits &= ~0x1fffu;
+  float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -87,8 +86,8 @@ template <class Layout> void multiply_add(float* c, const uint32_t* a, const uin
   add_products<Layout>(c, all);
 }
 
-// The same for operands of float32, which are rounded to the 10 bits of tf32's mantissa, ties away from zero.
-template <class Layout> void multiply_add_tf32(float* c, const float* a, const float* b) {
+// The same for operands of tf32, one number a word.
+template <class Layout> void multiply_add_tf32(float* c, const uint32_t* a, const uint32_t* b) {
   Operands& all = operands();
   for (int j = 0; j < Layout::WORDS; j++) {
     all.a[Layout::a_row(j)][Layout::a_k(j)] = tf32_value(a[j]);
