@@ -172,6 +172,16 @@ def test_a_step_on_every_device_follows_the_cpus(ops):
         np.testing.assert_allclose(copies[name], exact[name], rtol=2**-8 if ops.low_precision else 0)
 
 
+def test_a_text_is_decoded_with_the_adapters_on_every_device(ops):
+    """As in test_model_on_devices.py, with the roundings of an adapter."""
+    model, ids = build(ops), tokens()[0][:1, :4].copy()
+    expected = model.logits(ops.from_host(ids))[0, -1]
+    cache = KVCache.allocate(MODEL, ops, ops.zeros(1, "int32"))
+    found = ops.to_host(model.decode(ops.from_host(ids), cache))[0, : MODEL.vocab_size]
+    size = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=size * (28 * 2**-8 if ops.low_precision else 1e-5))
+
+
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
