@@ -5,6 +5,9 @@ first rename. Then they are moved into place: weights, optimizer, config. The re
 counts: a step that has a config is whole. Last, `latest_config.json` is pointed at it. If there is a whole step above
 the one that it names, a kill or a power cut came before that. docs/formats.md explains the state after each write.
 
+With `--lora` the weights of a checkpoint are adapters alone. The run's base, the weights that they were trained beside,
+is written once, before the first step, and complete: a run needs nothing that is elsewhere.
+
 The best checkpoint so far is weights and config alone, in files of its own that pruning never touches. It is written
 the same way, and `best_config.json`, moved last, decides which one is the best. So each evaluation that is the best so
 far writes one file of weights (4 bytes a parameter); a checkpoint writes three times as much.
@@ -22,10 +25,11 @@ import numpy as np
 
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError, shown
+from gpt.lora import Merged, trained_shapes
 from gpt.optim import COUNTERS, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
-from gpt.system.files import atomic_paths, commit, link_atomically, remove
+from gpt.system.files import atomic_path, atomic_paths, commit, link_atomically, remove
 from gpt.system.filesystem import sync_directory
 from gpt.system.reading import COUNT, NUMBER, PATH, TRUTH, Schema, optional, read_json, schema_of
 from gpt.system.tensors import DTYPES, Layout, TensorFile, open_tensors, write_tensors
@@ -52,14 +56,23 @@ class Checkpoint:
     val_loss: float | None = None  # for a best checkpoint only
     imported: bool = False  # True if another program trained the weights; then there is no optimizer's state
     # The open weights file. It is open from the start, so that a reader keeps it even if a trainer prunes it.
-    _weights: TensorFile | None = field(default=None, repr=False, compare=False)
+    _trained: TensorFile | None = field(default=None, repr=False, compare=False)
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The weights: float32, with the names, order and shapes of `parameter_shapes`, each read when it is asked for.
 
-        Raises UserError, which names the file, if it is missing, damaged or does not fit the config.
+        Adapters are merged into them. Raises UserError, which names the file, if it is missing, damaged or does not fit
+        the config.
         """
-        return self._weights or _opened_weights(self.path, self.model_config)
+        return Merged(self.base(), self.trained()) if self.train_config.lora else self.trained()
+
+    def trained(self) -> Mapping[str, np.ndarray]:
+        """What training changes, `trained_shapes`: the adapters, or else all weights. As `weights` otherwise."""
+        return self._trained or _opened(self.path, _trained_layout(self.model_config, self.train_config))
+
+    def base(self) -> Mapping[str, np.ndarray]:
+        """The weights that the adapters were trained beside. As `weights` otherwise."""
+        return _opened(self.run.base_path, _layout_of(parameter_shapes(self.model_config)))
 
     def optimizer(self) -> tuple[Mapping[str, np.ndarray], dict[str, int]]:
         """The optimizer's float32 tensors, named as in `optimizer_shapes`, and its counters, named as in `COUNTERS`.
@@ -67,7 +80,7 @@ class Checkpoint:
         Only resuming needs this file; a best checkpoint has none. Raises UserError as `weights` does.
         """
         path = self.path.with_name(f"{self.path.stem}{OPTIMIZER}")
-        names = optimizer_shapes(self.model_config, self.train_config.optimizer)
+        names = optimizer_shapes(self.model_config, self.train_config.optimizer, self.train_config.lora)
         tensors = open_tensors(path, _optimizer_layout(self.model_config, self.train_config), names, _ADVICE)
         counters = {name: int(tensors[name]) for name in COUNTERS}
         for name, count in counters.items():
@@ -90,7 +103,7 @@ def save(
 ) -> Checkpoint:
     """Write the checkpoint of `step` and make it the latest. The caller holds `run.lock()`.
 
-    `weights` are named as in `parameter_shapes` and `optimizer` as in `optimizer_shapes`, all float32; `counters` are
+    `weights` are named as in `trained_shapes` and `optimizer` as in `optimizer_shapes`, all float32; `counters` are
     named as in `COUNTERS`.
 
     Raises UserError if the files cannot be written (no space, no permission). Earlier checkpoints are then intact.
@@ -100,8 +113,9 @@ def save(
     config = _config(run, step, model_config, train_config, weights_path)
     with _cannot(f"save {weights_path}"):
         with atomic_paths(weights_path, optimizer_path, config_path) as (weights_file, optimizer_file, config_file):
-            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model_config)})
-            tensors = {name: optimizer[name] for name in optimizer_shapes(model_config, train_config.optimizer)}
+            write_tensors(weights_file, {name: weights[name] for name in _trained_layout(model_config, train_config)})
+            moments = optimizer_shapes(model_config, train_config.optimizer, train_config.lora)
+            tensors = {name: optimizer[name] for name in moments}
             write_tensors(optimizer_file, tensors | {name: np.array(counters[name], np.int64) for name in COUNTERS})
             config_file.write_text(config, encoding="utf-8")
         _point_latest_at(run, weights_path, config_path)
@@ -124,12 +138,21 @@ def save_best(
     config = _config(run, step, model_config, train_config, weights_path, val_loss=val_loss)
     with _cannot(f"save {weights_path}"):
         with atomic_paths(weights_path, config_path) as (weights_file, config_file):
-            write_tensors(weights_file, {name: weights[name] for name in parameter_shapes(model_config)})
+            write_tensors(weights_file, {name: weights[name] for name in _trained_layout(model_config, train_config)})
             config_file.write_text(config, encoding="utf-8")
         link_atomically(run.best_weights_path, weights_path.name, copied=False)
         link_atomically(run.best_config_path, config_path.name)
     _forget_other_best(run, weights_path)
     return Checkpoint(run, step, model_config, train_config, weights_path, val_loss)
+
+
+def save_base(run: Run, weights: Mapping[str, np.ndarray]) -> None:
+    """Write the weights, named as in `parameter_shapes`, that a run trains adapters beside. The caller holds its lock.
+
+    They are asked for one at a time. Raises UserError if the file cannot be written, and whatever `weights` raises.
+    """
+    with _cannot(f"save {run.base_path}"), atomic_path(run.base_path) as file:
+        write_tensors(file, weights)
 
 
 def save_imported(
@@ -360,12 +383,12 @@ def _read(run: Run, config_path: Path, weights_path: Path | None = None) -> Chec
     path, described = weights_path or named, config["checkpoint"]
     return Checkpoint(
         run, described["step"], model_config, train_config, path, described.get("val_loss"),
-        described.get("imported", False), _opened_weights(path, model_config),
+        described.get("imported", False), _opened(path, _trained_layout(model_config, train_config)),
     )  # fmt: skip
 
 
-def _opened_weights(path: Path, model_config: ModelConfig) -> TensorFile:
-    return open_tensors(path, _weights_layout(model_config), parameter_shapes(model_config), _ADVICE)
+def _opened(path: Path, layout: Layout) -> TensorFile:
+    return open_tensors(path, layout, layout, _ADVICE)
 
 
 # ---- sizes and messages --------------------------------------------------------------------------------------------
@@ -373,7 +396,13 @@ def _opened_weights(path: Path, model_config: ModelConfig) -> TensorFile:
 
 def file_bytes(model_config: ModelConfig, train_config: TrainConfig) -> tuple[int, int]:
     """Bytes of the tensors in a checkpoint's two large files: the weights, and the optimizer's state."""
-    return _tensor_bytes(_weights_layout(model_config)), _tensor_bytes(_optimizer_layout(model_config, train_config))
+    weights, optimizer = (make(model_config, train_config) for make in (_trained_layout, _optimizer_layout))
+    return _tensor_bytes(weights), _tensor_bytes(optimizer)
+
+
+def base_bytes(model_config: ModelConfig, train_config: TrainConfig) -> int:
+    """Bytes of the tensors that a run writes before its first step: the base of its adapters."""
+    return _tensor_bytes(_layout_of(parameter_shapes(model_config))) if train_config.lora else 0
 
 
 def largest_tensor(model_config: ModelConfig) -> int:
@@ -381,14 +410,17 @@ def largest_tensor(model_config: ModelConfig) -> int:
     return 4 * max(map(math.prod, parameter_shapes(model_config).values()))
 
 
-def _weights_layout(model_config: ModelConfig) -> Layout:
-    return {name: ("F32", shape) for name, shape in parameter_shapes(model_config).items()}
+def _trained_layout(model_config: ModelConfig, train_config: TrainConfig) -> Layout:
+    return _layout_of(trained_shapes(model_config, train_config.lora))
 
 
 def _optimizer_layout(model_config: ModelConfig, train_config: TrainConfig) -> Layout:
-    shapes = optimizer_shapes(model_config, train_config.optimizer)
-    tensors: Layout = {name: ("F32", shape) for name, shape in shapes.items()}
+    tensors = _layout_of(optimizer_shapes(model_config, train_config.optimizer, train_config.lora))
     return tensors | dict.fromkeys(COUNTERS, ("I64", ()))
+
+
+def _layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    return {name: ("F32", shape) for name, shape in shapes.items()}
 
 
 def _tensor_bytes(layout: Layout) -> int:

@@ -179,11 +179,14 @@ class TrainConfig:
     `final_lr` and `warmup` have the numbers in either case. `resolved` writes computed values down, as a config file
     has them, and names them in `computed`, so that `changed` can compute them again.
 
+    `lora` is the rank of the adapters that learn in place of the weights; None: the weights learn.
+
     `accumulate` counts the batches of a step on all ranks together, so a checkpoint does not depend on their number.
 
     The last fields have no option, because they follow from the step at which a run began. Steps up to
     `schedule_start` are not part of the learning rate's schedule, and steps up to `text_start` read another text. No
-    step has trained on the last `unseen_fraction` of the text (None: the last `val_fraction`).
+    step has trained on the last `unseen_fraction` of the text (None: the last `val_fraction`). `base` names the model
+    that adapters are trained beside.
     Raises UserError for a value that cannot train.
     """
 
@@ -194,6 +197,7 @@ class TrainConfig:
     reduce_precision: str = "fp32"
     total_steps: int = 50_000
     optimizer: str = "adamw"
+    lora: int | None = None
     learning_rate: float | None = None
     min_lr: float | None = None
     warmup_steps: int | None = None
@@ -214,6 +218,7 @@ class TrainConfig:
     schedule_start: int = 0
     text_start: int = 0
     unseen_fraction: float | None = None
+    base: str | None = None
     computed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -221,6 +226,12 @@ class TrainConfig:
         for key in ("batch_size", "accumulate", "total_steps", "log_every", "keep_last"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         _check_choice(self, "optimizer", "precision", "reduce_precision", "schedule", "sampling")
+        check(self.lora is None or self.lora >= 1, "lora", self.lora, "at least 1")
+        if self.lora and self.optimizer != "adamw":
+            raise UserError(
+                f"--optimizer {self.optimizer} moves whole matrices, but --lora {self.lora} trains adapters, which "
+                "adamw moves: leave one of them out"
+            )
         for key in ("schedule_start", "text_start"):
             check(0 <= getattr(self, key) <= self.total_steps, key, getattr(self, key), "from 0 to --steps")
         check(0 < self.peak_lr < 1e38, "learning_rate", self.peak_lr, "a number above 0 (and below 1e38)")
@@ -384,6 +395,7 @@ TUNING: dict[str, Any] = {
     "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0, "total_steps": 500, "eval_every": 50,
 }  # fmt: skip
 TUNING_RATES = {"adamw": 1e-3, "muon": 3e-3}  # peak rate of each optimizer
+LORA = {"optimizer": "adamw", "learning_rate": 3e-3}  # the same for `--lora`
 
 # The fastest-learning settings that we measured. docs/recipes.md has the sweeps, and the settings that did not help.
 _MUON = {"kind": "byte", "optimizer": "muon", "schedule": "trapezoid", "min_lr": 0.0}

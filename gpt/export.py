@@ -1,4 +1,5 @@
 """Export to a directory that Hugging Face's `from_pretrained` loads: the model as GPT2LMHeadModel, and its tokenizer.
+Or to one that PEFT's loads: the adapters of a run alone.
 
 The default settings differ between versions of transformers. So the files give every setting that changes a result: the
 inputs that the tokenizer makes, the side and token of padding, the scale of attention, and the token that ends a text.
@@ -8,6 +9,8 @@ then add the embedding of token 0 at every position.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +38,72 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
     Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, if the run's
     tokenizer is missing or is not the model's, or if the memory does not suffice.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
+    _check_new(out)
     tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
     checkpoint.model_config.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
     needed = largest_tensor(checkpoint.model_config)
     require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()
+    with _written(out) as made:
+        write_tensors(made / "model.safetensors", weights)
+        end = _end_of_text(tokenizer)
+        _write_json(made / "config.json", _model_config(checkpoint.model_config) | end)
+        _write_json(made / "generation_config.json", end)
+        tokenizer.save(made / "tokenizer.json")
+        _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
+        write_atomically(made / "README.md", model_card(checkpoint))
+    return [out / name for name in sorted(os.listdir(out))]
+
+
+def export_adapters(checkpoint: Checkpoint, out: Path) -> list[Path]:
+    """Write the adapters of a run with `--lora` into the directory `out`, which must be new or empty, as PEFT does.
+
+    Returns the paths of its files, adapter_model.safetensors and adapter_config.json. PEFT puts them beside a model of
+    transformers: the one that the run began with, or an export of it.
+
+    Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, or if the run
+    has no adapters.
+    """
+    _check_new(out)
+    train = checkpoint.train_config
+    if train.lora is None:
+        raise UserError(f"run {checkpoint.run.name} has no adapters, as it was trained without --lora: use --format hf")
+    with _written(out) as made:
+        write_tensors(made / "adapter_model.safetensors", checkpoint.trained())
+        _write_json(made / "adapter_config.json", _adapter_config(train.lora, train.base))
+    return [out / name for name in sorted(os.listdir(out))]
+
+
+def _check_new(out: Path) -> None:
+    """Raise UserError if a directory `out` cannot be made."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """Inside the `with`, a directory to write to, which is `out` afterwards. Raises UserError if that fails."""
     try:
         with atomic_directory(out) as made:
-            write_tensors(made / "model.safetensors", weights)
-            end = _end_of_text(tokenizer)
-            _write_json(made / "config.json", _model_config(checkpoint.model_config) | end)
-            _write_json(made / "generation_config.json", end)
-            tokenizer.save(made / "tokenizer.json")
-            _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
-            write_atomically(made / "README.md", model_card(checkpoint))
-            names = sorted(os.listdir(made))
+            yield made
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
-    return [out / name for name in names]
+
+
+def _adapter_config(rank: int, base: str | None) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "target_modules": ["c_attn", "c_fc", "c_proj"],  # c_proj of attention and of the feed-forward layer
+        "fan_in_fan_out": True,  # GPT-2's weights are [in, out]
+        "r": rank,
+        "lora_alpha": rank,  # the product of the adapters is not scaled
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    }
 
 
 def _model_config(model: ModelConfig) -> dict[str, Any]:

@@ -14,23 +14,25 @@ Read `GPT._forward` first, then `TrainableGPT._backward`. The arithmetic is that
   memory.
 - With `recompute`, only the stream that enters each block is kept. The backward pass runs the block again for the rest
   (Chen et al. 2016), which gives the same bits, because every operation does.
+- With `lora`, each layer of a block has an adapter of that rank beside it (gpt/lora.py), and only adapters learn.
 
 Shapes: a row is a token of a micro-batch, D = embed_dim, F = ff_hidden_dim, V' the padded vocabulary.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.initialization import initial_weights
-from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed, Operations, Shape
-from gpt.parameters import Parameters, layout, over_layers, padded_vocab
+from gpt.lora import Adapter, Adapters, adapter_elements
+from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Operations, Shape
+from gpt.parameters import Block, Parameters, layout, over_layers
+from gpt.workspace import BlockActivations, Kept, Workspace
 
 BlockDone = Callable[[int], None]  # takes a block's number
-Kept = Literal["nothing", "streams", "everything"]  # for the backward pass, of what each block computes
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -40,15 +42,19 @@ class GPT:
     """A GPT-2 on one device, for inference.
 
     `batch` is the largest number of sequences, each of `config.max_seq_len` tokens or fewer, that it is ever given;
-    `sequences` of them go through it at a time.
+    `sequences` of them go through it at a time. With `lora` it has adapters of that rank.
     """
 
-    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1, kept: Kept = "nothing") -> None:
+    def __init__(
+        self, config: ModelConfig, ops: Operations, batch: int = 1, kept: Kept = "nothing", lora: int | None = None
+    ) -> None:
         ops.check(config)
         self.config, self.ops = config, ops
         self.sequences = ops.sequences(batch, config.max_seq_len)
-        self.weights = self._parameters("")  # in the type that products read; in training, the optimizer has them exact
-        self.workspace = Workspace(config, self.sequences, ops, kept, allocate=ops.empty)
+        # In the type that products read; in training, the optimizer has exact ones of those that learn.
+        self.weights = self._parameters("")
+        self.adapters = Adapters(config, lora, ops.zeros) if lora else None
+        self.workspace = Workspace(config, self.sequences, ops, kept, allocate=ops.empty, lora=lora)
         self.metrics = ops.zeros(2, "float64")  # loss and top-1 hits, summed over tokens since they were last cleared
         self.dropout_key = ops.zeros(2, "uint32")  # seed and counter; whoever runs the steps moves the counter
 
@@ -100,31 +106,43 @@ class GPT:
         ops.embedding(ids, weights.wte, weights.wpe, out=stream.x, dropout=sites.embedding())
         ops.layernorm(stream, norm=weights.norms[0])
 
-        for layer, w in enumerate(weights.blocks):
+        for layer in range(self.config.num_layers):
             act = self._block(layer, ids, sites)
-            ops.linear(act.activated, w.mlp_proj, out=branch)
+            self._linear(layer, "mlp_proj", act.activated, out=branch)
             norm = weights.norms[layer + 1]  # the next block's ln_1, or ln_f
             stream = ws.residuals[layer + 1].rows(rows)
             ops.add_layernorm(act.ln_2.x, branch, norm=norm, out=stream, dropout=sites.mlp_branch(layer))
 
-    def _block(self, layer: int, ids: Array, sites: "DropoutSites") -> "BlockActivations":
+    def _block(self, layer: int, ids: Array, sites: "DropoutSites") -> BlockActivations:
         """A block, from the stream that enters it and its norm, ln_1, up to the activation."""
         ops, w, act = self.ops, self.weights.blocks[layer], self.workspace.blocks[layer].of(ids)
         branch = self.workspace.branch[: ids.size]
         # x + proj(attention(ln_1(x)))
-        ops.linear(act.ln_1.out, w.attn_qkv, out=act.qkv)  # [rows, 3 D]
+        self._linear(layer, "attn_qkv", act.ln_1.out, out=act.qkv)  # [rows, 3 D]
         ops.attention(act.qkv, out=act.attended, lse=act.lse, dropout=sites.attention(layer))  # [rows, D]
-        ops.linear(act.attended, w.attn_proj, out=branch)
+        self._linear(layer, "attn_proj", act.attended, out=branch)
         ops.add_layernorm(act.ln_1.x, branch, norm=w.ln_2, out=act.ln_2, dropout=sites.attention_branch(layer))
 
         # x + proj(gelu(fc(ln_2(x)))), of which proj and x + follow in `_forward`
         activation = Activation(self.config.activation, act.pre_activation)
-        ops.linear(act.ln_2.out, w.mlp_fc, out=act.activated, activation=activation)  # [rows, F]
+        self._linear(layer, "mlp_fc", act.ln_2.out, out=act.activated, activation=activation)  # [rows, F]
         return act
+
+    def _linear(self, layer: int, module: str, x: Array, out: Array, activation: Activation | None = None) -> None:
+        """The linear layer `module`, one of MATRICES, of block `layer`; and beside it its adapter, if there is one."""
+        ops, weight = self.ops, getattr(self.weights.blocks[layer], module)
+        if self.adapters is None:
+            ops.linear(x, weight, out, activation)
+            return
+        adapter: Adapter = getattr(self.adapters.blocks[layer], module)
+        inner = self.workspace.inner[: len(x)]  # [rows, R]
+        ops.linear(x, weight, out=activation.pre_activation if activation else out)
+        ops.linear(x, adapter.down, out=inner)
+        ops.linear(inner, adapter.up, out, activation, adds=True)
 
     def _head(self, labels: Array, scale: Array | None = None, dhead: Array = None) -> None:
         """Cross-entropy of the last norm's output. With `scale` also its gradient: into `workspace.dnormed`, and added
-        to dhead [V', D].
+        to dhead [V', D] unless that is None.
         """
         ops, ws, head, labels = self.ops, self.workspace, self._head_layer(), labels.reshape(-1)
         losses, hits, vocab = ws.losses[: labels.size], ws.hits[: labels.size], self.config.vocab_size
@@ -132,7 +150,8 @@ class GPT:
             ops.softmax_cross_entropy(logits, labels[chunk], losses[chunk], hits[chunk], vocab=vocab, scale=scale)
             if scale is not None:  # logits are their own gradient now
                 out, dx = ws.residuals[-1].out[chunk], ws.dnormed[chunk]
-                ops.linear_backward(logits, out, head.weight, dx=dx, grads=Affine(dhead.T, bias=None))
+                grads = Affine(None if dhead is None else dhead.T, bias=None)
+                ops.linear_backward(logits, out, head.weight, dx=dx, grads=grads)
         ops.add_sums(losses, hits, out=self.metrics)
 
     def _logits(self, rows: int) -> Iterator[tuple[slice, Array]]:
@@ -161,7 +180,8 @@ class GPT:
 
         x = by_sequence(ws.residuals[0].x)
         ops.embedding(ids, weights.wte, weights.wpe, out=ws.residuals[0].x[: batch * seq], start=cache.start)
-        for layer, (w, act) in enumerate(zip(weights.blocks, ws.blocks, strict=True)):
+        for layer, act in enumerate(ws.blocks):
+            w = self._merged(layer)
             qkv, attended = act.qkv[: batch * seq], act.attended[: batch * seq]
             activated = by_sequence(act.activated)
             ops.norm_linear(x, w.ln_1, w.attn_qkv, out=by_sequence(qkv))
@@ -173,6 +193,19 @@ class GPT:
         ops.norm_linear(x[:, -1:], weights.ln_f, self._head_layer(), out=logits[:, None])
         return logits
 
+    def _merged(self, layer: int) -> Block:
+        """The weights of a block, with its adapters merged into them. All blocks share the room for these."""
+        block = self.weights.blocks[layer]
+        if self.adapters is None:
+            return block
+        for module, weight in self.workspace.merged.items():
+            adapter: Adapter = getattr(self.adapters.blocks[layer], module)
+            affine: Affine = getattr(block, module)
+            self.ops.copy(affine.weight, out=weight)
+            self.ops.linear(adapter.a.T, adapter.up, out=weight, adds=True)
+            block = block._replace(**{module: Affine(weight, affine.bias)})
+        return block
+
     def _micro_batches(self, ids: Array) -> list[slice]:
         """The sequences of a batch that go through the model together."""
         starts = range(0, len(ids), self.sequences)
@@ -183,12 +216,28 @@ class GPT:
 
 
 class TrainableGPT(GPT):
-    """A GPT-2 with gradients, and room for the activations that the backward pass reads."""
+    """A GPT-2 with gradients, and room for the activations that the backward pass reads.
 
-    def __init__(self, config: ModelConfig, ops: Operations, batch: int = 1, recompute: bool = False) -> None:
-        super().__init__(config, ops, batch, "streams" if recompute else "everything")
+    `trained` are the weights that learn, and `gradients` theirs: all of them, or with `lora` the adapters alone.
+    """
+
+    gradients: Parameters | Adapters
+    trained: Parameters | Adapters
+
+    def __init__(
+        self, config: ModelConfig, ops: Operations, batch: int = 1, recompute: bool = False, lora: int | None = None
+    ) -> None:
+        super().__init__(config, ops, batch, "streams" if recompute else "everything", lora)
         self._recompute = recompute
-        self.gradients = self._parameters("float32", ops.partial_sums(self.sequences * config.max_seq_len))
+        if self.adapters and lora:
+            self.trained = self.adapters
+            self.gradients = Adapters(config, lora, lambda size: ops.zeros(size, "float32"))
+            unused = self.workspace.unused(config)
+            self._of_blocks, self._of_norms = [unused] * config.num_layers, [unused.ln_1] * (config.num_layers + 1)
+        else:
+            self.trained = self.weights
+            self.gradients = self._parameters("float32", ops.partial_sums(self.sequences * config.max_seq_len))
+            self._of_blocks, self._of_norms = self.gradients.blocks, self.gradients.norms
 
     def loss_and_gradients(
         self, ids: Array, labels: Array, order: Array, scale: Array, block_done: BlockDone | None = None
@@ -204,7 +253,7 @@ class TrainableGPT(GPT):
         for part in parts:
             sites = self._sites(self.config.dropout, first=part.start * seq)
             self._forward(ids[part], sites)
-            self._head(labels[part], scale, dhead=self.gradients.head)
+            self._head(labels[part], scale, dhead=getattr(self.gradients, "head", None))
             done = block_done if part == parts[-1] else None
             self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, done)
 
@@ -214,42 +263,60 @@ class TrainableGPT(GPT):
         Each line is the backward pass of a line of `_forward`, in reverse order. `dx` is the gradient of the residual
         stream, `dnormed` of a norm's output, and `dbranch` of a branch; all are [rows, D].
         """
-        ops, weights, grads, ws, rows = self.ops, self.weights, self.gradients, self.workspace, ids.size
+        ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         dbranch = ws.dbranch[:rows] if sites.rate else dx
         ops.fill(dx, 0)
 
         for layer in reversed(range(self.config.num_layers)):
-            w, g, normed = weights.blocks[layer], grads.blocks[layer], ws.residuals[layer + 1].rows(rows)
+            w, g, normed = weights.blocks[layer], self._of_blocks[layer], ws.residuals[layer + 1].rows(rows)
             act = self._block_again(layer, ids, sites) if self._recompute else ws.blocks[layer].of(ids)
 
             # x + proj(gelu(fc(ln_2(x))))
             branch = Branch(dbranch, g.mlp_proj.bias, sites.mlp_branch(layer))
-            norm_weight, norm_grads = weights.norms[layer + 1].weight, grads.norms[layer + 1]
+            norm_weight, norm_grads = weights.norms[layer + 1].weight, self._of_norms[layer + 1]
             ops.add_layernorm_backward(dnormed, normed, norm_weight, dx, grads=norm_grads, branch=branch)
             activation = Activation(self.config.activation, act.pre_activation, dbias=g.mlp_fc.bias)
             proj_grads, fc_grads = g.mlp_proj.without_bias(), g.mlp_fc.without_bias()
-            ops.linear_backward(dbranch, act.activated, w.mlp_proj.weight, dfc, grads=proj_grads, activation=activation)
-            ops.linear_backward(dfc, act.ln_2.out, w.mlp_fc.weight, dnormed, grads=fc_grads)
+            self._linear_backward(layer, "mlp_proj", dbranch, act.activated, dfc, proj_grads, activation)
+            self._linear_backward(layer, "mlp_fc", dfc, act.ln_2.out, dnormed, fc_grads)
 
             # x + proj(attention(ln_1(x)))
             branch = Branch(dbranch, g.attn_proj.bias, sites.attention_branch(layer))
             ops.add_layernorm_backward(dnormed, act.ln_2, w.ln_2.weight, dx, grads=g.ln_2, branch=branch)
             dattended = dnormed  # free until attention's own backward pass is done
             proj_grads = g.attn_proj.without_bias()
-            ops.linear_backward(dbranch, act.attended, w.attn_proj.weight, dattended, grads=proj_grads)
+            self._linear_backward(layer, "attn_proj", dbranch, act.attended, dattended, proj_grads)
             dropout = sites.attention(layer)
             ops.attention_backward(dattended, act.qkv, act.attended, act.lse, dqkv, dropout=dropout)
-            ops.linear_backward(dqkv, act.ln_1.out, w.attn_qkv.weight, dnormed, grads=g.attn_qkv)
+            self._linear_backward(layer, "attn_qkv", dqkv, act.ln_1.out, dnormed, g.attn_qkv)
             if block_done:
                 block_done(layer)
 
-        first = ws.residuals[0].rows(rows)
+        if isinstance(self.gradients, Adapters):  # nothing below learns
+            return
+        first, grads = ws.residuals[0].rows(rows), self.gradients
         ops.layernorm_backward(dnormed, first, weights.norms[0].weight, dx, grads=grads.norms[0])
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=sites.embedding())
         ops.add_partials(grads.partials[: ops.partial_sums(rows)], out=grads.vectors)
 
-    def _block_again(self, layer: int, ids: Array, sites: "DropoutSites") -> "BlockActivations":
+    def _linear_backward(
+        self, layer: int, module: str, dout: Array, x: Array, dx: Array, grads: Affine,
+        activation: Activation | None = None,
+    ) -> None:  # fmt: skip
+        """The backward pass of `_linear`: into dx, `grads` and the gradients of the adapter, whichever there are."""
+        ops, weight = self.ops, getattr(self.weights.blocks[layer], module).weight
+        if self.adapters is None:
+            ops.linear_backward(dout, x, weight, dx, grads, activation)
+            return
+        adapter, its_grads = (getattr(each.blocks[layer], module) for each in (self.adapters, self.gradients))
+        inner, dinner = self.workspace.inner[: len(x)], self.workspace.dinner[: len(x)]
+        ops.linear(x, adapter.down, out=inner)  # again, because all adapters share the array
+        ops.linear_backward(dout, x, weight, dx, grads)
+        ops.linear_backward(dout, inner, adapter.up.weight, dinner, its_grads.up)
+        ops.linear_backward(dinner, x, adapter.down.weight, dx, its_grads.down, activation, adds=True)
+
+    def _block_again(self, layer: int, ids: Array, sites: "DropoutSites") -> BlockActivations:
         """The block's activations, from the stream that enters it. The last block's are still there, but for ln_1."""
         act = self.workspace.blocks[layer].of(ids)
         self.ops.layernorm(act.ln_1, norm=self.weights.norms[layer])
@@ -287,75 +354,6 @@ class DropoutSites(NamedTuple):
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-class BlockActivations(NamedTuple):
-    """The results of one block's forward pass that its backward pass reads."""
-
-    ln_1: Normed
-    qkv: Array  # [rows, 3 D]
-    attended: Array  # [rows, D]
-    lse: Array  # [batch x heads x seq]; for ids, [batch, heads, seq]
-    ln_2: Normed
-    pre_activation: Array  # [rows, F]
-    activated: Array  # [rows, F]
-
-    def of(self, ids: Array) -> "BlockActivations":
-        """The rows for ids [batch, seq]."""
-        (batch, seq), rows = ids.shape, ids.size
-        heads = len(self.lse) // len(self.qkv)
-        return BlockActivations(
-            self.ln_1.rows(rows),
-            self.qkv[:rows],
-            self.attended[:rows],
-            self.lse[: rows * heads].reshape(batch, heads, seq),
-            self.ln_2.rows(rows),
-            self.pre_activation[:rows],
-            self.activated[:rows],
-        )
-
-
-class Workspace:
-    """Every array that a pass over at most `sequences` sequences writes, allocated once.
-
-    `residuals[layer]` is the residual stream, with its norm, as it enters block `layer`, and `residuals[-1]` as it
-    enters the head. `blocks[layer]` has the other activations, and the stream again in the middle of the block, as
-    `ln_2`. Blocks share the arrays that are not `kept`. "nothing" is for inference. If "streams" are kept, each block
-    has its own `x`, `mean` and `rstd` of `residuals`, from which the rest can be computed again.
-    """
-
-    def __init__(
-        self, config: ModelConfig, sequences: int, ops: Operations, kept: Kept, allocate: Callable[..., Array]
-    ) -> None:
-        rows, d, f, layers = sequences * config.max_seq_len, config.embed_dim, config.ff_hidden_dim, config.num_layers
-
-        def normed(sharing: Normed | None = None) -> Normed:
-            x, out = allocate((rows, d)), sharing.out if sharing else allocate((rows, d))
-            return Normed(x, out, mean=allocate(rows, "float32"), rstd=allocate(rows, "float32"))
-
-        def block(ln_1: Normed) -> BlockActivations:
-            lse = allocate(rows * config.num_heads, "float32")
-            pre_activation, activated = allocate((rows, f)), allocate((rows, f))
-            qkv, attended = allocate((rows, 3 * d)), allocate((rows, d))
-            return BlockActivations(ln_1, qkv, attended, lse, normed(), pre_activation, activated)
-
-        if kept == "everything":
-            self.residuals = [normed() for _ in range(layers + 1)]
-            self.blocks = [block(ln_1) for ln_1 in self.residuals[:-1]]
-        elif kept == "streams":
-            first = normed()
-            self.residuals = [first, *(normed(sharing=first) for _ in range(layers))]
-            shared = block(first)
-            self.blocks = [shared._replace(ln_1=ln_1) for ln_1 in self.residuals[:-1]]
-        else:
-            self.residuals = [normed()] * (layers + 1)
-            self.blocks = [block(self.residuals[0])] * layers
-        if kept != "nothing":
-            self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
-            self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
-        self.branch = allocate((rows, d))
-        self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
-        self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
-
-
 class KVCache(NamedTuple):
     """Keys and values of the positions decoded so far, for a sequence in each place.
 
@@ -381,7 +379,9 @@ class KVCache(NamedTuple):
         return 2 * config.num_layers * config.max_seq_len * config.embed_dim * (2 if ops.low_precision else 4)
 
 
-def memory_bytes(config: ModelConfig, batch: int, ops: Operations, kept: Kept = "nothing") -> int:
+def memory_bytes(
+    config: ModelConfig, batch: int, ops: Operations, kept: Kept = "nothing", lora: int | None = None
+) -> int:
     """Bytes that a GPT on `ops` holds, or a TrainableGPT if something is `kept`; nothing is allocated."""
     itemsize = 2 if ops.low_precision else 4
 
@@ -394,10 +394,13 @@ def memory_bytes(config: ModelConfig, batch: int, ops: Operations, kept: Kept = 
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
         count(place.total)
-        if kept != "nothing":  # gradients, and partial sums of those of the vectors
+        if lora:
+            count(adapter_elements(few, lora))
+            count(adapter_elements(few, lora), "float32")
+        elif kept != "nothing":  # gradients, and partial sums of those of the vectors
             count(place.total, "float32")
             count((ops.partial_sums(sequences * few.max_seq_len), place.total - place.decayed), "float32")
-        Workspace(few, sequences, ops, kept, allocate=count)
+        Workspace(few, sequences, ops, kept, allocate=count, lora=lora)
         return sum(sizes)
 
     return over_layers(config, total)

@@ -15,9 +15,10 @@ from gpt.distributed.collectives import Exchange
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.distributed.reduction import Reduction
 from gpt.distributed.shares import Region
+from gpt.lora import trained_shapes
 from gpt.model import TrainableGPT
 from gpt.ops.interface import AdamBuffers, Array, Operations, Stack, UpdateRule
-from gpt.parameters import matrix_names, matrix_spans, parameter_shapes, stack_shapes
+from gpt.parameters import matrix_names, matrix_spans, stack_shapes
 
 BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # AdamW's, alone and beside Muon
 EPS = 1e-8  # AdamW's
@@ -41,12 +42,13 @@ NEWTON_SCHULZ = (
 )
 
 
-def optimizer_shapes(model_config: ModelConfig, optimizer: str) -> dict[str, tuple[int, ...]]:
+def optimizer_shapes(model_config: ModelConfig, optimizer: str, lora: int | None = None) -> dict[str, tuple[int, ...]]:
     """Name → shape of every float32 tensor that `optimizer`, "adamw" or "muon", keeps between steps.
 
     Adam keeps two moments of a tensor, exp_avg.NAME and exp_avg_sq.NAME. Muon keeps one of a matrix, momentum.NAME.
+    With `lora` the tensors are the adapters of that rank.
     """
-    shapes = parameter_shapes(model_config)
+    shapes = trained_shapes(model_config, lora)
     muon = set(matrix_names(model_config)) if optimizer == "muon" else set()
     kept = {f"momentum.{name}": shapes[name] for name in shapes if name in muon}
     for moment in ("exp_avg", "exp_avg_sq"):
@@ -57,7 +59,7 @@ def optimizer_shapes(model_config: ModelConfig, optimizer: str) -> dict[str, tup
 def optimizer_bytes(config: ModelConfig, train_config: TrainConfig, ops: Operations, ranks: Ranks = ALONE) -> int:
     """Bytes of the arrays that an Optimizer on `ops` keeps or needs for a while; nothing is allocated."""
     optimizer = train_config.optimizer
-    shares = ranks.shares(config, ops.vocab_multiple, optimizer)
+    shares = ranks.shares(config, ops.vocab_multiple, optimizer, train_config.lora)
     floats = 2 * shares.adamw.size + shares.muon.size  # moments
     rounded = 0
     largest = 0  # stretch that is gathered to be saved
@@ -78,7 +80,7 @@ def stacks_here(
     config: ModelConfig, train_config: TrainConfig, ops: Operations, ranks: Ranks = ALONE
 ) -> list[tuple[int, int, int]]:
     """The shapes of the stacks of matrices that Muon moves on this rank; [] for AdamW, or if it has none."""
-    own = ranks.shares(config, ops.vocab_multiple, train_config.optimizer).muon.size
+    own = ranks.shares(config, ops.vocab_multiple, train_config.optimizer, train_config.lora).muon.size
     layers = own // sum(stride for _, stride in matrix_spans(config, ops.vocab_multiple))
     return [(layers, rows, columns) for _, rows, columns in stack_shapes(config)] if layers else []
 
@@ -91,8 +93,8 @@ class Optimizer:
     learning rate and one weight decay. A step with a loss or a gradient norm that is not finite changes only
     `counters`.
 
-    The optimizer has the float32 weights (`weights`, by name) and keeps the model's own up to date. They are the same
-    arrays if products read float32.
+    The optimizer has the float32 weights that learn and keeps the model's own up to date. They are the same arrays if
+    products read float32.
 
     With several `ranks`, it sums up the ranks' gradients first, and steps this rank's share of the elements
     (gpt/distributed/shares.py). Then all ranks gather the model's weights.
@@ -101,7 +103,7 @@ class Optimizer:
     def __init__(self, model: TrainableGPT, train_config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.model, self.ops, self.train_config, self.ranks = model, model.ops, train_config, ranks
         ops = model.ops
-        self.shares = ranks.shares(model.config, ops.vocab_multiple, train_config.optimizer)
+        self.shares = ranks.shares(model.config, ops.vocab_multiple, train_config.optimizer, train_config.lora)
         self._muon, self._adamw = (_Buffers(region, model) for region in (self.shares.muon, self.shares.adamw))
         self._exp_avg, self._exp_avg_sq = (ops.zeros(self.shares.adamw.size, "float32") for _ in range(2))
         self._momentum = ops.zeros(self.shares.muon.size, "float32")
@@ -111,7 +113,7 @@ class Optimizer:
         self.coefficients = NEWTON_SCHULZ
         self._rule = UpdateRule(BETAS[train_config.optimizer], EPS, train_config.weight_decay, train_config.grad_clip)
         rest = self._adamw
-        decayed = self.shares.adamw.own_before(model.weights.decayed)
+        decayed = self.shares.adamw.own_before(model.trained.decayed)
         self._buffers = AdamBuffers(
             rest.weights, rest.gradients, self._exp_avg, self._exp_avg_sq, copy=rest.copy, decayed=decayed
         )
@@ -165,7 +167,7 @@ class Optimizer:
         """Give every rank the model's weights that the ranks have moved, each its share."""
         if buffers.region.is_whole:
             return
-        self.ranks.collectives.gather(buffers.region.exchanges(self.model.weights.flat, buffers.moved))
+        self.ranks.collectives.gather(buffers.region.exchanges(self.model.trained.flat, buffers.moved))
         self.ranks.collectives.wait()
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
@@ -173,38 +175,39 @@ class Optimizer:
     def initialize(self, weights: Iterable[tuple[str, np.ndarray]]) -> None:
         """Begin, or go on, with these float32 weights, by name, in the model and here."""
         for name, tensor in weights:
-            self.model.load([(name, tensor)])
-            start = self.model.weights.offsets[name]
+            self.ops.copy(tensor, out=self.model.trained.named[name])
+            start = self.model.trained.offsets[name]
             self._put(*self._flats(start)["weights"], start, tensor)
 
     def load(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> None:
         """Go on from a checkpoint's tensors (named as `optimizer_shapes` names them) and counters."""
-        for key in optimizer_shapes(self.model.config, self.train_config.optimizer):
+        for key in self._moments():
             kind, _, name = key.partition(".")
-            start = self.model.weights.offsets[name]
+            start = self.model.trained.offsets[name]
             self._put(*self._flats(start)[kind], start, tensors[key])
         self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
 
     def weights_on_host(self) -> dict[str, np.ndarray]:
-        """The float32 weights by name. All ranks must ask at once; only the first one's answer is of use."""
-        names = parameter_shapes(self.model.config)
-        return self._on_host({name: (name, "weights") for name in names})
+        """The float32 weights that learn, by name. All ranks must ask at once; only the first one's answer is used."""
+        return self._on_host({name: (name, "weights") for name in self.model.trained.shapes})
 
     def tensors_on_host(self) -> dict[str, np.ndarray]:
         """The tensors of `optimizer_shapes`, as `weights_on_host`."""
-        keys = optimizer_shapes(self.model.config, self.train_config.optimizer)
-        return self._on_host({key: (key.partition(".")[2], key.partition(".")[0]) for key in keys})
+        return self._on_host({key: (key.partition(".")[2], key.partition(".")[0]) for key in self._moments()})
 
     def state(self) -> dict[str, int]:
         """The counters by name, read from the device."""
         return dict(zip(COUNTERS, self.ops.to_host(self.counters).tolist(), strict=True))
 
+    def _moments(self) -> dict[str, tuple[int, ...]]:
+        return optimizer_shapes(self.model.config, self.train_config.optimizer, self.train_config.lora)
+
     def _on_host(self, wanted: Mapping[str, tuple[str, str]]) -> dict[str, np.ndarray]:
         """Tensors on the host: key → parameter and kind of array. For example "exp_avg.x" → ("x", "exp_avg")."""
-        shapes, found = parameter_shapes(self.model.config), {}
+        shapes, found = self.model.trained.shapes, {}
         fulls: dict[tuple[str, int], np.ndarray] = {}
         for key, (name, kind) in wanted.items():
-            start, shape = self.model.weights.offsets[name], shapes[name]
+            start, shape = self.model.trained.offsets[name], shapes[name]
             region, own = self._flats(start)[kind]
             part = slice(start - region.start, start - region.start + math.prod(shape))
             if region.is_whole:
@@ -255,7 +258,7 @@ class _Buffers:
         part, is_exact = slice(region.start, region.stop), not ops.low_precision
         is_view = region.is_whole
         self.gradients = model.gradients.flat[part] if is_view else ops.zeros(region.size, "float32")
-        self.weights = model.weights.flat[part] if is_view and is_exact else ops.zeros(region.size, "float32")
+        self.weights = model.trained.flat[part] if is_view and is_exact else ops.zeros(region.size, "float32")
         # The weights in the type that products read; None if that is float32.
-        self.copy = None if is_exact else model.weights.flat[part] if is_view else ops.zeros(region.size)
+        self.copy = None if is_exact else model.trained.flat[part] if is_view else ops.zeros(region.size)
         self.moved = self.weights if self.copy is None else self.copy  # the own part of the model's weights

@@ -138,7 +138,7 @@ class Parameters:
     def __init__(
         self, config: ModelConfig, allocate: Callable[..., Array], vocab_multiple: int, partial_sums: int = 0
     ) -> None:
-        shapes = parameter_shapes(config)
+        self.shapes = shapes = parameter_shapes(config)
         self.offsets, self.matrices, self.decayed, total = layout(config, vocab_multiple)
         self.flat = allocate(total)
         self.named = {

@@ -18,6 +18,7 @@ from gpt import checkpoint
 from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
 from gpt.config import (
+    LORA,
     PRESETS,
     RATES,
     TUNING,
@@ -34,6 +35,7 @@ from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.history import owes_result
+from gpt.lora import largest_rank, trained_count
 from gpt.model import KVCache, memory_bytes
 from gpt.ops.interface import Operations
 from gpt.optim import optimizer_bytes, stacks_here
@@ -45,6 +47,7 @@ from gpt.schedule import describe_rate
 from gpt.system.console import Console, size
 from gpt.system.limits import free_disk, free_memory, require_memory
 from gpt.tokenizer import lost_note
+from gpt.workspace import Kept
 
 MOST_NAMED = 64  # ranks that a message proposes at most
 MOST_BATCHES = 100_000  # sizes of a batch that are looked at before one sequence at a time is advised
@@ -147,6 +150,8 @@ def settle(
     model = pick(ModelConfig, wanted)
     if start is None:
         train = TrainConfig(**pick(TrainConfig, wanted)).resolved()
+        if train.lora:
+            raise UserError(f"--lora {train.lora} trains adapters beside a trained model: name that model with --from")
         _check_sample_prompt(flags, train)
         return ModelConfig(vocab_size=1, **model), train
     dropout = flags.get("dropout", start.model_config.dropout)  # no weight has a shape that depends on it
@@ -159,6 +164,9 @@ def settle(
             f"--optimizer {optimizer} cannot go on from a checkpoint of {start.train_config.optimizer}, which kept "
             "other moments: leave it out, or train a new run"
         )
+    if "lora" in changes and changes["lora"] != start.train_config.lora:
+        has = f"has adapters of rank {start.train_config.lora}" if start.train_config.lora else "has no adapters"
+        raise UserError(f"--lora {changes['lora']} contradicts the checkpoint, which {has}: leave it out")
     if not resume:
         changes |= _own_schedule(changes, start)
     total_steps = changes.get("total_steps", start.train_config.total_steps)
@@ -191,8 +199,16 @@ def _settle_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrai
             raise UserError(f"--seq {value} is more than the {stored} positions of {origin.name}: lower it")
         if key not in ("max_seq_len", "dropout") and value != stored:
             raise UserError(f"{flag(key)} {value} contradicts {origin.name}, whose model has {stored}: leave it out")
-    chosen = {**TUNING, **pick(TrainConfig, flags)}
+    usual = {**TUNING, **LORA} if "lora" in flags else TUNING
+    chosen = {**usual, **pick(TrainConfig, flags)}
     train = TrainConfig(**{"learning_rate": TUNING_RATES.get(chosen["optimizer"]), **chosen}).resolved()
+    if train.lora and train.lora > largest_rank(model):
+        raise UserError(
+            f"--lora {train.lora} is more than {largest_rank(model)}, the smallest dimension of the matrices of "
+            f"{origin.name}: lower it"
+        )
+    if train.lora:
+        train = replace(train, base=origin.name)
     _check_sample_prompt(flags, train)
     return replace(model, **changes), train
 
@@ -366,7 +382,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     """
     model, train, run = plan.model_config, plan.train_config, plan.run
     needed, free = memory(model, train, ops, ranks)
-    ops.check_products(model, train.batch_size, training=True, stacks=stacks_here(model, train, ops, ranks))
+    stacks = stacks_here(model, train, ops, ranks)
+    ops.check_products(model, train.batch_size, training=True, stacks=stacks, lora=train.lora)
     first = plan.start.step + 1 if plan.start else 1
     held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
     sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
@@ -374,6 +391,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
     if plan.origin:
         console.line(f"From:   {plan.origin.name}")
     console.line(f"Model:  {describe(model)}")
+    if train.lora:
+        console.line(f"LoRA:   {describe_adapters(model, train.lora)}")
     per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
     if sharded and ranks.size == 1:
         console.line("Note: --shard-optimizer changes nothing, because there is one rank alone")
@@ -436,6 +455,11 @@ def describe(model: ModelConfig) -> str:
     )
 
 
+def describe_adapters(model: ModelConfig, lora: int) -> str:
+    """The rank and the size of the adapters that learn, in one line."""
+    return f"adapters of rank {lora}, {trained_count(model, lora):,} parameters, beside a model that stays as it is"
+
+
 def passes(steps: int, tokens_per_step: int, train_tokens: int, model: ModelConfig) -> str:
     """How often a run of `steps` steps goes over its text and, if that is too often, how many steps would be enough.
 
@@ -465,6 +489,7 @@ def _roughly(count: float) -> int:
 def disk(model: ModelConfig, train: TrainConfig) -> str:
     """The disk space of a checkpoint, and the number of checkpoints that are kept, in one line."""
     weights, optimizer = checkpoint.file_bytes(model, train)
+    base = f"the model takes {size(checkpoint.base_bytes(model, train))}, " if train.lora else ""
     if not train.ckpt_every:
         kept = "only the last step's is written"
     elif train.keep_last == 1:
@@ -472,7 +497,7 @@ def disk(model: ModelConfig, train: TrainConfig) -> str:
     else:
         kept = f"the last {train.keep_last} are kept"
     best = f", and the best weights ({size(weights)})" if train.eval_every else ""
-    return f"a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
+    return f"{base}a checkpoint takes {size(weights + optimizer)}; {kept}{best}"
 
 
 def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks = ALONE) -> tuple[int, int]:
@@ -500,7 +525,8 @@ def _memory_needed(model: ModelConfig, train: TrainConfig, ops: Operations, rank
 def _memory_of_batch(model: ModelConfig, train: TrainConfig, ops: Operations) -> int:
     """The part that depends on --batch and --recompute: the model with its activations, and the inputs."""
     inputs = BYTES_PER_TOKEN * train.batch_size * model.max_seq_len
-    return inputs + memory_bytes(model, train.batch_size, ops, "streams" if train.recompute else "everything")
+    kept: Kept = "streams" if train.recompute else "everything"
+    return inputs + memory_bytes(model, train.batch_size, ops, kept, train.lora)
 
 
 def _advice(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks, free: int) -> str:
@@ -540,6 +566,13 @@ def check_disk(plan: Plan, console: Console) -> None:
     one, best = weights + optimizer, weights if train.eval_every else 0
     if free is None:
         return
+    base = 0 if run.base_path.exists() else checkpoint.base_bytes(plan.model_config, train)
+    if base > free:
+        raise UserError(
+            f"the model takes {size(base)}, but {size(free)} is free on the disk of {run.path}: free some, or keep "
+            "runs elsewhere with --runs-dir"
+        )
+    free -= base
     if one > free:
         raise UserError(
             f"a checkpoint takes {size(one)}, but {size(free)} is free on the disk of {run.path}: free some, or keep "

@@ -74,6 +74,7 @@ class Run:
         self.tokens_path = path / "tokens.bin"
         self.tokens_info_path = path / "tokens.json"
         self.metrics_path = path / "metrics.jsonl"
+        self.base_path = path / "base.safetensors"  # what the adapters of --lora were trained beside
         # Links to the files of a checkpoint, or copies of them on a file system without links.
         self.latest_weights_path = path / "latest_checkpoint.safetensors"
         self.latest_config_path = path / "latest_config.json"

@@ -21,6 +21,7 @@ from gpt.errors import UserError
 from gpt.evaluation import HeldOut, Metrics, Samples, printable
 from gpt.history import RISES, History, owes_result
 from gpt.initialization import initial_weights
+from gpt.lora import initial_adapters
 from gpt.model import TrainableGPT
 from gpt.ops.interface import Operations, Work
 from gpt.optim import Optimizer
@@ -51,7 +52,7 @@ class TrainStep:
         ranks: Ranks = ALONE,
     ) -> None:
         self.train_config, self.batches, self.ops, self.ranks = train_config, batches, ops, ranks
-        self.model = TrainableGPT(model_config, ops, train_config.batch_size, train_config.recompute)
+        self.model = TrainableGPT(model_config, ops, train_config.batch_size, train_config.recompute, train_config.lora)
         self.optimizer = Optimizer(self.model, train_config, ranks)
         shape = (train_config.batch_size, model_config.max_seq_len)
         self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks
@@ -123,7 +124,8 @@ class TrainStep:
 class Trainer:
     """Trains one run from `start` (a checkpoint, or None for a new run) to `train_config.total_steps`.
 
-    A new run begins with `first_weights` (named as in `parameter_shapes`), or with random ones if that is None.
+    A new run begins with `first_weights` (named as in `parameter_shapes`), or with random ones if that is None. If it
+    trains adapters, it gets a copy of `first_weights`.
 
     The caller holds the run's lock and has checked that the memory suffices.
 
@@ -164,12 +166,26 @@ class Trainer:
                 self.best = best
         elif ranks.is_first:
             checkpoint.forget_best(run)  # left by a run that was killed before its first checkpoint
+            run.base_path.unlink(missing_ok=True)  # likewise
+        if train_config.lora:
+            self._take_base(start, first_weights)
         if start:
-            self.optimizer.initialize(start.weights().items())
+            self.optimizer.initialize(start.trained().items())
             self.optimizer.load(*start.optimizer())
+        elif train_config.lora:
+            self.optimizer.initialize(initial_adapters(model_config, train_config.lora, train_config.seed))
         else:
             drawn = initial_weights(model_config, train_config.seed)
             self.optimizer.initialize(drawn if first_weights is None else first_weights.items())
+
+    def _take_base(self, start: Checkpoint | None, first_weights: Mapping[str, np.ndarray] | None) -> None:
+        """Load the weights beside which adapters are trained, and give them to a run that does not have them yet."""
+        base = start.base() if start else first_weights
+        if base is None:
+            raise ValueError("adapters need weights to be trained beside")
+        if self.ranks.is_first and not (start and start.run.path == self.run.path):
+            checkpoint.save_base(self.run, base)
+        self.model.load(base.items())
 
     def train(self) -> int | None:
         """Take the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.

@@ -19,9 +19,9 @@ from gpt.errors import UserError
             RUNS,
             Option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path),
                    help="Directory to create, or file with --format gguf."),
-            Option("--format", "format_name", type=click.Choice(["hf", "gguf"]), default="hf",
+            Option("--format", "format_name", type=click.Choice(["hf", "gguf", "peft"]), default="hf",
                    help="Format to write. hf: a directory that Hugging Face's from_pretrained loads; gguf: a file for "
-                        "llama.cpp."),
+                        "llama.cpp; peft: a directory for PEFT, with the adapters of train --lora alone."),
             Option("--type", "type_name", type=click.Choice(["f32", "f16", "q8_0"]), default_text="f32",
                    help="Number format of the matrices in a GGUF file. q8_0: 8 bits, in blocks with a scale each."),
             *CHECKPOINT,
@@ -35,15 +35,21 @@ from gpt.errors import UserError
 def export_model(
     run_name: str, runs_dir: Path, out: Path, format_name: str, type_name: str | None, step: int | None, best: bool
 ) -> None:
-    """Write a model and its tokenizer for other programs: Hugging Face's transformers, or llama.cpp."""
+    """Write a model and its tokenizer for other programs: Hugging Face's transformers, or llama.cpp.
+
+    Adapters of train --lora are merged into the model, except with --format peft.
+    """
     from gpt import checkpoint
-    from gpt.export import export
+    from gpt.export import export, export_adapters
     from gpt.gguf import export_gguf
     from gpt.run import Run
 
-    if format_name == "hf" and type_name is not None:
+    if format_name != "gguf" and type_name is not None:
         raise UserError(f"--type {type_name} is for --format gguf: a Hugging Face directory has float32")
     saved = checkpoint.load(Run(run_name, runs_dir), step, best)
-    paths = export(saved, out) if format_name == "hf" else [export_gguf(saved, out, type_name or "f32")]
+    if format_name == "gguf":
+        paths = [export_gguf(saved, out, type_name or "f32")]
+    else:
+        paths = (export if format_name == "hf" else export_adapters)(saved, out)
     for path in paths:
         click.echo(path)

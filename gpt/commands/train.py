@@ -57,6 +57,8 @@ from gpt.errors import UserError
                     default_text=f"{TrainConfig.total_steps}; --from: {TUNING['total_steps']}",
                     help="Steps to train. With --ckpt: steps to add. With --resume: steps in all."),
             *BATCH, OPTIMIZER,
+            Setting(TrainConfig, "lora", "--lora", metavar="R", default_text="train all weights",
+                    help="Rank of adapters that learn in place of the weights of --from, which takes far less memory."),
             Setting(TrainConfig, "learning_rate", "--lr", metavar="LR", help="Peak learning rate.",
                     default_text="{adamw:g}; Muon: {muon:g}".format(**LEARNING_RATES)),
             Setting(TrainConfig, "min_lr", "--min-lr", metavar="LR", default_text="lr / 10",

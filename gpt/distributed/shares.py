@@ -25,6 +25,7 @@ from typing import NamedTuple
 from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
 from gpt.distributed.collectives import Exchange
+from gpt.lora import adapter_elements
 from gpt.ops.interface import Array
 from gpt.parameters import ALIGNMENT, layout, matrix_spans
 
@@ -114,6 +115,7 @@ class Shares:
 
     `muon` is the region that Muon steps (empty for AdamW), `adamw` the rest. `blocks` has for the lowest layer of each
     bucket its stretches, and `rest` those of everything else. With `sharded`, AdamW's elements are shared out too.
+    With adapters of rank `lora`, the flat buffers are theirs: small, so they are reduced at once, as `rest`.
     """
 
     def __init__(
@@ -124,12 +126,17 @@ class Shares:
         rank: int = 0,
         size: int = 1,
         sharded: bool = False,
+        lora: int | None = None,
     ) -> None:
-        place = layout(config, vocab_multiple)
         self._size = size
+        self.blocks: dict[int, list[Stretch]] = {}
+        if lora:
+            self.rest = [self._stretch(0, adapter_elements(config, lora), None, sharded and size > 1)]
+            self.muon, self.adamw = Region(0, 0, (), rank), Region(0, self.rest[0].stop, tuple(self.rest), rank)
+            return
+        place = layout(config, vocab_multiple)
         has_muon = optimizer == "muon"
         by_matrix, by_element = has_muon and size > 1, sharded and size > 1 and not has_muon
-        self.blocks: dict[int, list[Stretch]] = {}
         spans = matrix_spans(config, vocab_multiple)  # first element and stride of each module's matrices
         at_once = self._layers_at_once(config.num_layers, sum(stride for _, stride in spans), by_matrix)
         for stop in range(config.num_layers, 0, -at_once):

@@ -168,14 +168,20 @@ def _stored_sums(trial: Trial, name: str, total: np.ndarray, array: Array) -> No
     trial.near(name, total, stored.sum(0), len(stored) * u * np.abs(stored).sum(0) + LEAST)
 
 
-def linear(trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None) -> None:
-    x, weight = trial.normal(rows, d_in), trial.normal(d_in, d_out)
+def linear(
+    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False
+) -> None:
+    """With `adds` the sum may be rounded once before the bias is added."""
+    x, weight, before = trial.normal(rows, d_in), trial.normal(d_in, d_out), trial.normal(rows, d_out)
     bias = None if transposed else trial.normal(d_out)
-    expected, pre_activation = np.empty((rows, d_out)), np.empty((rows, d_out))
-    REFERENCE.linear(x, Affine(weight, bias), expected, _through(activation, pre_activation))
-    out, mine = trial.poisoned(rows, d_out), trial.poisoned(rows, d_out)
-    trial.ops.linear(trial.of(x), _layer(trial, weight, bias), out, _through(activation, mine))
-    error = product_bound(x, weight, trial.product_U, _size(bias))
+    expected, pre_activation = before.copy(), before.copy()
+    REFERENCE.linear(x, Affine(weight, bias), expected, _through(activation, pre_activation), adds)
+    out, mine = (trial.of(before) if adds else trial.poisoned(rows, d_out) for _ in range(2))
+    trial.ops.linear(trial.of(x), _layer(trial, weight, bias), out, _through(activation, mine), adds)
+    size = _size(bias) + (np.abs(before) if adds else 0)
+    error = product_bound(x, weight, trial.product_U, size)
+    if adds:
+        error += trial.U * (np.abs(x) @ np.abs(weight) + size)
     if activation:
         trial.near("pre_activation", mine, pre_activation, error)
         error = activation_bound(pre_activation, error, trial.U)
@@ -233,21 +239,26 @@ def _same_alone(trial: Trial, out: Array, alone: Array) -> None:
     trial.require(np.array_equal(host[-len(its) :], its), "a sequence's bits depend on the others of its batch")
 
 
-def linear_backward(trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None) -> None:
-    ops, U = trial.ops, trial.product_U
+def linear_backward(
+    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False
+) -> None:
+    ops, U, before = trial.ops, trial.product_U, trial.normal(rows, d_in)
     x, pre_activation = trial.normal(rows, d_in), trial.normal(rows, d_in)
     dout, weight, dweight = trial.normal(rows, d_out), trial.normal(d_in, d_out), trial.exact(d_in, d_out)
     dx, dbias = trial.poisoned(rows, d_in), None if transposed else trial.sums(rows, d_out)
+    if adds:
+        dx = trial.of(before)
     w = trial.of(weight.T).T if transposed else trial.of(weight)
     dw = trial.of(dweight.T, "float32").T if transposed else trial.of(dweight, "float32")
     dx_sums, inputs = trial.sums(rows, d_in), (trial.of(dout), trial.of(x), w)
     its_activation = _through(activation, trial.of(pre_activation), dx_sums.partials)
-    ops.linear_backward(*inputs, dx, Affine(dw, dbias.partials if dbias else None), its_activation)
-    expected, weight_size, expected_dbias = np.empty((rows, d_in)), np.abs(dweight), np.empty((1, d_out))
+    ops.linear_backward(*inputs, dx, Affine(dw, dbias.partials if dbias else None), its_activation, adds)
+    expected, weight_size, expected_dbias = before.copy(), np.abs(dweight), np.empty((1, d_out))
     activated = _through(activation, pre_activation, np.empty((1, d_in)))
-    REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated)
-    size = np.abs(dout) @ np.abs(weight.T)  # GELU's derivative is at most 1.13, and off by less than 64 u + 4 EXP
-    error = 1.13 * product_bound(dout, weight.T, U) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size
+    REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated, adds)
+    added = np.abs(before) if adds else 0.0
+    size = np.abs(dout) @ np.abs(weight.T) + added  # GELU's derivative is at most 1.13, off by less than 64 u + 4 EXP
+    error = 1.13 * product_bound(dout, weight.T, U, added) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size
     trial.near("dx", dx, expected, error)
     tf32 = U if ops.precision == "tf32" else 0.0  # bf16 operands are exact: they are rounded already
     trial.near("dweight", dw, dweight, ((rows + 3) * u + tf32) * (np.abs(x.T) @ np.abs(dout) + weight_size))

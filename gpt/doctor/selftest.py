@@ -17,6 +17,7 @@ from gpt.trainer import TrainStep
 ROWS = ((5, 7), (67, 136), (4, 768), (3, 1030))  # rows, width: whole vectors and others, one warp a row and several
 SIZES = ((3, 5, 7), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 24, 7))  # rows, in, out
 LAYERS = ((False, None), (False, "gelu"), (False, "relu"), (True, None))  # transposed weight; activation
+ADDED = [(True, None, True), (True, "gelu", True)]  # and whether the sum is added to what is there: beside an adapter
 # batch, seq, in, out: contexts, and one row of each sequence
 DECODED = [
     (1, 3, 5, 7), (1, 67, 129, 71), (2, 130, 64, 200), (1, 1, 24, 40), (1, 1, 24, 7), (3, 1, 24, 7), (1, 1, 776, 264),
@@ -36,10 +37,12 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "layernorm_backward": [*ROWS, (300, 64)],
     "add_layernorm_backward": [(*rows, rate) for rows in (*ROWS, (300, 64)) for rate in RATES],
     "dropout": [(5, 7), (67, 136)],
-    "linear": [(*size, *layer) for size in SIZES for layer in LAYERS],
+    "linear": [*((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 16, 136, *added) for added in ADDED)],
     "norm_linear": [(*size, *layer) for size in DECODED for layer in LAYERS],
     "linear_add": [*DECODED, (9, 1, 3080, 40)],
-    "linear_backward": [(*size, *layer) for size in SIZES for layer in LAYERS],
+    "linear_backward": [
+        *((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 136, 16, *added) for added in ADDED)
+    ],
     "add_partials": [(7, 30), (9, 128)],
     "attention": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_backward": [(*heads, rate) for heads in HEADS for rate in RATES],

@@ -15,7 +15,7 @@ HEADER = (
 _LEFT = 2  # columns whose cells stand on the left: names and states
 
 # The fields of a training that the user has not chosen: they follow from the step at which it began
-_NOT_CHOSEN = {"schedule_start", "text_start", "unseen_fraction", "computed"}
+_NOT_CHOSEN = {"schedule_start", "text_start", "unseen_fraction", "base", "computed"}
 
 
 def table(summaries: Sequence[Summary]) -> list[str]:
@@ -37,6 +37,7 @@ def page(run: Run, it: Summary) -> list[str]:
         ("Run", f"{run.path} ({size(it.disk_bytes)})"),
         ("State", _state(it)),
         ("Model", _model(it.model) if it.model else None),
+        ("LoRA", _adapters(it.model, it.train) if it.model and it.train else None),
         ("Data", _data(run, it.data) if it.data else None),
         ("Trained", _trained(it)),
         ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
@@ -76,6 +77,12 @@ def _model(model: ModelConfig) -> str:
     from gpt.plan import describe
 
     return describe(model)
+
+
+def _adapters(model: ModelConfig, train: TrainConfig) -> str | None:
+    from gpt.plan import describe_adapters
+
+    return f"{describe_adapters(model, train.lora)}: {train.base}" if train.lora else None
 
 
 def _data(run: Run, info: dict[str, Any]) -> str:

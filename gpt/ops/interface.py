@@ -38,10 +38,10 @@ class Affine(NamedTuple):
     """The two parameters of a linear layer or a layer norm, or their gradients.
 
     A gradient of a bias is [partial_sums(rows), n]. The head has no bias, and a gradient's bias is None if another
-    operation sums it up.
+    operation sums it up. Gradients of a layer that does not learn are both None.
     """
 
-    weight: Array
+    weight: Array  # or None
     bias: Array  # or None
 
     def without_bias(self) -> "Affine":
@@ -249,11 +249,14 @@ class Arithmetic(Protocol):
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
+    def linear(
+        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, adds: bool = False
+    ) -> None:
         """out = x @ weight + bias; x [rows, in], out [rows, out].
 
         With `activation` ("gelu" is the tanh approximation of Hendrycks & Gimpel 2016) that sum goes into its
-        pre_activation, for the backward pass, and out = activation(pre_activation).
+        pre_activation, for the backward pass, and out = activation(pre_activation). With `adds` the sum is added to
+        what is there: out +=, or pre_activation +=.
         """
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
@@ -270,9 +273,10 @@ class Arithmetic(Protocol):
         """
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None
-    ) -> None:
-        """dx = dout @ weight.T; grads.weight += x.T @ dout.
+        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
+        adds: bool = False,
+    ) -> None:  # fmt: skip
+        """dx = dout @ weight.T, or with `adds` dx +=; grads.weight += x.T @ dout, unless it is None.
 
         grads.bias [partial_sums(rows), out] gets partial sums over the rows of dout, unless it is None. With
         `activation`, x was activation(pre_activation), and dx is the gradient of pre_activation: dx *=
@@ -390,12 +394,14 @@ class Operations(Arithmetic, Protocol):
         """Raises UserError for a model that cannot run here."""
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
-    ) -> None:
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        lora: int | None = None,
+    ) -> None:  # fmt: skip
         """Check the library that computes matrix products, on the products of a model, before the model is made.
 
-        These are the products of training with `batch` sequences at a time, and of Muon with stacks of these shapes; or
-        those of a prompt. If the library is not to be relied on, the device goes on without it and has one more note.
+        These are the products of training with `batch` sequences at a time, of all weights or of adapters of rank
+        `lora`, and of Muon with stacks of these shapes; or those of a prompt. If the library is not to be relied on,
+        the device goes on without it and has one more note.
         Only AMD GPUs take time for this, about a second once.
         """
 

@@ -262,11 +262,11 @@ class Asked:
 
 
 @pytest.mark.parametrize("accepts", [lambda name: True, lambda name: name in ("none", "bias"), lambda name: False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("optimizer", "lora"), [*((optimizer, None) for optimizer in OPTIMIZERS), ("adamw", 4)])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("head_rows", [8192, 16, 12])
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_product_of_training_is_checked(accepts, optimizer, precision, head_rows, tied, cache, monkeypatch):
+def test_every_product_of_training_is_checked(accepts, optimizer, lora, precision, head_rows, tied, cache, monkeypatch):
     """Checks the list of products against those that the model and the optimizer ask for.
 
     The head takes all 16 rows at once, or 12 and then 4.
@@ -278,12 +278,12 @@ def test_every_product_of_training_is_checked(accepts, optimizer, precision, hea
     device = NotingDevice("gfx1201", 32, True)
     device.blas_card, device.cache = "gfx1201", str(cache)
     ops = GpuOps(device, precision)
-    train = TrainConfig(optimizer=optimizer)
+    train = TrainConfig(optimizer=optimizer, lora=lora)
     device.blas = check = Asked(accepts)
     monkeypatch.setattr(selfcheck, "_worst", lambda *_: "")
-    ops.check_products(config, BATCH, training=True, stacks=stacks_here(config, train, ops))
+    ops.check_products(config, BATCH, training=True, stacks=stacks_here(config, train, ops), lora=lora)
     device.blas = training = Asked(accepts)
-    model = TrainableGPT(config, ops, BATCH)
+    model = TrainableGPT(config, ops, BATCH, lora=lora)
     ids = np.zeros((BATCH, 8), np.int32)
     model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
     Optimizer(model, train).step(np.full(1, 1e-3, np.float32))

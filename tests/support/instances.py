@@ -31,6 +31,7 @@ MODELS = [
     {"embed_dim": 128, "num_heads": 1, "ff_hidden_dim": 64, "dropout": 0.1},  # 128
     {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: odd
 ]
+ADAPTED = [({"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072}, 16)]  # models with adapters, and their rank
 
 
 class ZeroedNumpy:
@@ -83,6 +84,11 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             cache = KVCache.allocate(model.config, ops, ops.zeros(MOST_PLACES, "int32"))
             for batch, seq in ((1, 2), (1, 1), (2, 1), (MOST_PLACES, 1)):
                 many.decode(np.zeros((batch, seq), np.int32), cache.of(slice(batch)))
+        for shape, lora in ADAPTED:
+            ops = GpuOps(device, precision)
+            model = TrainableGPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, lora=lora)
+            model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
+            model.decode(ids, KVCache.allocate(model.config, ops, ops.zeros(1, "int32")))
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
             for scale in (None, np.ones(1)):

@@ -188,8 +188,8 @@ def test_decoding_gives_the_same_logits_as_a_full_pass(config, prompt):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_memory_is_known_before_it_is_allocated(config, optimizer, recompute):
+@pytest.mark.parametrize(("optimizer", "lora"), [("adamw", None), ("muon", None), ("adamw", 3)])
+def test_memory_is_known_before_it_is_allocated(config, optimizer, lora, recompute):
     """The count covers all arrays of a model in training and its optimizer's moments, and allocates none of them."""
     asked = []
 
@@ -204,14 +204,14 @@ def test_memory_is_known_before_it_is_allocated(config, optimizer, recompute):
             asked.append(array.nbytes)
             return array
 
-    model = TrainableGPT(config, Counting(threads=1), BATCH, recompute)
-    training = TrainConfig(optimizer=optimizer)
+    model = TrainableGPT(config, Counting(threads=1), BATCH, recompute, lora)
+    training = TrainConfig(optimizer=optimizer, lora=lora)
     moving = Optimizer(model, training)
     small = model.metrics, model.dropout_key, moving.norm, moving.counters, np.empty(PLAN)
     allocated = sum(asked) - sum(array.nbytes for array in small)
     scratch = model.ops.muon_bytes(stack_shapes(config)) if optimizer == "muon" else 0
     kept = "streams" if recompute else "everything"
-    planned = memory_bytes(config, BATCH, model.ops, kept) + optimizer_bytes(config, training, model.ops)
+    planned = memory_bytes(config, BATCH, model.ops, kept, lora) + optimizer_bytes(config, training, model.ops)
     assert planned == allocated + scratch
     assert parameter_count(config) == sum(view.size for view in model.weights.named.values())
 

@@ -81,8 +81,9 @@ class CpuOps(Operations):
         pass  # every model runs here
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
-    ) -> None:
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        lora: int | None = None,
+    ) -> None:  # fmt: skip
         pass
 
     def sequences(self, batch: int, seq: int) -> int:
@@ -235,12 +236,14 @@ class CpuOps(Operations):
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
-    def linear(self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None) -> None:
+    def linear(
+        self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, adds: bool = False
+    ) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
 
         def block(r: slice) -> None:
-            np.matmul(x[r], weight, out=product[r])
+            self._multiply(x[r], weight, product[r], adds)
             for chunk in blocks(r, max(1, BLOCK // weight.shape[1])):
                 if bias is not None:
                     product[chunk] += bias
@@ -283,6 +286,7 @@ class CpuOps(Operations):
         dx: np.ndarray,
         grads: Affine,
         activation: Activation | None = None,
+        adds: bool = False,
     ) -> None:
         dweight, dbias = grads
         block_rows = self._product_rows(x, weight)
@@ -292,22 +296,22 @@ class CpuOps(Operations):
 
         def dx_block(r: slice) -> None:
             number = r.start // block_rows
-            np.matmul(dout[r], weight.T, out=dx[r])
+            self._multiply(dout[r], weight.T, dx[r], adds)
             if activation:
                 pre_activation = activation.pre_activation[r]
                 activations.backward(activation.name, pre_activation, dx[r], dx_sums[number], self._scratch)
             if dbias is not None:
                 sum_rows(dout[r], out=dout_sums[number])
 
-        # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
-        a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
-
-        def dweight_block(r: slice) -> None:
-            added = np.matmul(a[:, r].T, b, out=self._scratch("product", product[r].shape, self._dtype))
-            product[r] += added
-
         tasks = [(dx_block, r) for r in row_blocks]
-        tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), self._gradient_rows(len(x), product))]
+        if dweight is not None:
+            # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
+            a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
+
+            def dweight_block(r: slice) -> None:
+                self._multiply(a[:, r].T, b, product[r], adds=True)
+
+            tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), self._gradient_rows(len(x), product))]
         self.threads.run(lambda number: tasks[number][0](tasks[number][1]), len(tasks))
         if dbias is not None:
             _leave_total(dout_sums, dbias)
@@ -484,6 +488,13 @@ class CpuOps(Operations):
         """Call block(slice) for blocks of the rows of x."""
         rows, width = x.shape
         self.threads.run_blocks(block, rows, self._block_rows(rows, width))
+
+    def _multiply(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, adds: bool) -> None:
+        """out = a @ b, or with `adds` out +=."""
+        if not adds:
+            np.matmul(a, b, out=out)
+            return
+        out += np.matmul(a, b, out=self._scratch("product", out.shape, self._dtype))
 
     def _product_rows(self, x: np.ndarray, weight: np.ndarray) -> int:
         """Rows of x at a time, in a product with weight or its transpose."""

@@ -17,7 +17,7 @@ import numpy as np
 from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.ops.gpu.blas import NO_EPILOGUE, Epilogue, Sum
+from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Epilogue, Sum
 from gpt.ops.gpu.launch import (
     ADAMW_WIDTH,
     CACHED_THREADS,
@@ -108,11 +108,12 @@ class GpuOps(Operations):
             )
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = ()
-    ) -> None:
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        lora: int | None = None,
+    ) -> None:  # fmt: skip
         rows, vocab = batch * config.max_seq_len, round_up(config.vocab_size, self.vocab_multiple)
         fused = self._products.has_fused(config.activation, rows * config.ff_hidden_dim * self._dtype.itemsize)
-        cases = [*model_cases(config, rows, self.head_rows, vocab, training, fused), *muon_cases(stacks)]
+        cases = [*model_cases(config, rows, self.head_rows, vocab, training, fused, lora), *muon_cases(stacks)]
         check(self, self._products, cases)
 
     @property
@@ -253,9 +254,18 @@ class GpuOps(Operations):
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
-    def linear(self, x: Array, layer: Affine, out: Array, activation: Activation | None = None) -> None:
+    def linear(
+        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, adds: bool = False
+    ) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
+        if adds:
+            self._products.product(x, weight, product, Sum(addend=product))
+            if bias is not None:
+                self._add_bias(product, bias)
+            if activation:
+                self._activate(product, out, activation.name)
+            return
         fused = activation and self._products.has_fused(activation.name, out.nbytes)
         if fused and self._products.try_vendor(x, weight, out, Epilogue("gelu", bias, product)):
             return
@@ -339,7 +349,7 @@ class GpuOps(Operations):
         defines["SLOTS"] = warps if transposed else block.slots
         if norm and count > 1:
             normed = self._scratch("normed", x.size, self._dtype.name)
-            plain = {"BIAS": 0, "ACTIVATION": "none", "THREADS": THREADS, "SLOTS": warps, "SEQUENCES": side}
+            plain: dict[str, Any] = {"BIAS": 0, "ACTIVATION": "none", "THREADS": THREADS, "SLOTS": warps, "SEQUENCES": side}
             kernel = self._kernel("skinny.hip", "normalize", K=k, **plain)
             kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, _int(count)))
             x = normed
@@ -368,28 +378,32 @@ class GpuOps(Operations):
         return True
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None
-    ) -> None:
+        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
+        adds: bool = False,
+    ) -> None:  # fmt: skip
+        into = Sum(addend=dx) if adds else PLAIN
         if activation:
-            self._activation_backward(dout, weight.T, dx, activation)
+            self._activation_backward(dout, weight.T, dx, activation, into)
         else:
-            self._products.product(dout, weight.T, dx)
-        if grads.weight.flags.c_contiguous:
-            a, b, dweight = x.T, dout, grads.weight
-        else:
-            a, b, dweight = dout.T, x, grads.weight.T
-        self._products.product(a, b, dweight, Sum(addend=dweight))
+            self._products.product(dout, weight.T, dx, into)
+        if grads.weight is not None:
+            if grads.weight.flags.c_contiguous:
+                a, b, dweight = x.T, dout, grads.weight
+            else:
+                a, b, dweight = dout.T, x, grads.weight.T
+            self._products.product(a, b, dweight, Sum(addend=dweight))
         if grads.bias is not None:
             self._column_sums(dout, grads.bias)
 
-    def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation) -> None:
+    def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation, into: Sum) -> None:
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
         name, pre_activation, dbias = activation
-        epilogue = Epilogue("dgelu", pre_activation=pre_activation)
-        if self._products.has_fused(name, dx.nbytes) and self._products.try_vendor(dout, weight, dx, epilogue):
+        epilogue, fused = Epilogue("dgelu", pre_activation=pre_activation), into.addend is None
+        fused = fused and self._products.has_fused(name, dx.nbytes)
+        if fused and self._products.try_vendor(dout, weight, dx, epilogue):
             self._column_sums(dx, dbias)
             return
-        self._products.product(dout, weight, dx)
+        self._products.product(dout, weight, dx, into)
         self._launch_sums("activation_backward", (pre_activation, dx), dbias, name)
 
     def _activate(self, pre_activation: Array, out: Array, activation: str) -> None:

@@ -62,11 +62,12 @@ class Case(NamedTuple):
 
 
 def model_cases(
-    config: ModelConfig, rows: int, head_rows: int, vocab: int, training: bool, fused: bool
+    config: ModelConfig, rows: int, head_rows: int, vocab: int, training: bool, fused: bool, lora: int | None = None
 ) -> Iterator[Case]:
     """The products of a model over `rows` rows, and of a head of `vocab` columns over `head_rows` of them at a time.
 
-    `fused` says whether the library also applies the activation. Without `training` they are those of a prompt.
+    `fused` says whether the library also applies the activation. Without `training` they are those of a prompt. With
+    `lora` only adapters of that rank learn, and the activation is applied to their sums.
     """
     d, f = config.embed_dim, config.ff_hidden_dim
     layers = ((d, 3 * d), (d, d), (d, f), (f, d))
@@ -79,15 +80,30 @@ def model_cases(
     for k, n in layers:
         yield Case(rows, k, n, epilogue="bias")
         yield Case(rows, n, k, b_transposed=True)
-        yield Case(k, rows, n, a_transposed=True, adds=True, exact=True)
-    if fused:
+        if lora:
+            yield from _adapter_cases(rows, k, n, lora)
+        else:
+            yield Case(k, rows, n, a_transposed=True, adds=True, exact=True)
+    if fused and not lora:
         yield Case(rows, d, f, epilogue="gelu")
         yield Case(rows, d, f, b_transposed=True, epilogue="dgelu")
     most = min(rows, head_rows)
     for chunk in sorted({most, rows % head_rows or most}):
         yield Case(chunk, d, vocab, b_transposed=True)
         yield Case(chunk, vocab, d)
-        yield Case(vocab, chunk, d, a_transposed=True, adds=True, exact=True)
+        if not lora:
+            yield Case(vocab, chunk, d, a_transposed=True, adds=True, exact=True)
+
+
+def _adapter_cases(rows: int, k: int, n: int, lora: int) -> Iterator[Case]:
+    """The products of an adapter beside a layer [k, n], of both passes, and of merging it for a sample."""
+    yield Case(rows, k, lora, b_transposed=True)
+    yield Case(rows, lora, n, b_transposed=True, adds=True)
+    yield Case(rows, n, lora)
+    yield Case(n, rows, lora, a_transposed=True, adds=True, exact=True)
+    yield Case(rows, lora, k, adds=True)
+    yield Case(lora, rows, k, a_transposed=True, adds=True, exact=True)
+    yield Case(k, lora, n, a_transposed=True, b_transposed=True, adds=True)
 
 
 def muon_cases(shapes: Sequence[Shape]) -> Iterator[Case]:

@@ -4,6 +4,7 @@ import pytest
 
 from gpt.doctor import layers
 
+ADAPTERS = [(True, None), (True, "gelu"), (True, "relu")]
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
 SIZES = [
     (1, 1, 1), (3, 5, 7), (16, 16, 16), (65, 24, 40), (67, 129, 71), (130, 64, 200), (1, 24, 40),
@@ -56,3 +57,10 @@ def test_linear_backward(trial, rows, d_in, d_out, transposed, activation):
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])
 def test_partial_sums_are_added(trial, count, n):
     layers.add_partials(trial, count, n)
+
+
+@pytest.mark.parametrize(("rows", "rank", "width"), [(70, 16, 72), (5, 3, 7)])
+@pytest.mark.parametrize(("transposed", "activation"), ADAPTERS)
+def test_an_adapter_is_added_to_its_layer(trial, rows, rank, width, transposed, activation):
+    layers.linear(trial, rows, rank, width, transposed, activation, adds=True)
+    layers.linear_backward(trial, rows, width, rank, transposed, activation, adds=True)

@@ -1,0 +1,101 @@
+"""The arrays that a pass through a model writes: its activations, and the gradients of activations."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from gpt.arithmetic import round_up
+from gpt.config import ModelConfig
+from gpt.ops.interface import Affine, Array, Normed, Operations
+from gpt.parameters import ALIGNMENT, MATRICES, Block, padded_vocab, stack_shapes
+
+Kept = Literal["nothing", "streams", "everything"]  # for the backward pass, of what each block computes
+
+
+class BlockActivations(NamedTuple):
+    """The results of one block's forward pass that its backward pass reads."""
+
+    ln_1: Normed
+    qkv: Array  # [rows, 3 D]
+    attended: Array  # [rows, D]
+    lse: Array  # [batch x heads x seq]; for ids, [batch, heads, seq]
+    ln_2: Normed
+    pre_activation: Array  # [rows, F]
+    activated: Array  # [rows, F]
+
+    def of(self, ids: Array) -> "BlockActivations":
+        """The rows for ids [batch, seq]."""
+        (batch, seq), rows = ids.shape, ids.size
+        heads = len(self.lse) // len(self.qkv)
+        return BlockActivations(
+            self.ln_1.rows(rows),
+            self.qkv[:rows],
+            self.attended[:rows],
+            self.lse[: rows * heads].reshape(batch, heads, seq),
+            self.ln_2.rows(rows),
+            self.pre_activation[:rows],
+            self.activated[:rows],
+        )
+
+
+class Workspace:
+    """Every array that a pass over at most `sequences` sequences writes, allocated once.
+
+    `residuals[layer]` is the residual stream, with its norm, as it enters block `layer`, and `residuals[-1]` as it
+    enters the head. `blocks[layer]` has the other activations, and the stream again in the middle of the block, as
+    `ln_2`. Blocks share the arrays that are not `kept`. "nothing" is for inference. If "streams" are kept, each block
+    has its own `x`, `mean` and `rstd` of `residuals`, from which the rest can be computed again.
+
+    With adapters of rank `lora`, `inner` has the sums between the two products of one, `dinner` their gradient, and
+    `merged`, by module, the matrices of a block after the adapters have been merged into them.
+    """
+
+    def __init__(
+        self, config: ModelConfig, sequences: int, ops: Operations, kept: Kept, allocate: Callable[..., Array],
+        lora: int | None = None,
+    ) -> None:  # fmt: skip
+        rows, d, f, layers = sequences * config.max_seq_len, config.embed_dim, config.ff_hidden_dim, config.num_layers
+
+        def normed(sharing: Normed | None = None) -> Normed:
+            x, out = allocate((rows, d)), sharing.out if sharing else allocate((rows, d))
+            return Normed(x, out, mean=allocate(rows, "float32"), rstd=allocate(rows, "float32"))
+
+        def block(ln_1: Normed) -> BlockActivations:
+            lse = allocate(rows * config.num_heads, "float32")
+            pre_activation, activated = allocate((rows, f)), allocate((rows, f))
+            qkv, attended = allocate((rows, 3 * d)), allocate((rows, d))
+            return BlockActivations(ln_1, qkv, attended, lse, normed(), pre_activation, activated)
+
+        if kept == "everything":
+            self.residuals = [normed() for _ in range(layers + 1)]
+            self.blocks = [block(ln_1) for ln_1 in self.residuals[:-1]]
+        elif kept == "streams":
+            first = normed()
+            self.residuals = [first, *(normed(sharing=first) for _ in range(layers))]
+            shared = block(first)
+            self.blocks = [shared._replace(ln_1=ln_1) for ln_1 in self.residuals[:-1]]
+        else:
+            self.residuals = [normed()] * (layers + 1)
+            self.blocks = [block(self.residuals[0])] * layers
+        if kept != "nothing":
+            self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
+            self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
+        self.branch = allocate((rows, d))
+        self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
+        self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
+        if lora:
+            self.inner, self.dinner = allocate((rows, lora)), allocate((rows, lora))
+            shapes = {module: stack[1:] for module, stack in zip(MATRICES, stack_shapes(config), strict=True)}
+            self.merged = {module: allocate(shape) for module, shape in shapes.items()}
+            if kept != "nothing":
+                wide, high = round_up(d, ALIGNMENT), round_up(f, ALIGNMENT)
+                self._room = allocate((ops.partial_sums(rows), 3 * wide + high), "float32")
+
+    def unused(self, config: ModelConfig) -> Block:
+        """Views [partial_sums, n] for the gradients of a block's vectors, if these do not learn.
+
+        Operations sum them up in any case. All blocks share the room.
+        """
+        d, f, wide = config.embed_dim, config.ff_hidden_dim, round_up(config.embed_dim, ALIGNMENT)
+        weight, norm_bias, bias = (self._room[:, start : start + d] for start in (0, wide, 2 * wide))
+        norm, proj = Affine(weight, norm_bias), Affine(None, bias)
+        return Block(norm, Affine(None, None), proj, norm, Affine(None, self._room[:, 3 * wide :][:, :f]), proj)
