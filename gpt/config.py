@@ -103,9 +103,9 @@ def _check_types(config: Any) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text that the user's flags name, and how it is to be read. None stands for a flag that was left out.
+    """The text that the user's flags name, and how it is to be read, or the tokens that another program has made.
 
-    Raises UserError for an encoding that Python does not know.
+    None stands for a flag that was left out. Raises UserError for an encoding that Python does not know.
     """
 
     data_path: tuple[str, ...] = ()
@@ -113,6 +113,8 @@ class DataConfig:
     text_field: str | None = None
     val_path: tuple[str, ...] = ()
     shuffle_documents: int | None = None
+    tokens: tuple[str, ...] = ()
+    val_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.encoding is not None:

@@ -290,7 +290,7 @@ def make(
     is_new, data = not run.tokenizer_path.exists(), DataConfig(**pick(DataConfig, flags))
     try:
         if start and start.run.path != run.path and ranks.is_first:
-            adopt(start.run, run, with_tokens=not data.data_path)
+            adopt(start.run, run, with_tokens=not (data.data_path or data.tokens))
         if origin and ranks.is_first:
             adopt_tokenizer(origin.tokenizer, run, origin.name)
         corpus = prepare(
@@ -299,7 +299,8 @@ def make(
         )  # fmt: skip
         if corpus.val_fraction is not None:
             if "val_fraction" in flags:
-                raise UserError("--val-fraction and --val-path both say what is held out: leave --val-fraction out")
+                other = "--val-tokens" if "token_files" in corpus.info else "--val-path"
+                raise UserError(f"--val-fraction and {other} both say what is held out: leave --val-fraction out")
             unseen = train.unseen_fraction if start else corpus.val_fraction
             train = replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
         if start:

@@ -17,9 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from gpt import provenance
+from gpt import provenance, readymade
 from gpt.config import DATA_PATH, TOKENIZERS, DataConfig, TokenizerConfig, flag, pick
 from gpt.corpus import Sources
 from gpt.corpus.kinds import looks_like_json_lines
@@ -43,11 +41,10 @@ from gpt.errors import UserError, shown
 from gpt.provenance import Info, Report
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
-from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, lost_note
-from gpt.tokenizer.unicode_table import UNICODE_VERSION
+from gpt.tokens import Tokens
 
 _LEARNED, _GIVEN, _KEPT = "learned", "given", "kept"  # origins of a tokenizer: the text, the user's file, the run
 
@@ -56,6 +53,8 @@ LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its te
 _HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
 
 _SHUFFLED = "shuffled.bin"  # the tokens with their documents in another order, until they replace the others
+
+_GPT2 = Path(DATA_PATH).with_name("gpt2")  # where `hipgpt fetch` puts GPT-2's vocabulary
 
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
@@ -67,10 +66,10 @@ def _silent(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenized text: its tokenizer, its tokens as a read-only memory map (uint16 or uint32 [n]), its tokens.json."""
+    """A tokenized text: its tokenizer, its tokens, mapped into memory, and its tokens.json."""
 
     tokenizer: Tokenizer
-    tokens: np.ndarray
+    tokens: Tokens
     info: Info
 
     @property
@@ -136,6 +135,10 @@ def _prepared(
     otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
     given = _given_tokenizer(asked)
     info = provenance.read(run)
+    if readymade.are_wanted(run, data, info, reset, otherwise):
+        return _ready_made(run, data, info, asked, preset, given, reset, otherwise, report, progress)
+    if info is not None and "token_files" in info:  # tokens that --reset gives up; their tokenizer may stay
+        info = {key: value for key, value in info.items() if key not in ("token_files", "held_out")}
     names = _names(run, data, info)
 
     def made(texts: Texts, tokenizer: Tokenizer, origin: str) -> Corpus:
@@ -171,6 +174,26 @@ def _prepared(
     return _kept_tokens(run, ", ".join(names), tokenizer, info, current, report)
 
 
+def _ready_made(
+    run: Run, data: DataConfig, info: Info | None, asked: Mapping[str, Any], preset: str | None,
+    given: Tokenizer | None, reset: bool, otherwise: str, report: Report, progress: Progress,
+) -> Corpus:  # fmt: skip
+    """The tokens that --tokens names, or has named."""
+    is_there = run.tokenizer_path.exists()
+    if is_there and not reset:
+        tokenizer = _kept_tokenizer(run, info, preset, asked, given, otherwise, report)
+        if info is not None:
+            return _opened(run, tokenizer, readymade.recheck(run, data, info, otherwise, report))
+    elif given is not None:
+        tokenizer = given
+    elif is_there and info is not None and not asked:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+    else:
+        raise UserError(readymade.NO_TOKENIZER)
+    is_new = reset or not is_there
+    return _opened(run, tokenizer, readymade.record(run, data, info, tokenizer, is_new, progress))
+
+
 def _helped(run: Run, ranks: Ranks) -> Corpus:
     """Encode a range of the text, if the first rank asks for it, and return the same corpus as there."""
     tokenizer = None
@@ -179,7 +202,7 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     info, advice = asked["made"], "put --runs-dir on a file system that all ranks share, or copy that rank's run"
     if provenance.sha256(run.tokenizer_path) != info["tokenizer"]["sha256"]:
         raise UserError(f"{run.tokenizer_path} is another tokenizer than the first rank's: {advice}")
-    provenance.check_file(run.tokens_path, info["tokens"], f"{run.tokens_path} is not the first rank's", advice)
+    provenance.check_tokens(run, info, "is not the first rank's", advice)
     return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
 
 
@@ -247,6 +270,10 @@ def _given_tokenizer(asked: Mapping[str, Any]) -> Tokenizer | None:
     path = asked.get("kind", TOKENIZERS[0])
     if path in TOKENIZERS:
         return None
+    if path == _GPT2.name and not os.path.exists(path):
+        if not _GPT2.exists():
+            raise UserError(f"--tokenizer {path} is not here yet: `hipgpt fetch gpt2-tokenizer` gets it")
+        path = _GPT2
     if not os.path.exists(path):
         raise UserError(
             f"--tokenizer is {shown(path)}, but must be one of {', '.join(TOKENIZERS)}, or a tokenizer.json that exists"
@@ -445,7 +472,7 @@ def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": text.state(), **_settings(blank)}
+    learned_from = {"text": text.state(), **provenance.settings_of(blank)}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
@@ -487,11 +514,6 @@ def _report_lost(corpus: Corpus, text: Sources, report: Report) -> None:
         )
     if tables := [file.path for file in text.files if file.format == "plain" and file.path.suffix in (".csv", ".tsv")]:
         report(f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column")
-
-
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The settings of a tokenizer as JSON has them."""
-    return {**asdict(tokenizer.config), "special_tokens": list(tokenizer.special_tokens)}
 
 
 def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
@@ -554,11 +576,7 @@ def _encode(
         "characters": characters,
         "dropped": dropped,
         **sections,
-        "tokenizer": {
-            **_settings(tokenizer),
-            "sha256": provenance.sha256(tokenizer_file),
-            "unicode": UNICODE_VERSION,
-        },
+        "tokenizer": provenance.described_tokenizer(tokenizer, tokenizer_file),
         "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
     }
     return {**info, "checked": provenance.pair_digest(info)}
@@ -588,10 +606,9 @@ def _encode_one(
 
 
 def _opened(run: Run, tokenizer: Tokenizer, info: Info) -> Corpus:
-    dtype = np.dtype(info["dtype"]).newbyteorder("<")
-    return Corpus(tokenizer, array_on_disk(run.tokens_path, dtype, info["count"]), info)
+    return Corpus(tokenizer, provenance.tokens_of(run, info), info)
 
 
-def _largest(tokens: np.ndarray) -> int:
+def _largest(tokens: Tokens) -> int:
     """The largest id. It takes reading all tokens, so tokens.json remembers that they were checked."""
     return max(int(tokens[first : first + _IDS_AT_ONCE].max()) for first in range(0, len(tokens), _IDS_AT_ONCE))

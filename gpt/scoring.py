@@ -28,7 +28,6 @@ from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.evaluation import Metrics
 from gpt.model import GPT
-from gpt.system.filesystem import array_on_disk
 from gpt.tokenizer import Tokenizer
 
 BATCH = 8  # windows that go through the model at a time
@@ -128,18 +127,18 @@ def held_out_ids(saved: Checkpoint, advance: Advance) -> Iterator[np.ndarray]:
     Raises UserError if there are none, or if they are not those that the run was trained beside.
     """
     run, info = saved.run, provenance.read(saved.run)
-    if info is None or not run.tokens_path.exists():
+    if info is None or (not run.tokens_path.exists() and "token_files" not in info):
         raise UserError(f"{run.path} has no text of its own: name one with --data-path")
-    complaint = f"{run.tokens_path} is not what was written"
-    provenance.check_file(run.tokens_path, info["tokens"], complaint, "name a text with --data-path")
-    tokens = array_on_disk(run.tokens_path, np.dtype(info["dtype"]).newbyteorder("<"), info["count"])
-    held_out = tokens[len(tokens) - math.floor(len(tokens) * saved.train_config.val_fraction) :]
-    if not len(held_out):
+    provenance.check_tokens(run, info, "is not what was written", "name a text with --data-path")
+    tokens = provenance.tokens_of(run, info)
+    begin = len(tokens) - math.floor(len(tokens) * saved.train_config.val_fraction)
+    if begin == len(tokens):
         raise UserError(f"{run.path} holds out nothing of its text: name another text with --data-path")
 
     def blocks() -> Iterator[np.ndarray]:
-        for start in range(0, len(held_out), _IDS_AT_ONCE):
-            yield held_out[start : start + _IDS_AT_ONCE]
-            advance(min(start + _IDS_AT_ONCE, len(held_out)), total=len(held_out))
+        for start in range(begin, len(tokens), _IDS_AT_ONCE):
+            end = min(start + _IDS_AT_ONCE, len(tokens))
+            yield tokens[start:end]
+            advance(end - begin, total=len(tokens) - begin)
 
     return blocks()

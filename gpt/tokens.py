@@ -55,7 +55,8 @@ class Tokens:
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """The `length` ids from each of `starts` (int64 [n]) on: integers [n, length]."""
         if len(self._arrays) == 1:
-            return self._windows_of(0, length)[starts]
+            all_of_it: np.ndarray = self._windows_of(0, length)[starts]
+            return all_of_it
         found, numbers = np.empty((len(starts), length), np.int32), self._number_of(starts)
         is_inside = starts + length <= self._begins[numbers + 1]
         for number in np.unique(numbers[is_inside]):

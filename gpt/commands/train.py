@@ -21,6 +21,7 @@ from gpt.commands.options import (
     PRESET,
     RUNS,
     TOKENIZER,
+    TOKENS,
 )
 from gpt.config import LEARNING_RATES, LONGEST_WARMUP, TUNING, WARMUPS, TrainConfig
 from gpt.errors import UserError
@@ -44,7 +45,7 @@ from gpt.errors import UserError
                    help="TOML file to write, with the options that were given."),
         ),
         "Data": (
-            *DATA, *TOKENIZER,
+            *DATA, *TOKENS, *TOKENIZER,
             Setting(TrainConfig, "val_fraction", "--val-fraction", metavar="P",
                     help="Fraction of the text, from its end, kept for validation."),
             Setting(TrainConfig, "sampling", "--sampling",
