@@ -26,13 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt.errors import shown
-from gpt.tokenizer import END_OF_TEXT, Tokenizer
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.marks import END_OF_TEXT, ENDS
 
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 MARKERS = {role: f"<|{role}|>" for role in ROLES}  # the special token with which a message of each role begins
 
 _MARKER = re.compile("|".join(map(re.escape, MARKERS.values())))
-_RESERVED = re.compile("|".join(map(re.escape, (*MARKERS.values(), END_OF_TEXT))))
+_RESERVED = re.compile("|".join(map(re.escape, (*MARKERS.values(), *ENDS))))
 _ROLE_OF = {marker: role for role, marker in MARKERS.items()}
 
 
@@ -86,19 +87,19 @@ def _message(number: int, value: object) -> Message:
         raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
     if value.get("weight", 1) != 1:
         raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
-    return Message(role, plain_content(content, f"message {number}"))
+    return Message(role, plain_content(content, f"the content of message {number}"))
 
 
 def plain_content(content: Any, where: str) -> str:
     """Returns what a message says. Raises ValueError, as `messages_of` does, if it is not plain text."""
     if not isinstance(content, str):
-        raise ValueError(f"has {shown(content)} as content of {where}, but must have text")
+        raise ValueError(f"has {shown(content)} as {where}, but must have text")
     if found := _RESERVED.search(content):
-        raise ValueError(f"has {found[0]} in the content of {where}, which would end it")
+        raise ValueError(f"has {found[0]} in {where}, which would end it")
     try:
         content.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"has half of a surrogate pair in the content of {where}") from None
+        raise ValueError(f"has half of a surrogate pair in {where}") from None
     return content
 
 

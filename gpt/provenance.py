@@ -61,6 +61,8 @@ Info = dict[str, Any]
 - the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
   not learned), sha256, unicode (the version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
+- the section counted, if there are conversations in the text: count (tokens that a model learns), size, mtime_ns and
+  sha256 of counted.bin;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
@@ -99,6 +101,7 @@ _INFO: Schema = {
     },
     "checked": optional(TEXT),
 }  # fmt: skip
+_COUNTED: Schema = {"count": COUNT, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
 _ENCODED: Schema = {
     "dtype": one_of(("uint16", "uint32")),
     "characters": COUNT,
@@ -118,6 +121,8 @@ def read(run: Run) -> Info | None:
         if "held_out" in info:
             held_out = _TOKEN_FILES if "token_files" in info else _CORPUS
             reading.check(info["held_out"], {**held_out, "count": COUNT}, "held_out")
+        if "counted" in info:
+            reading.check(info["counted"], _COUNTED, "counted")
     except (FileNotFoundError, ValueError):
         return None
     if "token_files" in info:
@@ -227,12 +232,18 @@ def tokens_of(run: Run, info: Info) -> Tokens:
     return Tokens([recognized(path, info["vocab_size"]).mapped() for path, _ in _token_files(run, info)])
 
 
+def counted_of(run: Run, info: Info) -> np.ndarray | None:
+    """Which of the run's tokens a model learns, uint8 [n]; None if that is all of them. Raises OSError."""
+    return array_on_disk(run.counted_path, np.dtype(np.uint8), info["count"]) if "counted" in info else None
+
+
 def check_tokens(run: Run, info: Info, complaint: str, advice: str) -> None:
     """Check that the run's tokens are still the recorded ones. Raises UserError, with `complaint` and `advice`.
 
     `complaint` goes on from the name of the file.
     """
     files = _token_files(run, info) if "token_files" in info else [(run.tokens_path, info["tokens"])]
+    files += [(run.counted_path, info["counted"])] if "counted" in info else []
     for path, then in files:
         if not path.exists():
             raise UserError(f"{path} does not exist: {advice}")

@@ -172,7 +172,7 @@ def train_model(
                 console,
                 start,
                 ranks,
-                origin.cut(model.max_seq_len).weights if origin else None,
+                chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
             )
             stopped_by = trainer.train()
     if stopped_by:

@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from gpt.corpus import documents
+from gpt.corpus import conversations, documents
 from gpt.corpus.finding import named
-from gpt.corpus.kinds import NotTextError, damage_named, decompressed, kind_of
+from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, kind_of
 from gpt.errors import UserError, cannot, naming
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
@@ -30,7 +30,6 @@ from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
 _BUFFER = 1 << 20  # bytes of a file that are read at a time
 _MOST_NAMED = 5  # files that a message names
 
-TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
 UTF_8 = "utf-8"
 
 
@@ -102,9 +101,10 @@ class Source:
             file = _unpacked(watched, self.compression)
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
-            elif self.format == "jsonl":
+            elif self.format in JSON_LINES:
                 before = partial(self._lines_before, begin)
-                yield from documents.json_lines(file, self.path, self.encoding, self.field, mark, before)
+                text_of = conversations.text_of if self.format == "conversations" else documents.text_field(self.field)
+                yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
                 yield from documents.table(file, self.path, self.encoding, self.field, mark, delimiter)
@@ -126,7 +126,7 @@ class Source:
         if self.format == "parquet":
             starts = documents.Parquet(self.path, self.field).starts()
             return next((start for start in starts if start > place), self.size)
-        if self.compression or self.format not in ("plain", "jsonl") or self.encoding != UTF_8:
+        if self.compression or self.format not in ("plain", *JSON_LINES) or self.encoding != UTF_8:
             return self.size
         with naming(self.path), open(self.path, "rb") as file:
             if self.format == "plain":
@@ -233,6 +233,11 @@ class Sources:
         return self.paths != (str(self.files[0].path),) or self.files[0].format != "plain"
 
     @property
+    def with_conversations(self) -> list[Path]:
+        """The files that hold conversations."""
+        return [source.path for source in self.files if source.format == "conversations"]
+
+    @property
     def size(self) -> int:
         """The bytes of all files, as they are on the disk."""
         return sum(source.size for source in self.files)
@@ -320,6 +325,11 @@ class Texts(NamedTuple):
 
     train: Sources
     held_out: Sources | None
+
+    @property
+    def with_conversations(self) -> list[Path]:
+        """The files of both that hold conversations."""
+        return [path for text in self if text for path in text.with_conversations]
 
 
 class Found(NamedTuple):

@@ -63,9 +63,8 @@ def imported(run: Path) -> Path:
 
 
 def test_every_key_of_a_run_is_described_and_no_other(run):
-    check_json(
-        run / "tokens.json", "tokens.json", without=starting(("corpus.", "held_out.", "token_files."), "tokens.json")
-    )
+    absent = starting(("corpus.", "held_out.", "token_files.", "counted."), "tokens.json")
+    check_json(run / "tokens.json", "tokens.json", without=absent)
     check_json(run / "best_config.json", "The config", without={"checkpoint.imported"})
     check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", "checkpoint.imported"})
     check_json(imported(run) / "r_step0_config.json", "The config", without={"checkpoint.val_loss"})
@@ -77,6 +76,7 @@ def test_every_key_of_a_run_is_described_and_no_other(run):
 
 def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
     project.text.with_name("held.txt").write_text("the dog sat\n" * 40)
+    project.text.with_name("dialogs.jsonl").write_text('{"prompt": "a cat?", "completion": "no"}')
     project.prepare(data_path="data/d*", val_path="data/held.txt", shuffle_documents=5)
     check_json(project.run.tokens_info_path, "tokens.json", without=starting(("text.", "token_files."), "tokens.json"))
 
@@ -87,8 +87,8 @@ def test_every_key_of_tokens_json_of_ready_made_tokens_is_described_and_no_other
         np.arange(50, dtype="<u2").tofile(name)
     project.prepare(tokens="train.bin", val_tokens="val.bin", kind="tokenizer.json")
     others = (
-        "text.", "corpus.", "tokens.", "dtype", "characters", "dropped", "held_out.encoding", "held_out.text_field",
-        "held_out.documents",
+        "text.", "corpus.", "counted.", "tokens.", "dtype", "characters", "dropped", "held_out.encoding",
+        "held_out.text_field", "held_out.documents",
     )  # fmt: skip
     check_json(project.run.tokens_info_path, "tokens.json", without=starting(others, "tokens.json"))
 

@@ -50,8 +50,11 @@ def test_a_text_that_begins_with_no_marker_is_no_conversation(text):
             "has the role 'tool' in message 1, but must have one of system, user, assistant",
         ),
         ([{"role": ["user"], "content": "a"}], "has the role ['user'] in message 1"),
-        ([{"role": "user", "content": None}], "has None as content of message 1, but must have text"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "as content of message 1, but must have text"),
+        ([{"role": "user", "content": None}], "has None as the content of message 1, but must have text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            "as the content of message 1, but must have text",
+        ),
         ([{"role": "user", "content": "a<|user|>"}], "has <|user|> in the content of message 1, which would end it"),
         ([{"role": "user", "content": "<|endoftext|>"}], "has <|endoftext|> in the content of message 1"),
         ([{"role": "user", "content": "\ud800"}], "has half of a surrogate pair in the content of message 1"),

@@ -200,7 +200,7 @@ def test_json_lines_may_be_compressed(tmp_path, name):
         ),
         (b'{"text": null}', "line 3: the field 'text' is None, but must be text"),
         (b'{"text": 5}', "line 3: the field 'text' is 5, but must be text"),
-        (b'["text"]', "line 3, is not a JSON object, but must be one with the field 'text'"),
+        (b'["text"]', "line 3, is not a JSON object, but must be one: repair it"),
         (b'{"text": "a"', "line 3, is not JSON ("),
         (b'{"text": "a \\ud800 b"}', "line 3: the field 'text' has half of a surrogate pair"),
         (b'{"text": "\xff"}', "is not UTF-8: byte 63 (0xff) in line 3"),
