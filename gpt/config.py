@@ -105,7 +105,8 @@ def _check_types(config: Any) -> None:
 class DataConfig:
     """The text that the user's flags name, and how it is to be read, or the tokens that another program has made.
 
-    None stands for a flag that was left out. Raises UserError for an encoding that Python does not know.
+    `sample` is how many bytes of the text a tokenizer learns from. None stands for a flag that was left out. Raises
+    UserError for an encoding that Python does not know, and for a sample of nothing.
     """
 
     data_path: tuple[str, ...] = ()
@@ -115,8 +116,10 @@ class DataConfig:
     shuffle_documents: int | None = None
     tokens: tuple[str, ...] = ()
     val_tokens: tuple[str, ...] = ()
+    sample: int | None = None
 
     def __post_init__(self) -> None:
+        check(self.sample is None or self.sample >= 1, "sample", self.sample, "at least 1")
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)  # LookupError for a codec of something else than text, too

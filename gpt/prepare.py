@@ -150,6 +150,7 @@ def _prepared(
     if info is not None and "token_files" in info:  # tokens that --reset gives up; their tokenizer may stay
         info = {key: value for key, value in info.items() if key not in ("token_files", "held_out")}
     names = _names(run, data, info)
+    _check_sample(data, info, has_tokenizer and not reset, given, otherwise)
 
     def made(texts: Texts, tokenizer: Tokenizer, origin: str) -> Corpus:
         if texts.with_conversations and not chat_template.is_used_by(tokenizer):
@@ -230,6 +231,20 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
 
 
+def _check_sample(data: DataConfig, info: Info | None, is_kept: bool, given: Tokenizer | None, otherwise: str) -> None:
+    """Raises UserError if --sample is given, but the tokenizer is not to learn, or has learned from another sample."""
+    if data.sample is None:
+        return
+    if is_kept and data.sample != (used := info["tokenizer"].get("sample") if info else None):
+        learned = "all of its text" if used is None else f"a sample of {used}"
+        raise UserError(
+            f"--sample is {data.sample}, but the run's tokenizer was not learned from it, but from {learned}: leave it "
+            f"out, or {otherwise}"
+        )
+    if given is not None and not is_kept:
+        raise UserError(f"--sample {data.sample} goes with a tokenizer that is learned, not with a path: leave it out")
+
+
 def _names(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
     """What names the text: --data-path, else tokens.json, else the default text."""
     if data.data_path:
@@ -273,7 +288,8 @@ def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, 
         )
     ):
         raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
-    return Texts(replace(train.sources, seed=seed), held.sources if held else None)
+    sample = data.sample if data.sample is not None else info["tokenizer"].get("sample") if info else None
+    return Texts(replace(train.sources, seed=seed, sample=sample), held.sources if held else None)
 
 
 def _blank_tokenizer(
@@ -480,6 +496,9 @@ def _make(
             info["tokenizer"]["given"] = origin == _GIVEN or (
                 origin == _KEPT and earlier is not None and earlier["tokenizer"].get("given", False)
             )
+            sample = texts.train.sample if origin == _LEARNED else (earlier or info)["tokenizer"].get("sample")
+            if sample is not None and origin != _GIVEN:
+                info["tokenizer"]["sample"] = sample
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
             for path in (staged / LEARNED, journal(staged / run.tokens_path.name), journal(staged / _HELD_OUT)):
                 path.unlink(missing_ok=True)
@@ -515,7 +534,7 @@ def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": text.state(), **provenance.settings_of(blank)}
+    learned_from = {"text": text.state(), "sample": text.sample, **provenance.settings_of(blank)}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
@@ -570,7 +589,7 @@ def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
 
 def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
     # Reading is the first half of the progress, merging the second.
-    size = text.size
+    size = text.learned_size
     with enough_memory(text.name), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
@@ -580,9 +599,9 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
                 nonlocal read
                 read += len(data)
 
-            for block in text.blocks(watch=count):
+            for block in text.learned_blocks(count):
                 yield block
-                advance(read)
+                advance(min(read, size))
 
         try:
             tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))

@@ -59,7 +59,8 @@ Info = dict[str, Any]
   section held_out with paths, sources and count. There is no tokens.bin then, and dtype, characters, dropped and the
   section tokens are missing;
 - the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
-  not learned), sha256, unicode (the version of Unicode that says which characters are letters);
+  not learned), sample (bytes of the text that it has learned from, if that was not all of it), sha256, unicode (the
+  version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
 - the section counted, if there are conversations in the text: count (tokens that a model learns), size, mtime_ns and
   sha256 of counted.bin;
@@ -97,7 +98,7 @@ _INFO: Schema = {
     "tokenizer": {
         "kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "split": optional(or_null(one_of(SPLITS))),
         "special_tokens": optional(NAMES), "keep_newlines": optional(TRUTH), "given": optional(TRUTH),
-        "sha256": TEXT, "unicode": optional(TEXT),
+        "sample": optional(COUNT), "sha256": TEXT, "unicode": optional(TEXT),
     },
     "checked": optional(TEXT),
 }  # fmt: skip

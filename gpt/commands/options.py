@@ -75,6 +75,8 @@ TOKENIZER = (
                  "vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched. word: splits at white space "
                  "and decodes to single spaces. byte: lossless for any text. char: one token per character."),
     Setting(TokenizerConfig, "vocab_limit", "--vocab-size", metavar="N", help="Maximum vocabulary size."),
+    Setting(DataConfig, "sample", "--sample", metavar="BYTES", default_text="the whole text",
+            help="Bytes of the text to learn the tokenizer from, evenly spread over it."),
     Setting(TokenizerConfig, "split", "--split", default_text="gpt2",
             help="Pattern that cuts a text into words, with --tokenizer byte. gpt4: GPT-4's and Llama 3's, words of up "
                  "to 3 digits; qwen2: the same, single digits."),

@@ -14,12 +14,15 @@ import hashlib
 import io
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from gpt.arithmetic import ceil_div
 from gpt.corpus import conversations, documents
 from gpt.corpus.finding import named
 from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, kind_of
@@ -28,6 +31,7 @@ from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
 
 _BUFFER = 1 << 20  # bytes of a file that are read at a time
+_STRETCH = 1 << 20  # bytes of a sample that stand together
 _MOST_NAMED = 5  # files that a message names
 
 UTF_8 = "utf-8"
@@ -212,7 +216,8 @@ def feed(path: Path, begin: int, end: int | None, watch: Watch) -> None:
 class Sources:
     """The files of a text, in their order. `paths` is what named them, `encoding` and `field` how they were to be read.
 
-    If there is a `seed`, the documents of the tokens are to be in an order that it decides; their text is not.
+    If there is a `seed`, the documents of the tokens are to be in an order that it decides; their text is not. If
+    there is a `sample`, a tokenizer is to learn from so many bytes of the text.
     `<|endoftext|>` stands behind each document, except if there is one plain text that was named by itself: `marks` is
     then False.
     """
@@ -222,6 +227,7 @@ class Sources:
     encoding: str = UTF_8
     field: str | None = None
     seed: int | None = None
+    sample: int | None = None
 
     @property
     def name(self) -> str:
@@ -264,6 +270,50 @@ class Sources:
         """
         mark = mark if self.marks else ""
         return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end), block_chars)
+
+    @property
+    def learned_size(self) -> int:
+        """The bytes of the text that a tokenizer is to learn from."""
+        return self.size if self.sample is None else min(self.sample, self.size)
+
+    def learned_blocks(self, watch: Watch = _unwatched) -> Iterator[str]:
+        """The text that a tokenizer is to learn from, in blocks as those of `blocks`.
+
+        A sample consists of stretches of about a MiB, evenly spread over the bytes of all files in their order. A file
+        that can be read from its beginning alone (`Source.cut_behind`) gives as much of its beginning as there are
+        stretches in it.
+        """
+        if self.learned_size == self.size:
+            yield from self.blocks(watch=watch)
+            return
+        count = ceil_div(self.learned_size, _STRETCH)
+        length, ends = self.learned_size // count, list(accumulate(source.size for source in self.files))
+        places = [number * self.size // count for number in range(count)]
+        for number, group in groupby(places, key=partial(bisect_right, ends)):
+            source, within = self.files[number], [place - (ends[number] - self.files[number].size) for place in group]
+            last = 0  # byte of the file up to which it has been read
+            for place in within:
+                begin = max(last, source.cut_behind(place - 1) if place else 0)
+                last = source.cut_behind(max(begin, place) + length)
+                if begin == 0 and last == source.size:
+                    yield from self._beginning(number, length * len(within), watch)
+                    break
+                if begin < last:
+                    yield from self.blocks(Place(number, begin), Place(number, last), watch)
+
+    def _beginning(self, number: int, size: int, watch: Watch) -> Iterator[str]:
+        """The first blocks of a file, of about `size` bytes as they are on the disk."""
+        read = 0
+
+        def count(data: bytes) -> None:
+            nonlocal read
+            read += len(data)
+            watch(data)
+
+        for block in self.blocks(Place(number, 0), Place(number + 1, 0), count, block_chars=min(BLOCK_CHARS, size)):
+            yield block
+            if read >= size:
+                return
 
     def _texts(
         self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object]

@@ -29,7 +29,7 @@ class Project:
 
     def prepare(
         self, *, data_path=(), encoding=None, text_field=None, val_path=(), shuffle_documents=None, tokens=(),
-        val_tokens=(), **kwargs
+        val_tokens=(), sample=None, **kwargs
     ) -> Corpus:  # fmt: skip
         """`data_path`, `val_path`, `tokens` and `val_tokens` are one name or several."""
         self.notes.clear()
@@ -38,7 +38,7 @@ class Project:
             (each,) if isinstance(each, str) else tuple(each or ())
             for each in (data_path, val_path, tokens, val_tokens)
         )
-        data = DataConfig(names, encoding, text_field, held_out, shuffle_documents, *files)
+        data = DataConfig(names, encoding, text_field, held_out, shuffle_documents, *files, sample)
         with self.run.lock():
             return prepare(self.run, data=data, report=self.report, **kwargs)
 
