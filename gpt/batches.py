@@ -28,23 +28,20 @@ in memory took 2 ms on average instead of 30 (an idle machine, means over 60 bat
 """
 
 import math
-import mmap
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
+from gpt.tokens import Tokens
 
 EVAL_STEPS = 20  # an evaluation reads as much as so many steps, however long the held-out tail is
 
 _ROUNDS = (
     6  # rounds of the Feistel network: after four, neighboring windows follow one another more often than by chance
 )
-_SMALL = 16 << 20  # bytes of a file that is soon in memory by itself, because a page fault reads 128 KiB and more
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and labels
 
@@ -112,7 +109,7 @@ def philox(seed: int, number: int) -> np.random.Generator:
 
 
 class Batches:
-    """Training and validation batches of `tokens` (ids [n], in memory or memory-mapped).
+    """Training and validation batches of `tokens` (ids [n], as an array in memory or memory-mapped, or in files).
 
     The last floor(n · val_fraction) tokens, `val_tokens` of them, are held out; the first n_t = `train_tokens` train.
     `counted`, uint8 [n], is 1 for the tokens that a model shall learn to predict, such as those of the answers in a
@@ -123,7 +120,7 @@ class Batches:
 
     def __init__(
         self,
-        tokens: np.ndarray,
+        tokens: np.ndarray | Tokens,
         batch: int,
         seq: int,
         *,
@@ -133,8 +130,9 @@ class Batches:
         accumulate: int = 1,
         counted: np.ndarray | None = None,
     ) -> None:
-        self.counted = counted
-        self.tokens, self.batch, self.seq, self.sampling, self.seed = tokens, batch, seq, sampling, seed
+        self.tokens = tokens if isinstance(tokens, Tokens) else Tokens([tokens])
+        self.counted = None if counted is None else Tokens([counted])
+        self.batch, self.seq, self.sampling, self.seed = batch, seq, sampling, seed
         self._val_windows = EVAL_STEPS * batch * accumulate  # the same, whoever shares out a step among ranks
         self.val_tokens = math.floor(len(tokens) * val_fraction)
         self.train_tokens = len(tokens) - self.val_tokens
@@ -150,11 +148,6 @@ class Batches:
                 f"Note: no evaluation, as only {self.val_tokens} tokens are held out and --seq {seq} needs {seq + 1}: "
                 "raise --val-fraction, or lower --seq"
             )
-        self._windows = sliding_window_view(np.asarray(tokens), seq)  # an array indexes faster than a memmap
-        self._counted_windows = None if counted is None else sliding_window_view(np.asarray(counted), seq)
-        mapping: mmap.mmap | None = getattr(tokens, "_mmap", None)
-        is_worth_it = mapping is not None and len(mapping) > _SMALL and hasattr(mmap, "MADV_WILLNEED")
-        self._read_ahead = mapping if is_worth_it else None  # the file of which windows are fetched ahead
         self._prefetched: dict[int, np.ndarray] = {}  # index of a batch → starts of its windows, announced already
         self._index: int | None = None  # index of the last batch
 
@@ -176,7 +169,7 @@ class Batches:
         starts = self._prefetched.get(index)
         if starts is None:
             starts = self._announced(index)
-        if self._read_ahead is not None:
+        if self.tokens.reads_ahead:
             following = index + (1 if before is None else index - before)  # one of several ranks asks for every R-th
             self._prefetched, self._index = {following: self._announced(following)}, index
         return self._read(starts, self.train_tokens - 1, out or self._empty(self.batch))
@@ -186,7 +179,7 @@ class Batches:
         if self.counted is None:
             return self.batch * self.seq
         positions = (self._starts(index)[:, None] + np.arange(self.seq)) % (self.train_tokens - 1)
-        return int(np.count_nonzero(self.counted[positions + 1]))
+        return int(np.count_nonzero(self.counted.at(positions + 1)))
 
     def validation(self) -> Iterator[Batch]:
         """Batches of the held-out tail, int32 [rows, seq] with rows ≤ batch; the same ones every time.
@@ -198,34 +191,20 @@ class Batches:
         count = min(windows, self._val_windows)
         chosen = np.array([i * windows // count for i in range(count)], np.int64)
         starts = self.train_tokens + chosen * (self.seq + 1)
-        self._announce(starts)
+        self.tokens.announce(starts, self.seq + 1)
         for rows in (starts[first : first + self.batch] for first in range(0, count, self.batch)):
             yield self._read(rows, len(self.tokens) - 1, self._empty(len(rows)))
 
     def _announced(self, index: int) -> np.ndarray:
         """The starts of the windows of micro-batch `index`, int64 [batch], after announcing them."""
         starts = self._starts(index)
-        self._announce(starts)
+        self.tokens.announce(starts, self.seq + 1)
         return starts
 
     def _starts(self, index: int) -> np.ndarray:
         """The starts of the windows of micro-batch `index`, int64 [batch]."""
         order = {"shuffled": self._shuffled, "sequential": self._sequential, "random": self._random}[self.sampling]
         return order(index)
-
-    def _announce(self, starts: np.ndarray) -> None:
-        """Ask the operating system to fetch the windows at `starts` from the disk, without waiting for them."""
-        mapping, itemsize = self._read_ahead, self.tokens.itemsize
-        if mapping is None:
-            return
-        # madvise takes a range of the mapped file that starts at a page: round each window's first byte down to one.
-        before = self.tokens.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data  # bytes before token 0
-        begin = before + starts * itemsize
-        pages = begin & -mmap.PAGESIZE
-        sizes = begin + (self.seq + 1) * itemsize - pages
-        with suppress(OSError, ValueError):  # a window that cannot be fetched ahead is read when it is due
-            for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
-                mapping.madvise(mmap.MADV_WILLNEED, page, size)
 
     def _shuffled(self, index: int) -> np.ndarray:
         circle, count = self.train_tokens - 1, (self.train_tokens - 1) // self.seq
@@ -255,15 +234,16 @@ class Batches:
         ids, labels = out
         last = circle - self.seq  # start of the last window that does not cross the circle's end
         whole = np.minimum(starts, last)
-        ids[...], labels[...] = self._windows[whole], self._windows[whole + 1]
-        if self._counted_windows is not None:
-            labels[self._counted_windows[whole + 1] == 0] = -1
+        windows = self.tokens.windows(whole, self.seq + 1)
+        ids[...], labels[...] = windows[:, :-1], windows[:, 1:]
+        if self.counted is not None:
+            labels[self.counted.windows(whole + 1, self.seq) == 0] = -1
         # The few windows that go on at the circle's beginning are read once more, token by token.
         if (beyond := starts > last).any():
             positions = (starts[beyond, None] + np.arange(self.seq)) % circle
-            ids[beyond], labels[beyond] = self.tokens[positions], self.tokens[positions + 1]
+            ids[beyond], labels[beyond] = self.tokens.at(positions), self.tokens.at(positions + 1)
             if self.counted is not None:
-                labels[beyond] = np.where(self.counted[positions + 1], labels[beyond], -1)
+                labels[beyond] = np.where(self.counted.at(positions + 1), labels[beyond], -1)
         return out
 
     def _empty(self, rows: int) -> Batch:

@@ -103,9 +103,10 @@ def _check_types(config: Any) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text that the user's flags name, and how it is to be read. None stands for a flag that was left out.
+    """The text that the user's flags name, and how it is to be read, or the tokens that another program has made.
 
-    Raises UserError for an encoding that Python does not know.
+    `sample` is how many bytes of the text a tokenizer learns from. None stands for a flag that was left out. Raises
+    UserError for an encoding that Python does not know, and for a sample of nothing.
     """
 
     data_path: tuple[str, ...] = ()
@@ -113,8 +114,12 @@ class DataConfig:
     text_field: str | None = None
     val_path: tuple[str, ...] = ()
     shuffle_documents: int | None = None
+    tokens: tuple[str, ...] = ()
+    val_tokens: tuple[str, ...] = ()
+    sample: int | None = None
 
     def __post_init__(self) -> None:
+        check(self.sample is None or self.sample >= 1, "sample", self.sample, "at least 1")
         if self.encoding is not None:
             try:
                 "".encode(self.encoding)  # LookupError for a codec of something else than text, too

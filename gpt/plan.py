@@ -306,16 +306,17 @@ def make(
     is_new, data = not run.tokenizer_path.exists(), DataConfig(**pick(DataConfig, flags))
     try:
         if start and start.run.path != run.path and ranks.is_first:
-            adopt(start.run, run, with_tokens=not data.data_path)
+            adopt(start.run, run, with_tokens=not (data.data_path or data.tokens))
         if origin and ranks.is_first:
             adopt_tokenizer(origin.tokenizer, run, origin.name)
         corpus = prepare(
             run, data=data, preset=None if start else preset, reset=reset, report=console.line,
-            progress=console.progress, ranks=ranks, **pick(TokenizerConfig, flags),
+            progress=console.progress, ranks=ranks, may_grow=start is None, **pick(TokenizerConfig, flags),
         )  # fmt: skip
         if corpus.val_fraction is not None:
             if "val_fraction" in flags:
-                raise UserError("--val-fraction and --val-path both say what is held out: leave --val-fraction out")
+                other = "--val-tokens" if "token_files" in corpus.info else "--val-path"
+                raise UserError(f"--val-fraction and {other} both say what is held out: leave --val-fraction out")
             unseen = train.unseen_fraction if start else corpus.val_fraction
             train = replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
         if start:
@@ -323,7 +324,7 @@ def make(
         batches = Batches(
             corpus.tokens, train.batch_size, model.max_seq_len,
             sampling=train.sampling, seed=train.seed, val_fraction=train.val_fraction,
-            accumulate=train.accumulate,
+            accumulate=train.accumulate, counted=corpus.counted,
         )  # fmt: skip
         if train.sample_prompt is not None:
             prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")
@@ -336,6 +337,7 @@ def make(
     vocab_size = corpus.tokenizer.vocab_size
     if start:
         start.model_config.check_tokenizer(run.tokenizer_path, vocab_size)
+    origin = origin.grown(vocab_size) if origin else None
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start, origin)
 
 
@@ -402,7 +404,8 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
             f"Ranks:  {ranks.size}; in a step each takes {each} x {train.batch_size} sequences (--batch is for "
             f"one rank), all together {sequences}"
         )
-    console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{held_out}; {per_step}")
+    learned = f", {plan.corpus.info['counted']['count']:,} of them learned" if "counted" in plan.corpus.info else ""
+    console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{learned}{held_out}; {per_step}")
     steps = train.total_steps - train.text_start
     console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
     console.line("Rate:   " + describe_rate(train, first, plan.start.train_config if plan.start else None))

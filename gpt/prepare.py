@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from gpt import provenance
+from gpt import chat_template, provenance, readymade
 from gpt.config import DATA_PATH, TOKENIZERS, DataConfig, TokenizerConfig, flag, pick
 from gpt.corpus import Sources
+from gpt.corpus.conversations import write_counted
 from gpt.corpus.kinds import looks_like_json_lines
 from gpt.corpus.shuffling import shuffle_documents
 from gpt.corpus.sources import UTF_8, Texts, few, find, left_out_words
@@ -43,11 +43,10 @@ from gpt.errors import UserError, shown
 from gpt.provenance import Info, Report
 from gpt.run import Run
 from gpt.system.files import atomic_path, commit, remove, write_atomically
-from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import raise_unless_regular
 from gpt.system.shipped import default_text
 from gpt.tokenizer import Tokenizer, lost_note
-from gpt.tokenizer.unicode_table import UNICODE_VERSION
+from gpt.tokens import Tokens
 
 _LEARNED, _GIVEN, _KEPT = "learned", "given", "kept"  # origins of a tokenizer: the text, the user's file, the run
 
@@ -56,6 +55,10 @@ LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its te
 _HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
 
 _SHUFFLED = "shuffled.bin"  # the tokens with their documents in another order, until they replace the others
+
+MARKERS = tuple(chat_template.MARKERS.values())  # the special tokens that conversations need
+
+_GPT2 = Path(DATA_PATH).with_name("gpt2")  # where `hipgpt fetch` puts GPT-2's vocabulary
 
 _IDS_AT_ONCE = 1 << 24  # ids that the search for foreign ones reads at a time
 
@@ -67,11 +70,15 @@ def _silent(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenized text: its tokenizer, its tokens as a read-only memory map (uint16 or uint32 [n]), its tokens.json."""
+    """A tokenized text: its tokenizer, its tokens, mapped into memory, and its tokens.json.
+
+    `counted`, uint8 [n], is 1 for the tokens that a model shall learn, if these are not all of them.
+    """
 
     tokenizer: Tokenizer
-    tokens: np.ndarray
+    tokens: Tokens
     info: Info
+    counted: np.ndarray | None = None
 
     @property
     def val_fraction(self) -> float | None:
@@ -91,6 +98,7 @@ def prepare(
     report: Report = print,
     progress: Progress = _silent,
     ranks: Ranks = ALONE,
+    may_grow: bool = True,
     **asked: Any,
 ) -> Corpus:
     """The tokens of a run: those on disk if they still match, else made from the text. The caller holds the run's lock.
@@ -102,7 +110,8 @@ def prepare(
     keeps it. A `kind` that is a path gives the run the tokenizer that lies there. A new tokenizer takes each setting
     from the flag, else from the `preset`, else from the run's earlier tokenizer, else from the defaults. `reset` makes
     tokenizer and tokens anew. `report` takes one line for the user; `progress(name, total)` yields a function that
-    takes the number of bytes done so far.
+    takes the number of bytes done so far. If the text has conversations and the tokenizer lacks their markers, it gets
+    them, unless a model knows it already, or it `may_grow` no more.
     Raises UserError if the text, the tokenizer, tokens.bin or a flag contradicts the run's records, if the preset
     contradicts a default tokenizer, if a run that has checkpoints would need a new tokenizer, and for a text that
     cannot be used. An error leaves the three files as they were. If it comes on one rank, ending the others is up to
@@ -112,14 +121,14 @@ def prepare(
         return _helped(run, ranks)
     asked = {key: value for key, value in asked.items() if value is not None}
     with copied(run, data or DataConfig()) as named:
-        corpus = _prepared(run, named, asked, preset, reset, report, progress, ranks)
+        corpus = _prepared(run, named, asked, preset, reset, report, progress, ranks, may_grow)
     ranks.share({"made": corpus.info})
     return corpus
 
 
 def _prepared(
     run: Run, data: DataConfig, asked: Mapping[str, Any], preset: str | None, reset: bool, report: Report,
-    progress: Progress, ranks: Ranks,
+    progress: Progress, ranks: Ranks, may_grow: bool,
 ) -> Corpus:  # fmt: skip
     """The tokens of a run, as `prepare` describes, on the first rank."""
     trained = run.has_weights  # then a model exists, and it knows this tokenizer only
@@ -136,11 +145,28 @@ def _prepared(
     otherwise = "take another --run-name" if trained else "make tokenizer and tokens anew with --reset"
     given = _given_tokenizer(asked)
     info = provenance.read(run)
+    if readymade.are_wanted(run, data, info, reset, otherwise):
+        return _ready_made(run, data, info, asked, preset, given, reset, otherwise, report, progress)
+    if info is not None and "token_files" in info:  # tokens that --reset gives up; their tokenizer may stay
+        info = {key: value for key, value in info.items() if key not in ("token_files", "held_out")}
     names = _names(run, data, info)
+    _check_sample(data, info, has_tokenizer and not reset, given, otherwise)
 
     def made(texts: Texts, tokenizer: Tokenizer, origin: str) -> Corpus:
+        if texts.with_conversations and not chat_template.is_used_by(tokenizer):
+            if origin == _KEPT and (trained or not may_grow):
+                raise UserError(
+                    f"{few(texts.with_conversations)} holds conversations, but the tokenizer of the model lacks "
+                    f"{', '.join(MARKERS)}: begin a new run with --from, whose model gets them"
+                )
+            tokenizer, origin = tokenizer.with_special_tokens(MARKERS), _GIVEN
         corpus = _make(run, texts, tokenizer, origin, info, report, progress, ranks)
         _report_lost(corpus, texts.train, report)
+        if "counted" in corpus.info:
+            report(
+                f"Note: {few(texts.with_conversations)} holds conversations: the model learns what the assistant says, "
+                f"{corpus.info['counted']['count']:,} of {len(corpus.tokens):,} tokens"
+            )
         return corpus
 
     if reset or not has_tokenizer:
@@ -152,7 +178,9 @@ def _prepared(
             return made(_found(run, names, data, info, report), given, _GIVEN)
         if not reset and (info is not None or run.tokens_path.exists()):
             report(f"Note: {run.tokenizer_path} is missing, so tokenizer and tokens are made anew")
-        return made(_found(run, names, data, info, report), _blank_tokenizer(info, preset, asked), _LEARNED)
+        texts = _found(run, names, data, info, report)
+        markers = MARKERS if texts.with_conversations else ()
+        return made(texts, _blank_tokenizer(info, preset, asked, markers), _LEARNED)
     tokenizer = _kept_tokenizer(run, info, preset, asked, given, otherwise, report)
     if info is None:
         lost = f"{run.tokens_info_path} is missing or damaged" if run.tokens_path.exists() else "there are no tokens"
@@ -171,6 +199,26 @@ def _prepared(
     return _kept_tokens(run, ", ".join(names), tokenizer, info, current, report)
 
 
+def _ready_made(
+    run: Run, data: DataConfig, info: Info | None, asked: Mapping[str, Any], preset: str | None,
+    given: Tokenizer | None, reset: bool, otherwise: str, report: Report, progress: Progress,
+) -> Corpus:  # fmt: skip
+    """The tokens that --tokens names, or has named."""
+    is_there = run.tokenizer_path.exists()
+    if is_there and not reset:
+        tokenizer = _kept_tokenizer(run, info, preset, asked, given, otherwise, report)
+        if info is not None:
+            return _opened(run, tokenizer, readymade.recheck(run, data, info, otherwise, report))
+    elif given is not None:
+        tokenizer = given
+    elif is_there and info is not None and not asked:
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+    else:
+        raise UserError(readymade.NO_TOKENIZER)
+    is_new = reset or not is_there
+    return _opened(run, tokenizer, readymade.record(run, data, info, tokenizer, is_new, progress))
+
+
 def _helped(run: Run, ranks: Ranks) -> Corpus:
     """Encode a range of the text, if the first rank asks for it, and return the same corpus as there."""
     tokenizer = None
@@ -179,8 +227,22 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     info, advice = asked["made"], "put --runs-dir on a file system that all ranks share, or copy that rank's run"
     if provenance.sha256(run.tokenizer_path) != info["tokenizer"]["sha256"]:
         raise UserError(f"{run.tokenizer_path} is another tokenizer than the first rank's: {advice}")
-    provenance.check_file(run.tokens_path, info["tokens"], f"{run.tokens_path} is not the first rank's", advice)
+    provenance.check_tokens(run, info, "is not the first rank's", advice)
     return _opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)
+
+
+def _check_sample(data: DataConfig, info: Info | None, is_kept: bool, given: Tokenizer | None, otherwise: str) -> None:
+    """Raises UserError if --sample is given, but the tokenizer is not to learn, or has learned from another sample."""
+    if data.sample is None:
+        return
+    if is_kept and data.sample != (used := info["tokenizer"].get("sample") if info else None):
+        learned = "all of its text" if used is None else f"a sample of {used}"
+        raise UserError(
+            f"--sample is {data.sample}, but the run's tokenizer was not learned from it, but from {learned}: leave it "
+            f"out, or {otherwise}"
+        )
+    if given is not None and not is_kept:
+        raise UserError(f"--sample {data.sample} goes with a tokenizer that is learned, not with a path: leave it out")
 
 
 def _names(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
@@ -226,11 +288,14 @@ def _found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, 
         )
     ):
         raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
-    return Texts(replace(train.sources, seed=seed), held.sources if held else None)
+    sample = data.sample if data.sample is not None else info["tokenizer"].get("sample") if info else None
+    return Texts(replace(train.sources, seed=seed, sample=sample), held.sources if held else None)
 
 
-def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer that has yet to learn, with the settings that `prepare` describes."""
+def _blank_tokenizer(
+    info: Info | None, preset: str | None, asked: Mapping[str, Any], markers: Sequence[str]
+) -> Tokenizer:
+    """A tokenizer that has yet to learn, with the settings that `prepare` describes, and these special tokens."""
     config = TokenizerConfig.of(preset)
     if info is not None and preset is None:
         config = TokenizerConfig(**pick(TokenizerConfig, info["tokenizer"]))
@@ -238,7 +303,8 @@ def _blank_tokenizer(info: Info | None, preset: str | None, asked: Mapping[str, 
     if info is not None and preset is None and config.kind != asked.get("kind", config.kind):
         config = replace(config, split=None, keep_newlines=False)  # they belong to a kind
     config = replace(config, **asked)
-    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=config.special_tokens,
+    special_tokens = tuple(dict.fromkeys((*config.special_tokens, *markers)))
+    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=special_tokens,
                      keep_newlines=config.keep_newlines)  # fmt: skip
 
 
@@ -247,6 +313,10 @@ def _given_tokenizer(asked: Mapping[str, Any]) -> Tokenizer | None:
     path = asked.get("kind", TOKENIZERS[0])
     if path in TOKENIZERS:
         return None
+    if path == _GPT2.name and not os.path.exists(path):
+        if not _GPT2.exists():
+            raise UserError(f"--tokenizer {path} is not here yet: `hipgpt fetch gpt2-tokenizer` gets it")
+        path = _GPT2
     if not os.path.exists(path):
         raise UserError(
             f"--tokenizer is {shown(path)}, but must be one of {', '.join(TOKENIZERS)}, or a tokenizer.json that exists"
@@ -268,18 +338,21 @@ def _kept_tokenizer(
         )
     tokenizer = Tokenizer.load(run.tokenizer_path)
     if given is not None:
-        if given != tokenizer:
+        if tokenizer not in (given, given.with_special_tokens(MARKERS)):
             raise UserError(
                 f"--tokenizer is {asked['kind']}, but {run.tokenizer_path} is another one: leave it out, or {otherwise}"
             )
         return tokenizer
     for key, wanted in asked.items():
-        if wanted != (value := getattr(tokenizer, key)):
+        value = getattr(tokenizer, key)
+        got_markers = key == "special_tokens" and value == tuple(dict.fromkeys((*wanted, *MARKERS)))
+        if wanted != value and not got_markers:
             raise UserError(
                 f"{flag(key)} is {wanted}, but {run.tokenizer_path} has {value}: leave it out, or {otherwise}"
             )
     if preset is not None:
-        _check_preset(run, tokenizer.config, preset, asked, otherwise, report)
+        special = tuple(text for text in tokenizer.special_tokens if text not in MARKERS)
+        _check_preset(run, replace(tokenizer.config, special_tokens=special), preset, asked, otherwise, report)
     return tokenizer
 
 
@@ -310,6 +383,8 @@ def _kept_tokens(run: Run, text: str, tokenizer: Tokenizer, info: Info, current:
         run.tokens_path, info["tokens"], f"{run.tokens_path} is not what was written",
         f"put it back, or delete it to encode {text} again",
     )  # fmt: skip
+    if "counted" in info:
+        current["counted"] = _kept_counted(run, tokenizer, info, report)
     if not run.has_weights and info["dropped"]:
         _raise_if_lossy(text, info["dropped"], info["characters"])
         report(
@@ -327,6 +402,17 @@ def _kept_tokens(run: Run, text: str, tokenizer: Tokenizer, info: Info, current:
     if current != info:  # a new time or place for the same content: remember it, to save the digest next time
         write_atomically(run.tokens_info_path, provenance.to_json(current))
     return _opened(run, tokenizer, current)
+
+
+def _kept_counted(run: Run, tokenizer: Tokenizer, info: Info, report: Report) -> Info:
+    """The section of tokens.json about counted.bin, which is made again if it is missing."""
+    if run.counted_path.exists():
+        complaint, advice = f"{run.counted_path} is not what was written", "put it back, or delete it to make it again"
+        return provenance.check_file(run.counted_path, info["counted"], complaint, advice)
+    report(f"Note: {run.counted_path} is missing: making it again")
+    with atomic_path(run.counted_path) as temporary:
+        write_counted(provenance.tokens_of(run, info), temporary, tokenizer)
+    return {**info["counted"], **provenance.stamp(run.counted_path)}
 
 
 def is_text_of(run: Run, corpus: Corpus) -> bool:
@@ -350,22 +436,20 @@ def adopt(source: Run, run: Run, *, with_tokens: bool) -> None:
     if with_tokens and info is not None and not run.tokens_info_path.exists():
         if source.tokens_path.exists():
             _copy(source.tokens_path, run.tokens_path)
+        if source.counted_path.exists():
+            _copy(source.counted_path, run.counted_path)
         write_atomically(run.tokens_info_path, provenance.to_json(provenance.moved(info, source, run)))
 
 
 def adopt_tokenizer(tokenizer: Tokenizer, run: Run, source: str) -> None:
     """Give `run` the tokenizer of the model `source`. The caller holds the lock of `run`.
 
-    Raises UserError if it has another one already.
+    Raises UserError if it has another one already. It may be the same with the markers of conversations.
     """
     if not run.tokenizer_path.exists():
         tokenizer.save(run.tokenizer_path)
-        return
-    with TemporaryDirectory() as directory:
-        saved = Path(directory) / run.tokenizer_path.name
-        tokenizer.save(saved)
-        if not _is_same(run.tokenizer_path, saved):
-            raise UserError(f"run {run.name} has another tokenizer than {source}: take another --run-name")
+    elif Tokenizer.load(run.tokenizer_path) not in (tokenizer, tokenizer.with_special_tokens(MARKERS)):
+        raise UserError(f"run {run.name} has another tokenizer than {source}: take another --run-name")
 
 
 def _is_same(first: Path, second: Path) -> bool:
@@ -412,10 +496,15 @@ def _make(
             info["tokenizer"]["given"] = origin == _GIVEN or (
                 origin == _KEPT and earlier is not None and earlier["tokenizer"].get("given", False)
             )
+            sample = texts.train.sample if origin == _LEARNED else (earlier or info)["tokenizer"].get("sample")
+            if sample is not None and origin != _GIVEN:
+                info["tokenizer"]["sample"] = sample
             write_atomically(staged / run.tokens_info_path.name, provenance.to_json(info))
             for path in (staged / LEARNED, journal(staged / run.tokens_path.name), journal(staged / _HELD_OUT)):
                 path.unlink(missing_ok=True)
             commit(staged, run.committed_path)
+            if "counted" not in info:
+                remove(run.counted_path)  # of another text
     except BaseException as error:
         if isinstance(error, UserError) or not _remove_leftovers(run):
             remove(staged)
@@ -445,7 +534,7 @@ def _learned(run: Run, text: Sources, blank: Tokenizer, report: Report, progress
     """
     staged = run.staged_path
     saved = staged / run.tokenizer_path.name
-    learned_from = {"text": text.state(), **_settings(blank)}
+    learned_from = {"text": text.state(), "sample": text.sample, **provenance.settings_of(blank)}
     tokenizer = None
     with suppress(OSError, ValueError, UserError):
         if json.loads((staged / LEARNED).read_text(encoding="utf-8")) == learned_from:
@@ -489,11 +578,6 @@ def _report_lost(corpus: Corpus, text: Sources, report: Report) -> None:
         report(f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column")
 
 
-def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The settings of a tokenizer as JSON has them."""
-    return {**asdict(tokenizer.config), "special_tokens": list(tokenizer.special_tokens)}
-
-
 def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
     if 2 * dropped > characters:
         raise UserError(
@@ -505,7 +589,7 @@ def _raise_if_lossy(text: str, dropped: int, characters: int) -> None:
 
 def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
     # Reading is the first half of the progress, merging the second.
-    size = text.size
+    size = text.learned_size
     with enough_memory(text.name), progress("Training tokenizer", 2 * size) as advance:
 
         def blocks() -> Iterator[str]:
@@ -515,9 +599,9 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
                 nonlocal read
                 read += len(data)
 
-            for block in text.blocks(watch=count):
+            for block in text.learned_blocks(count):
                 yield block
-                advance(read)
+                advance(min(read, size))
 
         try:
             tokenizer.train_bpe(blocks(), lambda done, planned: advance(size + size * done // planned))
@@ -554,13 +638,13 @@ def _encode(
         "characters": characters,
         "dropped": dropped,
         **sections,
-        "tokenizer": {
-            **_settings(tokenizer),
-            "sha256": provenance.sha256(tokenizer_file),
-            "unicode": UNICODE_VERSION,
-        },
+        "tokenizer": provenance.described_tokenizer(tokenizer, tokenizer_file),
         "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
     }
+    if texts.with_conversations:
+        counted, tokens = run.staged_path / run.counted_path.name, np.memmap(target, dtype_of(tokenizer), "r")
+        learned, digest = write_counted(Tokens([tokens]), counted, tokenizer)
+        info["counted"] = {"count": learned, **provenance.stamp(counted), "sha256": digest}
     return {**info, "checked": provenance.pair_digest(info)}
 
 
@@ -588,10 +672,9 @@ def _encode_one(
 
 
 def _opened(run: Run, tokenizer: Tokenizer, info: Info) -> Corpus:
-    dtype = np.dtype(info["dtype"]).newbyteorder("<")
-    return Corpus(tokenizer, array_on_disk(run.tokens_path, dtype, info["count"]), info)
+    return Corpus(tokenizer, provenance.tokens_of(run, info), info, provenance.counted_of(run, info))
 
 
-def _largest(tokens: np.ndarray) -> int:
+def _largest(tokens: Tokens) -> int:
     """The largest id. It takes reading all tokens, so tokens.json remembers that they were checked."""
     return max(int(tokens[first : first + _IDS_AT_ONCE].max()) for first in range(0, len(tokens), _IDS_AT_ONCE))

@@ -11,7 +11,7 @@ from gpt import checkpoint, huggingface
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
-from gpt.parameters import POSITIONS
+from gpt.parameters import OF_VOCAB, POSITIONS
 from gpt.run import Run
 from gpt.system.limits import free_memory, require_memory
 from gpt.tokenizer import Tokenizer
@@ -33,6 +33,18 @@ class Pretrained(NamedTuple):
         config = replace(self.config, max_seq_len=positions)
         return self._replace(config=config, weights=_Cut(self.weights, positions))
 
+    def grown(self, vocab_size: int) -> "Pretrained":
+        """The same model with tokens behind its own, up to `vocab_size` of them.
+
+        The embedding of each new one is the mean of the others' (Hewitt 2021, "Initializing new word embeddings for
+        pretrained language models"): it then takes little of the probability of the tokens that the model knows.
+        """
+        if vocab_size == self.config.vocab_size:
+            return self
+        return self._replace(
+            config=replace(self.config, vocab_size=vocab_size), weights=Grown(self.weights, vocab_size)
+        )
+
 
 class _Cut(Mapping[str, np.ndarray]):
     """Weights whose embedding of positions [max_seq_len, D] has its first rows alone."""
@@ -42,6 +54,26 @@ class _Cut(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._weights[name][: self._positions if name == POSITIONS else None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+class Grown(Mapping[str, np.ndarray]):
+    """Weights whose embeddings of tokens [vocab_size, D] have further rows, each the mean of the others."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray], vocab_size: int) -> None:
+        self._weights, self._vocab_size = weights, vocab_size
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = self._weights[name]
+        if name not in OF_VOCAB:
+            return found
+        rows = np.repeat(found.mean(axis=0, keepdims=True), self._vocab_size - len(found), axis=0)
+        return np.concatenate([found, rows])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

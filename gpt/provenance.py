@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from gpt.config import SPLITS, TOKENIZERS, DataConfig, flag
 from gpt.corpus.finding import named
 from gpt.corpus.kinds import NotTextError
 from gpt.corpus.sources import UTF_8, Source, Sources, Texts, few, find
+from gpt.corpus.token_files import recognized
 from gpt.errors import UserError, cannot
 from gpt.run import Run
 from gpt.system import reading
+from gpt.system.filesystem import array_on_disk
 from gpt.system.reading import (
     COUNT,
     INTEGER,
@@ -37,6 +39,9 @@ from gpt.system.reading import (
     optional,
     or_null,
 )
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.unicode_table import UNICODE_VERSION
+from gpt.tokens import Tokens
 
 Report = Callable[[str], None]
 
@@ -50,9 +55,15 @@ Info = dict[str, Any]
   shuffled), and sources, a list of such sections for all files in their order;
 - the section held_out, if --val-path was given: the same keys as in corpus, and count, the number of its tokens, which
   are the last ones of tokens.bin;
+- instead of these, if --tokens was given: the section token_files with paths and sources, and with --val-tokens the
+  section held_out with paths, sources and count. There is no tokens.bin then, and dtype, characters, dropped and the
+  section tokens are missing;
 - the section tokenizer: kind, vocab_limit, split, special_tokens, keep_newlines, given (whether it was given as a file,
-  not learned), sha256, unicode (the version of Unicode that says which characters are letters);
+  not learned), sample (bytes of the text that it has learned from, if that was not all of it), sha256, unicode (the
+  version of Unicode that says which characters are letters);
 - the section tokens: size, mtime_ns, sha256;
+- the section counted, if there are conversations in the text: count (tokens that a model learns), size, mtime_ns and
+  sha256 of counted.bin;
 - checked: the digest of a pair of tokens and tokenizer that are known to belong together (`pair_digest`).
 """
 
@@ -80,36 +91,52 @@ _CORPUS: Schema = {
     "shuffle_documents": optional(INTEGER),
     "sources": Kind("a list of files", _is_list_of_files),
 }
+_TOKEN_FILES: Schema = {key: _CORPUS[key] for key in ("paths", "sources")}
 _INFO: Schema = {
-    "dtype": one_of(("uint16", "uint32")),
-    **dict.fromkeys(("count", "vocab_size", "characters", "dropped"), COUNT),
+    "count": COUNT,
+    "vocab_size": COUNT,
     "tokenizer": {
         "kind": one_of(TOKENIZERS), "vocab_limit": COUNT, "split": optional(or_null(one_of(SPLITS))),
         "special_tokens": optional(NAMES), "keep_newlines": optional(TRUTH), "given": optional(TRUTH),
-        "sha256": TEXT, "unicode": optional(TEXT),
+        "sample": optional(COUNT), "sha256": TEXT, "unicode": optional(TEXT),
     },
-    "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
     "checked": optional(TEXT),
 }  # fmt: skip
+_COUNTED: Schema = {"count": COUNT, "size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT}
+_ENCODED: Schema = {
+    "dtype": one_of(("uint16", "uint32")),
+    "characters": COUNT,
+    "dropped": COUNT,
+    "tokens": {"size": COUNT, "mtime_ns": INTEGER, "sha256": TEXT},
+}
 
 
 def read(run: Run) -> Info | None:
     """The content of a run's tokens.json; None if it is missing, or damaged by another program."""
     try:
         info: Info = reading.parse(reading.read(run.tokens_info_path, LARGE))
-        reading.check(info, {**_INFO, **({"corpus": _CORPUS} if "corpus" in info else {"text": _FILE})})
+        if "token_files" in info:
+            reading.check(info, {**_INFO, "token_files": _TOKEN_FILES})
+        else:
+            reading.check(info, {**_INFO, **_ENCODED, **({"corpus": _CORPUS} if "corpus" in info else {"text": _FILE})})
         if "held_out" in info:
-            reading.check(info["held_out"], {**_CORPUS, "count": COUNT}, "held_out")
+            held_out = _TOKEN_FILES if "token_files" in info else _CORPUS
+            reading.check(info["held_out"], {**held_out, "count": COUNT}, "held_out")
+        if "counted" in info:
+            reading.check(info["counted"], _COUNTED, "counted")
     except (FileNotFoundError, ValueError):
         return None
+    if "token_files" in info:
+        return info if info["count"] else None
     size = info["count"] * np.dtype(info["dtype"]).itemsize
     return info if 0 < size == info["tokens"]["size"] else None
 
 
 def to_json(info: Info) -> str:
     """In ASCII, because a path need not be valid Unicode; indented, unless the files are so many that it takes long."""
-    files = len(info["corpus"]["sources"]) if "corpus" in info else 1
-    return json.dumps(info, indent=2 if files < _MANY else None) + "\n"
+    section = _of_many(info)
+    is_long = section is not None and len(section["sources"]) >= _MANY
+    return json.dumps(info, indent=None if is_long else 2) + "\n"
 
 
 def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
@@ -135,20 +162,37 @@ def _files(run: Run, sources: Sources, digests: Sequence[str]) -> list[Info]:
     ]
 
 
+def described_tokenizer(tokenizer: Tokenizer, file: Path) -> Info:
+    """The section of tokens.json about a tokenizer, which is saved in `file`; all but `given`."""
+    return {**settings_of(tokenizer), "sha256": sha256(file), "unicode": UNICODE_VERSION}
+
+
+def settings_of(tokenizer: Tokenizer) -> Info:
+    """The settings of a tokenizer as JSON has them."""
+    return {**asdict(tokenizer.config), "special_tokens": list(tokenizer.special_tokens)}
+
+
 def files_of(info: Info) -> list[dict[str, Any]]:
-    """The sections of all files of a text, in their order."""
-    files: list[dict[str, Any]] = info["corpus"]["sources"] if "corpus" in info else [info["text"]]
+    """The sections of all files of a text, or of all token files but those held out, in their order."""
+    section = _of_many(info)
+    files: list[dict[str, Any]] = section["sources"] if section else [info["text"]]
     return files
 
 
+def _of_many(info: Info) -> Info | None:
+    """The section that describes several files; None if the text is one file."""
+    return info.get("corpus") or info.get("token_files")
+
+
 def paths_of(run: Run, info: Info) -> list[str]:
-    """What --data-path named when the tokens were made."""
+    """What --data-path or --tokens named when the tokens were made."""
     return [str(locate(run, path)) for path in remembered(info)]
 
 
 def remembered(info: Info) -> list[str]:
     """The same, as `remember` has written it down."""
-    paths: list[str] = info["corpus"]["paths"] if "corpus" in info else [info["text"]["path"]]
+    section = _of_many(info)
+    paths: list[str] = section["paths"] if section else [info["text"]["path"]]
     return paths
 
 
@@ -175,7 +219,42 @@ def identity(info: Info) -> str:
 
 def pair_digest(info: Info) -> str:
     """A digest of this pair of tokens and tokenizer."""
-    return hashlib.sha256((info["tokens"]["sha256"] + info["tokenizer"]["sha256"]).encode()).hexdigest()
+    tokens = info["tokens"]["sha256"] if "tokens" in info else identity(info)
+    return hashlib.sha256((tokens + info["tokenizer"]["sha256"]).encode()).hexdigest()
+
+
+def tokens_of(run: Run, info: Info) -> Tokens:
+    """The run's tokens: tokens.bin, or the files that --tokens named, and then those of --val-tokens.
+
+    Raises UserError if one is missing or has become another kind of file, and OSError.
+    """
+    if "token_files" not in info:
+        return Tokens([array_on_disk(run.tokens_path, np.dtype(info["dtype"]).newbyteorder("<"), info["count"])])
+    return Tokens([recognized(path, info["vocab_size"]).mapped() for path, _ in _token_files(run, info)])
+
+
+def counted_of(run: Run, info: Info) -> np.ndarray | None:
+    """Which of the run's tokens a model learns, uint8 [n]; None if that is all of them. Raises OSError."""
+    return array_on_disk(run.counted_path, np.dtype(np.uint8), info["count"]) if "counted" in info else None
+
+
+def check_tokens(run: Run, info: Info, complaint: str, advice: str) -> None:
+    """Check that the run's tokens are still the recorded ones. Raises UserError, with `complaint` and `advice`.
+
+    `complaint` goes on from the name of the file.
+    """
+    files = _token_files(run, info) if "token_files" in info else [(run.tokens_path, info["tokens"])]
+    files += [(run.counted_path, info["counted"])] if "counted" in info else []
+    for path, then in files:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: {advice}")
+        check_file(path, then, f"{path} {complaint}", advice)
+
+
+def _token_files(run: Run, info: Info) -> list[tuple[Path, Info]]:
+    """All token files, those that are held out last, each with its section."""
+    files = [*files_of(info), *(info["held_out"]["sources"] if "held_out" in info else [])]
+    return [(locate(run, file["path"]), file) for file in files]
 
 
 def sources_of(run: Run, info: Info) -> Sources:
@@ -298,7 +377,8 @@ def _section(run: Run, info: Info, files: list[Info], paths: Sequence[str]) -> I
     """The section of a text with other times and places of its files, which `paths` name."""
     if "text" in info:
         return {"text": files[0]}
-    return {"corpus": {**info["corpus"], "sources": files, "paths": [remember(run, Path(path)) for path in paths]}}
+    name = "corpus" if "corpus" in info else "token_files"
+    return {name: {**info[name], "sources": files, "paths": [remember(run, Path(path)) for path in paths]}}
 
 
 def _count(files: int) -> str:

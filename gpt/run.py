@@ -73,6 +73,7 @@ class Run:
         self.tokenizer_path = path / "tokenizer.json"
         self.tokens_path = path / "tokens.bin"
         self.tokens_info_path = path / "tokens.json"
+        self.counted_path = path / "counted.bin"
         self.metrics_path = path / "metrics.jsonl"
         self.base_path = path / "base.safetensors"  # what the adapters of --lora were trained beside
         # Links to the files of a checkpoint, or copies of them on a file system without links.
@@ -168,7 +169,13 @@ class Run:
     def discard_tokens(self) -> None:
         """Remove the tokenizer, the tokens and the copies of standard input, if there are any."""
         remove(self.staged_path)
-        for path in (self.tokens_info_path, self.tokens_path, self.tokenizer_path, *self.input_copies()):
+        for path in (
+            self.tokens_info_path,
+            self.tokens_path,
+            self.counted_path,
+            self.tokenizer_path,
+            *self.input_copies(),
+        ):
             path.unlink(missing_ok=True)
 
     def disk_bytes(self) -> int:

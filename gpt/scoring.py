@@ -17,18 +17,18 @@ For example, 10 tokens t1 … t10 and a context of 4, with e for `<|endoftext|>`
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt import provenance
+from gpt.chat_template import Learned, is_used_by
 from gpt.checkpoint import Checkpoint
-from gpt.corpus import read_blocks
+from gpt.corpus import Sources
+from gpt.encode import end_mark
 from gpt.errors import UserError
 from gpt.evaluation import Metrics
 from gpt.model import GPT
-from gpt.system.filesystem import array_on_disk
 from gpt.tokenizer import Tokenizer
 
 BATCH = 8  # windows that go through the model at a time
@@ -60,10 +60,13 @@ class Score(NamedTuple):
         }  # fmt: skip
 
 
-def rolling_windows(blocks: Iterable[np.ndarray], seq: int, first: int | None) -> Iterator[Windows]:
+def rolling_windows(
+    blocks: Iterable[np.ndarray], seq: int, first: int | None, learned: Learned | None = None
+) -> Iterator[Windows]:
     """The windows of a text whose ids come in blocks, integers [n] each; see the top of this file.
 
     `first` is the id that the model reads before the text. If it is None, the text's first token is not predicted.
+    Labels of tokens that are not `learned` are -1.
 
     Example:
 
@@ -73,35 +76,42 @@ def rolling_windows(blocks: Iterable[np.ndarray], seq: int, first: int | None) -
     [[4, 5, 6, 7]] [[5, 6, 7, 8]] 4
     [[6, 7, 8, 9]] [[7, 8, 9, 10]] 2
     """
-    stream = np.array([] if first is None else [first], np.int32)
+    stream = wanted = np.array([] if first is None else [first], np.int32)  # the ids, and the same as labels
     start = 0  # of the next window in `stream`, which keeps up to `seq` ids before it
     for block in blocks:
-        stream = np.concatenate([stream[max(0, start - seq) :], block.astype(np.int32)])
+        ids = block.astype(np.int32)
+        labels = ids if learned is None else np.where(learned(ids), ids, -1).astype(np.int32)
+        before = max(0, start - seq)
+        stream, wanted = np.concatenate([stream[before:], ids]), np.concatenate([wanted[before:], labels])
         start = min(start, seq)
         count = max(0, len(stream) - 1 - start) // seq
         if count:
             end = start + count * seq
-            ids, labels = stream[start:end], stream[start + 1 : end + 1]
-            yield Windows(ids.reshape(count, seq), labels.reshape(count, seq), seq)
+            yield Windows(stream[start:end].reshape(count, seq), wanted[start + 1 : end + 1].reshape(count, seq), seq)
             start = end
     if (left := len(stream) - 1 - start) > 0:
         begin = max(0, len(stream) - 1 - seq)
-        yield Windows(stream[None, begin:-1], stream[None, begin + 1 :], left)
+        yield Windows(stream[None, begin:-1], wanted[None, begin + 1 :], left)
 
 
 def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray]) -> Score:
     """The score of a model, made for BATCH sequences, on a text whose ids come in blocks (integers [n] each).
 
-    Raises UserError if the text has no token to predict.
+    In conversations, the tokens that a model learns are the ones that are scored (gpt/chat_template.py). Raises
+    UserError if the text has no token to predict.
     """
     lengths, ops = tokenizer.byte_lengths(), model.ops
     sums, tokens, text_bytes = np.zeros(2), 0, 0
-    for windows in rolling_windows(blocks, model.config.max_seq_len, tokenizer.end_of_text):
+    end = tokenizer.end_of_text
+    learned = Learned.by(tokenizer) if is_used_by(tokenizer) and end is not None else None
+    for windows in rolling_windows(blocks, model.config.max_seq_len, end, learned):
         for first in range(0, len(windows.ids), BATCH):
             ids, labels = (each[first : first + BATCH] for each in windows[:2])
             found = model.token_losses(ops.from_host(ids), ops.from_host(labels))
-            sums += [each[:, -windows.scored :].sum(dtype=np.float64) for each in found]
             predicted = labels[:, -windows.scored :]
+            counts = predicted >= 0
+            sums += [each[:, -windows.scored :].sum(dtype=np.float64, where=counts) for each in found]
+            predicted = predicted[counts]
             tokens += predicted.size
             text_bytes += int(lengths[predicted].sum())
     if not tokens:
@@ -109,15 +119,18 @@ def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray]) -> Sco
     return Score(Metrics.of(sums, tokens, text_bytes), tokens, text_bytes)
 
 
-def ids_of_file(path: Path, tokenizer: Tokenizer, advance: Advance) -> Iterator[np.ndarray]:
-    """The ids of a text, block by block. Raises UserError as `read_blocks` does."""
+def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance) -> Iterator[np.ndarray]:
+    """The ids of a text, block by block. Raises UserError if it cannot be read, as `Sources.blocks` does."""
+    done = 0
+
+    def count(data: bytes) -> None:
+        nonlocal done
+        done += len(data)
 
     def blocks() -> Iterator[str]:
-        done, total = 0, path.stat().st_size if path.exists() else 0
-        for block in read_blocks(path):
+        for block in text.blocks(watch=count, mark=end_mark(text, tokenizer)):
             yield block
-            done += len(block.encode())
-            advance(done, total=total)
+            advance(done, total=text.size)
 
     return tokenizer.encode_blocks(blocks())
 
@@ -128,18 +141,18 @@ def held_out_ids(saved: Checkpoint, advance: Advance) -> Iterator[np.ndarray]:
     Raises UserError if there are none, or if they are not those that the run was trained beside.
     """
     run, info = saved.run, provenance.read(saved.run)
-    if info is None or not run.tokens_path.exists():
+    if info is None or (not run.tokens_path.exists() and "token_files" not in info):
         raise UserError(f"{run.path} has no text of its own: name one with --data-path")
-    complaint = f"{run.tokens_path} is not what was written"
-    provenance.check_file(run.tokens_path, info["tokens"], complaint, "name a text with --data-path")
-    tokens = array_on_disk(run.tokens_path, np.dtype(info["dtype"]).newbyteorder("<"), info["count"])
-    held_out = tokens[len(tokens) - math.floor(len(tokens) * saved.train_config.val_fraction) :]
-    if not len(held_out):
+    provenance.check_tokens(run, info, "is not what was written", "name a text with --data-path")
+    tokens = provenance.tokens_of(run, info)
+    begin = len(tokens) - math.floor(len(tokens) * saved.train_config.val_fraction)
+    if begin == len(tokens):
         raise UserError(f"{run.path} holds out nothing of its text: name another text with --data-path")
 
     def blocks() -> Iterator[np.ndarray]:
-        for start in range(0, len(held_out), _IDS_AT_ONCE):
-            yield held_out[start : start + _IDS_AT_ONCE]
-            advance(min(start + _IDS_AT_ONCE, len(held_out)), total=len(held_out))
+        for start in range(begin, len(tokens), _IDS_AT_ONCE):
+            end = min(start + _IDS_AT_ONCE, len(tokens))
+            yield tokens[start:end]
+            advance(end - begin, total=len(tokens) - begin)
 
     return blocks()

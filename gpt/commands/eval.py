@@ -22,9 +22,9 @@ from gpt.errors import UserError
             RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Test": (
-            Option("--data-path", metavar="FILE", type=click.Path(path_type=Path),
-                   default_text="the text that the run held out",
-                   help="UTF-8 text to predict, from beginning to end."),
+            Option("--data-path", metavar="PATH", multiple=True, default_text="the text that the run held out",
+                   help="Text to predict, from beginning to end: a file, a folder or a quoted pattern of names. May be "
+                        "given more than once."),
             Option("--hellaswag", metavar="FILE", type=click.Path(path_type=Path),
                    help="JSON Lines file of HellaSwag, such as hellaswag_val.jsonl, to answer in place of a text."),
             JSON,
@@ -36,7 +36,7 @@ from gpt.errors import UserError
     """,
 )  # fmt: skip
 def evaluate_model(
-    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, data_path: Path | None,
+    run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, data_path: tuple[str, ...],
     hellaswag: Path | None, as_json: bool, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Score a model on a whole text: loss, perplexity, accuracy and bits per byte. Or on HellaSwag's questions.
@@ -46,17 +46,23 @@ def evaluate_model(
     """
     from gpt import checkpoint, scoring
     from gpt import hellaswag as questions
+    from gpt.corpus.sources import find, left_out_words
     from gpt.generate import load_model
     from gpt.ops import select
     from gpt.run import Run
     from gpt.system.console import Console
     from gpt.tokenizer import Tokenizer
 
-    if data_path is not None and hellaswag is not None:
-        raise UserError(f"--data-path {data_path} and --hellaswag {hellaswag} exclude each other: give them one by one")
+    if data_path and hellaswag is not None:
+        raise UserError(
+            f"--data-path {data_path[0]} and --hellaswag {hellaswag} exclude each other: give them one by one"
+        )
     run = Run(run_name, runs_dir)
     saved = checkpoint.load(run, step, best)
     asked = questions.read_questions(hellaswag) if hellaswag else []
+    text = find(data_path) if data_path else None
+    if text and text.left_out:
+        click.echo(f"Note: {left_out_words(text.left_out)}", err=True)
     ops = select(device, settings.pop("precision", TrainConfig.precision), blas=blas)
     batch = max([scoring.BATCH, *(len(question.endings) for question in asked)])
     model, tokenizer = load_model(saved, ops, batch=batch), Tokenizer.load(run.tokenizer_path)
@@ -70,10 +76,10 @@ def evaluate_model(
             found |= {"hellaswag": str(hellaswag), **result.to_json()}
             said = f"HellaSwag: {result.questions:,} questions\n{result}"
         else:
-            if data_path is None:
+            if text is None:
                 name, blocks = "held out", scoring.held_out_ids(saved, advance)
             else:
-                name, blocks = str(data_path), scoring.ids_of_file(data_path, tokenizer, advance)
+                name, blocks = text.sources.name, scoring.ids_of(text.sources, tokenizer, advance)
             score = scoring.score(model, tokenizer, blocks)
             found |= {"text": name, **score.to_json()}
             said = f"Text: {name}, {score.tokens:,} tokens, {score.text_bytes:,} bytes\n{score.metrics}"

@@ -61,12 +61,22 @@ DATA = (
     Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
             help="Field of JSON Lines, or column of a table, that has the text of a document."),
 )  # fmt: skip
+TOKENS = (
+    Setting(DataConfig, "tokens", "--tokens", metavar="PATH", multiple=True, default_text="made from the text",
+            help="Tokens that another program has made, to learn from in place of a text: a file of nanoGPT's or "
+                 "llm.c's, a folder or a quoted pattern. Needs --tokenizer PATH. May be given more than once."),
+    Setting(DataConfig, "val_tokens", "--val-tokens", metavar="PATH", multiple=True,
+            default_text="the end of the tokens",
+            help="Tokens to hold out for validation, named as in --tokens. May be given more than once."),
+)  # fmt: skip
 TOKENIZER = (
     Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH",
             help="Kind of tokenizer to train, or a tokenizer.json to take, or a directory that has one or GPT-2's "
-                 "vocab.json and merges.txt. word: splits at white space and decodes to single spaces. byte: lossless "
-                 "for any text. char: one token per character."),
+                 "vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched. word: splits at white space "
+                 "and decodes to single spaces. byte: lossless for any text. char: one token per character."),
     Setting(TokenizerConfig, "vocab_limit", "--vocab-size", metavar="N", help="Maximum vocabulary size."),
+    Setting(DataConfig, "sample", "--sample", metavar="BYTES", default_text="the whole text",
+            help="Bytes of the text to learn the tokenizer from, evenly spread over it."),
     Setting(TokenizerConfig, "split", "--split", default_text="gpt2",
             help="Pattern that cuts a text into words, with --tokenizer byte. gpt4: GPT-4's and Llama 3's, words of up "
                  "to 3 digits; qwen2: the same, single digits."),

@@ -61,6 +61,9 @@ def tokenize_text(
                 run, data=DataConfig(**pick(DataConfig, settings)), preset=preset, reset=reset, report=console.line,
                 progress=console.progress, ranks=ranks, **pick(TokenizerConfig, settings),
             ).info  # fmt: skip
+    if "characters" not in info:
+        console.line(f"{run.path}: {info['count']:,} tokens that were there, vocabulary {info['vocab_size']:,}")
+        return
     console.line(
         f"{run.path}: {info['count']:,} tokens for {info['characters']:,} characters "
         f"({info['characters'] / info['count']:.2f} a token), {info['dropped']:,} characters dropped, "

@@ -21,6 +21,7 @@ from gpt.commands.options import (
     PRESET,
     RUNS,
     TOKENIZER,
+    TOKENS,
 )
 from gpt.config import LEARNING_RATES, LONGEST_WARMUP, TUNING, WARMUPS, TrainConfig
 from gpt.errors import UserError
@@ -44,7 +45,7 @@ from gpt.errors import UserError
                    help="TOML file to write, with the options that were given."),
         ),
         "Data": (
-            *DATA, *TOKENIZER,
+            *DATA, *TOKENS, *TOKENIZER,
             Setting(TrainConfig, "val_fraction", "--val-fraction", metavar="P",
                     help="Fraction of the text, from its end, kept for validation."),
             Setting(TrainConfig, "sampling", "--sampling",
@@ -173,7 +174,7 @@ def train_model(
                 console,
                 start,
                 ranks,
-                origin.cut(model.max_seq_len).weights if origin else None,
+                chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
             )
             stopped_by = trainer.train()
     if stopped_by:

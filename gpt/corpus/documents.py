@@ -33,19 +33,23 @@ def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -
         yield mark
 
 
-def json_lines(
-    file: BinaryIO, path: Path, encoding: str, field: str, mark: str, lines_before: Callable[[], int]
-) -> Iterator[str]:
-    """The documents of a JSON Lines file: the string in the field `field` of each line. Empty lines are passed over.
+TextOf = Callable[[dict[str, Any]], str]
+"""The text in a JSON object. Raises ValueError with what follows the line's number in a message, if there is none."""
 
-    Raises UserError for a line without that field or with anything but text in it. The error names the line;
-    `lines_before` counts those in front of the first one that is read here.
+
+def json_lines(
+    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, lines_before: Callable[[], int]
+) -> Iterator[str]:
+    """The documents of a JSON Lines file: the text that `text_of` takes from each line. Empty lines are passed over.
+
+    Raises UserError for a line from which none can be taken. The error names the line; `lines_before` counts those in
+    front of the first one that is read here.
     """
-    for number, line in enumerate(_lines(file, encoding, "\n"), 1):
+    for number, line in enumerate(lines(file, encoding, "\n"), 1):
         if line.isspace():
             continue
         try:
-            text = _text_of(line, field)
+            text = text_of(_record(line))
         except ValueError as error:
             raise UserError(f"{path}, line {lines_before() + number}{error}") from None
         if text:
@@ -53,23 +57,32 @@ def json_lines(
             yield mark
 
 
-def _text_of(line: str, field: str) -> str:
-    """The text of a JSON line. Raises ValueError with what follows the line's number in a message, if there is none."""
+def _record(line: str) -> dict[str, Any]:
+    """The object in a JSON line. Raises ValueError as a TextOf does."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f", is not JSON ({shown(str(error), quoted=False)}): repair it") from None
     if not isinstance(record, dict):
-        raise ValueError(f", is not a JSON object, but must be one with the field {field!r}")
-    if field not in record:
-        raise ValueError(f", {_no_field('field', field, record)}")
-    text = record[field]
-    if not isinstance(text, str):
-        advice = "name another with --text-field, or repair the line"
-        raise ValueError(f": the field {field!r} is {shown(text)}, but must be text: {advice}")
-    if "\\u" in line and not _encodes(text):
-        raise ValueError(f": the field {field!r} has half of a surrogate pair: repair it")
-    return text
+        raise ValueError(", is not a JSON object, but must be one: repair it")
+    return record
+
+
+def text_field(field: str) -> TextOf:
+    """The function that takes the string in the field `field`."""
+
+    def text_of(record: dict[str, Any]) -> str:
+        if field not in record:
+            raise ValueError(f", {_no_field('field', field, record)}")
+        text = record[field]
+        if not isinstance(text, str):
+            advice = "name another with --text-field, or repair the line"
+            raise ValueError(f": the field {field!r} is {shown(text)}, but must be text: {advice}")
+        if not _encodes(text):
+            raise ValueError(f": the field {field!r} has half of a surrogate pair: repair it")
+        return text
+
+    return text_of
 
 
 def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, delimiter: str) -> Iterator[str]:
@@ -78,7 +91,7 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
     Raises UserError, which names the line, for a row that is too short and for one that is not CSV.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    rows = csv.reader(_lines(file, encoding, ""), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines(file, encoding, ""), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
         if field not in header:
@@ -145,7 +158,7 @@ class Parquet:
                     yield mark
 
 
-def _lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:
+def lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:
     """The lines of a file, without the byte order mark that may stand before the first one."""
     return io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline=newline)
 

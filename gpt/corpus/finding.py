@@ -21,8 +21,8 @@ class Named(NamedTuple):
     by_itself: bool
 
 
-def named(name: str) -> Named:
-    """The files that `name` stands for; a file named by itself need not exist.
+def named(name: str, option: str = "--data-path") -> Named:
+    """The files that `name`, which comes from `option`, stands for; a file named by itself need not exist.
 
     Raises UserError for a pattern that no file matches, and for a folder that cannot be read.
 
@@ -43,7 +43,7 @@ def named(name: str) -> Named:
             return Named(_ordered(_walk(str(path), set())), by_itself=False)
     if glob.has_magic(name) and not os.path.lexists(path):
         if not (files := [each for each in glob.iglob(name, recursive=True) if not os.path.isdir(each)]):
-            raise UserError(f"--data-path {name} matches no file: give the path of a text, of a folder or a pattern")
+            raise UserError(f"{option} {name} matches no file: give the path of a file, of a folder or a pattern")
         return Named(_ordered(files), by_itself=False)
     return Named([path], by_itself=True)
 

@@ -8,6 +8,7 @@ import codecs
 import gzip
 import importlib
 import io
+import json
 import lzma
 import os
 import re
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from gpt.corpus import conversations, documents
 from gpt.errors import UserError, cannot
 from gpt.system.reading import SMALL, irregular, parse
 
@@ -30,6 +32,8 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
+JSON_LINES = ("jsonl", "conversations")  # formats whose documents are lines
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 _UNPACK = "unpack it, and give the texts that were in it"
@@ -50,7 +54,7 @@ class NotTextError(UserError):
 
 
 class Kind(NamedTuple):
-    """How a file is to be read. `format` is "plain", "jsonl", "csv", "tsv" or "parquet"."""
+    """How a file is to be read. `format` is "plain", "jsonl", "conversations", "csv", "tsv" or "parquet"."""
 
     format: str
     compression: str | None
@@ -93,7 +97,21 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind
         )
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
+    if by_name == "jsonl" and not has_field and _begins_with_conversation(path, compression, encoding):
+        return Kind("conversations", compression, encoding)
     return Kind(by_name if has_field or by_name == "jsonl" else "plain", compression, encoding)
+
+
+def _begins_with_conversation(path: Path, compression: str | None, encoding: str) -> bool:
+    with cannot(f"read {path}"), damage_named(path, compression), open(path, "rb") as file:
+        content = decompressed(cast(BinaryIO, file), compression) if compression else file
+        try:
+            for line in documents.lines(content, encoding, "\n"):
+                if not line.isspace():
+                    return conversations.are_in(json.loads(line), TEXT_FIELD)
+        except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
+            pass
+    return False
 
 
 def decompressed(file: BinaryIO, compression: str) -> BinaryIO:

@@ -14,23 +14,26 @@ import hashlib
 import io
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from gpt.corpus import documents
+from gpt.arithmetic import ceil_div
+from gpt.corpus import conversations, documents
 from gpt.corpus.finding import named
-from gpt.corpus.kinds import NotTextError, damage_named, decompressed, kind_of
+from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, kind_of
 from gpt.errors import UserError, cannot, naming
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
 
 _BUFFER = 1 << 20  # bytes of a file that are read at a time
+_STRETCH = 1 << 20  # bytes of a sample that stand together
 _MOST_NAMED = 5  # files that a message names
 
-TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
 UTF_8 = "utf-8"
 
 
@@ -102,9 +105,10 @@ class Source:
             file = _unpacked(watched, self.compression)
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
-            elif self.format == "jsonl":
+            elif self.format in JSON_LINES:
                 before = partial(self._lines_before, begin)
-                yield from documents.json_lines(file, self.path, self.encoding, self.field, mark, before)
+                text_of = conversations.text_of if self.format == "conversations" else documents.text_field(self.field)
+                yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
                 yield from documents.table(file, self.path, self.encoding, self.field, mark, delimiter)
@@ -126,7 +130,7 @@ class Source:
         if self.format == "parquet":
             starts = documents.Parquet(self.path, self.field).starts()
             return next((start for start in starts if start > place), self.size)
-        if self.compression or self.format not in ("plain", "jsonl") or self.encoding != UTF_8:
+        if self.compression or self.format not in ("plain", *JSON_LINES) or self.encoding != UTF_8:
             return self.size
         with naming(self.path), open(self.path, "rb") as file:
             if self.format == "plain":
@@ -212,7 +216,8 @@ def feed(path: Path, begin: int, end: int | None, watch: Watch) -> None:
 class Sources:
     """The files of a text, in their order. `paths` is what named them, `encoding` and `field` how they were to be read.
 
-    If there is a `seed`, the documents of the tokens are to be in an order that it decides; their text is not.
+    If there is a `seed`, the documents of the tokens are to be in an order that it decides; their text is not. If
+    there is a `sample`, a tokenizer is to learn from so many bytes of the text.
     `<|endoftext|>` stands behind each document, except if there is one plain text that was named by itself: `marks` is
     then False.
     """
@@ -222,6 +227,7 @@ class Sources:
     encoding: str = UTF_8
     field: str | None = None
     seed: int | None = None
+    sample: int | None = None
 
     @property
     def name(self) -> str:
@@ -231,6 +237,11 @@ class Sources:
     @property
     def marks(self) -> bool:
         return self.paths != (str(self.files[0].path),) or self.files[0].format != "plain"
+
+    @property
+    def with_conversations(self) -> list[Path]:
+        """The files that hold conversations."""
+        return [source.path for source in self.files if source.format == "conversations"]
 
     @property
     def size(self) -> int:
@@ -259,6 +270,50 @@ class Sources:
         """
         mark = mark if self.marks else ""
         return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end), block_chars)
+
+    @property
+    def learned_size(self) -> int:
+        """The bytes of the text that a tokenizer is to learn from."""
+        return self.size if self.sample is None else min(self.sample, self.size)
+
+    def learned_blocks(self, watch: Watch = _unwatched) -> Iterator[str]:
+        """The text that a tokenizer is to learn from, in blocks as those of `blocks`.
+
+        A sample consists of stretches of about a MiB, evenly spread over the bytes of all files in their order. A file
+        that can be read from its beginning alone (`Source.cut_behind`) gives as much of its beginning as there are
+        stretches in it.
+        """
+        if self.learned_size == self.size:
+            yield from self.blocks(watch=watch)
+            return
+        count = ceil_div(self.learned_size, _STRETCH)
+        length, ends = self.learned_size // count, list(accumulate(source.size for source in self.files))
+        places = [number * self.size // count for number in range(count)]
+        for number, group in groupby(places, key=partial(bisect_right, ends)):
+            source, within = self.files[number], [place - (ends[number] - self.files[number].size) for place in group]
+            last = 0  # byte of the file up to which it has been read
+            for place in within:
+                begin = max(last, source.cut_behind(place - 1) if place else 0)
+                last = source.cut_behind(max(begin, place) + length)
+                if begin == 0 and last == source.size:
+                    yield from self._beginning(number, length * len(within), watch)
+                    break
+                if begin < last:
+                    yield from self.blocks(Place(number, begin), Place(number, last), watch)
+
+    def _beginning(self, number: int, size: int, watch: Watch) -> Iterator[str]:
+        """The first blocks of a file, of about `size` bytes as they are on the disk."""
+        read = 0
+
+        def count(data: bytes) -> None:
+            nonlocal read
+            read += len(data)
+            watch(data)
+
+        for block in self.blocks(Place(number, 0), Place(number + 1, 0), count, block_chars=min(BLOCK_CHARS, size)):
+            yield block
+            if read >= size:
+                return
 
     def _texts(
         self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object]
@@ -320,6 +375,11 @@ class Texts(NamedTuple):
 
     train: Sources
     held_out: Sources | None
+
+    @property
+    def with_conversations(self) -> list[Path]:
+        """The files of both that hold conversations."""
+        return [path for text in self if text for path in text.with_conversations]
 
 
 class Found(NamedTuple):

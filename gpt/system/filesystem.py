@@ -130,20 +130,20 @@ def _fsync(handle: int, path: Path, lacking: frozenset[int]) -> None:
             note("fsync", f"{path} cannot be synced to its disk ({reason(error)}): {at_risk}")
 
 
-def array_on_disk(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """The first `count` elements of a file, [count], read-only: mapped into memory, or read if that is impossible.
+def array_on_disk(path: Path, dtype: np.dtype, count: int, first: int = 0) -> np.ndarray:
+    """`count` elements of a file from byte `first` on, [count], read-only: mapped, or read if that is impossible.
 
     Raises OSError, which names the file, if it cannot be opened or read, and ValueError if it is shorter.
     """
     with naming(path), open(path, "rb") as file:
         try:
-            return np.memmap(file, dtype, mode="r", shape=(count,))
+            return np.memmap(file, dtype, mode="r", offset=first, shape=(count,))
         except OSError as error:
             if error.errno not in LACKING:
                 raise
             note("mapping", f"{path.parent} cannot be mapped ({reason(error)}): its files are read into memory")
         array = np.empty(count, dtype)
-        file.seek(0)
+        file.seek(first)
         if file.readinto(array.view(np.uint8).data) < array.nbytes:
             raise ValueError(f"{path} ended before its element {count}")
     array.flags.writeable = False

@@ -198,7 +198,9 @@ def _of_our_own(
     ids = model["vocab"]
     _check_ids(ids)
     marks = tuple(Mark(each["content"], each["id"], each["special"]) for each in found["added_tokens"])
-    pieces = sorted(ids, key=ids.__getitem__)[len(marks) :]
+    texts = {mark.text for mark in marks}
+    pieces = [piece for piece in sorted(ids, key=ids.__getitem__) if piece not in texts]
+    first = tuple(mark for mark in marks if mark.id < ids[pieces[0]])
     model.setdefault("vocab_limit", len(ids))
     limit = model["vocab_limit"]
     alphabet, made = pieces[: len(pieces) - len(model["merges"])], pieces[len(pieces) - len(model["merges"]) :]
@@ -211,7 +213,8 @@ def _of_our_own(
         pairs.append((number[left], number[right]))
     if type(limit) is int and len(ids) <= limit < LIMIT:
         for split in splits:
-            learned = Vocabulary.learned(kind, split, limit, marks, spelling(alphabet[::step]), pairs)
+            learned = Vocabulary.learned(kind, split, limit, first, spelling(alphabet[::step]), pairs)
+            learned = learned.grown([mark.text for mark in marks[len(first) :]])
             if document(learned) == found:
                 return learned
     raise UnsupportedError(f"is like one of --tokenizer {kind}, but not one that hipgpt has made")

@@ -12,7 +12,7 @@ import numpy as np
 from gpt.tokenizer.lexicon import MARK
 
 END_OF_TEXT = "<|endoftext|>"
-_ENDS = (END_OF_TEXT, "<|end_of_text|>")  # marks that end a text, the first of those that a tokenizer has
+ENDS = (END_OF_TEXT, "<|end_of_text|>")  # marks that end a text, the first of those that a tokenizer has
 
 
 class Mark(NamedTuple):
@@ -39,7 +39,7 @@ class Marks:
     @property
     def end_of_text(self) -> int | None:
         """The id of the mark that ends a text, if there is one."""
-        return next((self._ids[text] for text in _ENDS if text in self._ids), None)
+        return next((self._ids[text] for text in ENDS if text in self._ids), None)
 
     def encoded(self, text: str) -> tuple[bytes, np.ndarray]:
         r"""The text in UTF-8, with MARK for each of its marks, and their ids, int32 [marks].

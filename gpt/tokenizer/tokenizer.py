@@ -135,6 +135,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self._pieces)
 
+    def with_special_tokens(self, texts: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with these special tokens, too. Those that it lacks get ids behind all others.
+
+        Example:
+
+        >>> Tokenizer(kind="byte").with_special_tokens(["<|user|>"]).encode("hi<|user|>")
+        [105, 106, 257]
+        """
+        tokenizer = type(self).__new__(type(self))
+        tokenizer.advice, tokenizer.lost = self.advice, Counter(self.lost)
+        tokenizer._become(self._vocabulary.grown([text for text in texts if text not in self.special_tokens]))
+        return tokenizer
+
     def train_bpe(self, text: str | Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
         """Learn the vocabulary from a text, or from its blocks as `read_blocks` cuts them.
 

@@ -4,7 +4,7 @@ gpt/tokenizer/huggingface.py writes it to a tokenizer.json and reads it from the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,12 @@ class Vocabulary:
         ids = np.arange(len(marks), len(marks) + len(symbols), dtype=np.int32)
         merges = Merges(len(spelling.alphabet), pairs)
         return cls(kind, split, spelling, symbols, merges, ids, marks, limit=limit)
+
+    def grown(self, texts: Sequence[str]) -> "Vocabulary":
+        """The same vocabulary with these texts as further marks, whose ids come behind all others."""
+        size = len(self.pieces)
+        marks = (*self.marks, *(Mark(text, id) for id, text in enumerate(texts, size)))
+        return replace(self, marks=marks, limit=max(self.limit, size + len(texts)))
 
     @cached_property
     def pieces(self) -> list[str]:

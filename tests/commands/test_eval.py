@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from gpt import hellaswag, scoring
+from gpt.chat_template import MARKERS, Learned
 from gpt.cli import main
 from gpt.errors import UserError
 from gpt.generate import load_model
@@ -121,6 +122,27 @@ def test_the_command_scores_a_text_in_words_and_in_json(run_eval, model, tokeniz
     assert str(expected.metrics) in said
     found = json.loads(run_eval("--data-path", "text.txt", "--json"))
     assert found == {"run": "r", "step": 3, "text": "text.txt", **expected.to_json()}
+
+
+def test_several_files_are_scored_as_documents_one_after_the_other(run_eval, model, tokenizer):
+    Path("texts").mkdir()
+    for name in ("b.txt", "a.txt", "z.jsonl"):
+        Path("texts", name).write_text(json.dumps({"text": TEXT}) if name.endswith("l") else TEXT, encoding="utf-8")
+    Path("texts", "picture.png").write_bytes(b"\x89PNG\0")
+    ids = np.array(tokenizer.encode(f"{TEXT}<|endoftext|>" * 3), np.int32)
+    expected = score(model, tokenizer, [ids])
+    for names in (["texts"], ["texts/a*", "texts/b.txt", "texts/z.jsonl"]):
+        said = run_eval(*(each for name in names for each in ("--data-path", name)))
+        assert f"Text: {', '.join(names)}, {expected.tokens} tokens, {expected.text_bytes} bytes" in said
+        assert str(expected.metrics) in said
+
+
+def test_in_conversations_what_the_assistant_says_is_scored(model):
+    tokenizer = Tokenizer(kind="byte", special_tokens=tuple(MARKERS.values()))
+    ids = np.array(tokenizer.encode("<|user|>ab<|assistant|>cde<|endoftext|>xy"), np.int32)
+    windows = list(rolling_windows([ids[:3], ids[3:]], 4, 0, Learned.by(tokenizer)))
+    labels = np.concatenate([each.labels[:, -each.scored :].ravel() for each in windows])
+    assert labels.tolist() == [-1] * 4 + ids[4:].tolist()
 
 
 def test_without_a_text_the_held_out_part_of_the_runs_own_is_scored(hipgpt, tmp_path):

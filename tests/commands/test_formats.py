@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -14,6 +15,7 @@ from gpt.export import export
 from gpt.parameters import parameter_shapes
 from gpt.pretrained import import_into
 from gpt.run import Run
+from gpt.tokenizer import Tokenizer
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -61,7 +63,8 @@ def imported(run: Path) -> Path:
 
 
 def test_every_key_of_a_run_is_described_and_no_other(run):
-    check_json(run / "tokens.json", "tokens.json", without=starting(("corpus.", "held_out."), "tokens.json"))
+    absent = starting(("corpus.", "held_out.", "token_files.", "counted.", "tokenizer.sample"), "tokens.json")
+    check_json(run / "tokens.json", "tokens.json", without=absent)
     check_json(run / "best_config.json", "The config", without={"checkpoint.imported"})
     check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", "checkpoint.imported"})
     check_json(imported(run) / "r_step0_config.json", "The config", without={"checkpoint.val_loss"})
@@ -73,8 +76,21 @@ def test_every_key_of_a_run_is_described_and_no_other(run):
 
 def test_every_key_of_tokens_json_of_a_folder_is_described_and_no_other(project):
     project.text.with_name("held.txt").write_text("the dog sat\n" * 40)
-    project.prepare(data_path="data/d*", val_path="data/held.txt", shuffle_documents=5)
-    check_json(project.run.tokens_info_path, "tokens.json", without=starting("text.", "tokens.json"))
+    project.text.with_name("dialogs.jsonl").write_text('{"prompt": "a cat?", "completion": "no"}')
+    project.prepare(data_path="data/d*", val_path="data/held.txt", shuffle_documents=5, sample=900)
+    check_json(project.run.tokens_info_path, "tokens.json", without=starting(("text.", "token_files."), "tokens.json"))
+
+
+def test_every_key_of_tokens_json_of_ready_made_tokens_is_described_and_no_other(project):
+    Tokenizer(kind="byte").save("tokenizer.json")
+    for name in ("train.bin", "val.bin"):
+        np.arange(50, dtype="<u2").tofile(name)
+    project.prepare(tokens="train.bin", val_tokens="val.bin", kind="tokenizer.json")
+    others = (
+        "text.", "corpus.", "counted.", "tokenizer.sample", "tokens.", "dtype", "characters", "dropped",
+        "held_out.encoding", "held_out.text_field", "held_out.documents",
+    )  # fmt: skip
+    check_json(project.run.tokens_info_path, "tokens.json", without=starting(others, "tokens.json"))
 
 
 def starting(prefix, heading):

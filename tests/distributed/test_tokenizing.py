@@ -7,6 +7,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pytest
 
 import gpt.encode
@@ -54,7 +55,7 @@ def tokenized(project):
             if ranks.is_first:
                 return project.prepare(ranks=ranks, **kwargs)
             corpus = gpt.prepare.prepare(project.run, ranks=ranks, report=pytest.fail)
-            return [corpus.tokens.tolist()[:1000], corpus.info, corpus.tokenizer.vocab_size]
+            return [corpus.tokens[:].tolist()[:1000], corpus.info, corpus.tokenizer.vocab_size]
 
         return on_ranks(size, work)
 
@@ -86,7 +87,7 @@ def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized,
         assert project.notes[1:] == notes[1:]  # the first one says why the text is encoded again
         assert together.keys() == alone.keys()
         assert not project.run.staged_path.exists()
-        expected = [corpus.tokens.tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]
+        expected = [corpus.tokens[:].tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]
         assert others == [expected] * (size - 1)
 
 
@@ -105,7 +106,7 @@ def test_ranks_share_the_files_of_a_folder(project, tokenized, many_pieces):
         corpus, *others = tokenized(size)
         assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
         assert described(project.info()) == described(info)
-        assert others == [[corpus.tokens.tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]] * (size - 1)
+        assert others == [[corpus.tokens[:].tolist()[:1000], project.info(), corpus.tokenizer.vocab_size]] * (size - 1)
         assert not project.run.staged_path.exists()
 
 
@@ -156,7 +157,7 @@ def test_tokens_that_still_match_are_opened_by_all_ranks_and_not_made_again(proj
         corpus, *others = tokenized(3, forbid)
     finally:
         gpt.encode._encode_range = encode_range
-    assert [each[0] for each in others] == [corpus.tokens.tolist()[:1000]] * 2
+    assert [each[0] for each in others] == [corpus.tokens[:].tolist()[:1000]] * 2
     assert project.snapshot() == before
 
 
@@ -218,7 +219,7 @@ def test_a_rank_that_ends_leaves_the_old_files_and_the_next_start_tokenizes(proj
     (project.run.staged_path / "tokens.2.bin").write_bytes(b"what a slow rank still writes")
     corpus, *_ = tokenized(2, reset=reset)
     assert "learned from this text before" in project.notes[0]
-    assert corpus.tokens.tolist() == corpus.tokenizer.encode(TEXT)
+    assert corpus.tokens[:].tolist() == corpus.tokenizer.encode(TEXT)
     assert not project.run.staged_path.exists()
     assert project.snapshot().keys() == {path.name for path in project.files}
 
@@ -309,3 +310,20 @@ def test_a_rank_that_does_not_see_the_first_ones_files_says_so(project, tokenize
     assert isinstance(results[0], OtherRankEndedError)
     assert results[1].startswith("UserError: checkpoints/r/.tokenizing, which the first rank has made, is not there")
     assert "file system that all ranks share" in results[1]
+
+
+def test_ranks_read_the_same_ready_made_tokens_and_one_with_another_file_ends(project, tokenized):
+    Tokenizer(kind="byte").save("tokenizer.json")
+    np.arange(200, dtype="<u2").tofile("train.bin")
+    corpus, *others = tokenized(2, tokens="train.bin", kind="tokenizer.json")
+    assert others == [[list(range(200)), corpus.info, 257]]
+    assert not project.run.tokens_path.exists()
+    recorded = project.info()
+    recorded["token_files"]["sources"][0] |= {"sha256": "0" * 64, "mtime_ns": 0}
+
+    def sees_another(ranks):
+        if not ranks.is_first:
+            ranks.share = lambda *_: {"made": recorded}
+
+    _, other = tokenized(2, sees_another)
+    assert "train.bin is not the first rank's (sha256 000000000000… then" in other

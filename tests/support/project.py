@@ -28,13 +28,17 @@ class Project:
         self.files = (self.run.tokenizer_path, self.run.tokens_path, self.run.tokens_info_path)
 
     def prepare(
-        self, *, data_path=(), encoding=None, text_field=None, val_path=(), shuffle_documents=None, **kwargs
-    ) -> Corpus:
-        """`data_path` and `val_path` are one name or several."""
+        self, *, data_path=(), encoding=None, text_field=None, val_path=(), shuffle_documents=None, tokens=(),
+        val_tokens=(), sample=None, **kwargs
+    ) -> Corpus:  # fmt: skip
+        """`data_path`, `val_path`, `tokens` and `val_tokens` are one name or several."""
         self.notes.clear()
         self.lossy.clear()
-        names, held_out = ((each,) if isinstance(each, str) else tuple(each or ()) for each in (data_path, val_path))
-        data = DataConfig(names, encoding, text_field, held_out, shuffle_documents)
+        names, held_out, *files = (
+            (each,) if isinstance(each, str) else tuple(each or ())
+            for each in (data_path, val_path, tokens, val_tokens)
+        )
+        data = DataConfig(names, encoding, text_field, held_out, shuffle_documents, *files, sample)
         with self.run.lock():
             return prepare(self.run, data=data, report=self.report, **kwargs)
 

@@ -1,5 +1,6 @@
 """Batches: the tokens of each step, compared with the formula written out position by position."""
 
+import doctest
 import mmap
 import sys
 
@@ -8,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpt.tokens
 from gpt.batches import EVAL_STEPS, Batches, Shuffle, token_order
 from gpt.config import SAMPLINGS
 from gpt.errors import UserError
+from gpt.tokens import Tokens
 
 
 def batches(n: int, batch: int = 2, seq: int = 4, sampling="sequential", seed=0, val_fraction=0.0) -> Batches:
@@ -327,8 +330,9 @@ needs_hints = pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="no 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_the_next_batch_is_announced_while_one_is_read(mapped, sampling):
     tokens = mapped(5_000_000)
-    data, other = (Batches(tokens, 8, 64, sampling=sampling, seed=1, val_fraction=0.1) for _ in range(2))
-    other._read_ahead = None
+    data, other = (
+        Batches(each, 8, 64, sampling=sampling, seed=1, val_fraction=0.1) for each in (tokens, np.array(tokens))
+    )
     for index in (7, 8, 9):
         tokens._mmap.announced = []
         assert np.array_equal(data.train(index), other.train(index))
@@ -339,10 +343,12 @@ def test_the_next_batch_is_announced_while_one_is_read(mapped, sampling):
 @needs_hints
 def test_a_rank_announces_its_own_next_batch(mapped):
     tokens = mapped(5_000_000)
-    data, other = (Batches(tokens, 8, 64, sampling="shuffled", seed=1, val_fraction=0.1) for _ in range(2))
+    data, other = (
+        Batches(each, 8, 64, sampling="shuffled", seed=1, val_fraction=0.1) for each in (tokens, np.array(tokens))
+    )
     data.train(3)
     data.train(7)
-    tokens._mmap.announced, other._read_ahead = [], None
+    tokens._mmap.announced = []
     data.train(11)
     assert announced(tokens, other.train(15))
     assert len(tokens._mmap.announced) == 8
@@ -365,6 +371,18 @@ def test_validation_is_announced(mapped):
 
 
 @needs_hints
+def test_windows_in_several_files_are_announced_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmap, "mmap", Recording)
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        np.zeros(5_000_000, "<u4").tofile(file)
+    first, second = (np.memmap(file, "<u4", mode="r") for file in files)
+    Tokens([first, second]).announce(np.array([4_999_000, 5_000_000 + 70_000]), 2_000)
+    assert first._mmap.announced == [(4 * 4_999_000 & -mmap.PAGESIZE, 4 * 5_000_000)]
+    assert second._mmap.announced == [(4 * 70_000 & -mmap.PAGESIZE, 4 * 72_000)]
+
+
+@needs_hints
 def test_a_refused_announcement_changes_nothing(mapped, monkeypatch):
     data = Batches(mapped(5_000_000), 8, 64, sampling="shuffled", seed=1, val_fraction=0.1)
     wanted = [np.copy(data.train(index)) for index in (0, 1, 2)]
@@ -377,6 +395,21 @@ def test_windows_of_a_small_file_are_not_announced(mapped):
     tokens = mapped(4 << 20)
     Batches(tokens, 8, 64, sampling="shuffled", seed=1, val_fraction=0.1).train(0)
     assert not hasattr(tokens._mmap, "announced")
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_tokens_in_several_arrays_give_the_batches_of_one(sampling):
+    tokens, counted = np.arange(100, dtype=np.uint16), np.arange(100, dtype=np.uint8) % 3 > 0
+    cut = Tokens([tokens[:37], tokens[37:40].astype(np.uint32), tokens[40:]])
+    settings = {"sampling": sampling, "seed": 5, "val_fraction": 0.3, "counted": counted}
+    one, several = Batches(tokens, 3, 5, **settings), Batches(cut, 3, 5, **settings)
+    for index in range(12):
+        assert np.array_equal(one.train(index), several.train(index))
+        assert one.count(index) == several.count(index)
+    for wanted, found in zip(one.validation(), several.validation(), strict=True):
+        assert np.array_equal(wanted, found)
+    for part in (slice(0, 37), slice(30, 60), slice(37, 40), slice(99, None), slice(100, None), slice(50, 20)):
+        assert cut[part].tolist() == tokens[part].tolist()
 
 
 def test_equal_tokens_stand_together_in_the_order_of_their_places():
@@ -402,3 +435,9 @@ def test_training_on_a_file_larger_than_memory_reads_only_the_pages_that_it_need
         assert len(list(data.validation())) == EVAL_STEPS
     # at most 200 windows are touched, each in at most two of the kernel's 64 KiB read-arounds: 25 MiB (ru_maxrss: KiB)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_the_example_of_tokens_gives_the_results_that_stand_there():
+    failed, tried = doctest.testmod(gpt.tokens)
+    assert not failed
+    assert tried

@@ -1,0 +1,210 @@
+"""Conversations in JSON Lines become a text with markers, and a model learns what the assistant says."""
+
+import doctest
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from gpt import pretrained
+from gpt.batches import Batches
+from gpt.chat_template import MARKERS, is_used_by
+from gpt.corpus import conversations
+from gpt.corpus.sources import find
+from gpt.errors import UserError
+from gpt.tokenizer import Tokenizer
+
+PAIR = {"prompt": "2 + 2?", "completion": "four", "id": 7}
+TALK = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "1 + 2?"},
+        {"role": "assistant", "content": "three"},
+    ]
+}
+PAIR_TEXT = "<|user|>2 + 2?<|assistant|>four<|endoftext|>"
+TALK_TEXT = "<|system|>Be brief.<|user|>1 + 1?<|assistant|>two<|user|>1 + 2?<|assistant|>three<|endoftext|>"
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def chat(project):
+    """The project, with 40 conversations in data/chat.jsonl."""
+    project.text.with_name("chat.jsonl").write_text(lines(*[PAIR, TALK] * 20))
+    return project
+
+
+def learned_of(corpus):
+    """The texts of the stretches of tokens that count."""
+    cuts = np.flatnonzero(np.diff(corpus.counted)) + 1
+    parts = zip(np.split(corpus.tokens[:], cuts), np.split(corpus.counted, cuts), strict=True)
+    return [corpus.tokenizer.decode(ids.tolist()) for ids, counted in parts if counted[0]]
+
+
+def test_the_example_of_the_module_gives_the_result_that_stands_there():
+    failed, tried = doctest.testmod(conversations)
+    assert not failed
+    assert tried
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("size", [1, 100, 1 << 20])
+def test_lines_of_both_forms_are_recognized_and_become_texts(tmp_path, pack, size):
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(pack(b"\xef\xbb\xbf\n" + lines(PAIR, TALK, PAIR).encode()))
+    sources = find([str(path)]).sources
+    assert sources.with_conversations == [path]
+    texts = ("".join(sources.blocks(*piece)) for piece in sources.pieces(size, 1))
+    assert "".join(texts) == PAIR_TEXT + TALK_TEXT + PAIR_TEXT
+
+
+@pytest.mark.parametrize(
+    ("record", "field"), [({"text": "a", "prompt": "b"}, None), (PAIR, "prompt"), (["messages"], None)]
+)
+def test_lines_with_a_text_or_a_field_that_the_user_names_are_no_conversations(tmp_path, record, field):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(lines(record))
+    assert find([str(path)], field=field).sources.with_conversations == []
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"prompt": "a"},
+            "line 3: the conversation has no completion, but must have prompt and completion, or messages",
+        ),
+        ({"completion": "a"}, "line 3: the conversation has no prompt, but must have prompt and completion"),
+        ({"prompt": "a", "completion": ["b"]}, "line 3: the conversation has ['b'] as its completion, but must have"),
+        ({"prompt": "a", "completion": "<|user|>"}, "line 3: the conversation has <|user|> in its completion, which"),
+        ({"messages": []}, "line 3: the conversation is [], but must be a list of messages"),
+        ({"messages": [{"role": "boss", "content": "a"}]}, "line 3: the conversation has the role 'boss' in message 1"),
+        ({"messages": [{"role": "user", "content": 5}]}, "line 3: the conversation has 5 as the content of message 1"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 3: the conversation has no message of the assistant"),
+        (["a"], "line 3, is not a JSON object"),
+    ],
+)
+def test_a_line_that_is_no_conversation_is_named(tmp_path, record, message):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(lines(PAIR, TALK, record))
+    with pytest.raises(UserError) as error:
+        list(find([str(path)]).sources.blocks())
+    assert f"{path}, {message}" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["byte", "word", "char"])
+def test_a_learned_tokenizer_gets_the_markers_and_the_assistants_words_count(chat, kind):
+    corpus = chat.prepare(data_path="data/chat.jsonl", kind=kind, vocab_limit=300)
+    assert is_used_by(corpus.tokenizer)
+    learned = learned_of(corpus)
+    assert [text.replace(" ", "") for text in learned[:3]] == ["four<|endoftext|>", "two<|user|>", "three<|endoftext|>"]
+    assert len(learned) == 60
+    assert chat.info()["counted"]["count"] == np.count_nonzero(corpus.counted)
+    assert "data/chat.jsonl holds conversations: the model learns what the assistant says, " in chat.notes[-1]
+    again = chat.prepare(data_path="data/chat.jsonl", kind=kind, vocab_limit=300)
+    assert again.counted.tolist() == corpus.counted.tolist()
+    assert chat.notes == []
+
+
+def test_labels_that_do_not_count_are_minus_one(chat):
+    corpus = chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300)
+    batches = Batches(corpus.tokens, 2, 16, sampling="sequential", seed=0, val_fraction=0.0, counted=corpus.counted)
+    ids, labels = batches.train(0)
+    assert labels.ravel().tolist() == [
+        id if counted else -1 for id, counted in zip(corpus.tokens[1:33].tolist(), corpus.counted[1:33], strict=True)
+    ]
+
+
+def test_other_documents_beside_conversations_count_whole_and_so_do_held_out_ones(chat):
+    chat.text.write_text("just a text")
+    chat.text.with_name("held.jsonl").write_text(lines(PAIR))
+    corpus = chat.prepare(data_path=["data/data.txt", "data/chat.jsonl"], val_path="data/held.jsonl", kind="byte",
+                          vocab_limit=300)  # fmt: skip
+    learned = learned_of(corpus)
+    assert learned[0] == "just a text<|endoftext|>"
+    assert learned[-1] == "four<|endoftext|>"
+    assert len(learned) == 62
+
+
+def test_shuffled_conversations_keep_their_answers(chat):
+    corpus = chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300, shuffle_documents=3)
+    learned = learned_of(corpus)
+    assert sorted(learned) == sorted(["four<|endoftext|>", "two<|user|>", "three<|endoftext|>"] * 20)
+    assert learned[:6] != ["four<|endoftext|>", "two<|user|>", "three<|endoftext|>"] * 2
+
+
+def test_a_given_tokenizer_gets_the_markers_behind_its_own_tokens(chat):
+    given = Tokenizer(kind="byte", special_tokens=["<a>"])
+    given.save("tokenizer.json")
+    corpus = chat.prepare(data_path="data/chat.jsonl", kind="tokenizer.json")
+    assert corpus.tokenizer.special_tokens == ("<a>", *MARKERS.values())
+    assert corpus.tokenizer.encode("<|system|>hi") == [given.vocab_size, *given.encode("hi")]
+    assert chat.prepare(data_path="data/chat.jsonl", kind="tokenizer.json").tokenizer == corpus.tokenizer
+
+
+def test_special_tokens_of_the_users_stand_beside_the_markers(chat):
+    flags = {"data_path": "data/chat.jsonl", "kind": "byte", "vocab_limit": 300, "special_tokens": ("<a>",)}
+    assert chat.prepare(**flags).tokenizer.special_tokens == ("<a>", *MARKERS.values())
+    chat.prepare(**flags)
+    assert "--special-token is ('<b>',)" in chat.refused(**{**flags, "special_tokens": ("<b>",)})
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_tokenizer_of_a_model_that_cannot_grow_is_refused(chat, trained):
+    Tokenizer(kind="byte").save("tokenizer.json")
+    chat.run.path.mkdir(parents=True)
+    Tokenizer(kind="byte").save(chat.run.tokenizer_path)
+    if trained:
+        chat.add_checkpoint()
+    error = chat.refused(data_path="data/chat.jsonl", may_grow=trained)
+    assert "data/chat.jsonl holds conversations, but the tokenizer of the model lacks <|system|>" in error
+    assert "begin a new run with --from" in error
+
+
+def test_counted_bin_is_made_again_if_it_is_missing_and_refused_if_it_has_changed(chat):
+    corpus = chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300)
+    wanted = corpus.counted.tolist()
+    chat.run.counted_path.unlink()
+    assert chat.prepare().counted.tolist() == wanted
+    assert "counted.bin is missing: making it again" in chat.notes[0]
+    chat.run.counted_path.write_bytes(bytes(len(wanted)))
+    assert "counted.bin is not what was written" in chat.refused()
+    chat.run.counted_path.unlink()
+    chat.prepare()
+    chat.prepare(data_path="data/data.txt", reset=True)
+    assert not chat.run.counted_path.exists()
+
+
+def test_a_model_is_tuned_on_conversations_and_its_vocabulary_grows(hipgpt, tmp_path):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat . " * 40)
+    (tmp_path / "chat.jsonl").write_text(lines(*[PAIR, TALK] * 20))
+    model = ("--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 16, "--batch", 2, "--no-tie")
+    text = ("--tokenizer", "byte", "--vocab-size", 300, "--data-path", "a.txt")
+    hipgpt("train", *text, *model, "--device", "cpu", "--steps", 1, "--run-name", "base")
+    tune = ("train", "--from", "base", "--data-path", "chat.jsonl", "--run-name", "tuned", "--device", "cpu")
+    out = hipgpt(*tune, "--steps", 2, "--batch", 2, "--eval-every", 1, "--val-fraction", 0.2).stdout
+    assert "chat.jsonl holds conversations" in out
+    assert "of them learned" in out
+    assert "Validation Loss" in out
+    base, tuned = (pretrained.find(name, tmp_path / "checkpoints") for name in ("base", "tuned"))
+    assert tuned.config.vocab_size == base.config.vocab_size + 3
+    assert "has reached step 2 of 2" in hipgpt("train", "--run-name", "tuned", "--resume").stdout
+    refused = hipgpt("train", "--ckpt", "checkpoints/base/latest_checkpoint.safetensors", "--data-path", "chat.jsonl",
+                     "--run-name", "other", "--steps", 1, "--device", "cpu", status=2).stderr  # fmt: skip
+    assert "begin a new run with --from" in refused
+
+
+def test_new_tokens_have_the_mean_of_the_embeddings():
+    weights = {
+        "transformer.wte.weight": np.array([[1, 2], [3, 6]], np.float32),
+        "transformer.wpe.weight": np.ones((1, 2)),
+    }
+    grown = pretrained.Grown(weights, 4)
+    assert grown["transformer.wte.weight"].tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
+    assert grown["transformer.wpe.weight"].tolist() == [[1, 1]]
