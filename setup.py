@@ -62,7 +62,7 @@ setup(
             "pyarrow>=14",
             'backports.zstd>=1; python_version < "3.14"',
         ],
-        "peers": ["torch", "transformers"],
+        "peers": ["torch", "transformers", "openai"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
     },

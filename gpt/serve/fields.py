@@ -15,6 +15,7 @@ from gpt.system.reading import INTEGER, NUMBER, TEXT, TRUTH, Kind, parse
 
 MOST_TEXTS = 128  # of one request: prompts times n
 MOST_TOKENS = 16_384  # of one text
+MOST_IN_ALL = 65_536  # tokens of all texts of one request
 MOST_STOPS = 4
 MOST_LIKELIEST = 20
 USUAL_TOKENS = 16  # OpenAI's default for completions
@@ -131,10 +132,7 @@ def completion(body: bytes) -> Completion:
     prompts = (prompt,) if isinstance(prompt, str) or _are_ids(prompt) else tuple(prompt)
     max_tokens = fields.get("max_tokens", USUAL_TOKENS)
     wishes = _wishes(fields, max_tokens, fields.get("logprobs"))
-    if wishes.n * len(prompts) > MOST_TEXTS:
-        raise RequestError(
-            400, f"{len(prompts)} prompts with n = {wishes.n} are more than {MOST_TEXTS} texts", param="n"
-        )
+    _check_total(wishes, len(prompts))
     echo = fields.get("echo", False)
     if max_tokens == 0 and not echo:
         raise RequestError(400, "max_tokens is 0, which only makes sense with echo", param="max_tokens")
@@ -150,13 +148,25 @@ def chat(body: bytes) -> Chat:
     if "top_logprobs" in fields and not fields.get("logprobs"):
         raise RequestError(400, "top_logprobs asks for logprobs: true as well", param="top_logprobs")
     likeliest = fields.get("top_logprobs", 0) if fields.get("logprobs") else None
-    return Chat(_wishes(fields, max_tokens, likeliest), fields["messages"])
+    wishes = _wishes(fields, max_tokens, likeliest)
+    _check_total(wishes, 1)
+    return Chat(wishes, fields["messages"])
 
 
 def text_to_split(body: bytes) -> str:
     """The text in a body of the page's tokenizer. Raises RequestError."""
     text: str = _checked(_object(body), {"text": TEXT}, ("text",))["text"]
     return text
+
+
+def _check_total(wishes: Wishes, prompts: int) -> None:
+    """Raise RequestError if all texts of a request together are too many or too long."""
+    texts = wishes.n * prompts
+    if texts > MOST_TEXTS:
+        raise RequestError(400, f"{prompts} prompts with n = {wishes.n} are more than {MOST_TEXTS} texts", param="n")
+    if texts * (wishes.max_tokens or 0) > MOST_IN_ALL:
+        message = f"{texts} texts of {wishes.max_tokens} tokens are more than {MOST_IN_ALL} tokens in all"
+        raise RequestError(400, message, param="max_tokens")
 
 
 def _wishes(fields: Mapping[str, Any], max_tokens: int | None, likeliest: int | None) -> Wishes:

@@ -11,6 +11,9 @@ from gpt.decoder import Request
 from gpt.serve.errors import RequestError
 
 LONGEST = 600.0  # seconds that a text may take, its wait for a place included
+MOST_UNREAD = 20_000  # tokens that a client may leave unread
+_GONE = RequestError(499, "the client has gone", "client_gone")
+_UNREAD = RequestError(408, f"the client has left {MOST_UNREAD} tokens unread", "client_too_slow")
 
 
 class Token(NamedTuple):
@@ -35,7 +38,8 @@ class End(NamedTuple):
 class Listener:
     """Where the texts of one HTTP request arrive, in the event loop that it was made in.
 
-    Tokens that nobody has taken yet are put together, so a slow client gets few large pieces.
+    Tokens that nobody has taken yet are put together, so a slow client gets few large pieces. If it leaves too many
+    unread, its texts end.
     """
 
     def __init__(self) -> None:
@@ -47,6 +51,9 @@ class Listener:
         """Only in the loop's own thread; `deliver` comes from others."""
         self._arrived += news
         self._something.set()
+        if len(self._arrived) > MOST_UNREAD:
+            for text, _ in self._arrived:
+                text.cancel(_UNREAD)
 
     async def arrived(self) -> list[tuple["Text", Token | End]]:
         """All that has come since the last call, in order; waits until there is something."""
@@ -68,12 +75,12 @@ class Text:
     request: Request
     likeliest: int | None = None
     scores_prompt: bool = False
-    is_cancelled: bool = False
+    cancelled: RequestError | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + LONGEST)
 
-    def cancel(self) -> None:
+    def cancel(self, why: RequestError = _GONE) -> None:
         """Nobody wants the rest any more: its place is free before the next token. From any thread."""
-        self.is_cancelled = True
+        self.cancelled = self.cancelled or why
 
 
 def deliver(news: Iterable[tuple[Text, Token | End]]) -> None:

@@ -20,7 +20,7 @@ from gpt.serve.listening import LONGEST, End, Text, Token
 from gpt.tokenizer import Tokenizer
 
 News = list[tuple[Text, Token | End]]
-_LATE = End(error=RequestError(504, f"a text may take {LONGEST:.0f} s in all, its wait included", "timeout"))
+_LATE = RequestError(504, f"a text may take {LONGEST:.0f} s in all, its wait included", "timeout")
 
 
 class Model:
@@ -98,14 +98,19 @@ class Model:
         """Free the places of texts that nobody wants or that have taken too long, and forget those that wait."""
         now = time.monotonic()
         news: News = []
+
+        def fault(text: Text) -> RequestError | None:
+            return text.cancelled or (_LATE if now > text.deadline else None)
+
         for sequence, text in list(self._texts.items()):
-            if text.is_cancelled or now > text.deadline:
+            if error := fault(text):
                 self._decoder.leave(sequence)
                 self._forget(sequence)
-                news.append((text, _LATE))
-        for text in [each for each in self.waiting if each.is_cancelled or now > each.deadline]:
-            self.waiting.remove(text)
-            news.append((text, _LATE))
+                news.append((text, End(error=error)))
+        for text in list(self.waiting):
+            if error := fault(text):
+                self.waiting.remove(text)
+                news.append((text, End(error=error)))
         return news
 
     def _begin(self, text: Text) -> News:

@@ -1,5 +1,6 @@
 """Servers in this process, for tests."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,22 @@ def app_of(engine: Engine, root: Path, *, served: tuple[str, ...] = (), host="12
     from gpt.serve.app import make
 
     return make(engine, Runs(root, served), host, token)
+
+
+@contextmanager
+def listening(app: Any, port: int = 0) -> Iterator[str]:
+    """The address of a server that listens, in a thread."""
+    uvicorn = pytest.importorskip("uvicorn", reason="a server needs uvicorn: pip install 'hipgpt[serve]'")
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 def client_of(engine: Engine, root: Path, **options: Any) -> Any:

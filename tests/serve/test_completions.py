@@ -183,6 +183,7 @@ def test_the_runs_that_have_a_model_are_the_models(client):
         ({"max_tokens": 10**9}, 400, "max_tokens", "must be an integer from 0 to 16384"),
         ({"n": 0}, 400, "n", "n is 0"),
         ({"n": 100, "prompt": ["a", "b"]}, 400, "n", "more than 128 texts"),
+        ({"n": 5, "max_tokens": 16_384}, 400, "max_tokens", "more than 65536 tokens in all"),
         ({"temperature": -1}, 400, "temperature", "must be a number from 0 to 2"),
         ({"temperature": True}, 400, "temperature", "must be a number"),
         ({"top_p": 0}, 400, "top_p", "top_p is 0"),

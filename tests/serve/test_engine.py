@@ -103,6 +103,24 @@ def test_a_text_that_takes_too_long_ends_with_an_error(engine, root, monkeypatch
     assert end.error.status == 504
 
 
+def test_a_client_that_does_not_read_its_tokens_loses_its_place(root, monkeypatch):
+    monkeypatch.setattr(listening, "MOST_UNREAD", 50)
+
+    async def ignore() -> list[Token | End]:
+        listener = Listener()
+        with running(Engine(CpuOps(threads=1), places=1)) as engine:
+            model = await asyncio.wrap_future(engine.model(Run("r", root)))
+            text = Text(listener, request(16_384))
+            engine.submit(model, [text])
+            while text.cancelled is None:
+                await asyncio.sleep(0.01)
+            return await all_of(listener, 1)
+
+    *tokens, end = asyncio.run(ignore())
+    assert 50 < len(tokens) < 16_384
+    assert end.error.code == "client_too_slow"
+
+
 def test_at_the_end_texts_with_a_place_may_be_completed_and_others_are_told(root):
     ending = Engine(CpuOps(threads=1), places=1)
 
