@@ -4,10 +4,10 @@ A request goes through these files, from the outside in:
 
 - server.py: the sockets, the signals, the end. uvicorn speaks HTTP.
 - guard.py: who may ask at all, and with how much: Host, Origin, the token, the size of a body.
-- app.py: which address leads where, and how an error is answered.
+- app.py: which address leads where, and how an error (errors.py) is answered.
 - fields.py: the body's fields become a checked request. What hipgpt does not support is refused by name.
-- prompts.py: the request becomes texts to be written.
-- engine.py: one thread writes all texts of all models (model.py), and listening.py brings the tokens back to the loop.
+- texts.py: the request's texts are submitted, and read as they are written.
+- engine.py: one thread writes the texts of all models (model.py); listening.py brings the tokens back to the loop.
 - wording.py: tokens become text, up to a stop string.
 - answers.py: the text becomes OpenAI's answer, whole or as a stream of events.
 

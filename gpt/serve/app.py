@@ -1,7 +1,6 @@
 """The addresses of the server, and what each of them answers."""
 
 import asyncio
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from gpt.serve import fields
 from gpt.serve.answers import Answer, ChatForm, CompletionForm
 from gpt.serve.engine import Engine
 from gpt.serve.errors import RequestError
-from gpt.serve.guard import App, Guard
+from gpt.serve.guard import App, Guard, Receive, Scope, Send
 from gpt.serve.model import Model
 from gpt.serve.runs import Runs
 from gpt.serve.texts import Texts, ids_of
@@ -66,18 +65,18 @@ class _Api:
     async def model(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._runs.model, request.path_params["name"]))
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: Request) -> Response | App:
         wanted = fields.completion(await request.body())
         model = await self._loaded(wanted.wishes.model)
         max_tokens = wanted.wishes.max_tokens
         assert max_tokens is not None
         scored = wanted.echo and wanted.wishes.likeliest is not None
         prompts = [ids_of(model, prompt, scored) for prompt in wanted.prompts]
-        texts = Texts(self._engine, model, wanted.wishes, prompts, max_tokens, wanted.echo)
+        texts = Texts(self._engine, model, wanted.wishes, prompts, max_tokens, echo=wanted.echo)
         form = CompletionForm(model.tokenizer, wanted.wishes.likeliest is not None)
         return await _answered(request, Answer(texts, form))
 
-    async def chat(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response | App:
         wanted = fields.chat(await request.body())
         model = await self._loaded(wanted.wishes.model)
         prompt, stop_ids = _conversation(model, wanted.messages)
@@ -124,21 +123,31 @@ def _conversation(model: Model, messages: list[Any]) -> tuple[list[int], frozens
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 
-async def _answered(request: Request, answer: Answer) -> Response:
+async def _answered(request: Request, answer: Answer) -> Response | App:
     """The answer as the request wants it. If the client goes away, its texts end."""
     if answer.texts.wishes.streams:
-        return StreamingResponse(answer.events(), media_type="text/event-stream")
+        return _streamed(answer)
     whole, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_until_gone(request))
     try:
         await asyncio.wait([whole, gone], return_when=asyncio.FIRST_COMPLETED)
-        if whole.done():
-            return JSONResponse(whole.result())
-        return Response(status_code=499)  # nobody reads it
+        return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)  # which nobody reads
     finally:
-        for task in (whole, gone):
-            task.cancel()
-            with suppress(asyncio.CancelledError, RequestError):
-                await task
+        answer.texts.cancel()
+        whole.cancel()
+        gone.cancel()
+
+
+def _streamed(answer: Answer) -> App:
+    """A response with the answer's events. However it ends, even before its first event, the texts end with it."""
+    response = StreamingResponse(answer.events(), media_type="text/event-stream")
+
+    async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await response(scope, receive, send)
+        finally:
+            answer.texts.cancel()
+
+    return send_all
 
 
 async def _until_gone(request: Request) -> None:

@@ -149,7 +149,7 @@ class Engine:
         return model
 
     def _forget(self, model: Model, error: RequestError) -> News:
-        """Let go of a model and of all its texts. The next request loads the run's model anew."""
+        """Let go of a model, and of the texts that it still has. The next request loads the run's model anew."""
         self._outdated.discard(model.run.name)
         with self._changed:
             del self._models[model.run.name]
@@ -169,15 +169,11 @@ class Engine:
 
     def _step_on(self, model: Model) -> News:
         is_outdated = model.run.name in self._outdated
-        news: News = []
-        if self._ends_at is not None:
-            news += model.end_waiting(_ENDING)
-        try:
-            if is_outdated and not model.is_busy and not self._renew(model):
-                return self._forget(model, _REPLACED)
-            return news + model.step(admits=not is_outdated)
-        except UserError as error:  # the model is broken, and with it all its texts
-            return news + self._forget(model, RequestError(500, str(error), "model_failed"))
+        if is_outdated and not model.is_busy and not self._renew(model):
+            return self._forget(model, _REPLACED)
+        news: News = [] if self._ends_at is None else model.end_waiting(_ENDING)
+        news += model.step(admits=model.run.name not in self._outdated)
+        return news + self._forget(model, _ENDING) if model.is_broken else news
 
     def _renew(self, model: Model) -> bool:
         """Load a newer checkpoint into a model that writes nothing. Returns False if that takes a new `Model`."""

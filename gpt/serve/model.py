@@ -26,7 +26,8 @@ _LATE = RequestError(504, f"a text may take {LONGEST:.0f} s in all, its wait inc
 class Model:
     """The model of a checkpoint of a run: the latest one, or the `best` one. Belongs to the engine's thread.
 
-    Other threads may read what never changes: `run`, `tokenizer`, `config` and `created`.
+    Other threads may read what never changes: `run`, `tokenizer` and `config`. `is_broken` becomes True if logits are
+    not finite: all texts have then ended with an error, and the model is of no use any more.
 
     Raises UserError if the checkpoint or the tokenizer does not load, or if there is not enough memory.
     """
@@ -35,12 +36,13 @@ class Model:
         self.run, self._best = run, best
         self._identity = self._on_disk()
         saved = checkpoint.load(run, best=best)
-        self.config, self.step_number, self.created = saved.model_config, saved.step, int(time.time())
+        self.config, self.step_number = saved.model_config, saved.step
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
         self.config.check_tokenizer(run.tokenizer_path, self.tokenizer.vocab_size)
         self._gpt = load_model(saved, ops, fitting(self.config, ops, places))
         self._decoder = Decoder(self._gpt, min(places, len(self._gpt.workspace.logits)))
         self.waiting: deque[Text] = deque()
+        self.is_broken = False
         self._texts: dict[Sequence, Text] = {}
         self._logits: dict[Text, deque[np.ndarray]] = {}  # of tokens that `step` has not returned yet
 
@@ -62,7 +64,7 @@ class Model:
     def step(self, admits: bool = True) -> News:
         """Write one more token of every text, once free places are given to those that wait (if it `admits` them).
 
-        Returns what the texts' listeners are to know. Raises UserError if logits are not finite.
+        Returns what the texts' listeners are to know.
         """
         news = self._drop_unwanted()
         while admits and self.waiting and self._decoder.free:
@@ -70,7 +72,12 @@ class Model:
         if not self._texts:
             self._decoder.settle()  # memory of the last texts is free for other work
             return news
-        for sequence, id in self._decoder.step():
+        try:
+            drawn = self._decoder.step()
+        except UserError as error:
+            self.is_broken = True
+            return news + self.end_all(_broken(error))
+        for sequence, id in drawn:
             text = self._texts[sequence]
             if id is None:
                 self._forget(sequence)
@@ -114,7 +121,10 @@ class Model:
         return news
 
     def _begin(self, text: Text) -> News:
-        news: News = [(text, token) for token in self._scored_prompt(text)] if text.scores_prompt else []
+        try:
+            news: News = [(text, token) for token in self._scored_prompt(text)] if text.scores_prompt else []
+        except UserError as error:
+            return [(text, End(error=_broken(error)))]
         if text.request.num_tokens == 0:
             return [*news, (text, End("length"))]
         request = text.request
@@ -172,6 +182,10 @@ class Model:
             status = os.stat(path)
             return status.st_ino, status.st_mtime_ns, status.st_size
         return None
+
+
+def _broken(error: UserError) -> RequestError:
+    return RequestError(500, str(error), "model_failed", "model")
 
 
 def scored(id: int, logits: np.ndarray, count: int) -> Token:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpt.decoder import Request, Stream
@@ -50,70 +50,70 @@ class Usage:
         }
 
 
-@dataclass
 class Texts:
     """`wishes.n` texts after each prompt, in the order of the prompts. Made inside the event loop.
 
-    Text k of prompt p has the stream (seed, p, k), so it depends on the request alone, and text 0 of a single prompt is
-    the one that `hipgpt generate` writes with this seed. A text ends before `eos_id` and before each of `stop_ids`.
+    Whoever makes it calls `cancel` at the end, whatever has happened. Text k of prompt p has the stream (seed, p, k).
+    So it depends on the request alone, and text 0 of a single prompt is the one that `hipgpt generate` writes with this
+    seed. A text ends before each of `stop_ids`, and before the mark that ends a text. Raises RequestError as
+    `Engine.submit` does.
     """
 
-    engine: Engine
-    model: Model
-    wishes: Wishes
-    prompts: Sequence[list[int]]
-    max_tokens: int
-    echo: bool = False
-    stop_ids: Collection[int] = ()
-    usage: Usage = field(init=False)
-    _writings: list[_Writing] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.usage = Usage(sum(map(len, self.prompts)))
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        wishes: Wishes,
+        prompts: Sequence[list[int]],
+        max_tokens: int,
+        *,
+        echo: bool = False,
+        stop_ids: Collection[int] = (),
+    ) -> None:
+        self.model, self.wishes, self.usage = model, wishes, Usage(sum(map(len, prompts)))
+        self._max_tokens, self._echo, self._stop_ids = max_tokens, echo, stop_ids
         self._listener = Listener()
-        seed = secrets.randbits(63) if self.wishes.seed is None else self.wishes.seed
+        seed = secrets.randbits(63) if wishes.seed is None else wishes.seed
         self._writings = [
             self._writing(ids, Stream(seed, prompt, sample))
-            for prompt, ids in enumerate(self.prompts)
-            for sample in range(self.wishes.n)
+            for prompt, ids in enumerate(prompts)
+            for sample in range(wishes.n)
         ]
-        self.engine.submit(self.model, [each.text for each in self._writings])
+        engine.submit(model, [each.text for each in self._writings])
 
     @property
     def count(self) -> int:
         return len(self._writings)
 
-    async def progress(self) -> AsyncGenerator[Progress, None]:
-        """What becomes of the texts, until all have ended. If the iterator is closed before, they end at once.
+    def cancel(self) -> None:
+        """End those that have not ended yet: nobody reads them any more."""
+        for each in self._writings:
+            each.text.cancel()
 
-        Raises RequestError if the engine ends a text with an error.
-        """
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        """What becomes of the texts, until all have ended. Raises RequestError if one ends with an error."""
+        for number, each in enumerate(self._writings):
+            if each.echo and not each.text.scores_prompt:
+                tokens = [each.echo.feed(Token(id)) for id in each.text.request.prompt]
+                yield Progress(number, [piece for pieces in tokens for piece in pieces], None)
         numbers = {each.text: number for number, each in enumerate(self._writings)}
-        try:
-            for number, each in enumerate(self._writings):
-                if each.echo and not each.text.scores_prompt:
-                    tokens = [each.echo.feed(Token(id)) for id in each.text.request.prompt]
-                    yield Progress(number, [piece for pieces in tokens for piece in pieces], None)
-            left = self.count
-            while left:
-                pieces: dict[int, list[Piece]] = {}
-                reasons: dict[int, str] = {}
-                for text, what in await self._listener.arrived():
-                    number = numbers[text]
-                    each = self._writings[number]
-                    if each.is_done:
-                        continue
-                    pieces.setdefault(number, []).extend(self._read(each, what))
-                    if each.wording.stopped:
-                        each.is_done = True
-                        each.text.cancel()
-                        left -= 1
-                        reasons[number] = what.reason if isinstance(what, End) else "stop"
-                for number, some in pieces.items():
-                    yield Progress(number, some, reasons.get(number))
-        finally:
-            for each in self._writings:
-                each.text.cancel()
+        left = self.count
+        while left:
+            pieces: dict[int, list[Piece]] = {}
+            reasons: dict[int, str] = {}
+            for text, what in await self._listener.arrived():
+                number = numbers[text]
+                each = self._writings[number]
+                if each.is_done:  # a stop string has ended it before the engine has
+                    continue
+                pieces.setdefault(number, []).extend(self._read(each, what))
+                if each.wording.stopped:
+                    each.is_done = True
+                    each.text.cancel()
+                    left -= 1
+                    reasons[number] = what.reason if isinstance(what, End) else "stop"
+            for number, some in pieces.items():
+                yield Progress(number, some, reasons.get(number))
 
     def _read(self, each: _Writing, what: Token | End) -> list[Piece]:
         if isinstance(what, End):
@@ -130,12 +130,12 @@ class Texts:
         wishes, model = self.wishes, self.model
         eos = model.tokenizer.end_of_text
         window = model.config.max_seq_len
-        request = Request(ids, self.max_tokens, wishes.sampling, -1 if eos is None else eos, stream, window)
-        scores_prompt = self.echo and wishes.likeliest is not None
+        request = Request(ids, self._max_tokens, wishes.sampling, -1 if eos is None else eos, stream, window)
+        scores_prompt = self._echo and wishes.likeliest is not None
         return _Writing(
             Text(self._listener, request, wishes.likeliest, scores_prompt),
-            Wording(model.tokenizer, ids, wishes.stop, self.stop_ids),
-            Wording(model.tokenizer, []) if self.echo else None,
+            Wording(model.tokenizer, ids, wishes.stop, self._stop_ids),
+            Wording(model.tokenizer, []) if self._echo else None,
             len(ids) if scores_prompt else 0,
         )
 

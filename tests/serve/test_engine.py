@@ -54,12 +54,12 @@ async def ask(app, body: dict, parts: int) -> list[bytes]:
         "http_version": "1.1", "scheme": "http", "root_path": "", "query_string": b"",
     }  # fmt: skip
     if parts == 0:
-        asyncio.get_running_loop().call_later(0.2, gone.set)
+        asyncio.get_running_loop().call_later(0 if body["stream"] else 0.2, gone.set)
     await asyncio.wait_for(app(scope, receive, send), 30)
     return got
 
 
-@pytest.mark.parametrize(("streams", "parts"), [(True, 3), (False, 0)])
+@pytest.mark.parametrize(("streams", "parts"), [(True, 3), (True, 0), (False, 0)])
 def test_a_client_that_goes_away_frees_its_places(engine, root, streams, parts):
     """Its texts would take a minute, and all of the places."""
     app = app_of(engine, root)
@@ -184,6 +184,8 @@ def test_a_model_that_has_diverged_says_so_and_others_go_on(tmp_path, root):
             answer = client.post("/v1/completions", json={"model": "r", "prompt": "the"})
             assert answer.status_code == 500
             assert "not finite" in answer.json()["error"]["message"]
+        scoring = {"model": "r", "prompt": "the cat", "echo": True, "logprobs": 0, "max_tokens": 0}
+        assert client.post("/v1/completions", json=scoring).status_code == 500
         assert client.post("/v1/completions", json={"model": "sound", "prompt": "the"}).status_code == 200
 
 

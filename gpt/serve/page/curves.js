@@ -64,6 +64,7 @@ function makePlot(panel, names, axis) {
   figure.setAttribute("role", "img");
   $("curves").append(figure);
   const lines = { stroke: color("faint"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false } };
+  const sparse = panel.logarithmic ? { grid: { show: false } } : {}; // a logarithmic axis has too many lines
   const value = (_, number) => (number === null ? "–" : shown(number));
   const series = names.flatMap((name, number) =>
     panel.keys.map(([key, label]) => ({
@@ -80,10 +81,10 @@ function makePlot(panel, names, axis) {
     height: panel.height,
     scales: { x: { time: false }, y: panel.logarithmic ? { distr: 3 } : {} },
     axes: [
-      { ...lines, size: 34, values: (_, ticks) => ticks.map((tick) => (axis === "time" ? durationOrZero(tick) : brief(tick))) },
-      { ...lines, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shown(tick))) },
+      { ...lines, size: 34, values: (_, ticks) => ticks.map(axis === "time" ? durationOrZero : brief) },
+      { ...lines, ...sparse, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shown(tick))) },
     ],
-    legend: { show: panel.wide || names.length > 1 },
+    legend: { show: panel.wide === true },
     series: [{ label: axis, value: (_, number) => (number === null ? "–" : brief(number)) }, ...series],
     cursor: { y: false },
   };

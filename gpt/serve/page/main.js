@@ -34,7 +34,7 @@ function show() {
   facts(run, lines.findLast((line) => line.tokens_per_second)?.tokens_per_second);
   playground.use(run.name, run.is_served);
   draw(shownRuns(), $("axis").value);
-  samples(lines);
+  samples(chosen, lines);
 }
 
 const shownRuns = () => [chosen, ...runs.map((run) => run.name).filter((name) => name !== chosen && compared.has(name))];

@@ -1,35 +1,41 @@
 // The list of runs, and the facts about the one that was chosen.
 
-import { $, make } from "./dom.js";
+import { $, make, refresh, set } from "./dom.js";
 import { brief, count, duration, size } from "./words.js";
+
+const MOST_SAMPLES = 100;
+const rows = new Map(); // the parts of each run's row, by its name
 
 // Show the runs. `chosen` is the name of one; `compared` a set of names whose curves are drawn too. A click on a run
 // calls choose(name), a click on a box compare(name, whether).
 export function list(runs, chosen, compared, { choose, compare }) {
   $("no-runs").hidden = runs.length > 0;
-  const focused = document.activeElement?.id;
-  $("runs").replaceChildren(
-    ...runs.map((run) => {
-      const button = make(
-        "button",
-        { type: "button", id: `choose-${run.name}`, onclick: () => choose(run.name) },
-        make("strong", {}, run.name),
-        make("span", { className: `state ${run.state}` }, run.state),
-        make("span", { className: "hint" }, progress(run)),
-      );
-      if (run.name === chosen) button.setAttribute("aria-current", "true");
-      const box = make("input", {
-        type: "checkbox",
-        id: `compare-${run.name}`,
-        checked: run.name === chosen || compared.has(run.name),
-        disabled: run.name === chosen,
-        onchange: (event) => compare(run.name, event.target.checked),
-      });
-      box.setAttribute("aria-label", `Draw the curves of ${run.name} too`);
-      return make("li", {}, box, button);
-    }),
-  );
-  if (focused) $(focused)?.focus(); // the list was made anew under the keyboard's focus
+  for (const run of runs) {
+    if (!rows.has(run.name)) rows.set(run.name, makeRow(run.name, choose, compare));
+    const { box, button, state, hint } = rows.get(run.name);
+    const isChosen = run.name === chosen;
+    set(state, "textContent", run.state);
+    set(state, "className", `state ${run.state}`);
+    set(hint, "textContent", progress(run));
+    button.setAttribute("aria-current", isChosen);
+    box.checked = isChosen || compared.has(run.name);
+    box.disabled = isChosen;
+  }
+  const names = runs.map((run) => run.name);
+  refresh($("runs"), names, () => names.map((name) => rows.get(name).row));
+}
+
+function makeRow(name, choose, compare) {
+  const box = make("input", {
+    type: "checkbox",
+    id: `compare-${name}`,
+    onchange: () => compare(name, box.checked),
+  });
+  box.setAttribute("aria-label", `Draw the curves of ${name} too`);
+  const [state, hint] = [make("span"), make("span", { className: "hint" })];
+  const properties = { type: "button", id: `choose-${name}`, onclick: () => choose(name) };
+  const button = make("button", properties, make("strong", {}, name), state, hint);
+  return { row: make("li", {}, box, button), box, button, state, hint };
 }
 
 function progress(run) {
@@ -54,18 +60,20 @@ export function facts(run, speed) {
     ["Vocabulary", model && `${count(model.vocab_size)} tokens`],
     ["On disk", size(run.disk_bytes)],
   ];
-  $("name").textContent = run.name;
-  $("facts").replaceChildren(
-    ...told.filter(([, fact]) => fact).map(([name, fact]) => make("div", {}, make("dt", {}, name), make("dd", {}, fact))),
+  const known = told.filter(([, fact]) => fact);
+  set($("name"), "textContent", run.name);
+  refresh($("facts"), known, () =>
+    known.map(([name, fact]) => make("div", {}, make("dt", {}, name), make("dd", {}, fact))),
   );
 }
 
-// The samples in a run's log, the latest first.
-export function samples(lines) {
+// The samples in the log of a run, the latest first.
+export function samples(name, lines) {
   const found = lines.filter((line) => typeof line.sample === "string").reverse();
   $("no-samples").hidden = found.length > 0;
-  if ($("learned").childElementCount === found.length && found.length === 0) return;
-  $("learned").replaceChildren(
-    ...found.slice(0, 100).map((line) => make("li", {}, make("h4", {}, `Step ${count(line.step)}`), make("p", {}, line.sample))),
+  refresh($("learned"), [name, found.length, found[0]], () =>
+    found
+      .slice(0, MOST_SAMPLES)
+      .map(({ step, sample }) => make("li", {}, make("h4", {}, `Step ${count(step)}`), make("p", {}, sample))),
   );
 }
