@@ -24,19 +24,18 @@ from gpt.serve.runs import Runs
 from gpt.serve.texts import Texts, ids_of
 
 PAGE = Path(__file__).parent / "page"
-_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-    ".md": "text/plain",
-}
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
 
 def make(engine: Engine, runs: Runs, host: str, token: str | None) -> App:
     """The whole server as an ASGI app, behind its guard."""
-    handlers: dict[Any, Any] = {RequestError: _error, HTTPException: _not_here, UserError: _unreadable}
+    handlers: dict[Any, Any] = {
+        RequestError: _error,
+        HTTPException: _not_here,
+        UserError: _unreadable,
+        Exception: _unforeseen,
+    }
     api = _Api(engine, runs)
     routes = [
         Route("/", _page),
@@ -68,11 +67,9 @@ class _Api:
     async def completions(self, request: Request) -> Response | App:
         wanted = fields.completion(await request.body())
         model = await self._loaded(wanted.wishes.model)
-        max_tokens = wanted.wishes.max_tokens
-        assert max_tokens is not None
         scored = wanted.echo and wanted.wishes.likeliest is not None
         prompts = [ids_of(model, prompt, scored) for prompt in wanted.prompts]
-        texts = Texts(self._engine, model, wanted.wishes, prompts, max_tokens, echo=wanted.echo)
+        texts = Texts(self._engine, model, wanted.wishes, prompts, wanted.max_tokens, echo=wanted.echo)
         form = CompletionForm(model.tokenizer, wanted.wishes.likeliest is not None)
         return await _answered(request, Answer(texts, form))
 
@@ -81,7 +78,7 @@ class _Api:
         model = await self._loaded(wanted.wishes.model)
         prompt, stop_ids = _conversation(model, wanted.messages)
         left = max(1, model.config.max_seq_len - len(prompt))
-        max_tokens = wanted.wishes.max_tokens or min(left, fields.MOST_TOKENS)
+        max_tokens = wanted.max_tokens or min(left, fields.MOST_TOKENS)
         texts = Texts(self._engine, model, wanted.wishes, [prompt], max_tokens, stop_ids=stop_ids)
         return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
 
@@ -172,6 +169,11 @@ async def _not_here(request: Request, error: HTTPException) -> Response:
 async def _unreadable(request: Request, error: UserError) -> Response:
     """A file of a run that cannot be read."""
     return await _error(request, RequestError(500, str(error)))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """A mistake of ours. The server goes on, and its log has the traceback."""
+    return await _error(request, RequestError(500, "the server has failed on this request"))
 
 
 async def _page(request: Request) -> Response:

@@ -23,14 +23,13 @@ USUAL_TOKENS = 16  # OpenAI's default for completions
 
 @dataclass(frozen=True)
 class Wishes:
-    """What completions and chats have in common. `likeliest` as in `gpt.serve.listening.Text`.
+    """What completions and chats have in common. `likeliest` is as in `gpt.serve.listening.Text`.
 
-    `max_tokens` is None if the request does not say it, and `seed` too.
+    `seed` is None if the request does not say it.
     """
 
     model: str
     n: int
-    max_tokens: int | None
     sampling: SamplingConfig
     seed: int | None
     stop: tuple[str, ...]
@@ -45,15 +44,17 @@ class Completion:
 
     wishes: Wishes
     prompts: tuple[str | list[int], ...]
+    max_tokens: int
     echo: bool
 
 
 @dataclass(frozen=True)
 class Chat:
-    """The body of /v1/chat/completions, with its messages as they came."""
+    """The body of /v1/chat/completions, with its messages as they came. `max_tokens` is None if it does not say it."""
 
     wishes: Wishes
     messages: list[Any]
+    max_tokens: int | None
 
 
 def _integer(least: int, most: int) -> Kind:
@@ -131,12 +132,12 @@ def completion(body: bytes) -> Completion:
     prompt = fields.get("prompt", "")
     prompts = (prompt,) if isinstance(prompt, str) or _are_ids(prompt) else tuple(prompt)
     max_tokens = fields.get("max_tokens", USUAL_TOKENS)
-    wishes = _wishes(fields, max_tokens, fields.get("logprobs"))
-    _check_total(wishes, len(prompts))
+    wishes = _wishes(fields, fields.get("logprobs"))
+    _check_total(wishes.n, len(prompts), max_tokens)
     echo = fields.get("echo", False)
     if max_tokens == 0 and not echo:
         raise RequestError(400, "max_tokens is 0, which only makes sense with echo", param="max_tokens")
-    return Completion(wishes, prompts, echo)
+    return Completion(wishes, prompts, max_tokens, echo)
 
 
 def chat(body: bytes) -> Chat:
@@ -148,9 +149,9 @@ def chat(body: bytes) -> Chat:
     if "top_logprobs" in fields and not fields.get("logprobs"):
         raise RequestError(400, "top_logprobs asks for logprobs: true as well", param="top_logprobs")
     likeliest = fields.get("top_logprobs", 0) if fields.get("logprobs") else None
-    wishes = _wishes(fields, max_tokens, likeliest)
-    _check_total(wishes, 1)
-    return Chat(wishes, fields["messages"])
+    wishes = _wishes(fields, likeliest)
+    _check_total(wishes.n, 1, max_tokens or 0)
+    return Chat(wishes, fields["messages"], max_tokens)
 
 
 def text_to_split(body: bytes) -> str:
@@ -159,22 +160,21 @@ def text_to_split(body: bytes) -> str:
     return text
 
 
-def _check_total(wishes: Wishes, prompts: int) -> None:
+def _check_total(n: int, prompts: int, max_tokens: int) -> None:
     """Raise RequestError if all texts of a request together are too many or too long."""
-    texts = wishes.n * prompts
+    texts = n * prompts
     if texts > MOST_TEXTS:
-        raise RequestError(400, f"{prompts} prompts with n = {wishes.n} are more than {MOST_TEXTS} texts", param="n")
-    if texts * (wishes.max_tokens or 0) > MOST_IN_ALL:
-        message = f"{texts} texts of {wishes.max_tokens} tokens are more than {MOST_IN_ALL} tokens in all"
+        raise RequestError(400, f"{prompts} prompts with n = {n} are more than {MOST_TEXTS} texts", param="n")
+    if texts * max_tokens > MOST_IN_ALL:
+        message = f"{texts} texts of {max_tokens} tokens are more than {MOST_IN_ALL} tokens in all"
         raise RequestError(400, message, param="max_tokens")
 
 
-def _wishes(fields: Mapping[str, Any], max_tokens: int | None, likeliest: int | None) -> Wishes:
+def _wishes(fields: Mapping[str, Any], likeliest: int | None) -> Wishes:
     stop = fields.get("stop", [])
     return Wishes(
         model=fields["model"],
         n=fields.get("n", 1),
-        max_tokens=max_tokens,
         sampling=SamplingConfig(
             temperature=fields.get("temperature", 1),
             top_k=fields.get("top_k", 0),

@@ -2,6 +2,8 @@
 
 import math
 import os
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from gpt.serve.errors import RequestError
 from gpt.system.reading import SMALL
 from gpt.tokenizer import Tokenizer
 
+REST = 20  # times as long as a look at all runs takes, until the next one
 MOST_SPLIT = 20_000  # characters whose pieces the page may ask for
 _SHOWN = (
     "name", "state", "step", "steps", "loss", "best_val_loss", "best_step", "last_val_loss", "tokens", "seconds",
@@ -29,6 +32,9 @@ class Runs:
 
     def __init__(self, root: Path, served: Sequence[str] = ()) -> None:
         self._root, self._served = root, served
+        self._lock = threading.Lock()
+        self._summaries: list[dict[str, Any]] = []
+        self._stale_at = 0.0
 
     def find(self, name: str) -> Run:
         """The run whose model goes by this name."""
@@ -47,7 +53,19 @@ class Runs:
         return _model(self.find(name))
 
     def summaries(self) -> list[dict[str, Any]]:
-        """The state of each run, without paths and settings. `is_served` says whether its model may be asked for."""
+        """The state of each run, without paths and settings. `is_served` says whether its model may be asked for.
+
+        That takes a while if there are many runs or long logs. So an answer holds for REST times as long as it took.
+        """
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._stale_at:
+                self._summaries = self._summarized()
+                now = time.monotonic()
+                self._stale_at = now + REST * (now - began)
+            return self._summaries
+
+    def _summarized(self) -> list[dict[str, Any]]:
         told = []
         for run in list_runs(self._root):
             with suppress(OSError):  # it is being removed

@@ -1,9 +1,12 @@
 """What the page asks about runs."""
 
 import json
+import time
 
 import pytest
 
+from gpt.metrics.summary import summary
+from gpt.serve import runs as runs_module
 from gpt.serve.runs import MOST_SPLIT, Runs
 from tests.support.pretrained import saved_run
 
@@ -69,6 +72,20 @@ def test_a_run_is_told_without_the_paths_of_this_machine(client, root):
     assert [each["name"] for each in told] == ["chars", "r", "talks", "words"]
     assert all(each["is_served"] and each["step"] == 3 for each in told)
     assert str(root) not in json.dumps(told)
+
+
+def test_many_tabs_do_not_make_the_server_read_all_runs_again_and_again(tmp_path, monkeypatch):
+    saved_run(tmp_path)
+    runs, reads = Runs(tmp_path), []
+
+    def slow(run):
+        reads.append(run.name)
+        time.sleep(0.05)
+        return summary(run)
+
+    monkeypatch.setattr(runs_module, "summary", slow)
+    assert len({json.dumps(runs.summaries()) for _ in range(5)}) == 1
+    assert reads == ["r"]
 
 
 def test_a_loss_that_is_not_finite_is_null(tmp_path):
