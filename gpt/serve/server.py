@@ -51,8 +51,8 @@ def listening(host: str, port: int, token: str | None) -> Address:
     try:
         family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(at[:2], family=family, backlog=256)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot listen on {host}, port {port}: {reason}: take another --port or --host") from None
     is_private = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     if token is None and not is_private:

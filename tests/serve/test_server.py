@@ -61,7 +61,9 @@ def test_a_port_that_is_taken_is_told():
         listening("127.0.0.1", other.getsockname()[1], None)
 
 
-@pytest.mark.parametrize(("host", "port"), [("no such host", 80), ("127.0.0.1", 99999), ("127.0.0.1", -1)])
+@pytest.mark.parametrize(
+    ("host", "port"), [("no such host", 80), ("x" * 70, 80), ("127.0.0.1", 99999), ("127.0.0.1", -1)]
+)
 def test_an_address_that_is_none_is_told(host, port):
     from gpt.serve.server import listening
 
