@@ -46,7 +46,7 @@ setup(
         "parquet": ["pyarrow>=14"],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
-        "serve": ["starlette>=0.40", "uvicorn>=0.30"],  # a page and an API
+        "serve": ["starlette>=0.45", "uvicorn>=0.30"],  # a page and an API
         "plot": ["matplotlib>=3.6"],  # curves as pictures
         "test": [
             "gguf>=0.17",
@@ -56,7 +56,7 @@ setup(
             "safetensors>=0.4.3",
             "tokenizers>=0.20",
             "matplotlib>=3.6",
-            "starlette>=0.40",
+            "starlette>=0.45",
             "uvicorn>=0.30",
             "httpx>=0.27",
             "pyarrow>=14",
