@@ -23,7 +23,7 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["gpt", "gpt.*"]), "gpt.kernels", "gpt.texts"],
     package_dir={"gpt.kernels": "kernels", "gpt.texts": "data"},
-    package_data={"gpt": ["py.typed"], "gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
+    package_data={"gpt": ["py.typed"], "gpt.serve": ["page/*"], "gpt.kernels": ["*"], "gpt.texts": ["data.txt"]},
     install_requires=[
         "numpy>=1.26",
         "click>=8.1",
@@ -46,6 +46,7 @@ setup(
         "parquet": ["pyarrow>=14"],
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
+        "serve": ["starlette>=0.45", "uvicorn>=0.30"],  # a page and an API
         "plot": ["matplotlib>=3.6"],  # curves as pictures
         "test": [
             "gguf>=0.17",
@@ -55,10 +56,13 @@ setup(
             "safetensors>=0.4.3",
             "tokenizers>=0.20",
             "matplotlib>=3.6",
+            "starlette>=0.45",
+            "uvicorn>=0.30",
+            "httpx>=0.27",
             "pyarrow>=14",
             'backports.zstd>=1; python_version < "3.14"',
         ],
-        "peers": ["peft", "torch", "transformers"],
+        "peers": ["openai", "peft", "torch", "transformers"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
     },

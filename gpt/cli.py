@@ -17,6 +17,7 @@ from gpt.commands.fetch import fetch_files
 from gpt.commands.generate import generate_text
 from gpt.commands.import_ import import_model
 from gpt.commands.runs import list_runs, plot_runs, show_run
+from gpt.commands.serve import serve_models
 from gpt.commands.tokenize import tokenize_text
 from gpt.commands.train import train_model
 
@@ -41,8 +42,8 @@ def main(context: click.Context, /) -> None:
 
 
 for each in (
-    train_model, tokenize_text, import_model, generate_text, export_model, evaluate_model, bench_model, examine_machine,
-    list_runs, show_run, plot_runs, print_completion, fetch_files,
+    train_model, tokenize_text, import_model, generate_text, serve_models, export_model, evaluate_model, bench_model,
+    examine_machine, list_runs, show_run, plot_runs, print_completion, fetch_files,
 ):  # fmt: skip
     main.add_command(each)
 

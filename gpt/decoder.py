@@ -63,7 +63,8 @@ class Request:
     """A text to be written: up to `num_tokens` ids that follow those of `prompt`, which has one at least.
 
     The text ends before `eos_id` if that is drawn; -1 is none. The model looks back on at most `window` ids, which is
-    at most its max_seq_len, so it sees only the end of a longer prompt.
+    at most its max_seq_len, so it sees only the end of a longer prompt. `watch`, if given, is called with the logits of
+    each token, float32 [vocab], one or more steps before `Decoder.step` returns the token. The device waits for that.
     """
 
     prompt: list[int]
@@ -72,6 +73,7 @@ class Request:
     eos_id: int
     stream: Stream
     window: int
+    watch: Callable[[np.ndarray], None] | None = None
 
 
 @dataclass(eq=False)
@@ -207,14 +209,16 @@ class Decoder:
             for sequence in sequences:
                 values["start"][sequence.place] = sequence.length
             values["uniform"][...], values["rules"][...] = self._uniforms, self._rules
-        going_on = [sequence.place for sequence in sequences if sequence.length]
+        going_on = [sequence for sequence in sequences if sequence.length]
         if going_on:
-            self._go_on(1 + max(going_on))
+            self._go_on(1 + max(sequence.place for sequence in going_on))
+        for sequence in going_on:
+            self._show_logits(sequence, row=sequence.place)
+            sequence.length += 1
         for sequence in sequences:
-            if sequence.length:
-                sequence.length += 1
-            else:
+            if not sequence.length:
                 self._begin(sequence.place, sequence.context)
+                self._show_logits(sequence, row=0)
                 sequence.length = len(sequence.context)
             sequence.asked += 1
         self._queued.append((self._output.fetched(), sequences))
@@ -241,6 +245,12 @@ class Decoder:
         self._ops.sample(
             logits, self._seen[places], inputs["uniform"][places], self._drawn[places], inputs["rules"][places], vocab
         )
+
+    def _show_logits(self, sequence: Sequence, row: int) -> None:
+        """Call a sequence's `watch` with the logits that the last pass has left in this row."""
+        if sequence.request.watch:
+            logits = self._ops.to_host(self._model.workspace.logits[row])
+            sequence.request.watch(logits[: self._model.config.vocab_size])
 
     def _take(self, sequence: Sequence, id: int) -> list[tuple[Sequence, int | None]]:
         """What a drawn id means for its sequence, as `step` returns it."""

@@ -92,11 +92,15 @@ class GPT:
 
     def logits(self, ids: Array) -> np.ndarray:
         """The full forward pass: float32 [batch, seq, vocab] logits, on the host, of int32 [batch, seq] ids."""
-        vocab, chunks = self.config.vocab_size, []
+        chunks = [logits.copy() for logits in self.logits_in_chunks(ids)]
+        return np.concatenate(chunks).reshape(*ids.shape, self.config.vocab_size)
+
+    def logits_in_chunks(self, ids: Array) -> Iterator[np.ndarray]:
+        """The rows of `logits`, a few at a time: float32 [rows, vocab], which the next ones may overwrite."""
         for part in self._micro_batches(ids):
             self._forward(ids[part], self._sites(rate=0))
-            chunks += [self.ops.to_host(logits)[:, :vocab].copy() for _, logits in self._logits(ids[part].size)]
-        return np.concatenate(chunks).reshape(*ids.shape, vocab)
+            for _, logits in self._logits(ids[part].size):
+                yield self.ops.to_host(logits)[:, : self.config.vocab_size]
 
     def _forward(self, ids: Array, sites: "DropoutSites") -> None:
         """From ids [sequences, seq] to the last layer norm, in `workspace.residuals[-1]`."""

@@ -158,8 +158,8 @@ class Run:
         if self.metrics_path.is_file():
             with naming(self.metrics_path), open(self.metrics_path, "rb") as file:
                 while line := file.readline(SMALL):
-                    with suppress(ValueError):
-                        entries.append(check(parse(line), _METRICS))
+                    if (entry := log_line(line)) is not None:
+                        entries.append(entry)
         return entries
 
     def input_copies(self) -> list[Path]:
@@ -234,6 +234,13 @@ class Run:
                     "another --run-name"
                 )
             time.sleep(0.05)
+
+
+def log_line(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, as `Run.metrics` has it; None if it is damaged, or cut short by a kill."""
+    with suppress(ValueError):
+        return check(parse(line), _METRICS)
+    return None
 
 
 def _name_fault(name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Small models to import, export, tune and evaluate: made of noise, so that every weight matters."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,18 @@ SHAPE = {"max_seq_len": 24, "embed_dim": 12, "num_heads": 3, "ff_hidden_dim": 20
 NOISE = 0.4  # large enough that the two forms of GELU differ by more than the tolerance
 
 
-def tokenizer(kind: str = "byte") -> Tokenizer:
+def tokenizer(kind: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:
     """A tokenizer that has learned TEXT."""
-    made = Tokenizer(300, kind)
+    made = Tokenizer(300, kind, special_tokens=special_tokens)
     made.train_bpe(TEXT)
     return made
 
 
-def saved_run(root: Path, kind: str = "byte", name: str = "r", **changes) -> Checkpoint:
+def saved_run(
+    root: Path, kind: str = "byte", name: str = "r", special_tokens: Sequence[str] = (), **changes
+) -> Checkpoint:
     """A run under `root` with the checkpoint of an untrained model: saved_run(tmp_path, tie_embeddings=False)."""
-    run, made = Run(name, root), tokenizer(kind)
+    run, made = Run(name, root), tokenizer(kind, special_tokens)
     run.path.mkdir(parents=True)
     made.save(run.tokenizer_path)
     config = ModelConfig(vocab_size=made.vocab_size, **(SHAPE | changes))

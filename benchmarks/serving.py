@@ -1,0 +1,171 @@
+"""Many clients at once: how fast `hipgpt serve` answers them, beside the batched decoder by itself.
+
+    python benchmarks/serving.py checkpoints/first --clients 64 --seconds 60
+
+First the decoder writes texts with a place for each client, and nothing around it. Then a server is started, in a
+process of its own, and each client asks it for one streamed text after the other. Prompts and sampling are the same.
+The report has tokens per second of both (of the server's texts only those that are complete), the times to the first
+token and between tokens as clients see them, and the server's memory after a tenth of the time and at the end.
+"""
+
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+
+from gpt import checkpoint
+from gpt.config import SamplingConfig
+from gpt.decoder import Decoder, Request, Stream
+from gpt.generate import load_model
+from gpt.ops import select
+from gpt.run import Run
+from gpt.tokenizer import Tokenizer
+
+PROMPTS = ("On a bright morning", "The", "Once upon a time there was", "She said that")
+SAMPLING = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9, repetition_penalty=1.1)
+ALONE_SECONDS = 15.0  # time of the decoder by itself
+
+
+@dataclass
+class Seen:
+    """What the clients have seen: times in seconds, and the errors."""
+
+    first: list[float] = field(default_factory=list)  # from the request to the first token
+    between: list[float] = field(default_factory=list)  # from one event to the next, which mostly has one token
+    tokens: int = 0
+    texts: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--clients", default=64, show_default=True, help="Clients that ask at the same time; 64 at most.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for which they ask.")
+@click.option("--num-tokens", default=100, show_default=True, help="Tokens of each text.")
+@click.option("--device", default="auto", show_default=True)
+def main(run: Path, clients: int, seconds: float, num_tokens: int, device: str) -> None:
+    """Let clients ask for texts of a RUN's model."""
+    decoder = alone(Run.at(run.resolve()), clients, num_tokens, device)
+    click.echo(f"decoder alone: {decoder:,.0f} tokens/s with {clients} places")
+    command = [
+        sys.executable,
+        "-m",
+        "gpt.cli",
+        "serve",
+        "--runs-dir",
+        str(run.resolve().parent),
+        "--run-name",
+        run.name,
+    ]
+    command += ["--port", "0", "--places", str(clients), "--device", device]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        try:
+            port = next(int(match[1]) for line in server.stdout if (match := re.search(r"API: .*:(\d+)/v1", line)))
+            seen, memory = asyncio.run(asked(port, run.name, clients, seconds, num_tokens, psutil.Process(server.pid)))
+        finally:
+            server.terminate()
+    rate = seen.tokens / seconds
+    click.echo(
+        f"server:        {rate:,.0f} tokens/s ({rate / decoder:.0%}), {seen.texts} texts, {len(seen.errors)} errors"
+    )
+    for name, times in (("first token", seen.first), ("per token", seen.between)):
+        low, high = np.percentile(times, [50, 99]) * 1e3
+        click.echo(f"{name + ':':<15}{low:,.1f} ms (p50), {high:,.1f} ms (p99)")
+    click.echo(f"memory:        {memory[0] / 2**20:,.0f} MiB early, {memory[1] / 2**20:,.0f} MiB at the end")
+    for error in seen.errors[:5]:
+        click.echo(error)
+
+
+def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
+    """Tokens per second of a decoder whose places are always taken."""
+    model = load_model(checkpoint.load(run), select(device), places)
+    tokenizer = Tokenizer.load(run.tokenizer_path)
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    decoder, count, began, begun = Decoder(model, places), 0, 0.0, 0
+    while not began or time.perf_counter() - began < ALONE_SECONDS:
+        while decoder.free:
+            stream, begun = Stream(begun), begun + 1
+            prompt = prompts[begun % len(prompts)]
+            decoder.join(Request(prompt, num_tokens, SAMPLING, -1, stream, model.config.max_seq_len))
+        count += sum(id is not None for _, id in decoder.step())
+        if not began and begun > places:  # all places have been filled once: it is warm
+            began, count = time.perf_counter(), 0
+    return count / (time.perf_counter() - began)
+
+
+async def asked(
+    port: int, model: str, clients: int, seconds: float, num_tokens: int, server: psutil.Process
+) -> tuple[Seen, tuple[int, int]]:
+    """What the clients see for so many seconds, and the server's memory in bytes, early and at the end."""
+    seen, ends = Seen(), time.perf_counter() + seconds
+    tasks = [asyncio.ensure_future(client(number, port, model, num_tokens, ends, seen)) for number in range(clients)]
+    await asyncio.sleep(seconds / 10)
+    early = server.memory_info().rss
+    await asyncio.sleep(max(0.0, ends - time.perf_counter()))
+    late = server.memory_info().rss
+    await asyncio.gather(*tasks)
+    return seen, (early, late)
+
+
+async def client(number: int, port: int, model: str, num_tokens: int, ends: float, seen: Seen) -> None:
+    """Ask for one text after the other until the time is over; tokens that come later do not count."""
+    asks = 0
+    while time.perf_counter() < ends:
+        body = {
+            "model": model, "prompt": PROMPTS[(number + asks) % len(PROMPTS)], "max_tokens": num_tokens, "stream": True,
+            "seed": 1000 * number + asks, "temperature": SAMPLING.temperature, "top_k": SAMPLING.top_k,
+            "top_p": SAMPLING.top_p, "repetition_penalty": SAMPLING.penalty,
+            "stream_options": {"include_usage": True},
+        }  # fmt: skip
+        asks += 1
+        try:
+            await one_text(port, json.dumps(body).encode(), num_tokens, ends, seen)
+        except (OSError, ValueError) as error:
+            seen.errors.append(repr(error))
+
+
+async def one_text(port: int, body: bytes, num_tokens: int, ends: float, seen: Seen) -> None:
+    """Ask for a text and read its events as they come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    began = last = time.perf_counter()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    status = await reader.readline()
+    if b" 200 " not in status:
+        raise ValueError(f"{status!r}")
+    events, is_done = 0, False
+    async for line in reader:
+        if line.startswith(b"data: [DONE]"):
+            is_done = True
+        elif line.startswith(b"data: "):
+            event, now = json.loads(line[6:]), time.perf_counter()
+            if "error" in event:
+                raise ValueError(str(event))
+            if event["choices"] and now < ends:
+                if events:
+                    seen.between.append(now - last)
+                else:
+                    seen.first.append(now - began)
+                events += 1
+            elif event["usage"] and now < ends:
+                seen.texts += 1
+                seen.tokens += event["usage"]["completion_tokens"]
+            last = now
+    writer.close()
+    if not is_done:
+        raise ValueError("the stream broke off")
+
+
+if __name__ == "__main__":
+    main()

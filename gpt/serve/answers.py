@@ -1,0 +1,160 @@
+"""OpenAI's answers: texts as one JSON object, or as a stream of events that each have some more of them."""
+
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt.serve.errors import RequestError
+from gpt.serve.listening import Token
+from gpt.serve.texts import Texts
+from gpt.serve.wording import Piece, token_text
+from gpt.tokenizer import Tokenizer
+
+
+@dataclass
+class CompletionForm:
+    """How /v1/completions has a text and its probabilities."""
+
+    tokenizer: Tokenizer
+    has_logprobs: bool
+    prefix = "cmpl"
+    whole = piecewise = "text_completion"
+    _offsets: dict[int, int] = field(default_factory=dict)  # characters of each text so far
+
+    def begins(self, index: int) -> dict[str, Any] | None:
+        """What a stream has of a text before its first piece."""
+        return None
+
+    def choice(self, index: int, pieces: list[Piece], reason: str | None, is_whole: bool) -> dict[str, Any]:
+        """Some of text number `index`, or all of it."""
+        text = "".join(piece.text for piece in pieces)
+        logprobs = self._logprobs(index, pieces) if self.has_logprobs else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, index: int, pieces: list[Piece]) -> dict[str, Any]:
+        """Four lists with an entry for each token. `text_offset` is its place in the answer's text, in characters."""
+        lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        offset = self._offsets.get(index, 0)
+        for text, token in pieces:
+            if token is not None:
+                lists["tokens"].append(text)
+                lists["token_logprobs"].append(token.logprob)
+                lists["top_logprobs"].append(self._top(text, token) if token.logprob is not None else None)
+                lists["text_offset"].append(offset)
+            offset += len(text)
+        self._offsets[index] = offset
+        return lists
+
+    def _top(self, text: str, token: Token) -> dict[str, float | None]:
+        """The likeliest tokens and the one that was drawn. Of two with the same text the likelier one counts."""
+        top: dict[str, float | None] = {}
+        for name, logprob in _likeliest(self.tokenizer, text, token.likeliest):
+            top.setdefault(name, logprob)
+        top.setdefault(text, token.logprob)
+        return top
+
+
+@dataclass
+class ChatForm:
+    """How /v1/chat/completions has an answer and its probabilities."""
+
+    tokenizer: Tokenizer
+    has_logprobs: bool
+    prefix = "chatcmpl"
+    whole, piecewise = "chat.completion", "chat.completion.chunk"
+
+    def begins(self, index: int) -> dict[str, Any] | None:
+        """What a stream has of an answer before its first piece: who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def choice(self, index: int, pieces: list[Piece], reason: str | None, is_whole: bool) -> dict[str, Any]:
+        """Some of answer number `index`, or all of it."""
+        text = "".join(piece.text for piece in pieces)
+        said: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": text, "refusal": None}}
+            if is_whole
+            else {"delta": {"content": text} if text else {}}
+        )
+        logprobs = {"content": list(self._logprobs(pieces)), "refusal": None} if self.has_logprobs else None
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, pieces: list[Piece]) -> Iterable[dict[str, Any]]:
+        for text, token in pieces:
+            if token is not None:
+                likeliest = _likeliest(self.tokenizer, text, token.likeliest)
+                yield {**_told(text, token.logprob), "top_logprobs": [_told(*each) for each in likeliest]}
+
+
+def _likeliest(tokenizer: Tokenizer, text: str, likeliest: Iterable[tuple[int, float]]) -> Iterable[tuple[str, float]]:
+    """The texts and the log probabilities of the likeliest tokens in the place of one that reads `text`.
+
+    A tokenizer of the kind `word` has the space before a word from the word before it, so all of them have it.
+    """
+    space = " " if tokenizer.kind == "word" and text.startswith(" ") else ""
+    for id, logprob in likeliest:
+        yield space + token_text(tokenizer, id), logprob
+
+
+def _told(text: str, logprob: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
+
+
+@dataclass
+class Answer:
+    """The answer with these texts, whole or as events."""
+
+    texts: Texts
+    form: CompletionForm | ChatForm
+
+    def __post_init__(self) -> None:
+        run, step = self.texts.model.run.name, self.texts.model.step_number
+        self._head = {
+            "id": f"{self.form.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": run,
+            "system_fingerprint": f"{run}-step{step}",
+        }
+
+    async def whole(self) -> dict[str, Any]:
+        """The answer once all texts have ended. Raises RequestError."""
+        pieces: list[list[Piece]] = [[] for _ in range(self.texts.count)]
+        reasons: list[str | None] = [None] * self.texts.count
+        async with aclosing(self.texts.progress()) as progress:
+            async for index, some, reason in progress:
+                pieces[index] += some
+                reasons[index] = reason or reasons[index]
+        choices = [
+            self.form.choice(index, *each, is_whole=True)
+            for index, each in enumerate(zip(pieces, reasons, strict=True))
+        ]
+        return {**self._head, "object": self.form.whole, "choices": choices, "usage": self.texts.usage.to_json()}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """The answer as server-sent events. An error on the way is the last of them."""
+        with_usage = self.texts.wishes.includes_usage
+        try:
+            for index in range(self.texts.count):
+                if begins := self.form.begins(index):
+                    yield self._event([begins], with_usage)
+            async with aclosing(self.texts.progress()) as progress:
+                async for index, pieces, reason in progress:
+                    if reason or pieces:
+                        yield self._event([self.form.choice(index, pieces, reason, is_whole=False)], with_usage)
+            if with_usage:
+                yield self._event([], with_usage, self.texts.usage.to_json())
+            yield b"data: [DONE]\n\n"
+        except RequestError as error:
+            yield _sent(error.to_json())
+
+    def _event(self, choices: list[Any], with_usage: bool, usage: dict[str, int] | None = None) -> bytes:
+        event = {**self._head, "object": self.form.piecewise, "choices": choices}
+        return _sent(event | ({"usage": usage} if with_usage else {}))
+
+
+def _sent(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n\n"

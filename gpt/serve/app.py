@@ -1,0 +1,191 @@
+"""The addresses of the server, and what each of them answers."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from gpt import chat_template
+from gpt.errors import UserError
+from gpt.run import Run
+from gpt.serve import fields
+from gpt.serve.answers import Answer, ChatForm, CompletionForm
+from gpt.serve.engine import Engine
+from gpt.serve.errors import RequestError
+from gpt.serve.guard import App, Guard, Receive, Scope, Send
+from gpt.serve.model import Model
+from gpt.serve.runs import Runs
+from gpt.serve.texts import Texts, ids_of
+
+PAGE = Path(__file__).parent / "page"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
+
+
+def make(engine: Engine, runs: Runs, host: str, token: str | None) -> App:
+    """The whole server as an ASGI app, behind its guard."""
+    handlers: dict[Any, Any] = {
+        RequestError: _error,
+        HTTPException: _not_here,
+        UserError: _unreadable,
+        Exception: _unforeseen,
+    }
+    api = _Api(engine, runs)
+    routes = [
+        Route("/", _page),
+        Route("/page/{name}", _page_file),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{name}", api.model),
+        Route("/v1/completions", api.completions, methods=["POST"]),
+        Route("/v1/chat/completions", api.chat, methods=["POST"]),
+        Route("/api/runs", api.runs),
+        Route("/api/runs/{name}/log", api.log),
+        Route("/api/runs/{name}/pieces", api.pieces, methods=["POST"]),
+    ]
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), host, token, _refusal)
+
+
+class _Api:
+    def __init__(self, engine: Engine, runs: Runs) -> None:
+        self._engine, self._runs = engine, runs
+
+    # ---- as OpenAI's ------------------------------------------------------------------------------------------------
+
+    async def models(self, request: Request) -> Response:
+        """The runs that have a model."""
+        return JSONResponse({"object": "list", "data": await run_in_threadpool(self._runs.models)})
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._runs.model, request.path_params["name"]))
+
+    async def completions(self, request: Request) -> Response | App:
+        wanted = fields.completion(await request.body())
+        model = await self._loaded(wanted.wishes.model)
+        scored = wanted.echo and wanted.wishes.likeliest is not None
+        prompts = [ids_of(model, prompt, scored) for prompt in wanted.prompts]
+        texts = Texts(self._engine, model, wanted.wishes, prompts, wanted.max_tokens, echo=wanted.echo)
+        form = CompletionForm(model.tokenizer, wanted.wishes.likeliest is not None)
+        return await _answered(request, Answer(texts, form))
+
+    async def chat(self, request: Request) -> Response | App:
+        wanted = fields.chat(await request.body())
+        model = await self._loaded(wanted.wishes.model)
+        prompt, stop_ids = _conversation(model, wanted.messages)
+        left = max(1, model.config.max_seq_len - len(prompt))
+        max_tokens = wanted.max_tokens or min(left, fields.MOST_TOKENS)
+        texts = Texts(self._engine, model, wanted.wishes, [prompt], max_tokens, stop_ids=stop_ids)
+        return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
+
+    async def _loaded(self, name: str) -> Model:
+        run: Run = await run_in_threadpool(self._runs.find, name)
+        return await asyncio.wrap_future(self._engine.model(run))
+
+    # ---- for the page -----------------------------------------------------------------------------------------------
+
+    async def runs(self, request: Request) -> Response:
+        """The device of the server, and the runs with their states."""
+        return JSONResponse({"device": self._engine.device, "runs": await run_in_threadpool(self._runs.summaries)})
+
+    async def log(self, request: Request) -> Response:
+        """The lines of a run's log from a place on, and the place behind them."""
+        name, place = request.path_params["name"], request.query_params.get("from", "")
+        return JSONResponse(await run_in_threadpool(self._runs.log, name, place))
+
+    async def pieces(self, request: Request) -> Response:
+        """The tokens of a text."""
+        text = fields.text_to_split(await request.body())
+        return JSONResponse(await run_in_threadpool(self._runs.pieces, request.path_params["name"], text))
+
+
+def _conversation(model: Model, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+    """The prompt that stands for a conversation, and the ids that end the answer."""
+    if not chat_template.is_used_by(model.tokenizer):
+        raise RequestError(
+            400, f"run {model.run.name} has not learned to chat, as its tokenizer lacks the markers of roles: "
+            "ask /v1/completions, or train it on conversations", "no_chat_template", "model",
+        )  # fmt: skip
+    try:
+        text = chat_template.rendered(chat_template.messages_of(messages), answer=True)
+    except ValueError as error:
+        raise RequestError(400, f"messages {error}", "invalid_value", "messages") from None
+    return model.tokenizer.encode(text), chat_template.stop_ids(model.tokenizer)
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def _answered(request: Request, answer: Answer) -> Response | App:
+    """The answer as the request wants it. If the client goes away, its texts end."""
+    if answer.texts.wishes.streams:
+        return _streamed(answer)
+    whole, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_until_gone(request))
+    try:
+        await asyncio.wait([whole, gone], return_when=asyncio.FIRST_COMPLETED)
+        return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)  # which nobody reads
+    finally:
+        answer.texts.cancel()
+        whole.cancel()
+        gone.cancel()
+
+
+def _streamed(answer: Answer) -> App:
+    """A response with the answer's events. However it ends, even before its first event, the texts end with it."""
+    response = StreamingResponse(answer.events(), media_type="text/event-stream")
+
+    async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await response(scope, receive, send)
+        finally:
+            answer.texts.cancel()
+
+    return send_all
+
+
+async def _until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refusal(error: RequestError) -> App:
+    refusal: App = JSONResponse(error.to_json(), error.status, dict(error.headers or {}))
+    return refusal
+
+
+async def _error(request: Request, error: RequestError) -> Response:
+    return JSONResponse(error.to_json(), error.status, dict(error.headers or {}))
+
+
+async def _not_here(request: Request, error: HTTPException) -> Response:
+    message = f"there is no {request.method} {request.url.path} here"
+    return await _error(request, RequestError(error.status_code, message, "unknown_url", headers=error.headers))
+
+
+async def _unreadable(request: Request, error: UserError) -> Response:
+    """A file of a run that cannot be read."""
+    return await _error(request, RequestError(500, str(error)))
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:
+    """A mistake of ours. The server goes on, and its log has the traceback."""
+    return await _error(request, RequestError(500, "the server has failed on this request"))
+
+
+async def _page(request: Request) -> Response:
+    return _file("index.html")
+
+
+async def _page_file(request: Request) -> Response:
+    return _file(request.path_params["name"])
+
+
+def _file(name: str) -> Response:
+    """One of the page's files, which are known by name beforehand: no name leads to another file."""
+    if name not in _FILES:
+        raise HTTPException(404)
+    return FileResponse(_FILES[name], media_type=_TYPES[_FILES[name].suffix], headers={"Cache-Control": "no-cache"})

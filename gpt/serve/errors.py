@@ -1,0 +1,29 @@
+"""Errors of a request, in OpenAI's form."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class RequestError(Exception):
+    """A request that is answered with an error of this HTTP status.
+
+    `code` is a word for programs, and `param` names the field of the request that is at fault.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
+
+    def to_json(self) -> dict[str, Any]:
+        """For example {"error": {"message": "…", "type": "invalid_request_error", "param": "n", "code": None}}."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

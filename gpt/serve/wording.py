@@ -1,0 +1,122 @@
+"""Tokens become text: whole characters only, up to the first stop string or the first token that ends a text."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from gpt.serve.listening import Token
+from gpt.tokenizer import Tokenizer
+from gpt.tokenizer.spelling import ByteSpelling
+
+
+class Piece(NamedTuple):
+    """A part of a text, and the token that it comes from: None for what is left of a broken character."""
+
+    text: str
+    token: Token | None
+
+
+class Wording:
+    """The text of one answer, piece by piece. The pieces joined are the text.
+
+    `prompt` has the ids before the text. A piece whose end might be the beginning of a stop string is held back until
+    it is known not to be. `stopped` is True once the text has come to a stop string, or to one of `stop_ids`; neither
+    is part of it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Iterable[int], stops: Sequence[str] = (), stop_ids: Collection[int] = ()
+    ) -> None:
+        self._decoder, self._stops, self._stop_ids = tokenizer.decoder(), stops, stop_ids
+        for id in prompt:
+            self._decoder.feed(id)
+        self._held: list[Piece] = []
+        self.stopped = False
+
+    def feed(self, token: Token) -> list[Piece]:
+        """The pieces that are certain with this token. Nothing any more once the text has stopped.
+
+        Example: a text that stops before "END".
+
+        >>> tokenizer = Tokenizer(kind="char")
+        >>> tokenizer.train_bpe("a END. ")
+        >>> wording = Wording(tokenizer, [], stops=["END"])
+        >>> [[piece.text for piece in wording.feed(Token(id))] for id in tokenizer.encode("EN a END.")]
+        [[], [], ['E', 'N', ' '], ['a'], [' '], [], [], [], []]
+        >>> wording.stopped
+        True
+        """
+        if self.stopped:
+            return []
+        if token.id in self._stop_ids:
+            return self._stop()
+        self._held.append(Piece(self._decoder.feed(token.id), token))
+        return self._certain()
+
+    def finish(self) -> list[Piece]:
+        """The pieces that are left when no more token comes."""
+        if self.stopped:
+            return []
+        rest = self._decoder.finish()
+        if rest:
+            self._held.append(Piece(rest, None))
+        certain = self._certain()
+        return certain if self.stopped else certain + self._stop()
+
+    def _stop(self) -> list[Piece]:
+        self.stopped = True
+        held, self._held = self._held, []
+        return held
+
+    def _certain(self) -> list[Piece]:
+        """Take what is certain from the pieces that are held."""
+        if not self._stops:
+            held, self._held = self._held, []
+            return held
+        text = "".join(piece.text for piece in self._held)
+        ends = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        if ends:
+            return _cut(self._stop(), min(ends))
+        certain = len(text) - max(_overlap(text, stop) for stop in self._stops)
+        length, count = 0, 0
+        for piece in self._held:
+            length += len(piece.text)
+            if length > certain:
+                break
+            count += 1
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that `stop` begins with, and does not end with.
+
+    >>> _overlap("in the en", "end"), _overlap("in", "end")
+    (2, 0)
+    """
+    return next(count for count in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:count]))
+
+
+def _cut(pieces: list[Piece], length: int) -> list[Piece]:
+    """The pieces of the first `length` characters."""
+    kept = []
+    for piece in pieces:
+        if length <= 0:
+            break
+        kept.append(piece._replace(text=piece.text[:length]))
+        length -= len(piece.text)
+    return kept
+
+
+def token_text(tokenizer: Tokenizer, id: int) -> str:
+    r"""The text of a token by itself, for lists of alternatives. Bytes that are no whole characters are spelled out.
+
+    Example: the first byte of "é".
+
+    >>> tokenizer = Tokenizer(kind="byte")
+    >>> token_text(tokenizer, tokenizer.encode("é")[0])
+    'bytes:\\xc3'
+    """
+    text = tokenizer.decode([id])
+    if tokenizer.kind != "byte" or "\N{REPLACEMENT CHARACTER}" not in text:
+        return text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in ByteSpelling.bytes_of(tokenizer.piece(id)))
