@@ -9,7 +9,7 @@ import click
 
 from gpt.commands.command_line import Option, Setting, command
 from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, complete_run
-from gpt.commands.texts import given, note_unknown
+from gpt.commands.texts import given, note_unknown, print_stream
 from gpt.config import NO_EOS, NUM_TOKENS, SamplingConfig, TrainConfig
 from gpt.errors import UserError
 
@@ -28,6 +28,8 @@ from gpt.errors import UserError
                    help="File with a text to continue on each line; - reads standard input."),
             Option("--num-samples", default=1, metavar="N", help="Number of continuations of each prompt."),
             Option("--num-tokens", "--num_tokens", default=NUM_TOKENS, metavar="N", help="Number of tokens to add."),
+            Option("--stop", "stops", multiple=True, metavar="TEXT",
+                   help="Text before which a continuation ends. May be given more than once."),
             Option("--eos-id", "--eos_id", default=NO_EOS, metavar="ID",
                    help="Token that ends the text early; -1 = none."),
             Option("--max-seq-len", "--max_seq_len", type=int, metavar="N", default_text="the model's",
@@ -56,8 +58,8 @@ from gpt.errors import UserError
 )  # fmt: skip
 def generate_text(
     run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, prompt: str | None,
-    prompts: str | None, num_samples: int, num_tokens: int, eos_id: int, max_seq_len: int | None, as_json: bool,
-    seed: int, settings: dict[str, Any],
+    prompts: str | None, num_samples: int, num_tokens: int, stops: tuple[str, ...], eos_id: int,
+    max_seq_len: int | None, as_json: bool, seed: int, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Continue prompts with a trained model.
 
@@ -80,7 +82,8 @@ def generate_text(
         click.echo(note, err=True)
     tokenizer = Tokenizer.load(run.tokenizer_path)
     options: dict[str, Any] = {
-        "num_tokens": num_tokens, "sampling": sampling, "eos_id": eos_id, "seed": seed, "max_seq_len": max_seq_len
+        "num_tokens": num_tokens, "sampling": sampling, "eos_id": eos_id, "stops": stops, "seed": seed,
+        "max_seq_len": max_seq_len,
     }  # fmt: skip
     streams = prompts is None and num_samples == 1 and not as_json
     pieces = generate(model, tokenizer, given[0][1], **options) if streams else ()
@@ -91,10 +94,7 @@ def generate_text(
         note_unknown(name, tokenizer, text)
     if streams:
         click.echo(given[0][1], nl=False)
-        for piece in pieces:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-        click.echo()
+        print_stream(pieces)
     for number, sample, continuation in texts:
         start = given[number][1]
         if as_json:

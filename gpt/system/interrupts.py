@@ -8,6 +8,9 @@ A command goes through three stages:
     raised()    it works; a signal raises Interrupted, so that `finally` blocks remove temporary files
     deferred()  it trains, and must save before it ends; a signal is noted, and the work looks at `received`
 
+Two more are for work that goes on after Ctrl-C: `caught`, in a command that talks with its user, and `borrowed`, in a
+program that uses hipgpt as a library.
+
 Python runs a handler between two bytecodes of the main thread. It cannot run while NumPy computes there, which may take
 seconds, and it runs only once for two signals in that time. So a second thread listens too: the interpreter writes the
 number of each signal into a pipe as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
@@ -83,6 +86,7 @@ class Deferred:
 
 _ends_at_once = True  # before and after `raised`, when an exit leaves nothing half done
 _deferred: Deferred | None = None  # inside `deferred`
+_is_caught = False  # inside `caught`
 _first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
@@ -140,6 +144,46 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
         _deferred = None
 
 
+@contextmanager
+def caught() -> Iterator[None]:
+    """Inside the `with`, which stands inside that of `raised`, each Ctrl-C raises KeyboardInterrupt in the main thread.
+
+    It asks for no end of the command, however often it comes. The other signals do.
+    """
+    global _is_caught
+    _is_caught = True
+    try:
+        yield
+    finally:
+        _is_caught = False
+
+
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Inside the `with`, Ctrl-C counts for `deferred` work in a program that has signal handlers of its own.
+
+    The first one asks the work to end, as in a command. Without such work, or for the second time, it raises
+    KeyboardInterrupt. Afterwards the program's handler is back. Does nothing outside of the main thread, because Python
+    handles signals there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        work = _deferred
+        if work is None or work.received is not None:
+            raise KeyboardInterrupt
+        work.receive(number)
+        ending.aside(work.announce)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def status() -> int:
     """The exit status of a command that a signal has ended, as a shell gives it: 130 for Ctrl-C."""
     return 128 + (_raised or signal.SIGINT)
@@ -150,6 +194,8 @@ def status() -> int:
 
 def _handle(number: int, _frame: object) -> None:
     global _raised
+    if _is_caught and number == signal.SIGINT:
+        raise KeyboardInterrupt
     if _ends_at_once:
         with suppress(OSError):
             os.write(2, b"Interrupted\n")
@@ -211,6 +257,8 @@ def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
 def _receive(number: int) -> None:
     """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
     global _first
+    if _is_caught and number == signal.SIGINT:
+        return
     now, work = time.monotonic(), _deferred
     if _first is not None and _insists(number, now, *_first):
         _end_at_once(number)
