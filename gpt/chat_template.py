@@ -1,0 +1,159 @@
+"""How a conversation becomes a text that a model reads and writes, and which tokens of it a model learns.
+
+Each message begins with the marker of its role and goes on to the next marker. The mark that ends a text, such as
+`<|endoftext|>`, ends a conversation. A model learns the tokens of the assistant's messages, and the marker or mark
+behind each of them. So it also learns to stop. What others say is read, but not learned:
+
+    text     <|system|>Be brief.<|user|>What is 2 + 2?<|assistant|>4<|user|>And 3 + 3?<|assistant|>6<|endoftext|>
+    learned                                                        4<|user|>                       6<|endoftext|>
+
+The markers are special tokens of the tokenizer. A run whose tokenizer has all three of them uses this template
+(`is_used_by`). They get there by themselves: a tokenizer that is learned from conversations has them, and one that is
+given, or that a model brings along, gets them behind its own tokens.
+
+To let a model answer, give it `rendered(messages, answer=True)`, and let it write up to one of `stop_ids`.
+
+>>> rendered([Message("user", "What is 2 + 2?")], answer=True)
+'<|user|>What is 2 + 2?<|assistant|>'
+>>> parsed("<|user|>What is 2 + 2?<|assistant|>4<|endoftext|>")
+[Message(role='user', content='What is 2 + 2?'), Message(role='assistant', content='4')]
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt.errors import shown
+from gpt.tokenizer import END_OF_TEXT, Tokenizer
+
+SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
+MARKERS = {role: f"<|{role}|>" for role in ROLES}  # the special token with which a message of each role begins
+
+_MARKER = re.compile("|".join(map(re.escape, MARKERS.values())))
+_RESERVED = re.compile("|".join(map(re.escape, (*MARKERS.values(), END_OF_TEXT))))
+_ROLE_OF = {marker: role for role, marker in MARKERS.items()}
+
+
+class Message(NamedTuple):
+    """What one of ROLES says in a conversation."""
+
+    role: str
+    content: str
+
+
+def rendered(messages: Iterable[Message], answer: bool = False) -> str:
+    """The text of a conversation, without an end. With `answer`, the assistant's next message begins behind it."""
+    text = "".join(f"{MARKERS[role]}{content}" for role, content in messages)
+    return text + MARKERS[ASSISTANT] if answer else text
+
+
+def parsed(text: str) -> list[Message]:
+    """The messages of a text that `rendered` has made, up to the mark that ends it, if there is one.
+
+    Raises ValueError if it does not begin with a marker.
+    """
+    text = text.partition(END_OF_TEXT)[0]
+    markers = list(_MARKER.finditer(text))
+    if not markers or markers[0].start():
+        raise ValueError(
+            f"a conversation begins with one of {', '.join(MARKERS.values())}, not with {shown(text[:20])}"
+        )
+    ends = [*(marker.start() for marker in markers[1:]), len(text)]
+    return [Message(_ROLE_OF[marker[0]], text[marker.end() : end]) for marker, end in zip(markers, ends, strict=True)]
+
+
+def messages_of(values: object) -> list[Message]:
+    """The messages in a list of objects with `role` and `content`, as OpenAI's interface has them.
+
+    Raises ValueError, with what follows "the conversation" in a message, if they are anything else, if there are none,
+    or if a content has a marker or `<|endoftext|>` in it, which would end the message.
+
+    >>> messages_of([{"role": "user", "content": "Hello"}])
+    [Message(role='user', content='Hello')]
+    """
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"is {shown(values)}, but must be a list of messages")
+    return [_message(number, value) for number, value in enumerate(values, 1)]
+
+
+def _message(number: int, value: object) -> Message:
+    if not isinstance(value, Mapping) or not {"role", "content"} <= value.keys():
+        raise ValueError(f"has {shown(value)} as message {number}, but must have an object with role and content")
+    role, content = value["role"], value["content"]
+    if role not in ROLES:
+        raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
+    if value.get("weight", 1) != 1:
+        raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
+    return Message(role, plain_content(content, f"message {number}"))
+
+
+def plain_content(content: Any, where: str) -> str:
+    """Returns what a message says. Raises ValueError, as `messages_of` does, if it is not plain text."""
+    if not isinstance(content, str):
+        raise ValueError(f"has {shown(content)} as content of {where}, but must have text")
+    if found := _RESERVED.search(content):
+        raise ValueError(f"has {found[0]} in the content of {where}, which would end it")
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"has half of a surrogate pair in the content of {where}") from None
+    return content
+
+
+def is_used_by(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer has all markers as special tokens."""
+    return set(MARKERS.values()) <= set(tokenizer.special_tokens)
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end the assistant's message: those of the markers, and of the mark that ends a text.
+
+    Raises ValueError if the tokenizer lacks a marker.
+    """
+    marks = _ids(tokenizer)
+    return frozenset(marks.values()) | ({tokenizer.end_of_text} if tokenizer.end_of_text is not None else set())
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The id of the marker of each role."""
+    if not is_used_by(tokenizer):
+        raise ValueError(f"the tokenizer lacks one of {', '.join(MARKERS.values())}")
+    return {role: tokenizer.encode(marker)[0] for role, marker in MARKERS.items()}
+
+
+class Learned:
+    """Tells which tokens of a text a model shall learn. The text's ids come in blocks, one after the other.
+
+    These are the tokens of the assistant's messages, and the marker or mark behind each. A document that does not begin
+    with a marker is no conversation: all of its tokens are learned.
+
+    Example: with 0 as the mark that ends a text, and 1, 2 and 3 as the markers of the system, the user and the
+    assistant, the conversation 2 7 8 3 9 0 and the document 7 8 0.
+
+    >>> learned = Learned([1, 2, 3], end=0)
+    >>> learned(np.array([2, 7, 8, 3, 9])).tolist(), learned(np.array([0, 7, 8, 0])).tolist()
+    ([0, 0, 0, 0, 1], [1, 1, 1, 1])
+    """
+
+    def __init__(self, markers: Iterable[int], end: int) -> None:
+        *_, self._assistant = self._markers = tuple(markers)
+        self._end = self._last = end  # `_last` is the last marker or mark so far
+
+    @classmethod
+    def by(cls, tokenizer: Tokenizer) -> "Learned":
+        """For the ids of this tokenizer. Raises ValueError if it lacks a marker, or a mark that ends a text."""
+        if tokenizer.end_of_text is None:
+            raise ValueError("the tokenizer has no token that ends a text")
+        return cls(_ids(tokenizer).values(), tokenizer.end_of_text)
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """1 for each of the next ids (integers [n]) that is learned, else 0: uint8 [n]."""
+        (places,) = np.isin(ids, (*self._markers, self._end)).nonzero()
+        marks = np.concatenate([[self._last], ids[places]])  # the last one before this block, and those in it
+        before = np.repeat(marks, np.diff(places, prepend=-1, append=len(ids) - 1))  # the last one before each id
+        self._last = int(marks[-1])
+        begins = (before == self._end) & np.isin(ids, self._markers)  # the first marker of a conversation
+        found: np.ndarray = ((before == self._assistant) | (before == self._end) & ~begins).astype(np.uint8)
+        return found
