@@ -76,7 +76,7 @@ def generate(
     seed: int = TrainConfig.seed,
     sample: int = 0,
     max_seq_len: int | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Continue `prompt` by up to `num_tokens` tokens, yielding text as soon as it is certain.
 
     Yields a text for each token, perhaps an empty one, and one more at the end. The joined texts are decode(all ids)
@@ -205,7 +205,7 @@ class Continuation:
 
 def streamed(
     tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None], stops: Iterable[str] = ()
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """The text of each drawn id, and the rest. Drawing ends when this does."""
     continuation = Continuation(tokenizer, prompt, stops)
     with closing(drawn):

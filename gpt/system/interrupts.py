@@ -84,9 +84,31 @@ class Deferred:
             raise Dropped
 
 
+class Caught:
+    """The presses of Ctrl-C inside `caught`."""
+
+    def __init__(self) -> None:
+        self.is_pressed = False  # since `raised`
+        self._raises = False
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Inside the `with`, Ctrl-C raises KeyboardInterrupt in the main thread, such as out of `input`."""
+        self.is_pressed, self._raises = False, True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def press(self) -> None:
+        if self._raises:
+            raise KeyboardInterrupt
+        self.is_pressed = True
+
+
 _ends_at_once = True  # before and after `raised`, when an exit leaves nothing half done
 _deferred: Deferred | None = None  # inside `deferred`
-_is_caught = False  # inside `caught`
+_caught: Caught | None = None  # inside `caught`
 _first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
@@ -145,17 +167,17 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
 
 
 @contextmanager
-def caught() -> Iterator[None]:
-    """Inside the `with`, which stands inside that of `raised`, each Ctrl-C raises KeyboardInterrupt in the main thread.
+def caught() -> Iterator[Caught]:
+    """Inside the `with`, which stands inside that of `raised`, Ctrl-C asks for no end of the command, however often.
 
-    It asks for no end of the command, however often it comes. The other signals do.
+    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals do as ever.
     """
-    global _is_caught
-    _is_caught = True
+    global _caught
+    _caught = Caught()
     try:
-        yield
+        yield _caught
     finally:
-        _is_caught = False
+        _caught = None
 
 
 @contextmanager
@@ -194,8 +216,9 @@ def status() -> int:
 
 def _handle(number: int, _frame: object) -> None:
     global _raised
-    if _is_caught and number == signal.SIGINT:
-        raise KeyboardInterrupt
+    if _caught is not None and number == signal.SIGINT:
+        _caught.press()
+        return
     if _ends_at_once:
         with suppress(OSError):
             os.write(2, b"Interrupted\n")
@@ -257,7 +280,7 @@ def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
 def _receive(number: int) -> None:
     """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
     global _first
-    if _is_caught and number == signal.SIGINT:
+    if _caught is not None and number == signal.SIGINT:
         return
     now, work = time.monotonic(), _deferred
     if _first is not None and _insists(number, now, *_first):
