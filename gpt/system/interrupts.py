@@ -109,6 +109,7 @@ class Caught:
 _ends_at_once = True  # before and after `raised`, when an exit leaves nothing half done
 _deferred: Deferred | None = None  # inside `deferred`
 _caught: Caught | None = None  # inside `caught`
+_is_borrowed = False  # inside `borrowed`
 _first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
@@ -199,11 +200,13 @@ def borrowed() -> Iterator[None]:
         work.receive(number)
         ending.aside(work.announce)
 
-    before = signal.signal(signal.SIGINT, handle)
+    global _is_borrowed
+    before, _is_borrowed = signal.signal(signal.SIGINT, handle), True
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        _is_borrowed = False
 
 
 def status() -> int:
@@ -280,8 +283,8 @@ def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
 def _receive(number: int) -> None:
     """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
     global _first
-    if _caught is not None and number == signal.SIGINT:
-        return
+    if number == signal.SIGINT and (_is_borrowed or _caught is not None):
+        return  # the main thread's handler does all
     now, work = time.monotonic(), _deferred
     if _first is not None and _insists(number, now, *_first):
         _end_at_once(number)
