@@ -8,6 +8,7 @@ import click
 
 import gpt
 from gpt.commands.bench import bench_model
+from gpt.commands.chat import chat_with_model
 from gpt.commands.command_line import Program
 from gpt.commands.completion import print_completion
 from gpt.commands.doctor import examine_machine
@@ -42,7 +43,8 @@ def main(context: click.Context, /) -> None:
 
 
 for each in (
-    train_model, tokenize_text, import_model, generate_text, serve_models, export_model, evaluate_model, bench_model,
+    train_model, tokenize_text, import_model, generate_text, chat_with_model, serve_models, export_model,
+    evaluate_model, bench_model,
     examine_machine, list_runs, show_run, plot_runs, print_completion, fetch_files,
 ):  # fmt: skip
     main.add_command(each)

@@ -37,6 +37,9 @@ WARMUPS = {"adamw": 50, "muon": 10}  # divisor: the warmup is every 50th step of
 LONGEST_WARMUP = 2000  # steps
 COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings that are computed if they are not given
 
+# Fields without an option: they follow from the tokenizer, or from the step at which a run began.
+NOT_CHOSEN = {"vocab_size", "schedule_start", "text_start", "unseen_fraction", "base", "computed"}
+
 DATA_PATH = "data/data.txt"
 RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
 NUM_TOKENS = 100  # tokens that generation adds

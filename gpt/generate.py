@@ -13,6 +13,7 @@ from gpt.errors import UserError, shown
 from gpt.model import GPT, KVCache, memory_bytes
 from gpt.ops.interface import Operations
 from gpt.parameters import padded_vocab
+from gpt.stops import Stops
 from gpt.system.limits import require_memory
 from gpt.tokenizer import Tokenizer
 
@@ -71,16 +72,19 @@ def generate(
     num_tokens: int = NUM_TOKENS,
     sampling: SamplingConfig = _USUAL,
     eos_id: int = NO_EOS,
+    stops: Iterable[str] = (),
     seed: int = TrainConfig.seed,
+    sample: int = 0,
     max_seq_len: int | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Continue `prompt` by up to `num_tokens` tokens, yielding text as soon as it is certain.
 
-    The joined texts are decode(all ids) without decode(prompt ids) at its front. No text ends within a character.
-    Generation stops before `eos_id` if that is drawn. Every draw depends on `seed` and its position alone. The model
-    looks back on at most `max_seq_len` tokens (None: as many as it can), so it sees only the end of a longer prompt.
-    Raises UserError, before anything is computed, for values out of range, a prompt without a known token, and a
-    tokenizer that is not the model's.
+    Yields a text for each token, perhaps an empty one, and one more at the end. The joined texts are decode(all ids)
+    without decode(prompt ids) at its front. No text ends within a character. Generation stops before `eos_id` if that
+    is drawn, and before the first of `stops`. Every draw depends on `seed`, `sample` and its position alone.
+    The model looks back on at most `max_seq_len` tokens (None: as many as it can), so it sees only the end of a longer
+    prompt. Raises UserError, before anything is computed, for values out of range, a prompt without a known token, and
+    a tokenizer that is not the model's.
 
     Example:
         run = Run("first")
@@ -90,7 +94,8 @@ def generate(
     """
     window = _checked_window(model, tokenizer, num_tokens, eos_id, seed, max_seq_len)
     ids = prompt_ids(tokenizer, prompt, "--prompt")
-    return streamed(tokenizer, ids, draw(model, ids, num_tokens, sampling, eos_id, seed, window))
+    drawn = draw(model, ids, num_tokens, sampling, eos_id, seed, window, sample)
+    return streamed(tokenizer, ids, drawn, Stops(stops).texts)
 
 
 def generate_many(
@@ -103,6 +108,7 @@ def generate_many(
     num_tokens: int = NUM_TOKENS,
     sampling: SamplingConfig = _USUAL,
     eos_id: int = NO_EOS,
+    stops: Iterable[str] = (),
     seed: int = TrainConfig.seed,
     max_seq_len: int | None = None,
 ) -> Iterator[Text]:
@@ -114,32 +120,37 @@ def generate_many(
     """
     check(1 <= num_samples <= MOST_SAMPLES, "num_samples", num_samples, f"from 1 to {MOST_SAMPLES}")
     window = _checked_window(model, tokenizer, num_tokens, eos_id, seed, max_seq_len)
-    encoded = [prompt_ids(tokenizer, text, name) for name, text in prompts]
+    encoded, stops = [prompt_ids(tokenizer, text, name) for name, text in prompts], Stops(stops).texts
     requests = (
         Request(ids, num_tokens, sampling, eos_id, Stream(seed, prompt, sample), window)
         for prompt, ids in enumerate(encoded)
         for sample in range(num_samples)
     )
     decoder = Decoder(model, min(places, num_samples * len(prompts), len(model.workspace.logits)))
-    return _in_turns(decoder, tokenizer, requests)
+    return _in_turns(decoder, tokenizer, requests, stops)
 
 
-def _in_turns(decoder: Decoder, tokenizer: Tokenizer, requests: Iterator[Request]) -> Iterator[Text]:
+def _in_turns(
+    decoder: Decoder, tokenizer: Tokenizer, requests: Iterator[Request], stops: Iterable[str]
+) -> Iterator[Text]:
     """The texts of all requests, in their order. A request takes the place of one that has ended."""
-    drafts: dict[Sequence, list[int]] = {}  # the ids of each text that was not yielded yet, in order
+    drafts: dict[Sequence, list[str]] = {}  # the pieces of each text that was not yielded yet, in order
+    continuations: dict[Sequence, Continuation] = {}
     try:
         while True:
             for request in islice(requests, decoder.free):
-                drafts[decoder.join(request)] = []
+                sequence = decoder.join(request)
+                drafts[sequence], continuations[sequence] = [], Continuation(tokenizer, request.prompt, stops)
             if not drafts:
                 return
             for sequence, id in decoder.step():
                 if id is not None:
-                    drafts[sequence].append(id)
+                    drafts[sequence].append(continuations[sequence].feed(id))
+                    if continuations[sequence].is_stopped:
+                        decoder.leave(sequence)
             for sequence in list(takewhile(lambda each: each.ended, drafts)):
-                request, ids = sequence.request, drafts.pop(sequence)
-                text = "".join(decoded(tokenizer, request.prompt, ids))
-                yield Text(request.stream.prompt, request.stream.sample, text)
+                text, stream = "".join(drafts.pop(sequence)), sequence.request.stream
+                yield Text(stream.prompt, stream.sample, text + continuations.pop(sequence).finish())
     finally:
         decoder.settle()
 
@@ -172,24 +183,43 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, flag: str) -> list[int]:
     return ids
 
 
-def streamed(tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None]) -> Iterator[str]:
-    """As `decoded`, and drawing ends when this does."""
+class Continuation:
+    """The text of ids that follow those of a prompt, as far as it is certain, and up to the first of `stops`."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: Iterable[str] = ()) -> None:
+        self._stops, self._decoder = Stops(stops), tokenizer.decoder()
+        for id in prompt:
+            self._decoder.feed(id)
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stops.found
+
+    def feed(self, id: int) -> str:
+        return self._stops.feed(self._decoder.feed(id))
+
+    def finish(self) -> str:
+        """The rest, when no more ids come."""
+        return self._stops.feed(self._decoder.finish()) + self._stops.finish()
+
+
+def streamed(
+    tokenizer: Tokenizer, prompt: list[int], drawn: Generator[int, None, None], stops: Iterable[str] = ()
+) -> Generator[str, None, None]:
+    """The text of each drawn id, and the rest. Drawing ends when this does."""
+    continuation = Continuation(tokenizer, prompt, stops)
     with closing(drawn):
-        yield from decoded(tokenizer, prompt, drawn)
-
-
-def decoded(tokenizer: Tokenizer, prompt: list[int], drawn: Iterable[int]) -> Iterator[str]:
-    """The text of each drawn id, as soon as it is certain. The decoder reads the prompt's ids first."""
-    decoder = tokenizer.decoder()
-    for id in prompt:
-        decoder.feed(id)
-    for id in drawn:
-        yield decoder.feed(id)
-    yield decoder.finish()
+        for id in drawn:
+            yield continuation.feed(id)
+            if continuation.is_stopped:
+                break
+    yield continuation.finish()
 
 
 def draw(
-    model: GPT, prompt: list[int], num_tokens: int, sampling: SamplingConfig, eos_id: int, seed: int, window: int
-) -> Generator[int, None, None]:
+    model: GPT, prompt: list[int], num_tokens: int, sampling: SamplingConfig, eos_id: int, seed: int, window: int,
+    sample: int = 0,
+) -> Generator[int, None, None]:  # fmt: skip
     """The ids that follow those of `prompt`, as `generate` describes. Raises UserError if logits are not finite."""
-    yield from Decoder(model, places=1).ids(Request(prompt, num_tokens, sampling, eos_id, Stream(seed), window))
+    stream = Stream(seed, sample=sample)
+    yield from Decoder(model, places=1).ids(Request(prompt, num_tokens, sampling, eos_id, stream, window))

@@ -2,16 +2,23 @@
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt.commands.command_line import Option, Setting, command
-from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, complete_run
-from gpt.commands.texts import given, note_unknown
-from gpt.config import NO_EOS, NUM_TOKENS, SamplingConfig, TrainConfig
+from gpt.commands.command_line import Option, command
+from gpt.commands.interactive import Commands, Pieces, Session, Settings, is_terminal
+from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, SAMPLING, WRITING, complete_run
+from gpt.commands.texts import given, note_unknown, print_stream
+from gpt.config import NO_EOS, SamplingConfig, TrainConfig
 from gpt.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt.model import GPT
+    from gpt.run import Run
+    from gpt.tokenizer import Tokenizer
 
 
 @command(
@@ -27,27 +34,14 @@ from gpt.errors import UserError
             Option("--prompts", metavar="FILE",
                    help="File with a text to continue on each line; - reads standard input."),
             Option("--num-samples", default=1, metavar="N", help="Number of continuations of each prompt."),
-            Option("--num-tokens", "--num_tokens", default=NUM_TOKENS, metavar="N", help="Number of tokens to add."),
+            *WRITING,
             Option("--eos-id", "--eos_id", default=NO_EOS, metavar="ID",
                    help="Token that ends the text early; -1 = none."),
             Option("--max-seq-len", "--max_seq_len", type=int, metavar="N", default_text="the model's",
                    help="Context length in tokens."),
             Option("--json", "as_json", is_flag=True, help="Print one JSON object for each continuation, on a line."),
         ),
-        "Sampling": (
-            Setting(SamplingConfig, "temperature", "--temp", metavar="T",
-                    help="Temperature; 0 always takes the likeliest token."),
-            Setting(SamplingConfig, "top_k", "--top-k", "--top_k", metavar="K",
-                    help="Draw from the K likeliest tokens; 0 = all."),
-            Setting(SamplingConfig, "top_p", "--top-p", "--top_p", metavar="P",
-                    help="Draw from the fewest likeliest tokens whose probabilities add up to P; 1 = all."),
-            Setting(SamplingConfig, "repetition_penalty", "--rep-penalty", "--rep_penalty", metavar="R",
-                    default_text=f"{SamplingConfig().penalty:g}, or {SamplingConfig(temperature=0).penalty:g} with "
-                                 "--temp 0",
-                    help="Repetition penalty: values above 1 avoid tokens of the context."),
-            Option("--seed", default=TrainConfig.seed, metavar="N",
-                   help="Random seed; the same seed writes the same texts, however many."),
-        ),
+        "Sampling": SAMPLING,
     },
     epilog="""
     hipgpt generate --run-name mine --prompt "Once upon a time" --num-tokens 200
@@ -56,47 +50,40 @@ from gpt.errors import UserError
 )  # fmt: skip
 def generate_text(
     run_name: str, runs_dir: Path, step: int | None, best: bool, device: str, blas: str, prompt: str | None,
-    prompts: str | None, num_samples: int, num_tokens: int, eos_id: int, max_seq_len: int | None, as_json: bool,
-    seed: int, settings: dict[str, Any],
+    prompts: str | None, num_samples: int, num_tokens: int, stops: tuple[str, ...], eos_id: int,
+    max_seq_len: int | None, as_json: bool, seed: int, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Continue prompts with a trained model.
 
+    On a terminal, without --prompt and --prompts, it asks for them, one after the other; /help lists its commands.
     One continuation of --prompt is printed while it is written. Several are written at once, and each is printed with
     a heading, in order. A continuation does not depend on how many others there are.
     """
-    from gpt import checkpoint
-    from gpt.generate import fitting, generate, generate_many, load_model
-    from gpt.ops import select
+    from gpt.generate import generate, generate_many
     from gpt.run import Run
-    from gpt.tokenizer import Tokenizer
 
     precision = settings.pop("precision", TrainConfig.precision)
     sampling, run = SamplingConfig(**settings), Run(run_name, runs_dir)
-    given = _prompts(prompt, prompts)
-    saved, ops = checkpoint.load(run, step, best), select(device, precision, blas=blas)
-    places = fitting(saved.model_config, ops, len(given) * num_samples)
-    model = load_model(saved, ops, places)
-    for note in ops.notes:
-        click.echo(note, err=True)
-    tokenizer = Tokenizer.load(run.tokenizer_path)
-    options: dict[str, Any] = {
-        "num_tokens": num_tokens, "sampling": sampling, "eos_id": eos_id, "seed": seed, "max_seq_len": max_seq_len
-    }  # fmt: skip
+    is_asking = prompt is None and prompts is None and num_samples == 1 and not as_json and is_terminal()
+    starts = [] if is_asking else _prompts(prompt, prompts)
+    model, tokenizer, places = loaded(run, step, best, device, precision, blas, len(starts) * num_samples)
+    options: dict[str, Any] = {"eos_id": eos_id, "max_seq_len": max_seq_len}
+    if is_asking:
+        Session(Settings(num_tokens, sampling, stops, seed), _Writer(model, tokenizer, options)).run()
+        return
+    options |= {"num_tokens": num_tokens, "sampling": sampling, "stops": stops, "seed": seed}
     streams = prompts is None and num_samples == 1 and not as_json
-    pieces = generate(model, tokenizer, given[0][1], **options) if streams else ()
+    pieces = generate(model, tokenizer, starts[0][1], **options) if streams else None
     texts = () if streams else generate_many(
-        model, tokenizer, given, num_samples=num_samples, places=places, **options
+        model, tokenizer, starts, num_samples=num_samples, places=places, **options
     )  # fmt: skip
-    for name, text in given:
+    for name, text in starts:
         note_unknown(name, tokenizer, text)
-    if streams:
-        click.echo(given[0][1], nl=False)
-        for piece in pieces:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-        click.echo()
+    if pieces is not None:
+        click.echo(starts[0][1], nl=False)
+        print_stream(pieces)
     for number, sample, continuation in texts:
-        start = given[number][1]
+        start = starts[number][1]
         if as_json:
             numbers = {"prompt_number": number + 1, "sample": sample + 1}
             click.echo(json.dumps({**numbers, "prompt": start, "continuation": continuation}, ensure_ascii=False))
@@ -104,6 +91,59 @@ def generate_text(
             heading = [f"prompt {number + 1}"] * (prompts is not None) + [f"sample {sample + 1}"] * (num_samples > 1)
             click.echo(f"--- {', '.join(heading)} ---\n{start}{continuation}")
         sys.stdout.flush()
+
+
+def loaded(
+    run: "Run", step: int | None, best: bool, device: str, precision: str, blas: str, texts: int = 1
+) -> tuple["GPT", "Tokenizer", int]:
+    """A run's model and tokenizer, and how many of so many texts can be written at once."""
+    from gpt import checkpoint
+    from gpt.generate import fitting, load_model
+    from gpt.ops import select
+    from gpt.tokenizer import Tokenizer
+
+    saved, ops = checkpoint.load(run, step, best), select(device, precision, blas=blas)
+    places = fitting(saved.model_config, ops, texts)
+    model = load_model(saved, ops, places)
+    for note in ops.notes:
+        click.echo(note, err=True)
+    return model, Tokenizer.load(run.tokenizer_path), places
+
+
+class _Writer:
+    """Continues each text that is typed, and with /more the last one."""
+
+    greeting = "Type the beginning of a text. /help lists the commands."
+
+    def __init__(self, model: "GPT", tokenizer: "Tokenizer", options: dict[str, Any]) -> None:
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._text = ""
+        self.commands: Commands = {"more": ("Writes on from the end of the last text.", self._more)}
+
+    def answer(self, text: str, settings: Settings, number: int) -> Pieces:
+        pieces = self._written(text, settings, number)
+        note_unknown("the text", self._tokenizer, text)
+        click.echo(text, nl=False)
+        return pieces
+
+    def _more(self, settings: Settings, number: int) -> Pieces:
+        if not self._text:
+            raise UserError("there is no text to go on with: type the beginning of one")
+        return self._written(self._text, settings, number)
+
+    def _written(self, text: str, settings: Settings, number: int) -> Pieces:
+        from gpt.generate import generate
+
+        return self._remembered(
+            text, generate(self._model, self._tokenizer, text, sample=number, **settings.options, **self._options)
+        )
+
+    def _remembered(self, text: str, pieces: Pieces) -> Pieces:
+        self._text = text
+        with closing(pieces):
+            for piece in pieces:
+                self._text += piece
+                yield piece
 
 
 def _prompts(prompt: str | None, file: str | None) -> list[tuple[str, str]]:

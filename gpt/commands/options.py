@@ -7,11 +7,13 @@ import click
 from gpt.commands.command_line import Option, Setting
 from gpt.config import (
     DATA_PATH,
+    NUM_TOKENS,
     PRESETS,
     RUNS_DIR,
     TOKENIZERS,
     DataConfig,
     ModelConfig,
+    SamplingConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -114,4 +116,22 @@ CHECKPOINT = (
     Option("--step", type=int, metavar="N", default_text="latest", help="Step of the checkpoint to use."),
     Option("--best", is_flag=True, help="Use the checkpoint with the lowest validation loss."),
 )
+WRITING = (
+    Option("--num-tokens", "--num_tokens", default=NUM_TOKENS, metavar="N", help="Number of tokens to add."),
+    Option("--stop", "stops", multiple=True, metavar="TEXT",
+           help="Text before which a continuation ends. May be given more than once."),
+)  # fmt: skip
+SAMPLING = (
+    Setting(SamplingConfig, "temperature", "--temp", metavar="T",
+            help="Temperature; 0 always takes the likeliest token."),
+    Setting(SamplingConfig, "top_k", "--top-k", "--top_k", metavar="K",
+            help="Draw from the K likeliest tokens; 0 = all."),
+    Setting(SamplingConfig, "top_p", "--top-p", "--top_p", metavar="P",
+            help="Draw from the fewest likeliest tokens whose probabilities add up to P; 1 = all."),
+    Setting(SamplingConfig, "repetition_penalty", "--rep-penalty", "--rep_penalty", metavar="R",
+            default_text=f"{SamplingConfig().penalty:g}, or {SamplingConfig(temperature=0).penalty:g} with --temp 0",
+            help="Repetition penalty: values above 1 avoid tokens of the context."),
+    Option("--seed", default=TrainConfig.seed, metavar="N",
+           help="Random seed; the same seed writes the same texts, however many."),
+)  # fmt: skip
 JSON = Option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -1,7 +1,6 @@
-"""`hipgpt train`: finds or makes the run, plans it on all ranks, and trains."""
+"""`hipgpt train`: joins the ranks, and trains as gpt/training.py does."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -117,68 +116,26 @@ def train_model(
     that are left out keep the run's values. --from begins a new run with the weights and the tokenizer of a trained
     model, and learning rates that suit that.
     """
-    from gpt import checkpoint, plan, pretrained
     from gpt.distributed.ranks import joined
     from gpt.system.console import Console
+    from gpt.training import Asked, carry_out
 
     if gpus is not None:
         if device not in ("auto", "gpu"):
             raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
         device = "gpu"
-    if source is not None and (resume or ckpt is not None):
-        other = "--resume" if resume else f"--ckpt {ckpt}"
-        raise UserError(f"--from {source} begins a new run, but {other} goes on with one: leave one of them out")
+    asked = Asked(
+        run_name, runs_dir, preset, device, blas, resume, ckpt, source, reset, global_batch, shard_optimizer, settings
+    )
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
         if save_config is not None and ranks.is_first:
             config_file.save(click.get_current_context(), save_config)
-        run, start = plan.locate(run_name, resume, ckpt, runs_dir) if ranks.is_first else (None, None)
-        with run.lock() if run else nullcontext():
-            run_name = ranks.share(run.name if run and ckpt is None else run_name)
-            # Look again, now that no other process writes to the run: no decision below is older than the lock.
-            run, start = plan.locate(run_name, resume, ckpt, runs_dir)
-            if ranks.share(start and resume and plan.is_done(start, settings.get("total_steps"))):
-                if start and ranks.is_first:
-                    checkpoint.finish(start)
-                    console.line(
-                        f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
-                        f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
-                    )
-                return
-            if not ranks.is_first:
-                ranks.share()  # a mistake that all ranks would find is the first one's to tell
-            origin = pretrained.find(source, runs_dir) if source is not None else None
-            model, train = plan.settle(settings, preset, start, resume, origin)
-            train = plan.shared_out(train, settings, start, global_batch, ranks.size)
-            if ranks.is_first:
-                ranks.share()
-            inherited = start is not None and "precision" not in settings
-            ops, train = plan.select_ops(device, blas, train, inherited, ranks)
-            console.line(f"Device: {ops.description}")
-            chosen = plan.make(
-                run, start, model, train, flags=settings, preset=preset, reset=reset, console=console, ranks=ranks,
-                origin=origin,
-            )  # fmt: skip
-            plan.agree(chosen, ops, ranks, shard_optimizer)
-            ranks.connect(ops, shard_optimizer)
-            plan.announce(chosen, ops, console, ranks, shard_optimizer)
-            from gpt.trainer import Trainer
-
-            trainer = Trainer(
-                run,
-                chosen.model_config,
-                chosen.train_config,
-                chosen.batches,
-                chosen.corpus.tokenizer,
-                ops,
-                console,
-                start,
-                ranks,
-                chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
-            )
-            stopped_by = trainer.train()
-    if stopped_by:
-        console.urgent(f"Stopped at step {trainer.step}, saved. Go on: hipgpt train {run.options} --resume")
-        sys.exit(128 + stopped_by)
-    best = " --best" if trainer.best and trainer.best.step != trainer.step else ""
-    console.line(f'Done. Try it: hipgpt generate {run.options}{best} --prompt "…"')
+        ended = carry_out(asked, console, ranks)
+    if ended.was_done:
+        return
+    if ended.stopped_by:
+        console.urgent(f"Stopped at step {ended.step}, saved. Go on: hipgpt train {ended.run.options} --resume")
+        sys.exit(128 + ended.stopped_by)
+    best = " --best" if ended.best_step not in (None, ended.step) else ""
+    console.line(f'Done. Try it: hipgpt generate {ended.run.options}{best} --prompt "…"')

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpt.config import ModelConfig, TrainConfig, flag
+from gpt.config import NOT_CHOSEN, ModelConfig, TrainConfig, flag
 from gpt.metrics.summary import Summary
 from gpt.provenance import paths_of
 from gpt.run import Run
@@ -13,9 +13,6 @@ HEADER = (
     "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "PARAMETERS", "SIZE"
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
-
-# The fields of a training that the user has not chosen: they follow from the step at which it began
-_NOT_CHOSEN = {"schedule_start", "text_start", "unseen_fraction", "base", "computed"}
 
 
 def table(summaries: Sequence[Summary]) -> list[str]:
@@ -105,7 +102,7 @@ def _settings(it: Summary) -> Iterator[str]:
     """The settings of the training that are not the defaults, as flags."""
     if it.train is None:
         return
-    computed = {*it.train.computed, *_NOT_CHOSEN}
+    computed = {*it.train.computed, *NOT_CHOSEN}
     usual = TrainConfig().to_json()
     for key, value in it.train.to_json().items():
         if key not in computed and value != usual[key]:
@@ -113,7 +110,7 @@ def _settings(it: Summary) -> Iterator[str]:
     if it.model is not None:
         usual = ModelConfig(vocab_size=1).to_json()
         for key, value in it.model.to_json().items():
-            if key != "vocab_size" and value != usual[key]:
+            if key not in NOT_CHOSEN and value != usual[key]:
                 yield _as_flag(key, value)
 
 

@@ -8,6 +8,9 @@ A command goes through three stages:
     raised()    it works; a signal raises Interrupted, so that `finally` blocks remove temporary files
     deferred()  it trains, and must save before it ends; a signal is noted, and the work looks at `received`
 
+Two more are for work that goes on after Ctrl-C: `caught`, in a command that talks with its user, and `borrowed`, in a
+program that uses hipgpt as a library.
+
 Python runs a handler between two bytecodes of the main thread. It cannot run while NumPy computes there, which may take
 seconds, and it runs only once for two signals in that time. So a second thread listens too: the interpreter writes the
 number of each signal into a pipe as it arrives (signal.set_wakeup_fd), and NumPy lets other threads run meanwhile.
@@ -81,8 +84,32 @@ class Deferred:
             raise Dropped
 
 
+class Caught:
+    """The presses of Ctrl-C inside `caught`."""
+
+    def __init__(self) -> None:
+        self.is_pressed = False  # since `raised`
+        self._raises = False
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Inside the `with`, Ctrl-C raises KeyboardInterrupt in the main thread, such as out of `input`."""
+        self.is_pressed, self._raises = False, True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def press(self) -> None:
+        if self._raises:
+            raise KeyboardInterrupt
+        self.is_pressed = True
+
+
 _ends_at_once = True  # before and after `raised`, when an exit leaves nothing half done
 _deferred: Deferred | None = None  # inside `deferred`
+_caught: Caught | None = None  # inside `caught`
+_is_borrowed = False  # inside `borrowed`
 _first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
@@ -140,6 +167,48 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
         _deferred = None
 
 
+@contextmanager
+def caught() -> Iterator[Caught]:
+    """Inside the `with`, which stands inside that of `raised`, Ctrl-C asks for no end of the command, however often.
+
+    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals do as ever.
+    """
+    global _caught
+    _caught = Caught()
+    try:
+        yield _caught
+    finally:
+        _caught = None
+
+
+@contextmanager
+def borrowed() -> Iterator[None]:
+    """Inside the `with`, Ctrl-C counts for `deferred` work in a program that has signal handlers of its own.
+
+    The first one asks the work to end, as in a command. Without such work, or for the second time, it raises
+    KeyboardInterrupt. Afterwards the program's handler is back. Does nothing outside of the main thread, because Python
+    handles signals there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _frame: object) -> None:
+        work = _deferred
+        if work is None or work.received is not None:
+            raise KeyboardInterrupt
+        work.receive(number)
+        ending.aside(work.announce)
+
+    global _is_borrowed
+    before, _is_borrowed = signal.signal(signal.SIGINT, handle), True
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _is_borrowed = False
+
+
 def status() -> int:
     """The exit status of a command that a signal has ended, as a shell gives it: 130 for Ctrl-C."""
     return 128 + (_raised or signal.SIGINT)
@@ -150,6 +219,9 @@ def status() -> int:
 
 def _handle(number: int, _frame: object) -> None:
     global _raised
+    if _caught is not None and number == signal.SIGINT:
+        _caught.press()
+        return
     if _ends_at_once:
         with suppress(OSError):
             os.write(2, b"Interrupted\n")
@@ -211,6 +283,8 @@ def _hear(read: Callable[[int], bytes], _kept_open: object) -> None:
 def _receive(number: int) -> None:
     """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
     global _first
+    if number == signal.SIGINT and (_is_borrowed or _caught is not None):
+        return  # the main thread's handler does all
     now, work = time.monotonic(), _deferred
     if _first is not None and _insists(number, now, *_first):
         _end_at_once(number)

@@ -72,4 +72,4 @@ def test_only_the_operations_know_a_library_of_one_device():
 def test_above_the_operations_only_the_commands_the_plan_and_the_doctor_choose_a_device():
     """A model receives its operations object, so it runs on any device, including a test's."""
     using = {room(module) for module, path in FILES.items() if any(room(name) == "ops" for name in imports(path))}
-    assert using <= {"ops", "commands", "plan", "doctor", "distributed"}  # the last one counts the GPUs
+    assert using <= {"ops", "commands", "library", "plan", "doctor", "distributed"}  # the last one counts the GPUs

@@ -1,5 +1,6 @@
 """Choosing tokens, streaming text, and the sliding window."""
 
+import doctest
 import inspect
 import math
 from collections import Counter
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gpt import stops
 from gpt.config import ModelConfig, SamplingConfig
 from gpt.errors import UserError
 from gpt.generate import draw, generate
@@ -337,9 +339,26 @@ def test_generation_stops_before_the_end_token(model, tokenizer):
     assert tokenizer.decode(ids) + "".join(texts) == tokenizer.decode(ids + until)
 
 
+def test_a_text_ends_before_the_text_to_stop_at_that_is_complete_first(model, tokenizer):
+    whole = "".join(generate(model, tokenizer, "the cat", num_tokens=30))
+    for texts in ([whole[20:23]], [whole[-1]], [whole[7:30], whole[9:11]], ["never in it"]):
+        found = [(place + len(stop), place) for stop in texts if (place := whole.find(stop)) >= 0]
+        pieces = list(generate(model, tokenizer, "the cat", num_tokens=30, stops=texts))
+        assert "".join(pieces) == (whole[: min(found)[1]] if found else whole)
+        assert len(pieces) <= 31  # one for each token, and the rest
+
+
+def test_the_beginning_of_a_text_to_stop_at_is_held_back_until_it_is_certain():
+    assert doctest.testmod(stops) == (0, 2)
+    held = stops.Stops(["abab"])
+    assert [held.feed(piece) for piece in ("xab", "ac", "aba")] == ["x", "abac", ""]
+    assert held.finish() == "aba"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        ({"stops": ["a", ""]}, "--stop is empty"),
         ({"prompt": ""}, "--prompt '' has no token"),
         ({"prompt": "a\ud800"}, "--prompt .* is not valid text"),
         ({"num_tokens": 0}, "--num-tokens is 0"),

@@ -176,6 +176,17 @@ def test_the_same_seed_writes_the_same_texts_whatever_their_number_and_the_place
     assert fewer == texts[:2] + texts[5:7]
 
 
+def test_a_text_that_meets_a_text_to_stop_at_ends_there_and_frees_its_place(tokenizer):
+    model, prompts = model_on(CpuOps(threads=1), tokenizer.vocab_size), [("first", "the cat"), ("second", "on the mat")]
+    whole = [text.continuation for text in generate_many(model, tokenizer, prompts, num_samples=4, num_tokens=25)]
+    stop = whole[0][10:14]
+    ended = [
+        text.continuation
+        for text in generate_many(model, tokenizer, prompts, num_samples=4, num_tokens=25, places=2, stops=[stop])
+    ]
+    assert ended == [text.partition(stop)[0] for text in whole]
+
+
 @pytest.mark.parametrize("number", [0, -3, MOST_SAMPLES + 1])
 def test_an_impossible_number_of_samples_is_refused_when_it_is_asked_for(tokenizer, number):
     model = model_on(CpuOps(threads=1), tokenizer.vocab_size)

@@ -349,8 +349,9 @@ class GpuOps(Operations):
         defines["SLOTS"] = warps if transposed else block.slots
         if norm and count > 1:
             normed = self._scratch("normed", x.size, self._dtype.name)
-            plain: dict[str, Any] = {"BIAS": 0, "ACTIVATION": "none", "THREADS": THREADS, "SLOTS": warps, "SEQUENCES": side}
-            kernel = self._kernel("skinny.hip", "normalize", K=k, **plain)
+            kernel = self._kernel(
+                "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps, SEQUENCES=side
+            )
             kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, _int(count)))
             x = normed
         kernel = self._kernel("skinny.hip", name, **defines)
