@@ -301,14 +301,10 @@ class GpuOps(Operations):
             self._add_bias(its_out, layer.bias)
 
     def _one_by_one(self, x: Array, out: Array) -> Iterator[tuple[Array, Array]]:
-        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], which a product may read and write.
+        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], to be read and written at a place of its own.
 
-        Several are copied to a place of their own, one after the other, because a vendor's library may compute other
-        bits at another alignment.
+        The place is the same for all, because a vendor's library may compute other bits at another alignment.
         """
-        if len(x) == 1:
-            yield x[0], out[0]
-            return
         places = [self._scratch(name, one[0].size, self._dtype.name).reshape(one[0].shape)
                   for name, one in (("one x", x), ("one out", out))]  # fmt: skip
         for its_x, its_out in zip(x, out, strict=True):
