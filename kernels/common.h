@@ -76,6 +76,12 @@
 #define UNROLL _Pragma("unroll")
 #define NO_UNROLL _Pragma("unroll 1")
 #endif
+// Before a loop: rounds stay apart. clang may join two of them, and then it stores a vector element by element.
+#if defined(ON_AMD)
+#define NO_VECTORIZE _Pragma("clang loop vectorize(disable)")
+#else
+#define NO_VECTORIZE
+#endif
 
 namespace gpt {
 
@@ -213,11 +219,9 @@ DEVICE uint32 rounded_high_half(float v) {
   uint32 u = bits_of(v);
   return u + 0x7fffu + (u >> 16 & 1u);
 }
-// A float as bf16, rounded to nearest even. Any NaN stays a NaN; NVIDIA's own conversions make it 0x7fff.
-DEVICE uint32 rounded_bits(float v) {
-  uint32 u = bits_of(v), nan = (u & 0x7fffffffu) > 0x7f800000u;  // 0 or 1: compilers would make a branch of an `if`
-  return (u + ((0x7fffu + (u >> 16 & 1u)) & (nan - 1))) >> 16 | nan << 6;
-}
+// A float as bf16, rounded to nearest even. NaNs become 0x7fff, as NVIDIA's own conversions make them. AMD's compilers
+// need four instructions for it, and a half to join two results in a word.
+DEVICE uint32 rounded_bits(float v) { return (v == v ? rounded_high_half(v) : 0x7fff0000u) >> 16; }
 // Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
 // probabilities, where the test for NaN of rounded_bits would cost as much as a quarter of a kernel on RDNA 3.
 DEVICE uint32 pack(float low, float high) {
@@ -250,40 +254,35 @@ template <class T> struct alignas(16) Vector {
 };
 static_assert(sizeof(Vector<bf16>) == 16 && sizeof(Vector<float>) == 16, "a vector is sixteen bytes");
 
-// W neighboring elements as floats. If they fill whole vectors, p must be a multiple of sixteen bytes.
+// W neighboring elements as floats. They are read and written by whole vectors or, if they fill none, by half a vector or
+// element by element; p must be a multiple of that.
 template <int W> struct Floats {
   float v[W];
 
+  template <class T> static DEVICE constexpr int piece() {
+    return W % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : W * sizeof(T) == 8 ? W : 1;
+  }
+  template <class T> struct alignas(piece<T>() * sizeof(T)) Piece {
+    T v[piece<T>()];
+  };
   template <class T> static DEVICE Floats load(const T* p) {
     Floats f;
-    if constexpr (W % Vector<T>::SIZE == 0) {
-      UNROLL for (int i = 0; i < W; i += Vector<T>::SIZE) {
-        Vector<T> vector = *(const Vector<T>*)(p + i);
-        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) f.v[i + e] = to_float(vector.v[e]);
-      }
-    } else {
-      UNROLL for (int i = 0; i < W; i++) f.v[i] = to_float(p[i]);
+    UNROLL for (int i = 0; i < W; i += piece<T>()) {
+      Piece<T> piece_read = *(const Piece<T>*)(p + i);
+      UNROLL for (int e = 0; e < piece<T>(); e++) f.v[i + e] = to_float(piece_read.v[e]);
     }
     return f;
   }
   // Returns the stored values, which are rounded if T is bf16.
   template <class T> DEVICE Floats store(T* p) const {
     Floats stored;
-    if constexpr (W % Vector<T>::SIZE == 0) {
-      UNROLL for (int i = 0; i < W; i += Vector<T>::SIZE) {
-        Vector<T> vector;
-        UNROLL for (int e = 0; e < Vector<T>::SIZE; e++) {
-          vector.v[e] = from_float<T>(v[i + e]);
-          stored.v[i + e] = to_float(vector.v[e]);
-        }
-        *(Vector<T>*)(p + i) = vector;
+    UNROLL for (int i = 0; i < W; i += piece<T>()) {
+      Piece<T> rounded;
+      UNROLL for (int e = 0; e < piece<T>(); e++) {
+        rounded.v[e] = from_float<T>(v[i + e]);
+        stored.v[i + e] = to_float(rounded.v[e]);
       }
-    } else {
-      UNROLL for (int i = 0; i < W; i++) {
-        T rounded = from_float<T>(v[i]);
-        p[i] = rounded;
-        stored.v[i] = to_float(rounded);
-      }
+      *(Piece<T>*)(p + i) = rounded;
     }
     return stored;
   }

@@ -10,6 +10,17 @@
 // THREADS.
 #include "common.h"
 
+constexpr int AHEAD = 8;  // rows whose loads begin together: a frequent token has thousands
+
+// sum += COUNT rows in their order; row(j) points to this thread's elements of row j.
+template <int COUNT, class Row> DEVICE void add_rows(Floats<WIDTH>& sum, Row row) {
+  Floats<WIDTH> loaded[COUNT];
+  UNROLL for (int j = 0; j < COUNT; j++) loaded[j] = Floats<WIDTH>::load(row(j));
+  UNROLL for (int j = 0; j < COUNT; j++) {
+    UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += loaded[j].v[e];
+  }
+}
+
 // out [rows, d] = wte[ids] + wpe[row % seq], or, if STARTED, wpe[start[row / seq] + row % seq]. A row whose id is not in
 // the vocabulary becomes NaN.
 // grid: rows, block: THREADS
@@ -47,10 +58,11 @@ KERNEL(THREADS) embedding_backward_tokens(const T* dout, const int* ids, const i
   for (int i = thread_id() * WIDTH; i < d; i += THREADS * WIDTH) {
     float* out = dwte + (index_t)id * d + i;
     auto sum = Floats<WIDTH>::load(out);
-    for (int place = first; place < rows && ids[order[place]] == id; place++) {
-      auto row = Floats<WIDTH>::load(dout + (index_t)order[place] * d + i);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += row.v[e];
-    }
+    int place = first;
+    auto belongs = [&](int place) { return place < rows && ids[order[place]] == id; };
+    auto row = [&](int j) { return dout + (index_t)order[place + j] * d + i; };
+    for (; belongs(place + AHEAD - 1); place += AHEAD) add_rows<AHEAD>(sum, row);
+    for (; belongs(place); place++) add_rows<1>(sum, row);
     sum.store(out);
   }
 }
@@ -60,11 +72,12 @@ KERNEL(THREADS) embedding_backward_tokens(const T* dout, const int* ids, const i
 KERNEL(THREADS) embedding_backward_positions(const T* dout, float* dwpe, int batch, int seq, int d) {
   int s = block_x();
   for (int i = thread_id() * WIDTH; i < d; i += THREADS * WIDTH) {
-    auto sum = Floats<WIDTH>::load(dwpe + (index_t)s * d + i);
-    for (int b = 0; b < batch; b++) {
-      auto row = Floats<WIDTH>::load(dout + ((index_t)b * seq + s) * d + i);
-      UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] += row.v[e];
-    }
-    sum.store(dwpe + (index_t)s * d + i);
+    float* out = dwpe + (index_t)s * d + i;
+    auto sum = Floats<WIDTH>::load(out);
+    int b = 0;
+    auto row = [&](int j) { return dout + ((index_t)(b + j) * seq + s) * d + i; };
+    for (; b + AHEAD <= batch; b += AHEAD) add_rows<AHEAD>(sum, row);
+    for (; b < batch; b++) add_rows<1>(sum, row);
+    sum.store(out);
   }
 }

@@ -103,7 +103,7 @@ KERNEL(THREADS) cross_entropy(T* logits, const int* labels, float* losses, float
   }
 #if GRADIENT
   float wanted = counts ? *scale : 0, factor = wanted / p.sum;
-  for (int c = thread_id() * WIDTH; c < stride; c += THREADS * WIDTH) {
+  NO_VECTORIZE for (int c = thread_id() * WIDTH; c < stride; c += THREADS * WIDTH) {
     auto x = load_logits(row, c, vocab, stride);
     UNROLL for (int e = 0; e < WIDTH; e++) x.v[e] = exp2_fast((x.v[e] - p.largest) * LOG2E) * factor;
     if (c <= label && label < c + WIDTH) {

@@ -82,15 +82,22 @@ KERNEL(THREADS) add_partials(const float* partials, float* out, int rows, int co
   column_sums_of(0, rows, columns, load, take, [&](int column, float sum) { out[column] += sum; });
 }
 
+constexpr int MANY = 16;  // numbers of a thread whose loads begin together, because a single block adds up all of them
+
 // out [2] += (sum of losses, sum of hits), both [count], in float64.
 // grid: 1, block: THREADS
 KERNEL(THREADS) add_metrics(const float* losses, const float* hits, double* out, int count) {
   SHARED(double, loss_sums, THREADS);
   SHARED(double, hit_sums, THREADS);
   double loss = 0, hit = 0;
-  for (int i = thread_id(); i < count; i += THREADS) {
-    loss += losses[i];
-    hit += hits[i];
+  for (int first = thread_id(); first < count; first += MANY * THREADS) {
+    float some_losses[MANY], some_hits[MANY];
+    UNROLL for (int i = 0; i < MANY; i++) {
+      bool inside = first + i * THREADS < count;
+      some_losses[i] = inside ? losses[first + i * THREADS] : 0;
+      some_hits[i] = inside ? hits[first + i * THREADS] : 0;
+    }
+    UNROLL for (int i = 0; i < MANY; i++) loss += some_losses[i], hit += some_hits[i];
   }
   loss_sums[thread_id()] = loss;
   hit_sums[thread_id()] = hit;

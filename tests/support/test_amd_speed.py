@@ -174,6 +174,13 @@ def test_the_launches_of_a_step_come_with_their_needed_operations():
     assert head == 2 * (3 * 64) * 128 * 32  # logits for 128 ids, to which 40 are rounded up
 
 
+def test_no_launch_changes_the_plan_of_another_ones_step():
+    """Or an estimate of AdamW would find a plan that an estimate before it had made of arrays full of zeros."""
+    launches = {launch.name: launch for launch in training_step("gfx1100", TINY, 2)}
+    launches["plan_update"].arguments[4][:] = 1
+    assert not launches["adamw"].arguments[5].any()
+
+
 def test_the_launches_of_a_token_have_one_row():
     launches = {launch.name: launch for launch in written_token("gfx1100", TINY)}
     assert {"attention_cached", "norm_linear", "sample"} <= launches.keys()
