@@ -306,7 +306,7 @@ class GpuOps(Operations):
             self._add_bias(its_out, layer.bias)
 
     def _one_by_one(self, x: Array, out: Array) -> Iterator[tuple[Array, Array]]:
-        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], to be read and written at a place of its own.
+        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], copied to a place where products use it.
 
         The place is the same for all, because a vendor's library may compute other bits at another alignment.
         """
