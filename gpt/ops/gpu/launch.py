@@ -38,16 +38,25 @@ FILE_DEFINES = {
 # softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
 # stay in a multiprocessor's cache (measured on an H100)
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-ATTENTION_SIDE = 64  # rows of a block of attention.hip
+ATTENTION_SIDE = 64  # rows of a block of attention.hip whose warps have 16 each
 WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
 
 
-def attention_side(name: str, head_dim: int, wgmma: bool) -> int:
-    """Rows of a block of a kernel of attention.hip.
+def attention_edge(name: str, head_dim: int, is_cdna: bool) -> int:
+    """Rows of a warp of a kernel of attention.hip, which are the rows of its tiles.
+
+    On CDNA an operand of 32 rows serves twice as many products, but the two sums of attention_backward_keys have too
+    many registers then, if heads are large.
+    """
+    return 32 if is_cdna and (name != "attention_backward_keys" or head_dim <= 64) else 16
+
+
+def attention_side(name: str, head_dim: int, wgmma: bool, edge: int) -> int:
+    """Rows of a block of a kernel of attention.hip: those of four warps.
 
     With Hopper's instruction a block of large heads waits for its slices, and two strips of 64 rows share them.
     """
-    return 2 * ATTENTION_SIDE if wgmma and name == "attention" and head_dim > 80 else ATTENTION_SIDE
+    return 2 * ATTENTION_SIDE if wgmma and name == "attention" and head_dim > 80 else ATTENTION_SIDE // 16 * edge
 
 
 def attention_shared_bytes(name: str, head_dim: int, side: int, dropout: bool) -> int:

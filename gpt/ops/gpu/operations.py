@@ -33,6 +33,7 @@ from gpt.ops.gpu.launch import (
     SUM_LANES,
     THREADS,
     Kernels,
+    attention_edge,
     attention_shared_bytes,
     attention_side,
     matvec_block,
@@ -398,8 +399,11 @@ class GpuOps(Operations):
         batch, heads, seq = shape
         matrix = "tf32" if self.precision == "tf32" and self.device.has_tf32 else self._type
         wgmma = self.device.has_wgmma and self._type == "bf16"
-        side = attention_side(name, head_dim, wgmma)
-        threads = side // 16 * self.device.warp
+        edge = attention_edge(name, head_dim, is_cdna=self._type == "bf16" and self.device.warp == 64)
+        if edge == 32:
+            matrix = "wide_bf16"
+        side = attention_side(name, head_dim, wgmma, edge)
+        threads = side // edge * self.device.warp
         kernel = self._kernel(
             "attention.hip", name, attention_shared_bytes(name, head_dim, side, bool(dropout)) if wgmma else 0,
             MATRIX=matrix, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)), SIDE=side, THREADS=threads, WGMMA=int(wgmma),
