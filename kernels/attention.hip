@@ -1,7 +1,7 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
-// A block of four warps takes SIDE rows of one head, each warp 16 or 32 of them. It goes over the other side's rows through
-// shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
+// A block of four warps takes SIDE rows of one head, each warp 16 or 32 of them. It goes over the other side's rows
+// through shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
 // product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
 // left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
 //
@@ -17,8 +17,8 @@
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
-// Set by the host: T (bf16 | float), MATRIX (T, or wide_bf16 for bf16, or tf32 for float), HEAD_DIM (up to 128; 0-padded to whole tiles in
-// registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 | 1: whether Hopper's
+// Set by the host: T (bf16 | float), MATRIX (T, or wide_bf16 for bf16, or tf32 for float), HEAD_DIM (up to 128; 0-padded
+// to whole tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 | 1: whether Hopper's
 // instruction for four warps multiplies bf16).
 #include "slice.h"
 
@@ -27,7 +27,8 @@ constexpr int CHUNKS = (HEAD_DIM + M::EDGE - 1) / M::EDGE, PADDED = CHUNKS * M::
 static_assert(THREADS == SIDE / M::EDGE * WARP, "a warp for each strip");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
 // Rows of the other side in a slice: as many as shared memory has room for
-constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / M::EDGE * M::EDGE;  // four fit 48 KiB; two of each of two blocks, 64
+// Four slices fit 48 KiB; two slices of each of two blocks fit 64.
+constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / M::EDGE * M::EDGE;
 constexpr int OTHERS = WGMMA || FITTING > 64 ? 64 : FITTING < M::EDGE ? M::EDGE : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 static_assert(WGMMA == Others::WIDE, "the host and slice.h agree");
@@ -44,8 +45,8 @@ DEVICE constexpr int held(int slabs, int sums) { return CHUNKS * (slabs * sizeof
 DEVICE constexpr bool hold(int slabs, int sums) {
   return Others::GROUPED ? held(slabs, sums) + 2 * sums * sizeof(M::A) <= 832 : held(slabs, sums) <= held_bytes();
 }
-// Whether slices go through registers (Slice::fetch), and whether the next ones wait there while these are multiplied: a
-// kernel that holds very much has no room for them.
+// Whether slices go through registers (Slice::fetch), and whether the next ones wait there while these are multiplied:
+// a kernel that holds very much has no room for them.
 #define FETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 DEVICE constexpr bool prefetch(int slabs, int sums) {
   return FETCH && (held(slabs, sums) <= 512 || !hold(slabs, sums));
@@ -86,7 +87,8 @@ struct Head {
 // A tile's rows from `first` on and its columns from EDGE chunk on, as a left operand
 DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
   int column = opaque(M::EDGE * chunk);
-  Window<T, HEAD_DIM % 2 == 0, M::EDGE> window{rows.p + column, rows.stride, first, seq - 1, HEAD_DIM - M::EDGE * chunk};
+  int columns = HEAD_DIM - M::EDGE * chunk;
+  Window<T, HEAD_DIM % 2 == 0, M::EDGE> window{rows.p + column, rows.stride, first, seq - 1, columns};
   return M::load_a(window, M::EDGE);
 }
 

@@ -251,8 +251,8 @@ template <class M, int N> DEVICE float row_max(const typename M::Acc (&tiles)[N]
 }
 
 #if LAYOUT > LAYOUT_MMA
-// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Returns their sum in this
-// lane. It takes two elements at a time, because CDNA has instructions for them.
+// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Returns their sum in
+// this lane. It takes two elements at a time, because CDNA has instructions for them.
 template <class M> DEVICE float exponentials(typename M::Acc& tile, float exponent, float shift) {
   Float2 sum = {};
   UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {

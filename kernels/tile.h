@@ -1,5 +1,5 @@
-// A product of small square matrices by one warp, on the matrix unit of each GPU: where each lane's values stand, how they
-// are loaded, and how they are multiplied. slice.h makes larger products of it.
+// A product of small square matrices by one warp, on the matrix unit of each GPU: where each lane's values stand, how
+// they are loaded, and how they are multiplied. slice.h makes larger products of it.
 #include "common.h"
 
 namespace gpt {
