@@ -41,9 +41,11 @@ constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : 1;
 // Bytes of a lane's registers for a warp's own rows (so many slabs of them) and its sums
 DEVICE constexpr int held(int slabs, int sums) { return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)); }
 // Whether registers have room for both. If not, the rows are read again for each product. AMD's matrix units differ in
-// the registers of an operand, and two operands for each of the sums have to fit beside them.
+// the registers of an operand, and two operands for each of the sums have to fit beside them; with two sums dropout takes
+// one more tile.
 DEVICE constexpr bool hold(int slabs, int sums) {
-  return Others::GROUPED ? held(slabs, sums) + 2 * sums * sizeof(M::A) <= 832 : held(slabs, sums) <= held_bytes();
+  int beside = 2 * sums * sizeof(M::A) + (sums - 1) * DROPOUT * sizeof(M::Acc);
+  return Others::GROUPED ? held(slabs, sums) + beside <= 832 : held(slabs, sums) <= held_bytes();
 }
 // Whether slices go through registers (Slice::fetch), and whether the next ones wait there while these are multiplied:
 // a kernel that holds very much has no room for them.
