@@ -18,8 +18,8 @@
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
 // Set by the host: T (bf16 | float), MATRIX (T, or wide_bf16 for bf16, or tf32 for float), HEAD_DIM (up to 128; 0-padded
-// to whole tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 | 1: whether Hopper's
-// instruction for four warps multiplies bf16).
+// to whole tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 | 1:
+// whether Hopper's instruction for four warps multiplies bf16).
 #include "slice.h"
 
 typedef Tile<MATRIX> M;
