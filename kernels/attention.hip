@@ -1,7 +1,7 @@
 // Causal self-attention that keeps nothing of size seq x seq (FlashAttention, Dao 2023), and its gradients.
 //
-// A block takes SIDE rows of one head, each of its warps 16 of them. It goes over the other side's rows through shared
-// memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
+// A block takes SIDE rows of one head, each of its warps 16 or 32 of them. It goes over the other side's rows through
+// shared memory, a slice of OTHERS at a time; if copies are asynchronous, the next slice is copied meanwhile. The
 // product of queries and keys stays in registers: softmax works on the accumulator, which then is the next product's
 // left operand. Forward keeps a running maximum m and sum l of each row (online softmax) and writes lse = m + log l.
 //
@@ -17,36 +17,45 @@
 // Layout: qkv is [batch x seq, 3, heads, HEAD_DIM], out and its gradient [batch x seq, heads, HEAD_DIM], lse and delta
 // float [batch, heads, seq]. The blocks of a head are neighbors, then come the heads of a sequence, then the sequences.
 //
-// Set by the host: T (bf16 | float), MATRIX (T, or tf32 or tf32x3 for float), HEAD_DIM (up to 128; 0-padded to whole
-// tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each 16 rows of SIDE), WGMMA (0 | 1: whether Hopper's
-// instruction for four warps multiplies bf16), OWN_SHARED (0 | 1: whether a block's own rows are in shared memory, too,
-// for all of which the launch then asks), SLICE (the OTHERS of such a block, else 0).
+// Set by the host: T (bf16 | float), MATRIX (T, or wide_bf16 for bf16, or tf32 or tf32x3 for float), HEAD_DIM (up to 128;
+// 0-padded to whole tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 |
+// 1: whether Hopper's instruction for four warps multiplies bf16), OWN_SHARED (0 | 1: whether a block's own rows are in
+// shared memory, too, for all of which the launch then asks), SLICE (the OTHERS of such a block, else 0).
 #include "slice.h"
 
 typedef Tile<MATRIX> M;
-constexpr int CHUNKS = (HEAD_DIM + 15) / 16, PADDED = CHUNKS * 16;
-static_assert(THREADS == SIDE / 16 * WARP, "a warp for each 16 rows");
+constexpr int CHUNKS = (HEAD_DIM + M::EDGE - 1) / M::EDGE, PADDED = CHUNKS * M::EDGE;
+static_assert(THREADS == SIDE / M::EDGE * WARP, "a warp for each strip");
 constexpr int WIDTH = HEAD_DIM % Vector<T>::SIZE == 0 ? Vector<T>::SIZE : 1;
 // Rows of the other side in a slice: as many as shared memory has room for
-constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / 16 * 16;  // four fit 48 KiB; two of each of two blocks, 64
-constexpr int OTHERS = OWN_SHARED ? SLICE : FITTING > 64 ? 64 : FITTING < 16 ? 16 : FITTING;
+// Four slices fit 48 KiB; two slices of each of two blocks fit 64.
+constexpr int FITTING = 8192 / (PADDED * (int)sizeof(T)) / M::EDGE * M::EDGE;
+constexpr int OTHERS = OWN_SHARED ? SLICE : FITTING > 64 ? 64 : FITTING < M::EDGE ? M::EDGE : FITTING;
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 static_assert(WGMMA == Others::WIDE && OWN_SHARED == (WGMMA || Others::FLOATS), "the host and slice.h agree");
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
-// Whether the next slices wait in registers while these are multiplied
-#define PREFETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
 // Rows of a slice that backward takes at once. Registers have no room for the sums of more.
-constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Others::at_once() : 16;
+constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Others::at_once() : M::EDGE;
 // Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
 // In float32 they are as many as Hopper's shared memory has room for.
 constexpr int FLOAT_BLOCKS = PADDED <= 64 ? 3 : 2;
 constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? 3 : 1;
 constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
-// Whether registers have room for a warp's own rows (so many slabs of them) beside its sums. If not, the rows are read
-// again for each product.
+// Bytes of a lane's registers for a warp's own rows (so many slabs of them) and its sums
+DEVICE constexpr int held(int slabs, int sums) { return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)); }
+// Whether registers have room for both. If not, the rows are read again for each product. AMD's matrix units differ in
+// the registers of an operand, and two operands for each of the sums have to fit beside them; with two sums dropout takes
+// one more tile.
 DEVICE constexpr bool hold(int slabs, int sums) {
-  return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)) <= held_bytes();
+  int beside = 2 * sums * sizeof(M::A) + (sums - 1) * DROPOUT * sizeof(M::Acc);
+  return Others::GROUPED ? held(slabs, sums) + beside <= 832 : held(slabs, sums) <= held_bytes();
+}
+// Whether slices go through registers (Slice::fetch), and whether the next ones wait there while these are multiplied:
+// a kernel that holds very much has no room for them.
+#define FETCH (!ASYNCHRONOUS && sizeof(T) == 2 && WIDTH > 1)
+DEVICE constexpr bool prefetch(int slabs, int sums) {
+  return FETCH && (held(slabs, sums) <= 512 || !hold(slabs, sums));
 }
 
 DEVICE float scale() { return rsqrt_of((float)HEAD_DIM); }
@@ -81,13 +90,15 @@ struct Head {
   DEVICE int blocks() const { return (seq + SIDE - 1) / SIDE; }  // of a head
 };
 
-// 16 rows from `first` on and their columns from 16 chunk on, as a left operand
+// A tile's rows from `first` on and its columns from EDGE chunk on, as a left operand
 DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
-  Window<T, HEAD_DIM % 2 == 0> window{rows.p + opaque(16 * chunk), rows.stride, first, seq - 1, HEAD_DIM - 16 * chunk};
-  return M::load_a(window, 16);
+  int column = opaque(M::EDGE * chunk);
+  int columns = HEAD_DIM - M::EDGE * chunk;
+  Window<T, HEAD_DIM % 2 == 0, M::EDGE> window{rows.p + column, rows.stride, first, seq - 1, columns};
+  return M::load_a(window, M::EDGE);
 }
 
-// The 16 rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD)
+// The rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD)
 // or read again each time. With OWN_SHARED they are kept in shared memory: they are there after the first call of
 // Pipeline::next. On Hopper, in the end `store` puts results in bf16 in their place.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
@@ -145,7 +156,7 @@ template <int ROWS> struct Pair {
 };
 
 // Takes the slices of `source` through shared memory one after the other, from row `start` up to row `end`.
-template <int ROWS, class Source> struct Pipeline {
+template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
   const Source& source;
   int end, stage;
   typename Source::Fetched fetched;
@@ -158,7 +169,8 @@ template <int ROWS, class Source> struct Pipeline {
   DEVICE int next(int start) {
     if constexpr (STAGES == 1) {
       sync();
-      if constexpr (PREFETCH) source.put(fetched, start);
+      if constexpr (FETCH && !PREFETCH) source.fetch(fetched, start);
+      if constexpr (FETCH) source.put(fetched, start);
       else source.copy(start, stage);
     }
     copies_done();
@@ -181,7 +193,7 @@ template <int ROWS, class Source> struct Pipeline {
 template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row, int column) {
   UNROLL for (int i = 0; i < N; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      int r = row + M::row(e), c = column + 16 * i + M::column(e);
+      int r = row + M::row(e), c = column + M::EDGE * i + M::column(e);
       if (KEY_ROWS ? r > c : c > r) products[i].v[e] = -infinity();
     }
   }
@@ -201,7 +213,7 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
 
 typedef float PerRow[M::SLOTS];  // a number for each row that a lane has elements of
 
-// Writes a warp's sum to its 16 rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
+// Writes a warp's sum to its rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
 // them there, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
 DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq, Own own) {
 #if WGMMA
@@ -235,10 +247,10 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   ARRAY(T, own, OWN);
   ARRAYS_END
   Head head(heads, seq);
-  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + 16 * warp;
+  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + M::EDGE * warp;
   int end = minimum(seq, block_first + SIDE);
   Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
-  Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
+  Pipeline<OTHERS, prefetch(1, 1), Pair<OTHERS>> pipeline(pair, 0, end);
   Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own);
   M::Acc o[CHUNKS] = {};
   PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
@@ -258,7 +270,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     if (start > last_of_strip(first)) continue;
 
     // S = Q Kᵀ, with later keys at minus infinity
-    M::Acc p[OTHERS / 16];
+    M::Acc p[OTHERS / M::EDGE];
     pair.first_slice(stage).template multiply_transposed<OTHERS>(p, q, 0);
     products_done(p);
     if (start + OTHERS - 1 > first) mask<false>(p, first, start);
@@ -273,13 +285,18 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
       shift[s] = largest * exponent;
     }
     scale_rows<M>(o, factors);
-    // P = 2^(exponent S - shift), its sum in this lane, and dropout, in one loop: a function compiles differently.
-    UNROLL for (int i = 0; i < OTHERS / 16; i++) {
+    // P = 2^(exponent S - shift), its sum in this lane, and dropout. On NVIDIA a function compiles differently.
+    UNROLL for (int i = 0; i < OTHERS / M::EDGE; i++) {
+#if LAYOUT > LAYOUT_MMA
+      l[0] += exponentials<M>(p[i], exponent, shift[0]);
+#endif
       UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+#if LAYOUT <= LAYOUT_MMA
         p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
         l[M::slot(e)] += p[i].v[e];
+#endif
 #if DROPOUT
-        if (!dropout.keeps(hash[M::slot(e)], start + 16 * i, M::column(e))) p[i].v[e] = 0;
+        if (!dropout.keeps(hash[M::slot(e)], start + M::EDGE * i, M::column(e))) p[i].v[e] = 0;
 #endif
       }
     }
@@ -313,10 +330,10 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
   ARRAY(T, own_gradients, OWN);
   ARRAYS_END
   Head head(heads, seq);
-  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + 16 * warp;
+  int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + M::EDGE * warp;
   int end = minimum(seq, block_first + SIDE);
   Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
-  Pipeline<OTHERS, Pair<OTHERS>> pipeline(pair, 0, end);
+  Pipeline<OTHERS, prefetch(2, 1), Pair<OTHERS>> pipeline(pair, 0, end);
   Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, warp, own_gradients);
   M::Acc dq[CHUNKS] = {};
@@ -344,21 +361,25 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
     NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
       if (start + t > last_of_strip(first)) break;
       // S = Q Kᵀ and dP = dO Vᵀ
-      M::Acc p[STEP / 16], dp[STEP / 16];
+      M::Acc p[STEP / M::EDGE], dp[STEP / M::EDGE];
       key_slice.template multiply_transposed<STEP>(p, q, t);
       value_slice.template multiply_transposed<STEP>(dp, gradient, t);
       products_done<1>(p);
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
-      UNROLL for (int i = 0; i < STEP / 16; i++) {
+      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
+#if LAYOUT > LAYOUT_MMA
+        exponentials<M>(p[i], exponent, shift[0]);
+#else
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
+#endif
       }
       // dS = P (f dP - delta), in place of dP; then dQ += dS K
       products_done(dp);
-      UNROLL for (int i = 0; i < STEP / 16; i++) {
+      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int s = M::slot(e);
 #if DROPOUT
-          dp[i].v[e] = dropout.keeps(hash[s], start + t + 16 * i, M::column(e)) ? dp[i].v[e] * keep_scale : 0;
+          dp[i].v[e] = dropout.keeps(hash[s], start + t + M::EDGE * i, M::column(e)) ? dp[i].v[e] * keep_scale : 0;
 #endif
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - row_delta[s]);
         }
@@ -373,7 +394,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
 }
 
 // Slices of queries and of the gradients of their outputs, with lse, delta and dropout's hash of each query. Rows after
-// the last are zeros, and add nothing.
+// the last add nothing: they are zeros or, if they were fetched, have an infinite lse, so their probabilities are 0.
 struct Queries : Pair<OTHERS> {
   Shared<float> lse, delta;  // STAGES x OTHERS
   const float *lse_from, *delta_from;
@@ -403,13 +424,13 @@ struct Queries : Pair<OTHERS> {
   DEVICE void fetch(Fetched& fetched, int start) const {
     Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
-    bool inside = thread_id() < OTHERS && query < seq;
-    fetched.lse = inside ? lse_from[query] : 0;
+    bool inside = query < seq;
+    fetched.lse = inside ? lse_from[query] : infinity();
     fetched.delta = inside ? delta_from[query] : 0;
   }
   DEVICE void put(const Fetched& fetched, int start) const {
     Pair<OTHERS>::put(fetched, start);
-    int i = thread_id();
+    int i = opaque(thread_id());  // else registers would hold the places of lse and delta
     if (i < OTHERS) {
       lse[i] = fetched.lse;
       delta[i] = fetched.delta;
@@ -425,6 +446,7 @@ struct Queries : Pair<OTHERS> {
 KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
     const T* dout, const T* qkv, const float* lse, const float* delta, T* dqkv, int heads, int seq, const uint32* key,
     uint32 site, uint32 threshold, float keep_scale) {
+  if (M::EDGE == 32 && HEAD_DIM > 64) return;  // the host takes the smaller tile: registers have no room for two sums
   ARRAYS
   ARRAY(T, queries, STAGES * Queries::Operand::SIZE);
   ARRAY(T, gradients, STAGES * Queries::Operand::SIZE);
@@ -437,7 +459,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
 #endif
   ARRAYS_END
   Head head(heads, seq);
-  int warp = uniform(warp_id()), block_first = head.in_order(), first = block_first + 16 * warp;
+  int warp = uniform(warp_id()), block_first = head.in_order(), first = block_first + M::EDGE * warp;
   Pair<OTHERS> pair{queries, gradients, head.in_qkv(qkv, QUERY), head.in_out(dout), seq};
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
@@ -446,7 +468,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
 #else
   Queries source{pair, query_lse, query_delta, lse + head.scalar(0), delta + head.scalar(0)};
 #endif
-  Pipeline<OTHERS, Queries> pipeline(source, block_first, seq);
+  Pipeline<OTHERS, prefetch(2, 2), Queries> pipeline(source, block_first, seq);
   Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, warp, own_keys);
   Slab<hold(2, 2)> v(head.in_qkv(qkv, VALUE), first, seq, warp, own_values);
   M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
@@ -458,23 +480,23 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
     NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
       if (start + t + STEP - 1 < first_of_strip(first)) continue;
       // Sᵀ = K Qᵀ and dPᵀ = V dOᵀ
-      M::Acc p[STEP / 16], dp[STEP / 16];
+      M::Acc p[STEP / M::EDGE], dp[STEP / M::EDGE];
       query_slice.template multiply_transposed<STEP>(p, k, t);
       gradient_slice.template multiply_transposed<STEP>(dp, v, t);
       products_done<1>(p);
-      if (start + t < first + 15) mask<true>(p, first, start + t);
+      if (start + t < first + M::EDGE - 1) mask<true>(p, first, start + t);
       // Pᵀ, and dV += (f Pᵀ / scale) dO. A probability that is dropped becomes negative.
-      UNROLL for (int i = 0; i < STEP / 16; i++) {
+      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          int query = stage * OTHERS + t + 16 * i + M::column(e);
+          int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
           p[i].v[e] = exp2_fast(p[i].v[e] * exponent - query_lse[query] * LOG2E);
         }
       }
 #if DROPOUT
-      M::Acc kept[STEP / 16];
-      UNROLL for (int i = 0; i < STEP / 16; i++) {
+      M::Acc kept[STEP / M::EDGE];
+      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          int query = stage * OTHERS + t + 16 * i + M::column(e);
+          int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
           bool keeps = dropout.keeps(query_hash[query], first, M::row(e));
           kept[i].v[e] = keeps ? p[i].v[e] : 0;
           p[i].v[e] = keeps ? p[i].v[e] : -p[i].v[e];
@@ -486,9 +508,9 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
 #endif
       // dSᵀ = Pᵀ (f dPᵀ - delta), in place of dPᵀ, and dK += dSᵀ Q
       products_done<1>(dp);
-      UNROLL for (int i = 0; i < STEP / 16; i++) {
+      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          int query = stage * OTHERS + t + 16 * i + M::column(e);
+          int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
 #if DROPOUT
           dp[i].v[e] = p[i].v[e] < 0 ? 0 : dp[i].v[e] * keep_scale;
           p[i].v[e] = absolute(p[i].v[e]);

@@ -213,24 +213,43 @@ DEVICE uint32 permute_bytes(uint32 high, uint32 low, uint32 selector) {
   return result;
 #endif
 }
-// The upper half of the result is v as bf16, rounded to nearest even, unless v is a NaN with bits in its lower half.
-// NaNs that come from bf16 numbers or from arithmetic have none there.
-DEVICE uint32 rounded_high_half(float v) {
-  uint32 u = bits_of(v);
-  return u + 0x7fffu + (u >> 16 & 1u);
-}
 // A float as bf16, rounded to nearest even. NaNs become 0x7fff, as NVIDIA's own conversions make them. AMD's compilers
 // need four instructions for it, and a half to join two results in a word.
-DEVICE uint32 rounded_bits(float v) { return (v == v ? rounded_high_half(v) : 0x7fff0000u) >> 16; }
+DEVICE uint32 rounded_bits(float v) {
+  uint32 u = bits_of(v);
+  return (v == v ? u + 0x7fffu + (u >> 16 & 1u) : 0x7fff0000u) >> 16;
+}
+#if !defined(ON_CUDA)
+typedef float Float2 __attribute__((vector_size(8)));  // CDNA has instructions for two floats
+DEVICE Float2 fma(Float2 a, Float2 b, Float2 c) {
+#if __has_builtin(__builtin_elementwise_fma)
+  return __builtin_elementwise_fma(a, b, c);
+#else
+  return Float2{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1])};
+#endif
+}
+// Both numbers rounded to bf16, to nearest even, if they are smaller than 2^112 and no denormals; larger ones may become
+// infinite or NaN. Let g be the distance of bf16 numbers near v, so v has 16 bits below g. The product v (2^16 - 1) has
+// g as its last bit, and is rounded to a multiple of g, to nearest even. v 2^16 is a multiple of g, too, and an even one
+// if v lies halfway between two bf16 numbers. Hence the difference of both is the multiple of g that is nearest to v, and
+// the even one if v lies halfway.
+DEVICE Float2 rounded(Float2 v) { return fma(v, Float2{65536, 65536}, v * -65535.0f); }
+#endif
 // Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
-// probabilities, where the test for NaN of rounded_bits would cost as much as a quarter of a kernel on RDNA 3.
+// probabilities and their gradients, where rounded_bits would cost as much as a quarter of a kernel.
 DEVICE uint32 pack(float low, float high) {
 #if defined(ON_CUDA) && LAYOUT
   uint32 word;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
   return word;
+#elif defined(ON_CUDA)
+  return rounded_bits(low) | rounded_bits(high) << 16;
+#elif defined(__gfx950__)
+  typedef __bf16 Pair __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(uint32, Pair{(__bf16)low, (__bf16)high});  // v_cvt_pk_bf16_f32
 #else
-  return permute_bytes(rounded_high_half(high), rounded_high_half(low), 0x07060302u);  // the two upper halves
+  Float2 v = rounded(Float2{low, high});
+  return permute_bytes(bits_of(v[1]), bits_of(v[0]), 0x07060302u);  // the two upper halves
 #endif
 }
 DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits << 16; }
@@ -358,18 +377,18 @@ DEVICE void copy_float(Shared<float> to, const float* from, bool inside) { to[0]
 DEVICE void copies_done() {}
 #endif
 
-// 16 rows and 16 columns of a matrix in global memory, read as if rows were 16 apart: Tile's load_a takes it, with a
-// stride of 16, to load an operand without shared memory. Rows after `last` repeat row `last`; columns from `columns`
+// EDGE rows and columns of a matrix in global memory, read as if rows were EDGE apart: Tile's load_a takes it, with a
+// stride of EDGE, to load an operand without shared memory. Rows after `last` repeat row `last`; columns from `columns`
 // on are 0.
-template <class T, bool EVEN> struct Window {  // EVEN: rows start at even elements, so that words can be read
+template <class T, bool EVEN, int EDGE = 16> struct Window {  // EVEN: rows start at even elements, so that words can be read
   const T* p;
   index_t stride;
   int first, last, columns;
 
-  DEVICE const T* at(int i) const { return p + minimum(first + i / 16, last) * stride + i % 16; }
-  DEVICE T operator[](int i) const { return i % 16 < columns ? *at(i) : T{}; }
+  DEVICE const T* at(int i) const { return p + minimum(first + i / EDGE, last) * stride + i % EDGE; }
+  DEVICE T operator[](int i) const { return i % EDGE < columns ? *at(i) : T{}; }
   DEVICE uint32 word(int i) const {
-    if constexpr (EVEN) return i % 16 < columns ? *(const uint32*)at(i) : 0;
+    if constexpr (EVEN) return i % EDGE < columns ? *(const uint32*)at(i) : 0;
     else return pack((*this)[i], (*this)[i + 1]);
   }
 };

@@ -26,7 +26,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   typedef Tile<Matrix> M;
   typedef typename M::Element T;
   static constexpr bool WIDE = HOPPER && sizeof(T) == 2;
-  static constexpr int STRIP = WIDE ? 64 : 16, CHUNKS = COLUMNS / 16;
+  static constexpr int EDGE = M::EDGE, STRIP = WIDE ? 64 : EDGE, CHUNKS = COLUMNS / EDGE;
   static constexpr bool FLOATS = LAYOUT == LAYOUT_MMA && sizeof(T) == 4;  // tf32 or tf32x3
   static constexpr bool GROUPED = FLOATS || (LAYOUT > LAYOUT_MMA && sizeof(T) == 2);  // a lane's B has several rows
   static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
@@ -85,17 +85,21 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
-  // writes them to the slice. In between the thread does other work.
+  // writes them to the slice. In between the thread does other work. Rows from `rows` on become row `first`, because
+  // zeros would cost more instructions.
   template <int THREADS> struct Fetched {
     static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, COUNT = (ROWS * GROUPS + THREADS - 1) / THREADS;
     Vector<T> v[COUNT];
   };
   template <int THREADS>
   DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
+    const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
     UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
       int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      fetched.v[k] = {};
-      if (first + r < rows && c < columns) fetched.v[k] = *(const Vector<T>*)(from.p + (first + r) * from.stride + c);
+      bool inside = columns == COLUMNS || c < columns;
+      uint32 column = inside ? c * sizeof(T) : 0, row = r * (uint32)(from.stride * sizeof(T));
+      fetched.v[k] = *(const Vector<T>*)(start + (first + r < rows ? row + column : column));
+      if (!inside) fetched.v[k] = {};
     }
   }
   template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
@@ -149,13 +153,14 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
 
   // Begins acc = A Bᵀ: A is the strip whose columns 16 i to 16 i + 15 are a[i], B the N rows from `first` on.
   template <int N, class Strip>
-  DEVICE void multiply_transposed(typename M::Acc (&acc)[N / 16], const Strip& a, int first) const {
+  DEVICE void multiply_transposed(typename M::Acc (&acc)[N / EDGE], const Strip& a, int first) const {
     if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once
-      UNROLL for (int t = 0; t < N / 16; t++) acc[t] = {};
+      UNROLL for (int t = 0; t < N / EDGE; t++) acc[t] = {};
       UNROLL for (int i = 0; i < CHUNKS; i++) {
         typename M::A chunk = a[i];
-        UNROLL for (int t = 0; t < N / 16; t++) {
-          M::multiply_add(acc[t], chunk, M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
+        UNROLL for (int t = 0; t < N / EDGE; t++) {
+          auto operand = M::load_b_transposed(p + ((first + EDGE * t) * STRIDE + EDGE * i), STRIDE);
+          M::multiply_add(acc[t], chunk, operand);
         }
       }
       return;
@@ -169,10 +174,10 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       return;
     }
 #endif
-    UNROLL for (int t = 0; t < N / 16; t++) {
+    UNROLL for (int t = 0; t < N / EDGE; t++) {
       acc[t] = {};
       UNROLL for (int i = 0; i < CHUNKS; i++) {
-        M::multiply_add(acc[t], a[i], M::load_b_transposed(p + ((first + 16 * t) * STRIDE + 16 * i), STRIDE));
+        M::multiply_add(acc[t], a[i], M::load_b_transposed(p + ((first + EDGE * t) * STRIDE + EDGE * i), STRIDE));
         in_order(acc[t]);
       }
     }
@@ -180,7 +185,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
 
   // Begins acc += A B: A is the strip in `left`, the sums of an earlier product, B the N rows from `first` on.
   template <int N>
-  DEVICE void add_product(typename M::Acc (&acc)[CHUNKS], const typename M::Acc (&left)[N / 16], int first) const {
+  DEVICE void add_product(typename M::Acc (&acc)[CHUNKS], const typename M::Acc (&left)[N / EDGE], int first) const {
 #if HOPPER
     if constexpr (WIDE) {
       typename M::A a[N / 16];
@@ -191,7 +196,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       return;
     }
 #endif
-    UNROLL for (int t = 0; t < N / 16; t++) add_groups(acc, M::to_a(left[t]), first + 16 * t);
+    UNROLL for (int t = 0; t < N / EDGE; t++) add_groups(acc, M::to_a(left[t]), first + EDGE * t);
   }
 
   // The column of the product that is column c of tile i of `add_product`'s sums. If a lane needs elements of several
@@ -201,18 +206,19 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   static DEVICE constexpr int sum_column(int i, int c) {
     int from = 0;
     while (i >= from + group(from)) from += group(from);
-    return 16 * from + c * group(from) + i - from;
+    return EDGE * from + c * group(from) + i - from;
   }
   // The tiles of the group that begins with tile `from`
   static DEVICE constexpr int group(int from) {
     int left = CHUNKS - from;
     return left >= 4 && at_once() == 4 ? 4 : left >= 2 && at_once() >= 2 ? 2 : 1;
   }
-  // Operands that registers have room for. RDNA 3 has each value of an operand in two lanes, and so has registers for
-  // two operands of small heads, and for one of large ones.
+  // Operands that registers have room for. RDNA 3 has each value of an operand in two lanes, and so takes half as many,
+  // and heads of more than 64 take half as many on RDNA.
   static DEVICE constexpr int at_once() {
     if constexpr (FLOATS) return M::AT_ONCE;
-    else return !GROUPED || (LAYOUT == LAYOUT_WMMA11 && CHUNKS > 4) ? 1 : LAYOUT == LAYOUT_WMMA11 ? 2 : 4;
+    else if constexpr (!GROUPED) return 1;
+    else return LAYOUT == LAYOUT_MFMA ? 4 : (LAYOUT == LAYOUT_WMMA11 ? 2 : 4) / (CHUNKS > 4 ? 2 : 1);
   }
 
   // If FLOATS: a warp writes `add_product`'s sums, from tile FROM on, to the rows of `to` from `first` on. Rows from
@@ -233,11 +239,11 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
  private:
-  // acc += A B, where B are the 16 rows from `first` on
+  // acc += A B, where B are the EDGE rows from `first` on
   template <int FROM = 0>
   DEVICE void add_groups(typename M::Acc (&acc)[CHUNKS], const typename M::A& a, int first) const {
     constexpr int GROUP = group(FROM);
-    Shared<T> rows = p + (first * STRIDE + 16 * FROM);
+    Shared<T> rows = p + (first * STRIDE + EDGE * FROM);
     if constexpr (GROUP == 1 && !FLOATS) {
       M::multiply_add(acc[FROM], a, M::load_b(rows, STRIDE));
       in_order(acc[FROM]);
@@ -279,6 +285,21 @@ template <class M, int N> DEVICE float row_max(const typename M::Acc (&tiles)[N]
   }
   return M::row_max(largest);
 }
+
+#if LAYOUT > LAYOUT_MMA
+// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Returns their sum in
+// this lane. It takes two elements at a time, because CDNA has instructions for them.
+template <class M> DEVICE float exponentials(typename M::Acc& tile, float exponent, float shift) {
+  Float2 sum = {};
+  UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
+    Float2 v = fma(Float2{tile.v[e], tile.v[e + 1]}, Float2{exponent, exponent}, Float2{-shift, -shift});
+    v = Float2{exp2_fast(v[0]), exp2_fast(v[1])};
+    tile.v[e] = v[0], tile.v[e + 1] = v[1];
+    sum += v;
+  }
+  return sum[0] + sum[1];
+}
+#endif
 
 // Each row times its factor
 template <class M, int N> DEVICE void scale_rows(typename M::Acc (&tiles)[N], const float (&factors)[M::SLOTS]) {

@@ -1,14 +1,16 @@
-// A product of 16 x 16 matrices by one warp, on the matrix unit of each GPU: where each lane's values stand, how they
-// are loaded, and how they are multiplied. slice.h makes larger products of it.
+// A product of small square matrices by one warp, on the matrix unit of each GPU: where each lane's values stand, how
+// they are loaded, and how they are multiplied. slice.h makes larger products of it.
 #include "common.h"
 
 namespace gpt {
 
 // ---- the tile -------------------------------------------------------------------------------------------------------
 
-// Tile<T> is a product of 16 x 16 matrices by one warp, accumulated in float32: C += A B. T is bf16 (on every matrix
-// unit), tf32 or tf32x3 (on NVIDIA's, with only the members that attention needs) or float (everywhere). Its members:
+// Tile<T> is a product of square matrices by one warp, accumulated in float32: C += A B. T is bf16 (on every matrix
+// unit), wide_bf16 (on CDNA's), tf32 or tf32x3 (on NVIDIA's) or float (everywhere). The matrices are 16 x 16; those of
+// wide_bf16 are 32 x 32. wide_bf16, tf32 and tf32x3 have only the members that attention needs. The members are:
 //   Element                         the type of the matrices in memory
+//   EDGE                            the rows and the columns of each matrix
 //   A, B, Acc                       a lane's part of each matrix
 //   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
 //   load_b(p, stride)               B(k, n) = p[k * stride + n]; load_b_transposed: B(k, n) = p[n * stride + k]
@@ -23,8 +25,9 @@ namespace gpt {
 // 3, 10 and 11. On AMD the instruction gets A and B swapped, so that a lane accumulates elements of a single row, as in
 // its A.
 template <class T> struct Tile;
-struct tf32 {};    // float32 in memory; products take 10 bits of its mantissas
-struct tf32x3 {};  // float32 in memory; products take almost all bits, by three products of tf32
+struct tf32 {};       // float32 in memory; products take 10 bits of its mantissas
+struct tf32x3 {};     // float32 in memory; products take almost all bits, by three products of tf32
+struct wide_bf16 {};  // bf16 in memory
 
 DEVICE int lane_low() { return lane_id() % 16; }
 DEVICE int lane_high() { return lane_id() / 16; }
@@ -33,6 +36,7 @@ DEVICE int lane_high() { return lane_id() / 16; }
 // The places of a lane's values: a place that depends on the lane, plus constant steps, which become offsets of
 // addresses. A word is two bf16 of neighboring k.
 struct Bf16Layout {
+  static constexpr int EDGE = 16;
 #if LAYOUT == LAYOUT_MMA
   static constexpr int WORDS = 4, ELEMENTS = 8, SLOTS = 2;
   static DEVICE int lane_row() { return lane_id() / 4; }
@@ -91,7 +95,36 @@ struct Bf16Layout {
     return v;
   }
 #endif
+  // The k of a lane's words of B, and their steps, in `load_b` and `to_a`
+  static DEVICE int lane_sum_k() { return lane_k(); }
+  static DEVICE constexpr int sum_k_step(int j) { return b_k_step(j); }
 };
+
+#if LAYOUT == LAYOUT_MFMA
+// CDNA's product of 32 x 32 matrices: an operand that a lane reads serves twice as many products as one of 16 x 16. Two
+// lanes share a row. Of an accumulator's row, lane 0 has columns 0 to 3, 8 to 11, 16 to 19 and 24 to 27, and lane 32
+// has the others. `to_a` and `load_b` take k in this order, `load_a` and `load_b_transposed` take 16 neighbors in each
+// lane. Both orders are right, because a product's operands have the same.
+struct WideLayout {
+  static constexpr int EDGE = 32, WORDS = 8, ELEMENTS = 16, SLOTS = 1;
+  static DEVICE int lane_row() { return lane_id() % 32; }
+  static DEVICE int lane_half() { return lane_id() / 32; }
+  static DEVICE int lane_k() { return 16 * lane_half(); }
+  static DEVICE constexpr int b_column_step(int) { return 0; }
+  static DEVICE int lane_sum_k() { return 4 * lane_half(); }
+  static DEVICE constexpr int sum_k_step(int j) { return 8 * (j / 2) + 2 * (j % 2); }
+  static DEVICE int slot(int) { return 0; }
+  static DEVICE int slot_row(int) { return lane_row(); }
+  static DEVICE int row(int) { return lane_row(); }
+  static DEVICE int column(int i) { return 4 * lane_half() + 8 * (i / 4) + i % 4; }
+  static DEVICE int a_row(int) { return lane_row(); }
+  static DEVICE int a_k(int j) { return lane_k() + 2 * j; }
+  static DEVICE int b_column(int) { return lane_row(); }
+  static DEVICE int b_k(int j) { return lane_k() + 2 * j; }
+  static DEVICE float row_sum(float v) { return v + shuffle_xor(v, 32); }
+  static DEVICE float row_max(float v) { return maximum(v, shuffle_xor(v, 32)); }
+};
+#endif
 
 // N words of two bf16 each, which a thread reads or writes in shared memory at once, at a multiple of their size
 template <int N> struct alignas(4 * N) Words {
@@ -121,8 +154,11 @@ template <bool HIGH> DEVICE uint32 halves(uint32 first, uint32 second) {
 #endif
 }
 
-template <> struct Tile<bf16> : Bf16Layout {
+template <class Layout> struct Bf16Tile : Layout {
   typedef bf16 Element;
+  static constexpr int EDGE = Layout::EDGE, WORDS = Layout::WORDS, ELEMENTS = Layout::ELEMENTS;
+  using Layout::a_k, Layout::a_row, Layout::b_column_step, Layout::lane_k, Layout::lane_row, Layout::lane_sum_k;
+  using Layout::sum_k_step;
   struct A {
     uint32 w[WORDS];
   };
@@ -133,7 +169,7 @@ template <> struct Tile<bf16> : Bf16Layout {
     float v[ELEMENTS];
   };
 
-  template <bool EVEN> static DEVICE A load_a(Window<bf16, EVEN> p, int stride) {
+  template <bool EVEN> static DEVICE A load_a(Window<bf16, EVEN, EDGE> p, int stride) {
     A a;
     UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(a_row(j) * stride + a_k(j));
     return a;
@@ -183,7 +219,7 @@ template <> struct Tile<bf16> : Bf16Layout {
     A a;
     p = p + (lane_row() * stride + lane_k());
 #if LAYOUT == LAYOUT_MMA
-    UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(a_row_step(j) * stride + a_k_step(j));
+    UNROLL for (int j = 0; j < WORDS; j++) a.w[j] = p.word(Layout::a_row_step(j) * stride + Layout::a_k_step(j));
 #else
     read_neighbors(a.w, p);
 #endif
@@ -193,16 +229,16 @@ template <> struct Tile<bf16> : Bf16Layout {
     A a;
     p = p + (lane_k() * stride + lane_row());
     UNROLL for (int j = 0; j < WORDS; j++) {
-      int at = a_k_step(j) * stride + a_row_step(j);
+      int at = Layout::a_k_step(j) * stride + Layout::a_row_step(j);
       a.w[j] = pack(p[at], p[at + stride]);
     }
     return a;
   }
   static DEVICE B load_b(Shared<bf16> p, int stride) {
     B b;
-    p = p + (lane_k() * stride + lane_row());
+    p = p + (lane_sum_k() * stride + lane_row());
     UNROLL for (int j = 0; j < WORDS; j++) {
-      int at = b_k_step(j) * stride + b_column_step(j);
+      int at = sum_k_step(j) * stride + b_column_step(j);
       b.w[j] = pack(p[at], p[at + stride]);
     }
     return b;
@@ -216,10 +252,10 @@ template <> struct Tile<bf16> : Bf16Layout {
   }
   // The operands of GROUP products: column c of operand t is column GROUP c + t. So a lane reads neighbors in each row.
   template <int GROUP> static DEVICE void load_b_group(B (&b)[GROUP], Shared<bf16> p, int stride) {
-    p = p + (lane_k() * stride + GROUP * lane_row());
+    p = p + (lane_sum_k() * stride + GROUP * lane_row());
     UNROLL for (int j = 0; j < WORDS; j++) {
-      auto row = Words<GROUP / 2>::load(p + b_k_step(j) * stride);
-      auto next = Words<GROUP / 2>::load(p + (b_k_step(j) + 1) * stride);
+      auto row = Words<GROUP / 2>::load(p + sum_k_step(j) * stride);
+      auto next = Words<GROUP / 2>::load(p + (sum_k_step(j) + 1) * stride);
       UNROLL for (int t = 0; t < GROUP / 2; t++) {
         b[2 * t].w[j] = halves<false>(row.w[t], next.w[t]);
         b[2 * t + 1].w[j] = halves<true>(row.w[t], next.w[t]);
@@ -230,28 +266,49 @@ template <> struct Tile<bf16> : Bf16Layout {
     B b;
     p = p + (lane_row() * stride + lane_k());
 #if LAYOUT == LAYOUT_MMA
-    UNROLL for (int j = 0; j < WORDS; j++) b.w[j] = p.word(b_column_step(j) * stride + b_k_step(j));
+    UNROLL for (int j = 0; j < WORDS; j++) b.w[j] = p.word(b_column_step(j) * stride + Layout::b_k_step(j));
 #else
     read_neighbors(b.w, p);
 #endif
     return b;
   }
 #if defined(EXECUTOR)
-  static void multiply_add(Acc& c, A a, B b) { executor::multiply_add<Bf16Layout>(c.v, a.w, b.w); }
+  static void multiply_add(Acc& c, A a, B b) { executor::multiply_add<Layout>(c.v, a.w, b.w); }
 #else
-  typedef short Shorts __attribute__((ext_vector_type(2 * WORDS)));
   typedef float Elements __attribute__((ext_vector_type(ELEMENTS)));
   static DEVICE void multiply_add(Acc& c, A a, B b) {
-    Shorts x = __builtin_bit_cast(Shorts, a), y = __builtin_bit_cast(Shorts, b);
     Elements z = __builtin_bit_cast(Elements, c);
-#if LAYOUT == LAYOUT_MFMA
-    z = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(y, x, z, 0, 0, 0);
+    UNROLL for (int j = 0; j < WORDS; j += AT_ONCE) {
+      auto x = part(a.w + j), y = part(b.w + j);
+#if defined(__gfx950__)
+      typedef __bf16 Eight __attribute__((ext_vector_type(8)));
+      if constexpr (EDGE == 32) {
+        z = __builtin_amdgcn_mfma_f32_32x32x16_bf16(
+            __builtin_bit_cast(Eight, y), __builtin_bit_cast(Eight, x), z, 0, 0, 0);
+      } else z = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(y, x, z, 0, 0, 0);
+#elif LAYOUT == LAYOUT_MFMA
+      if constexpr (EDGE == 32) z = __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(y, x, z, 0, 0, 0);
+      else z = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(y, x, z, 0, 0, 0);
 #elif LAYOUT == LAYOUT_WMMA11
-    z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(y, x, z);
+      z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(y, x, z);
 #else
-    z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(y, x, z);
+      z = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(y, x, z);
 #endif
+    }
     c = __builtin_bit_cast(Acc, z);
+  }
+
+  // The words that an instruction takes. CDNA 4 (gfx950) has one for twice as many, at twice the rate.
+#if defined(__gfx950__)
+  static constexpr int AT_ONCE = EDGE == 32 ? 4 : 2;
+#else
+  static constexpr int AT_ONCE = LAYOUT == LAYOUT_MFMA ? 2 : WORDS;
+#endif
+  typedef short Part __attribute__((ext_vector_type(2 * AT_ONCE)));
+  static DEVICE Part part(const uint32* w) {
+    Words<AT_ONCE> words;
+    UNROLL for (int i = 0; i < AT_ONCE; i++) words.w[i] = w[i];
+    return __builtin_bit_cast(Part, words);
   }
 #endif
 #endif
@@ -286,6 +343,10 @@ template <> struct Tile<bf16> : Bf16Layout {
     }
   }
 };
+template <> struct Tile<bf16> : Bf16Tile<Bf16Layout> {};
+#if LAYOUT == LAYOUT_MFMA
+template <> struct Tile<wide_bf16> : Bf16Tile<WideLayout> {};
+#endif
 #endif  // LAYOUT
 
 #if LAYOUT == LAYOUT_MMA
@@ -440,7 +501,7 @@ template <> struct Tile<tf32x3> : FloatTile {
 // at once.
 template <> struct Tile<float> {
   typedef float Element;
-  static constexpr int ELEMENTS = 256 / WARP, SLOTS = 1;
+  static constexpr int EDGE = 16, ELEMENTS = 256 / WARP, SLOTS = 1;
   struct A {
     float v[16];
   };

@@ -41,8 +41,17 @@ FILE_DEFINES = {
 # softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
 # stay in a multiprocessor's cache (measured on an H100)
 LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-ATTENTION_SIDE = 64  # rows of a block of attention.hip
+ATTENTION_SIDE = 64  # rows of a block of attention.hip whose warps have 16 each
 WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
+
+
+def attention_edge(name: str, head_dim: int, is_cdna: bool) -> int:
+    """Rows of a warp of a kernel of attention.hip in bf16, which are the rows of its tiles.
+
+    On CDNA an operand of 32 rows serves twice as many products, but the two sums of attention_backward_keys have too
+    many registers then, if heads are large.
+    """
+    return 32 if is_cdna and (name != "attention_backward_keys" or head_dim <= 64) else 16
 
 
 class AttentionBlock(NamedTuple):
@@ -73,7 +82,7 @@ def attention_block(
         side = ATTENTION_SIDE
         row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= 64 else 16
     else:
-        return AttentionBlock(ATTENTION_SIDE)
+        return AttentionBlock(2 * ATTENTION_SIDE if matrix == "wide_bf16" else ATTENTION_SIDE)
     while (size := _attention_bytes(name, side, rows, row_bytes, dropout)) > most_shared_bytes:
         side -= 16
     return AttentionBlock(side, rows, size)

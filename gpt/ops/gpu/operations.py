@@ -35,6 +35,7 @@ from gpt.ops.gpu.launch import (
     THREADS,
     Kernels,
     attention_block,
+    attention_edge,
     matvec_block,
     skinny_block,
 )  # fmt: skip
@@ -474,8 +475,11 @@ class GpuOps(Operations):
         """Run a kernel of attention.hip on [batch, heads, seq]."""
         batch, heads, seq = shape
         matrix, wgmma = self.attention_type, self.device.has_wgmma and self.low_precision
+        edge = attention_edge(name, head_dim, is_cdna=self.low_precision and self.device.warp == 64)
+        if edge == 32:
+            matrix = "wide_bf16"
         block = attention_block(name, head_dim, matrix, bool(dropout), wgmma, shared_bytes(self.device.target))
-        side, threads = block.side, block.side // 16 * self.device.warp
+        side, threads = block.side, block.side // edge * self.device.warp
         kernel = self._kernel(
             "attention.hip", name, block.shared_bytes, MATRIX=matrix, HEAD_DIM=head_dim, DROPOUT=int(bool(dropout)),
             SIDE=side, THREADS=threads, WGMMA=int(wgmma), OWN_SHARED=int(block.shared_bytes > 0), SLICE=block.slice,

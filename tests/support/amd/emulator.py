@@ -8,6 +8,7 @@ that it cannot run.
 """
 
 import ctypes
+import inspect
 import math
 import os
 import re
@@ -40,6 +41,7 @@ ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")
 # The mask of the bits that identify an instruction, and their value on gfx942 for the same one or the fused one.
 GFX942_NUMBERS = {
     "v_mfma_f32_16x16x16bf16_1k": (0xFFFF0000, 0xD3E10000),
+    "v_mfma_f32_32x32x8bf16_1k": (0xFFFF0000, 0xD3E00000),
     "v_mad_f32": (0x3FF << 16, 0x1CB << 16),  # v_fma_f32
     "v_mac_f32_e32": (0x3F << 25, 0x3B << 25),  # v_fmac_f32
 }
@@ -252,6 +254,12 @@ def _mend(emu: Any) -> None:
         bits = {name: max(32, size) for name, size in instruction.canonical_op_bits.items()}
         vars(instruction)["canonical_op_bits"] = bits
         return compile_it(instruction, context)
+
+    # Element i of a lane's sums of a 32 x 32 product on CDNA is in row 8 (i / 4) + 4 (lane / 32) + i % 4, as AMD's
+    # matrix instruction calculator says. The emulator has it in row 16 (lane / 32) + i.
+    translation = inspect.getsource(emu._compile_mfma)
+    row = "c_grp * UOp.const({}, dtypes.int) + UOp.const((out_reg // 4) * {}"
+    exec(translation.replace(row.format(16, 4), row.format(4, 8)), vars(emu))
 
     matrix_product = emu._compile_wmma
 

@@ -34,7 +34,7 @@ float shuffle(float v, int lane);
 
 // The operands of a warp's next product. The lanes fill them together, and then wait for each other.
 struct Operands {
-  float a[16][16], b[16][16];
+  float a[32][32], b[32][32];
 };
 Operands& operands();
 void wait_for_operands();
@@ -70,11 +70,11 @@ template <class Layout> void add_products(float* c, const Operands& all) {
   wait_for_operands();
   for (int i = 0; i < Layout::ELEMENTS; i++) {
     int row = Layout::row(i), column = Layout::column(i);
-    for (int k = 0; k < 16; k++) c[i] += all.a[row][k] * all.b[k][column];
+    for (int k = 0; k < Layout::EDGE; k++) c[i] += all.a[row][k] * all.b[k][column];
   }
 }
 
-// c += a b for matrices of 16 x 16. Each lane has the parts that Layout gives it.
+// c += a b for square matrices. Each lane has the parts that Layout gives it.
 template <class Layout> void multiply_add(float* c, const uint32_t* a, const uint32_t* b) {
   Operands& all = operands();
   for (int j = 0; j < Layout::WORDS; j++) {

@@ -49,6 +49,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("kernel", nargs="*", help="kernels to estimate, such as attention; all by default")
     parser.add_argument("--target", nargs="+", choices=CHIPS, default=list(CHIPS), help="GPUs; all by default")
     parser.add_argument("--head-dim", type=int, default=64, help="size of each of the 12 heads, 64 by default")
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 1,024 tokens in a step, 8 by default")
     parser.add_argument("--dropout", type=float, default=0, help="probability of dropout, 0 by default")
     parser.add_argument("--steps", action="store_true", help="print whole training steps instead of kernels")
     return parser.parse_args()
@@ -62,7 +63,7 @@ def _launches(options: argparse.Namespace, target: str) -> list[Launch]:
         dropout=options.dropout,
     )  # fmt: skip
     largest: dict[tuple[object, ...], Launch] = {}
-    for launch in (*training_step(target, config, 8), *written_token(target, config)):
+    for launch in (*training_step(target, config, options.batch), *written_token(target, config)):
         key = launch.name, launch.instance
         if options.kernel and launch.name not in options.kernel:
             continue
