@@ -39,7 +39,7 @@ constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Other
 // Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
 // In float32 they are as many as Hopper's shared memory has room for.
 constexpr int FLOAT_BLOCKS = PADDED <= 64 ? 3 : 2;
-constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? 3 : 1;
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 // Bytes of a lane's registers for a warp's own rows (so many slabs of them) and its sums
