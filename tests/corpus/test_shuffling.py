@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gpt.corpus.shuffling
-import gpt.prepare
+import gpt.prepare.making
 from gpt.corpus.shuffling import shuffle_documents
 from tests.support.project import sha256
 
@@ -70,7 +70,7 @@ def test_a_kill_while_documents_are_shuffled_loses_nothing(records, monkeypatch)
     whole = records.prepare(**NAMED, shuffle_documents=4).tokens[:].tolist()
     records.run.tokens_path.unlink()
     if (child := os.fork()) == 0:
-        monkeypatch.setattr(gpt.prepare, "shuffle_documents", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(gpt.prepare.making, "shuffle_documents", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         records.prepare()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert records.prepare().tokens[:].tolist() == whole

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gpt import plan, trainer
+from gpt import trainer
 from gpt.batches import token_order
 from gpt.cli import main
 from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
@@ -26,6 +26,7 @@ from gpt.ops.gpu.device import CupyDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Affine
 from gpt.optim import Optimizer, stacks_here
+from gpt.plan import words
 from tests.conftest import last_of_each
 from tests.support.blas import AlignedNumpy, build
 from tests.support.executor import ExecutorDevice, compiler
@@ -408,4 +409,4 @@ def test_generating_prints_the_note_beside_the_text_and_names_the_option(run_on,
 def test_notes_about_the_gpus_of_other_ranks_are_printed_once():
     ranks = types.SimpleNamespace(gather=lambda notes: [notes, ["Note: a", "Note: b"], ["Note: b", "Note: c"]])
     ops = types.SimpleNamespace(notes=["Note: a"])
-    assert plan._notes_of_others(ops, ranks) == ["Note: b (on rank 1)", "Note: c (on rank 2)"]
+    assert words._notes_of_others(ops, ranks) == ["Note: b (on rank 1)", "Note: c (on rank 2)"]

@@ -1,4 +1,4 @@
-"""A working directory in which a text is prepared, for the tests of gpt/prepare.py."""
+"""A working directory in which a text is prepared, for the tests of gpt/prepare."""
 
 import hashlib
 import json

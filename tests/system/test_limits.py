@@ -23,6 +23,7 @@ from gpt.model import memory_bytes
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import COUNTERS, optimizer_bytes, optimizer_shapes
 from gpt.parameters import parameter_shapes
+from gpt.plan import space
 from gpt.run import Run
 from gpt.system import limits
 from gpt.system.console import size
@@ -283,16 +284,16 @@ class Lines(list):
     ],
 )
 def test_a_disk_too_small_for_the_kept_checkpoints_is_reported_at_the_start(saved, monkeypatch, free, said):
-    monkeypatch.setattr(plan, "free_disk", lambda path: free)
+    monkeypatch.setattr(space, "free_disk", lambda path: free)
     lines = Lines()
-    plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), lines)
+    space.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), lines)
     assert [line.split(" on the disk")[0] for line in lines] == said
 
 
 def test_a_disk_too_small_for_one_checkpoint_is_refused(saved, monkeypatch):
-    monkeypatch.setattr(plan, "free_disk", lambda path: 30_000)
+    monkeypatch.setattr(space, "free_disk", lambda path: 30_000)
     with pytest.raises(UserError, match="a checkpoint takes 47 KiB, but 29 KiB is free on the disk of .*--runs-dir"):
-        plan.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), Lines())
+        space.check_disk(plan.Plan(saved.run, MODEL, TrainConfig(), None, None, None), Lines())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from gpt import checkpoint, plan, pretrained
 from gpt.batches import Batches, token_order
 from gpt.cli import main
 from gpt.config import LORA, ModelConfig, TrainConfig
+from gpt.distributed.ranks import ALONE
 from gpt.errors import UserError
 from gpt.export import export, export_adapters
 from gpt.generate import load_model
@@ -22,6 +23,7 @@ from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import Optimizer
 from gpt.parameters import matrix_names
+from gpt.plan import space
 from gpt.run import Run
 from gpt.system.tensors import open_file
 from gpt.trainer import TrainStep
@@ -215,7 +217,7 @@ def test_774_million_parameters_are_tuned_on_8_gib(batch, recompute):
     """The weights alone take 4 times 2.9 GiB if all are trained."""
     ops = GpuOps(NotingDevice("gfx1100", 32, True), "bf16")
     needed = {
-        lora: plan._memory_needed(LARGE, TrainConfig(batch_size=batch, recompute=recompute, lora=lora), ops, plan.ALONE)
+        lora: space._memory_needed(LARGE, TrainConfig(batch_size=batch, recompute=recompute, lora=lora), ops, ALONE)
         for lora in (None, 16)
     }
     assert needed[16] < 8e9 < 14e9 < needed[None]

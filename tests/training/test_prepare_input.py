@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gpt.prepare
+import gpt.prepare.tokens
 from gpt import provenance
 from gpt.errors import UserError
 from gpt.prepare import adopt
@@ -43,7 +43,7 @@ def test_tokens_that_were_found_good_are_not_read_again(made, monkeypatch):
     made.run.tokens_info_path.write_text(json.dumps(info))
     made.prepare()
     assert "checked" in made.info()
-    monkeypatch.setattr(gpt.prepare, "_largest", None)
+    monkeypatch.setattr(gpt.prepare.tokens, "_largest", None)
     made.prepare()
 
 

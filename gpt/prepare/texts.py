@@ -1,0 +1,61 @@
+"""The texts that become tokens: those that the user names, else those of tokens.json, else the one of hipgpt."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gpt import provenance
+from gpt.config import DATA_PATH, DataConfig
+from gpt.corpus.sources import UTF_8, Texts, find, left_out_words
+from gpt.errors import UserError
+from gpt.provenance import Info, Report
+from gpt.run import Run
+from gpt.system.shipped import default_text
+
+
+def names_of(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
+    """What names the text: --data-path, else tokens.json, else the default text."""
+    if data.data_path:
+        names: Sequence[str] = data.data_path
+    elif info is not None:
+        names = provenance.paths_of(run, info)
+    elif run.has_weights:
+        raise UserError(
+            f"{run.tokens_info_path} is missing or damaged, so nothing says what text the run was trained on: "
+            "put it back, or name the text with --data-path"
+        )
+    else:
+        names = [default_text()]
+    if info is None and any(Path(name) == Path(DATA_PATH) for name in names) and not Path(DATA_PATH).exists():
+        raise UserError(
+            f"{DATA_PATH} does not exist: name a text with --data-path, get one with `hipgpt fetch shakespeare`, or "
+            "leave --data-path out for the text that comes with hipgpt"
+        )
+    return names
+
+
+def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Texts:
+    """The files of the texts that are to be encoded; how they are read is up to the flags, else to tokens.json."""
+    before = info.get("corpus", {}) if info else {}
+    held_out = {"corpus": info["held_out"]} if info and "held_out" in info else None
+    encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
+    train = find(names, encoding, field)
+    seed = data.shuffle_documents if data.shuffle_documents is not None else before.get("shuffle_documents")
+    if seed is not None and not train.sources.marks:
+        raise UserError(
+            f"--shuffle-documents is {seed}, but {train.sources.name} is one plain text: leave it out, or give several "
+            "files, a folder or JSON Lines"
+        )
+    val_names = data.val_path or (provenance.paths_of(run, held_out) if held_out else ())
+    held = find(val_names, encoding, field) if val_names else None
+    if left_out := [*train.left_out, *(held.left_out if held else ())]:
+        report(f"Note: {left_out_words(left_out)}")
+    if held and (
+        both := {os.path.abspath(file.path) for file in train.sources.files}.intersection(
+            os.path.abspath(file.path) for file in held.sources.files
+        )
+    ):
+        raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
+    sample = data.sample if data.sample is not None else info["tokenizer"].get("sample") if info else None
+    return Texts(replace(train.sources, seed=seed, sample=sample), held.sources if held else None)
