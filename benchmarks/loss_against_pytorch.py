@@ -94,7 +94,7 @@ def tokenized(text: str, preset: str | None) -> tuple[np.ndarray, int]:
         run = Run("peer", Path(folder))
         with run.lock():
             corpus = prepare(run, data=DataConfig((text,)), preset=preset, report=click.echo)
-        return np.array(corpus.tokens), corpus.tokenizer.vocab_size
+        return corpus.tokens[:], corpus.tokenizer.vocab_size
 
 
 if __name__ == "__main__":
