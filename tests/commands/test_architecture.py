@@ -1,6 +1,7 @@
 """The import rules: the table in docs/architecture.md, held against the program's import statements."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ LIBRARIES = {  # packages of one device, and the only modules that may import th
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, at its top or inside a function."""
     found = set()

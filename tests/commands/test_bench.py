@@ -79,7 +79,7 @@ def test_a_person_reads_the_same_and_no_file_is_written(hipgpt):
         (("--vocab-size", 0), "--vocab-size is 0"),
         (("--preset", "huge"), "huge"),
         (("--batch", 1_000_000_000), "memory"),
-        (("--layers", 10_000), "memory"),
+        (("--layers", 1000, "--dim", 16384), "memory"),
         (("--layers", 3_000_000), "--layers is 3000000, but must be at most 10000"),
         (("--device", "tpu"), "--device is tpu"),
         (("--precision", "bf16"), "--precision bf16 needs a GPU"),
