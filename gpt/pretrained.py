@@ -1,6 +1,6 @@
 """Trained models, whoever trained them: those of runs, and those in Hugging Face directories."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -33,16 +33,18 @@ class Pretrained(NamedTuple):
         config = replace(self.config, max_seq_len=positions)
         return self._replace(config=config, weights=_Cut(self.weights, positions))
 
-    def grown(self, vocab_size: int) -> "Pretrained":
-        """The same model with tokens behind its own, up to `vocab_size` of them.
+    def grown(self, texts: Sequence[str]) -> "Pretrained":
+        """The same model with tokens behind its own, whose texts these are.
 
-        The embedding of each new one is the mean of the others' (Hewitt 2021, "Initializing new word embeddings for
-        pretrained language models"): it then takes little of the probability of the tokens that the model knows.
+        The embedding of a new token is the mean of those of the pieces that its text had before. So tokens differ from
+        the start, also if only adapters learn. For example, that of <|user|> is the mean of those of "<", "|", "user",
+        "|" and ">".
         """
-        if vocab_size == self.config.vocab_size:
+        if not texts:
             return self
+        config = replace(self.config, vocab_size=self.config.vocab_size + len(texts))
         return self._replace(
-            config=replace(self.config, vocab_size=vocab_size), weights=Grown(self.weights, vocab_size)
+            config=config, weights=Grown(self.weights, [self.tokenizer.encode(text) for text in texts])
         )
 
 
@@ -63,17 +65,20 @@ class _Cut(Mapping[str, np.ndarray]):
 
 
 class Grown(Mapping[str, np.ndarray]):
-    """Weights whose embeddings of tokens [vocab_size, D] have further rows, each the mean of the others."""
+    """Weights whose embeddings of tokens [vocab_size, D] have a further row for each list of ids: the mean of theirs.
 
-    def __init__(self, weights: Mapping[str, np.ndarray], vocab_size: int) -> None:
-        self._weights, self._vocab_size = weights, vocab_size
+    That of an empty list is the mean of all.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], pieces: Sequence[Sequence[int]]) -> None:
+        self._weights, self._pieces = weights, pieces
 
     def __getitem__(self, name: str) -> np.ndarray:
         found = self._weights[name]
         if name not in OF_VOCAB:
             return found
-        rows = np.repeat(found.mean(axis=0, keepdims=True), self._vocab_size - len(found), axis=0)
-        return np.concatenate([found, rows])
+        rows = [found[ids if ids else slice(None)].mean(axis=0) for ids in map(list, self._pieces)]
+        return np.concatenate([found, np.stack(rows)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

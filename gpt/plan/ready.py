@@ -81,7 +81,8 @@ def make(
     vocab_size = corpus.tokenizer.vocab_size
     if start:
         start.model_config.check_tokenizer(run.tokenizer_path, vocab_size)
-    origin = origin.grown(vocab_size) if origin else None
+    if origin:
+        origin = origin.grown([corpus.tokenizer.decode([id]) for id in range(origin.config.vocab_size, vocab_size)])
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start, origin)
 
 

@@ -194,17 +194,20 @@ def test_a_model_is_tuned_on_conversations_and_its_vocabulary_grows(hipgpt, tmp_
     assert "Validation Loss" in out
     base, tuned = (pretrained.find(name, tmp_path / "checkpoints") for name in ("base", "tuned"))
     assert tuned.config.vocab_size == base.config.vocab_size + 3
+    embeddings = base.weights["transformer.wte.weight"]
+    begin = base.grown(["<|user|>"]).weights["transformer.wte.weight"]
+    assert np.array_equal(begin[-1], embeddings[base.tokenizer.encode("<|user|>")].mean(axis=0))
     assert "has reached step 2 of 2" in hipgpt("train", "--run-name", "tuned", "--resume").stdout
     refused = hipgpt("train", "--ckpt", "checkpoints/base/latest_checkpoint.safetensors", "--data-path", "chat.jsonl",
                      "--run-name", "other", "--steps", 1, "--device", "cpu", status=2).stderr  # fmt: skip
     assert "begin a new run with --from" in refused
 
 
-def test_new_tokens_have_the_mean_of_the_embeddings():
+def test_the_embedding_of_a_new_token_is_the_mean_of_its_pieces_or_of_all_if_it_has_none():
     weights = {
-        "transformer.wte.weight": np.array([[1, 2], [3, 6]], np.float32),
+        "transformer.wte.weight": np.array([[1, 2], [3, 6], [8, 1]], np.float32),
         "transformer.wpe.weight": np.ones((1, 2)),
     }
-    grown = pretrained.Grown(weights, 4)
-    assert grown["transformer.wte.weight"].tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
+    grown = pretrained.Grown(weights, [[0, 1], []])
+    assert grown["transformer.wte.weight"].tolist() == [[1, 2], [3, 6], [8, 1], [2, 4], [4, 3]]
     assert grown["transformer.wpe.weight"].tolist() == [[1, 1]]
