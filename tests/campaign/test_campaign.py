@@ -20,6 +20,8 @@ from tests.campaign.journal import Event, read
 from tests.campaign.process import Order
 from tests.campaign.scenarios import SCENARIOS, Lab, scattered
 
+pytestmark = pytest.mark.slow  # they try seeds until the campaign has noticed
+
 BY_NAME = {each.name: each for each in SCENARIOS}
 
 

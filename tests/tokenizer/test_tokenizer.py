@@ -136,6 +136,7 @@ def byte_pieces(text, split="gpt2"):
     return words.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2"])
 def test_byte_pieces_are_hugging_faces_for_every_code_point(pairs, split):
     pre_tokenizer = pairs["byte" if split == "gpt2" else split][1].pre_tokenizer

@@ -73,6 +73,7 @@ def weights(step: int, name="r") -> bytes:
 # ---- kills and failures at every call -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_or_fails_at_any_call_goes_on_to_the_same_end(shim):
     """A sample of all calls; see docs/testing.md."""
     command = [sys.executable, "-m", "tests.campaign", "--kind", "kill", "--kind", "fault", "--trials", "12"]
