@@ -118,7 +118,7 @@ def test_scratch_memory_of_a_recorded_step_is_kept_when_a_later_one_needs_more()
     scratch, most = [], 100
 
     class Noting(HostDevice):
-        description, warp = "a device that keeps nothing", 32
+        description, warp, has_tf32 = "a device that keeps nothing", 32, False
 
         def kernel(self, file, name, defines, shared_bytes=0):
             return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
