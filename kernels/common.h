@@ -229,10 +229,10 @@ DEVICE Float2 fma(Float2 a, Float2 b, Float2 c) {
 #endif
 }
 // Both numbers rounded to bf16, to nearest even, if they are smaller than 2^112 and no denormals; larger ones may become
-// infinite or NaN, and -0 becomes 0. Let g be the distance of bf16 numbers near v, so v has 16 bits below g. The product v (2^16 - 1) has
-// g as its last bit, and is rounded to a multiple of g, to nearest even. v 2^16 is a multiple of g, too, and an even one
-// if v lies halfway between two bf16 numbers. Hence the difference of both is the multiple of g that is nearest to v, and
-// the even one if v lies halfway.
+// infinite or NaN, and -0 becomes 0. Let g be the distance of bf16 numbers near v, so v has 16 bits below g. The product
+// v (2^16 - 1) has g as its last bit, and is rounded to a multiple of g, to nearest even. v 2^16 is a multiple of g, too,
+// and an even one if v lies halfway between two bf16 numbers. Hence the difference of both is the multiple of g that is
+// nearest to v, and the even one if v lies halfway.
 DEVICE Float2 rounded(Float2 v) { return fma(v, Float2{65536, 65536}, v * -65535.0f); }
 #endif
 // Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
