@@ -34,7 +34,7 @@ constexpr int COLUMNS = LANE_ROWS * PER, TILES = PER / HALVES;  // of a block fo
 constexpr int WARPS = THREADS / WARP, TURNS = SLOTS / WARPS;
 constexpr int FILLED = SEQUENCES < SIDE ? SEQUENCES : SIDE;  // columns of a tile that are sequences
 constexpr int GROUPS = SEQUENCES / FILLED;                   // tiles side by side
-constexpr int MOST_AHEAD = THREADS > 512 ? 3 : 6;            // chunks of W that registers have room for
+constexpr int MOST_AHEAD = (THREADS > 512 ? 24 : 48) / RUN;  // chunks of W that registers have room for
 static_assert(K % 8 == 0, "a row is whole vectors");
 
 DEVICE float none(float v) { return v; }
