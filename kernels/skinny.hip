@@ -34,7 +34,8 @@ constexpr int COLUMNS = LANE_ROWS * PER, TILES = PER / HALVES;  // of a block fo
 constexpr int WARPS = THREADS / WARP, TURNS = SLOTS / WARPS;
 constexpr int FILLED = SEQUENCES < SIDE ? SEQUENCES : SIDE;  // columns of a tile that are sequences
 constexpr int GROUPS = SEQUENCES / FILLED;                   // tiles side by side
-constexpr int MOST_AHEAD = (THREADS > 512 ? 24 : 48) / RUN;  // chunks of W that registers have room for
+// Chunks of W that registers have room for. AMD's compilers need more of them for addresses.
+constexpr int MOST_AHEAD = (THREADS > 512 || (LAYOUT != LAYOUT_MMA && GROUPS > 2) ? 24 : 48) / RUN;
 static_assert(K % 8 == 0, "a row is whole vectors");
 
 DEVICE float none(float v) { return v; }
