@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.instances import extremes, instances
+from tests.support.instances import instances
 
 TARGETS = ("sm_80", "sm_90a", "sm_120")
-THOROUGH = "sm_90a"  # the target that is compiled with every instance; the others have the extremes
 # Bytes that a thread may keep in memory: a few variables that do not fit, not an array that is not kept in registers.
 MEMORY_LIMIT = 512
 
@@ -47,12 +46,7 @@ def complaints(log: str) -> list[str]:
 
 
 # Without NVRTC there are no cases: hundreds of skipped tests would say no more than one.
-CASES = [
-    (target, instance)
-    for target in TARGETS
-    if FOUND
-    for instance in (list if target == THOROUGH else extremes)(instances(target, 32, True))
-]
+CASES = [(target, instance) for target in TARGETS if FOUND for instance in instances(target, 32, True)]
 
 
 @pytest.mark.parametrize(("target", "instance"), CASES, ids=[f"{target} {instance}" for target, instance in CASES])

@@ -4,7 +4,6 @@ They are found by running the models on a device that takes notes and runs no ke
 """
 
 import itertools
-from collections.abc import Collection
 
 import numpy as np
 
@@ -33,7 +32,6 @@ MODELS = [
     {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: odd
 ]
 ADAPTED = [({"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072}, 16)]  # models with adapters, and their rank
-PER_THREAD = ("HEAD_DIM", "SEQUENCES")  # macros that decide how many registers a thread takes
 
 
 class ZeroedNumpy:
@@ -103,28 +101,3 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             ops.convert(exact, rounded)
             ops.convert(rounded, exact)
     return list(device.instances)
-
-
-def extremes(every: Collection[Instance]) -> list[Instance]:
-    """Of the instances that differ only in sizes, the smallest and the largest; and none without dropout.
-
-    They are enough for a target if the same compiler compiles all instances for another target of its family: the
-    instances between them have other numbers of turns in their loops, which the compiler unrolls alike for both, and
-    those without dropout lack lines that others have. A size is a number above 1, because 0 and 1 are switches. The
-    values of PER_THREAD are all kept.
-
-    For example, if softmax.hip has blocks of 128, 512 and 768 threads, those of 128 and 768 are kept.
-    """
-    alike: dict[tuple[object, ...], list[tuple[list[int], Instance]]] = {}
-    for instance in every:
-        sizes = {
-            name: int(value)
-            for name, value in instance.defines
-            if value.isdigit() and int(value) > 1 and name not in PER_THREAD
-        }
-        others = {name: value for name, value in instance.defines if name not in sizes}
-        twin = Instance.of(instance.file, {**dict(instance.defines), "DROPOUT": 1})
-        if others.get("DROPOUT") != "0" or twin not in every:
-            alike.setdefault((instance.file, *others.items()), []).append((list(sizes.values()), instance))
-    ends = (end(group)[1] for group in alike.values() for end in (min, max))
-    return list(dict.fromkeys(ends))

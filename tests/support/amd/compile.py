@@ -25,9 +25,6 @@ TARGETS = {
 # Targets whose fp32 kernels need no row of their own, because other targets have the same instructions for them and the
 # same registers: gfx942 for gfx950, gfx1100 and gfx1030 for gfx1103
 BF16_ALONE = ("gfx950", "gfx1103")
-# Targets for which clang compiles every instance. The others, and hiprtc, get the extremes of
-# tests/support/instances.py, because gfx942 stands for all of CDNA and gfx1100 for RDNA 3 and 4.
-THOROUGH = ("gfx906", "gfx942", "gfx1030", "gfx1100")
 # GPUs with the instructions, registers and memory of a target in TARGETS. LLVM's AMDGPU.td has no difference between
 # them but bugs of the hardware.
 SISTERS = {

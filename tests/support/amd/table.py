@@ -1,12 +1,10 @@
 """`python -m tests.support.amd.table` prints the resources that each kernel takes on each AMD GPU.
 
-`python -m tests.support.amd.table gfx1201` does so for one target, or several, and with every instance.
-The exit status is 1 if a kernel is unfit or a compiler is absent.
+Its exit status is 1 if a kernel is unfit or a compiler is absent.
 """
 
 import os
 import sys
-from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
@@ -17,14 +15,13 @@ from tests.support.amd.compile import (
     BF16_ALONE,
     PROCESSORS,
     TARGETS,
-    THOROUGH,
     TOLERATED,
     Kernel,
     asked_threads,
     compile_kernels,
     missing,
 )
-from tests.support.instances import extremes, instances
+from tests.support.instances import instances
 
 HEADINGS = ("kernel", "instance", "target", "VGPRs", "SGPRs", "LDS", "waves", "")
 
@@ -50,40 +47,29 @@ class Case(NamedTuple):
 _asked_threads = cache(asked_threads)  # the same for many targets
 
 
-def cases(wanted: Collection[str] = ()) -> list[Case]:
-    """A case for each compiler, each of its targets, and each instance that training and generation need there.
+def cases() -> list[Case]:
+    """A case for every compiler, each of its targets, and each instance that training and generation need there.
 
-    If no targets are wanted in particular, those that are not THOROUGH have the extremes alone. A target in BF16_ALONE
-    has its instances with bf16 alone, because the others are those of another target.
+    A target in BF16_ALONE has its instances with bf16 alone, because the others are those of another target.
     """
-    found = []
-    for compiler, target in pairs(wanted):
-        needed = instances(target, PROCESSORS[target].wave, has_bf16(target))
-        if not wanted and (compiler == "hiprtc" or target not in THOROUGH):
-            needed = extremes(needed)
-        if target in BF16_ALONE:
-            needed = [instance for instance in needed if "bf16" in dict(instance.defines).values()]
-        found += [Case(compiler, target, instance) for instance in needed]
-    return found
+    return [
+        Case(compiler, target, instance)
+        for compiler, targets in TARGETS.items()
+        for target in targets
+        for instance in instances(target, PROCESSORS[target].wave, has_bf16(target))
+        if target not in BF16_ALONE or "bf16" in dict(instance.defines).values()
+    ]
 
 
-def pairs(wanted: Collection[str]) -> list[tuple[str, str]]:
-    """Each compiler with each of its targets that are wanted; with all of them if none is wanted in particular."""
-    return [(compiler, each) for compiler, all_ in TARGETS.items() for each in all_ if not wanted or each in wanted]
-
-
-def main(wanted: Collection[str]) -> int:
-    """Print the table of these targets, or of all. Returns 1 if a kernel is unfit or a compiler absent, else 0."""
-    if unknown := set(wanted) - set(PROCESSORS):
-        print(f"{', '.join(unknown)}: the targets are {', '.join(PROCESSORS)}")
-        return 1
-    absent = {missing(compiler, target): None for compiler, target in pairs(wanted)}
+def main() -> int:
+    """Print the table. Returns 1 if a kernel is unfit or a compiler absent, else 0."""
+    absent = {missing(compiler, target): None for compiler, targets in TARGETS.items() for target in targets}
     if reasons := [reason for reason in absent if reason]:
         print(*reasons, sep="\n")
         return 1
     rows, unfit = [HEADINGS], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler for each core; each is a process of its own
-        everything = cases(wanted)
+        everything = cases()
         for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
             for kernel, complaints in kernels:
                 unfit += bool(complaints)
@@ -101,4 +87,4 @@ def main(wanted: Collection[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
