@@ -36,7 +36,7 @@ ALONE_SECONDS = 15.0  # time of the decoder by itself
 
 @dataclass
 class Seen:
-    """What the clients have seen: times in seconds, and the errors."""
+    """The times in seconds that clients measured, and the errors that they got."""
 
     first: list[float] = field(default_factory=list)  # from the request to the first token
     between: list[float] = field(default_factory=list)  # from one event to the next, which mostly has one token
@@ -105,7 +105,7 @@ def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
 async def asked(
     port: int, model: str, clients: int, seconds: float, num_tokens: int, server: psutil.Process
 ) -> tuple[Seen, tuple[int, int]]:
-    """What the clients see for so many seconds, and the server's memory in bytes, early and at the end."""
+    """Let clients ask for so many seconds. Returns what they saw, and the bytes of the server's memory, early and late."""
     seen, ends = Seen(), time.perf_counter() + seconds
     tasks = [asyncio.ensure_future(client(number, port, model, num_tokens, ends, seen)) for number in range(clients)]
     await asyncio.sleep(seconds / 10)

@@ -12,7 +12,7 @@
 // several in TURNS turns. For example, with 256 threads and 4 turns, thread 5 does what threads 5, 261, 517 and 773 of a
 // block of 1,024 would do.
 //
-// Set by the host: T (bf16 | float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
+// Set by the host: T (float), K, WIDTH (a vector's elements, which divide a row of W), LANES, ROWS, BIAS (0 | 1),
 // ACTIVATION (gelu | relu | none), THREADS, TURNS (1 with a norm), SEQUENCES (of a block), NORM_ROWS and NORMED
 // (rows of x, and their elements, that a block may normalize, if these are several), ROW_THREADS (of a block for W [n, K]).
 #include "common.h"

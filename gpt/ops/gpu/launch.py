@@ -160,7 +160,7 @@ class Kernels:
     """
 
     def __init__(self, device: Device, type: str) -> None:
-        self._device, self._type = device, type
+        self._device, self._type, self.is_bf16 = device, type, type == "bf16"
         self.vector = 8 if type == "bf16" else 4  # activations in a vector of 16 bytes
         self.tile_threads = TILE_WARPS * device.warp  # of a block of matmul.hip
         self._compiled: dict[tuple[object, ...], Kernel] = {}

@@ -24,24 +24,19 @@ from gpt.ops.gpu.launch import (
     CONVERT_WIDTH,
     EMBEDDING_THREADS,
     LOGITS_THREADS,
-    MATVEC_LANES,
-    MATVEC_LONGEST,
-    MATVEC_ROWS,
     NORM_BLOCKS,
     NORM_WIDTH,
     SAMPLE_THREADS,
-    SKINNY_SIDE,
     SUM_LANES,
     THREADS,
     Kernels,
     attention_block,
     attention_edge,
-    matvec_block,
-    skinny_block,
 )  # fmt: skip
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
+from gpt.ops.gpu.rows import RowLayers
 from gpt.ops.gpu.selfcheck import check, model_cases, muon_cases
 from gpt.ops.gpu.targets import shared_bytes
 from gpt.ops.interface import (
@@ -288,8 +283,7 @@ class GpuOps(Operations):
             self._activate(product, out, activation.name)
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
-        name = "norm_linear" if layer.weight.flags.c_contiguous else "norm_linear_transposed"
-        if self._rows_of_sequences(name, x, norm, layer, activation, out):
+        if RowLayers(self._kernel, self.device, self._scratch).launch(x, norm, layer, activation, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             normed = self._scratch("normed", its_x.size, self._dtype.name).reshape(its_x.shape)
@@ -300,7 +294,7 @@ class GpuOps(Operations):
                 self._activate(its_out, its_out, activation)
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
-        if self._rows_of_sequences("linear_add", x, None, layer, None, out):
+        if RowLayers(self._kernel, self.device, self._scratch).launch(x, None, layer, None, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             self._products.product(its_x, layer.weight, its_out, Sum(addend=its_out))
@@ -318,67 +312,6 @@ class GpuOps(Operations):
             self.copy(its_out, out=places[1])
             yield places[0], places[1]
             self.copy(places[1], out=its_out)
-
-    def _rows_of_sequences(
-        self, name: str, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array
-    ) -> bool:
-        """Launch a kernel of skinny.hip or matvec.hip for x with one row of each sequence. Returns whether it can.
-
-        Rows must be whole vectors, and not too long.
-        """
-        (count, seq, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
-        if seq > 1 or self._kernel.width(n if by_columns else k) == 1:
-            return False
-        w = layer.weight if by_columns else layer.weight.T
-        layer_defines = {"K": k, "BIAS": int(layer.bias is not None), "ACTIVATION": activation or "none"}
-        arguments = (w, w if layer.bias is None else layer.bias, out, _int(n), _int(count))
-        if self.low_precision:
-            return self._skinny(name, x, norm, arguments, layer_defines)
-        return self._matvec(name, x, norm, arguments, layer_defines)
-
-    def _skinny(
-        self, name: str, x: Array, norm: Affine | None, arguments: tuple[Any, ...], defines: dict[str, Any]
-    ) -> bool:
-        """A kernel of skinny.hip, on the matrix unit. Several rows are normalized by a launch of their own."""
-        (count, _, k), n = x.shape, int(arguments[3])
-        if self._kernel.width(k) == 1:
-            return False
-        transposed = name == "norm_linear_transposed"
-        warps, side = THREADS // self.device.warp, SKINNY_SIDE
-        columns = warps * side if transposed else side if self.device.has_tf32 else 2 * side
-        block = skinny_block(k, count, ceil_div(n, columns), self.device)
-        defines |= {"THREADS": THREADS if transposed else block.threads, "SEQUENCES": block.sequences}
-        defines["SLOTS"] = warps if transposed else block.slots
-        if norm and count > 1:
-            normed = self._scratch("normed", x.size, self._dtype.name)
-            kernel = self._kernel(
-                "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps, SEQUENCES=side
-            )
-            kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, _int(count)))
-            x = normed
-        kernel = self._kernel("skinny.hip", name, **defines)
-        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
-        kernel(grid, (defines["THREADS"],), (x, *(norm or ()), *arguments))
-        return True
-
-    def _matvec(
-        self, name: str, x: Array, norm: Affine | None, arguments: tuple[Any, ...], defines: dict[str, Any]
-    ) -> bool:
-        """A kernel of matvec.hip, for float32."""
-        (count, _, k), n = x.shape, int(arguments[3])
-        if k > MATVEC_LONGEST:
-            return False
-        block = matvec_block(name, k, count)
-        kernel = self._kernel(
-            "matvec.hip", name, **defines, WIDTH=self._kernel.vector, THREADS=block.threads, TURNS=block.turns,
-            SEQUENCES=block.sequences, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
-        )  # fmt: skip
-        columns, threads = MATVEC_LANES * self._kernel.vector, block.threads
-        if name == "norm_linear_transposed":
-            columns, threads = MATVEC_ROWS * THREADS // self.device.warp, THREADS
-        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
-        kernel(grid, (threads,), (x, *(norm or ()), *arguments))
-        return True
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,

@@ -1,0 +1,99 @@
+"""Linear layers of one row of each sequence, for writing text: how skinny.hip (bf16) and matvec.hip (float32) start."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpt.arithmetic import ceil_div
+from gpt.ops.gpu.launch import (
+    MATVEC_LANES,
+    MATVEC_LONGEST,
+    MATVEC_ROWS,
+    SKINNY_SIDE,
+    THREADS,
+    Kernels,
+    matvec_block,
+    skinny_block,
+)
+from gpt.ops.interface import Affine, Array, Device
+
+Scratch = Callable[[str, int, str], Array]  # a name, a number of elements and their dtype → an array that is kept
+
+
+class RowLayers:
+    """out = activation(layernorm(x) W + bias), or out += x W + bias if there is no norm.
+
+    x is [sequences, 1, K], out [sequences, 1, n], and W lies in memory as [K, n] or, with a norm, as [n, K]. `scratch`
+    is a method of GpuOps. As with GpuMuon, an object that keeps it must not be kept by GpuOps.
+    """
+
+    def __init__(self, kernel: Kernels, device: Device, scratch: Scratch) -> None:
+        self._kernel, self._device, self._scratch = kernel, device, scratch
+
+    def launch(self, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array) -> bool:
+        """Launch a kernel, if there is one for these sizes. Returns whether there is.
+
+        The rows of W must be whole vectors. In bf16 those of x must be, too; in float32 they have MATVEC_LONGEST elements
+        at most.
+        """
+        (count, seq, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
+        if seq > 1 or self._kernel.width(n if by_columns else k) == 1:
+            return False
+        name = "linear_add" if norm is None else "norm_linear" if by_columns else "norm_linear_transposed"
+        w = layer.weight if by_columns else layer.weight.T
+        defines: dict[str, Any] = {
+            "K": k, "BIAS": int(layer.bias is not None), "ACTIVATION": activation or "none"
+        }  # fmt: skip
+        arguments = (w, w if layer.bias is None else layer.bias, out, np.int32(n), np.int32(count))
+        if self._kernel.is_bf16:
+            return self._skinny(name, x, norm, n, defines, arguments)
+        return self._matvec(name, x, norm, n, defines, arguments)
+
+    def _skinny(
+        self, name: str, x: Array, norm: Affine | None, n: int, defines: dict[str, Any], arguments: tuple[Any, ...]
+    ) -> bool:
+        """On the matrix unit. Several rows are normalized by a launch of their own."""
+        count, _, k = x.shape
+        if self._kernel.width(k) == 1:
+            return False
+        warps = THREADS // self._device.warp
+        if name == "norm_linear_transposed":
+            columns = warps * SKINNY_SIDE
+            block = skinny_block(k, count, ceil_div(n, columns), self._device)._replace(threads=THREADS, slots=warps)
+        else:
+            columns = SKINNY_SIDE if self._device.has_tf32 else 2 * SKINNY_SIDE  # a tile on NVIDIA, two on AMD
+            block = skinny_block(k, count, ceil_div(n, columns), self._device)
+        if norm and count > 1:
+            normed = self._scratch("normed", x.size, "uint16")
+            kernel = self._kernel(
+                "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps,
+                SEQUENCES=SKINNY_SIDE,
+            )  # fmt: skip
+            kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, np.int32(count)))
+            x = normed
+        kernel = self._kernel(
+            "skinny.hip", name, **defines, THREADS=block.threads, SLOTS=block.slots, SEQUENCES=block.sequences
+        )
+        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
+        kernel(grid, (block.threads,), (x, *(norm or ()), *arguments))
+        return True
+
+    def _matvec(
+        self, name: str, x: Array, norm: Affine | None, n: int, defines: dict[str, Any], arguments: tuple[Any, ...]
+    ) -> bool:
+        """With the arithmetic of threads alone."""
+        count, _, k = x.shape
+        if k > MATVEC_LONGEST:
+            return False
+        block = matvec_block(name, k, count)
+        kernel = self._kernel(
+            "matvec.hip", name, **defines, WIDTH=self._kernel.vector, THREADS=block.threads, TURNS=block.turns,
+            SEQUENCES=block.sequences, LANES=MATVEC_LANES, ROWS=MATVEC_ROWS,
+        )  # fmt: skip
+        columns, threads = MATVEC_LANES * self._kernel.vector, block.threads
+        if name == "norm_linear_transposed":
+            columns, threads = MATVEC_ROWS * THREADS // self._device.warp, THREADS
+        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
+        kernel(grid, (threads,), (x, *(norm or ()), *arguments))
+        return True
