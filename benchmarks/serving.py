@@ -105,7 +105,7 @@ def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
 async def asked(
     port: int, model: str, clients: int, seconds: float, num_tokens: int, server: psutil.Process
 ) -> tuple[Seen, tuple[int, int]]:
-    """Let clients ask for so many seconds. Returns what they saw, and the bytes of the server's memory, early and late."""
+    """Let clients ask for so many seconds. Returns what they saw, and the server's memory in bytes, twice."""
     seen, ends = Seen(), time.perf_counter() + seconds
     tasks = [asyncio.ensure_future(client(number, port, model, num_tokens, ends, seen)) for number in range(clients)]
     await asyncio.sleep(seconds / 10)

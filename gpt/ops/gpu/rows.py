@@ -34,8 +34,8 @@ class RowLayers:
     def launch(self, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array) -> bool:
         """Launch a kernel, if there is one for these sizes. Returns whether there is.
 
-        The rows of W must be whole vectors. In bf16 those of x must be, too; in float32 they have MATVEC_LONGEST elements
-        at most.
+        The rows of W must be whole vectors. In bf16 those of x must be, too; in float32 they may have MATVEC_LONGEST
+        elements at most.
         """
         (count, seq, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
         if seq > 1 or self._kernel.width(n if by_columns else k) == 1:
