@@ -17,8 +17,11 @@
 // Traffic: W once for each SEQUENCES rows of x, all else from the cache.
 //
 // Set by the host: T (bf16), K (a multiple of 8), SLOTS, BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a
-// block: 1, 16, 32 or 64), THREADS (a warp for each slot, or fewer).
+// block: 1, 16, 32 or 64), THREADS (a warp for each slot, or fewer), ONLY (the kernel that is asked for; the others are
+// left empty, because a compiler takes long for each).
 #include "tile.h"
+
+constexpr int NORMALIZE = 0, LINEAR_ADD = 1, NORM_LINEAR = 2, NORM_LINEAR_TRANSPOSED = 3;  // for ONLY
 
 typedef Tile<bf16> Product;
 
@@ -242,6 +245,7 @@ DEVICE void by_columns(const T* w, int n, int count, MakeFactors make_factors, A
 // out [count, K] = layernorm(x), x [count, K].
 // grid: ceil(count / WARPS), block: THREADS
 KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, int count) {
+  if (ONLY != NORMALIZE) return;
   int row = block_x() * WARPS + warp_id();
   if (row >= count) return;
   Statistics statistics(x + (index_t)row * K);
@@ -254,6 +258,7 @@ KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, in
 // out [count, n] += x W + bias, x [count, K].
 // grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
 KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n, int count) {
+  if (ONLY != LINEAR_ADD) return;
   auto added = [&](int s, int column) { return to_float(out[(index_t)s * n + column]) + to_float(bias[column]); };
   auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(sum); };
   by_columns(w, n, count, [&] { return Rows{x, count}; }, added, finish);
@@ -263,6 +268,7 @@ KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n,
 // grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
 KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
                             int n, int count) {
+  if (ONLY != NORM_LINEAR) return;
   auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
   auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(ACTIVATION(sum)); };
   auto factors = [&] { return normed(x, norm_weight, norm_bias, count); };
@@ -273,6 +279,7 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
 // grid: ceil(n / (SIDE * WARPS)) x ceil(count / SEQUENCES), block: THREADS
 KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
                                        const T* bias, T* out, int n, int count) {
+  if (ONLY != NORM_LINEAR_TRANSPOSED) return;
   constexpr int AHEAD = CHUNKS < 3 ? CHUNKS : 3;
   int first_column = (block_x() * WARPS + warp_id()) * SIDE;
   Run weights[AHEAD][HALVES];

@@ -68,13 +68,14 @@ class RowLayers:
             normed = self._scratch("normed", x.size, "uint16")
             kernel = self._kernel(
                 "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps,
-                SEQUENCES=SKINNY_SIDE,
+                SEQUENCES=SKINNY_SIDE, ONLY="NORMALIZE",
             )  # fmt: skip
             kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, np.int32(count)))
             x = normed
         kernel = self._kernel(
-            "skinny.hip", name, **defines, THREADS=block.threads, SLOTS=block.slots, SEQUENCES=block.sequences
-        )
+            "skinny.hip", name, **defines, THREADS=block.threads, SLOTS=block.slots, SEQUENCES=block.sequences,
+            ONLY=name.upper(),
+        )  # fmt: skip
         grid = ceil_div(n, columns), ceil_div(count, block.sequences)
         kernel(grid, (block.threads,), (x, *(norm or ()), *arguments))
         return True
