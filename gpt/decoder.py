@@ -13,10 +13,14 @@ and becomes the new context. That costs half a window of work for every half a w
 text costs two positions. For example, with a window of 8 the cache holds positions 0 to 7 after 8 tokens. The last 4
 tokens are then decoded again as positions 0 to 3, and the next 4 tokens fill positions 4 to 7.
 
-A step is two things: one more position of all sequences that have a context, in one pass, and a pass over the whole
-context of each sequence that has just joined or whose window is full. The ids stay on the device, so the host can ask
-for the next step before it has seen those of this one, and the device goes from step to step without a pause. Only a
-new context needs the ids on the host.
+A step is one more position of all sequences, in one pass. Before it, the context of each sequence that has just joined
+or whose window is full is read, all but its last token, in a pass of its own. The ids stay on the device, so the host
+can ask for the next step before it has seen those of this one, and the device goes from step to step without a pause.
+Only a new context needs the ids on the host.
+
+Passes are recorded. There is a recording for few numbers of places, and for few lengths of a context: what is too many
+is done in vain. For example, on a GPU three sequences go through the pass of four, and a context of 21 tokens is read
+in the pass of 32, with 12 ids that nobody looks at.
 """
 
 from collections import deque
@@ -29,7 +33,7 @@ import numpy as np
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.model import GPT, KVCache
-from gpt.ops.interface import Array, Operations, SamplingRule, Work
+from gpt.ops.interface import Operations, SamplingRule, Work
 from gpt.parameters import padded_vocab
 
 
@@ -121,13 +125,15 @@ class Decoder:
         self._inputs = ops.inputs(
             start=((places,), "int32"), uniform=((places,), "float64"), rules=((places, 4), "float64")
         )
+        self._context = ops.inputs(ids=((1, model.config.max_seq_len), "int32"), place=((1,), "int32"))
         self._rules, self._uniforms = np.zeros((places, 4)), np.zeros(places)
         self._rules[:] = SamplingRule(1, 0, 1, 1).numbers
-        self._cache = KVCache.allocate(model.config, ops, self._inputs.device["start"])
+        self._cache = KVCache.allocate(model.config, ops, self._inputs.device["start"], self._context.device["place"])
         self._seen = ops.zeros((places, padded_vocab(model.config, ops.vocab_multiple)), "uint8")
         self._drawn = ops.zeros(places, "int32")
         self._output = ops.output(self._drawn)
         self._steps: dict[int, Work] = {}  # by the number of places that go through the model
+        self._reads: dict[int, Work] = {}  # by the number of positions
         self._queued: deque[tuple[Callable[[], np.ndarray], list[Sequence]]] = deque()  # a wait for ids, and whose
 
     @property
@@ -202,54 +208,59 @@ class Decoder:
         if not sequences:
             return
         for sequence in sequences:
+            if not sequence.length:
+                self._begin(sequence)
             self._uniforms[sequence.place] = sequence.uniform(sequence.asked)
         with self._inputs.written() as values:
-            # A place without a context goes through the pass as well, at position 0: nothing reads what it leaves.
+            # A place without a sequence goes through the pass as well, at position 0: nothing reads what it leaves.
             values["start"][...] = 0
             for sequence in sequences:
                 values["start"][sequence.place] = sequence.length
             values["uniform"][...], values["rules"][...] = self._uniforms, self._rules
-        going_on = [sequence for sequence in sequences if sequence.length]
-        if going_on:
-            self._go_on(1 + max(sequence.place for sequence in going_on))
-        for sequence in going_on:
-            self._show_logits(sequence, row=sequence.place)
-            sequence.length += 1
+        self._go_on(1 + max(sequence.place for sequence in sequences))
         for sequence in sequences:
-            if not sequence.length:
-                self._begin(sequence.place, sequence.context)
-                self._show_logits(sequence, row=0)
-                sequence.length = len(sequence.context)
+            self._show_logits(sequence)
+            sequence.length += 1
             sequence.asked += 1
         self._queued.append((self._output.fetched(), sequences))
 
+    def _begin(self, sequence: Sequence) -> None:
+        """Read the context of an empty place, all but its last token, which the next step reads."""
+        place, (*earlier, last) = sequence.place, sequence.context
+        marks = np.zeros(self._seen.shape[1], np.uint8)
+        marks[sequence.context] = 1
+        self._ops.copy(marks, out=self._seen[place])
+        self._ops.copy(np.array([last], np.int32), out=self._drawn[place : place + 1])
+        sequence.length = len(earlier)
+        if not earlier:
+            return
+        with self._context.written() as values:
+            values["ids"][...] = 0
+            values["ids"][0, : len(earlier)] = earlier
+            values["place"][0] = place
+        rows = min(self._ops.context_rows(len(earlier)), self._model.config.max_seq_len)
+        if rows not in self._reads:
+            ids = self._context.device["ids"][:, :rows]
+            self._reads[rows] = self._ops.replayed(partial(self._model.read, ids, self._cache))
+        self._reads[rows]()
+
     def _go_on(self, places: int) -> None:
-        """One more position of the first places: at least of so many, as there is a recorded step for few numbers."""
+        """One more position of the first places, of so many at least."""
         rows = min(self.places, 1 << (places - 1).bit_length())
         if rows not in self._steps:
-            first = slice(0, rows)
-            self._steps[rows] = self._ops.replayed(partial(self._pass, self._drawn[first, None], first))
+            self._steps[rows] = self._ops.replayed(partial(self._pass, rows))
         self._steps[rows]()
 
-    def _begin(self, place: int, context: list[int]) -> None:
-        """A pass over a whole context."""
-        marks = np.zeros(self._seen.shape[1], np.uint8)
-        marks[context] = 1
-        self._ops.copy(marks, out=self._seen[place])
-        self._pass(self._ops.from_host(np.array([context], np.int32)), slice(place, place + 1))
+    def _pass(self, places: int) -> None:
+        """Decode the ids that were drawn last for the first places, and draw the next ones."""
+        drawn, seen, inputs = self._drawn[:places], self._seen[:places], self._inputs.device
+        logits, vocab = self._model.decode(drawn, self._cache), self._model.config.vocab_size
+        self._ops.sample(logits, seen, inputs["uniform"][:places], drawn, inputs["rules"][:places], vocab)
 
-    def _pass(self, ids: Array, places: slice) -> None:
-        """Decode ids, int32 [places, seq], and draw the next one of each place."""
-        logits = self._model.decode(ids, self._cache.of(places))
-        inputs, vocab = self._inputs.device, self._model.config.vocab_size
-        self._ops.sample(
-            logits, self._seen[places], inputs["uniform"][places], self._drawn[places], inputs["rules"][places], vocab
-        )
-
-    def _show_logits(self, sequence: Sequence, row: int) -> None:
-        """Call a sequence's `watch` with the logits that the last pass has left in this row."""
+    def _show_logits(self, sequence: Sequence) -> None:
+        """Call a sequence's `watch` with the logits that the last pass has left in its row."""
         if sequence.request.watch:
-            logits = self._ops.to_host(self._model.workspace.logits[row])
+            logits = self._ops.to_host(self._model.workspace.logits[sequence.place])
             sequence.request.watch(logits[: self._model.config.vocab_size])
 
     def _take(self, sequence: Sequence, id: int) -> list[tuple[Sequence, int | None]]:

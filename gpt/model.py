@@ -102,8 +102,11 @@ class GPT:
             for _, logits in self._logits(ids[part].size):
                 yield self.ops.to_host(logits)[:, : self.config.vocab_size]
 
-    def _forward(self, ids: Array, sites: "DropoutSites") -> None:
-        """From ids [sequences, seq] to the last layer norm, in `workspace.residuals[-1]`."""
+    def _forward(self, ids: Array, sites: "DropoutSites", cache: "KVCache | None" = None) -> None:
+        """From ids [sequences, seq] to the last layer norm, in `workspace.residuals[-1]`.
+
+        With a cache, the keys and values of ids [1, seq] go into it.
+        """
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         branch = ws.branch[:rows]  # [rows, D]
         stream = ws.residuals[0].rows(rows)  # x and its norm, both [rows, D]
@@ -112,6 +115,8 @@ class GPT:
 
         for layer in range(self.config.num_layers):
             act = self._block(layer, ids, sites)
+            if cache:
+                ops.fill_cache(act.qkv, cache.keys[layer], cache.values[layer], cache.place)
             self._linear(layer, "mlp_proj", act.activated, out=branch)
             norm = weights.norms[layer + 1]  # the next block's ln_1, or ln_f
             stream = ws.residuals[layer + 1].rows(rows)
@@ -169,32 +174,33 @@ class GPT:
     def _head_layer(self) -> Affine:
         return Affine(self.weights.head.T, bias=None)  # [D, V']
 
-    def decode(self, ids: Array, cache: "KVCache") -> Array:
-        """The logits [batch, V'] that follow int32 [batch, seq] ids at the positions from `cache.start` on.
+    def read(self, ids: Array, cache: "KVCache") -> None:
+        """Let int32 [1, seq] ids be the first positions of the sequence in place `cache.place`.
 
-        The positions join the cache, which has a place for each sequence of the batch. Only these are computed, however
-        long the sequences are; the last ones must be below max_seq_len. No backward pass follows, so norms and residual
-        adds are fused into the linear layers. A sequence's bits depend on its own ids alone, if its passes have the
-        same `seq`: not on the other sequences, nor on its place among them.
+        More ids may follow those of the sequence: no earlier position sees them, and `decode` overwrites theirs.
         """
-        ops, weights, ws, (batch, seq) = self.ops, self.weights, self.workspace, ids.shape
+        self._forward(ids, self._sites(rate=0), cache)
 
-        def by_sequence(x: Array) -> Array:
-            return x[: batch * seq].reshape(batch, seq, -1)
+    def decode(self, ids: Array, cache: "KVCache") -> Array:
+        """The logits [batch, V'] that follow int32 [batch] ids, each at the position `cache.start` of its sequence.
 
-        x = by_sequence(ws.residuals[0].x)
-        ops.embedding(ids, weights.wte, weights.wpe, out=ws.residuals[0].x[: batch * seq], start=cache.start)
+        The positions join the cache, whose first `batch` places have the sequences; they must be below max_seq_len. No
+        backward pass follows, so norms and residual adds are fused into the linear layers. A sequence's bits depend on
+        its own ids alone: not on the other sequences, nor on its place among them.
+        """
+        ops, weights, ws, batch = self.ops, self.weights, self.workspace, len(ids)
+        x, logits, start = ws.residuals[0].x[:batch], ws.logits[:batch], cache.start[:batch]
+        ops.embedding(ids[:, None], weights.wte, weights.wpe, out=x, start=start)
         for layer, act in enumerate(ws.blocks):
             w = self._merged(layer)
-            qkv, attended = act.qkv[: batch * seq], act.attended[: batch * seq]
-            activated = by_sequence(act.activated)
-            ops.norm_linear(x, w.ln_1, w.attn_qkv, out=by_sequence(qkv))
-            ops.attention_cached(qkv, cache.keys[layer], cache.values[layer], cache.start, out=attended)
-            ops.linear_add(by_sequence(attended), w.attn_proj, out=x)
+            keys, values = cache.keys[layer, :batch], cache.values[layer, :batch]
+            qkv, attended, activated = act.qkv[:batch], act.attended[:batch], act.activated[:batch]
+            ops.norm_linear(x, w.ln_1, w.attn_qkv, out=qkv)
+            ops.attention_cached(qkv, keys, values, start, out=attended)
+            ops.linear_add(attended, w.attn_proj, out=x)
             ops.norm_linear(x, w.ln_2, w.mlp_fc, out=activated, activation=self.config.activation)
             ops.linear_add(activated, w.mlp_proj, out=x)
-        logits = ws.logits[:batch]
-        ops.norm_linear(x[:, -1:], weights.ln_f, self._head_layer(), out=logits[:, None])
+        ops.norm_linear(x, weights.ln_f, self._head_layer(), out=logits)
         return logits
 
     def _merged(self, layer: int) -> Block:
@@ -359,23 +365,21 @@ class DropoutSites(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the positions decoded so far, for a sequence in each place.
+    """Keys and values of the positions so far, for a sequence in each place.
 
-    `start` is the next position of each sequence; whoever decodes writes it, on the device.
+    `start` is the next position of each sequence, and `place` the one that `GPT.read` reads a sequence for. Whoever
+    decodes writes both, on the device.
     """
 
     keys: Array  # [layers, places, heads, max_seq_len, head_dim]
     values: Array
     start: Array  # int32 [places]
+    place: Array  # int32 [1]
 
     @classmethod
-    def allocate(cls, config: ModelConfig, ops: Operations, start: Array) -> "KVCache":
+    def allocate(cls, config: ModelConfig, ops: Operations, start: Array, place: Array) -> "KVCache":
         shape = (config.num_layers, len(start), config.num_heads, config.max_seq_len, config.head_dim)
-        return cls(ops.zeros(shape), ops.zeros(shape), start)
-
-    def of(self, places: slice) -> "KVCache":
-        """The part of these places."""
-        return KVCache(self.keys[:, places], self.values[:, places], self.start[places])
+        return cls(ops.zeros(shape), ops.zeros(shape), start, place)
 
     @staticmethod
     def bytes(config: ModelConfig, ops: Operations) -> int:

@@ -1,14 +1,18 @@
-// Attention of the new positions of some sequences to all positions before them, whose keys and values a cache holds. It
-// serves the writing of text, mostly one position of each sequence at a time.
+// Attention of a new position of each sequence to all positions before it, whose keys and values a cache holds; and how
+// the positions of a prompt enter the cache. This is for writing text.
 //
-// A block per new row and head. LANES lanes hold a row of HEAD_DIM, so a warp takes several positions at once, and
-// loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an online softmax (maximum,
-// sum, weighted values) of its own positions; the groups are merged at the end, in a fixed order. The new positions are
-// read from qkv, because they enter the cache in this same launch: each block writes the key and the value of its own
-// row. The order of sums depends on the row's position alone. Traffic: the cache once per new row.
+// A block of `attention_cached` has a sequence and a head. LANES lanes hold a row of HEAD_DIM, so a warp takes several
+// positions at once, and loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an
+// online softmax (maximum, sum, weighted values) of its own positions; the groups are merged at the end, in a fixed
+// order. The block writes the new key and value into the cache, and reads them from qkv. The order of sums depends on
+// the position alone. Traffic: the sequence's part of the cache once.
 //
-// Layout: qkv is [sequences, seq, 3, heads, HEAD_DIM], out [sequences, seq, heads, HEAD_DIM], keys and values
-// [sequences, heads, capacity, HEAD_DIM]; row r of sequence b is at position start[b] + r.
+// A block of `fill_cache` has a row of qkv. The place is read from memory, so that one recorded graph of a pass over a
+// prompt serves all places. Traffic: keys and values once each way.
+//
+// Layout: qkv is [sequences, 3, heads, HEAD_DIM], out [sequences, heads, HEAD_DIM], keys and values [places, heads,
+// capacity, HEAD_DIM]. In `attention_cached` sequence b has place b and its new position is start[b]; in `fill_cache`
+// the rows of qkv are the first positions of a single sequence.
 //
 // Set by the host: T (bf16 | float), HEAD_DIM (up to 128), WIDTH (elements of a row at a time; divides HEAD_DIM), LANES
 // (a power of 2, up to a warp), THREADS.
@@ -39,25 +43,21 @@ struct Row {
   UNROLL for (int i = 0; i < VECTORS; i++) \
     UNROLL for (int e = 0; e < WIDTH; e++)
 
-// block_x is the row, counted through all sequences, block_y the head.
-// grid: (sequences * seq) x heads, block: THREADS
-KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int seq, int heads, int capacity,
-                                 const int* start) {
+// grid: sequences x heads, block: THREADS
+KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
   SHARED(float, maxima, WARPS);
   SHARED(float, totals, WARPS);
   SHARED(float, sums, WARPS * HEAD_DIM);
-  int sequence = block_x() / seq, row = block_x() % seq, head = block_y();
-  int first_new = start[sequence], end = first_new + row + 1;
-  index_t step = (index_t)heads * HEAD_DIM;  // from a query to the key of its row, and from there to the value
-  const T* new_rows = qkv + 3 * step * sequence * seq + head * HEAD_DIM;
+  int sequence = block_x(), head = block_y();
+  int newest = start[sequence], end = newest + 1;
+  index_t step = (index_t)heads * HEAD_DIM;  // from the query to the key, and from there to the value
+  const T* own = qkv + 3 * step * sequence + head * HEAD_DIM;
   T* head_keys = keys + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
   T* head_values = values + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
 
-  // This row's key and value go into the cache.
-  const T* own = new_rows + 3 * step * row;
   for (int d = thread_id() * WIDTH; d < HEAD_DIM; d += THREADS * WIDTH) {
-    Floats<WIDTH>::load(own + step + d).store(head_keys + (index_t)(end - 1) * HEAD_DIM + d);
-    Floats<WIDTH>::load(own + 2 * step + d).store(head_values + (index_t)(end - 1) * HEAD_DIM + d);
+    Floats<WIDTH>::load(own + step + d).store(head_keys + (index_t)newest * HEAD_DIM + d);
+    Floats<WIDTH>::load(own + 2 * step + d).store(head_values + (index_t)newest * HEAD_DIM + d);
   }
   Row query = Row::load(own);
   EACH(i, e) query.vectors[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
@@ -69,11 +69,10 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int s
     Row key[AHEAD], value[AHEAD];
     float score[AHEAD], largest = m, added = 0;
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      int position = minimum(first + j * POSITIONS + lane_id() / LANES, end - 1);
-      bool cached = position < first_new;
-      index_t at = cached ? (index_t)position * HEAD_DIM : 3 * step * (position - first_new) + step;
-      key[j] = Row::load((cached ? head_keys : new_rows) + at);
-      value[j] = Row::load(cached ? head_values + at : new_rows + at + step);
+      int position = minimum(first + j * POSITIONS + lane_id() / LANES, newest);
+      index_t at = (index_t)position * HEAD_DIM;
+      key[j] = Row::load(position < newest ? head_keys + at : own + step);
+      value[j] = Row::load(position < newest ? head_values + at : own + 2 * step);
     }
     UNROLL for (int j = 0; j < AHEAD; j++) {
       score[j] = 0;
@@ -119,5 +118,17 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int s
       total += weight * sums[warp * HEAD_DIM + d];
     }
     out[((index_t)block_x() * heads + head) * HEAD_DIM + d] = from_float<T>(total / weights);
+  }
+}
+
+// grid: rows, block: THREADS
+KERNEL(THREADS) fill_cache(const T* qkv, T* keys, T* values, int heads, int capacity, const int* place) {
+  int row = block_x(), width = heads * HEAD_DIM;
+  const T* own = qkv + (index_t)row * 3 * width;
+  for (int d = thread_id() * WIDTH; d < width; d += THREADS * WIDTH) {
+    index_t head = (index_t)*place * heads + d / HEAD_DIM;
+    index_t to = (head * capacity + row) * HEAD_DIM + d % HEAD_DIM;
+    Floats<WIDTH>::load(own + width + d).store(keys + to);
+    Floats<WIDTH>::load(own + 2 * width + d).store(values + to);
   }
 }

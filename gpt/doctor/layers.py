@@ -188,11 +188,8 @@ def linear(
     trial.near("out", out, expected, error)
 
 
-def norm_linear(
-    trial: Trial, batch: int, seq: int, d_in: int, d_out: int, transposed: bool, activation: str | None
-) -> None:
+def norm_linear(trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None) -> None:
     """The norm may be rounded before the product, and the product before the activation."""
-    rows = batch * seq
     x, weight = trial.normal(rows, d_in), trial.normal(d_in, d_out)
     norm = Affine(trial.normal(d_in), trial.normal(d_in))
     bias = None if transposed else trial.normal(d_out)
@@ -200,43 +197,37 @@ def norm_linear(
     REFERENCE.layernorm(Normed(x, normed, mean, rstd), norm)
     expected, pre_activation = np.empty((rows, d_out)), np.empty((rows, d_out))
     REFERENCE.linear(normed, Affine(weight, bias), expected, _through(activation, pre_activation))
-    out, inputs = trial.poisoned(rows, d_out), trial.of(x).reshape(batch, seq, d_in)
+    out, inputs = trial.poisoned(rows, d_out), trial.of(x)
     its_norm, layer = Affine(trial.of(norm.weight), trial.of(norm.bias)), _layer(trial, weight, bias)
-    trial.ops.norm_linear(inputs, its_norm, layer, out.reshape(batch, seq, d_out), activation)
+    trial.ops.norm_linear(inputs, its_norm, layer, out, activation)
     error = product_bound(normed, weight, trial.product_U, _size(bias))
     error += norm_bound(x, *norm, mean, rstd, trial.U) @ np.abs(weight)
     trial.near("out", out, expected, activation_bound(pre_activation, error, trial.U) if activation else error)
-    alone = trial.poisoned(1, seq, d_out)
+    alone = trial.poisoned(1, d_out)
     trial.ops.norm_linear(inputs[-1:], its_norm, layer, alone, activation)
     _same_alone(trial, out, alone)
 
 
-def linear_add(trial: Trial, batch: int, seq: int, d_in: int, d_out: int) -> None:
+def linear_add(trial: Trial, rows: int, d_in: int, d_out: int) -> None:
     """The sum may be rounded once before the bias is added."""
-    rows = batch * seq
     x, weight, stream = trial.normal(rows, d_in), trial.normal(d_in, d_out), trial.normal(rows, d_out)
     bias = trial.normal(d_out)
     size = np.abs(stream) + np.abs(bias)
     out, expected = trial.of(stream), stream.copy()
-    REFERENCE.linear_add(_by_sequence(x, batch), Affine(weight, bias), _by_sequence(expected, batch))
-    layer, inputs = _layer(trial, weight, bias), _by_sequence(trial.of(x), batch)
-    trial.ops.linear_add(inputs, layer, _by_sequence(out, batch))
+    REFERENCE.linear_add(x, Affine(weight, bias), expected)
+    layer, inputs = _layer(trial, weight, bias), trial.of(x)
+    trial.ops.linear_add(inputs, layer, out)
     again = trial.U * (np.abs(x) @ np.abs(weight) + size)
     trial.near("out", out, expected, product_bound(x, weight, trial.product_U, size) + again)
-    alone = trial.of(stream[-seq:])
-    trial.ops.linear_add(inputs[-1:], layer, alone[None])
+    alone = trial.of(stream[-1:])
+    trial.ops.linear_add(inputs[-1:], layer, alone)
     _same_alone(trial, out, alone)
 
 
-def _by_sequence(x: Array, batch: int) -> Array:
-    """[rows, D] as a view [batch, seq, D]."""
-    return x.reshape(batch, len(x) // batch, -1)
-
-
 def _same_alone(trial: Trial, out: Array, alone: Array) -> None:
-    """Require that the rows of the last sequence have the same bits as without the others."""
-    host, its = trial.ops.to_host(out), trial.ops.to_host(alone).reshape(-1, out.shape[-1])
-    trial.require(np.array_equal(host[-len(its) :], its), "a sequence's bits depend on the others of its batch")
+    """Require that the last row has the same bits as without the others."""
+    its = trial.ops.to_host(alone)[0]
+    trial.require(np.array_equal(trial.ops.to_host(out)[-1], its), "a sequence's bits depend on the others")
 
 
 def linear_backward(
@@ -320,23 +311,34 @@ def attention_backward(trial: Trial, batch: int, heads: int, seq: int, head_dim:
     trial.near("dqkv", dqkv, expected, np.concatenate(case.bounds.gradients(dout, out), axis=1))
 
 
-def attention_cached(trial: Trial, batch: int, n: int, start: int, heads: int, head_dim: int) -> None:
+def attention_cached(trial: Trial, batch: int, start: int, heads: int, head_dim: int) -> None:
     """`batch` sequences of different lengths: `start` is that of the first."""
     starts, d = [start // (1 + b) for b in range(batch)], heads * head_dim
-    keys, values = (np.zeros((batch, heads, start + n + 3, head_dim)) for _ in range(2))
-    whole = [trial.normal(first + n, 3 * d) for first in starts]
+    keys, values = (np.zeros((batch, heads, start + 4, head_dim)) for _ in range(2))
+    whole = [trial.normal(first + 1, 3 * d) for first in starts]
     for b, (qkv, first) in enumerate(zip(whole, starts, strict=True)):
         past = qkv[:first].reshape(first, 3, heads, head_dim)
         keys[b, :, :first], values[b, :, :first] = past[:, 1].swapaxes(0, 1), past[:, 2].swapaxes(0, 1)
     mine, its_own = (trial.of(keys), trial.of(values)), (trial.of(keys[-1:]), trial.of(values[-1:]))
-    new, places = np.concatenate([qkv[-n:] for qkv in whole]), np.array(starts, np.int32)
-    expected, out = np.empty((batch * n, d)), trial.poisoned(batch * n, d)
+    new, places = np.stack([qkv[-1] for qkv in whole]), np.array(starts, np.int32)
+    expected, out = np.empty((batch, d)), trial.poisoned(batch, d)
     REFERENCE.attention_cached(new, keys, values, places, expected)
     trial.ops.attention_cached(trial.of(new), *mine, trial.of(places), out)
     for name, cache, wanted in zip(("keys", "values"), mine, (keys, values), strict=True):
         trial.require(np.array_equal(trial.ops.to_host(cache), wanted), f"{name} of the new positions are not copies")
-    bounds = [AttentionBounds(qkv, heads, 1, trial.U, 1.0).out()[-n:] for qkv in whole]
+    bounds = [AttentionBounds(qkv, heads, 1, trial.U, 1.0).out()[-1:] for qkv in whole]
     trial.near("out", out, expected, np.concatenate(bounds))
-    alone = trial.poisoned(n, d)
-    trial.ops.attention_cached(trial.of(new[-n:]), *its_own, trial.of(places[-1:]), alone)
+    alone = trial.poisoned(1, d)
+    trial.ops.attention_cached(trial.of(new[-1:]), *its_own, trial.of(places[-1:]), alone)
     _same_alone(trial, out, alone)
+
+
+def fill_cache(trial: Trial, rows: int, heads: int, head_dim: int) -> None:
+    """The second of three places gets the rows; nothing else changes."""
+    qkv, place = trial.normal(rows, 3 * heads * head_dim), np.array([1], np.int32)
+    keys, values = expected = [trial.normal(3, heads, rows + 3, head_dim) for _ in range(2)]
+    its_keys, its_values = mine = [trial.of(each) for each in expected]
+    REFERENCE.fill_cache(qkv, keys, values, place)
+    trial.ops.fill_cache(trial.of(qkv), its_keys, its_values, trial.of(place))
+    for name, cache, wanted in zip(("keys", "values"), mine, expected, strict=True):
+        trial.require(np.array_equal(trial.ops.to_host(cache), wanted), f"{name} of the positions are not copies")

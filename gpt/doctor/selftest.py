@@ -18,11 +18,8 @@ ROWS = ((5, 7), (67, 136), (4, 768), (3, 1030))  # rows, width: whole vectors an
 SIZES = ((3, 5, 7), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 24, 7))  # rows, in, out
 LAYERS = ((False, None), (False, "gelu"), (False, "relu"), (True, None))  # transposed weight; activation
 ADDED = [(True, None, True), (True, "gelu", True)]  # and whether the sum is added to what is there: beside an adapter
-# batch, seq, in, out: contexts, and one row of each sequence
-DECODED = [
-    (1, 3, 5, 7), (1, 67, 129, 71), (2, 130, 64, 200), (1, 1, 24, 40), (1, 1, 24, 7), (3, 1, 24, 7), (1, 1, 776, 264),
-    (11, 1, 776, 264), (1, 1, 3080, 40),
-]  # fmt: skip
+# sequences, in, out: one row of each sequence
+DECODED = [(3, 5, 7), (1, 24, 40), (1, 24, 7), (3, 24, 7), (1, 776, 264), (11, 776, 264), (1, 3080, 40)]
 HEADS = ((2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128))  # batch, heads, seq, head_dim
 RATES = (0.0, 0.3)  # of dropout
 
@@ -39,16 +36,15 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "dropout": [(5, 7), (67, 136)],
     "linear": [*((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 16, 136, *added) for added in ADDED)],
     "norm_linear": [(*size, *layer) for size in DECODED for layer in LAYERS],
-    "linear_add": [*DECODED, (9, 1, 3080, 40)],
+    "linear_add": [*DECODED, (9, 3080, 40)],
     "linear_backward": [
         *((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 136, 16, *added) for added in ADDED)
     ],
     "add_partials": [(7, 30), (9, 128)],
     "attention": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_backward": [(*heads, rate) for heads in HEADS for rate in RATES],
-    "attention_cached": [
-        (1, 5, 0, 2, 32), (1, 1, 300, 2, 64), (2, 3, 40, 1, 80), (1, 2, 33, 1, 96), (3, 1, 130, 1, 128)
-    ],
+    "attention_cached": [(1, 0, 2, 32), (1, 300, 2, 64), (2, 40, 1, 80), (1, 33, 1, 96), (3, 130, 1, 128)],
+    "fill_cache": [(5, 2, 32), (67, 3, 64), (9, 1, 5)],
     "softmax_cross_entropy": [
         (*rows, 3.0, scale) for rows in ((3, 7), (4, 1000), (2, 8199), (2, 50_257)) for scale in (None, 0.25)
     ],

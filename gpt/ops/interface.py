@@ -262,14 +262,14 @@ class Arithmetic(Protocol):
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
         """out = activation(layernorm(x) @ weight + bias): `layernorm` and `linear` if no backward pass follows.
 
-        x [batch, seq, in], out [batch, seq, out]; activation is "gelu", "relu" or None. A sequence's bits do not depend
-        on the other sequences of the batch, nor on its place among them.
+        x [sequences, in], out [sequences, out]: a row of each sequence; activation is "gelu", "relu" or None. A row's
+        bits do not depend on the other rows, nor on its place among them.
         """
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
         """out += x @ weight + bias: the last layer of a branch, added into the residual stream.
 
-        x [batch, seq, in], out [batch, seq, out], and each sequence has bits of its own, as in `norm_linear`.
+        x [sequences, in], out [sequences, out], and each row has bits of its own, as in `norm_linear`.
         """
 
     def linear_backward(
@@ -302,11 +302,17 @@ class Arithmetic(Protocol):
         """dqkv = the gradient of qkv, [rows, 3 D], given that of out; out and lse are as `attention` wrote them."""
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
-        """Causal attention of new positions, from start[b] on, of each of `batch` sequences.
+        """Attention of a new position, start[b], of each of `batch` sequences to all positions up to it.
 
-        qkv is [batch · seq, 3 D], out [batch · seq, D], start int32 [batch]. The new keys and values are first written
-        into keys and values, [batch, heads, max_seq_len, head_dim], which hold those of all earlier positions, and any
-        finite numbers at later ones. Each sequence has bits of its own, as in `norm_linear`.
+        qkv is [batch, 3 D], out [batch, D], start int32 [batch]. The new keys and values are first written into keys
+        and values, [batch, heads, max_seq_len, head_dim], which hold those of all earlier positions, and any finite
+        numbers at later ones. Each sequence has bits of its own, as in `norm_linear`.
+        """
+
+    def fill_cache(self, qkv: Array, keys: Array, values: Array, place: Array) -> None:
+        """Write the keys and values of qkv, [seq, 3 D], into keys[place[0], :, :seq], and into values likewise.
+
+        keys and values are [places, heads, max_seq_len, head_dim], place is int32 [1].
         """
 
     # ---- loss -----------------------------------------------------------------------------------------------------
@@ -429,6 +435,9 @@ class Operations(Arithmetic, Protocol):
 
     def to_host(self, array: Array) -> np.ndarray:
         """The array as a NumPy one, after all work on it is done; it may share memory. bf16 becomes float32."""
+
+    def context_rows(self, rows: int) -> int:
+        """The rows of a pass that is worth repeating in place of one over `rows`: so many, or a few more."""
 
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
         """Arrays that the host writes for every step: name = (shape, dtype)."""

@@ -397,5 +397,5 @@ def test_a_model_that_diverged_is_refused(tokenizer):
 
 def test_the_memory_of_a_cache_is_the_size_of_its_arrays():
     config, ops = ModelConfig(vocab_size=9, max_seq_len=7, embed_dim=12, num_heads=3, num_layers=2), CpuOps(threads=1)
-    cache = KVCache.allocate(config, ops, ops.zeros(3, "int32"))
+    cache = KVCache.allocate(config, ops, ops.zeros(3, "int32"), ops.zeros(1, "int32"))
     assert 3 * KVCache.bytes(config, ops) == cache.keys.nbytes + cache.values.nbytes

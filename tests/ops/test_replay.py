@@ -15,7 +15,6 @@ from gpt.ops.cpu.host import HostOutput
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.replay import SLOTS, PinnedInputs, PinnedOutput, Replayed
-from gpt.ops.interface import Affine
 from gpt.trainer import TrainStep
 from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
@@ -115,24 +114,26 @@ def test_recorded_work_is_not_done_until_it_is_replayed():
 
 
 def test_scratch_memory_of_a_recorded_step_is_kept_when_a_later_one_needs_more():
-    scratch, most = [], 100
+    scratch, most, vocab = [], 100, 3
 
     class Noting(HostDevice):
         description, warp, has_tf32 = "a device that keeps nothing", 32, False
 
         def kernel(self, file, name, defines, shared_bytes=0):
-            return lambda grid, block, arguments: scratch.extend(weakref.ref(a.base) for a in arguments[3:6])
+            return lambda grid, block, arguments: scratch.append(weakref.ref(arguments[5].base))  # the keys
 
-    ops, norm = GpuOps(Noting(), "fp32"), Affine(*np.zeros((2, 3), np.float32))
-    layer, out = Affine(np.zeros((3, 5), np.float32), None), np.zeros((1, 2, 3), np.float32)
-    ops.linear = lambda *_: None
-    # Rows of this width take a kernel for the norm, whose scratch memory is an output, means and deviations.
+    ops = GpuOps(Noting(), "fp32")
     for rows in range(1, most + 1):
-        ops.norm_linear(np.zeros((1, rows, 3), np.float32), norm, layer, out)
-    assert len(scratch) == 3 * most
+        logits, seen, rules = (
+            np.zeros((rows, vocab), np.float32),
+            np.zeros((rows, vocab), np.uint8),
+            np.zeros((rows, 4)),
+        )
+        ops.sample(logits, seen, np.zeros(rows), np.zeros(rows, np.int32), rules, vocab)
+    assert len(scratch) == most
     assert all(array() is not None for array in scratch)
     arrays = {id(array()): array() for array in scratch}.values()
-    assert sum(array.size for array in arrays) < 4 * most * (3 + 1 + 1), "each at least twice the one before"
+    assert sum(array.size for array in arrays) < 4 * most * vocab, "each at least twice the one before"
 
 
 def test_inputs_are_written_again_only_when_their_upload_is_done():

@@ -81,14 +81,17 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             for optimizer in OPTIMIZERS:
                 Optimizer(model, TrainConfig(optimizer=optimizer)).step(np.full(1, 1e-3, np.float32))
             many = GPT(model.config, ops, ceil_div(MOST_PLACES, 8))
-            cache = KVCache.allocate(model.config, ops, ops.zeros(MOST_PLACES, "int32"))
-            for batch, seq in ((1, 2), (1, 1), (2, 1), (MOST_PLACES, 1)):
-                many.decode(np.zeros((batch, seq), np.int32), cache.of(slice(batch)))
+            cache = KVCache.allocate(model.config, ops, ops.zeros(MOST_PLACES, "int32"), ops.zeros(1, "int32"))
+            many.read(ids, cache)
+            for batch in (1, 2, MOST_PLACES):
+                many.decode(np.zeros(batch, np.int32), cache)
         for shape, lora in ADAPTED:
             ops = GpuOps(device, precision)
             model = TrainableGPT(ModelConfig(vocab_size=40, max_seq_len=8, num_layers=1, **shape), ops, lora=lora)
             model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1))
-            model.decode(ids, KVCache.allocate(model.config, ops, ops.zeros(1, "int32")))
+            cache = KVCache.allocate(model.config, ops, *np.zeros((2, 1), np.int32))
+            model.read(ids, cache)
+            model.decode(ids[:, 0], cache)
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
             for scale in (None, np.ones(1)):

@@ -145,10 +145,11 @@ def test_first_adapters_are_pefts_and_follow_from_the_seed():
 def test_a_text_is_decoded_with_the_adapters():
     """Products in another order: some hundred roundings of 2^-24."""
     model, ids = build(CpuOps(threads=1)), tokens()[0][:1]
-    whole, cache = model.logits(ids)[0], KVCache.allocate(MODEL, model.ops, model.ops.zeros(1, "int32"))
-    for position in range(MODEL.max_seq_len):
+    whole, cache = model.logits(ids)[0], KVCache.allocate(MODEL, model.ops, *np.zeros((2, 1), np.int32))
+    model.read(ids[:, :4], cache)
+    for position in range(4, MODEL.max_seq_len):
         cache.start[...] = position
-        found = model.decode(np.ascontiguousarray(ids[:, position : position + 1]), cache)[0, : MODEL.vocab_size]
+        found = model.decode(ids[:, position], cache)[0, : MODEL.vocab_size]
         np.testing.assert_allclose(found, whole[position], atol=1e-5 * np.abs(whole).max())
     assert not np.allclose(whole, build(CpuOps(threads=1), lora=None).logits(ids)[0], atol=0.01)
 
@@ -178,8 +179,9 @@ def test_a_text_is_decoded_with_the_adapters_on_every_device(ops):
     """As in test_model_on_devices.py, with the roundings of an adapter."""
     model, ids = build(ops), tokens()[0][:1, :4].copy()
     expected = model.logits(ops.from_host(ids))[0, -1]
-    cache = KVCache.allocate(MODEL, ops, ops.zeros(1, "int32"))
-    found = ops.to_host(model.decode(ops.from_host(ids), cache))[0, : MODEL.vocab_size]
+    cache = KVCache.allocate(MODEL, ops, ops.from_host(np.full(1, 3, np.int32)), ops.zeros(1, "int32"))
+    model.read(ops.from_host(ids[:, :3].copy()), cache)
+    found = ops.to_host(model.decode(ops.from_host(ids[:, 3].copy()), cache))[0, : MODEL.vocab_size]
     size = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=size * (28 * 2**-8 if ops.low_precision else 1e-5))
 

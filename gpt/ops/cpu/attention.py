@@ -45,26 +45,24 @@ def attend(
     scratch: Scratch,
     inputs: Heads,
     out: np.ndarray,
-    lse: np.ndarray | None = None,
+    lse: np.ndarray,
     mask: Mask | None = None,
 ) -> None:
-    """out = dropout(softmax(q kᵀ / sqrt(head_dim))) v; the last query stands at the position of the last key.
+    """out = dropout(softmax(q kᵀ / sqrt(head_dim))) v, causally.
 
     lse [batch, heads, queries] receives log Σ exp of each row's scores.
     """
     q, k, v = inputs
-    tiles = _Tiles(threads, q, k, scratch)
+    tiles = _Tiles(threads, q, scratch)
 
     def task(group: HeadGroup) -> None:
         for i in tiles.queries():
-            end = tiles.past + i.stop
             p, shift, total = tiles.exponentials(q[group][..., i, :], k[group], i)
-            if lse is not None:
-                np.add(np.log(total), shift, out=lse[group][..., i, None])
+            np.add(np.log(total), shift, out=lse[group][..., i, None])
             if mask:
                 p *= tiles.mask(mask, group, i)
             o = out[group][..., i, :]
-            np.matmul(p, v[group][..., :end, :], out=o)
+            np.matmul(p, v[group][..., : i.stop, :], out=o)
             o /= total
 
     tiles.run(task)
@@ -85,7 +83,7 @@ def attend_backward(
     ds = p · (dp - delta), dq = ds k, dk = dsᵀ q (both / sqrt(head_dim)), dv = pᵀ dout.
     """
     (q, k, v), (dq, dk, dv), (out, lse) = inputs, gradients, attended
-    tiles = _Tiles(threads, q, k, scratch)
+    tiles = _Tiles(threads, q, scratch)
 
     def task(group: HeadGroup) -> None:
         delta = np.einsum("bhsd,bhsd->bhs", dout[group], out[group])
@@ -121,15 +119,13 @@ def _future(rows: int, dtype: np.dtype) -> np.ndarray:
 class _Tiles:
     """The tiles of one attention, and the steps that forward and backward share."""
 
-    def __init__(self, threads: Threads, q: np.ndarray, k: np.ndarray, scratch: Scratch) -> None:
+    def __init__(self, threads: Threads, q: np.ndarray, scratch: Scratch) -> None:
         self._batch, self._heads, self._seq, head_dim = q.shape
-        keys = k.shape[2]
-        self.past = keys - self._seq  # keys that stand before the first query
         self.scale = 1 / math.sqrt(head_dim)
         self._threads, self._scratch = threads, scratch
-        self._rows = min(self._seq, max(16, min(QUERIES, TILE // keys)))
-        share = max(ceil_div(self._batch * self._heads, threads.count), ceil_div(LEAST_TILE, self._rows * keys))
-        self._fit = min(share, max(1, TILE // (self._rows * keys)))  # heads in one tile
+        self._rows = min(self._seq, max(16, min(QUERIES, TILE // self._seq)))
+        share = max(ceil_div(self._batch * self._heads, threads.count), ceil_div(LEAST_TILE, self._rows * self._seq))
+        self._fit = min(share, max(1, TILE // (self._rows * self._seq)))  # heads in one tile
         self._future = _future(self._rows, q.dtype)
 
     def run(self, task: Callable[[HeadGroup], None]) -> None:
@@ -152,12 +148,12 @@ class _Tiles:
 
         Also q / sqrt(head_dim).
         """
-        end, rows = self.past + i.stop, i.stop - i.start
+        rows = i.stop - i.start
         scaled_q = np.multiply(q, self.scale, out=self._scratch("scaled q", q.shape, q.dtype))
-        scores = self._scratch("scores", (*q.shape[:2], rows, end), q.dtype)
-        np.matmul(scaled_q, k[..., :end, :].swapaxes(-1, -2), out=scores)
+        scores = self._scratch("scores", (*q.shape[:2], rows, i.stop), q.dtype)
+        np.matmul(scaled_q, k[..., : i.stop, :].swapaxes(-1, -2), out=scores)
         if rows > 1:
-            scores[..., end - rows :] += self._future[:rows, :rows]
+            scores[..., i.start :] += self._future[:rows, :rows]
         return scores, scaled_q
 
     def exponentials(self, q: np.ndarray, k: np.ndarray, i: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -27,25 +27,25 @@ Finish = Callable[[slice, slice], None]  # takes sequences, and columns
 
 
 def multiply(threads: Threads, x: np.ndarray, weight: np.ndarray, out: np.ndarray, finish: Finish) -> None:
-    """out = x @ weight for each sequence; x [batch, seq, in], weight [in, columns], out [batch, seq, columns].
+    """out = x @ weight, each row by itself; x [batch, in], weight [in, columns], out [batch, columns].
 
     finish(sequences, columns) is called as soon as that part of out is computed, by the thread that did it.
     """
-    (batch, seq, rows), width = x.shape, weight.shape[1]
+    (batch, rows), width = x.shape, weight.shape[1]
     columns = blocks(slice(0, width), max(COLUMNS, BLOCK // rows // COLUMNS * COLUMNS))
-    shares = ceil_div(threads.count, len(columns)) if batch * seq * weight.size > LEAST_WORK else 1
+    shares = ceil_div(threads.count, len(columns)) if batch * weight.size > LEAST_WORK else 1
     parts = [(b, c) for c in columns for b in blocks(slice(0, batch), ceil_div(batch, shares))]
 
     def run(number: int) -> None:
         b, c = parts[number]
-        np.matmul(x[b], weight[:, c], out=out[b, :, c])
+        np.matmul(x[b, None], weight[:, c], out=out[b, None, c])
         finish(b, c)
 
     def run_all(_: int) -> None:
         for number in range(len(parts)):
             run(number)
 
-    if batch * seq * weight.size > LEAST_WORK:
+    if batch * weight.size > LEAST_WORK:
         threads.run(run, len(parts))
     else:
         threads.run(run_all, 1)

@@ -9,7 +9,7 @@ from gpt.system.threads import Scratch
 
 
 def normalize(normed: Normed, norm: Affine) -> None:
-    """As `Operations.layernorm`; x may also be [batch, seq, D], and each sequence then has bits of its own."""
+    """As `Operations.layernorm`; x may also be [rows, 1, D], and each row then has bits of its own."""
     x, out, mean, rstd = normed
     np.matmul(x, ones(x.shape[-1], x.dtype), out=mean)
     mean /= x.shape[-1]

@@ -114,6 +114,9 @@ class CpuOps(Operations):
     def fill(self, array: np.ndarray, value: float) -> None:
         array.fill(value)
 
+    def context_rows(self, rows: int) -> int:
+        return rows
+
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> HostInputs:
         return HostInputs(fields)
 
@@ -255,26 +258,26 @@ class CpuOps(Operations):
     def norm_linear(
         self, x: np.ndarray, norm: Affine, layer: Affine, out: np.ndarray, activation: str | None = None
     ) -> None:
-        mean, rstd = self._scratch("norm statistics", (2, *x.shape[:2]), self._dtype)
-        normed = Normed(x, self._scratch("normed", x.shape, self._dtype), mean, rstd)
+        normed = self._scratch("normed", x.shape, self._dtype)
+        mean, rstd = self._scratch("norm statistics", (2, len(x), 1), self._dtype)
         with QUIET():
-            normalize(normed, norm)
+            normalize(Normed(x[:, None], normed[:, None], mean, rstd), norm)
         product = self._scratch("pre-activation", out.shape, self._dtype) if activation else out
 
         def finish(b: slice, c: slice) -> None:
             if layer.bias is not None:
-                product[b, :, c] += layer.bias[c]
+                product[b, c] += layer.bias[c]
             if activation:
-                activations.apply(activation, product[b, :, c], out[b, :, c])
+                activations.apply(activation, product[b, c], out[b, c])
 
-        multiply(self.threads, normed.out, layer.weight, product, finish)
+        multiply(self.threads, normed, layer.weight, product, finish)
 
     def linear_add(self, x: np.ndarray, layer: Affine, out: np.ndarray) -> None:
         branch = self._scratch("branch", out.shape, self._dtype)
 
         def finish(b: slice, c: slice) -> None:
-            branch[b, :, c] += layer.bias[c]
-            out[b, :, c] += branch[b, :, c]
+            branch[b, c] += layer.bias[c]
+            out[b, c] += branch[b, c]
 
         multiply(self.threads, x, layer.weight, branch, finish)
 
@@ -364,16 +367,13 @@ class CpuOps(Operations):
         batch, heads = keys.shape[:2]
         q, k, v = _by_head(qkv, 3, batch, heads)
         (out,) = _by_head(out, 1, batch, heads)
-        seq = q.shape[2]
-        ends = start + seq
-        for b, (first, end) in enumerate(zip(start.tolist(), ends.tolist(), strict=True)):
-            keys[b, :, first:end], values[b, :, first:end] = k[b], v[b]
-        if seq == 1:
-            attend_newest(self.threads, self._scratch, q, keys, values, ends, out)
-            return
-        for b, end in enumerate(ends.tolist()):
-            one = slice(b, b + 1)
-            attend(self.threads, self._scratch, Heads(q[one], keys[one, :, :end], values[one, :, :end]), out[one])
+        sequences = np.arange(batch)
+        keys[sequences, :, start], values[sequences, :, start] = k[:, :, 0], v[:, :, 0]
+        attend_newest(self.threads, self._scratch, q, keys, values, start + 1, out)
+
+    def fill_cache(self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, place: np.ndarray) -> None:
+        _, k, v = _by_head(qkv, 3, 1, keys.shape[1])
+        keys[place, :, : len(qkv)], values[place, :, : len(qkv)] = k, v
 
     # ---- loss -----------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ from gpt.ops.interface import (
 )  # fmt: skip
 
 HEAD_ROWS = 8192  # rows of logits at a time
+LEAST_CONTEXT = 16  # rows of a pass over a context, which is recorded
 MAX_HEAD_DIM = 128
 LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, and of those that it converts at a time
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
@@ -168,6 +169,10 @@ class GpuOps(Operations):
             self.device.clear(array)
         else:  # a copy, because CuPy compiles kernels to fill: on ROCm those need headers that may be missing
             self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
+
+    def context_rows(self, rows: int) -> int:
+        # Each number of rows is recorded once, so there are to be few: of every four to eight, the next one.
+        return round_up(rows, max(LEAST_CONTEXT, 1 << max(0, rows.bit_length() - 3)))
 
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> PinnedInputs:
         return PinnedInputs(self.device, fields)
@@ -301,17 +306,20 @@ class GpuOps(Operations):
             self._add_bias(its_out, layer.bias)
 
     def _one_by_one(self, x: Array, out: Array) -> Iterator[tuple[Array, Array]]:
-        """Each sequence of x [batch, seq, in] and of out [batch, seq, out], copied to a place where products use it.
+        """Each row of x [sequences, in] and of out [sequences, out] as [1, in] and [1, out], in a place of its own.
 
         The place is the same for all, because a vendor's library may compute other bits at another alignment.
         """
-        places = [self._scratch(name, one[0].size, self._dtype.name).reshape(one[0].shape)
-                  for name, one in (("one x", x), ("one out", out))]  # fmt: skip
-        for its_x, its_out in zip(x, out, strict=True):
-            self.copy(its_x, out=places[0])
-            self.copy(its_out, out=places[1])
+        places = [
+            self._scratch(name, rows.shape[1], self._dtype.name)[None]
+            for name, rows in (("one x", x), ("one out", out))
+        ]
+        for row in range(len(x)):
+            one = slice(row, row + 1)
+            self.copy(x[one], out=places[0])
+            self.copy(out[one], out=places[1])
             yield places[0], places[1]
-            self.copy(places[1], out=its_out)
+            self.copy(places[1], out=out[one])
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
@@ -394,13 +402,20 @@ class GpuOps(Operations):
 
     def attention_cached(self, qkv: Array, keys: Array, values: Array, start: Array, out: Array) -> None:
         sequences, heads, capacity, head_dim = keys.shape
+        kernel = self._cache_kernel("attention_cached", head_dim)
+        kernel((sequences, heads), (CACHED_THREADS,), (qkv, keys, values, out, _int(heads), _int(capacity), start))
+
+    def fill_cache(self, qkv: Array, keys: Array, values: Array, place: Array) -> None:
+        _, heads, capacity, _ = keys.shape
+        kernel = self._cache_kernel("fill_cache", keys.shape[3])
+        kernel((len(qkv),), (CACHED_THREADS,), (qkv, keys, values, _int(heads), _int(capacity), place))
+
+    def _cache_kernel(self, name: str, head_dim: int) -> Kernel:
+        """A kernel of attention_cached.hip."""
         width, lanes = self._kernel.width(head_dim), 1
         while lanes < self.device.warp and lanes * width < head_dim:
             lanes *= 2
-        defines = {"HEAD_DIM": head_dim, "WIDTH": width, "LANES": lanes}
-        kernel = self._kernel("attention_cached.hip", "attention_cached", **defines)
-        sizes = map(_int, (len(qkv) // sequences, heads, capacity))
-        kernel((len(qkv), heads), (CACHED_THREADS,), (qkv, keys, values, out, *sizes, start))
+        return self._kernel("attention_cached.hip", name, HEAD_DIM=head_dim, WIDTH=width, LANES=lanes)
 
     def _attention(
         self, name: str, shape: tuple[int, int, int], head_dim: int, dropout: Dropout | None, arrays: tuple[Array, ...]

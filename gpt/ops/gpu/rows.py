@@ -24,7 +24,7 @@ Scratch = Callable[[str, int, str], Array]  # a name, a number of elements and t
 class RowLayers:
     """out = activation(layernorm(x) W + bias), or out += x W + bias if there is no norm.
 
-    x is [sequences, 1, K], out [sequences, 1, n], and W lies in memory as [K, n] or, with a norm, as [n, K]. `scratch`
+    x is [sequences, K], out [sequences, n], and W lies in memory as [K, n] or, with a norm, as [n, K]. `scratch`
     is a method of GpuOps. As with GpuMuon, an object that keeps it must not be kept by GpuOps.
     """
 
@@ -37,8 +37,8 @@ class RowLayers:
         The rows of W must be whole vectors. In bf16 those of x must be, too; in float32 they may have MATVEC_LONGEST
         elements at most.
         """
-        (count, seq, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
-        if seq > 1 or self._kernel.width(n if by_columns else k) == 1:
+        (count, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
+        if self._kernel.width(n if by_columns else k) == 1:
             return False
         name = "linear_add" if norm is None else "norm_linear" if by_columns else "norm_linear_transposed"
         w = layer.weight if by_columns else layer.weight.T
@@ -54,7 +54,7 @@ class RowLayers:
         self, name: str, x: Array, norm: Affine | None, n: int, defines: dict[str, Any], arguments: tuple[Any, ...]
     ) -> bool:
         """On the matrix unit. Several rows are normalized by a launch of their own."""
-        count, _, k = x.shape
+        count, k = x.shape
         if self._kernel.width(k) == 1:
             return False
         warps = THREADS // self._device.warp
@@ -84,7 +84,7 @@ class RowLayers:
         self, name: str, x: Array, norm: Affine | None, n: int, defines: dict[str, Any], arguments: tuple[Any, ...]
     ) -> bool:
         """With the arithmetic of threads alone."""
-        count, _, k = x.shape
+        count, k = x.shape
         if k > MATVEC_LONGEST:
             return False
         block = matvec_block(name, k, count)

@@ -71,12 +71,16 @@ def test_attention_of_long_sequences(trial, shape, rate):
 
 
 @pytest.mark.parametrize(
-    ("batch", "n", "start", "heads", "hd"),
+    ("batch", "start", "heads", "hd"),
     [
-        (1, 1, 0, 1, 16), (1, 5, 0, 2, 32), (1, 1, 300, 2, 64), (1, 3, 40, 1, 15), (1, 1, 130, 1, 128),
-        (1, 40, 3, 1, 24), (1, 1, 600, 1, 127), (1, 2, 1100, 1, 16), (1, 1, 0, 3, 8),
-        (3, 1, 70, 2, 16), (2, 4, 9, 3, 8),
+        (1, 0, 1, 16), (1, 5, 2, 32), (1, 300, 2, 64), (1, 40, 1, 15), (1, 130, 1, 128), (1, 600, 1, 127),
+        (1, 1100, 1, 16), (1, 0, 3, 8), (3, 70, 2, 16), (2, 9, 3, 8),
     ],
 )  # fmt: skip
-def test_attention_of_new_positions_against_a_cache(trial, batch, n, start, heads, hd):
-    layers.attention_cached(trial, batch, n, start, heads, hd)
+def test_attention_of_new_positions_against_a_cache(trial, batch, start, heads, hd):
+    layers.attention_cached(trial, batch, start, heads, hd)
+
+
+@pytest.mark.parametrize(("rows", "heads", "hd"), [(1, 1, 16), (5, 3, 24), (40, 2, 15), (130, 1, 128)])
+def test_a_prompt_enters_its_place_of_the_cache_and_no_other(trial, rows, heads, hd):
+    layers.fill_cache(trial, rows, heads, hd)

@@ -16,8 +16,8 @@ ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_
 # Several sequences. In float32 blocks share up to 8 rows of these lengths, 8, 4 and, without a norm, 8 in four turns.
 # In bf16 they share 16, 32 and 64, and the warps of a block take turns with rows of more than 2,048 elements.
 BATCHES = [
-    (2, 2, 24, 7), (3, 1, 5, 7), (10, 1, 776, 24), (5, 1, 1288, 24), (9, 1, 3080, 24), (20, 1, 40, 72), (70, 1, 24, 8),
-]  # batch, seq, in, out  # fmt: skip
+    (2, 24, 7), (3, 5, 7), (10, 776, 24), (5, 1288, 24), (9, 3080, 24), (20, 40, 72), (70, 24, 8),
+]  # sequences, in, out  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
@@ -29,23 +29,23 @@ def test_linear(trial, rows, d_in, d_out, transposed, activation):
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
 @pytest.mark.parametrize(("transposed", "activation"), LAYERS)
 def test_norm_linear(trial, rows, d_in, d_out, transposed, activation):
-    layers.norm_linear(trial, 1, rows, d_in, d_out, transposed, activation)
+    layers.norm_linear(trial, rows, d_in, d_out, transposed, activation)
 
 
-@pytest.mark.parametrize(("batch", "seq", "d_in", "d_out"), BATCHES)
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), BATCHES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, batch, seq, d_in, d_out, transposed):
-    layers.norm_linear(trial, batch, seq, d_in, d_out, transposed, None)
+def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, d_in, d_out, transposed):
+    layers.norm_linear(trial, rows, d_in, d_out, transposed, None)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
 def test_linear_adds(trial, rows, d_in, d_out):
-    layers.linear_add(trial, 1, rows, d_in, d_out)
+    layers.linear_add(trial, rows, d_in, d_out)
 
 
-@pytest.mark.parametrize(("batch", "seq", "d_in", "d_out"), BATCHES)
-def test_linear_add_gives_each_sequence_the_bits_that_it_has_alone(trial, batch, seq, d_in, d_out):
-    layers.linear_add(trial, batch, seq, d_in, d_out)
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), BATCHES)
+def test_linear_add_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, d_in, d_out):
+    layers.linear_add(trial, rows, d_in, d_out)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
