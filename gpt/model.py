@@ -149,9 +149,9 @@ class GPT:
         ops.linear(x, adapter.down, out=inner)
         ops.linear(inner, adapter.up, out, activation, adds=True)
 
-    def _head(self, labels: Array, scale: Array | None = None, dhead: Array = None) -> None:
+    def _head(self, labels: Array, scale: Array | None = None, dhead: Array = None, fresh: bool = False) -> None:
         """Cross-entropy of the last norm's output. With `scale` also its gradient: into `workspace.dnormed`, and added
-        to dhead [V', D] unless that is None.
+        to dhead [V', D], or with `fresh` written there, unless that is None.
         """
         ops, ws, head, labels = self.ops, self.workspace, self._head_layer(), labels.reshape(-1)
         losses, hits, vocab = ws.losses[: labels.size], ws.hits[: labels.size], self.config.vocab_size
@@ -160,7 +160,7 @@ class GPT:
             if scale is not None:  # logits are their own gradient now
                 out, dx = ws.residuals[-1].out[chunk], ws.dnormed[chunk]
                 grads = Affine(None if dhead is None else dhead.T, bias=None)
-                ops.linear_backward(logits, out, head.weight, dx=dx, grads=grads)
+                ops.linear_backward(logits, out, head.weight, dx, grads, fresh=fresh and chunk.start == 0)
         ops.add_sums(losses, hits, out=self.metrics)
 
     def _logits(self, rows: int) -> Iterator[tuple[slice, Array]]:
@@ -250,24 +250,36 @@ class TrainableGPT(GPT):
             self._of_blocks, self._of_norms = self.gradients.blocks, self.gradients.norms
 
     def loss_and_gradients(
-        self, ids: Array, labels: Array, order: Array, scale: Array, block_done: BlockDone | None = None
-    ) -> None:
+        self, ids: Array, labels: Array, order: Array, scale: Array, block_done: BlockDone | None = None,
+        fresh: bool = False,
+    ) -> None:  # fmt: skip
         """As `loss`, with dropout, and add `scale`, float32 [1], x d(summed cross-entropy)/d(weights) to `gradients`.
 
-        order, int32 [batch x seq], sorts the ids of every `sequences` rows by themselves (`gpt.batches.token_order`).
-        `block_done(layer)` is called, from the last layer to the first, as soon as the gradients of a block's matrices
-        are complete.
+        With `fresh` the gradients begin anew, and what they hold does not count: products then write their results
+        instead of adding them to zeros, which is less traffic. order, int32 [batch x seq], sorts the ids of every
+        `sequences` rows by themselves (`gpt.batches.token_order`). `block_done(layer)` is called, from the last layer
+        to the first, as soon as the gradients of a block's matrices are complete.
         """
         seq = ids.shape[1]
         parts = self._micro_batches(ids)
         for part in parts:
+            its_fresh = fresh and part == parts[0]
             sites = self._sites(self.config.dropout, first=part.start * seq)
+            if its_fresh and isinstance(self.gradients, Parameters):
+                self._clear_sums(self.gradients)
             self._forward(ids[part], sites)
-            self._head(labels[part], scale, dhead=getattr(self.gradients, "head", None))
+            self._head(labels[part], scale, getattr(self.gradients, "head", None), its_fresh)
             done = block_done if part == parts[-1] else None
-            self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, done)
+            self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, its_fresh, done)
 
-    def _backward(self, ids: Array, order: Array, sites: "DropoutSites", block_done: BlockDone | None) -> None:
+    def _clear_sums(self, gradients: Parameters) -> None:
+        """Zero the gradients that no product writes."""
+        for sums in (gradients.wpe, gradients.vectors, *(() if self.config.tie_embeddings else (gradients.wte,))):
+            self.ops.fill(sums, 0)
+
+    def _backward(
+        self, ids: Array, order: Array, sites: "DropoutSites", fresh: bool, block_done: BlockDone | None
+    ) -> None:
         """From `workspace.dnormed`, the gradient of the last norm's output, down to the embedding.
 
         Each line is the backward pass of a line of `_forward`, in reverse order. `dx` is the gradient of the residual
@@ -288,18 +300,18 @@ class TrainableGPT(GPT):
             ops.add_layernorm_backward(dnormed, normed, norm_weight, dx, grads=norm_grads, branch=branch)
             activation = Activation(self.config.activation, act.pre_activation, dbias=g.mlp_fc.bias)
             proj_grads, fc_grads = g.mlp_proj.without_bias(), g.mlp_fc.without_bias()
-            self._linear_backward(layer, "mlp_proj", dbranch, act.activated, dfc, proj_grads, activation)
-            self._linear_backward(layer, "mlp_fc", dfc, act.ln_2.out, dnormed, fc_grads)
+            self._linear_backward(layer, "mlp_proj", dbranch, act.activated, dfc, proj_grads, fresh, activation)
+            self._linear_backward(layer, "mlp_fc", dfc, act.ln_2.out, dnormed, fc_grads, fresh)
 
             # x + proj(attention(ln_1(x)))
             branch = Branch(dbranch, g.attn_proj.bias, sites.attention_branch(layer))
             ops.add_layernorm_backward(dnormed, act.ln_2, w.ln_2.weight, dx, grads=g.ln_2, branch=branch)
             dattended = dnormed  # free until attention's own backward pass is done
             proj_grads = g.attn_proj.without_bias()
-            self._linear_backward(layer, "attn_proj", dbranch, act.attended, dattended, proj_grads)
+            self._linear_backward(layer, "attn_proj", dbranch, act.attended, dattended, proj_grads, fresh)
             dropout = sites.attention(layer)
             ops.attention_backward(dattended, act.qkv, act.attended, act.lse, dqkv, dropout=dropout)
-            self._linear_backward(layer, "attn_qkv", dqkv, act.ln_1.out, dnormed, g.attn_qkv)
+            self._linear_backward(layer, "attn_qkv", dqkv, act.ln_1.out, dnormed, g.attn_qkv, fresh)
             if block_done:
                 block_done(layer)
 
@@ -311,20 +323,20 @@ class TrainableGPT(GPT):
         ops.add_partials(grads.partials[: ops.partial_sums(rows)], out=grads.vectors)
 
     def _linear_backward(
-        self, layer: int, module: str, dout: Array, x: Array, dx: Array, grads: Affine,
+        self, layer: int, module: str, dout: Array, x: Array, dx: Array, grads: Affine, fresh: bool,
         activation: Activation | None = None,
     ) -> None:  # fmt: skip
         """The backward pass of `_linear`: into dx, `grads` and the gradients of the adapter, whichever there are."""
         ops, weight = self.ops, getattr(self.weights.blocks[layer], module).weight
         if self.adapters is None:
-            ops.linear_backward(dout, x, weight, dx, grads, activation)
+            ops.linear_backward(dout, x, weight, dx, grads, activation, fresh=fresh)
             return
         adapter, its_grads = (getattr(each.blocks[layer], module) for each in (self.adapters, self.gradients))
         inner, dinner = self.workspace.inner[: len(x)], self.workspace.dinner[: len(x)]
         ops.linear(x, adapter.down, out=inner)  # again, because all adapters share the array
         ops.linear_backward(dout, x, weight, dx, grads)
-        ops.linear_backward(dout, inner, adapter.up.weight, dinner, its_grads.up)
-        ops.linear_backward(dinner, x, adapter.down.weight, dx, its_grads.down, activation, adds=True)
+        ops.linear_backward(dout, inner, adapter.up.weight, dinner, its_grads.up, fresh=fresh)
+        ops.linear_backward(dinner, x, adapter.down.weight, dx, its_grads.down, activation, adds=True, fresh=fresh)
 
     def _block_again(self, layer: int, ids: Array, sites: "DropoutSites") -> BlockActivations:
         """The block's activations, from the stream that enters it. The last block's are still there, but for ln_1."""

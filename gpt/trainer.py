@@ -104,15 +104,14 @@ class TrainStep:
         return self._last_pass if micro_step == last else self._middle_pass
 
     def _pass(self, first: bool = False, last: bool = False) -> None:
-        """Forward and backward. `first`: zero gradients and metrics before. `last`: clip, and update the weights."""
+        """Forward and backward. `first`: gradients and metrics begin anew. `last`: clip, and update the weights."""
         inputs, model = self._inputs.device, self.model
         with self.droppable() if self.ops.is_cpu else nullcontext():
             if first:
-                self.ops.fill(model.gradients.flat, 0)
                 self.ops.fill(model.metrics, 0)
             ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
             block_done = self.optimizer.block_done if last else None
-            model.loss_and_gradients(ids, labels, order, scale, block_done)
+            model.loss_and_gradients(ids, labels, order, scale, block_done, fresh=first)
         if last:
             self.optimizer.step(inputs["lr"])
 

@@ -231,8 +231,9 @@ def _same_alone(trial: Trial, out: Array, alone: Array) -> None:
 
 
 def linear_backward(
-    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False
-) -> None:
+    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False,
+    fresh: bool = False,
+) -> None:  # fmt: skip
     ops, U, before = trial.ops, trial.product_U, trial.normal(rows, d_in)
     x, pre_activation = trial.normal(rows, d_in), trial.normal(rows, d_in)
     dout, weight, dweight = trial.normal(rows, d_out), trial.normal(d_in, d_out), trial.exact(d_in, d_out)
@@ -243,9 +244,11 @@ def linear_backward(
     dw = trial.of(dweight.T, "float32").T if transposed else trial.of(dweight, "float32")
     dx_sums, inputs = trial.sums(rows, d_in), (trial.of(dout), trial.of(x), w)
     its_activation = _through(activation, trial.of(pre_activation), dx_sums.partials)
-    ops.linear_backward(*inputs, dx, Affine(dw, dbias.partials if dbias else None), its_activation, adds)
+    ops.linear_backward(*inputs, dx, Affine(dw, dbias.partials if dbias else None), its_activation, adds, fresh)
     expected, weight_size, expected_dbias = before.copy(), np.abs(dweight), np.empty((1, d_out))
     activated = _through(activation, pre_activation, np.empty((1, d_in)))
+    if fresh:
+        dweight[:] = weight_size[:] = 0
     REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated, adds)
     added = np.abs(before) if adds else 0.0
     size = np.abs(dout) @ np.abs(weight.T) + added  # GELU's derivative is at most 1.13, off by less than 64 u + 4 EXP

@@ -274,9 +274,9 @@ class Arithmetic(Protocol):
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        adds: bool = False,
+        adds: bool = False, fresh: bool = False,
     ) -> None:  # fmt: skip
-        """dx = dout @ weight.T, or with `adds` dx +=; grads.weight += x.T @ dout, unless it is None.
+        """dx = dout @ weight.T, or with `adds` dx +=; grads.weight += x.T @ dout, or with `fresh` =, unless it is None.
 
         grads.bias [partial_sums(rows), out] gets partial sums over the rows of dout, unless it is None. With
         `activation`, x was activation(pre_activation), and dx is the gradient of pre_activation: dx *=

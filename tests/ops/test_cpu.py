@@ -188,6 +188,8 @@ def test_linear_and_its_backward(ops, rng, rows, d, f, transposed):
     ops.add_partials(partials, dbias)
     np.testing.assert_allclose(dx, dout @ weight.T, **EXACT)
     np.testing.assert_allclose(dweight, 1 + a["x"].T @ dout, **EXACT)
+    ops.linear_backward(dout, a["x"], weight, dx, Affine(dweight, partials), fresh=True)
+    np.testing.assert_allclose(dweight, a["x"].T @ dout, **EXACT)
     np.testing.assert_allclose(dbias, 1 + dout.sum(0), **EXACT)
 
 

@@ -389,8 +389,10 @@ def test_a_run_that_turns_not_finite_names_the_option_if_the_library_is_used(run
 
 
 def test_generating_prints_the_note_beside_the_text_and_names_the_option(run_on, library, cache):
-    assert train(run_on, library)[0].exit_code == 0
-    write = ("generate", "--run-name", "r", "--device", "gpu", "--prompt", "the cat", "--num-tokens", 2, "--temp", 0)
+    """16 words are read before the last one, so the last row of a product is a word's and no padding."""
+    assert train(run_on, library, "--seq", 20)[0].exit_code == 0
+    prompt = " ".join(["cat"] * 17)
+    write = ("generate", "--run-name", "r", "--device", "gpu", "--prompt", prompt, "--num-tokens", 2, "--temp", 0)
     right, card = run_on(library, *write)
     assert right.exit_code == 0, right.output
     assert card.blas is not None

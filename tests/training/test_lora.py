@@ -120,6 +120,16 @@ def test_blocks_that_are_computed_again_give_the_same_bits():
     assert np.array_equal(kept.gradients.flat, again.gradients.flat)
 
 
+def test_gradients_that_begin_anew_forget_what_was_there():
+    model, (ids, labels) = build(CpuOps(threads=1)), tokens()
+    loss_and_gradients(model)
+    once = model.gradients.flat.copy()
+    for view in model.gradients.named.values():
+        view[...] = np.nan
+    model.loss_and_gradients(ids, labels, token_order(ids), np.full(1, 1 / ids.size, np.float32), fresh=True)
+    assert np.array_equal(model.gradients.flat, once)
+
+
 def test_a_model_begins_with_the_loss_of_its_base_to_the_bit():
     ids, labels = tokens()
     model = build(CpuOps(threads=1), adapters=dict(initial_adapters(MODEL, RANK, seed=5)))

@@ -119,6 +119,18 @@ def test_gradients_add_up_over_calls(config):
     np.testing.assert_allclose(model.gradients.flat, 2 * once, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("rows", [1, 10**6], ids=["a sequence at a time", "all sequences at once"])
+def test_gradients_that_begin_anew_forget_what_was_there(config, rows, monkeypatch):
+    monkeypatch.setattr(cpu, "PASS_ROWS", rows)
+    model, (ids, labels) = build(config), tokens(config)
+    mean_loss_and_gradients(model, ids, labels)
+    once = model.gradients.flat.copy()
+    for view in model.gradients.named.values():
+        view[...] = np.nan
+    model.loss_and_gradients(ids, labels, token_order(ids, model.sequences), np.array([1 / ids.size]), fresh=True)
+    assert np.array_equal(model.gradients.flat, once)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout, monkeypatch):
     config = replace(config, dropout=dropout)

@@ -313,10 +313,11 @@ def linear(
 @parallel
 def linear_backward(
     dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
-    dbias: np.ndarray, pre_activation: np.ndarray, dx_sums: np.ndarray, activation: int, shares: int,
+    accumulate: int, dbias: np.ndarray, pre_activation: np.ndarray, dx_sums: np.ndarray, activation: int, shares: int,
 ) -> None:  # fmt: skip
-    """dx = (dout @ weightᵀ) · activation'(pre_activation), dweight += leftᵀ @ right. Even numbers are shares of dx, odd
-    ones of dweight, so that every thread gets some of both.
+    """dx = (dout @ weightᵀ) · activation'(pre_activation), dweight = leftᵀ @ right, or += if accumulate is 1.
+
+    Even numbers are shares of dx, odd ones of dweight, so that every thread gets some of both.
 
     Partial sums over rows [shares, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
@@ -340,7 +341,7 @@ def linear_backward(
                 dbias[each] = sums
         else:
             begin, end = share(len(dweight), shares, each)
-            matmul(left[:, begin:end].T, right, dweight[begin:end], 1)
+            matmul(left[:, begin:end].T, right, dweight[begin:end], accumulate)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

@@ -182,9 +182,10 @@ class NumbaOps(CpuOps):
         grads: Affine,
         activation: Activation | None = None,
         adds: bool = False,
+        fresh: bool = False,
     ) -> None:
         if adds or grads.weight is None:
-            super().linear_backward(dout, x, weight, dx, grads, activation, adds)
+            super().linear_backward(dout, x, weight, dx, grads, activation, adds, fresh)
             return
         # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
         left, right, product = x, dout, grads.weight
@@ -194,8 +195,8 @@ class NumbaOps(CpuOps):
         name, pre_activation, dx_sums = activation or (None, self._no_matrix, self._no_matrix)
         few = len(x) <= FEW_ROWS and self._shares % 2 == 0
         loops.linear_backward(
-            dout, weight, dx, left, right, product, dbias, pre_activation, dx_sums, ACTIVATIONS[name],
-            self._shares // 2 if few else self._shares,
+            dout, weight, dx, left, right, product, 0 if fresh else 1, dbias, pre_activation, dx_sums,
+            ACTIVATIONS[name], self._shares // 2 if few else self._shares,
         )  # fmt: skip
 
     def attention(self, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dropout: Dropout | None = None) -> None:

@@ -290,6 +290,7 @@ class CpuOps(Operations):
         grads: Affine,
         activation: Activation | None = None,
         adds: bool = False,
+        fresh: bool = False,
     ) -> None:
         dweight, dbias = grads
         block_rows = self._product_rows(x, weight)
@@ -312,7 +313,7 @@ class CpuOps(Operations):
             a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
 
             def dweight_block(r: slice) -> None:
-                self._multiply(a[:, r].T, b, product[r], adds=True)
+                self._multiply(a[:, r].T, b, product[r], adds=not fresh)
 
             tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), self._gradient_rows(len(x), product))]
         self.threads.run(lambda number: tasks[number][0](tasks[number][1]), len(tasks))

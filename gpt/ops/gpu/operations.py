@@ -323,7 +323,7 @@ class GpuOps(Operations):
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        adds: bool = False,
+        adds: bool = False, fresh: bool = False,
     ) -> None:  # fmt: skip
         into = Sum(addend=dx) if adds else PLAIN
         if activation:
@@ -335,7 +335,7 @@ class GpuOps(Operations):
                 a, b, dweight = x.T, dout, grads.weight
             else:
                 a, b, dweight = dout.T, x, grads.weight.T
-            self._products.product(a, b, dweight, Sum(addend=dweight))
+            self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
         if grads.bias is not None:
             self._column_sums(dout, grads.bias)
 

@@ -72,10 +72,10 @@ def model_cases(
     d, f = config.embed_dim, config.ff_hidden_dim
     layers = ((d, 3 * d), (d, d), (d, f), (f, d))
     if not training:
-        for k, n in layers[0::2]:
+        for k, n in layers:
             yield Case(rows, k, n, epilogue="bias")
-        for k, n in layers[1::2]:
-            yield Case(rows, k, n, adds=True)
+        if fused:
+            yield Case(rows, d, f, epilogue="gelu")
         return
     for k, n in layers:
         yield Case(rows, k, n, epilogue="bias")
@@ -83,7 +83,7 @@ def model_cases(
         if lora:
             yield from _adapter_cases(rows, k, n, lora)
         else:
-            yield Case(k, rows, n, a_transposed=True, adds=True, exact=True)
+            yield from (Case(k, rows, n, a_transposed=True, adds=adds, exact=True) for adds in (False, True))
     if fused and not lora:
         yield Case(rows, d, f, epilogue="gelu")
         yield Case(rows, d, f, b_transposed=True, epilogue="dgelu")
@@ -92,7 +92,7 @@ def model_cases(
         yield Case(chunk, d, vocab, b_transposed=True)
         yield Case(chunk, vocab, d)
         if not lora:
-            yield Case(vocab, chunk, d, a_transposed=True, adds=True, exact=True)
+            yield from (Case(vocab, chunk, d, a_transposed=True, adds=adds, exact=True) for adds in (False, True))
 
 
 def _adapter_cases(rows: int, k: int, n: int, lora: int) -> Iterator[Case]:
@@ -100,9 +100,10 @@ def _adapter_cases(rows: int, k: int, n: int, lora: int) -> Iterator[Case]:
     yield Case(rows, k, lora, b_transposed=True)
     yield Case(rows, lora, n, b_transposed=True, adds=True)
     yield Case(rows, n, lora)
-    yield Case(n, rows, lora, a_transposed=True, adds=True, exact=True)
     yield Case(rows, lora, k, adds=True)
-    yield Case(lora, rows, k, a_transposed=True, adds=True, exact=True)
+    for adds in (False, True):
+        yield Case(n, rows, lora, a_transposed=True, adds=adds, exact=True)
+        yield Case(lora, rows, k, a_transposed=True, adds=adds, exact=True)
     yield Case(k, lora, n, a_transposed=True, b_transposed=True, adds=True)
 
 

@@ -54,6 +54,12 @@ def test_linear_backward(trial, rows, d_in, d_out, transposed, activation):
     layers.linear_backward(trial, rows, d_in, d_out, transposed, activation)
 
 
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES[:6])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, rows, d_in, d_out, transposed):
+    layers.linear_backward(trial, rows, d_in, d_out, transposed, None, fresh=True)
+
+
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])
 def test_partial_sums_are_added(trial, count, n):
     layers.add_partials(trial, count, n)
