@@ -14,6 +14,8 @@ from gpt.serve.texts import Texts
 from gpt.serve.wording import Piece, token_text
 from gpt.tokenizer import Tokenizer
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one for every event
+
 
 @dataclass
 class CompletionForm:
@@ -157,4 +159,4 @@ class Answer:
 
 
 def _sent(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + _JSON.encode(event).encode("utf-8", "replace") + b"\n\n"

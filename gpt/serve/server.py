@@ -7,6 +7,7 @@ the process at once.
 import ipaddress
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from gpt.system import interrupts
 
 GRACE = 5.0  # seconds for the texts that are being written when a signal comes: less than the 10 that Docker gives
 MOST_CONNECTIONS = 1000
+TURN = 0.0005  # seconds that Python lets a thread run before another; with its 5 ms, the GPU waits for the engine
 
 
 class Address(NamedTuple):
@@ -67,6 +69,7 @@ def run(engine: Engine, app: App, address: Address, report: Callable[[str], None
         server_header=False, proxy_headers=False, limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = uvicorn.Server(config)
+    sys.setswitchinterval(TURN)
 
     def speak() -> None:
         try:

@@ -262,3 +262,29 @@ def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):
         time.sleep(0.5)
         assert client.post("/v1/completions", json=fields).status_code == 200
         assert engine.model(run).result().config.embed_dim == 24
+
+
+def test_the_first_token_and_the_end_are_told_at_once_and_the_tokens_between_them_together(monkeypatch):
+    monkeypatch.setattr(listening, "PACE", 0.2)
+
+    async def told() -> list[tuple[int, float]]:
+        listener, clock = Listener(), asyncio.get_running_loop().time
+        text, began, got = Text(listener, request(9)), clock(), []
+
+        async def write():
+            for news in (Token(1), Token(2), Token(3), Token(4), Token(5), End("length")):
+                if news == Token(5):
+                    await asyncio.sleep(0.3)  # by now the second lot has been told, and a third one is to come
+                listener.put([(text, news)])
+                await asyncio.sleep(0.01)
+
+        writing = asyncio.ensure_future(write())
+        while sum(count for count, _ in got) < 6:
+            got.append((len(await listener.arrived()), clock() - began))
+        await writing
+        return got
+
+    (first, at_once), (others, later), *rest = asyncio.run(told())
+    assert (first, others, sum(count for count, _ in rest)) == (1, 3, 2)
+    assert at_once < 0.2 <= later
+    assert rest[-1][1] < later + 0.4, "the end does not wait"

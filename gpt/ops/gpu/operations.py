@@ -63,7 +63,7 @@ LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, an
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
-LANE_ELEMENTS = 24
+LANE_ELEMENTS, NVIDIA_BACKWARD = 24, 20
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -248,7 +248,9 @@ class GpuOps(Operations):
     def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
-        while lanes < THREADS and lanes * LANE_ELEMENTS < d:
+        # With 24 elements, NVIDIA's backward pass has registers for one block a multiprocessor.
+        elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
+        while lanes < THREADS and lanes * elements < d:
             lanes *= 2
         width = self._kernel.width(d)
         # Half vectors, if whole ones would leave more of CDNA's 64 lanes idle: a lane takes 3 x 4 of 768 elements, not
