@@ -13,7 +13,6 @@ import codecs
 import hashlib
 import io
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from gpt.arithmetic import ceil_div
 from gpt.corpus import conversations, documents
-from gpt.corpus.finding import named
-from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, kind_of
+from gpt.corpus.finding import absolute, named
+from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, first_bytes, kind_of
 from gpt.errors import UserError, cannot, naming
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
@@ -71,15 +70,17 @@ class Source:
     @classmethod
     def of(cls, path: Path, encoding: str = UTF_8, field: str | None = None, in_folder: bool = False) -> "Source":
         """The source at `path`. `field` is None if the user has named none. Raises UserError as `kind_of` does."""
-        kind = kind_of(path, encoding, field is not None, in_folder)
-        stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns, *kind, field or TEXT_FIELD)
+        kind, state = kind_of(path, encoding, field is not None, in_folder)
+        return cls(path, state.st_size, state.st_mtime_ns, *kind, field or TEXT_FIELD)
 
     def texts(self, begin: int, end: int | None, mark: str, watch: Watch = _unwatched) -> Iterator[str]:
         """The text between two bytes of the file (None: its end) in strings, with `mark` behind each document.
 
         Raises UserError for a file that is missing or unreadable, and for anything in it that cannot be read.
         """
+        if self._is_small and begin == 0 and end is None and (text := self._whole(watch)) is not None:
+            yield text + mark
+            return
         try:
             with cannot(f"read {self.path}"), damage_named(self.path, self.compression):
                 yield from self._texts(begin, end, mark, watch)
@@ -93,10 +94,6 @@ class Source:
             yield from self._row_groups(begin, end, mark, watch)
             return
         with open(self.path, "rb", buffering=0) as raw:
-            if self._is_small and begin == 0 and end is None:  # the same as below, several times as fast
-                watch(data := raw.read(self.size + 1))
-                yield data.decode(self.encoding) + mark
-                return
             raw.seek(begin)
             watched = _Watched(raw, min(_BUFFER, self.size + 1), end, watch)
             if self.format == "plain" and not self.compression:
@@ -116,6 +113,16 @@ class Source:
     @property
     def _is_small(self) -> bool:
         return self.size <= _BUFFER and self.format == "plain" and self.compression is None
+
+    def _whole(self, watch: Watch) -> str | None:
+        """The text of a small file, read at once. None if that cannot be done; `_texts` will say why."""
+        try:
+            data = first_bytes(self.path, self.size + 1)
+            text = data.decode(self.encoding)
+        except (OSError, UnicodeDecodeError):
+            return None
+        watch(data)
+        return text
 
     def _row_groups(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
         file = documents.Parquet(self.path, self.field)
@@ -397,8 +404,8 @@ def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None) 
     groups = [named(name) for name in names]
     files, left_out, seen = [], [], set()
     for name, (paths, by_itself) in zip(names, groups, strict=True):
-        for path in paths:
-            if (real := os.path.abspath(str(path))) in seen:
+        for path, real in zip(paths, absolute(paths), strict=True):
+            if real in seen:
                 raise UserError(f"--data-path {name} names {path} a second time: name each file once")
             seen.add(real)
             try:

@@ -1,12 +1,12 @@
 """The texts that become tokens: those that the user names, else those of tokens.json, else the one of hipgpt."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig
+from gpt.corpus.finding import absolute
 from gpt.corpus.sources import UTF_8, Texts, find, left_out_words
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
@@ -52,8 +52,8 @@ def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, r
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
     if held and (
-        both := {os.path.abspath(file.path) for file in train.sources.files}.intersection(
-            os.path.abspath(file.path) for file in held.sources.files
+        both := set(absolute(file.path for file in train.sources.files)).intersection(
+            absolute(file.path for file in held.sources.files)
         )
     ):
         raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")
