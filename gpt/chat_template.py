@@ -85,7 +85,7 @@ def _message(number: int, value: object) -> Message:
     role, content = value["role"], value["content"]
     if role not in ROLES:
         raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
-    if value.get("weight", 1) != 1:
+    if value.get("weight") not in (None, 1):
         raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
     return Message(role, plain_content(content, f"the content of message {number}"))
 

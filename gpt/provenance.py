@@ -265,7 +265,7 @@ def sources_of(run: Run, info: Info) -> Sources:
     """The files of a text, as they were read when the tokens were made. Raises UserError if one cannot be read now."""
     files, paths = [locate(run, file["path"]) for file in files_of(info)], tuple(paths_of(run, info))
     if "text" in info:
-        return Sources(paths, [replace(Source.of(files[0]), format="plain")])
+        return Sources(paths, [replace(Source.of(files[0]), format="plain", conversations=False)])
     encoding, field = info["corpus"]["encoding"], info["corpus"]["text_field"]
     seed = info["corpus"].get("shuffle_documents")
     return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field, seed)

@@ -35,7 +35,6 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
 }  # fmt: skip
 _ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
 TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
-JSON_LINES = ("jsonl", "conversations")  # formats whose documents are lines
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 _UNPACK = "unpack it, and give the texts that were in it"
@@ -56,11 +55,15 @@ class NotTextError(UserError):
 
 
 class Kind(NamedTuple):
-    """How a file is to be read. `format` is "plain", "jsonl", "conversations", "csv", "tsv" or "parquet"."""
+    """How a file is to be read. `format` is "plain", "jsonl", "csv", "tsv" or "parquet".
+
+    With `conversations`, the lines or rows are conversations, not texts.
+    """
 
     format: str
     compression: str | None
     encoding: str
+    conversations: bool = False
 
 
 def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tuple[Kind, os.stat_result]:
@@ -88,7 +91,8 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     if head.startswith(b"PAR1"):
         if compression:
             raise NotTextError(f"{path} is a parquet file compressed with {compression}: {_UNPACK}")
-        return Kind("parquet", None, encoding), state
+        has_conversations = not has_field and conversations.are_among(documents.Parquet(path).columns, TEXT_FIELD)
+        return Kind("parquet", None, encoding, has_conversations), state
     _raise_if_other(path, head)
     if mark := _ANY_MARK.match(head):
         encoding = _MARKS[mark[0]]
@@ -100,9 +104,10 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         )
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
-    if by_name == "jsonl" and not has_field and _begins_with_conversation(path, compression, encoding):
-        return Kind("conversations", compression, encoding), state
-    return Kind(by_name if has_field or by_name == "jsonl" else "plain", compression, encoding), state
+    if by_name != "jsonl":
+        return Kind(by_name if has_field else "plain", compression, encoding), state
+    has_conversations = not has_field and _begins_with_conversation(path, compression, encoding)
+    return Kind("jsonl", compression, encoding, has_conversations), state
 
 
 def _begins_with_conversation(path: Path, compression: str | None, encoding: str) -> bool:
@@ -111,7 +116,8 @@ def _begins_with_conversation(path: Path, compression: str | None, encoding: str
         try:
             for line in documents.lines(content, encoding, "\n"):
                 if not line.isspace():
-                    return conversations.are_in(json.loads(line), TEXT_FIELD)
+                    record = json.loads(line)
+                    return isinstance(record, dict) and conversations.are_among(record, TEXT_FIELD)
         except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
             pass
     return False

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from gpt.arithmetic import ceil_div
 from gpt.corpus import conversations, documents
 from gpt.corpus.finding import absolute, named
-from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, first_bytes, kind_of
+from gpt.corpus.kinds import TEXT_FIELD, NotTextError, damage_named, decompressed, first_bytes, kind_of
 from gpt.errors import UserError, cannot, naming
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
@@ -65,6 +65,7 @@ class Source:
     format: str = "plain"
     compression: str | None = None
     encoding: str = UTF_8
+    conversations: bool = False
     field: str = TEXT_FIELD
 
     @classmethod
@@ -102,9 +103,9 @@ class Source:
             file = _unpacked(watched, self.compression)
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
-            elif self.format in JSON_LINES:
+            elif self.format == "jsonl":
                 before = partial(self._lines_before, begin)
-                text_of = conversations.text_of if self.format == "conversations" else documents.text_field(self.field)
+                text_of = conversations.text_of if self.conversations else documents.text_field(self.field)
                 yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
@@ -125,19 +126,23 @@ class Source:
         return text
 
     def _row_groups(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
-        file = documents.Parquet(self.path, self.field)
+        file = documents.Parquet(self.path)
+        columns = (
+            [name for name in file.columns if name in conversations.FIELDS] if self.conversations else [self.field]
+        )
+        text_of = conversations.text_of if self.conversations else file.text_column(self.field)
         starts = file.starts()
         for group, (first, last) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
             if begin <= first and (end is None or first < end):
-                yield from file.documents(group, mark)
+                yield from file.documents(group, columns, text_of, mark)
                 feed(self.path, first, last, watch)
 
     def cut_behind(self, place: int) -> int:
         """The first byte behind `place` at which the file may be cut, or its size if there is none."""
         if self.format == "parquet":
-            starts = documents.Parquet(self.path, self.field).starts()
+            starts = documents.Parquet(self.path).starts()
             return next((start for start in starts if start > place), self.size)
-        if self.compression or self.format not in ("plain", *JSON_LINES) or self.encoding != UTF_8:
+        if self.compression or self.format not in ("plain", "jsonl") or self.encoding != UTF_8:
             return self.size
         with naming(self.path), open(self.path, "rb") as file:
             if self.format == "plain":
@@ -248,7 +253,7 @@ class Sources:
     @property
     def with_conversations(self) -> list[Path]:
         """The files that hold conversations."""
-        return [source.path for source in self.files if source.format == "conversations"]
+        return [source.path for source in self.files if source.conversations]
 
     @property
     def size(self) -> int:
@@ -261,7 +266,10 @@ class Sources:
 
     def state(self) -> str:
         """A digest of the names, sizes and times of the files, and of how they are read."""
-        files = [(str(each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in self.files]
+        files = [
+            (str(each.path), each.size, each.mtime_ns, each.format, each.encoding, each.conversations)
+            for each in self.files
+        ]
         parts = (self.encoding, self.field, self.marks, files)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
