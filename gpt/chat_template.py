@@ -32,6 +32,18 @@ from gpt.tokenizer.marks import END_OF_TEXT, ENDS
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 MARKERS = {role: f"<|{role}|>" for role in ROLES}  # the special token with which a message of each role begins
 
+# The same for other programs, in Jinja: `rendered` of `messages`, with `add_generation_prompt` for `answer`. No marker
+# stands in it as a whole, because llama.cpp may take a template that has some of them for one that it knows by heart.
+JINJA = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('a message has the role system, user or assistant, not ' + message['role']) }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|' + 'assistant' + '|>' }}{% endif %}"
+)
+
 _MARKER = re.compile("|".join(map(re.escape, MARKERS.values())))
 _RESERVED = re.compile("|".join(map(re.escape, (*MARKERS.values(), *ENDS))))
 _ROLE_OF = {marker: role for role, marker in MARKERS.items()}
