@@ -32,6 +32,18 @@ from gpt.tokenizer.marks import END_OF_TEXT, ENDS
 SYSTEM, USER, ASSISTANT = ROLES = ("system", "user", "assistant")
 MARKERS = {role: f"<|{role}|>" for role in ROLES}  # the special token with which a message of each role begins
 
+# The same for other programs, in Jinja: `rendered` of `messages`, with `add_generation_prompt` for `answer`. No marker
+# stands in it as a whole, because llama.cpp may take a template that has some of them for one that it knows by heart.
+JINJA = (
+    "{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('a message has the role system, user or assistant, not ' + message['role']) }}"
+    "{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|' + 'assistant' + '|>' }}{% endif %}"
+)
+
 _MARKER = re.compile("|".join(map(re.escape, MARKERS.values())))
 _RESERVED = re.compile("|".join(map(re.escape, (*MARKERS.values(), *ENDS))))
 _ROLE_OF = {marker: role for role, marker in MARKERS.items()}
@@ -85,7 +97,7 @@ def _message(number: int, value: object) -> Message:
     role, content = value["role"], value["content"]
     if role not in ROLES:
         raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
-    if value.get("weight", 1) != 1:
+    if value.get("weight") not in (None, 1):
         raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
     return Message(role, plain_content(content, f"the content of message {number}"))
 

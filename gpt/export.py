@@ -3,6 +3,7 @@ Or to one that PEFT's loads: the adapters of a run alone.
 
 The default settings differ between versions of transformers. So the files give every setting that changes a result: the
 inputs that the tokenizer makes, the side and token of padding, the scale of attention, and the token that ends a text.
+If the model was trained on conversations, they have its chat template, and an answer also ends at the next marker.
 The inputs matter because PreTrainedTokenizerFast of transformers 4 makes `token_type_ids` by default, and GPT-2 would
 then add the embedding of token 0 at every position.
 """
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gpt import provenance
+from gpt import chat_template, provenance
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
@@ -48,7 +49,8 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
         write_tensors(made / "model.safetensors", weights)
         end = _end_of_text(tokenizer)
         _write_json(made / "config.json", _model_config(checkpoint.model_config) | end)
-        _write_json(made / "generation_config.json", end)
+        stops = sorted(chat_template.stop_ids(tokenizer)) if chat_template.is_used_by(tokenizer) else None
+        _write_json(made / "generation_config.json", end | ({"eos_token_id": stops} if stops else {}))
         tokenizer.save(made / "tokenizer.json")
         _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
         write_atomically(made / "README.md", model_card(checkpoint))
@@ -147,6 +149,7 @@ def _tokenizer_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any
         "padding_side": "right",  # as GPT-2 counts positions; to generate a batch, pad on the left
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
+        **({"chat_template": chat_template.JINJA} if chat_template.is_used_by(tokenizer) else {}),
     }
 
 

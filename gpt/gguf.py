@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt import chat_template
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.errors import UserError
@@ -141,6 +142,10 @@ def _add_vocabulary(writer: Any, tokenizer: Tokenizer, document: dict[str, Any])
         writer.add_bos_token_id(end)
         writer.add_eos_token_id(end)
     writer.add_add_bos_token(False)
+    if chat_template.is_used_by(tokenizer):
+        writer.add_chat_template(chat_template.JINJA)
+        (user,) = tokenizer.encode(chat_template.MARKERS[chat_template.USER])
+        writer.add_eot_token_id(user)  # an answer ends where the user's next message begins
 
 
 def _write_tensors(gguf: Any, writer: Any, path: Path, checkpoint: Checkpoint, type_name: str) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gpt.chat_template import JINJA
 from gpt.config import ModelConfig
 from gpt.errors import UserError, shown
 from gpt.parameters import parameter_shapes
-from gpt.system.reading import COUNT, NUMBER, TEXT, TRUTH, Schema, check, optional, or_null, read_json
+from gpt.system.reading import COUNT, LARGE, NUMBER, TEXT, TRUTH, Schema, check, optional, or_null, read, read_json
 from gpt.system.tensors import FLOATS, open_file, words
 from gpt.tokenizer import Tokenizer
 
@@ -76,6 +77,18 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
     tokenizer = _tokenizer(directory)
     config.check_tokenizer(f"the tokenizer in {directory}", tokenizer.vocab_size)
     return config, weights, tokenizer
+
+
+def foreign_chat_template(path: Path) -> Path | None:
+    """The file in which a directory has a chat template other than ours (`gpt.chat_template.JINJA`), if it has one."""
+    directory = path if path.is_dir() else path.parent
+    if (file := directory / "chat_template.jinja").exists():
+        found: object = read(file, LARGE).decode("utf-8", "replace")
+    elif (file := directory / "tokenizer_config.json").exists():
+        found = read_json(file, {}, "the config of a tokenizer", _ADVICE, LARGE).get("chat_template")
+    else:
+        return None
+    return file if found not in (None, JINJA) else None
 
 
 def _tokenizer(directory: Path) -> Tokenizer:

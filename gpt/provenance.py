@@ -8,16 +8,18 @@ project can move and be used from any working directory. A text outside it is re
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt.config import SPLITS, TOKENIZERS, DataConfig, flag
-from gpt.corpus.finding import named
+from gpt.corpus.finding import absolute, named
 from gpt.corpus.kinds import NotTextError
 from gpt.corpus.sources import UTF_8, Source, Sources, Texts, few, find
 from gpt.corpus.token_files import recognized
@@ -156,9 +158,10 @@ def corpus_of(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
 
 
 def _files(run: Run, sources: Sources, digests: Sequence[str]) -> list[Info]:
+    places = remember_all(run, [each.path for each in sources.files])
     return [
-        {"path": remember(run, each.path), "size": each.size, "mtime_ns": each.mtime_ns, "sha256": digest}
-        for each, digest in zip(sources.files, digests, strict=True)
+        {"path": place, "size": each.size, "mtime_ns": each.mtime_ns, "sha256": digest}
+        for place, each, digest in zip(places, sources.files, digests, strict=True)
     ]
 
 
@@ -200,7 +203,8 @@ def moved(info: Info, source: Run, run: Run) -> Info:
     """The tokens.json of `source` for the tokens that `run` has taken over: the paths begin at another directory."""
 
     def here(section: Info) -> Info:
-        files = [{**file, "path": remember(run, locate(source, file["path"]))} for file in files_of(section)]
+        files, places = files_of(section), [locate(source, file["path"]) for file in files_of(section)]
+        files = [{**file, "path": path} for file, path in zip(files, remember_all(run, places), strict=True)]
         return _section(run, section, files, paths_of(source, section))
 
     held_out = {"held_out": here({"corpus": info["held_out"]})["corpus"]} if "held_out" in info else {}
@@ -261,7 +265,7 @@ def sources_of(run: Run, info: Info) -> Sources:
     """The files of a text, as they were read when the tokens were made. Raises UserError if one cannot be read now."""
     files, paths = [locate(run, file["path"]) for file in files_of(info)], tuple(paths_of(run, info))
     if "text" in info:
-        return Sources(paths, [replace(Source.of(files[0]), format="plain")])
+        return Sources(paths, [replace(Source.of(files[0]), format="plain", conversations=False)])
     encoding, field = info["corpus"]["encoding"], info["corpus"]["text_field"]
     seed = info["corpus"].get("shuffle_documents")
     return Sources(paths, [Source.of(file, encoding, field) for file in files], encoding, field, seed)
@@ -363,11 +367,11 @@ def _check_in_place(run: Run, info: Info, otherwise: str, report: Report) -> lis
 
 def _added(run: Run, now: Sequence[Path], info: Info) -> list[Path]:
     """The texts among the files `now` from which no tokens were made."""
-    known = {os.path.abspath(locate(run, file["path"])) for file in files_of(info)}
+    known = set(absolute(locate(run, file["path"]) for file in files_of(info)))
     encoding = info.get("corpus", {}).get("encoding", UTF_8)
     added = []
-    for path in now:
-        if os.path.abspath(path) not in known:
+    for path, real in zip(now, absolute(now), strict=True):
+        if real not in known:
             with suppress(NotTextError):
                 added.append(Source.of(path, encoding, in_folder=True).path)
     return added
@@ -418,9 +422,17 @@ def remember(run: Run, text: Path) -> str:
     """The path of a text as tokens.json has it (see the top of this file)."""
     directory, absolute = os.path.abspath(run.path), os.path.abspath(text)
     project = os.path.dirname(os.path.dirname(directory))
-    if absolute.startswith(os.path.join(project, "")):
+    if os.path.join(absolute, "").startswith(os.path.join(project, "")):
         absolute = os.path.relpath(absolute, directory)
     return absolute.replace(os.sep, "/")
+
+
+def remember_all(run: Run, texts: Iterable[Path]) -> Iterator[str]:
+    """`remember` for each of many files. Few folders hold them, so it is asked for these."""
+    remembered = cache(partial(remember, run))
+    for folder, name in map(os.path.split, texts):
+        within = remembered(folder)
+        yield name if within == os.curdir else posixpath.join(within, name)
 
 
 def locate(run: Run, remembered: str) -> Path:

@@ -26,11 +26,15 @@ def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
     DIR has config.json, model.safetensors (or several files with an index) and the tokenizer. The run can generate,
     be evaluated and exported, and other runs can start from it (train --from).
     """
+    from gpt.huggingface import foreign_chat_template
     from gpt.plan import describe
     from gpt.pretrained import import_into
     from gpt.run import Run
 
     run = Run(run_name, runs_dir)
+    template = foreign_chat_template(source)
     made = import_into(run, source)
+    if template:
+        click.echo(f"Note: {template} has a chat template, which is not imported: hipgpt has one of its own")
     click.echo(f"Imported {describe(made.model_config)} to {run.path}")
     click.echo(f'Next: hipgpt generate {run.options} --prompt "…", or hipgpt train --from {run_name} --data-path FILE')

@@ -3,7 +3,7 @@
 - finding.py: the files that --data-path names, in a fixed order.
 - kinds.py: tells the compression, encoding and format of a file from its first bytes and its name.
 - documents.py: the documents in a file of each format, as a stream of strings.
-- conversations.py: the text of a conversation in a JSON line.
+- conversations.py: the text of a conversation in a JSON line or a row.
 - sources.py: `Sources`, the files in their order, read as one text and cut into pieces; `Source`, one of them.
 - standard_input.py: the copy of standard input in a run.
 - token_files.py: files of ids that another program has made.

@@ -1,15 +1,16 @@
-"""Conversations in JSON Lines: what people tune models on. gpt/chat_template.py makes them texts.
+"""Conversations in JSON Lines and parquet: what people tune models on. gpt/chat_template.py makes them texts.
 
 A line is one of these, and its other fields are passed over:
 
     {"prompt": "What is 2 + 2?", "completion": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
 
-A file is read so if its first line has one of these fields and no field `text`.
+A row of a parquet file has these fields as columns, and those that are null are not there. A file is read so if its
+first line, or its columns, have one of these fields and no field `text`.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,13 @@ from gpt.tokenizer import Tokenizer
 from gpt.tokens import Tokens
 
 _PAIR = ("prompt", "completion")
+FIELDS = ("messages", *_PAIR)
 _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
 
 
-def are_in(record: object, usual_field: str) -> bool:
-    """Whether the first line of a file, a JSON value, shows that all of its lines are conversations."""
-    return (
-        isinstance(record, Mapping) and usual_field not in record and any(key in record for key in ("messages", *_PAIR))
-    )
+def are_among(names: Container[str], usual_field: str) -> bool:
+    """Whether the fields of a file's first line, or the columns of a table, are those of conversations."""
+    return usual_field not in names and any(field in names for field in FIELDS)
 
 
 def text_of(record: Mapping[str, Any]) -> str:

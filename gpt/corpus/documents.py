@@ -8,7 +8,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +34,7 @@ def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -
 
 
 TextOf = Callable[[dict[str, Any]], str]
-"""The text in a JSON object. Raises ValueError with what follows the line's number in a message, if there is none."""
+"""The text in a JSON object or a row. Raises ValueError with what follows its number in a message, if there is none."""
 
 
 def json_lines(
@@ -110,28 +110,27 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
 
 
 class Parquet:
-    """A parquet file, of which one column holds the documents. It is read row group by row group.
+    """A parquet file, read row group by row group.
 
-    Raises UserError if pyarrow is missing, if the file is damaged, or if the column is missing or holds no text.
+    Raises UserError if pyarrow is missing, or if the file is damaged.
     """
 
-    def __init__(self, path: Path, field: str) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             import pyarrow as arrow
             import pyarrow.parquet as parquet
         except ImportError:
             raise UserError(f'{path} is a parquet file, which needs pyarrow: pip install "hipgpt[parquet]"') from None
-        self._path, self._field = path, field
+        self._path, self._types = path, arrow.types
         try:
             self._file = parquet.ParquetFile(path)
         except arrow.ArrowInvalid as error:
             raise UserError(f"{path} is not a parquet file ({shown(str(error), quoted=False)}): get it again") from None
-        schema = self._file.schema_arrow
-        if field not in schema.names:
-            raise UserError(f"{path} {_no_field('column', field, schema.names)}")
-        kind: Any = schema.field(field).type
-        if not any(is_kind(kind) for is_kind in (arrow.types.is_string, arrow.types.is_large_string)):
-            raise UserError(f"{path}: the column {field!r} holds {kind}, not text: name another with --text-field")
+
+    @property
+    def columns(self) -> list[str]:
+        names: list[str] = self._file.schema_arrow.names
+        return names
 
     def starts(self) -> list[int]:
         """The first byte of each row group, ascending; 0 for the first one."""
@@ -143,16 +142,35 @@ class Parquet:
             starts.append(min(each.dictionary_page_offset or each.data_page_offset for each in columns))
         return starts
 
-    def documents(self, group: int, mark: str) -> Iterator[str]:
-        """The documents of a row group. Raises UserError for a row without text."""
+    def text_column(self, name: str) -> TextOf:
+        """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
+        if name not in self.columns:
+            raise UserError(f"{self._path} {_no_field('column', name, self.columns)}")
+        kind: Any = self._file.schema_arrow.field(name).type
+        if not any(is_kind(kind) for is_kind in (self._types.is_string, self._types.is_large_string)):
+            raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
+
+        def text_of(record: dict[str, Any]) -> str:
+            if name not in record:
+                raise ValueError(f": the column {name!r} has no text: leave the row out")
+            text: str = record[name]
+            return text
+
+        return text_of
+
+    def documents(self, group: int, columns: Sequence[str], text_of: TextOf, mark: str) -> Iterator[str]:
+        """The documents of a row group: what `text_of` takes from the `columns` of each row that are not null.
+
+        Raises UserError, which names the row, if it can take none.
+        """
         row = sum(self._file.metadata.row_group(before).num_rows for before in range(group))
-        for batch in self._file.iter_batches(_ROWS, row_groups=[group], columns=[self._field]):
-            for text in batch.column(0).to_pylist():
+        for batch in self._file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+            for record in batch.to_pylist():
                 row += 1
-                if text is None:
-                    raise UserError(
-                        f"{self._path}, row {row}: the column {self._field!r} has no text: leave the row out"
-                    )
+                try:
+                    text = text_of({name: value for name, value in record.items() if value is not None})
+                except ValueError as error:
+                    raise UserError(f"{self._path}, row {row}{error}") from None
                 if text:
                     yield text
                     yield mark

@@ -8,6 +8,7 @@ and folders whose names begin with a dot are passed over, as the shell does.
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,13 @@ def named(name: str, option: str = "--data-path") -> Named:
             raise UserError(f"{option} {name} matches no file: give the path of a file, of a folder or a pattern")
         return Named(_ordered(files), by_itself=False)
     return Named([path], by_itself=True)
+
+
+def absolute(paths: Iterable[str | Path]) -> Iterator[str]:
+    """The absolute path of each of many files. Few folders hold them, so the system is asked for these."""
+    of_folder = cache(os.path.abspath)
+    for folder, name in map(os.path.split, paths):
+        yield os.path.join(of_folder(folder), name)
 
 
 def _behind(path: Path) -> Path:

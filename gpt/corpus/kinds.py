@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,8 +33,8 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+_ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
 TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
-JSON_LINES = ("jsonl", "conversations")  # formats whose documents are lines
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 _UNPACK = "unpack it, and give the texts that were in it"
@@ -54,41 +55,47 @@ class NotTextError(UserError):
 
 
 class Kind(NamedTuple):
-    """How a file is to be read. `format` is "plain", "jsonl", "conversations", "csv", "tsv" or "parquet"."""
+    """How a file is to be read. `format` is "plain", "jsonl", "csv", "tsv" or "parquet".
+
+    With `conversations`, the lines or rows are conversations, not texts.
+    """
 
     format: str
     compression: str | None
     encoding: str
+    conversations: bool = False
 
 
-def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind:
-    """The kind of a file. `encoding` is that of texts without a byte order mark.
+def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tuple[Kind, os.stat_result]:
+    """The kind of a file, and its state before it was read. `encoding` is that of texts without a byte order mark.
 
     CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text.
+    A folder may have very many files, so each is looked at once: one `stat`, and one reading of its first bytes.
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
     """
     compression = None
     try:
-        with cannot(f"read {path}"):
-            _raise_if_irregular(path)
-            with open(path, "rb", buffering=0) as file:
-                head = file.read(HEAD)
-                if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
-                    file.seek(0)
-                    with damage_named(path, compression):
-                        head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
+        _raise_if_irregular(path, state := os.stat(path))
+        head = first_bytes(path, HEAD)
+        if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
+            with damage_named(path, compression), open(path, "rb", buffering=0) as file:
+                head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
+    except OSError:
+        with cannot(f"read {path}"):
+            raise
     if not head:
         raise NotTextError(f"{path} is empty: give a text file with something in it")
     if head.startswith(b"PAR1"):
         if compression:
             raise NotTextError(f"{path} is a parquet file compressed with {compression}: {_UNPACK}")
-        return Kind("parquet", None, encoding)
+        has_conversations = not has_field and conversations.are_among(documents.Parquet(path).columns, TEXT_FIELD)
+        return Kind("parquet", None, encoding, has_conversations), state
     _raise_if_other(path, head)
-    if head.startswith(tuple(_MARKS)):
-        encoding = next(name for mark, name in _MARKS.items() if head.startswith(mark))
+    if mark := _ANY_MARK.match(head):
+        encoding = _MARKS[mark[0]]
     if in_folder:
         _raise_unless_text(path, head, encoding)
     elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
@@ -97,9 +104,10 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> Kind
         )
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
-    if by_name == "jsonl" and not has_field and _begins_with_conversation(path, compression, encoding):
-        return Kind("conversations", compression, encoding)
-    return Kind(by_name if has_field or by_name == "jsonl" else "plain", compression, encoding)
+    if by_name != "jsonl":
+        return Kind(by_name if has_field else "plain", compression, encoding), state
+    has_conversations = not has_field and _begins_with_conversation(path, compression, encoding)
+    return Kind("jsonl", compression, encoding, has_conversations), state
 
 
 def _begins_with_conversation(path: Path, compression: str | None, encoding: str) -> bool:
@@ -108,10 +116,20 @@ def _begins_with_conversation(path: Path, compression: str | None, encoding: str
         try:
             for line in documents.lines(content, encoding, "\n"):
                 if not line.isspace():
-                    return conversations.are_in(json.loads(line), TEXT_FIELD)
+                    record = json.loads(line)
+                    return isinstance(record, dict) and conversations.are_among(record, TEXT_FIELD)
         except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
             pass
     return False
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first `count` bytes of a file. A file object would take twice as long, which counts if files are small."""
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        return os.read(file, count)
+    finally:
+        os.close(file)
 
 
 def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
@@ -151,8 +169,8 @@ def damage_named(path: Path, compression: str | None) -> Iterator[None]:
         raise
 
 
-def _raise_if_irregular(path: Path) -> None:
-    if what := irregular(path):
+def _raise_if_irregular(path: Path, state: os.stat_result) -> None:
+    if not stat.S_ISREG(state.st_mode) and (what := irregular(path)):
         raise NotTextError(
             f"{path} is a directory: give the path of a text file" if what == "a directory" else
             f"{path} is {what}, but a text is read more than once: write it to a file, and give that one"

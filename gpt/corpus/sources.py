@@ -13,7 +13,6 @@ import codecs
 import hashlib
 import io
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from gpt.arithmetic import ceil_div
 from gpt.corpus import conversations, documents
-from gpt.corpus.finding import named
-from gpt.corpus.kinds import JSON_LINES, TEXT_FIELD, NotTextError, damage_named, decompressed, kind_of
+from gpt.corpus.finding import absolute, named
+from gpt.corpus.kinds import TEXT_FIELD, NotTextError, damage_named, decompressed, first_bytes, kind_of
 from gpt.errors import UserError, cannot, naming
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
@@ -66,20 +65,23 @@ class Source:
     format: str = "plain"
     compression: str | None = None
     encoding: str = UTF_8
+    conversations: bool = False
     field: str = TEXT_FIELD
 
     @classmethod
     def of(cls, path: Path, encoding: str = UTF_8, field: str | None = None, in_folder: bool = False) -> "Source":
         """The source at `path`. `field` is None if the user has named none. Raises UserError as `kind_of` does."""
-        kind = kind_of(path, encoding, field is not None, in_folder)
-        stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns, *kind, field or TEXT_FIELD)
+        kind, state = kind_of(path, encoding, field is not None, in_folder)
+        return cls(path, state.st_size, state.st_mtime_ns, *kind, field or TEXT_FIELD)
 
     def texts(self, begin: int, end: int | None, mark: str, watch: Watch = _unwatched) -> Iterator[str]:
         """The text between two bytes of the file (None: its end) in strings, with `mark` behind each document.
 
         Raises UserError for a file that is missing or unreadable, and for anything in it that cannot be read.
         """
+        if self._is_small and begin == 0 and end is None and (text := self._whole(watch)) is not None:
+            yield text + mark
+            return
         try:
             with cannot(f"read {self.path}"), damage_named(self.path, self.compression):
                 yield from self._texts(begin, end, mark, watch)
@@ -93,10 +95,6 @@ class Source:
             yield from self._row_groups(begin, end, mark, watch)
             return
         with open(self.path, "rb", buffering=0) as raw:
-            if self._is_small and begin == 0 and end is None:  # the same as below, several times as fast
-                watch(data := raw.read(self.size + 1))
-                yield data.decode(self.encoding) + mark
-                return
             raw.seek(begin)
             watched = _Watched(raw, min(_BUFFER, self.size + 1), end, watch)
             if self.format == "plain" and not self.compression:
@@ -105,9 +103,9 @@ class Source:
             file = _unpacked(watched, self.compression)
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
-            elif self.format in JSON_LINES:
+            elif self.format == "jsonl":
                 before = partial(self._lines_before, begin)
-                text_of = conversations.text_of if self.format == "conversations" else documents.text_field(self.field)
+                text_of = conversations.text_of if self.conversations else documents.text_field(self.field)
                 yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
@@ -117,20 +115,34 @@ class Source:
     def _is_small(self) -> bool:
         return self.size <= _BUFFER and self.format == "plain" and self.compression is None
 
+    def _whole(self, watch: Watch) -> str | None:
+        """The text of a small file, read at once. None if that cannot be done; `_texts` will say why."""
+        try:
+            data = first_bytes(self.path, self.size + 1)
+            text = data.decode(self.encoding)
+        except (OSError, UnicodeDecodeError):
+            return None
+        watch(data)
+        return text
+
     def _row_groups(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
-        file = documents.Parquet(self.path, self.field)
+        file = documents.Parquet(self.path)
+        columns = (
+            [name for name in file.columns if name in conversations.FIELDS] if self.conversations else [self.field]
+        )
+        text_of = conversations.text_of if self.conversations else file.text_column(self.field)
         starts = file.starts()
         for group, (first, last) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
             if begin <= first and (end is None or first < end):
-                yield from file.documents(group, mark)
+                yield from file.documents(group, columns, text_of, mark)
                 feed(self.path, first, last, watch)
 
     def cut_behind(self, place: int) -> int:
         """The first byte behind `place` at which the file may be cut, or its size if there is none."""
         if self.format == "parquet":
-            starts = documents.Parquet(self.path, self.field).starts()
+            starts = documents.Parquet(self.path).starts()
             return next((start for start in starts if start > place), self.size)
-        if self.compression or self.format not in ("plain", *JSON_LINES) or self.encoding != UTF_8:
+        if self.compression or self.format not in ("plain", "jsonl") or self.encoding != UTF_8:
             return self.size
         with naming(self.path), open(self.path, "rb") as file:
             if self.format == "plain":
@@ -241,7 +253,7 @@ class Sources:
     @property
     def with_conversations(self) -> list[Path]:
         """The files that hold conversations."""
-        return [source.path for source in self.files if source.format == "conversations"]
+        return [source.path for source in self.files if source.conversations]
 
     @property
     def size(self) -> int:
@@ -254,7 +266,10 @@ class Sources:
 
     def state(self) -> str:
         """A digest of the names, sizes and times of the files, and of how they are read."""
-        files = [(str(each.path), each.size, each.mtime_ns, each.format, each.encoding) for each in self.files]
+        files = [
+            (str(each.path), each.size, each.mtime_ns, each.format, each.encoding, each.conversations)
+            for each in self.files
+        ]
         parts = (self.encoding, self.field, self.marks, files)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -397,8 +412,8 @@ def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None) 
     groups = [named(name) for name in names]
     files, left_out, seen = [], [], set()
     for name, (paths, by_itself) in zip(names, groups, strict=True):
-        for path in paths:
-            if (real := os.path.abspath(str(path))) in seen:
+        for path, real in zip(paths, absolute(paths), strict=True):
+            if real in seen:
                 raise UserError(f"--data-path {name} names {path} a second time: name each file once")
             seen.add(real)
             try:

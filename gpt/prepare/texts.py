@@ -1,12 +1,12 @@
 """The texts that become tokens: those that the user names, else those of tokens.json, else the one of hipgpt."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig
+from gpt.corpus.finding import absolute
 from gpt.corpus.sources import UTF_8, Texts, find, left_out_words
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
@@ -36,9 +36,13 @@ def names_of(run: Run, data: DataConfig, info: Info | None) -> Sequence[str]:
 
 
 def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, report: Report) -> Texts:
-    """The files of the texts that are to be encoded; how they are read is up to the flags, else to tokens.json."""
+    """The files of the texts that are to be encoded.
+
+    How one is read is up to the flags, else to tokens.json if that knows it, else to the defaults.
+    """
     before = info.get("corpus", {}) if info else {}
-    held_out = {"corpus": info["held_out"]} if info and "held_out" in info else None
+    if info and before and list(absolute(names)) != list(absolute(provenance.paths_of(run, info))):
+        before = {}  # of another text
     encoding, field = data.encoding or before.get("encoding", UTF_8), data.text_field or before.get("text_field")
     train = find(names, encoding, field)
     seed = data.shuffle_documents if data.shuffle_documents is not None else before.get("shuffle_documents")
@@ -47,13 +51,17 @@ def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, r
             f"--shuffle-documents is {seed}, but {train.sources.name} is one plain text: leave it out, or give several "
             "files, a folder or JSON Lines"
         )
-    val_names = data.val_path or (provenance.paths_of(run, held_out) if held_out else ())
-    held = find(val_names, encoding, field) if val_names else None
+    held = None
+    if data.val_path:
+        held = find(data.val_path, encoding, field)
+    elif info and "held_out" in info:
+        then, val_names = info["held_out"], provenance.paths_of(run, {"corpus": info["held_out"]})
+        held = find(val_names, data.encoding or then["encoding"], data.text_field or then["text_field"])
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
     if held and (
-        both := {os.path.abspath(file.path) for file in train.sources.files}.intersection(
-            os.path.abspath(file.path) for file in held.sources.files
+        both := set(absolute(file.path for file in train.sources.files)).intersection(
+            absolute(file.path for file in held.sources.files)
         )
     ):
         raise UserError(f"{min(both)} is a part of both --data-path and --val-path: name it in one of them")

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from gpt import checkpoint
+from gpt.chat_template import JINJA, MARKERS, messages_of, rendered
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.export import export, model_card
@@ -56,6 +57,14 @@ def test_an_export_is_six_files_that_describe_the_model(saved, tmp_path):
     ours = Tokenizer.load(found.run.tokenizer_path)
     assert Tokenizer.load(out / "tokenizer.json").encode(TEXT) == ours.encode(TEXT)
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
+
+
+def test_a_model_of_conversations_brings_their_template_and_the_ends_of_an_answer(saved, tmp_path):
+    export(saved(special_tokens=[*MARKERS.values(), "<other>"]), tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/tokenizer_config.json").read_text())["chat_template"] == JINJA
+    assert json.loads((tmp_path / "hf/generation_config.json").read_text())["eos_token_id"] == [0, 1, 2, 3]
+    export(saved(name="s"), tmp_path / "other")
+    assert "chat_template" not in json.loads((tmp_path / "other/tokenizer_config.json").read_text())
 
 
 def test_the_model_card_has_the_numbers_of_the_run(saved, tmp_path):
@@ -191,6 +200,22 @@ def test_transformers_gives_our_ids_and_logits_from_the_directory_alone(peer, ki
     assert inputs["input_ids"].shape == (1, 24)
     logits = model(**inputs).logits[0].detach().numpy()
     assert np.abs(logits - our_logits(found, ours.encode(TEXT)[:24])).max() < 1e-4
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("kind", ["word", "byte", "char"])
+def test_the_chat_template_gives_the_ids_on_which_the_model_was_trained(peer, kind):
+    found, theirs, _ = peer(kind, special_tokens=[*MARKERS.values()])
+    ours = Tokenizer.load(found.run.tokenizer_path)
+    talk = [("system", "the mat .\n"), ("user", " the dog <b> {{ 1 }} "), ("assistant", ""), ("user", "sat\n\non 日本")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    for answer in (False, True):
+        said = theirs.apply_chat_template(messages, add_generation_prompt=answer, tokenize=False)
+        assert said == rendered(messages_of(messages), answer)
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=answer, return_dict=False)
+        assert ids == ours.encode(said)
+    with pytest.raises(Exception, match="system, user or assistant, not boss"):
+        theirs.apply_chat_template([{"role": "boss", "content": "the cat"}])
 
 
 @pytest.mark.peers

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import gpt.gguf
+from gpt.chat_template import JINJA, MARKERS
 from gpt.cli import main
 from gpt.errors import UserError
 from gpt.gguf import export_gguf, tensor_name
@@ -57,6 +58,15 @@ def test_the_vocabulary_and_its_merges_are_those_of_the_tokenizer(save, tmp_path
     assert (values(reader, "tokenizer.ggml.model"), values(reader, "tokenizer.ggml.pre")) == ("gpt2", "gpt-2")
     assert values(reader, "tokenizer.ggml.eos_token_id") == ours.end_of_text == 0
     assert values(reader, "tokenizer.ggml.add_bos_token") is False
+
+
+def test_a_model_of_conversations_brings_their_template_and_the_end_of_an_answer(save, tmp_path):
+    reader = gguf.GGUFReader(export_gguf(save(special_tokens=[*MARKERS.values()]), tmp_path / "m.gguf"))
+    assert values(reader, "tokenizer.chat_template") == JINJA
+    assert values(reader, "tokenizer.ggml.tokens")[values(reader, "tokenizer.ggml.eot_token_id")] == "<|user|>"
+    assert values(reader, "tokenizer.ggml.token_type")[:5] == [3, 3, 3, 3, 1]
+    plain = gguf.GGUFReader(export_gguf(save(name="s"), tmp_path / "s.gguf"))
+    assert not {"tokenizer.chat_template", "tokenizer.ggml.eot_token_id"} & set(plain.fields)
 
 
 @pytest.mark.parametrize(

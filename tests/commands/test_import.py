@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from gpt import checkpoint, huggingface
+from gpt.chat_template import JINJA
 from gpt.cli import main
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
@@ -97,6 +98,17 @@ def test_the_command_makes_a_run_that_generates_at_once(directory, tmp_path):
     written = call("generate", "--run-name", "x", "--prompt", "the cat", "--device", "cpu", "--num-tokens", 5)
     assert written.output.startswith("the cat")
     assert " imported " in CliRunner().invoke(main, ["runs", "--runs-dir", str(tmp_path / "runs")]).output
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_that_is_not_ours_is_named(tmp_path, directory, file):
+    def imported(template, name):
+        (directory / file).write_text(json.dumps({"chat_template": template}) if file.endswith("json") else template)
+        return CliRunner().invoke(main, ["import", str(directory), "--run-name", name, "--runs-dir", str(tmp_path)])
+
+    other = imported("{% for message in messages %}[INST] {{ message['content'] }}{% endfor %}", "x")
+    assert other.output.startswith(f"Note: {directory / file} has a chat template, which is not imported: hipgpt has")
+    assert imported(JINJA, "y").output.startswith("Imported ")
 
 
 def test_names_without_the_prefix_and_stored_masks_are_read_too(directory, run):

@@ -1,4 +1,4 @@
-"""Conversations in JSON Lines become a text with markers, and a model learns what the assistant says."""
+"""Conversations in JSON Lines and parquet become a text with markers, and a model learns what the assistant says."""
 
 import doctest
 import gzip
@@ -62,6 +62,46 @@ def test_lines_of_both_forms_are_recognized_and_become_texts(tmp_path, pack, siz
     assert sources.with_conversations == [path]
     texts = ("".join(sources.blocks(*piece)) for piece in sources.pieces(size, 1))
     assert "".join(texts) == PAIR_TEXT + TALK_TEXT + PAIR_TEXT
+
+
+def parquet_of(path, rows, **how):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.Table.from_pylist(rows), path, **how)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_the_rows_of_a_parquet_file_are_the_same_conversations_as_json_lines(chat, rows):
+    records = [PAIR, {**TALK, "id": None}, {"messages": [{**each, "weight": 1} for each in TALK["messages"]]}, PAIR] * 9
+    chat.text.with_name("chat.jsonl").write_text(lines(*records))
+    first = chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300)
+    columns = {key: None for record in records for key in record}
+    parquet_of(chat.text.with_name("chat"), [{**columns, **record} for record in records], row_group_size=rows)
+    second = chat.prepare(data_path="data/chat", kind="byte", vocab_limit=300, reset=True)
+    assert second.tokens[:].tolist() == first.tokens[:].tolist()
+    assert second.counted.tolist() == first.counted.tolist()
+    assert "data/chat holds conversations" in chat.notes[-1]
+
+
+def test_a_parquet_file_with_a_text_or_a_column_that_the_user_names_has_no_conversations(tmp_path):
+    parquet_of(tmp_path / "texts", [{**PAIR, "text": "a"}])
+    parquet_of(tmp_path / "pairs", [PAIR])
+    assert "".join(find([str(tmp_path / "texts")]).sources.blocks()) == "a<|endoftext|>"
+    assert "".join(find([str(tmp_path / "pairs")], field="prompt").sources.blocks()) == "2 + 2?<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"completion": None}, "row 3: the conversation has no completion, but must have prompt and completion"),
+        ({"messages": [{"role": "boss", "content": "a"}]}, "row 3: the conversation has the role 'boss' in message 1"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named(tmp_path, row, message):
+    rows = [PAIR, {"messages": TALK["messages"][:3]}, {**PAIR, **row}]
+    parquet_of(tmp_path / "chat", [{**dict.fromkeys([*PAIR, "messages"]), **each} for each in rows], row_group_size=2)
+    with pytest.raises(UserError) as error:
+        list(find([str(tmp_path / "chat")]).sources.blocks())
+    assert f"{tmp_path / 'chat'}, {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(

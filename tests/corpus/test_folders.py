@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt import provenance
 from gpt.corpus.sources import find
 from gpt.errors import UserError
+from gpt.run import Run
 from gpt.tokenizer import Tokenizer
 from tests.support.project import sha256
 
@@ -161,6 +163,25 @@ def test_tokens_json_lists_the_files_with_size_time_and_digest(project, books):
         assert file["sha256"] == sha256(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "remembered"),
+    [
+        ("project/checkpoints/r/copy.txt", "copy.txt"),
+        ("project/checkpoints/r/more/a.txt", "more/a.txt"),
+        ("project/here.txt", "../../here.txt"),
+        ("project/data/../data/./a.txt", "../../data/a.txt"),
+        ("projection/a.txt", "/ROOT/projection/a.txt"),
+    ],
+)
+def test_a_text_in_the_project_is_remembered_relative_to_the_run_and_another_one_by_its_whole_path(
+    tmp_path, text, remembered
+):
+    run, remembered = Run("r", tmp_path / "project/checkpoints"), remembered.replace("/ROOT", tmp_path.as_posix())
+    assert provenance.remember(run, tmp_path / text) == remembered
+    assert list(provenance.remember_all(run, [tmp_path / text] * 2)) == [remembered] * 2
+    assert provenance.locate(run, remembered) == Path(os.path.normpath(tmp_path / text))
+
+
 @pytest.fixture
 def tokenized(project, books):
     project.prepare(data_path="data/books")
@@ -171,6 +192,7 @@ def tokenized(project, books):
 def test_a_folder_that_has_not_changed_is_not_read_again(tokenized, named, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode_blocks", None)
     monkeypatch.setattr("gpt.corpus.sources.open", None, raising=False)
+    monkeypatch.setattr("gpt.corpus.sources.first_bytes", None)
     assert len(tokenized.prepare(data_path="data/books" if named else ()).tokens)
     assert tokenized.notes == []
 

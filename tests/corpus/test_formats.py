@@ -302,6 +302,16 @@ def test_ranges_of_any_sources_join_to_their_text(tmp_path, monkeypatch):
         assert b"".join(fed) == data
 
 
+def test_another_text_is_not_read_in_the_way_of_the_one_before(project):
+    project.text.with_name("wide.txt").write_text(TEXT, encoding="utf-16-le")
+    project.text.with_name("table.csv").write_bytes(csv_of(DOCUMENTS))
+    project.prepare(data_path="data/wide.txt", encoding="utf-16-le")
+    assert project.prepare(data_path="data/wide.txt", reset=True).info["corpus"]["encoding"] == "utf-16-le"
+    assert project.prepare(data_path="data/data.txt", reset=True).info["characters"] == len(project.text.read_text())
+    project.prepare(data_path="data/table.csv", text_field="body", reset=True)
+    assert "corpus" not in project.prepare(data_path="data/data.txt", reset=True).info
+
+
 def test_a_run_learns_from_records_in_a_folder_and_remembers_their_field(project):
     folder = project.text.with_name("records")
     folder.mkdir()
