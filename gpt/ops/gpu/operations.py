@@ -63,7 +63,8 @@ LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, an
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
-LANE_ELEMENTS, NVIDIA_BACKWARD = 24, 20
+LANE_ELEMENTS = 24
+NVIDIA_BACKWARD = 20  # the same in NVIDIA's backward pass: with 24, registers suffice for one block a multiprocessor
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -248,7 +249,6 @@ class GpuOps(Operations):
     def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
-        # With 24 elements, NVIDIA's backward pass has registers for one block a multiprocessor.
         elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
         while lanes < THREADS and lanes * elements < d:
             lanes *= 2
