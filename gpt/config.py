@@ -21,7 +21,7 @@ SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte", "char")
-SPLITS = ("gpt2", "gpt4", "qwen2")
+SPLITS = ("gpt2", "gpt4", "llama3", "qwen2")
 CHOICES = {  # the values that a setting may have, if they have names
     "activation": ACTIVATIONS,
     "optimizer": OPTIMIZERS,
@@ -354,6 +354,10 @@ class TokenizerConfig:
     split: str | None = None
     special_tokens: tuple[str, ...] = ()
     keep_newlines: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split == "llama3":  # its pattern cuts every text as GPT-4's does
+            object.__setattr__(self, "split", "gpt4")
 
     @classmethod
     def of(cls, preset: str | None) -> "TokenizerConfig":

@@ -126,3 +126,7 @@ def test_types_do_not_depend_on_how_a_file_writes_its_annotations():
     fields = "    rate: float | None\n    names: tuple[str, ...]"
     exec(f"from __future__ import annotations\n@dataclass\nclass Later:\n{fields}", names)
     assert types_of(names["Later"]) == {"rate": (float, NoneType), "names": (tuple,)}
+
+
+def test_llama_3_cuts_words_as_gpt_4_does():
+    assert TokenizerConfig(kind="byte", split="llama3") == TokenizerConfig(kind="byte", split="gpt4")
