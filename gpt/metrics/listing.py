@@ -10,7 +10,8 @@ from gpt.run import Run
 from gpt.system.console import duration, rate, size
 
 HEADER = (
-    "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "PARAMETERS", "SIZE"
+    "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "DEVICE", "PARAMETERS",
+    "SIZE",
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
 
@@ -57,6 +58,7 @@ def _row(it: Summary) -> tuple[str, ...]:
         _at(it.last_val_loss, it.last_val_step),
         "-" if it.tokens is None else rate(it.tokens),
         "-" if it.seconds is None else duration(it.seconds),
+        it.device or "-",
         "-" if it.parameters is None else f"{it.parameters:,}",
         size(it.disk_bytes),
     )
@@ -88,7 +90,10 @@ def _data(run: Run, info: dict[str, Any]) -> str:
 
 
 def _trained(it: Summary) -> str | None:
-    return None if it.tokens is None or it.seconds is None else f"on {it.tokens:,} tokens for {duration(it.seconds)}"
+    if it.tokens is None or it.seconds is None:
+        return None
+    device = f", on {it.device}" if it.device else ""
+    return f"{it.tokens:,} tokens in {duration(it.seconds)}{device}"
 
 
 def _held_out(it: Summary) -> str | None:
