@@ -38,6 +38,7 @@ def page(run: Run, it: Summary) -> list[str]:
         ("LoRA", _adapters(it.model, it.train) if it.model and it.train else None),
         ("Data", _data(run, it.data) if it.data else None),
         ("Trained", _trained(it)),
+        ("Device", it.device),
         ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
         ("Held out", _held_out(it)),
         ("Settings", ", ".join(_settings(it)) or None),
@@ -90,10 +91,7 @@ def _data(run: Run, info: dict[str, Any]) -> str:
 
 
 def _trained(it: Summary) -> str | None:
-    if it.tokens is None or it.seconds is None:
-        return None
-    device = f", on {it.device}" if it.device else ""
-    return f"{it.tokens:,} tokens in {duration(it.seconds)}{device}"
+    return None if it.tokens is None or it.seconds is None else f"on {it.tokens:,} tokens for {duration(it.seconds)}"
 
 
 def _held_out(it: Summary) -> str | None:
@@ -131,7 +129,8 @@ def _checkpoints(run: Run) -> Iterator[str]:
 
 
 def _next(run: Run, it: Summary) -> str:
-    generate = f'hipgpt generate {run.options} --prompt "…"'
+    is_chat = it.data is not None and "counted" in it.data
+    write = f"hipgpt chat {run.options}" if is_chat else f'hipgpt generate {run.options} --prompt "…"'
     if it.state == "training":
         return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "tokenized":
@@ -141,4 +140,4 @@ def _next(run: Run, it: Summary) -> str:
     if it.state == "diverged":
         return f"train it anew with a lower --lr (it was {it.train.peak_lr:g})" if it.train else "train it anew"
     best = " --best" if it.best_step not in (None, it.step) else ""
-    return generate.replace(run.options, run.options + best)
+    return write.replace(run.options, run.options + best)

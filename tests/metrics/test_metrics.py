@@ -196,8 +196,15 @@ def test_the_device_on_which_a_run_trained_last_is_told(run):
     assert it.to_json()["device"] == "4 x NVIDIA H200 (sm_90a), bf16"
     assert "  4 x NVIDIA H200 (sm_90a), bf16  " in listing.table([it])[1]
     page = listing.page(run, it)
-    assert "Trained:     1,920 tokens in 4 s, on 4 x NVIDIA H200 (sm_90a), bf16" in page
+    assert "Device:      4 x NVIDIA H200 (sm_90a), bf16" in page
     assert not any("--device" in line for line in page)
+
+
+def test_a_model_that_has_learned_conversations_is_to_be_talked_with(run):
+    save(run, 30)
+    data = {"tokenizer": {"kind": "byte"}, "vocab_size": 7, "count": 9, "text": {"path": "a.jsonl"}, "counted": {}}
+    it = replace(summary(run), data=data)
+    assert listing.page(run, it)[-1].endswith(f"hipgpt chat {run.options} --best")
 
 
 def test_the_table_has_a_dash_for_whatever_is_not_there(run):
