@@ -48,6 +48,10 @@ setup(
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
         "serve": ["starlette>=0.45", "uvicorn>=0.30"],  # a page and an API
         "plot": ["matplotlib>=3.6"],  # curves as pictures
+        # --track
+        "tensorboard": ["tensorboardX>=2.6"],
+        "wandb": ["wandb>=0.19"],
+        "trackio": ["trackio>=0.20"],
         "test": [
             "gguf>=0.17",
             "pytest>=8",
@@ -62,7 +66,7 @@ setup(
             "pyarrow>=14",
             'backports.zstd>=1; python_version < "3.14"',
         ],
-        "peers": ["openai", "peft", "torch", "transformers"],
+        "peers": ["openai", "peft", "tensorboard", "tensorboardX", "torch", "trackio", "transformers", "wandb"],
         # ruff formats the signatures. MkDocs 2 will have another configuration and no plugins.
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0", "ruff"],
     },

@@ -37,8 +37,8 @@ WARMUPS = {"adamw": 50, "muon": 10}  # divisor: the warmup is every 50th step of
 LONGEST_WARMUP = 2000  # steps
 COMPUTED = ("precision", "learning_rate", "warmup_steps", "min_lr")  # settings that are computed if they are not given
 
-# Fields without an option: they follow from the tokenizer, or from the step at which a run began.
-NOT_CHOSEN = {"vocab_size", "schedule_start", "text_start", "unseen_fraction", "base", "computed"}
+# Fields without an option: they follow from the tokenizer, the step at which a run began, or the device.
+NOT_CHOSEN = {"vocab_size", "schedule_start", "text_start", "unseen_fraction", "base", "computed", "device"}
 
 DATA_PATH = "data/data.txt"
 RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
@@ -194,7 +194,7 @@ class TrainConfig:
     The last fields have no option, because they follow from the step at which a run began. Steps up to
     `schedule_start` are not part of the learning rate's schedule, and steps up to `text_start` read another text. No
     step has trained on the last `unseen_fraction` of the text (None: the last `val_fraction`). `base` names the model
-    that adapters are trained beside.
+    that adapters are trained beside, and `device` what it is trained on (None: that is not known).
     Raises UserError for a value that cannot train.
     """
 
@@ -228,6 +228,7 @@ class TrainConfig:
     unseen_fraction: float | None = None
     base: str | None = None
     computed: tuple[str, ...] = ()
+    device: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

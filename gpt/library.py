@@ -138,7 +138,7 @@ def train(
     data_path: Paths = (), run_name: str | None = None, *,
     runs_dir: str | PathLike[str] | None = None, preset: str | None = None, device: str = "auto", blas: str = "auto",
     resume: bool = False, ckpt: str | None = None, source: str | None = None, reset: bool = False, quiet: bool = False,
-    **settings: Any,
+    track: str | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Train as `hipgpt train` does, and return the model of the last step, which is on disk.
 
@@ -159,7 +159,7 @@ def train(
         raise UserError("gpt.train is one process, but this is one of several ranks: start them with hipgpt train")
     asked = Asked(
         run_name=run_name, runs_dir=Path(runs_dir or default_root()), preset=preset, device=device, blas=blas,
-        resume=resume, ckpt=ckpt, source=source, reset=reset,
+        resume=resume, ckpt=ckpt, source=source, reset=reset, track=track,
         settings=_settings({"data_path": data_path, **settings}),
     )  # fmt: skip
     with borrowed():

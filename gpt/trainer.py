@@ -176,6 +176,11 @@ class Trainer:
         else:
             drawn = initial_weights(model_config, train_config.seed)
             self.optimizer.initialize(drawn if first_weights is None else first_weights.items())
+        # The last thing, because it drops lines of the log.
+        self.history = History(
+            run, self.step, self.train_step.tokens, batches.train_tokens, train_config.text_start,
+            train_config.val_fraction, writes=ranks.is_first,
+        )  # fmt: skip
 
     def _take_base(self, start: Checkpoint | None, first_weights: Mapping[str, np.ndarray] | None) -> None:
         """Load the weights beside which adapters are trained, and give them to a run that does not have them yet."""
@@ -193,16 +198,6 @@ class Trainer:
         In either case the last step is on disk. Raises UserError, after a checkpoint, if ten steps in a row were not
         finite, and at once if patience has ended already.
         """
-        config, tokens, train_tokens = self.train_config, self.train_step.tokens, self.batches.train_tokens
-        self.history = History(
-            self.run,
-            self.step,
-            tokens,
-            train_tokens,
-            config.text_start,
-            config.val_fraction,
-            writes=self.ranks.is_first,
-        )
         if self._patience_is_over():
             raise UserError(
                 f"run {self.run.name} was ended by --patience {self.train_config.patience} at step {self.step}: "

@@ -1,14 +1,17 @@
 """A training, from what the user asks for to its last checkpoint. The command and the library both call `carry_out`."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gpt
 from gpt import checkpoint, plan, pretrained
+from gpt.config import TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
+from gpt.metrics.trackers.following import check, following
 from gpt.run import ROOT, Run
 from gpt.system.console import Console
 from gpt.trainer import Trainer
@@ -34,6 +37,7 @@ class Asked:
     reset: bool = False
     global_batch: int | None = None
     shard_optimizer: bool = False
+    track: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -42,6 +46,8 @@ class Asked:
             raise UserError(
                 f"--from {self.source} begins a new run, but {other} goes on with one: leave one of them out"
             )
+        if self.track is not None:
+            check(self.track)
 
 
 class Ended(NamedTuple):
@@ -96,9 +102,28 @@ def carry_out(asked: Asked, console: Console, ranks: Ranks = ALONE) -> Ended:
         plan.agree(chosen, ops, ranks, asked.shard_optimizer)
         ranks.connect(ops, asked.shard_optimizer)
         plan.announce(chosen, ops, console, ranks, asked.shard_optimizer)
+        device = ops.description if ranks.size == 1 else f"{ranks.size} x {ops.description}"
+        train = replace(chosen.train_config, device=device)
         trainer = Trainer(
-            run, chosen.model_config, chosen.train_config, chosen.batches, chosen.corpus.tokenizer, ops, console, start,
+            run, chosen.model_config, train, chosen.batches, chosen.corpus.tokenizer, ops, console, start,
             ranks, chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
         )  # fmt: skip
-        stopped_by = trainer.train()
+        with _tracked(asked.track, chosen, train, console, ranks) as done:
+            stopped_by = trainer.train()
+            if stopped_by is None:
+                done()
     return Ended(run, trainer.step, trainer.best.step if trainer.best else None, stopped_by)
+
+
+def _tracked(
+    tracker: str | None, chosen: plan.Plan, train: TrainConfig, console: Console, ranks: Ranks
+) -> AbstractContextManager[Callable[[], None]]:
+    """Inside the `with`, the log goes on to the tracker. It yields a function that says that the run is done."""
+    if tracker is None or not ranks.is_first:
+        return nullcontext(lambda: None)
+    settings = {
+        **chosen.model_config.to_json(), **train.to_json(), "tokens": len(chosen.corpus.tokens),
+        "hipgpt": gpt.__version__,
+    }  # fmt: skip
+    del settings["computed"]
+    return following(tracker, chosen.run, settings, console)

@@ -24,6 +24,7 @@ from gpt.commands.options import (
 )
 from gpt.config import LEARNING_RATES, LONGEST_WARMUP, TUNING, WARMUPS, TrainConfig
 from gpt.errors import UserError
+from gpt.metrics.trackers import PACKAGES
 
 
 @command(
@@ -100,6 +101,8 @@ from gpt.errors import UserError
             Setting(TrainConfig, "ckpt_every", "--ckpt-every", metavar="N",
                     help="Steps between checkpoints; 0 = only at the end."),
             Setting(TrainConfig, "keep_last", "--keep-last", metavar="N", help="Number of checkpoints to keep."),
+            Option("--track", type=click.Choice(list(PACKAGES)), default_text="metrics.jsonl alone",
+                   help="Tracker that gets the metrics, samples and settings of the run too."),
         ),
     },
     epilog="hipgpt train --data-path my.txt --run-name mine --preset small --steps 4000",
@@ -107,7 +110,7 @@ from gpt.errors import UserError
 def train_model(
     run_name: str | None, runs_dir: Path, preset: str | None, device: str, blas: str, resume: bool, ckpt: str | None,
     source: str | None, save_config: Path | None, reset: bool, gpus: str | None, global_batch: int | None,
-    shard_optimizer: bool, settings: dict[str, Any],
+    shard_optimizer: bool, track: str | None, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Train a model on text files.
 
@@ -125,8 +128,9 @@ def train_model(
             raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
         device = "gpu"
     asked = Asked(
-        run_name, runs_dir, preset, device, blas, resume, ckpt, source, reset, global_batch, shard_optimizer, settings
-    )
+        run_name, runs_dir, preset, device, blas, resume, ckpt, source, reset, global_batch, shard_optimizer, track,
+        settings,
+    )  # fmt: skip
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
         if save_config is not None and ranks.is_first:

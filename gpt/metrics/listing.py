@@ -10,7 +10,8 @@ from gpt.run import Run
 from gpt.system.console import duration, rate, size
 
 HEADER = (
-    "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "PARAMETERS", "SIZE"
+    "RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION", "LAST VALIDATION", "TOKENS", "TIME", "DEVICE", "PARAMETERS",
+    "SIZE",
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
 
@@ -37,6 +38,7 @@ def page(run: Run, it: Summary) -> list[str]:
         ("LoRA", _adapters(it.model, it.train) if it.model and it.train else None),
         ("Data", _data(run, it.data) if it.data else None),
         ("Trained", _trained(it)),
+        ("Device", it.device),
         ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
         ("Held out", _held_out(it)),
         ("Settings", ", ".join(_settings(it)) or None),
@@ -57,6 +59,7 @@ def _row(it: Summary) -> tuple[str, ...]:
         _at(it.last_val_loss, it.last_val_step),
         "-" if it.tokens is None else rate(it.tokens),
         "-" if it.seconds is None else duration(it.seconds),
+        it.device or "-",
         "-" if it.parameters is None else f"{it.parameters:,}",
         size(it.disk_bytes),
     )
@@ -126,7 +129,8 @@ def _checkpoints(run: Run) -> Iterator[str]:
 
 
 def _next(run: Run, it: Summary) -> str:
-    generate = f'hipgpt generate {run.options} --prompt "…"'
+    is_chat = it.data is not None and "counted" in it.data
+    write = f"hipgpt chat {run.options}" if is_chat else f'hipgpt generate {run.options} --prompt "…"'
     if it.state == "training":
         return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "tokenized":
@@ -136,4 +140,4 @@ def _next(run: Run, it: Summary) -> str:
     if it.state == "diverged":
         return f"train it anew with a lower --lr (it was {it.train.peak_lr:g})" if it.train else "train it anew"
     best = " --best" if it.best_step not in (None, it.step) else ""
-    return generate.replace(run.options, run.options + best)
+    return write.replace(run.options, run.options + best)

@@ -41,6 +41,8 @@ def draw(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, out: Path) -> 
 
 
 def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, Any]]], axis: str) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator
+
     for number, (name, lines) in enumerate(logs.items()):
         color = f"C{number % 10}"
         for key, quantity in panel.quantities:
@@ -55,8 +57,13 @@ def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, A
                 axes.annotate(f"{lowest[1]:.3f}", lowest, xytext=(0, 7), textcoords="offset points", ha="center")
     axes.set_title(panel.title, fontsize="medium")
     axes.set_xlabel(UNITS[axis])
+    if axis != "time":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k
     if panel.is_logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")  # 0.5, not 5 × 10⁻¹
+        axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if panel is LOSSES:

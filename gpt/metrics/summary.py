@@ -20,7 +20,7 @@ class Summary:
     `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
     "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), or
     "imported" (another program trained its model). Losses are in nats per token; `seconds` and `tokens` are those that
-    it has trained for and on.
+    it has trained for and on, `device` the last one on which it has.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Summary:
     last_val_step: int | None
     tokens: int | None
     seconds: float | None
+    device: str | None
     parameters: int | None
     disk_bytes: int
     model: ModelConfig | None
@@ -70,6 +71,7 @@ def summary(run: Run) -> Summary:
         last_val_step=last[0] if last else None,
         tokens=timed[-1]["tokens"] if timed else None,
         seconds=timed[-1]["time"] if timed else None,
+        device=trained.train_config.device if trained else None,
         parameters=parameter_count(saved.model_config) if saved else None,
         disk_bytes=run.disk_bytes(),
         model=saved.model_config if saved else None,

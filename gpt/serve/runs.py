@@ -20,7 +20,7 @@ REST = 20  # times as long as a look at all runs takes, until the next one
 MOST_SPLIT = 20_000  # characters whose pieces the page may ask for
 _SHOWN = (
     "name", "state", "step", "steps", "loss", "best_val_loss", "best_step", "last_val_loss", "tokens", "seconds",
-    "parameters", "disk_bytes", "model",
+    "device", "parameters", "disk_bytes", "model",
 )  # fmt: skip
 
 

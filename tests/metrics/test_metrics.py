@@ -189,6 +189,24 @@ def test_the_page_names_the_settings_that_are_not_the_defaults_as_flags(run):
     assert page.endswith(f"hipgpt train {run.options} --resume")
 
 
+def test_the_device_on_which_a_run_trained_last_is_told(run):
+    save(run, 10, device="CPU, 2 threads")
+    save(run, 20, device="4 x NVIDIA H200 (sm_90a), bf16")
+    it = summary(run)
+    assert it.to_json()["device"] == "4 x NVIDIA H200 (sm_90a), bf16"
+    assert "  4 x NVIDIA H200 (sm_90a), bf16  " in listing.table([it])[1]
+    page = listing.page(run, it)
+    assert "Device:      4 x NVIDIA H200 (sm_90a), bf16" in page
+    assert not any("--device" in line for line in page)
+
+
+def test_a_model_that_has_learned_conversations_is_to_be_talked_with(run):
+    save(run, 30)
+    data = {"tokenizer": {"kind": "byte"}, "vocab_size": 7, "count": 9, "text": {"path": "a.jsonl"}, "counted": {}}
+    it = replace(summary(run), data=data)
+    assert listing.page(run, it)[-1].endswith(f"hipgpt chat {run.options} --best")
+
+
 def test_the_table_has_a_dash_for_whatever_is_not_there(run):
     it = summary(run)
     header, row = listing.table([replace(it, loss=None, tokens=None, seconds=None, last_val_loss=None)])

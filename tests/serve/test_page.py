@@ -59,7 +59,7 @@ class Page:
         label = self.js("return document.querySelector('#curves figure')?.ariaLabel")
         return label or ""
 
-    def until(self, condition, what: str, seconds: float = 20):
+    def until(self, condition, what: str, seconds: float = 60):
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, what
@@ -114,6 +114,9 @@ def test_a_curve_grows_while_a_run_trains(page, runs):
     log(Run("r", runs), 3, val_loss=4.5)
     page.until(lambda: "training 4.700 at step 3" in page.told_of_losses(), "it has grown")
     assert "validation 4.500" in page.told_of_losses()
+    page.until(
+        lambda: all(value in page.text(".u-legend") for value in ("4.7", "4.5")), "the legend has the last values"
+    )
 
 
 def test_what_models_write_is_text_and_never_html(page):
@@ -150,7 +153,7 @@ def test_stop_stops_the_model_too(page, by, runs):
     page.until(page.is_done, "it has stopped")
     assert page["speed"].text.endswith("Stopped")
     model = page.engine.model(Run("r", runs)).result()
-    page.until(lambda: not model.has_work, "its places are free", seconds=5)
+    page.until(lambda: not model.has_work, "its places are free")
 
 
 def test_the_keyboard_writes_and_the_pieces_of_the_prompt_are_shown(page):

@@ -65,7 +65,11 @@ function makePlot(panel, names, axis) {
   $("curves").append(figure);
   const lines = { stroke: color("faint"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false } };
   const sparse = panel.logarithmic ? { grid: { show: false } } : {}; // a logarithmic axis has too many lines
-  const value = (_, number) => (number === null ? "–" : shown(number));
+  // The legend has the values under the pointer, or else the last ones.
+  const said = (words) => (plot, number, series, index) => {
+    const value = index === null ? plot.data[series].findLast(isNumber) : number;
+    return isNumber(value) ? words(value) : "–";
+  };
   const series = names.flatMap((name, number) =>
     panel.keys.map(([key, label]) => ({
       label: [names.length > 1 ? name : "", label].filter(Boolean).join(", ") || name,
@@ -73,7 +77,7 @@ function makePlot(panel, names, axis) {
       width: key === "val_loss" ? 2 : 1.5,
       points: { show: key === "val_loss", size: 6 },
       spanGaps: true,
-      value,
+      value: said(shown),
     })),
   );
   const options = {
@@ -85,7 +89,7 @@ function makePlot(panel, names, axis) {
       { ...lines, ...sparse, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shown(tick))) },
     ],
     legend: { show: panel.wide === true },
-    series: [{ label: axis, value: (_, number) => (number === null ? "–" : brief(number)) }, ...series],
+    series: [{ label: axis, value: said(axis === "time" ? durationOrZero : brief) }, ...series],
     cursor: { y: false },
   };
   const plot = new uPlot(options, [[], ...series.map(() => [])], figure);

@@ -54,6 +54,7 @@ export function facts(run, speed) {
     ["Best validation loss", run.best_val_loss && `${run.best_val_loss.toFixed(4)} at step ${count(run.best_step)}`],
     ["Speed", speed && `${brief(speed)} tokens/s`],
     ["Trained on", run.tokens && `${brief(run.tokens)} tokens in ${duration(run.seconds)}`],
+    ["Device", run.device],
     ["Parameters", run.parameters && count(run.parameters)],
     ["Model", model && `${model.num_layers} layers of ${model.embed_dim}, ${model.num_heads} heads`],
     ["Context", model && `${count(model.max_seq_len)} tokens`],
