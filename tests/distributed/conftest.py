@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.support.forks import Fork, Forks
 from tests.support.mpi import Mpi, environment
 
 TEXT = "the cat sat on the mat and saw a dog .\n" * 60
@@ -22,11 +21,12 @@ class Ranks:
     """Starts the ranks of tests/distributed/worker.py, and says how they end.
 
     `start` starts each rank by itself, with RANK and so on; `start_parent` starts the first, which starts the others.
+    Those that are started here are forks; those that the first starts are new Pythons.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.processes: list[subprocess.Popen] = []
+    def __init__(self, out: Path, forks: Forks) -> None:
+        self.out, self._forks = out, forks
+        self.processes: list[Fork] = []
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -41,10 +41,8 @@ class Ranks:
         self._start(scenario, (*options, "--gpus", size), self.environ)
 
     def _start(self, scenario: str, options: tuple, environ: dict) -> None:
-        command = [sys.executable, "-m", "tests.distributed.worker", scenario, "--out", self.out, *options]
-        self.processes.append(
-            subprocess.Popen(list(map(str, command)), env=environ, stderr=subprocess.PIPE, text=True, cwd=self.out)
-        )
+        command = list(map(str, (scenario, "--out", self.out, *options)))
+        self.processes.append(self._forks.start(command, self.out, environ, module="tests.distributed.worker"))
 
     def began(self, size: int) -> None:
         """Wait until all have begun."""
@@ -99,8 +97,8 @@ def until(is_true, seconds: float = 30.0) -> None:
 
 
 @pytest.fixture
-def ranks(tmp_path):
-    ranks = Ranks(tmp_path)
+def ranks(tmp_path, forks):
+    ranks = Ranks(tmp_path, forks)
     yield ranks
     ranks.clear()
 

@@ -47,7 +47,7 @@ def test_all_ranks_get_the_first_ones_value_and_the_first_gets_all_of_theirs(ran
 
 def test_the_first_rank_may_come_last(ranks):
     ranks.start("talk", SIZE, only=[2, 1])
-    time.sleep(1)
+    time.sleep(0.5)
     ranks.start("talk", SIZE, only=[0])
     assert ranks.end() == [(0, "")] * SIZE
 
@@ -155,11 +155,11 @@ def test_a_rank_that_is_killed_is_named_once_and_ends_all(ranks, scenario, rank)
 
 @pytest.mark.parametrize("rank", range(SIZE))
 def test_a_rank_that_hangs_is_named_once_and_killed(ranks, rank):
-    ranks.start("block", SIZE, "--silence", 2)
+    ranks.start("block", SIZE, "--silence", 1)
     ranks.began(SIZE)
     ranks.send(rank, signal.SIGSTOP)
     ends = ranks.end(within=15)
-    said = f"Error: rank {rank} on {HOST} \\(process {ranks.pid(rank)}\\) has not been heard of for 2 s: it hangs, .*"
+    said = f"Error: rank {rank} on {HOST} \\(process {ranks.pid(rank)}\\) has not been heard of for 1 s: it hangs, .*"
     assert re.fullmatch(said, only_line(ends))
     assert speakers(ends) == [1 if rank == 0 else 0]
     assert [status for status, _ in ends] == [-9 if each == rank else 1 for each in range(SIZE)]
@@ -196,17 +196,17 @@ def test_a_bug_in_one_rank_shows_its_traceback_and_one_line_of_the_first(ranks, 
 
 @pytest.mark.parametrize("rank", range(SIZE))
 def test_a_call_that_lets_no_other_thread_run_does_not_look_like_a_hang(ranks, rank):
-    ranks.start("hold_interpreter", SIZE, "--silence", 4, "--rank", rank)
+    ranks.start("hold_interpreter", SIZE, "--silence", 2, "--rank", rank)
     assert ranks.end() == [(0, "")] * SIZE
 
 
 def test_ranks_that_all_stood_still_do_not_take_each_other_for_hanging(ranks):
-    ranks.start("steps", SIZE, "--silence", 2)
+    ranks.start("steps", SIZE, "--silence", 1)
     ranks.began(SIZE)
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for rank in range(SIZE):
             ranks.send(rank, number)
-        time.sleep(3)
+        time.sleep(1.5)
     ranks.send(1, signal.SIGTERM)
     assert ranks.end() == [(128 + signal.SIGTERM, "")] * SIZE
 
@@ -228,7 +228,7 @@ def test_children_end_if_the_first_rank_is_killed(ranks, scenario):
 @pytest.mark.parametrize(("number", "said"), [("SIGKILL", "ended without a word"), ("SIGSTOP", "it hangs")])
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_child_that_is_lost_ends_the_first_rank_and_leaves_no_process(ranks, rank, number, said):
-    ranks.start_parent("block", SIZE, "--silence", 2)
+    ranks.start_parent("block", SIZE, "--silence", 1)
     ranks.began(SIZE)
     ranks.send(rank, getattr(signal, number))
     ((status, text),) = ranks.end(within=12)
@@ -261,9 +261,9 @@ def test_a_child_that_ends_at_its_start_is_named_at_once(ranks):
 
 
 def test_ranks_that_do_not_come_are_named(ranks):
-    ranks.start("wait", 5, "--patience", 2, only=[0, 2])
+    ranks.start("wait", 5, "--patience", 1, only=[0, 2])
     ends = ranks.end(within=15)
-    assert re.fullmatch(r"Error: ranks 1, 3, 4 did not come within 2 s: start all 5", only_line(ends))
+    assert re.fullmatch(r"Error: ranks 1, 3, 4 did not come within 1 s: start all 5", only_line(ends))
     assert [status for status, _ in ends] == [2, 2]
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import click
 
 from gpt.commands.command_line import Program
+from gpt.distributed import control as control_plane
 from gpt.distributed.control import Control
 from gpt.distributed.launch import Place, find
 from gpt.errors import UserError
 from gpt.system import interrupts
 
 interrupts.begin()
+control_plane.GRACE = 0.5  # a quarter of the program's, because many tests wait for it
 
 
 @click.group(cls=Program, epilog="")

@@ -5,6 +5,7 @@ head of each file lists the defines that the host sets.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support.instances import instances
 
 KERNELS = Path(str(shipped.kernel("common.h"))).parent
 SOURCES = sorted(KERNELS.glob("*.hip"))
+INSTANCES = cache(lambda: instances("sm_90", 32, True))
 DECLARATION = re.compile(r"^KERNEL\([^)]*\) (\w+)\(", re.MULTILINE)
 
 
@@ -54,5 +56,5 @@ def test_the_head_of_a_file_lists_the_defines_that_the_host_sets(path):
     """A file that does not use the type of the activations, T, need not list it."""
     head = path.read_text(encoding="utf-8").split("#include")[0].replace("\n// ", " ")
     listed = set(re.findall(r"\b[A-Z][A-Z_]*\b", re.sub(r"\([^()]*\)", "", head.split("Set by the host:")[1])))
-    (given,) = {frozenset(dict(each.defines)) for each in instances("sm_90", 32, True) if each.file == path.name}
+    (given,) = {frozenset(dict(each.defines)) for each in INSTANCES() if each.file == path.name}
     assert listed | {"T"} == given

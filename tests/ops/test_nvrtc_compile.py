@@ -1,61 +1,28 @@
-"""Every kernel compiles to machine code for NVIDIA GPUs and stays in registers. NVRTC's wheel needs no GPU for it."""
+"""The checks of machine code that NVIDIA's compiler makes find every fault that they look for.
 
-import ctypes
-import re
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
+`python -m tests.support.fit` checks every kernel for every target, which takes minutes.
+"""
 
 import pytest
 
-from tests.support.instances import instances
+from gpt.ops.gpu.sources import Instance
+from tests.support import nvidia
+from tests.support.nvidia import compile_source, complaints
 
-TARGETS = ("sm_80", "sm_90a", "sm_120")
-# Bytes that a thread may keep in memory: a few variables that do not fit, not an array that is not kept in registers.
-MEMORY_LIMIT = 512
-
-
-FOUND = find_spec("nvidia.cuda_nvrtc") if find_spec("nvidia") else None
-pytestmark = pytest.mark.skipif(not FOUND, reason="NVRTC is absent (pip install nvidia-cuda-nvrtc-cu12)")
+ABSENT = nvidia.missing()
+CONVERT = Instance.of("convert.hip", {"FROM": "float", "TO": "bf16", "WIDTH": 8, "THREADS": 256})
+pytestmark = pytest.mark.skipif(bool(ABSENT), reason=str(ABSENT))
 
 
-@cache
-def nvrtc() -> ctypes.CDLL:
-    """The library of the wheel nvidia-cuda-nvrtc-cu12."""
-    folder = Path(FOUND.submodule_search_locations[0]) / "lib"
-    return ctypes.CDLL(str(next(folder.glob("libnvrtc.so.*"))))
+@pytest.mark.parametrize("target", nvidia.TARGETS)
+def test_a_modest_kernel_is_fit(target):
+    assert nvidia.Case("nvrtc", target, CONVERT).faults() == []
 
 
-def compile_source(source: str, target: str) -> tuple[bool, str]:
-    """Whether NVRTC compiles a source for a real architecture, and its log with ptxas's report on every kernel."""
-    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    assert library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None) == 0
-    options = [f"--gpu-architecture={target}".encode(), b"-std=c++17", b"--ptxas-options=-v"]
-    status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetProgramLog(program, log)
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    return status == 0, log.value.decode()
-
-
-def complaints(log: str) -> list[str]:
-    """The lines of ptxas's report on threads that keep more than MEMORY_LIMIT bytes in memory, not in registers."""
-    lines = re.findall(r"(?:\d+ bytes (?:stack frame|spill stores|spill loads)(?:, )?)+", log)
-    return [line for line in lines if max(map(int, re.findall(r"\d+", line))) > MEMORY_LIMIT]
-
-
-# Without NVRTC there are no cases: hundreds of skipped tests would say no more than one.
-CASES = [(target, instance) for target in TARGETS if FOUND for instance in instances(target, 32, True)]
-
-
-@pytest.mark.parametrize(("target", "instance"), CASES, ids=[f"{target} {instance}" for target, instance in CASES])
-def test_every_kernel_compiles_and_stays_in_registers(target, instance):
-    succeeded, log = compile_source(instance.source, target)
-    assert succeeded, log
-    compiled = re.findall(r"Compiling entry function '(\w+)'", log)
-    assert set(compiled) == set(instance.names)
-    assert complaints(log) == []
+def test_a_kernel_that_is_not_compiled_is_found(monkeypatch):
+    case = nvidia.Case("nvrtc", "sm_80", CONVERT)
+    monkeypatch.setattr(Instance, "names", ["convert", "another"])
+    assert case.faults() == ["another: the source and the code differ on it"]
 
 
 def test_a_source_that_does_not_compile_is_an_error():

@@ -3,6 +3,8 @@
 import ctypes
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,22 @@ def build(kind: str, path: Path) -> ctypes.CDLL:
 
     Every file that is loaded has variables of its own.
     """
+    path.write_bytes(_compiled(kind))
+    return ctypes.CDLL(str(path))
+
+
+@cache
+def _compiled(kind: str) -> bytes:
+    """The library's file."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
     flags = ["-DROCM"] if kind == "rocm" else []
-    subprocess.run([compiler, *flags, "-O1", "-w", "-shared", "-fPIC", str(SOURCE), "-o", str(path), "-lm"], check=True)
-    return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "library.so"
+        command = [compiler, *flags, "-O1", "-w", "-shared", "-fPIC", str(SOURCE), "-o", str(path), "-lm"]
+        subprocess.run(command, check=True)
+        return path.read_bytes()
 
 
 def aligned(x: np.ndarray) -> np.ndarray:

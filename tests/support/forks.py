@@ -1,4 +1,4 @@
-"""The command `hipgpt …` in a fork of a process that has imported everything.
+"""The command `hipgpt …`, or another module's, in a fork of a process that has imported everything.
 
 That takes 10 ms, and a new Python takes a second. But a fork inherits the imported modules, and the values of the
 environment variables that they have read. So tests of things that only a new process has (PYTHON* variables, closed
@@ -7,6 +7,7 @@ streams, a signal handler that is set before the start) need a new process.
 
 import atexit
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -46,7 +47,7 @@ class Forks:
     ) -> subprocess.CompletedProcess:
         """Run `hipgpt command` in `folder`; like `subprocess.run`, raises TimeoutExpired after `timeout` seconds."""
         streams = [self._folder / "stdout", self._folder / "stderr"]
-        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, streams)))
+        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, streams)), "gpt.cli")
         timer = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
         timer.start()
         status = self._ask("status", pid, True)
@@ -55,14 +56,16 @@ class Forks:
         timer.cancel()
         return subprocess.CompletedProcess(command, status, *(path.read_text() for path in streams))
 
-    def start(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> "Fork":
-        """Start `hipgpt command` in `folder`, and return at once."""
+    def start(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], module: str = "gpt.cli"
+    ) -> "Fork":
+        """Start `python -m module command` in `folder`, and return at once. The module has a function `main`."""
         self._number += 1
         pipes = [self._folder / f"{name}{self._number}" for name in ("stdout", "stderr")]
         for pipe in pipes:
             os.mkfifo(pipe)
         handles = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # now: a writer waits for it
-        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, pipes)))
+        pid = self._ask("start", command, str(folder), dict(environment), list(map(str, pipes)), module)
         for handle, pipe in zip(handles, pipes, strict=True):
             os.set_blocking(handle, True)
             pipe.unlink()
@@ -100,12 +103,13 @@ class Fork:
         return status
 
     def communicate(self, timeout: float = float("inf")) -> tuple[str, str]:
-        """The rest of the output, once the command has ended."""
+        """The rest of the output, once the command has ended; ("", "") if it was read before."""
         texts = ["", ""]
 
         def read(number: int, stream: TextIO) -> None:
-            with stream:
-                texts[number] = stream.read()
+            if not stream.closed:  # as it is after an earlier call
+                with stream:
+                    texts[number] = stream.read()
 
         threads = [
             threading.Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))
@@ -138,12 +142,19 @@ def prepare() -> None:
     import gpt.trainer  # noqa: F401
 
 
-def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], streams: Sequence[int]) -> int:
-    """Start `hipgpt command` in a fork of this process, and return the number of the new process.
+def start(
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    streams: Sequence[int],
+    module: str = "gpt.cli",
+) -> int:
+    """Start `python -m module command` in a fork of this process, and return the number of the new process.
 
     Its standard input is empty, and it prints to `streams`. If `environment` has variables for the campaign's shim, the
     fork loads that too.
     """
+    main = importlib.import_module(module).main
     pid = os.fork()
     if pid:
         return pid
@@ -159,23 +170,23 @@ def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], 
         sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         if "CAMPAIGN_ROOT" in environment:
             ctypes.CDLL(environment["LD_PRELOAD"])
-        status = _main(command)
+        sys.argv = [str(sys.modules[module].__file__), *command]
+        sys.orig_argv = [sys.executable, "-m", module, *command]
+        status = _run(main)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _main(command: Sequence[str]) -> int:
-    """Do the same as `python -m gpt.cli`, including the end of the process; returns its exit status."""
-    import gpt.cli
+def _run(main: Callable[[], object]) -> int:
+    """Do the same as a new Python that runs `main`, including the end of the process; returns its exit status."""
     from gpt.system import interrupts
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interrupts.begin()
-    sys.argv = [gpt.cli.__file__, *command]
     try:
-        gpt.cli.main()
+        main()
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -206,9 +217,9 @@ def _serve() -> None:
     for line in sys.stdin:
         request, *arguments = json.loads(line)
         if request == "start":
-            command, folder, environment, paths = arguments
+            command, folder, environment, paths, module = arguments
             streams = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in paths]
-            answer: int | None = start(command, folder, environment, streams)
+            answer: int | None = start(command, folder, environment, streams, module)
             for stream in streams:
                 os.close(stream)
         else:

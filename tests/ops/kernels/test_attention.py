@@ -7,16 +7,16 @@ from gpt.doctor import layers
 from gpt.ops.gpu.launch import attention_block
 from gpt.ops.gpu.targets import shared_bytes
 from tests.support.devices import GPU, NUMBA
+from tests.support.grids import pairs
 
+PRECISIONS = ["fp32", "tf32", "bf16"]
 HEADS = [
     (1, 1, 1, 16), (2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128), (2, 1, 97, 15),
     (1, 2, 16, 8), (1, 1, 200, 24), (1, 1, 135, 80),
 ]  # batch, heads, seq, head_dim  # fmt: skip
 
 
-@pytest.mark.parametrize("ops", ["fp32", "tf32", "bf16"], indirect=True)
-@pytest.mark.parametrize("shape", HEADS)
-@pytest.mark.parametrize("rate", [0, 0.3])
+@pytest.mark.parametrize(("shape", "ops", "rate"), pairs(HEADS, PRECISIONS, [0, 0.3]), indirect=["ops"])
 def test_attention(trial, shape, rate):
     layers.attention(trial, *shape, rate)
 
@@ -26,9 +26,7 @@ def test_attention_of_large_and_tiny_scores(trial, magnitude):
     layers.attention(trial, 1, 2, 37, 32, 0, magnitude)
 
 
-@pytest.mark.parametrize("ops", ["fp32", "tf32", "bf16"], indirect=True)
-@pytest.mark.parametrize("shape", HEADS)
-@pytest.mark.parametrize("rate", [0, 0.3])
+@pytest.mark.parametrize(("shape", "ops", "rate"), pairs(HEADS, PRECISIONS, [0, 0.3]), indirect=["ops"])
 def test_attention_backward(trial, shape, rate):
     layers.attention_backward(trial, *shape, rate)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from gpt.doctor import layers
+from tests.support.grids import pairs
 
 ADAPTERS = [(True, None), (True, "gelu"), (True, "relu")]
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
@@ -26,10 +27,11 @@ def test_linear(trial, rows, d_in, d_out, transposed, activation):
     layers.linear(trial, rows, d_in, d_out, transposed, activation)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
-@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
-def test_norm_linear(trial, rows, d_in, d_out, transposed, activation):
-    layers.norm_linear(trial, rows, d_in, d_out, transposed, activation)
+@pytest.mark.parametrize(
+    ("size", "layer", "ops"), pairs([*SIZES, *ROW_SIZES], LAYERS, ["fp32", "bf16"]), indirect=["ops"]
+)
+def test_norm_linear(trial, size, layer):
+    layers.norm_linear(trial, *size, *layer)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), BATCHES)

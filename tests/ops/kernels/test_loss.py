@@ -6,6 +6,10 @@ import pytest
 from gpt.doctor import updates
 from gpt.doctor.trial import REFERENCE, Arrays
 from gpt.ops.interface import SamplingRule
+from tests.support.grids import pairs
+
+# temperature, top_k, top_p
+RULES = [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6), (1, 300, 0.9), (1, 1500, 0.9)]
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 8199), (2, 50257), (1, 2**17)])
@@ -37,13 +41,11 @@ def sampled(ops, arrays, logits, seen, uniform, **options):
 
 
 # The block reads 16,384 logits of float32 or 32,768 of bf16 at a time, so that the last of these takes several turns.
-@pytest.mark.parametrize("vocab", [1, 7, 1000, 2100, 33_001])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6), (1, 300, 0.9), (1, 1500, 0.9)],
+    ("vocab", "rule", "ops"), pairs([1, 7, 1000, 2100, 33_001], RULES, ["fp32", "bf16"]), indirect=["ops"]
 )
-def test_sampling_draws_what_the_reference_draws(trial, vocab, temperature, top_k, top_p):
-    updates.sample(trial, vocab, temperature, top_k, top_p)
+def test_sampling_draws_what_the_reference_draws(trial, vocab, rule):
+    updates.sample(trial, vocab, *rule)
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0, 0, 1), (1, 5, 0.5), (1, 50, 1), (1, 1100, 0.9)])

@@ -162,6 +162,15 @@ def missing(compiler: str, target: str = "") -> str | None:
     return None
 
 
+def compiler_version(compiler: str, target: str) -> str:
+    """A text that is another one for every version of the compiler: clang's own words, or the names of libraries."""
+    if compiler == "clang":
+        return _run([tool("clang", target), "--version"], None, "clang").splitlines()[0]
+    listed = _run(["ldconfig", "-p"], None, "ldconfig")
+    paths = re.findall(r"=> (\S*/lib(?:amdhip64|amd_comgr|hiprtc-builtins)\.so\.\S+)$", listed, re.MULTILINE)
+    return " ".join(sorted(Path(path).resolve().name for path in paths))
+
+
 def compile_source(source: str, compiler: str, target: str, *options: str) -> bytes:
     """The code object of a whole source. Raises CompileError with the compiler's messages."""
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """`python -m tests.support.amd.table` prints the resources that each kernel takes on each AMD GPU.
 
-Its exit status is 1 if a kernel is unfit or a compiler is absent.
+Its exit status is 1 if a kernel is unfit or a compiler is absent. It compiles everything, for half an hour on two
+cores; `python -m tests.support.fit` compiles only what has changed.
 """
 
 import os
@@ -16,6 +17,7 @@ from tests.support.amd.compile import (
     PROCESSORS,
     TARGETS,
     TOLERATED,
+    CompileError,
     Kernel,
     asked_threads,
     compile_kernels,
@@ -35,6 +37,13 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.compiler} {self.target} {self.instance}"
+
+    def faults(self) -> list[str]:
+        """What is wrong with the code; empty if it is fit to be run."""
+        try:
+            return [f"{kernel.name}: {complaint}" for kernel, found in self.compile() for complaint in found]
+        except CompileError as error:
+            return [str(error)]
 
     def compile(self) -> list[tuple[Kernel, list[str]]]:
         """The kernels, each with the complaints about it. Raises CompileError."""
