@@ -125,6 +125,31 @@ template <int N> DEVICE void pin(float (&values)[N]) {
 #endif
 }
 
+// A line that no instruction crosses, if the compiler is clang 16 or later; an access of memory crosses it with none.
+DEVICE void separate() {
+#if defined(ON_AMD)
+  asm volatile("" ::: "memory");
+#if __has_builtin(__builtin_amdgcn_sched_barrier)
+  __builtin_amdgcn_sched_barrier(0);
+#endif
+#endif
+}
+
+// Has the instructions since the last `separate` take turns. In each of TURNS turns there are PRODUCTS matrix products,
+// after ACCESSES accesses of shared memory and LOADS loads from global memory. Other instructions go anywhere. There must
+// be no branch between, not even one that no thread takes.
+template <int TURNS, int PRODUCTS, int ACCESSES, int LOADS = 0> DEVICE void take_turns() {
+#if defined(ON_AMD)
+#if __has_builtin(__builtin_amdgcn_sched_group_barrier)
+  UNROLL for (int turn = 0; turn < TURNS; turn++) {
+    __builtin_amdgcn_sched_group_barrier(0x20, LOADS, 0);
+    __builtin_amdgcn_sched_group_barrier(0x80, ACCESSES, 0);
+    __builtin_amdgcn_sched_group_barrier(0x08, PRODUCTS, 0);
+  }
+#endif
+#endif
+}
+
 // The same number, but unknown to the compiler. An element whose address is made with it is read at that moment, and
 // not before a loop and then kept in registers.
 DEVICE int opaque(int number) {

@@ -31,6 +31,66 @@ constexpr int GROUP = 1;
 constexpr int GROUP = WIDTH < M::ELEMENTS ? WIDTH : M::ELEMENTS;
 #endif
 
+// What a warp multiplies in a step: columns of a slice, of all its tiles
+template <class Operand> DEVICE const Operand& some();  // stands for an operand in decltype
+template <class Left, class Right> struct Step {
+  decltype(some<Left>().load_a(0, 0)) rows[TILES];
+  decltype(some<Right>().load_b(0, 0)) columns[TILES];
+
+  DEVICE Step(const Left& left, const Right& right, int row, int column, int step) {
+    UNROLL for (int i = 0; i < TILES; i++) {
+      rows[i] = left.load_a(row + 16 * i, step), columns[i] = right.load_b(column + 16 * i, step);
+    }
+  }
+  // Adds the products of all rows with the columns of tiles first ... last - 1.
+  DEVICE void multiply(M::Acc (&acc)[TILES][TILES], int first, int last) const {
+    UNROLL for (int j = first; j < last; j++) {
+      UNROLL for (int p = 0; p < Left::PRODUCTS; p++) {
+        UNROLL for (int i = 0; i < TILES; i++) M::multiply_add(acc[i][j], rows[i].part[p], columns[j].part[p]);
+      }
+    }
+  }
+};
+
+// acc += left right, summed over k, for the tiles from `row` of the left slice and `column` of the right one on. All
+// other work is done between products, because on CDNA the matrix unit works alongside the other units. A slice has two
+// steps. While a warp multiplies one of them, it reads the next one, fills shared memory with the next slice, and loads
+// the slice after that.
+template <class Left, class Right>
+DEVICE void in_turns(M::Acc (&acc)[TILES][TILES], Left& left, Right& right, int row, int column, int k) {
+  constexpr int DEPTH = Left::DEPTH, PRODUCTS = TILES * TILES * Left::PRODUCTS;  // products of a step
+  constexpr int READS = 2 * TILES, WRITES = Left::WRITES + Right::WRITES, LOADS = Left::HELD + Right::HELD;
+  constexpr int STORING = WRITES < PRODUCTS / 2 ? WRITES : PRODUCTS / 2;
+  static_assert(DEPTH == 2 * Left::STEP, "two steps");
+  left.begin(0), right.begin(0);
+  left.finish(0), right.finish(0);
+  left.begin(DEPTH), right.begin(DEPTH);
+  sync();
+  Step<Left, Right> even(left, right, row, column, 0);
+  for (int depth = 0; depth < k; depth += DEPTH) {
+    int next = depth + DEPTH;
+    Step<Left, Right> odd(left, right, row, column, Left::STEP);
+    even.multiply(acc, 0, TILES);
+    take_turns<READS, PRODUCTS / READS, 1>();
+    separate();
+    sync();
+    left.clear(next), right.clear(next);
+    separate();
+    left.store(), right.store();
+    odd.multiply(acc, 0, TILES / 2);
+    take_turns<STORING, PRODUCTS / 2 / STORING, WRITES / STORING>();
+    separate();
+    sync();
+    left.aim(next + DEPTH), right.aim(next + DEPTH);
+    separate();
+    left.load(next + DEPTH), right.load(next + DEPTH);
+    even = Step<Left, Right>(left, right, row, column, 0);
+    odd.multiply(acc, TILES / 2, TILES);
+    take_turns<READS, PRODUCTS / 2 / READS, 1, LOADS / READS>();
+    separate();
+  }
+}
+
 // A is [M, K] or, transposed, [K, M]; B is [K, N] or [N, K]; C, addend and pre_activation are [M, N].
 // grid: ceil(n / SIDE) x (matrices * ceil(m / SIDE)), block: THREADS
 KERNEL(THREADS) matmul(const T* a, const T* b, OUT* c, const T* bias, T* pre_activation, const OUT* addend, int m,
@@ -38,7 +98,7 @@ KERNEL(THREADS) matmul(const T* a, const T* b, OUT* c, const T* bias, T* pre_act
                        float alpha, float beta) {
   typedef Operand<T, SIDE, A_TRANSPOSED, WIDTH, THREADS> OperandA;
   typedef Operand<T, SIDE, !B_TRANSPOSED, WIDTH, THREADS> OperandB;
-  constexpr int DEPTH = OperandA::DEPTH, STEP = OperandA::STEP, PRODUCTS = OperandA::PRODUCTS;
+  [[maybe_unused]] constexpr int DEPTH = OperandA::DEPTH, STEP = OperandA::STEP, PRODUCTS = OperandA::PRODUCTS;
   SHARED(T, slice_a, OperandA::SIZE);
   SHARED(T, slice_b, OperandB::SIZE);
   // The block's matrix of the stack, its elements of C, and the warp's among those
@@ -51,23 +111,27 @@ KERNEL(THREADS) matmul(const T* a, const T* b, OUT* c, const T* bias, T* pre_act
 
   OperandA left(slice_a, a, row, m, k);
   OperandB right(slice_b, b, column, n, k);
-  left.begin(0), right.begin(0);
-  for (int depth = 0; depth < k; depth += DEPTH) {
-    // The block fills both slices, then each warp multiplies its tiles.
-    left.finish(depth), right.finish(depth);
-    sync();
-    if (depth + DEPTH < k) left.begin(depth + DEPTH), right.begin(depth + DEPTH);
-    UNROLL for (int step = 0; step < DEPTH; step += STEP) {
-      decltype(left.load_a(0, 0)) rows[TILES];
-      UNROLL for (int i = 0; i < TILES; i++) rows[i] = left.load_a(warp_row + 16 * i, step);
-      UNROLL for (int j = 0; j < TILES; j++) {
-        auto columns = right.load_b(warp_column + 16 * j, step);
-        UNROLL for (int p = 0; p < PRODUCTS; p++) {
-          UNROLL for (int i = 0; i < TILES; i++) M::multiply_add(acc[i][j], rows[i].part[p], columns.part[p]);
+  if constexpr (LAYOUT == LAYOUT_MFMA && sizeof(T) == 2) {
+    in_turns(acc, left, right, warp_row, warp_column, k);
+  } else {
+    left.begin(0), right.begin(0);
+    for (int depth = 0; depth < k; depth += DEPTH) {
+      // The block fills both slices, then each warp multiplies its tiles.
+      left.finish(depth), right.finish(depth);
+      sync();
+      if (depth + DEPTH < k) left.begin(depth + DEPTH), right.begin(depth + DEPTH);
+      UNROLL for (int step = 0; step < DEPTH; step += STEP) {
+        decltype(left.load_a(0, 0)) rows[TILES];
+        UNROLL for (int i = 0; i < TILES; i++) rows[i] = left.load_a(warp_row + 16 * i, step);
+        UNROLL for (int j = 0; j < TILES; j++) {
+          auto columns = right.load_b(warp_column + 16 * j, step);
+          UNROLL for (int p = 0; p < PRODUCTS; p++) {
+            UNROLL for (int i = 0; i < TILES; i++) M::multiply_add(acc[i][j], rows[i].part[p], columns.part[p]);
+          }
         }
       }
+      sync();
     }
-    sync();
   }
 
   // The epilogue, element by element or in groups

@@ -76,12 +76,17 @@ template <class T, int SIDE, bool DEPTH_FIRST, int WIDTH, int THREADS> struct Op
 // example, with SIDE = 128 and DEPTH = 32, eight threads write rows 2 and 3, c = 0 ... 3, at once. That is at 2, 128 +
 // 0, 256 + 6, 384 + 4, and at 3, 128 + 1, 256 + 7, 384 + 5: each has another remainder by 8.
 //
-// Two slices of 8 KiB leave room for four blocks of CDNA's 64 KiB, and a thread's part is two vectors there, or four.
+// A slice of CDNA has 64 columns: a row of it is a whole cache line of 128 bytes, of which the L2 sends no less. With
+// 128 rows it takes 16 KiB, and two slices leave room for two blocks in 64 KiB.
+//
+// begin and finish have two parts each: aim and load, clear and store. `load` and `store` have no branches, so that
+// products can be scheduled between their instructions.
 template <int SIDE, bool DEPTH_FIRST, int WIDTH, int THREADS> struct Operand<bf16, SIDE, DEPTH_FIRST, WIDTH, THREADS> {
   typedef Tile<bf16> M;
   typedef Words<4> V;
-  static constexpr int SIZE = 4096, DEPTH = SIZE / SIDE;
+  static constexpr int DEPTH = LAYOUT == LAYOUT_MFMA ? 64 : 4096 / SIDE, SIZE = DEPTH * SIDE;
   static constexpr int LINE = DEPTH / 8, HELD = SIZE / 8 / THREADS;  // vectors of a row and of a thread
+  static constexpr int WRITES = DEPTH_FIRST ? 8 : HELD;  // of shared memory, by a thread, for a slice
   // A lane has WORDS words of a row for one product, half a vector on CDNA. So there it reads two products at once.
   static constexpr int VECTORS = M::WORDS < 4 ? 1 : M::WORDS / 4, PRODUCTS = 4 * VECTORS / M::WORDS;
   static constexpr int STEP = 16 * PRODUCTS;
@@ -120,12 +125,16 @@ template <int SIDE, bool DEPTH_FIRST, int WIDTH, int THREADS> struct Operand<bf1
     return 8 * (thread_id() % LINE);
   }
 
-  DEVICE void begin(int depth) {
-    const char* from = (const char*)(matrix + depth * step);
+  DEVICE void begin(int depth) { aim(depth), load(depth); }
+  // In the last slice and after it, any vector of the matrix is read in place of those that do not exist.
+  DEVICE void aim(int depth) {
+    if (WIDTH > 1 && depth + DEPTH > k) {
+      UNROLL for (int v = 0; v < HELD; v++) offset[v] = depth + column(v) < k ? offset[v] : 0;
+    }
+  }
+  DEVICE void load(int depth) {
+    const char* from = (const char*)(matrix + (depth < k ? depth : 0) * step);
     if constexpr (WIDTH > 1) {
-      if (depth + DEPTH > k) {  // the last slice: any vector of it in place of those that do not exist
-        UNROLL for (int v = 0; v < HELD; v++) offset[v] = depth + column(v) < k ? offset[v] : 0;
-      }
       UNROLL for (int v = 0; v < HELD; v++) held[v] = *(const V*)(from + offset[v]);
     } else {
       UNROLL for (int v = 0; v < HELD; v++) {
@@ -137,15 +146,19 @@ template <int SIDE, bool DEPTH_FIRST, int WIDTH, int THREADS> struct Operand<bf1
       }
     }
   }
-  DEVICE void finish(int depth) {
+  DEVICE void finish(int depth) { clear(depth), store(); }
+  DEVICE void clear(int depth) {
     if (depth + DEPTH > k) {
       UNROLL for (int v = 0; v < HELD; v++) {
         UNROLL for (auto& word : held[v].w) word = depth + column(v) < k ? word : 0;
       }
     }
+  }
+  DEVICE void store() {
     if constexpr (DEPTH_FIRST) {
-      // place(r + e, c) is place(r, c) ^ e; opaque, because eight places would take as many registers.
-      int to = opaque(8 * place(row(0), column(0) / 8) + column(0) % 8);
+      // place(r + e, c) is place(r, c) ^ e. Eight places take as many registers, which RDNA lacks.
+      int to = 8 * place(row(0), column(0) / 8) + column(0) % 8;
+      if (LAYOUT != LAYOUT_MFMA) to = opaque(to);
       UNROLL for (int e = 0; e < 8; e++) {
         Words<HELD / 2> words;
         UNROLL for (int v = 0; v < HELD; v += 2) {
