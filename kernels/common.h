@@ -125,6 +125,13 @@ template <int N> DEVICE void pin(float (&values)[N]) {
 #endif
 }
 
+// A line that the compiler moves no memory accesses across.
+DEVICE void keep_apart() {
+#if defined(ON_AMD)
+  asm volatile("" ::: "memory");
+#endif
+}
+
 // The same number, but unknown to the compiler. An element whose address is made with it is read at that moment, and
 // not before a loop and then kept in registers.
 DEVICE int opaque(int number) {
