@@ -44,7 +44,9 @@ constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOA
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 // Bytes of a lane's registers for a warp's own rows (so many slabs of them) and its sums
 DEVICE constexpr int held(int slabs, int sums) { return CHUNKS * (slabs * sizeof(M::A) + sums * sizeof(M::Acc)); }
-// Whether registers have room for both. If not, the rows are read again for each product. AMD's matrix units differ in
+// Whether registers have room for both. If not, the rows are in shared memory, if matrix units of AMD multiply them, or
+// are read again for each product. Shared memory costs blocks: on RDNA 3, which needs it for large heads in
+// attention_backward_keys, two fit a workgroup processor in place of five. AMD's matrix units differ in
 // the registers of an operand, and two operands for each of the sums have to fit beside them; with two sums dropout takes
 // one more tile.
 DEVICE constexpr bool hold(int slabs, int sums) {
@@ -98,21 +100,23 @@ DEVICE M::A read_chunk(Rows<const T*> rows, int first, int seq, int chunk) {
   return M::load_a(window, M::EDGE);
 }
 
-// The rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD)
-// or read again each time. With OWN_SHARED they are kept in shared memory: they are there after the first call of
-// Pipeline::next. On Hopper, in the end `store` puts results in bf16 in their place.
+// The rows of a warp from `first` on, as left operands of products over HEAD_DIM. They are kept in registers (HOLD), in
+// shared memory, or nowhere: then they are read again each time. In shared memory they are there after the first call
+// of Pipeline::next. On Hopper, in the end `store` puts results in bf16 in their place.
 typedef Slice<MATRIX, SIDE, PADDED> Own;
-constexpr int OWN = OWN_SHARED ? Own::SIZE : 1;  // elements of shared memory for them
+DEVICE constexpr bool in_shared(bool hold) { return OWN_SHARED || (Others::GROUPED && M::EDGE == 16 && !hold); }
+DEVICE constexpr int own(bool hold) { return in_shared(hold) ? Own::SIZE : 1; }  // elements of shared memory
 
 template <bool HOLD> struct Slab {
+  static constexpr bool IN_SHARED = in_shared(HOLD);
   Rows<const T*> source;
   int first, seq, warp;
   Own own;
-  M::A held[HOLD && !OWN_SHARED ? CHUNKS : 1];
+  M::A held[HOLD && !IN_SHARED ? CHUNKS : 1];
 
   DEVICE Slab(Rows<const T*> source, int first, int seq, int warp, Shared<T> memory)
       : source(source), first(first), seq(seq), warp(warp), own{memory} {
-    if constexpr (OWN_SHARED) {
+    if constexpr (IN_SHARED) {
       own.template copy<THREADS, WIDTH>(source, first - 16 * warp, seq, HEAD_DIM);
     } else if constexpr (HOLD) {
       UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read_chunk(source, first, seq, chunk);
@@ -123,31 +127,32 @@ template <bool HOLD> struct Slab {
   DEVICE Descriptor describe(int chunk) const { return own.describe(warp / 4 * 64, 16 * chunk); }
 #endif
   DEVICE M::A operator[](int chunk) const {
-    if constexpr (OWN_SHARED) return M::load_a(own.p + (16 * warp * Own::STRIDE + 16 * chunk), Own::STRIDE);
+    if constexpr (IN_SHARED) return M::load_a(own.p + (16 * warp * Own::STRIDE + 16 * chunk), Own::STRIDE);
     else if constexpr (HOLD) return held[chunk];
     else return read_chunk(source, first, seq, chunk);
   }
 };
 
 // Slices of two matrices of the other side, ROWS rows at a time, for the whole block to use.
-template <int ROWS> struct Pair {
-  typedef Slice<MATRIX, ROWS, PADDED> Operand;
+template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
+  typedef Slice<MATRIX, ROWS, PADDED> First;
   Shared<T> first, second;  // STAGES slices each
   Rows<const T*> first_rows, second_rows;
   int seq;
 
-  DEVICE Operand first_slice(int stage) const { return Operand{first + stage * Operand::SIZE}; }
-  DEVICE Operand second_slice(int stage) const { return Operand{second + stage * Operand::SIZE}; }
+  DEVICE First first_slice(int stage) const { return First{first + stage * First::SIZE}; }
+  DEVICE Second second_slice(int stage) const { return Second{second + stage * Second::SIZE}; }
   DEVICE void copy(int start, int stage) const {
     first_slice(stage).template copy<THREADS, WIDTH>(first_rows, start, seq, HEAD_DIM);
     second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
   }
   struct Fetched {
-    typename Operand::template Fetched<THREADS> first, second;
+    typename First::template Fetched<THREADS> first;
+    typename Second::template Fetched<THREADS> second;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    Operand::fetch(fetched.first, first_rows, start, seq, HEAD_DIM);
-    Operand::fetch(fetched.second, second_rows, start, seq, HEAD_DIM);
+    First::fetch(fetched.first, first_rows, start, seq, HEAD_DIM);
+    Second::fetch(fetched.second, second_rows, start, seq, HEAD_DIM);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
@@ -213,8 +218,10 @@ template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row,
 
 typedef float PerRow[M::SLOTS];  // a number for each row that a lane has elements of
 
-// Writes a warp's sum to its rows of `rows`. If the warp's own rows are in shared memory, the sum first replaces
-// them there, so that whole rows are written at a time: elements one by one took a fifth of a kernel's time.
+// Writes a warp's sum to its rows of `rows`. The sum is of products with a slice of type Right. If the warp's own rows
+// are in shared memory on Hopper, the sum first replaces them there, so that whole rows are written at a time: elements
+// one by one took a fifth of a kernel's time.
+template <class Right>
 DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq, Own own) {
 #if WGMMA
   if constexpr (WIDTH > 1) {
@@ -225,16 +232,19 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
   }
 #endif
   if constexpr (Own::FLOATS && WIDTH > 1) {
-    Own::write_sums(sum, rows, first, seq, HEAD_DIM);
+    Right::write_sums(sum, rows, first, seq, HEAD_DIM);
     return;
   }
   UNROLL for (int i = 0; i < CHUNKS; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      int row = first + M::row(e), column = Own::sum_column(i, M::column(e));
+      int row = first + M::row(e), column = Right::sum_column(i, M::column(e));
       if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_float<T>(sum[i].v[e]);
     }
   }
 }
+
+// Forward only adds products with values, so on AMD they are stored as words of two rows.
+typedef Slice<MATRIX, OTHERS, PADDED, Others::GROUPED && !Others::FLOATS> Values;
 
 // out and lse.
 // grid: batch * heads * ceil(seq / SIDE), block: THREADS
@@ -243,15 +253,15 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     float keep_scale) {
   ARRAYS
   ARRAY(T, keys, STAGES * Others::SIZE);
-  ARRAY(T, values, STAGES * Others::SIZE);
-  ARRAY(T, own, OWN);
+  ARRAY(T, values, STAGES * Values::SIZE);
+  ARRAY(T, own_queries, own(hold(1, 1)));
   ARRAYS_END
   Head head(heads, seq);
   int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + M::EDGE * warp;
   int end = minimum(seq, block_first + SIDE);
-  Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
-  Pipeline<OTHERS, prefetch(1, 1), Pair<OTHERS>> pipeline(pair, 0, end);
-  Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own);
+  Pair<OTHERS, Values> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
+  Pipeline<OTHERS, prefetch(1, 1), Pair<OTHERS, Values>> pipeline(pair, 0, end);
+  Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   M::Acc o[CHUNKS] = {};
   PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
   float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
@@ -315,7 +325,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
   scale_rows<M>(o, factors);
-  store(o, head.in_out(out), first, seq, q.own);
+  store<Values>(o, head.in_out(out), first, seq, q.own);
 }
 
 // dQ, and delta for the next kernel.
@@ -326,8 +336,8 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
   ARRAYS
   ARRAY(T, keys, STAGES * Others::SIZE);
   ARRAY(T, values, STAGES * Others::SIZE);
-  ARRAY(T, own_queries, OWN);
-  ARRAY(T, own_gradients, OWN);
+  ARRAY(T, own_queries, own(hold(2, 1)));
+  ARRAY(T, own_gradients, own(hold(2, 1)));
   ARRAYS_END
   Head head(heads, seq);
   int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + M::EDGE * warp;
@@ -390,7 +400,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
   }
 
   scale_all<M>(dq, scale());
-  store(dq, head.in_qkv(dqkv, QUERY), first, seq, q.own);
+  store<Others>(dq, head.in_qkv(dqkv, QUERY), first, seq, q.own);
 }
 
 // Slices of queries and of the gradients of their outputs, with lse, delta and dropout's hash of each query. Rows after
@@ -448,10 +458,10 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
     uint32 site, uint32 threshold, float keep_scale) {
   if (M::EDGE == 32 && HEAD_DIM > 64) return;  // the host takes the smaller tile: registers have no room for two sums
   ARRAYS
-  ARRAY(T, queries, STAGES * Queries::Operand::SIZE);
-  ARRAY(T, gradients, STAGES * Queries::Operand::SIZE);
-  ARRAY(T, own_keys, OWN);
-  ARRAY(T, own_values, OWN);
+  ARRAY(T, queries, STAGES * Others::SIZE);
+  ARRAY(T, gradients, STAGES * Others::SIZE);
+  ARRAY(T, own_keys, own(hold(2, 2)));
+  ARRAY(T, own_values, own(hold(2, 2)));
   ARRAY(float, query_lse, STAGES * OTHERS);
   ARRAY(float, query_delta, STAGES * OTHERS);
 #if DROPOUT
@@ -526,6 +536,6 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
 
   scale_all<M>(dk, scale());
   if (DROPOUT) scale_all<M>(dv, keep_scale);
-  store(dk, head.in_qkv(dqkv, KEY), first, seq, k.own);
-  store(dv, head.in_qkv(dqkv, VALUE), first, seq, v.own);
+  store<Others>(dk, head.in_qkv(dqkv, KEY), first, seq, k.own);
+  store<Others>(dv, head.in_qkv(dqkv, VALUE), first, seq, v.own);
 }

@@ -125,10 +125,17 @@ template <int N> DEVICE void pin(float (&values)[N]) {
 #endif
 }
 
-// A line that no instruction crosses, if the compiler is clang 16 or later; an access of memory crosses it with none.
-DEVICE void separate() {
+// A line that the compiler moves no access of memory across.
+DEVICE void separate_accesses() {
 #if defined(ON_AMD)
   asm volatile("" ::: "memory");
+#endif
+}
+
+// A line that it moves no instruction across, if it is clang 16 or later; an older one, no access of memory.
+DEVICE void separate() {
+  separate_accesses();
+#if defined(ON_AMD)
 #if __has_builtin(__builtin_amdgcn_sched_barrier)
   __builtin_amdgcn_sched_barrier(0);
 #endif

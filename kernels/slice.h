@@ -22,15 +22,23 @@ template <class P> struct Rows {
 // ROWS rows of a matrix in shared memory, as the right operands of a strip's products. A strip is the left operand of
 // one product: the 16 rows of a warp or, if WIDE (on Hopper), the 64 rows of four neighboring warps. Then all four
 // warps must take part. Either way a warp holds 16 of the rows, laid out as Tile says.
-template <class Matrix, int ROWS, int COLUMNS> struct Slice {
+//
+// `add_product` multiplies by words of two neighboring rows, and `multiply_transposed` by words of two neighboring
+// columns. Without PAIRS the words in memory are of two columns, and on AMD `add_product` joins halves of two of them.
+// With PAIRS they are of two rows, for `add_product` alone: for example, elements (6, 5) and (7, 5) are neighbors then,
+// and a thread joins the words that it puts into the slice, once for all warps.
+template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice {
   typedef Tile<Matrix> M;
   typedef typename M::Element T;
   static constexpr bool WIDE = HOPPER && sizeof(T) == 2;
   static constexpr int EDGE = M::EDGE, STRIP = WIDE ? 64 : EDGE, CHUNKS = COLUMNS / EDGE;
   static constexpr bool FLOATS = LAYOUT == LAYOUT_MMA && sizeof(T) == 4;  // tf32 or tf32x3
   static constexpr bool GROUPED = FLOATS || (LAYOUT > LAYOUT_MMA && sizeof(T) == 2);  // a lane's B has several rows
-  static constexpr int STRIDE = COLUMNS + Vector<T>::SIZE;  // 16 bytes more, so that rows begin in different banks
-  static constexpr int SIZE = ROWS * (WIDE ? COLUMNS : STRIDE);
+  // Elements from a row to the next, or with PAIRS from a pair to the next: 16 bytes more, so that they begin in
+  // different banks
+  static constexpr int STRIDE = (PAIRS ? 2 * COLUMNS : COLUMNS) + Vector<T>::SIZE;
+  static constexpr int SIZE = (PAIRS ? ROWS / 2 : ROWS) * (WIDE ? COLUMNS : STRIDE);
+  static_assert(!PAIRS || (GROUPED && !FLOATS), "only there a lane needs elements of two rows as a word");
   Shared<T> p;  // SIZE elements
 
   // If WIDE, a slice is divided into panels: as many as possible of 64 columns, then at most one of 32 and one of 16.
@@ -49,6 +57,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   // The place of element (r, c): row by row. In a panel, groups of 16 bytes are swapped within a row, differently every
   // 128 bytes, as Hopper wants them.
   static DEVICE int place(int r, int c) {
+    if (PAIRS) return r / 2 * STRIDE + 2 * c + r % 2;
     if (!WIDE) return r * STRIDE + c;
     int first = panel(c), width = panel_width(first);
     return ROWS * first + r * width + ((c - first) / 8 ^ (r * width / 64 & (width / 8 - 1))) * 8 + c % 8;
@@ -69,7 +78,8 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
       UNROLL for (int k = 0; k < ROWS; k += STEP) {
         if (ROWS % STEP && r + k >= ROWS) break;
         bool inside = first + r + k < rows && c < columns;
-        copy_group<WIDTH>(place(r, c) + k * (WIDE ? BREADTH : STRIDE), element + k * from.stride, inside);
+        int to = place(r, c) + k * (WIDE ? BREADTH : PAIRS ? STRIDE / 2 : STRIDE);
+        copy_group<WIDTH>(to, element + k * from.stride, inside);
       }
     } else {
       for (int i = thread_id(); i < ROWS * GROUPS; i += THREADS) {
@@ -87,8 +97,11 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
   // writes them to the slice. In between the thread does other work. Rows from `rows` on become row `first`, because
   // zeros would cost more instructions.
+  //
+  // With PAIRS a thread's vectors 2 i and 2 i + 1 are of a pair of rows, and `put` joins their elements.
   template <int THREADS> struct Fetched {
-    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, COUNT = (ROWS * GROUPS + THREADS - 1) / THREADS;
+    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
+    static constexpr int COUNT = TOGETHER * ((UNITS + THREADS - 1) / THREADS);
     Vector<T> v[COUNT];
   };
   template <int THREADS>
@@ -103,20 +116,38 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
     }
   }
   template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
-    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
+    constexpr int TOGETHER = Fetched<THREADS>::TOGETHER, HALF = Vector<T>::SIZE / 2;
+    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k += TOGETHER) {
       int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      if (ROWS * Fetched<THREADS>::GROUPS % THREADS == 0 || r < ROWS) p.set_vector(place(r, c), fetched.v[k]);
+      if (Fetched<THREADS>::UNITS % THREADS && r >= ROWS) continue;
+      if constexpr (PAIRS) {
+        UNROLL for (int half = 0; half < 2; half++) {
+          Vector<T> both;
+          UNROLL for (int i = 0; i < HALF; i++) {
+            both.v[2 * i] = fetched.v[k].v[half * HALF + i];
+            both.v[2 * i + 1] = fetched.v[k + 1].v[half * HALF + i];
+          }
+          p.set_vector(place(r, c + half * HALF), both);
+        }
+      } else {
+        p.set_vector(place(r, c), fetched.v[k]);
+      }
     }
   }
   // The place of a thread's vector number k, in the order of `copy`
   template <int THREADS> DEVICE static int row_of(int k) {
-    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS;
-    if constexpr (THREADS % EIGHT == 0) return thread_id() / EIGHT * 8 + thread_id() % 8 + k * (THREADS / GROUPS);
-    else return (thread_id() + k * THREADS) / EIGHT * 8 + thread_id() % 8;
+    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS, TOGETHER = Fetched<THREADS>::TOGETHER;
+    int turn = k / TOGETHER, unit_row;
+    if constexpr (THREADS % EIGHT == 0) {
+      unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
+    } else {
+      unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+    }
+    return TOGETHER * unit_row + k % TOGETHER;
   }
   template <int THREADS> DEVICE static int column_of(int k) {
     constexpr int GROUPS = Fetched<THREADS>::GROUPS;
-    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k * THREADS;
+    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / Fetched<THREADS>::TOGETHER * THREADS;
     return i / 8 % GROUPS * Vector<T>::SIZE;
   }
 
@@ -154,6 +185,7 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   // Begins acc = A Bᵀ: A is the strip whose columns 16 i to 16 i + 15 are a[i], B the N rows from `first` on.
   template <int N, class Strip>
   DEVICE void multiply_transposed(typename M::Acc (&acc)[N / EDGE], const Strip& a, int first) const {
+    static_assert(!PAIRS, "words of two columns");
     if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once
       UNROLL for (int t = 0; t < N / EDGE; t++) acc[t] = {};
       UNROLL for (int i = 0; i < CHUNKS; i++) {
@@ -200,10 +232,11 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   }
 
   // The column of the product that is column c of tile i of `add_product`'s sums. If a lane needs elements of several
-  // rows, tiles are grouped: a lane reads neighboring columns of each row, one for each tile of a group. For example, 7
-  // tiles may be groups of 4, 2 and 1. Columns 0 to 3 are then the first columns of tiles 0 to 3, column 64 is that of tile
-  // 4, and column 96 that of tile 6.
+  // rows and they are not PAIRS, tiles are grouped: a lane reads neighboring columns of each row, one for each tile of a
+  // group. For example, 7 tiles may be groups of 4, 2 and 1. Columns 0 to 3 are then the first columns of tiles 0 to 3,
+  // column 64 is that of tile 4, and column 96 that of tile 6.
   static DEVICE constexpr int sum_column(int i, int c) {
+    if (PAIRS) return EDGE * i + c;
     int from = 0;
     while (i >= from + group(from)) from += group(from);
     return EDGE * from + c * group(from) + i - from;
@@ -243,8 +276,18 @@ template <class Matrix, int ROWS, int COLUMNS> struct Slice {
   template <int FROM = 0>
   DEVICE void add_groups(typename M::Acc (&acc)[CHUNKS], const typename M::A& a, int first) const {
     constexpr int GROUP = group(FROM);
-    Shared<T> rows = p + (first * STRIDE + EDGE * FROM);
-    if constexpr (GROUP == 1 && !FLOATS) {
+    Shared<T> rows = p + (PAIRS ? first / 2 * STRIDE + 2 * EDGE * FROM : first * STRIDE + EDGE * FROM);
+    if constexpr (PAIRS) {
+      typename M::B b[GROUP];
+      UNROLL for (int i = 0; i < GROUP; i++) {
+        b[i] = M::load_b_pairs(rows + 2 * EDGE * i, STRIDE);
+        separate_accesses();  // else the compiler joins loads of two operands to one, and then moves their registers
+      }
+      UNROLL for (int i = 0; i < GROUP; i++) {
+        M::multiply_add(acc[FROM + i], a, b[i]);
+        in_order(acc[FROM + i]);
+      }
+    } else if constexpr (GROUP == 1 && !FLOATS) {
       M::multiply_add(acc[FROM], a, M::load_b(rows, STRIDE));
       in_order(acc[FROM]);
     } else {

@@ -250,6 +250,13 @@ template <class Layout> struct Bf16Tile : Layout {
       UNROLL for (int i = 0; i < AT_ONCE; i++) w[j + i] = words.w[i];
     }
   }
+  // B(k, n) of words of two rows: rows 2 i and 2 i + 1 of column n are a word at p[i * stride + 2 n].
+  static DEVICE B load_b_pairs(Shared<bf16> p, int stride) {
+    B b;
+    p = p + (lane_sum_k() / 2 * stride + 2 * lane_row());
+    UNROLL for (int j = 0; j < WORDS; j++) b.w[j] = p.word(sum_k_step(j) / 2 * stride);
+    return b;
+  }
   // The operands of GROUP products: column c of operand t is column GROUP c + t. So a lane reads neighbors in each row.
   template <int GROUP> static DEVICE void load_b_group(B (&b)[GROUP], Shared<bf16> p, int stride) {
     p = p + (lane_sum_k() * stride + GROUP * lane_row());
