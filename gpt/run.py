@@ -224,6 +224,9 @@ class Run:
                     return lock
             except FileNotFoundError:  # another process has just removed the directory, because it held nothing
                 pass
+            except FileExistsError:
+                fault = "is a broken link" if self.path.is_symlink() else "is not a directory"
+                raise UserError(f"{self.path} {fault}: remove it, or take another --run-name") from None
             except OSError as error:
                 raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
             if time.monotonic() > deadline:
