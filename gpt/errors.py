@@ -29,10 +29,10 @@ def one_line(message: str) -> str:
 
 
 @contextmanager
-def cannot(action: str) -> Iterator[None]:
+def cannot(action: str, *, even_if_missing: bool = False) -> Iterator[None]:
     """Turn an OSError inside the `with` into a UserError that names the failed action.
 
-    A FileNotFoundError passes through, because the caller has better advice.
+    A FileNotFoundError passes through, because most callers have better advice; not with `even_if_missing`.
 
     Example:
         >>> with cannot("read a.txt"):
@@ -41,10 +41,10 @@ def cannot(action: str) -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        raise UserError(f"cannot {action}: {error.strerror or error}") from error
+        if isinstance(error, FileNotFoundError) and not even_if_missing:
+            raise
+        raise UserError(f"cannot {action}: {reason(error)}") from error
 
 
 @contextmanager
@@ -68,6 +68,16 @@ def shown(value: object, *, quoted: bool = True) -> str:
     except (ValueError, RecursionError):  # an integer with more digits than Python converts, or lists nested too deeply
         text = "too long to show"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 4 :]}"
+
+
+def reason(error: Exception) -> str:
+    """The cause of an error, in one line of bounded length.
+
+    Example:
+        >>> reason(OSError(28, "No space left on device"))
+        'No space left on device'
+    """
+    return shown(" ".join((getattr(error, "strerror", None) or str(error)).split()), quoted=False)
 
 
 def told(path: str) -> str:

@@ -1,15 +1,13 @@
 """The weights that a model begins with: GPT-2's (Radford et al. 2019), drawn on all cores of the host."""
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from gpt.config import ModelConfig
 from gpt.parameters import parameter_shapes
-from gpt.system.threads import available_threads
+from gpt.system.threads import ahead, available_threads
 
 STD = 0.02
 
@@ -19,23 +17,18 @@ def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.nd
     1 / sqrt(2 layers); biases 0, layer norms 1.
 
     Tensor number i is drawn from the i-th stream of the seed's Philox generator (each has 2¹²⁸ numbers), so all cores
-    can draw, and the weights are the same however many there are. No more tensors than cores wait to be taken.
+    can draw, and the weights are the same however many there are. Not many more tensors than cores wait to be taken.
     """
 
-    def draw(number: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if len(shape) == 1:
-            return np.full(shape, 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
+    shapes = parameter_shapes(config)
+
+    def draw(numbered: tuple[int, str]) -> np.ndarray:
+        number, name = numbered
+        if len(shapes[name]) == 1:
+            return np.full(shapes[name], 1 if "ln_" in name and name.endswith("weight") else 0, np.float32)
         rng = np.random.Generator(np.random.Philox(seed).jumped(number))
-        tensor = rng.standard_normal(shape, np.float32)
+        tensor = rng.standard_normal(shapes[name], np.float32)
         tensor *= np.float32(STD / math.sqrt(2 * config.num_layers) if "c_proj" in name else STD)
         return tensor
 
-    cores, waiting = available_threads(), deque[tuple[str, Future[np.ndarray]]]()
-    with ThreadPoolExecutor(cores) as pool:
-        for number, (name, shape) in enumerate(parameter_shapes(config).items()):
-            waiting.append((name, pool.submit(draw, number, name, shape)))
-            if len(waiting) > cores:
-                first, tensor = waiting.popleft()
-                yield first, tensor.result()
-        for name, tensor in waiting:
-            yield name, tensor.result()
+    yield from zip(shapes, ahead(draw, list(enumerate(shapes)), available_threads()), strict=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
-from gpt.errors import UserError, naming
+from gpt.errors import UserError, cannot, naming
 from gpt.system.files import finish_commit, make_directory, remove
 from gpt.system.filesystem import IS_WINDOWS
 from gpt.system.lock import NAMES as LOCK_NAMES
@@ -199,12 +199,10 @@ class Run:
         """
         lock = self._acquired()
         try:
-            try:
+            with cannot(f"write to {self.path}", even_if_missing=True):
                 for name in filter(_TEMPORARY.fullmatch, os.listdir(self.path)):
                     remove(self.path / name)
                 finish_commit(self.committed_path)
-            except OSError as error:
-                raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
             yield
         finally:
             with suppress(OSError):
@@ -226,6 +224,9 @@ class Run:
                     return lock
             except FileNotFoundError:  # another process has just removed the directory, because it held nothing
                 pass
+            except FileExistsError:
+                fault = "is a broken link" if self.path.is_symlink() else "is not a directory"
+                raise UserError(f"{self.path} {fault}: remove it, or take another --run-name") from None
             except OSError as error:
                 raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
             if time.monotonic() > deadline:

@@ -1,16 +1,8 @@
 """The control plane: all messages between the ranks of a run, except their arrays.
 
 A thread in each rank, the watch, answers at once, whatever the main thread does. It carries values that the ranks share
-before they begin, their agreement on the step to stop after, their failures, and a heartbeat every second. The first
-rank is in the middle: each other rank has a link to it alone.
-
-A stop. One rank hears a signal and tells the first rank, which has all ranks hold: each says which step it has begun
-last, and begins no other. The largest of these is the last step for everybody. For example, on three ranks:
-
-    rank                   0    1    2
-    has begun              7    8    7      rank 1 gets SIGTERM
-    may begin step 8      yes   -   yes     the ranks behind go on to step 8
-    may begin step 9       no   no   no     and stopped_by is 15 everywhere
+before they begin, their agreement on the step to stop after (agreement.py), their failures, and a heartbeat every
+second. The first rank is in the middle: each other rank has a link to it alone.
 
 A failure. The first one ends all ranks. One line on standard error names the rank that failed and its host. It comes
 from the first rank; if that one is lost, from the lowest rank that is left. A main thread that waits here gets `Ended`;
@@ -31,6 +23,7 @@ from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 from gpt.distributed import keeper
+from gpt.distributed.agreement import Agreement
 from gpt.distributed.launch import PATIENCE, Place, meeting_point
 from gpt.distributed.links import Link, Member, accept, connect
 from gpt.errors import one_line
@@ -42,7 +35,6 @@ REAPING = 1.0  # seconds after that in which the children of the first rank may 
 LATECOMING = 5.0  # seconds for which the first rank waits with its failure for ranks that have not come yet
 SAYING = 1.0  # seconds in which a failure is told at the most
 CONSEQUENCE = 0.5  # seconds in which an error of this rank may turn out to follow from another's end
-BEFORE_ANY = -1  # stands for the last step of a rank that has begun none
 
 
 class Ended(SystemExit):
@@ -81,7 +73,6 @@ class Control:
         is gone. Raises UserError if the ranks cannot meet.
         """
         self.place, self.patience, self.silence = place, patience, silence
-        self.stopped_by: int | None = None  # number of the signal, once the ranks have agreed to stop
         self._changed = threading.Condition()  # guards what follows
         self._links: dict[int, Link] = {}  # by the rank at the other end
         self._members: list[Member] = []  # all ranks, once they have come
@@ -92,13 +83,7 @@ class Control:
         self._is_confirmed = False  # whether the first rank has said it
         self._deadline = 0.0  # when a main thread that has not ended after a failure is ended
         self._is_closed = False
-        self._begun = BEFORE_ANY  # the last step that this rank's main thread has begun
-        self._is_free = True  # no hold, no stop, no failure: the next step may begin
-        self._last: int | None = None  # the last step of all, once agreed on
-        self._received: Callable[[], int | None] = lambda: None
-        self._has_told = False  # of the signal that was received
-        self._stopping: int | None = None  # at the first rank: the signal for which it has asked all to hold
-        self._held: dict[int, int] = {}  # at the first rank: the last step that each rank has begun
+        self._agreement = Agreement(place.rank, place.size, self._send, self._changed)
 
         me = Member(place.rank, socket.gethostname(), os.getpid(), lock.host())
         self._me, self._since = me, time.monotonic()
@@ -146,17 +131,18 @@ class Control:
 
     def listen(self, received: Callable[[], int | None]) -> None:
         """From now on, the ranks stop when `received` returns the number of a signal. The watch asks it often."""
-        self._received = received
+        self._agreement.received = received
 
     def may_begin(self, step: int) -> bool:
         """Whether to take `step`. False: the ranks have agreed to stop before it. Waits while they agree."""
         with self._changed:
-            if not self._is_free:
-                self._wait(lambda: self._stopping_is_settled())
-                if self._last is not None and step > self._last:
-                    return False
-            self._begun = step
-        return True
+            self._wait(lambda: not (self._is_ending or self._agreement.is_pending))
+            return self._agreement.begin(step)
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The number of the signal that the ranks stop for, once they have agreed to."""
+        return self._agreement.stopped_by
 
     def fail(self, message: str, status: int = 2) -> None:
         """This rank ends with an error: tell all, who end with `status`. An empty message stands for a signal."""
@@ -198,9 +184,6 @@ class Control:
         is_early = time.monotonic() < self._since + self.patience
         return is_early and not (self.place.rank or self._children) and len(self._links) + 1 < self.place.size
 
-    def _stopping_is_settled(self) -> bool:
-        return self._failure is None and (self._is_free or self._last is not None)
-
     def _open_links(self) -> dict[int, Link]:
         with self._changed:
             return {rank: link for rank, link in self._links.items() if link.is_open}
@@ -208,6 +191,13 @@ class Control:
     def _broadcast(self, kind: str, **values: Any) -> None:
         for link in self._open_links().values():
             link.send(kind, **values)
+
+    def _send(self, kind: str, **values: Any) -> None:
+        """From the first rank to all others; from another rank to the first."""
+        if self.place.rank:
+            self._links[0].send(kind, **values)
+        else:
+            self._broadcast(kind, **values)
 
     # ---- how a rank ends --------------------------------------------------------------------------------------
 
@@ -231,7 +221,7 @@ class Control:
                 self._changed.wait_for(lambda: self._failure is not None, SAYING)
             if self._is_ending or self._is_closed:
                 return
-            self._is_ending, self._is_free = True, False
+            self._is_ending = True
         if speaks and failure.text:
             ending.say(f"Error: {failure.text}")
         self._broadcast("failure", **failure._asdict())
@@ -296,7 +286,8 @@ class Control:
             if now - beaten > self.silence / 20:
                 beaten = now
                 self._broadcast("beat")
-            self._hear_signal()
+            if self._is_complete():
+                self._agreement.hear()
             self._look_for_silent(links, now)
             self._look_for_missing(now)
         for link in links.values():
@@ -335,14 +326,8 @@ class Control:
             self._end(Failure(**message), speaks=self.place.rank == 0)
         elif kind == "refused":
             self._end(Failure(self.place.rank, message["text"], 2), speaks=True)
-        elif kind == "signal":
-            self._ask_to_hold(message["number"])
-        elif kind == "hold":
-            link.send("held", step=self._hold())
-        elif kind == "held":
-            self._note_held(rank, message["step"])
-        elif kind == "stop":
-            self._stop_after(message["step"], message["number"])
+        else:
+            self._agreement.receive(rank, kind, message)
 
     def _lose(self, rank: int, link: Link) -> None:
         """The connection to a rank has ended."""
@@ -421,40 +406,3 @@ class Control:
             few = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
             text = f"{'ranks' if len(missing) > 1 else 'rank'} {few} did not come within {self.patience:g} s"
             self._end(Failure(missing[0], f"{text}: start all {self.place.size}", 2), speaks=True)
-
-    # ---- agreement on the last step ---------------------------------------------------------------------------
-
-    def _hear_signal(self) -> None:
-        if self._has_told or not self._is_complete():
-            return
-        number = self._received()
-        if number is not None:
-            self._has_told = True
-            if self.place.rank:
-                self._links[0].send("signal", number=number)
-            else:
-                self._ask_to_hold(number)
-
-    def _ask_to_hold(self, number: int) -> None:
-        if self._stopping is None:
-            self._stopping = number
-            self._broadcast("hold")
-            self._note_held(0, self._hold())
-
-    def _hold(self) -> int:
-        """Let no step begin until the ranks have agreed. Returns the last that has begun."""
-        with self._changed:
-            self._is_free = False
-            return self._begun
-
-    def _note_held(self, rank: int, step: int) -> None:
-        self._held[rank] = step
-        if len(self._held) == self.place.size and self._stopping is not None:
-            last = max(self._held.values())
-            self._broadcast("stop", step=last, number=self._stopping)
-            self._stop_after(last, self._stopping)
-
-    def _stop_after(self, step: int, number: int) -> None:
-        with self._changed:
-            self._last, self.stopped_by = step, number
-            self._changed.notify_all()

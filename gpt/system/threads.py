@@ -1,4 +1,5 @@
-"""Threads for NumPy: a small pool that works through blocks of rows, and scratch memory for each thread.
+"""Threads for NumPy: a small pool that works through blocks of rows, a map that works ahead, and scratch memory for
+each thread.
 
 NumPy releases the interpreter lock in its loops and matrix products. So all cores are busy if each thread takes a block
 that fits its core's cache. BLAS itself is told to use one thread.
@@ -9,11 +10,13 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -33,6 +36,9 @@ def available_threads(processes: int = 1) -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else max(1, CPUS // processes)
 
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 QUIET = partial(np.errstate, all="ignore")  # the loss shows that training diverges; NumPy need not warn as well
 
@@ -141,6 +147,39 @@ def _serve(jobs: _Jobs) -> None:
 def _dismiss(queues: list[_Jobs]) -> None:
     for jobs in queues:
         jobs.put(None)
+
+
+def ahead(function: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """Yields function(item) for each item, in their order, while so many threads work on the next ones.
+
+    Not many more results than threads wait to be taken. A single item is worked on in the calling thread, and so is
+    everything if the system, or a container, allows no more threads.
+
+    Example:
+        >>> list(ahead(abs, [-1, 2, -3], threads=2))
+        [1, 2, 3]
+    """
+    if len(items) < 2:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    left: Iterable[T] = ()  # for the calling thread
+    remaining = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in remaining:
+                try:
+                    waiting.append(pool.submit(function, item))
+                except RuntimeError:  # can't start new thread
+                    left = chain([item], remaining)
+                    break
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    yield from map(function, left)
 
 
 class Scratch(threading.local):

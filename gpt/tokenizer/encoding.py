@@ -11,14 +11,13 @@ calling thread alone puts new strings into the tables, so the order of the threa
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
-from gpt.system.threads import available_threads
+from gpt.system.threads import ahead, available_threads
 from gpt.tokenizer.bpe import GAP, Merges
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
@@ -30,9 +29,6 @@ _MAX_THREADS = 8  # threads at most: the calling thread cannot keep more of them
 _A_MARK = -1  # id of every mark until it gets its own
 _GROUP = 4  # blocks per thread in a group, as threads wait for one another twice a group; each takes some 10 MB
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 
 class Ids(NamedTuple):
     """The ids of strings one after the other; ids per string; characters that each string has lost. All int32."""
@@ -43,17 +39,6 @@ class Ids(NamedTuple):
 
 
 EncodeNew = Callable[[bytes], Ids]  # function that encodes distinct strings, each with MARK behind it
-
-
-class ParallelMap(Protocol):
-    """A function that is called like `map` with one argument per call, and may work in several threads."""
-
-    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]: ...
-
-
-def _in_this_thread(function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
-    """`map` itself, with the signature of ParallelMap."""
-    return map(function, items)
 
 
 class Encoder:
@@ -85,15 +70,12 @@ class Encoder:
         """
         threads = min(available_threads(), _MAX_THREADS)
         remaining = iter(blocks)
-        # A ThreadPoolExecutor yields the first results while it still makes later ones
-        with ThreadPoolExecutor(threads) as pool:
-            while group := list(islice(remaining, _GROUP * threads)):
-                run: ParallelMap = _Threads(pool) if len(group) > 1 else _in_this_thread
-                chunks, marks = zip(*run(self._chunks_and_marks, group), strict=True)
-                for found, ids in zip(self._chunks.look_up(chunks, run), marks, strict=True):
-                    if len(ids):
-                        found.ids[found.ids == _A_MARK] = ids
-                    yield found.ids, int(found.lost.sum())
+        while group := list(islice(remaining, _GROUP * threads)):
+            chunks, marks = zip(*ahead(self._chunks_and_marks, group, threads), strict=True)
+            for found, ids in zip(self._chunks.look_up(chunks, threads), marks, strict=True):
+                if len(ids):
+                    found.ids[found.ids == _A_MARK] = ids
+                yield found.ids, int(found.lost.sum())
 
     def _chunks_and_marks(self, block: str) -> tuple[Strings, np.ndarray]:
         data, marks = self._marks.encoded(block)
@@ -179,20 +161,6 @@ def count_words(split: Split, marks: Marks, blocks: Iterable[str]) -> tuple[list
     return words, counts[len(marks) :]
 
 
-class _Threads:
-    """Runs a function for each item in the threads of a pool; in this thread if the system grants no more threads."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
-
-    def __call__(self, function: Callable[[T], R], items: Sequence[T], /) -> Iterator[R]:
-        try:
-            return self._pool.map(function, items)
-        except RuntimeError:  # "can't start new thread", later "cannot schedule new futures after shutdown"
-            self._pool.shutdown(cancel_futures=True)
-            return map(function, items)
-
-
 class _Table:
     """String → ids. All new strings of a look-up are encoded at once by `encode_new`.
 
@@ -213,17 +181,17 @@ class _Table:
         self._known = Ids(np.full(1, _A_MARK, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
         self._start = np.zeros(1, np.int32)
 
-    def look_up(self, texts: Sequence[Strings], run: ParallelMap = _in_this_thread) -> Iterator[Ids]:
-        """Yields the ids of the strings of each text. `run` may work in several threads; adding happens in this one."""
+    def look_up(self, texts: Sequence[Strings], threads: int = 1) -> Iterator[Ids]:
+        """Yields the ids of the strings of each text. The threads find them; adding happens in the calling thread."""
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()
-        numbers = list(run(self._lexicon.find, texts))
+        numbers = list(ahead(self._lexicon.find, texts, threads))
         try:
             self._add(texts, numbers)
         except BaseException:  # Ctrl-C too: a string that has a number but no ids would later get another one's
             self._clear()
             raise
-        return run(partial(_gathered, self._known, self._start), numbers)
+        return ahead(partial(_gathered, self._known, self._start), numbers, threads)
 
     def _add(self, texts: Sequence[Strings], numbers: Sequence[np.ndarray]) -> None:
         """Number and encode the strings whose number is UNKNOWN, and write their numbers into `numbers`.

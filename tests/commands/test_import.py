@@ -270,10 +270,10 @@ def test_a_full_disk_leaves_no_run(directory, run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gpt.checkpoint.write_tensors", full)
+    monkeypatch.setattr("gpt.checkpoint.writing.write_tensors", full)
     assert "cannot save" in refused(run, directory)
     monkeypatch.undo()
-    monkeypatch.setattr("gpt.checkpoint.commit", full)
+    monkeypatch.setattr("gpt.checkpoint.writing.commit", full)
     assert "No space left on device" in refused(run, directory)
 
 
@@ -287,11 +287,11 @@ def test_a_kill_before_the_last_rename_leaves_nothing_and_one_after_it_leaves_th
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint.commit", stop)
+        patch.setattr("gpt.checkpoint.writing.commit", stop)
         pytest.raises(KeyboardInterrupt, import_into, run, directory)
     assert seen == [["new_step0.safetensors", "new_step0_config.json", "tokenizer.json"], []]
     with monkeypatch.context() as patch:
-        patch.setattr("gpt.checkpoint._point_latest_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gpt.checkpoint.writing._point_latest_at", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         pytest.raises(KeyboardInterrupt, import_into, run, directory)
     assert checkpoint.load(run).step == 0
 

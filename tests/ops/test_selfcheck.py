@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gpt import trainer
 from gpt.batches import token_order
 from gpt.cli import main
 from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
@@ -27,6 +26,7 @@ from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Affine
 from gpt.optim import Optimizer, stacks_here
 from gpt.plan import words
+from gpt.trainer import loop
 from tests.conftest import last_of_each
 from tests.support.blas import AlignedNumpy, build
 from tests.support.executor import ExecutorDevice, compiler
@@ -377,7 +377,7 @@ def test_a_run_with_a_wrong_library_trains_on_the_own_kernel_and_says_so(run_on,
 
 
 def test_a_run_that_turns_not_finite_names_the_option_if_the_library_is_used(run_on, library, monkeypatch):
-    monkeypatch.setattr(trainer, "MAX_SKIPPED_IN_A_ROW", 1)
+    monkeypatch.setattr(loop, "MAX_SKIPPED_IN_A_ROW", 1)
     blames = "--grad-clip above 0; or try --blas own, in case the GPU vendor's library is at fault"
     result, _ = train(run_on, library, "--blas", "vendor", wrong=BIAS, deviation=math.nan)
     assert result.exit_code == 2

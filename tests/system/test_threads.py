@@ -15,7 +15,7 @@ from gpt.model import TrainableGPT
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
-from gpt.system.threads import Scratch, Threads, available_threads
+from gpt.system.threads import Scratch, Threads, ahead, available_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -97,20 +97,52 @@ def test_threads_end_with_their_pool():
         assert not worker.is_alive()
 
 
-def test_fewer_threads_do_the_work_if_the_system_refuses_more(monkeypatch):
+def grant(threads, monkeypatch):
+    """Let no more than so many threads start, as a container does with a low limit of processes."""
     start, started = threading.Thread.start, []
 
     def limited(thread):
-        if len(started) == 2:
+        if len(started) == threads:
             raise RuntimeError("can't start new thread")
         started.append(thread)
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+def test_fewer_threads_do_the_work_if_the_system_refuses_more(monkeypatch):
+    grant(2, monkeypatch)
     threads, ran = Threads(8), []
     assert (threads.count, threads.wanted) == (3, 8)
     threads.run(ran.append, 20)
     assert sorted(ran) == list(range(20))
+
+
+@pytest.mark.parametrize("granted", [0, 1, 100])
+def test_results_come_in_order_even_if_the_system_refuses_threads(granted, monkeypatch):
+    grant(granted, monkeypatch)
+    assert list(ahead(lambda number: number**2, range(20), threads=4)) == [number**2 for number in range(20)]
+
+
+def test_no_more_than_a_result_for_each_thread_waits_to_be_taken():
+    begun = []
+    results = ahead(lambda number: begun.append(number) or number, range(100), threads=3)
+    for taken in range(1, 51):
+        next(results)
+        assert len(begun) <= taken + 4
+    results.close()
+    assert len(begun) < 60, "who takes only some of the results does not wait for the others"
+
+
+def test_an_error_ahead_comes_when_its_result_is_taken():
+    results = ahead(lambda number: 1 // (2 - number), range(9), threads=2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_single_item_stays_in_the_calling_thread_when_working_ahead():
+    assert list(ahead(lambda _: threading.current_thread(), [0], threads=4)) == [threading.current_thread()]
 
 
 def test_scratch_is_reused_and_grows_and_is_each_threads_own():

@@ -261,7 +261,13 @@ def test_a_read_only_directory_is_refused_in_one_line(read_only):
             (root / read_only).chmod(0o755)
 
 
-def test_a_file_in_the_place_of_the_directory_is_refused_in_one_line(tmp_path):
-    (tmp_path / "a").touch()
-    with pytest.raises(UserError, match=f"^cannot write to {tmp_path / 'a'}: File exists$"), Run("a", tmp_path).lock():
+@pytest.mark.parametrize(("kind", "fault"), [("file", "is not a directory"), ("link", "is a broken link")])
+def test_something_else_in_the_place_of_the_directory_is_refused_in_one_line(tmp_path, kind, fault):
+    path = tmp_path / "a"
+    if kind == "link":
+        path.symlink_to(tmp_path / "gone")
+    else:
+        path.touch()
+    message = f"^{path} {fault}: remove it, or take another --run-name$"
+    with pytest.raises(UserError, match=message), Run("a", tmp_path).lock():
         pass

@@ -1,123 +1,34 @@
-"""The training loop: batch, forward, backward, clip, step; log, evaluate, checkpoint; stop when asked, resume exactly.
+"""The loop of training: take a step, log, evaluate, save; stop when asked to, and resume exactly."""
 
-Everything random or scheduled in a step follows from its number: the batch, the dropout masks, the learning rate. A
-checkpoint therefore holds weights, moments and a step, and no generator state.
-"""
-
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from gpt import checkpoint
-from gpt.batches import Batches, token_order
+from gpt.batches import Batches
 from gpt.checkpoint import Checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
-from gpt.evaluation import HeldOut, Metrics, Samples, printable
+from gpt.evaluation import HeldOut, Samples, printable
 from gpt.history import RISES, History, owes_result
 from gpt.initialization import initial_weights
 from gpt.lora import initial_adapters
-from gpt.model import TrainableGPT
-from gpt.ops.interface import Operations, Work
-from gpt.optim import Optimizer
+from gpt.ops.interface import Operations
 from gpt.run import Run
 from gpt.schedule import learning_rate
 from gpt.system.console import Console, duration, rate
 from gpt.system.interrupts import SIGPIPE, Dropped, deferred
 from gpt.tokenizer import Tokenizer
+from gpt.trainer.best import Best
+from gpt.trainer.clock import Clock
+from gpt.trainer.step import TrainStep
 
 MAX_SKIPPED_IN_A_ROW = 10  # steps that are not finite before the run ends
 ESTIMATE_AFTER = 3  # steps after the first before the rest of the run is estimated
 LONG_ON_A_CPU = 3600  # seconds: a longer run gets the advice to train a smaller model
-
-
-class TrainStep:
-    """One step of training, as a function of its number, with all that it reads and writes.
-
-    That is a model, its optimizer and its batches. A step adds up the gradients of `accumulate` batches, and each of
-    several ranks computes as many of them: rank r of R those with the numbers r, R + r, 2 R + r and so on.
-    """
-
-    def __init__(
-        self,
-        model_config: ModelConfig,
-        train_config: TrainConfig,
-        batches: Batches,
-        ops: Operations,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.train_config, self.batches, self.ops, self.ranks = train_config, batches, ops, ranks
-        self.model = TrainableGPT(model_config, ops, train_config.batch_size, train_config.recompute, train_config.lora)
-        self.optimizer = Optimizer(self.model, train_config, ranks)
-        shape = (train_config.batch_size, model_config.max_seq_len)
-        self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks
-        self._counted = self.tokens  # labels of the step that count
-        self._passes = train_config.accumulate // ranks.size  # of this rank in a step
-        self._inputs = ops.inputs(
-            ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
-            scale=((1,), "float32"), dropout_key=((2,), "uint32"), lr=((1,), "float32"),
-        )  # fmt: skip
-        self.model.dropout_key = self._inputs.device["dropout_key"]
-        # A GPU records each of these when it runs for the second time, and replays the recording from then on.
-        self._only_pass = ops.replayed(lambda: self._pass(first=True, last=True))
-        self._first_pass = ops.replayed(lambda: self._pass(first=True))
-        self._middle_pass = ops.replayed(self._pass)
-        self._last_pass = ops.replayed(lambda: self._pass(last=True))
-        self.droppable: Callable[[], AbstractContextManager[None]] = nullcontext
-
-    def run(self, number: int) -> None:
-        """Take step `number` (the first is 1): the gradients of its batches, and one update. Waits for nothing.
-
-        Work inside `droppable` may be given up, because it changes nothing that a checkpoint holds. On a CPU that is
-        all but the update. A GPU finishes the work that it was given, so only the host's work between passes is.
-        """
-        if self.batches.counted is not None:
-            first = (number - 1 - self.train_config.text_start) * self.train_config.accumulate
-            self._counted = sum(map(self.batches.count, range(first, first + self.train_config.accumulate)))
-        for micro_step in range(self._passes):
-            with self.droppable():
-                self._write_inputs(number, micro_step)
-            self._pass_of(micro_step)()
-
-    def _write_inputs(self, number: int, micro_step: int) -> None:
-        config = self.train_config
-        # It counts the batches of all ranks since the run's first step.
-        index = (number - 1) * config.accumulate + micro_step * self.ranks.size + self.ranks.rank
-        with self._inputs.written() as inputs:
-            self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
-            inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
-            inputs["scale"][...] = 1 / max(1, self._counted)
-            inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
-            inputs["lr"][...] = learning_rate(number, config)
-
-    def _pass_of(self, micro_step: int) -> Work:
-        last = self._passes - 1
-        if last == 0:
-            return self._only_pass
-        if micro_step == 0:
-            return self._first_pass
-        return self._last_pass if micro_step == last else self._middle_pass
-
-    def _pass(self, first: bool = False, last: bool = False) -> None:
-        """Forward and backward. `first`: gradients and metrics begin anew. `last`: clip, and update the weights."""
-        inputs, model = self._inputs.device, self.model
-        with self.droppable() if self.ops.is_cpu else nullcontext():
-            if first:
-                self.ops.fill(model.metrics, 0)
-            ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
-            block_done = self.optimizer.block_done if last else None
-            model.loss_and_gradients(ids, labels, order, scale, block_done, fresh=first)
-        if last:
-            self.optimizer.step(inputs["lr"])
-
-    def metrics(self) -> Metrics:
-        """The metrics of the last step. Waits until all work so far is done."""
-        return Metrics.of(self.ops.to_host(self.model.metrics), max(1, self._counted))
 
 
 class Trainer:
@@ -155,19 +66,13 @@ class Trainer:
         samples = train_config.sample_every and ranks.is_first
         self.samples = Samples(self.model, batches, tokenizer, train_config) if samples else None
         self.step = start.step if start else 0  # the last one that was taken
-        self.saved: int | None = None  # the last step that is on disk
-        self.best: Checkpoint | None = None
-        if start and start.run.path == run.path:
-            self.saved = start.step
-            best = checkpoint.best(run)
-            # A best checkpoint on other held-out text says nothing about this one.
-            if best and best.train_config.val_fraction == train_config.val_fraction:
-                self.best = best
-        elif ranks.is_first:
-            checkpoint.forget_best(run)  # left by a run that was killed before its first checkpoint
-            run.base_path.unlink(missing_ok=True)  # likewise
+        is_new = start is None or start.run.path != run.path
+        self.saved = None if is_new else self.step  # the last step that is on disk
+        if is_new and ranks.is_first:
+            run.base_path.unlink(missing_ok=True)  # left by a run that was killed before its first checkpoint
+        self._best = Best(run, self.optimizer, train_config, ranks, is_new)
         if train_config.lora:
-            self._take_base(start, first_weights)
+            self._take_base(start.base() if start else first_weights, is_new)
         if start:
             self.optimizer.initialize(start.trained().items())
             self.optimizer.load(*start.optimizer())
@@ -182,14 +87,18 @@ class Trainer:
             train_config.val_fraction, writes=ranks.is_first,
         )  # fmt: skip
 
-    def _take_base(self, start: Checkpoint | None, first_weights: Mapping[str, np.ndarray] | None) -> None:
-        """Load the weights beside which adapters are trained, and give them to a run that does not have them yet."""
-        base = start.base() if start else first_weights
+    def _take_base(self, base: Mapping[str, np.ndarray] | None, is_new: bool) -> None:
+        """Load the weights beside which adapters are trained, and give them to a new run."""
         if base is None:
             raise ValueError("adapters need weights to be trained beside")
-        if self.ranks.is_first and not (start and start.run.path == self.run.path):
+        if is_new and self.ranks.is_first:
             checkpoint.save_base(self.run, base)
         self.model.load(base.items())
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The best checkpoint so far."""
+        return self._best.checkpoint
 
     def train(self) -> int | None:
         """Take the remaining steps. Returns None when training has ended, or the number of the signal that stopped it.
@@ -211,7 +120,7 @@ class Trainer:
                 self.ranks.listen(self._received)
             elif self.ops.is_cpu:
                 self.train_step.droppable = self._stop.droppable
-            self._clock = _Clock(self.step, self.history.seconds, wait=self.train_step.metrics)
+            self._clock = Clock(self.step, self.history.seconds, wait=self.train_step.metrics)
             with suppress(Dropped):  # a signal came, and the step in progress took too long
                 self._take_steps()
             if self.saved != self.step:
@@ -247,7 +156,7 @@ class Trainer:
         if self._patience_is_over():
             self.console.line(
                 f"Ended at step {self.step} by --patience {config.patience}: the last {self.history.without_best} "
-                f"evaluations were no better than the best. {self._kept()}"
+                f"evaluations were no better than the best. {self._best}"
             )
             return None
         is_done = self.step == config.total_steps and not owes_result(self.run, config, self.step)
@@ -322,8 +231,7 @@ class Trainer:
         if is_first:
             loss, bits = self.held_out.guess()
             self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
-        if self._is_best(metrics.loss):
-            self._save_best(metrics.loss)
+        self._best.offer(self.step, metrics.loss)
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
             val_bits_per_byte=metrics.bits_per_byte,
@@ -331,26 +239,8 @@ class Trainer:
         if self.history.memorizes:
             self.console.line(
                 f"The validation loss has risen {RISES} times in a row: the model now memorizes its text. "
-                f"{self._kept()} More --dropout, fewer --steps or more text help."
+                f"{self._best} More --dropout, fewer --steps or more text help."
             )
-
-    def _save_best(self, val_loss: float) -> None:
-        weights, best = self.optimizer.weights_on_host(), None
-        if self.ranks.is_first:
-            best = checkpoint.save_best(self.run, self.step, self.model.config, self.train_config, weights, val_loss)
-        self.best = best or Checkpoint(
-            self.run, self.step, self.model.config, self.train_config, self.run.best_weights_path, val_loss
-        )
-
-    def _is_best(self, val_loss: float) -> bool:
-        best = self.best.val_loss if self.best else None
-        return math.isfinite(val_loss) and (best is None or val_loss < best)
-
-    def _kept(self) -> str:
-        """A sentence about the best checkpoint."""
-        if self.best is None:
-            return "No evaluation gave a finite loss."
-        return f"The best checkpoint, step {self.best.step} with {self.best.val_loss:.4f}, is kept: use it with --best."
 
     def _sample(self) -> None:
         """Show a text that the model writes, unless a signal comes meanwhile."""
@@ -413,51 +303,3 @@ class Trainer:
                 f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "
                 f"a longer --warmup-steps or a --grad-clip above 0{library}"
             )
-
-
-class _Clock:
-    """Times steps: seconds per step since the last lap, and since the run began. Pauses count in neither.
-
-    `spent` is how many seconds the run had trained before, up to `step`. `wait` returns when all steps so far are done.
-    """
-
-    def __init__(self, step: int, spent: float, wait: Callable[[], object]) -> None:
-        self._wait = wait
-        self._lap_step, self._lap_start = step, time.perf_counter()
-        self._run_start = self._lap_start - spent
-        self._pause_start: float | None = None
-        self._shown = 0.0
-
-    def seconds(self) -> float:
-        """How long the run has trained so far, or if the clock is paused: had trained until then."""
-        now = time.perf_counter() if self._pause_start is None else self._pause_start
-        return now - self._run_start
-
-    def seconds_per_step(self, step: int) -> float:
-        """The mean since the last lap, up to the end of `step`, for which it waits."""
-        self._wait()
-        return (time.perf_counter() - self._lap_start) / max(1, step - self._lap_step)
-
-    def lap(self, step: int) -> float:
-        """End a lap with `step`. Returns its seconds per step."""
-        seconds = self.seconds_per_step(step)
-        self._lap_step, self._lap_start = step, time.perf_counter()
-        return seconds
-
-    def due(self) -> bool:
-        """True at most twice a second: often enough for a progress bar."""
-        now = time.perf_counter()
-        if now - self._shown < 0.5:
-            return False
-        self._shown = now
-        return True
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop the clock inside the `with`, once all steps so far are done."""
-        self._wait()
-        self._pause_start = start = time.perf_counter()
-        yield
-        pause, self._pause_start = time.perf_counter() - start, None
-        self._lap_start += pause
-        self._run_start += pause
