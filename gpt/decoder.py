@@ -125,11 +125,15 @@ class Decoder:
         self._inputs = ops.inputs(
             start=((places,), "int32"), uniform=((places,), "float64"), rules=((places, 4), "float64")
         )
-        self._context = ops.inputs(ids=((1, model.config.max_seq_len), "int32"), place=((1,), "int32"))
+        vocab = padded_vocab(model.config, ops.vocab_multiple)
+        self._context = ops.inputs(
+            ids=((1, model.config.max_seq_len), "int32"), last=((1,), "int32"), place=((1,), "int32"),
+            marks=((vocab,), "uint8"),
+        )  # fmt: skip
         self._rules, self._uniforms = np.zeros((places, 4)), np.zeros(places)
         self._rules[:] = SamplingRule(1, 0, 1, 1).numbers
         self._cache = KVCache.allocate(model.config, ops, self._inputs.device["start"], self._context.device["place"])
-        self._seen = ops.zeros((places, padded_vocab(model.config, ops.vocab_multiple)), "uint8")
+        self._seen = ops.zeros((places, vocab), "uint8")
         self._drawn = ops.zeros(places, "int32")
         self._output = ops.output(self._drawn)
         self._steps: dict[int, Work] = {}  # by the number of places that go through the model
@@ -227,21 +231,20 @@ class Decoder:
     def _begin(self, sequence: Sequence) -> None:
         """Read the context of an empty place, all but its last token, which the next step reads."""
         place, (*earlier, last) = sequence.place, sequence.context
-        marks = np.zeros(self._seen.shape[1], np.uint8)
-        marks[sequence.context] = 1
-        self._ops.copy(marks, out=self._seen[place])
-        self._ops.copy(np.array([last], np.int32), out=self._drawn[place : place + 1])
+        with self._context.written() as values:
+            values["ids"][...], values["marks"][...] = 0, 0
+            values["ids"][0, : len(earlier)], values["marks"][sequence.context] = earlier, 1
+            values["last"][0], values["place"][0] = last, place
+        context = self._context.device
+        self._ops.copy(context["marks"], out=self._seen[place])
+        self._ops.copy(context["last"], out=self._drawn[place : place + 1])
         sequence.length = len(earlier)
         if not earlier:
             return
-        with self._context.written() as values:
-            values["ids"][...] = 0
-            values["ids"][0, : len(earlier)] = earlier
-            values["place"][0] = place
         rows = min(self._ops.context_rows(len(earlier)), self._model.config.max_seq_len)
         if rows not in self._reads:
-            ids = self._context.device["ids"][:, :rows]
-            self._reads[rows] = self._ops.replayed(partial(self._model.read, ids, self._cache))
+            read = partial(self._model.read, context["ids"][:, :rows], self._cache)
+            self._reads[rows] = self._ops.replayed(read)
         self._reads[rows]()
 
     def _go_on(self, places: int) -> None:

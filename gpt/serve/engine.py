@@ -19,7 +19,7 @@ from gpt.errors import UserError
 from gpt.ops.interface import Operations
 from gpt.run import Run
 from gpt.serve.errors import RequestError
-from gpt.serve.listening import End, Text, deliver
+from gpt.serve.listening import End, Messenger, Text
 from gpt.serve.model import Model, News
 
 MOST_WAITING = 256  # texts that wait for a place; more are refused
@@ -46,6 +46,7 @@ class Engine:
     ) -> None:
         self._ops, self._places, self._best, self._reload, self._report = ops, places, best, reload, report
         self._outdated: set[str] = set()  # runs with a newer checkpoint
+        self._messenger = Messenger()
         # What follows is shared with other threads, under `_changed`.
         self._changed = threading.Condition()
         self._models: dict[str, Model] = {}  # by the run's name
@@ -109,7 +110,7 @@ class Engine:
                     look_at = time.monotonic() + LOOK
                 for model in list(self._models.values()):
                     news += self._step_on(model)
-                deliver(news)
+                self._messenger.tell(news)
                 with self._changed:
                     self._waiting = len(self._coming) + sum(len(model.waiting) for model in self._models.values())
         except BaseException:
@@ -193,7 +194,7 @@ class Engine:
         news: News = [(text, End(error=error)) for _, text in self._coming]
         for model in self._models.values():
             news += model.end_all(error)
-        deliver(news)
+        self._messenger.tell(news)
         for _, future in self._wanted:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)

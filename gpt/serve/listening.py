@@ -12,7 +12,7 @@ from gpt.serve.errors import RequestError
 
 LONGEST = 600.0  # seconds that a text may take, its wait for a place included
 MOST_UNREAD = 20_000  # tokens that a client may leave unread
-PACE = 0.02  # seconds between two looks at what has arrived: 50 a second are smooth to the eye, and each costs 0.1 ms
+PACE = 0.02  # seconds between tokens that are told: 50 times a second is smooth to the eye
 _GONE = RequestError(499, "the client has gone", "client_gone")
 _UNREAD = RequestError(408, f"the client has left {MOST_UNREAD} tokens unread", "client_too_slow")
 
@@ -39,36 +39,27 @@ class End(NamedTuple):
 class Listener:
     """Where the texts of one HTTP request arrive, in the event loop that it was made in.
 
-    The first token and the end of a text are told at once, and the tokens between them every PACE seconds: then many
-    fast texts do not keep the server busy with telling. A slow client gets few large pieces, too. If it leaves too many
-    tokens unread, its texts end.
+    Tokens that nobody has taken yet are put together, so a slow client gets few large pieces. If it leaves too many
+    unread, its texts end.
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._arrived: list[tuple[Text, Token | End]] = []
         self._something = asyncio.Event()
-        self._due = 0.0  # when the next tokens are told, in the loop's time
-        self._alarm: asyncio.TimerHandle | None = None
 
     def put(self, news: list[tuple["Text", Token | End]]) -> None:
-        """Only in the loop's own thread; `deliver` comes from others."""
+        """Only in the loop's own thread; `Messenger` comes from another."""
         self._arrived += news
-        if self.loop.time() >= self._due or any(isinstance(what, End) for _, what in news):
-            self._something.set()
-        elif not self._alarm:
-            self._alarm = self.loop.call_at(self._due, self._something.set)
+        self._something.set()
         if len(self._arrived) > MOST_UNREAD:
             for text, _ in self._arrived:
                 text.cancel(_UNREAD)
 
     async def arrived(self) -> list[tuple["Text", Token | End]]:
-        """All that has come since the last call, in order; waits until there is something to tell."""
+        """All that has come since the last call, in order; waits until there is something."""
         await self._something.wait()
         self._something.clear()
-        if self._alarm:
-            self._alarm.cancel()
-        self._alarm, self._due = None, self.loop.time() + PACE
         arrived, self._arrived = self._arrived, []
         return arrived
 
@@ -93,15 +84,39 @@ class Text:
         self.cancelled = self.cancelled or why
 
 
-def deliver(news: Iterable[tuple[Text, Token | End]]) -> None:
-    """Bring tokens and ends to their listeners, from another thread: one call into each loop."""
-    loops: dict[asyncio.AbstractEventLoop, dict[Listener, list[tuple[Text, Token | End]]]] = {}
-    for each in news:
-        listener = each[0].listener
-        loops.setdefault(listener.loop, {}).setdefault(listener, []).append(each)
-    for loop, listeners in loops.items():
-        with suppress(RuntimeError):  # the loop is closed: the server has ended
-            loop.call_soon_threadsafe(_put_all, listeners)
+class Messenger:
+    """Brings tokens and ends to their listeners, from the engine's thread.
+
+    The first tokens and the end of a text are told at once, and the tokens between them every PACE seconds, to all
+    listeners together. Otherwise the server's loop would be busy with telling, and hold up the engine.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[Listener, list[tuple[Text, Token | End]]] = {}
+        self._begun: set[Listener] = set()  # those that have got something, and whose texts go on
+        self._due = 0.0  # when what is held is told
+
+    def tell(self, news: Iterable[tuple[Text, Token | End]]) -> None:
+        """Tell news, now or a little later. The end of a text brings all that is held of it."""
+        urgent = set()
+        for text, what in news:
+            listener = text.listener
+            self._held.setdefault(listener, []).append((text, what))
+            if isinstance(what, End):
+                urgent.add(listener)
+                self._begun.discard(listener)
+            elif listener not in self._begun:
+                urgent.add(listener)
+                self._begun.add(listener)
+        now = time.monotonic()
+        if now >= self._due:
+            urgent, self._due = set(self._held), now + PACE
+        loops: dict[asyncio.AbstractEventLoop, dict[Listener, list[tuple[Text, Token | End]]]] = {}
+        for listener in urgent:
+            loops.setdefault(listener.loop, {})[listener] = self._held.pop(listener)
+        for loop, listeners in loops.items():
+            with suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(_put_all, listeners)
 
 
 def _put_all(listeners: dict[Listener, list[tuple[Text, Token | End]]]) -> None:
