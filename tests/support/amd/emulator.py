@@ -79,10 +79,14 @@ class EmulatorDevice(HostDevice):
 
 
 class CodeObject:
-    """A code object in memory, ready to be launched. Its format is ELF and https://llvm.org/docs/AMDGPUUsage.html."""
+    """A code object in memory, ready to be launched. Its format is ELF and https://llvm.org/docs/AMDGPUUsage.html.
 
-    def __init__(self, code: bytes) -> None:
-        self.kernels = {kernel.name: kernel for kernel in read_kernels(code)}
+    Every launch adds `dynamic_lds` bytes to the shared memory that a kernel itself asks for.
+    """
+
+    def __init__(self, code: bytes, dynamic_lds: int = 0) -> None:
+        self._dynamic_lds = dynamic_lds
+        self.kernels = {each.name: each._replace(lds=each.lds + dynamic_lds) for each in read_kernels(code)}
         self.target = next(iter(self.kernels.values())).target
         self._load(code)
         self._patch(code)
@@ -108,7 +112,7 @@ class CodeObject:
         group, private, entry = struct.unpack("<II8xq", ctypes.string_at(descriptor, 24))
         resources, properties = struct.unpack("<IH", ctypes.string_at(descriptor + 52, 6))
         # As a loader does, put the size of LDS, in blocks of 512 bytes, into bits 15 to 23.
-        resources = resources & ~(0x1FF << 15) | -(-group // 512) << 15
+        resources = resources & ~(0x1FF << 15) | -(-(group + self._dynamic_lds) // 512) << 15
         # The descriptor's bits say which values the kernel expects in its first scalar registers, in this order. The
         # kernels of hipgpt read only the address of the arguments.
         registers = []
