@@ -289,6 +289,32 @@ def _mend(emu: Any) -> None:
         return matrix_product(instruction, context)
 
     emu._compile_wmma = of_any_summand
+    other_lanes = emu._load_dpp16_src0
+
+    def of_old_values(context: Any, instruction: Any, lane: Any, fallback: Any) -> Any:
+        """Let an instruction that reads a register of other lanes (DPP) find what was there before it.
+
+        The emulator lets one lane after the other read and write. So with x in v4, v_add_f32_dpp v4, v4, v4
+        quad_perm:[1,0,3,2] gave lane 0 its x0 + x1, but lane 1 x0 + 2 x1.
+        """
+
+        class Copying(emu._Ctx):
+            __slots__ = ()
+
+            def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
+                copied = self.range()
+                local = emu.AddrSpace.LOCAL
+                copy = emu.UOp.placeholder((self.wave_size,), emu.dtypes.uint32, slot=0, addrspace=local)
+                stored = copy.index(copied).store(super().rvgpr_dyn(register, copied)).end(copied)
+                return copy.after(stored).index(lane)
+
+        kind = context.__class__
+        context.__class__ = Copying
+        value = other_lanes(context, instruction, lane, fallback)
+        context.__class__ = kind
+        return value
+
+    emu._load_dpp16_src0 = of_old_values
     handlers = emu._INST_HANDLERS
     for kind in handlers:
         if kind.__name__ == "DS":
