@@ -213,8 +213,8 @@ SUMMANDS = """
 KERNEL(WARP) summands(float* c) {
 #if LAYOUT == LAYOUT_WMMA11 || LAYOUT == LAYOUT_WMMA12
   typedef Tile<bf16> M;
-  M::Words zeros = 0;
-  M::Elements first, second;
+  M::Part zeros = 0;
+  float __attribute__((ext_vector_type(M::ELEMENTS))) first, second;
   asm volatile("v_mov_b32 v128, 1.0\\n"
                "v_wmma_f32_16x16x16_bf16 %0, %2, %2, 0\\n"
                "v_wmma_f32_16x16x16_bf16 %1, %2, %2, 2.0"
@@ -230,3 +230,19 @@ def test_the_emulated_matrix_unit_adds_constants(target):
     sums = np.full((2, 32), np.nan, np.float32)
     launch(emulator.EmulatorDevice(target), SUMMANDS, "summands", 1, 32, sums)
     assert (sums.T == (0, 2)).all(), "the constant 0 was read from v128"
+
+
+NEIGHBORS = """
+KERNEL(WARP) neighbors(float* x) {
+  float value = x[thread_id()];
+  asm volatile("s_nop 1\\n"
+               "v_add_f32_dpp %0, %0, %0 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf" : "+v"(value));
+  x[thread_id()] = value;
+}
+"""
+
+
+def test_an_emulated_instruction_reads_all_lanes_before_it_writes_one(device):
+    x = np.arange(device.warp, dtype=np.float32)
+    launch(device, NEIGHBORS, "neighbors", 1, device.warp, x)
+    np.testing.assert_array_equal(x, np.repeat(np.arange(device.warp // 2) * 4 + 1, 2))

@@ -8,7 +8,7 @@ import pytest
 from gpt.config import ModelConfig
 from tests.support.amd import emulator
 from tests.support.amd.compile import compile_source
-from tests.support.amd.speed import banks, steps
+from tests.support.amd.speed import banks, steps, triton_peer
 from tests.support.amd.speed.chips import CHIPS
 from tests.support.amd.speed.estimate import estimate
 from tests.support.amd.speed.instructions import VCC, Unit, Waits, disassembled, parsed
@@ -257,3 +257,61 @@ def test_an_estimate_respects_what_the_gpu_can_do(target):
     )
     attention = estimate(launches["attention"], target)
     assert 0 < attention.of_matrix_peak < attention.busy.matrix <= 1
+
+
+# ---- Triton ----------------------------------------------------------------------------------------------------------
+
+
+def rows(heads, seq, dim, seed):
+    """Random numbers in bf16: their bits uint16 [heads, seq, dim], and they themselves in float64."""
+    bits = np.random.default_rng(seed).standard_normal((heads, seq, dim), np.float32).view(np.uint32) & 0xFFFF0000
+    return (bits >> 16).astype(np.uint16), bits.view(np.float32).astype(np.float64)
+
+
+@needs_emulator
+@pytest.mark.amd
+@pytest.mark.skipif(not triton_peer.is_installed(), reason="Triton is absent (pip install triton)")
+def test_tritons_kernels_compute_attention_and_its_gradients():
+    shape = heads, seq, dim = 1, 128, 32
+    given, numbers = zip(*(rows(*shape, seed) for seed in range(4)), strict=True)
+    arrays = dict(zip(("q", "k", "v", "dout"), given, strict=True))
+    for name in triton_peer.PRODUCTS:
+        launch, names = triton_peer.attention(name, "gfx942", shape), triton_peer.kernel(name).arg_names
+        for each, array in zip(names, launch.arguments, strict=False):
+            arrays.setdefault(each, array)
+        code = emulator.CodeObject(launch.code, launch.shared_bytes)
+        own = [arrays[each] for each in names[: names.index("seq")]]
+        code.launch(name, launch.grid, launch.block, (*own, *launch.arguments[len(own) :]))
+    lower = np.tri(seq, dtype=bool)
+    scores = np.where(lower, numbers[0] @ numbers[1].transpose(0, 2, 1) / np.sqrt(dim), -np.inf)
+    lse = np.log(np.exp(scores).sum(-1))
+    weights = np.exp(scores - lse[..., None])
+
+    def results(query, key, value, gradient, sign):
+        """The other results in float64. For absolute values and a delta of sign 1, the sizes of all terms in them."""
+        out = weights @ value
+        delta = (out * gradient).sum(-1)
+        change = weights * (gradient @ value.transpose(0, 2, 1) + sign * delta[..., None]) / np.sqrt(dim)
+        turned, changes = weights.transpose(0, 2, 1), change.transpose(0, 2, 1)
+        dq, dk, dv = change @ key, changes @ query, turned @ gradient
+        return {"out": out, "delta": delta, "dq": dq, "dk": dk, "dv": dv}
+
+    right, absolute = results(*numbers, -1), [np.abs(array) for array in numbers]
+    sizes = results(*absolute, 1)
+    # In float32 a number is off by 2^-24 of itself after each operation. No score and no lse exceeds `largest`.
+    # A score has dim products, and then a factor and a difference. A lse has a score and a sum of seq weights, and a
+    # weight has a score, a lse and an exponential. `single` is one more score, for the gradients' sums over dim, and
+    # two more sums over seq, for those of the softmax's other blocks and of the products with weights.
+    largest = (absolute[0] @ absolute[1].transpose(0, 2, 1)).max() / np.sqrt(dim) + np.log(seq)
+    score = (dim + 8) * 2**-24 * largest
+    single = 4 * score + 3 * seq * 2**-24
+    assert np.abs(arrays["lse"] * np.log(2) - lse).max() <= single
+    # bf16 rounds by 2^-8 at most. Of each term of a result, so many factors or sums are rounded to bf16: for out, the
+    # weight and out itself; for delta, both of these; for dq and dk, both, the change of a score, and the result; for
+    # dv, the weight and dv. Here the emulator is to be trusted only because `_mend` lets DPP read before it writes:
+    # half of delta is a sum by v_add_f32_dpp in place, and was off by 14 bounds, dq and dk by 2.
+    roundings = {"out": 2, "delta": 2, "dq": 4, "dk": 4, "dv": 2}
+    for name, times in roundings.items():
+        found = arrays[name] if name == "delta" else (arrays[name].astype(np.uint32) << 16).view(np.float32)
+        bound = (((1 + 2**-8) * (1 + single)) ** times - 1) * sizes[name]
+        assert (np.abs(found - right[name]) <= bound).all(), name

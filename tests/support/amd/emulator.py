@@ -79,10 +79,14 @@ class EmulatorDevice(HostDevice):
 
 
 class CodeObject:
-    """A code object in memory, ready to be launched. Its format is ELF and https://llvm.org/docs/AMDGPUUsage.html."""
+    """A code object in memory, ready to be launched. Its format is ELF and https://llvm.org/docs/AMDGPUUsage.html.
 
-    def __init__(self, code: bytes) -> None:
-        self.kernels = {kernel.name: kernel for kernel in read_kernels(code)}
+    Every launch adds `dynamic_lds` bytes to the shared memory that a kernel itself asks for.
+    """
+
+    def __init__(self, code: bytes, dynamic_lds: int = 0) -> None:
+        self._dynamic_lds = dynamic_lds
+        self.kernels = {each.name: each._replace(lds=each.lds + dynamic_lds) for each in read_kernels(code)}
         self.target = next(iter(self.kernels.values())).target
         self._load(code)
         self._patch(code)
@@ -108,7 +112,7 @@ class CodeObject:
         group, private, entry = struct.unpack("<II8xq", ctypes.string_at(descriptor, 24))
         resources, properties = struct.unpack("<IH", ctypes.string_at(descriptor + 52, 6))
         # As a loader does, put the size of LDS, in blocks of 512 bytes, into bits 15 to 23.
-        resources = resources & ~(0x1FF << 15) | -(-group // 512) << 15
+        resources = resources & ~(0x1FF << 15) | -(-(group + self._dynamic_lds) // 512) << 15
         # The descriptor's bits say which values the kernel expects in its first scalar registers, in this order. The
         # kernels of hipgpt read only the address of the arguments.
         registers = []
@@ -285,6 +289,32 @@ def _mend(emu: Any) -> None:
         return matrix_product(instruction, context)
 
     emu._compile_wmma = of_any_summand
+    other_lanes = emu._load_dpp16_src0
+
+    def of_old_values(context: Any, instruction: Any, lane: Any, fallback: Any) -> Any:
+        """Let an instruction that reads a register of other lanes (DPP) find what was there before it.
+
+        The emulator lets one lane after the other read and write. So with x in v4, v_add_f32_dpp v4, v4, v4
+        quad_perm:[1,0,3,2] gave lane 0 its x0 + x1, but lane 1 x0 + 2 x1.
+        """
+
+        class Copying(emu._Ctx):
+            __slots__ = ()
+
+            def rvgpr_dyn(self, register: Any, lane: Any, valid: Any = None) -> Any:
+                copied = self.range()
+                local = emu.AddrSpace.LOCAL
+                copy = emu.UOp.placeholder((self.wave_size,), emu.dtypes.uint32, slot=0, addrspace=local)
+                stored = copy.index(copied).store(super().rvgpr_dyn(register, copied)).end(copied)
+                return copy.after(stored).index(lane)
+
+        kind = context.__class__
+        context.__class__ = Copying
+        value = other_lanes(context, instruction, lane, fallback)
+        context.__class__ = kind
+        return value
+
+    emu._load_dpp16_src0 = of_old_values
     handlers = emu._INST_HANDLERS
     for kind in handlers:
         if kind.__name__ == "DS":

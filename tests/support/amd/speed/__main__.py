@@ -1,7 +1,8 @@
 """`python -m tests.support.amd.speed [KERNEL …] [--target TARGET …]` prints how fast each kernel should be on AMD GPUs.
 
-The kernels are those of a training step and of writing a token with gpt2-124M. A row takes up to two minutes. With
---steps it prints the time of whole training steps instead.
+The kernels are those of a training step and of writing a token with gpt2-124M. If Triton is installed (pip install
+triton), each row of attention and of a product on CDNA is followed by a row of Triton's kernel for the same work. A row
+takes up to two minutes. With --steps it prints the time of whole training steps instead.
 """
 
 import argparse
@@ -9,9 +10,9 @@ import sys
 
 from gpt.config import ModelConfig
 from tests.support.amd.emulator import unavailable
-from tests.support.amd.speed import steps
+from tests.support.amd.speed import steps, triton_peer
 from tests.support.amd.speed.chips import CHIPS
-from tests.support.amd.speed.estimate import Estimate, estimate
+from tests.support.amd.speed.estimate import Estimate, estimate, estimate_triton
 from tests.support.amd.speed.launches import Launch, training_step, written_token
 
 HEADINGS = (
@@ -39,9 +40,17 @@ def _kernels(options: argparse.Namespace) -> list[tuple[str, ...]]:
     rows = [HEADINGS]
     for target in options.target:
         for launch in _launches(options, target):
-            rows.append(_row(launch, target, estimate(launch, target)))
-            print(" ".join(rows[-1]), file=sys.stderr)
+            _add(rows, _row(_name(launch), launch.flops, target, estimate(launch, target)))
+            if triton_peer.is_installed() and (peer := triton_peer.peer(launch, target)):
+                of_peer = estimate_triton(peer, target)
+                spilled = f", {of_peer.kernel.spills} registers spilled" if of_peer.kernel.spills else ""
+                _add(rows, _row(f"  Triton, {peer.config}{spilled}", peer.flops, target, of_peer))
     return rows
+
+
+def _add(rows: list[tuple[str, ...]], row: tuple[str, ...]) -> None:
+    rows.append(row)
+    print(" ".join(row), file=sys.stderr)
 
 
 def _parsed() -> argparse.Namespace:
@@ -72,14 +81,18 @@ def _launches(options: argparse.Namespace, target: str) -> list[Launch]:
     return list(largest.values())
 
 
-def _row(launch: Launch, target: str, e: Estimate) -> tuple[str, ...]:
+def _name(launch: Launch) -> str:
     macros = [f"{name}={value}" for name, value in launch.instance.defines if name not in COMMON]
+    return " ".join([launch.name, *macros])
+
+
+def _row(name: str, flops: int, target: str, e: Estimate) -> tuple[str, ...]:
     busy = e.busy
     shares = (busy.matrix, busy.valu, e.copies, busy.exp, busy.lds, busy.l1, busy.l2, busy.memory)
     return (
-        " ".join([launch.name, *macros]), target, str(e.kernel.vgprs), str(e.kernel.lds), f"{e.kernel.waves:g}",
-        f"{e.microseconds:.1f}", f"{100 * e.of_matrix_peak:.1f}" if launch.flops else "-",
-        f"{100 * e.of_bandwidth:.1f}" if not launch.flops else "-", e.limit,
+        name, target, str(e.kernel.vgprs), str(e.kernel.lds), f"{e.kernel.waves:g}",
+        f"{e.microseconds:.1f}", f"{100 * e.of_matrix_peak:.1f}" if flops else "-",
+        f"{100 * e.of_bandwidth:.1f}" if not flops else "-", e.limit,
         *(f"{share:.2f}" for share in shares), f"{e.fetched:.1f}",
     )  # fmt: skip
 

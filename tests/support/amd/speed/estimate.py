@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from tests.support.amd.speed.instructions import Instruction, Unit, disassembled
 from tests.support.amd.speed.launches import PRODUCTS, Launch
 from tests.support.amd.speed.schedule import Schedule, schedule
 from tests.support.amd.speed.trace import Trace, trace
+from tests.support.amd.speed.triton_peer import TritonLaunch
 
 
 class Estimate(NamedTuple):
@@ -34,13 +35,33 @@ class Estimate(NamedTuple):
         return max(units, key=lambda unit: getattr(self.busy, unit))
 
 
+class Launchable(Protocol):
+    """What an estimate of compiled code needs to know of a launch."""
+
+    name: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    flops: int
+
+
 def estimate(launch: Launch, target: str) -> Estimate:
+    """Estimate a launch of one of our kernels, as clang compiles it."""
+    return _estimate(launch, target, *_compiled(launch.instance, target))
+
+
+def estimate_triton(launch: TritonLaunch, target: str) -> Estimate:
+    code = CodeObject(launch.code, launch.shared_bytes)
+    return _estimate(launch, target, code, disassembled(launch.code, target))
+
+
+def _estimate(launch: Launchable, target: str, code: CodeObject, kernels: dict[str, list[Instruction]]) -> Estimate:
     """Estimate a launch whose arrays are not in a cache yet. Only those of products are, because workgroups share them.
 
     A workgroup from the middle of the grid stands for all. For causal attention the longest and the shortest workgroup
     of a head stand for all, because work grows evenly from one to the other.
     """
-    chip, (code, kernels) = CHIPS[target], _compiled(launch.instance, target)
+    chip = CHIPS[target]
     kernel, instructions = code.kernels[launch.name], kernels[launch.name]
     threads, workgroups = math.prod(launch.block), math.prod(launch.grid)
     sizes = (*launch.grid, 1)[:2]
