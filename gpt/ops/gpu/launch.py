@@ -48,9 +48,9 @@ WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hop
 def attention_edge(name: str, head_dim: int, is_cdna: bool) -> int:
     """Rows of a warp of a kernel of attention.hip in bf16, which are the rows of its tiles.
 
-    On CDNA an operand of 32 rows serves twice as many products. But attention_backward_keys has two sums, which take too
-    many registers then if heads are large, and attention_backward_queries waits for the L2 if heads of 80 are padded to
-    96.
+    On CDNA an operand of 32 rows serves twice as many products. But attention_backward_keys has two sums, which take
+    too many registers then if heads are large, and attention_backward_queries waits for the L2 if heads of 80 are
+    padded to 96.
     """
     is_padded = name == "attention_backward_queries" and 64 < head_dim <= 80
     is_large = name == "attention_backward_keys" and head_dim > 64
