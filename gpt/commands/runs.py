@@ -21,9 +21,9 @@ from gpt.errors import UserError
 def list_runs(runs_dir: Path, as_json: bool) -> None:
     """List the runs under --runs-dir.
 
-    Shows the state (training, stopped, done, diverged, tokenized, imported), the steps done, the last loss, the best
-    and the last validation loss with their steps, the tokens, the time and the device of training, the number of
-    parameters and the size on disk.
+    Shows the state (training, stopped, done, diverged, tokenized, imported, damaged), the steps done, the last loss,
+    the best and the last validation loss with their steps, the tokens, the time and the device of training, the number
+    of parameters and the size on disk.
     """
     from gpt import run
     from gpt.metrics import listing

@@ -34,6 +34,7 @@ def page(run: Run, it: Summary) -> list[str]:
     facts = [
         ("Run", f"{run.path} ({size(it.disk_bytes)})"),
         ("State", _state(it)),
+        ("Damage", it.damage),
         ("Model", _model(it.model) if it.model else None),
         ("LoRA", _adapters(it.model, it.train) if it.model and it.train else None),
         ("Data", _data(run, it.data) if it.data else None),
@@ -133,6 +134,8 @@ def _next(run: Run, it: Summary) -> str:
     write = f"hipgpt chat {run.options}" if is_chat else f'hipgpt generate {run.options} --prompt "…"'
     if it.state == "training":
         return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
+    if it.state == "damaged":
+        return "what is said of the damage, or an earlier checkpoint: --step, --ckpt"
     if it.state == "tokenized":
         return f"hipgpt train {run.options}"
     if it.state == "stopped":

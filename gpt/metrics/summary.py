@@ -1,6 +1,5 @@
 """A summary of a run: how far it is, how good, on what data."""
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,13 +17,15 @@ class Summary:
     """What a run has reached. None stands for what it does not have.
 
     `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
-    "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), or
-    "imported" (another program trained its model). Losses are in nats per token; `seconds` and `tokens` are those that
-    it has trained for and on, `device` the last one on which it has.
+    "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), "imported"
+    (another program trained its model), or "damaged" (its checkpoint does not load, and `damage` says why). Losses are
+    in nats per token; `seconds` and `tokens` are those that it has trained for and on, `device` the last one on which
+    it has.
     """
 
     name: str
     state: str
+    damage: str | None
     step: int | None
     steps: int | None
     loss: float | None
@@ -48,9 +49,11 @@ class Summary:
 
 def summary(run: Run) -> Summary:
     """The summary of a run, which may be damaged, or be training in another process."""
-    saved = None
-    with suppress(UserError, OSError):
+    saved, damage = None, None
+    try:
         saved = checkpoint.load(run)
+    except (UserError, OSError) as error:
+        damage = str(error) if run.has_weights else None
     trained = None if saved and saved.imported else saved
     lines = run.metrics()
     logged = [line for line in lines if "loss" in line]
@@ -61,7 +64,8 @@ def summary(run: Run) -> Summary:
     timed = [line for line in lines if line.get("time") is not None and line.get("tokens") is not None]
     return Summary(
         name=run.name,
-        state=_state(run, saved, has_diverged=bool(logged) and logged[-1]["loss"] is None),
+        state=_state(run, saved, damage, has_diverged=bool(logged) and logged[-1]["loss"] is None),
+        damage=damage,
         step=trained.step if trained else None,
         steps=trained.train_config.total_steps if trained else None,
         loss=losses[-1] if losses else None,
@@ -80,13 +84,15 @@ def summary(run: Run) -> Summary:
     )
 
 
-def _state(run: Run, saved: checkpoint.Checkpoint | None, has_diverged: bool) -> str:
+def _state(run: Run, saved: checkpoint.Checkpoint | None, damage: str | None, has_diverged: bool) -> str:
     if is_held(run.path):
         return "training"
+    if damage:
+        return "damaged"
     if has_diverged:
         return "diverged"
     if saved is None:
-        return "stopped" if run.has_weights else "tokenized"
+        return "tokenized"
     if saved.imported:
         return "imported"
     is_done = saved.step == saved.train_config.total_steps and not owes_result(run, saved.train_config, saved.step)

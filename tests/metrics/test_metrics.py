@@ -170,6 +170,18 @@ def test_a_run_whose_last_loss_is_not_finite_has_diverged(run):
     assert "Next:        train it anew with a lower --lr (it was 0.0003)" in listing.page(run, it)
 
 
+def test_a_run_whose_checkpoint_does_not_load_is_damaged_and_says_why(run):
+    save(run, 20)
+    path = run.config_path(20)
+    path.write_text(path.read_text().replace('"embed_dim": 4', '"embed_dim": "x"'))
+    it = summary(run)
+    assert (it.state, it.model) == ("damaged", None)
+    assert "model.embed_dim is 'x', but must be an integer" in it.damage
+    page = "\n".join(listing.page(run, it))
+    assert it.damage in page
+    assert "--resume" not in page
+
+
 def test_a_run_without_a_model_is_only_tokenized(run):
     run.metrics_path.unlink()
     it = summary(run)
