@@ -18,9 +18,9 @@ or whose window is full is read, all but its last token, in a pass of its own. T
 can ask for the next step before it has seen those of this one, and the device goes from step to step without a pause.
 Only a new context needs the ids on the host.
 
-Passes are recorded. There is a recording for few numbers of places, and for few lengths of a context: what is too many
-is done in vain. For example, on a GPU three sequences go through the pass of four, and a context of 21 tokens is read
-in the pass of 32, with 12 ids that nobody looks at.
+A GPU records its passes. It has recordings for a few numbers of places and for a few lengths of a context, and takes
+the next larger one. For example, three sequences go through the pass of four places. A context of 21 tokens, of which
+20 are read first, goes through the pass of 32 with 12 zeros behind it, and nothing reads what they leave.
 """
 
 from collections import deque

@@ -437,7 +437,7 @@ class Operations(Arithmetic, Protocol):
         """The array as a NumPy one, after all work on it is done; it may share memory. bf16 becomes float32."""
 
     def context_rows(self, rows: int) -> int:
-        """The rows of a pass that is worth repeating in place of one over `rows`: so many, or a few more."""
+        """The length of the pass that reads `rows` tokens: as many, or a few more, so that few recordings serve all."""
 
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> Inputs:
         """Arrays that the host writes for every step: name = (shape, dtype)."""

@@ -172,7 +172,7 @@ class GpuOps(Operations):
             self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
 
     def context_rows(self, rows: int) -> int:
-        # Each number of rows is recorded once, so there are to be few: of every four to eight, the next one.
+        # Multiples of 16, and above 128 of an eighth to a quarter of the length: 20 → 32, 100 → 112, 513 → 640.
         return round_up(rows, max(LEAST_CONTEXT, 1 << max(0, rows.bit_length() - 3)))
 
     def inputs(self, **fields: tuple[tuple[int, ...], str]) -> PinnedInputs:
