@@ -28,6 +28,7 @@ from functools import partial
 from gpt.system import ending
 
 GRACE = 1.0  # seconds that a step may still take after a signal before it is dropped
+MISSED = 0.05  # seconds after which a Ctrl-C is told once more to a main thread that may have missed it
 ECHO = 0.05  # seconds in which two SIGTERM count as one: timeout(1) sends it to its command and to its group
 
 
@@ -284,7 +285,9 @@ def _receive(number: int) -> None:
     """Take note of a signal: announce the end if it is the first, and end at once if it insists."""
     global _first
     if number == signal.SIGINT and (_is_borrowed or _caught is not None):
-        return  # the main thread's handler does all
+        if _caught is not None:
+            _nudge_after(MISSED)
+        return  # the main thread's handler does all else
     now, work = time.monotonic(), _deferred
     if _first is not None and _insists(number, now, *_first):
         _end_at_once(number)
@@ -295,7 +298,7 @@ def _receive(number: int) -> None:
         work.receive(number)
         if is_first:
             ending.aside(work.announce)
-            _nudge_when_due()
+            _nudge_after(GRACE + 0.01)
 
 
 def _insists(number: int, now: float, first: int, since: float) -> bool:
@@ -309,10 +312,14 @@ def _insists(number: int, now: float, first: int, since: float) -> bool:
     return number not in WARNINGS
 
 
-def _nudge_when_due() -> None:
-    """Have the main thread run `_handle_nudge` when GRACE is over: its work may then be given up."""
+def _nudge_after(seconds: float) -> None:
+    """Wake the main thread then, so that it runs the handlers of all signals that have come.
+
+    There are two reasons: `_handle_nudge` gives up work whose GRACE is over. And a Ctrl-C that arrives just before
+    `input` begins to wait for a key does not wake it, so that nothing would happen until the user presses a key.
+    """
     if _NUDGE is not None:
-        timer = threading.Timer(GRACE + 0.01, signal.pthread_kill, (threading.main_thread().ident, _NUDGE))
+        timer = threading.Timer(seconds, signal.pthread_kill, (threading.main_thread().ident, _NUDGE))
         timer.daemon = True
         with suppress(RuntimeError):
             timer.start()

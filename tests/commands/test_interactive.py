@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_a_session_goes_on_after_ctrl_c_and_remembers_what_was_typed(hipgpt, run
     assert "Ctrl-D" in terminal.interrupt()  # drops the line
     os.write(terminal._mine, b"\x04")
     assert terminal.process.wait(timeout=30) == 0
+
+
+MISSES_SIGNALS = """
+import readline, signal
+from gpt.system import interrupts
+
+interrupts.begin()
+with interrupts.raised(), interrupts.caught() as ctrl_c:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the kernel wakes the thread that listens instead
+    try:
+        with ctrl_c.raised():
+            input("> ")
+    except KeyboardInterrupt:
+        print("caught", "> ", sep="\\n", end="")
+"""
+
+
+def test_ctrl_c_is_heard_when_it_does_not_wake_the_thread_that_waits_for_a_key():
+    """It happens on a busy machine, if the signal comes between the last key's echo and the wait for the next key."""
+    terminal = Terminal(subprocess.Popen, [sys.executable, "-c", MISSES_SIGNALS])
+    terminal.until("> ")
+    assert "caught" in terminal.interrupt()
 
 
 def session(command: str, runs: Path, typed: str, *flags: str, monkeypatch, status: int = 0) -> str:
