@@ -37,9 +37,10 @@ constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
 // Rows of a slice that backward takes at once. Registers have no room for the sums of more.
 constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Others::at_once() : M::EDGE;
 // Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
-// In float32 they are as many as Hopper's shared memory has room for.
-constexpr int FLOAT_BLOCKS = PADDED <= 64 ? 3 : 2;
-constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
+// In float32 Hopper's shared memory has room for three, or two with large heads; backward with heads of 64 is faster with
+// the registers of two.
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? (PADDED <= 64 ? 3 : 2) : 1;
+constexpr int FLOAT_BLOCKS = PADDED <= 32 ? 3 : 2;
 constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 // Bytes of a lane's registers for a warp's own rows (so many slabs of them) and its sums

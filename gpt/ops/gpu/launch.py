@@ -82,8 +82,8 @@ def attention_block(
         side = 2 * ATTENTION_SIDE if name == "attention" and head_dim > 80 else ATTENTION_SIDE
         row_bytes, rows = round_up(head_dim, 16) * 2, WGMMA_SLICE
     elif matrix in ("tf32", "tf32x3"):
-        side = ATTENTION_SIDE
-        row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= 64 else 16
+        side, widest = ATTENTION_SIDE, 96 if name == "attention" else 64  # heads with room for slices of 32 rows
+        row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= widest else 16
     else:
         return AttentionBlock(2 * ATTENTION_SIDE if matrix == "wide_bf16" else ATTENTION_SIDE)
     while (size := _attention_bytes(name, side, rows, row_bytes, dropout)) > most_shared_bytes:
