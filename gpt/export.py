@@ -18,6 +18,7 @@ from typing import Any
 from gpt import chat_template, provenance
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
+from gpt.constants import NORM_EPS
 from gpt.errors import UserError
 from gpt.history import validation_losses
 from gpt.parameters import parameter_count
@@ -123,7 +124,7 @@ def _model_config(model: ModelConfig) -> dict[str, Any]:
         "embd_pdrop": model.dropout,
         "attn_pdrop": model.dropout,
         "resid_pdrop": model.dropout,
-        "layer_norm_epsilon": 1e-5,
+        "layer_norm_epsilon": NORM_EPS,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,

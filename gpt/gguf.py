@@ -14,6 +14,7 @@ import numpy as np
 from gpt import chat_template
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
+from gpt.constants import NORM_EPS
 from gpt.errors import UserError
 from gpt.parameters import POSITIONS, parameter_shapes
 from gpt.system.files import atomic_path, discard_leftovers, make_directory
@@ -125,7 +126,7 @@ def _describe(writer: Any, name: str, config: ModelConfig, type_name: str) -> No
     writer.add_embedding_length(config.embed_dim)
     writer.add_feed_forward_length(config.ff_hidden_dim)
     writer.add_head_count(config.num_heads)
-    writer.add_layer_norm_eps(1e-5)
+    writer.add_layer_norm_eps(NORM_EPS)
     writer.add_file_type({"f32": 0, "f16": 1, "q8_0": 7}[type_name])  # LLAMA_FTYPE_…
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpt.chat_template import JINJA
 from gpt.config import ModelConfig
+from gpt.constants import NORM_EPS
 from gpt.errors import UserError, shown
 from gpt.parameters import parameter_shapes
 from gpt.system.reading import COUNT, LARGE, NUMBER, TEXT, TRUTH, Schema, check, optional, or_null, read, read_json
@@ -41,7 +42,7 @@ _ALIASES = {  # GPT2Config takes these names too
 # (reorder_and_upcast_attn only changes the order of two roundings.)
 _ONLY: dict[str, tuple[object, ...]] = {
     "architectures": (None, ["GPT2LMHeadModel"]),
-    "layer_norm_epsilon": (1e-5,),
+    "layer_norm_epsilon": (NORM_EPS,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from gpt.arithmetic import round_up
 from gpt.doctor.bounds import EXP, LEAST, u
 from gpt.doctor.trial import REFERENCE, Arrays, Trial
 from gpt.ops.interface import AdamBuffers, Array, Operations, SamplingRule, Stack, UpdateRule
@@ -43,7 +44,7 @@ def convert(trial: Trial, n: int) -> None:
 
 
 def softmax_cross_entropy(trial: Trial, rows: int, vocab: int, magnitude: float, scale: float | None) -> None:
-    ops, padded = trial.ops, -(-vocab // 128) * 128
+    ops, padded = trial.ops, round_up(vocab, 128)
     logits = trial.rounded(trial.rng.standard_normal((rows, padded)) * magnitude)
     logits[:, vocab:] = 1e30  # the values of the padding must not count
     labels = trial.rng.integers(0, vocab, rows).astype(np.int32)
@@ -206,7 +207,7 @@ def stack(trial: Trial, shape: tuple[int, int, int]) -> tuple[list[np.ndarray], 
     The Stack also has room for the copy. Its matrices are evenly spaced, with gaps between them.
     """
     count, rows, columns = shape
-    stride = -(-rows * columns // 128) * 128
+    stride = round_up(rows * columns, 128)
     host = [trial.exact(*shape) for _ in range(3)]
 
     def laid_out(value: np.ndarray, dtype: str) -> Array:

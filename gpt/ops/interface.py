@@ -213,7 +213,7 @@ class Arithmetic(Protocol):
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, normed: Normed, norm: Affine) -> None:
-        """out = (x - mean) · rstd · weight + bias per row, rstd = 1 / sqrt(variance + 1e-5) (Ba et al. 2016).
+        """out = (x - mean) · rstd · weight + bias per row, rstd = 1 / sqrt(variance + NORM_EPS) (Ba et al. 2016).
 
         Reads normed.x and writes the other three. The variance is that of the differences from the mean, in a second
         pass, so it is right even if the mean is far larger than the spread.

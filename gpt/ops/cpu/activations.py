@@ -6,7 +6,7 @@ u = sqrt(2/π) · (x + 0.044715 x³).
 
 import numpy as np
 
-from gpt.ops.constants import GELU_CUBIC, GELU_SCALE
+from gpt.constants import GELU_CUBIC, GELU_SCALE
 from gpt.ops.cpu.sums import sum_rows
 from gpt.system.threads import Scratch, blocks
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpt.ops.constants import NORM_EPS
+from gpt.constants import NORM_EPS
 from gpt.ops.cpu.sums import ones, sum_rows
 from gpt.ops.interface import Affine, Normed
 from gpt.system.threads import Scratch

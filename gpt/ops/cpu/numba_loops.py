@@ -23,9 +23,9 @@ import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's BLAS; loaded here, before BLAS is told to use one thread
 from numba import njit, prange, types
 
-from gpt.ops.constants import GELU_CUBIC as CUBIC
-from gpt.ops.constants import GELU_SCALE as SCALE
-from gpt.ops.constants import NORM_EPS as EPS
+from gpt.constants import GELU_CUBIC as CUBIC
+from gpt.constants import GELU_SCALE as SCALE
+from gpt.constants import NORM_EPS as EPS
 
 f4 = np.float32
 ZERO, ONE, INFINITY = f4(0), f4(1), f4(np.inf)

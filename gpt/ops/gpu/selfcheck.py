@@ -24,8 +24,8 @@ import numpy as np
 
 from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
+from gpt.constants import GELU_CUBIC, GELU_SCALE
 from gpt.errors import UserError
-from gpt.ops.constants import GELU_CUBIC, GELU_SCALE
 from gpt.ops.gpu import muon
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.products import Products

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from gpt.ops.constants import GELU_CUBIC, GELU_SCALE, NORM_EPS
+from gpt.constants import GELU_CUBIC, GELU_SCALE, NORM_EPS
 from gpt.system import shipped
 
 _INCLUDE = re.compile(r'^#include "((?:common|tile|wgmma|slice|operand)\.h)"$', re.MULTILINE)

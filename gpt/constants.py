@@ -1,4 +1,7 @@
-"""Numbers that define GPT-2's arithmetic. Every device takes them from here; kernels get them as macros."""
+"""Numbers that define GPT-2's arithmetic, for every device and for the files of other programs.
+
+Kernels get them as macros (gpt/ops/gpu/sources.py).
+"""
 
 import math
 
