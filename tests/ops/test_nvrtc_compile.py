@@ -7,7 +7,7 @@ import pytest
 
 from gpt.ops.gpu.sources import Instance
 from tests.support import nvidia
-from tests.support.nvidia import compile_source, complaints
+from tests.support.nvidia import NvidiaCompilation, compile_source, complaints
 
 ABSENT = nvidia.missing()
 CONVERT = Instance.of("convert.hip", {"FROM": "float", "TO": "bf16", "WIDTH": 8, "THREADS": 256})
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.skipif(bool(ABSENT), reason=str(ABSENT))
 
 @pytest.mark.parametrize("target", nvidia.TARGETS)
 def test_a_modest_kernel_is_fit(target):
-    assert nvidia.Case("nvrtc", target, CONVERT).faults() == []
+    assert NvidiaCompilation("nvrtc", target, CONVERT).faults() == []
 
 
 def test_a_kernel_that_is_not_compiled_is_found(monkeypatch):
-    case = nvidia.Case("nvrtc", "sm_80", CONVERT)
+    compilation = NvidiaCompilation("nvrtc", "sm_80", CONVERT)
     monkeypatch.setattr(Instance, "names", ["convert", "another"])
-    assert case.faults() == ["another: the source and the code differ on it"]
+    assert compilation.faults() == ["another: the source and the code differ on it"]
 
 
 def test_a_source_that_does_not_compile_is_an_error():

@@ -23,29 +23,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from gpt.ops.gpu.sources import Instance
 from tests.support import nvidia
 from tests.support.amd import compile as amd
 from tests.support.amd import hiprtc, table
+from tests.support.compilation import Compilation
 
 RECORD = Path(__file__).with_name("fit.txt")
 SAMPLED = 1 / 20
 # A comment alone on its line, and one behind code. What has a quotation mark may be a part of a string, and what has to
 # do with a line that goes on (a backslash) is left as it is.
 _COMMENT = re.compile(r'(?<!\\\n)^[ \t]*//[^"\\\n]*\n|[ \t]*//[^"\\\n]*$', re.MULTILINE)
-
-
-class Case(Protocol):
-    """One compilation that has to succeed."""
-
-    compiler: str
-    target: str
-    instance: Instance
-
-    def faults(self) -> list[str]:
-        """What is wrong with the code; empty if it is fit to be run."""
 
 
 class Group(NamedTuple):
@@ -56,39 +46,40 @@ class Group(NamedTuple):
     file: str
 
     @classmethod
-    def of(cls, case: "Case") -> "Group":
-        return cls(case.compiler, case.target, case.instance.file)
+    def of(cls, compilation: Compilation) -> "Group":
+        return cls(compilation.compiler, compilation.target, compilation.instance.file)
 
 
 def check(
-    cases: Sequence[Case],
+    compilations: Sequence[Compilation],
     judges: Callable[[str, str], str],
     record: Path = RECORD,
     sampled: float = SAMPLED,
     say: Callable[[str], object] = print,
 ) -> int:
-    """Compile what has changed since `record` was written, and a part of the rest. Returns the number of unfit cases.
+    """Compile what has changed since `record` was written, and a part of the rest. Returns the number of unfit ones.
 
     `judges(compiler, target)` is the text of all that compiles and judges there; `sampled` is the part, from 0 to 1.
     """
-    by_group = {group: list(each) for group, each in groupby(sorted(cases, key=Group.of), key=Group.of)}
+    by_group = {group: list(each) for group, each in groupby(sorted(compilations, key=Group.of), key=Group.of)}
     digests = {group: digest(each, judges(*group[:2])) for group, each in by_group.items()}
     known = {group: text for group, text in _read(record).items() if digests.get(group) == text}
-    changed = [case for group, each in by_group.items() if group not in known for case in each]
-    same = [case for group in known for case in by_group[group]]
+    changed = [each for group, several in by_group.items() if group not in known for each in several]
+    same = [each for group in known for each in by_group[group]]
     sample = random.sample(same, round(sampled * len(same)))
-    say(f"{len(cases)} compilations: {len(changed)} are new or have changed, and {len(sample)} of the others try these")
+    news = f"{len(changed)} are new or have changed, and {len(sample)} of the others try these"
+    say(f"{len(compilations)} compilations: {news}")
     left, unfit = {group: len(each) for group, each in by_group.items() if group not in known}, 0
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        asked = {pool.submit(_faults, case): case for case in (*changed, *sample)}
+        asked = {pool.submit(_faults, each): each for each in (*changed, *sample)}
         for result in as_completed(asked):
-            case, faults = asked[result], result.result()
-            group = Group.of(case)
+            compilation, faults = asked[result], result.result()
+            group = Group.of(compilation)
             if faults:
                 unfit += 1
                 known.pop(group, None)
                 left.pop(group, None)
-                say("\n".join(f"{case}: {fault}" for fault in faults))
+                say("\n".join(f"{compilation}: {fault}" for fault in faults))
             elif group in left:
                 left[group] -= 1
                 if left[group] == 0:
@@ -98,9 +89,9 @@ def check(
     return unfit
 
 
-def digest(cases: Iterable[Case], judge: str) -> str:
+def digest(compilations: Iterable[Compilation], judge: str) -> str:
     """16 hexadecimal digits for all that the code of these instances and the judgement depend on."""
-    sources = sorted(_code(case.instance) for case in cases)
+    sources = sorted(_code(each.instance) for each in compilations)
     return hashlib.sha256("\0".join((judge, *sources)).encode()).hexdigest()[:16]
 
 
@@ -118,8 +109,8 @@ def judge(compiler: str, target: str) -> str:
     return "\0".join((version, *(Path(module.__file__).read_text(encoding="utf-8") for module in modules)))
 
 
-def _faults(case: Case) -> list[str]:
-    return case.faults()
+def _faults(compilation: Compilation) -> list[str]:
+    return compilation.faults()
 
 
 def _read(record: Path) -> dict[Group, str]:
@@ -140,7 +131,7 @@ def main(*options: str) -> int:
         print(*reasons, sep="\n")
         return 1
     before = _read(RECORD)
-    unfit = check([*table.cases(), *nvidia.cases()], judge, sampled=1 if "--all" in options else SAMPLED)
+    unfit = check([*table.compilations(), *nvidia.compilations()], judge, sampled=1 if "--all" in options else SAMPLED)
     print(f"{unfit or 'none'} of them are unfit")
     if _read(RECORD) != before:
         print(f"{RECORD.name} has changed: commit it")

@@ -10,9 +10,8 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
-from gpt.ops.gpu.sources import Instance
+from tests.support.compilation import Compilation
 from tests.support.instances import instances
 
 TARGETS = ("sm_80", "sm_90a", "sm_120")
@@ -21,18 +20,10 @@ WHEEL = "nvidia-cuda-nvrtc-cu12"
 MEMORY_LIMIT = 512
 
 
-class Case(NamedTuple):
-    """One compilation that has to succeed."""
-
-    compiler: str
-    target: str
-    instance: Instance
-
-    def __str__(self) -> str:
-        return f"{self.compiler} {self.target} {self.instance}"
+class NvidiaCompilation(Compilation):
+    """NVRTC's: the code must have every kernel of the source, and keep variables in registers."""
 
     def faults(self) -> list[str]:
-        """What is wrong with the code; empty if it is fit to be run."""
         succeeded, log = compile_source(self.instance.source, self.target)
         if not succeeded:
             return [log]
@@ -41,9 +32,11 @@ class Case(NamedTuple):
         return [f"{name}: the source and the code differ on it" for name in absent] + complaints(log)
 
 
-def cases() -> list[Case]:
-    """A case for each target and each instance that training and generation need there."""
-    return [Case("nvrtc", target, instance) for target in TARGETS for instance in instances(target, 32, True)]
+def compilations() -> list[NvidiaCompilation]:
+    """One for each target and each instance that training and generation need there."""
+    return [
+        NvidiaCompilation("nvrtc", target, instance) for target in TARGETS for instance in instances(target, 32, True)
+    ]
 
 
 def missing() -> str | None:

@@ -1,6 +1,7 @@
 """The record of fit kernels: what has changed is compiled, and nothing that is unfit is ever recorded as fit."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 from gpt.ops.gpu.sources import Instance
 from tests.support import fit
 from tests.support.amd import compile as amd
+from tests.support.compilation import Compilation
 
 
 class FakeInstance(NamedTuple):
@@ -17,12 +19,10 @@ class FakeInstance(NamedTuple):
     names: tuple[str, ...] = ()
 
 
-class FakeCase(NamedTuple):
+@dataclass(frozen=True)
+class FakeCompilation(Compilation):
     """A compilation that writes down its source in `log`, and whose code is unfit if that says so."""
 
-    compiler: str
-    target: str
-    instance: FakeInstance
     log: str
 
     def faults(self):
@@ -38,13 +38,13 @@ def compiled(tmp_path):
 
     def run(sources, targets=("a",), judge="", sampled=0.0):
         log.write_text("")
-        cases = [
-            FakeCase("cc", target, FakeInstance(file, source), str(log))
+        compilations = [
+            FakeCompilation("cc", target, FakeInstance(file, source), str(log))
             for target in targets
             for file, each in sources.items()
             for source in each
         ]
-        unfit = fit.check(cases, lambda *_: judge, record, sampled, say=lambda _: None)
+        unfit = fit.check(compilations, lambda *_: judge, record, sampled, say=lambda _: None)
         return unfit, sorted(tuple(json.loads(line)) for line in log.read_text().splitlines())
 
     return run
@@ -76,7 +76,7 @@ def test_a_sample_of_what_has_not_changed_finds_a_line_that_lies(compiled, tmp_p
     sources = {"f": ["1", "spill"]}
     compiled({"f": ["1", "2"]})
     line = tmp_path / "fit.txt"
-    instances = [FakeCase("cc", "a", FakeInstance("f", source), "") for source in sources["f"]]
+    instances = [FakeCompilation("cc", "a", FakeInstance("f", source), "") for source in sources["f"]]
     line.write_text(f"cc a f {fit.digest(instances, '')}\n")
     assert compiled(sources) == (0, [])
     assert compiled(sources, sampled=0.5)[1]
@@ -96,13 +96,13 @@ def test_a_sample_of_what_has_not_changed_finds_a_line_that_lies(compiled, tmp_p
     ],
 )
 def test_a_comment_is_no_change_but_every_other_character_is(before, after, same):
-    digests = {fit.digest([FakeCase("cc", "a", FakeInstance("f", text), "")], "") for text in (before, after)}
+    digests = {fit.digest([FakeCompilation("cc", "a", FakeInstance("f", text), "")], "") for text in (before, after)}
     assert (len(digests) == 1) == same
 
 
 def test_the_digest_of_a_file_covers_its_headers_and_its_defines():
     def digest(**defines):
-        return fit.digest([FakeCase("cc", "a", Instance.of("gelu.hip", defines), "")], "")
+        return fit.digest([FakeCompilation("cc", "a", Instance.of("gelu.hip", defines), "")], "")
 
     assert digest(T="float") != digest(T="bf16")
     assert "KERNEL" in Instance.of("gelu.hip", {}).source

@@ -8,9 +8,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
 
-from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_bf16
 from tests.support.amd.compile import (
     BF16_ALONE,
@@ -23,23 +21,16 @@ from tests.support.amd.compile import (
     compile_kernels,
     missing,
 )
+from tests.support.compilation import Compilation
 from tests.support.instances import instances
 
 HEADINGS = ("kernel", "instance", "target", "VGPRs", "SGPRs", "LDS", "waves", "")
 
 
-class Case(NamedTuple):
-    """One compilation that has to succeed."""
-
-    compiler: str
-    target: str
-    instance: Instance
-
-    def __str__(self) -> str:
-        return f"{self.compiler} {self.target} {self.instance}"
+class AmdCompilation(Compilation):
+    """clang's or hiprtc's: compile.py says which code is fit."""
 
     def faults(self) -> list[str]:
-        """What is wrong with the code; empty if it is fit to be run."""
         try:
             return [f"{kernel.name}: {complaint}" for kernel, found in self.compile() for complaint in found]
         except CompileError as error:
@@ -56,13 +47,13 @@ class Case(NamedTuple):
 _asked_threads = cache(asked_threads)  # the same for many targets
 
 
-def cases() -> list[Case]:
-    """A case for every compiler, each of its targets, and each instance that training and generation need there.
+def compilations() -> list[AmdCompilation]:
+    """One for every compiler, each of its targets, and each instance that training and generation need there.
 
     A target in BF16_ALONE has its instances with bf16 alone, because the others are those of another target.
     """
     return [
-        Case(compiler, target, instance)
+        AmdCompilation(compiler, target, instance)
         for compiler, targets in TARGETS.items()
         for target in targets
         for instance in instances(target, PROCESSORS[target].wave, has_bf16(target))
@@ -78,12 +69,12 @@ def main() -> int:
         return 1
     rows, unfit = [HEADINGS], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # one compiler for each core; each is a process of its own
-        everything = cases()
-        for case, kernels in zip(everything, pool.map(Case.compile, everything), strict=True):
+        everything = compilations()
+        for compilation, kernels in zip(everything, pool.map(AmdCompilation.compile, everything), strict=True):
             for kernel, complaints in kernels:
                 unfit += bool(complaints)
-                defines = " ".join(f"{name}={value}" for name, value in case.instance.defines)
-                target = f"{case.target} ({case.compiler})"
+                defines = " ".join(f"{name}={value}" for name, value in compilation.instance.defines)
+                target = f"{compilation.target} ({compilation.compiler})"
                 numbers = (kernel.vgprs, kernel.sgprs, kernel.lds, f"{kernel.waves:g}")
                 remarks = complaints or [f"tolerated: {each}" for each in kernel.slowness]
                 rows.append((kernel.name, defines, target, *map(str, numbers), "; ".join(remarks)))
