@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,91 @@ MARKERS = tuple(chat_template.MARKERS.values())  # the special tokens that conve
 _GPT2 = Path(DATA_PATH).with_name("gpt2")  # where `hipgpt fetch` puts GPT-2's vocabulary
 
 
-def blank(info: Info | None, preset: str | None, asked: Mapping[str, Any], markers: Sequence[str]) -> Tokenizer:
-    """A tokenizer that has yet to learn, with the settings that `prepare` describes, and these special tokens."""
-    config = TokenizerConfig.of(preset)
-    if info is not None and preset is None:
-        config = TokenizerConfig(**pick(TokenizerConfig, info["tokenizer"]))
-        config = replace(config, special_tokens=tuple(config.special_tokens))
-    if info is not None and preset is None and config.kind != asked.get("kind", config.kind):
-        config = replace(config, split=None, keep_newlines=False)  # they belong to a kind
-    config = replace(config, **asked)
-    special_tokens = tuple(dict.fromkeys((*config.special_tokens, *markers)))
-    return Tokenizer(config.vocab_limit, config.kind, split=config.split, special_tokens=special_tokens,
-                     keep_newlines=config.keep_newlines)  # fmt: skip
+@dataclass(frozen=True)
+class Wanted:
+    """The tokenizer that the user asks for: with these settings, and those of the preset, or the `given` one.
+
+    `settings` are those fields of TokenizerConfig that the user's flags set. If `kind` is a path, the tokenizer that
+    lies there is `given`.
+    """
+
+    settings: Mapping[str, Any]
+    preset: str | None = None
+    given: Tokenizer | None = None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], preset: str | None) -> "Wanted":
+        """Raises UserError if the tokenizer that --tokenizer names by its path cannot be used."""
+        return cls(settings, preset, _given_by(settings))
+
+    @property
+    def is_any(self) -> bool:
+        """Whether the user asks for no tokenizer in particular."""
+        return self.preset is None and not self.settings
+
+    def blank(self, info: Info | None, markers: Sequence[str]) -> Tokenizer:
+        """A tokenizer that has yet to learn, with the settings that `prepare` describes, and these special tokens."""
+        config = TokenizerConfig.of(self.preset)
+        if info is not None and self.preset is None:
+            config = TokenizerConfig(**pick(TokenizerConfig, info["tokenizer"]))
+            config = replace(config, special_tokens=tuple(config.special_tokens))
+            if config.kind != self.settings.get("kind", config.kind):
+                config = replace(config, split=None, keep_newlines=False)  # they belong to a kind
+        config = replace(config, **self.settings)
+        return Tokenizer(
+            config.vocab_limit, config.kind, split=config.split, keep_newlines=config.keep_newlines,
+            special_tokens=tuple(dict.fromkeys((*config.special_tokens, *markers))),
+        )  # fmt: skip
+
+    def kept(self, run: Run, info: Info | None, otherwise: str, report: Report) -> Tokenizer:
+        """The run's own tokenizer. Raises UserError, with the advice `otherwise`, if it is not the wanted one.
+
+        It must also be the one that tokens.json, `info`, knows.
+        """
+        if info is not None and (now := provenance.sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
+            raise UserError(
+                f"{run.tokenizer_path} is not the tokenizer that {run.tokens_path.name} was made with "
+                f"(sha256 {then:.12}… then, {now:.12}… now): put that one back, or {otherwise}"
+            )
+        tokenizer = Tokenizer.load(run.tokenizer_path)
+        if self.given is not None:
+            if tokenizer not in (self.given, self.given.with_special_tokens(MARKERS)):
+                raise UserError(
+                    f"--tokenizer is {self.settings['kind']}, but {run.tokenizer_path} is another one: leave it out, "
+                    f"or {otherwise}"
+                )
+            return tokenizer
+        for key, wanted in self.settings.items():
+            value = getattr(tokenizer, key)
+            got_markers = key == "special_tokens" and value == tuple(dict.fromkeys((*wanted, *MARKERS)))
+            if wanted != value and not got_markers:
+                raise UserError(
+                    f"{flag(key)} is {wanted}, but {run.tokenizer_path} has {value}: leave it out, or {otherwise}"
+                )
+        if self.preset is not None:
+            special = tuple(text for text in tokenizer.special_tokens if text not in MARKERS)
+            self._check_preset(run, replace(tokenizer.config, special_tokens=special), otherwise, report)
+        return tokenizer
+
+    def _check_preset(self, run: Run, used: TokenizerConfig, otherwise: str, report: Report) -> None:
+        """Compare the tokenizer that a run has with the preset's; settings that the user asks for do not count.
+
+        Raises UserError if they differ and the run's is the default one, which hardly anybody chose. Any other
+        tokenizer was chosen: it is kept, and the difference is reported.
+        """
+        wanted = TokenizerConfig.of(self.preset)
+        if {**asdict(wanted), **{key: getattr(used, key) for key in self.settings}} == asdict(used):
+            return
+        has, wants = f"run {run.name} has a {used}", f"--preset {self.preset} has a {wanted}"
+        if used == TokenizerConfig.of(None):
+            keep = f"--tokenizer {used.kind} --vocab-size {used.vocab_limit}"
+            raise UserError(f"{has}, but {wants}: keep the run's with {keep}, or {otherwise}")
+        report(f"Note: {has} and keeps it; {wants}")
 
 
-def given_by(asked: Mapping[str, Any]) -> Tokenizer | None:
+def _given_by(settings: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer that --tokenizer names by its path, if it does. Raises UserError if it cannot be used."""
-    path = asked.get("kind", TOKENIZERS[0])
+    path = settings.get("kind", TOKENIZERS[0])
     if path in TOKENIZERS:
         return None
     if path == _GPT2.name and not os.path.exists(path):
@@ -46,7 +114,7 @@ def given_by(asked: Mapping[str, Any]) -> Tokenizer | None:
         raise UserError(
             f"--tokenizer is {shown(path)}, but must be one of {', '.join(TOKENIZERS)}, or a tokenizer.json that exists"
         )
-    if others := [flag(key) for key in asked if key != "kind"]:
+    if others := [flag(key) for key in settings if key != "kind"]:
         raise UserError(f"{others[0]} goes with a tokenizer that is learned, but --tokenizer is {path}: leave it out")
     return Tokenizer.load(path)
 
@@ -58,52 +126,17 @@ def grown(tokenizer: Tokenizer, texts: Texts) -> Tokenizer:
     return tokenizer.with_special_tokens(MARKERS)
 
 
-def kept(
-    run: Run, info: Info | None, preset: str | None, asked: Mapping[str, Any], given: Tokenizer | None, otherwise: str,
-    report: Report,
-) -> Tokenizer:  # fmt: skip
-    """The run's own tokenizer. Raises UserError if tokens.json, a flag or the preset contradicts it."""
-    if info is not None and (now := provenance.sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
+def check_model(run: Run, reset: bool) -> None:
+    """Raises UserError if the run has a model, and its tokenizer is missing or would be replaced."""
+    if run.has_weights and reset:
         raise UserError(
-            f"{run.tokenizer_path} is not the tokenizer that {run.tokens_path.name} was made with "
-            f"(sha256 {then:.12}… then, {now:.12}… now): put that one back, or {otherwise}"
+            f"--reset would replace the tokenizer that the checkpoints of run {run.name} need: take another --run-name"
         )
-    tokenizer = Tokenizer.load(run.tokenizer_path)
-    if given is not None:
-        if tokenizer not in (given, given.with_special_tokens(MARKERS)):
-            raise UserError(
-                f"--tokenizer is {asked['kind']}, but {run.tokenizer_path} is another one: leave it out, or {otherwise}"
-            )
-        return tokenizer
-    for key, wanted in asked.items():
-        value = getattr(tokenizer, key)
-        got_markers = key == "special_tokens" and value == tuple(dict.fromkeys((*wanted, *MARKERS)))
-        if wanted != value and not got_markers:
-            raise UserError(
-                f"{flag(key)} is {wanted}, but {run.tokenizer_path} has {value}: leave it out, or {otherwise}"
-            )
-    if preset is not None:
-        special = tuple(text for text in tokenizer.special_tokens if text not in MARKERS)
-        _check_preset(run, replace(tokenizer.config, special_tokens=special), preset, asked, otherwise, report)
-    return tokenizer
-
-
-def _check_preset(
-    run: Run, used: TokenizerConfig, preset: str, asked: Mapping[str, Any], otherwise: str, report: Report
-) -> None:
-    """Compare the tokenizer that a run has with the preset's; settings that the user `asked` for do not count.
-
-    Raises UserError if they differ and the run's is the default one, which hardly anybody chose. Any other tokenizer
-    was chosen: it is kept, and the difference is reported.
-    """
-    wanted = TokenizerConfig.of(preset)
-    if {**asdict(wanted), **{key: getattr(used, key) for key in asked}} == asdict(used):
-        return
-    has, wants = f"run {run.name} has a {used}", f"--preset {preset} has a {wanted}"
-    if used == TokenizerConfig.of(None):
-        keep = f"--tokenizer {used.kind} --vocab-size {used.vocab_limit}"
-        raise UserError(f"{has}, but {wants}: keep the run's with {keep}, or {otherwise}")
-    report(f"Note: {has} and keeps it; {wants}")
+    if run.has_weights and not run.tokenizer_path.exists():
+        raise UserError(
+            f"{run.tokenizer_path} is missing, and the run's checkpoints are of no use without it: "
+            "put it back, or take another --run-name"
+        )
 
 
 def check_sample(data: DataConfig, info: Info | None, is_kept: bool, given: Tokenizer | None, otherwise: str) -> None:
