@@ -7,8 +7,9 @@ import pytest
 
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.device import CupyDevice
+from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.operations import GpuOps
-from gpt.ops.interface import Arithmetic, Device, Operations
+from gpt.ops.interface import Arithmetic, Operations
 from tests.support.host_device import HostDevice
 
 

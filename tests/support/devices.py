@@ -8,8 +8,9 @@ from importlib.util import find_spec
 import pytest
 
 from gpt.errors import UserError
+from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.operations import GpuOps
-from gpt.ops.interface import Device, Operations
+from gpt.ops.interface import Operations
 from tests.support.amd.emulator import TARGETS, EmulatorDevice, unavailable
 
 

@@ -11,8 +11,9 @@ gpt/ops/interface.py defines the operations. How the loops are built:
   With more freedom, fresh code and code from numba's cache, which is optimized once more, would round differently, and
   the same run twice would not give the same bits.
 
-All numbers are float32: one that is not would make its whole expression float64. numba does not see when another file
-changes, so the imported constants are only those of GPT-2, which never change.
+All numbers are float32: one that is not would make its whole expression float64. numba's cache does not notice when
+another file changes. So all loops are in this one, and the constants that it imports are those of GPT-2, which never
+change.
 """
 
 import math

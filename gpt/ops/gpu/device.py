@@ -16,10 +16,11 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
+from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_bf16, has_tf32, has_wgmma, unsupported, warp_size
 from gpt.ops.gpu.timeline import CupyTimeline
-from gpt.ops.interface import Array, Device, Kernel, Work
+from gpt.ops.interface import Array, Work
 
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products

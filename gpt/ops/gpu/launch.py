@@ -7,7 +7,7 @@ import math
 from typing import NamedTuple
 
 from gpt.arithmetic import ceil_div, round_up
-from gpt.ops.interface import Device, Kernel
+from gpt.ops.gpu.interface import Device, Kernel
 
 THREADS = 256  # of a block, in all files that have no number of their own here
 EMBEDDING_THREADS = 128

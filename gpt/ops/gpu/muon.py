@@ -13,7 +13,8 @@ import numpy as np
 from gpt.arithmetic import ceil_div, round_up
 from gpt.ops.cpu.optimizer import MUON_RMS
 from gpt.ops.gpu.blas import Sum
-from gpt.ops.interface import Array, Kernel, Stack
+from gpt.ops.gpu.interface import Kernel
+from gpt.ops.interface import Array, Stack
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
 THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and most blocks that share the norm of a matrix

@@ -18,6 +18,7 @@ from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Epilogue, Sum
+from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.launch import (
     ADAMW_WIDTH,
     CACHED_THREADS,
@@ -45,9 +46,7 @@ from gpt.ops.interface import (
     Affine,
     Array,
     Branch,
-    Device,
     Dropout,
-    Kernel,
     Normed,
     Operations,
     Shape,

@@ -11,8 +11,9 @@ import numpy as np
 from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
+from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.launch import Kernels
-from gpt.ops.interface import Activation, Array, Device
+from gpt.ops.interface import Activation, Array
 
 CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from gpt.arithmetic import round_up
-from gpt.ops.interface import Array, Device, Fields, Inputs, Output, Work
+from gpt.ops.gpu.interface import Device
+from gpt.ops.interface import Array, Fields, Inputs, Output, Work
 
 SLOTS = 3  # uploads, or downloads, under way at most: so many steps the host may be ahead of the device
 ALIGNMENT = 256  # bytes

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpt.arithmetic import ceil_div
+from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.launch import (
     MATVEC_LANES,
     MATVEC_LONGEST,
@@ -16,7 +17,7 @@ from gpt.ops.gpu.launch import (
     matvec_block,
     skinny_block,
 )
-from gpt.ops.interface import Affine, Array, Device
+from gpt.ops.interface import Affine, Array
 
 Scratch = Callable[[str, int, str], Array]  # a name, a number of elements and their dtype → an array that is kept
 
