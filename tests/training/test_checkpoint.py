@@ -250,10 +250,8 @@ def test_a_weights_file_without_a_config_is_refused(run):
 # ---- kills and full disks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rename", range(RENAMES))
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monkeypatch, rename, moment):
-    save(run, 5)
+def kill_at_rename(monkeypatch, work, rename, moment):
+    """Do some work in a child that is killed at this rename, counted from 0: right "before" it, or right "after"."""
     replace, left = os.replace, [rename]
 
     def killing_replace(source, target):
@@ -266,7 +264,14 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killing_replace)
-        assert in_a_child(lambda: save(run, 10)) == -signal.SIGKILL
+        assert in_a_child(work) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("rename", range(RENAMES))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monkeypatch, rename, moment):
+    save(run, 5)
+    kill_at_rename(monkeypatch, lambda: save(run, 10), rename, moment)
 
     found = checkpoint.load(run)
     is_new = rename > CONFIG_RENAME or (rename, moment) == (CONFIG_RENAME, "after")

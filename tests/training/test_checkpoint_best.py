@@ -1,8 +1,6 @@
 """The best checkpoint's files: after a kill at any moment, all old or all new; and never pruned."""
 
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import pytest
@@ -13,8 +11,8 @@ from tests.training.test_checkpoint import (
     MODEL,
     TRAIN,
     complete,
-    in_a_child,
     is_complete,
+    kill_at_rename,
     names,
     run,
     same,
@@ -50,19 +48,7 @@ def test_the_best_checkpoint_comes_back_and_replaces_the_one_before(run):
 def test_a_kill_while_the_best_is_saved_leaves_the_old_or_the_new_whole(run, monkeypatch, rename, moment):
     save(run, 5)
     save_best(run, 5)
-    replace, left = os.replace, [rename]
-
-    def killing_replace(source, target):
-        left[0] -= 1
-        if left[0] < 0 and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killing_replace)
-        assert in_a_child(lambda: save_best(run, 10)) == -signal.SIGKILL
+    kill_at_rename(monkeypatch, lambda: save_best(run, 10), rename, moment)
 
     assert is_best(checkpoint.best(run), 10 if (rename, moment) == (3, "after") else 5)
     with run.lock():
