@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gpt
 from gpt import checkpoint, plan, pretrained
+from gpt.checkpoint import Checkpoint
 from gpt.config import TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
@@ -79,19 +80,12 @@ def carry_out(asked: Asked, console: Console, ranks: Ranks = ALONE) -> Ended:
         run, start = plan.locate(name, asked.resume, asked.ckpt, asked.runs_dir)
         if ranks.share(start and asked.resume and plan.is_done(start, settings.get("total_steps"))):
             if start and ranks.is_first:
-                checkpoint.finish(start)
-                console.line(
-                    f"Run {run.name} is done: it has reached step {start.step} of {start.step}. "
-                    f"To train on: hipgpt train --ckpt {run.latest_weights_path} --steps N"
-                )
+                _finish(start, console)
             return Ended(run, start.step if start else 0, was_done=True)
-        if not ranks.is_first:
-            ranks.share()  # a mistake that all ranks would find is the first one's to tell
-        origin = pretrained.find(asked.source, asked.runs_dir) if asked.source is not None else None
-        model, train = plan.settle(settings, asked.preset, start, asked.resume, origin)
-        train = plan.shared_out(train, settings, start, asked.global_batch, ranks.size)
-        if ranks.is_first:
-            ranks.share()
+        with ranks.first_goes_ahead():
+            origin = pretrained.find(asked.source, asked.runs_dir) if asked.source is not None else None
+            model, train = plan.settle(settings, asked.preset, start, asked.resume, origin)
+            train = plan.shared_out(train, settings, start, asked.global_batch, ranks.size)
         inherited = start is not None and "precision" not in settings
         ops, train = plan.select_ops(asked.device, asked.blas, train, inherited, ranks)
         console.line(f"Device: {ops.description}")
@@ -105,14 +99,23 @@ def carry_out(asked: Asked, console: Console, ranks: Ranks = ALONE) -> Ended:
         device = ops.description if ranks.size == 1 else f"{ranks.size} x {ops.description}"
         train = replace(chosen.train_config, device=device)
         trainer = Trainer(
-            run, chosen.model_config, train, chosen.batches, chosen.corpus.tokenizer, ops, console, start,
-            ranks, chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
+            run, chosen.model_config, train, chosen.batches, chosen.corpus.tokenizer, ops, console, start=start,
+            ranks=ranks, first_weights=chosen.origin.cut(model.max_seq_len).weights if chosen.origin else None,
         )  # fmt: skip
         with _tracked(asked.track, chosen, train, console, ranks) as done:
             stopped_by = trainer.train()
             if stopped_by is None:
                 done()
     return Ended(run, trainer.step, trainer.best.step if trainer.best else None, stopped_by)
+
+
+def _finish(start: Checkpoint, console: Console) -> None:
+    """Complete a run that has nothing left to do: a killed process may have left links and old checkpoints."""
+    checkpoint.finish(start)
+    console.line(
+        f"Run {start.run.name} is done: it has reached step {start.step} of {start.step}. "
+        f"To train on: hipgpt train --ckpt {start.run.latest_weights_path} --steps N"
+    )
 
 
 def _tracked(

@@ -43,6 +43,18 @@ class Ranks:
         """Every rank's `value`, in the order of the ranks, on the first one; [] on the others."""
         return [value]
 
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        """The first rank does the work in the `with` before the others begin it.
+
+        So a mistake that all would find is told once, by the first one: it ends the others while they wait.
+        """
+        if not self.is_first:
+            self.share()
+        yield
+        if self.is_first:
+            self.share()
+
     def device(self, wanted: str) -> str:
         """The `--device` of this rank, if `wanted` is the user's: each rank of a machine has a GPU of its own."""
         return wanted

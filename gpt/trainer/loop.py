@@ -54,6 +54,7 @@ class Trainer:
         tokenizer: Tokenizer,
         ops: Operations,
         console: Console,
+        *,
         start: Checkpoint | None = None,
         ranks: Ranks = ALONE,
         first_weights: Mapping[str, np.ndarray] | None = None,
