@@ -33,22 +33,45 @@ def settle(
     Raises UserError for values out of range and for flags that contradict the checkpoint's model.
     """
     if origin is not None:
-        return _settle_tuning(flags, preset, origin)
-    chosen = PRESETS.get(preset or "", {})
-    if flags.get("optimizer", chosen.get("optimizer")) != chosen.get("optimizer"):
-        chosen = {key: value for key, value in chosen.items() if key not in RATES}
-    wanted = {**chosen, **flags}
-    model = pick(ModelConfig, wanted)
-    if start is None:
-        train = TrainConfig(**pick(TrainConfig, wanted)).resolved()
-        if train.lora:
-            raise UserError(f"--lora {train.lora} trains adapters beside a trained model: name that model with --from")
-        _check_sample_prompt(flags, train)
-        return ModelConfig(vocab_size=1, **model), train
-    dropout = flags.get("dropout", start.model_config.dropout)  # no weight has a shape that depends on it
-    for key, value in model.items():
+        model, train = _of_tuning(flags, preset, origin)
+    else:
+        chosen = PRESETS.get(preset or "", {})
+        if flags.get("optimizer", chosen.get("optimizer")) != chosen.get("optimizer"):
+            chosen = {key: value for key, value in chosen.items() if key not in RATES}
+        wanted = {**chosen, **flags}
+        if start is None:
+            model, train = _of_new_run(wanted)
+        else:
+            model, train = _of_same_model(flags, wanted, start), _of_more_training(flags, start, resume)
+    if flags.get("sample_prompt") is not None and not train.sample_every:
+        raise UserError("--sample-prompt needs --sample-every N: after how many steps is the model to write?")
+    return model, train
+
+
+def _of_new_run(wanted: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The settings of a run with random weights, which has no vocabulary yet."""
+    train = TrainConfig(**pick(TrainConfig, wanted)).resolved()
+    if train.lora:
+        raise UserError(f"--lora {train.lora} trains adapters beside a trained model: name that model with --from")
+    return ModelConfig(vocab_size=1, **pick(ModelConfig, wanted)), train
+
+
+def _of_same_model(flags: Mapping[str, Any], wanted: Mapping[str, Any], start: Checkpoint) -> ModelConfig:
+    """The checkpoint's model. Flags may change --dropout alone, because no weight has a shape that depends on it.
+
+    Raises UserError if the `wanted` settings, those of the flags and of the preset, contradict the model.
+    """
+    for key, value in pick(ModelConfig, wanted).items():
         if key != "dropout" and value != (stored := getattr(start.model_config, key)):
             raise UserError(f"{flag(key)} {value} contradicts the checkpoint, whose model has {stored}: leave it out")
+    return replace(start.model_config, dropout=flags.get("dropout", start.model_config.dropout))
+
+
+def _of_more_training(flags: Mapping[str, Any], start: Checkpoint, resume: bool) -> TrainConfig:
+    """The settings of a training that goes on from the checkpoint; `settle` says what `resume` does.
+
+    Raises UserError for flags that contradict what the checkpoint has, and for a schedule that has ended.
+    """
     changes = pick(TrainConfig, flags)
     if (optimizer := changes.get("optimizer", start.train_config.optimizer)) != start.train_config.optimizer:
         raise UserError(
@@ -69,12 +92,10 @@ def settle(
     lr, final = changes.get("learning_rate", start.train_config.peak_lr), start.train_config.final_lr
     if lr < final and "min_lr" not in changes and "min_lr" not in start.train_config.computed:
         raise UserError(f"--lr {lr} is below {final}, which the run was given as its --min-lr: give --min-lr too")
-    train = start.train_config.changed(**changes)
-    _check_sample_prompt(flags, train)
-    return replace(start.model_config, dropout=dropout), train
+    return start.train_config.changed(**changes)
 
 
-def _settle_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrained) -> tuple[ModelConfig, TrainConfig]:
+def _of_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrained) -> tuple[ModelConfig, TrainConfig]:
     """The settings of a new run that begins with the weights of `origin`. Flags may change --dropout and lower --seq.
 
     Raises UserError for values out of range and for flags that contradict the model of `origin`.
@@ -100,7 +121,6 @@ def _settle_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrai
         )
     if train.lora:
         train = replace(train, base=origin.name)
-    _check_sample_prompt(flags, train)
     return replace(model, **changes), train
 
 
@@ -123,8 +143,3 @@ def _own_schedule(changes: Mapping[str, Any], start: Checkpoint) -> dict[str, in
             "give --warmup-steps too"
         )
     return {"total_steps": start.step + steps, "schedule_start": start.step}
-
-
-def _check_sample_prompt(flags: Mapping[str, Any], train: TrainConfig) -> None:
-    if flags.get("sample_prompt") is not None and not train.sample_every:
-        raise UserError("--sample-prompt needs --sample-every N: after how many steps is the model to write?")
