@@ -14,7 +14,7 @@ from gpt.prepare import Corpus, adopt, adopt_tokenizer, is_text_of, prepare
 from gpt.pretrained import Pretrained
 from gpt.run import Run
 from gpt.system.console import Console
-from gpt.tokenizer import lost_note
+from gpt.tokenizer import Tokenizer, lost_note
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,7 @@ def make(
             run, data=data, preset=None if start else preset, reset=reset, report=console.line,
             progress=console.progress, ranks=ranks, may_grow=start is None, **pick(TokenizerConfig, flags),
         )  # fmt: skip
-        if corpus.val_fraction is not None:
-            if "val_fraction" in flags:
-                other = "--val-tokens" if "token_files" in corpus.info else "--val-path"
-                raise UserError(f"--val-fraction and {other} both say what is held out: leave --val-fraction out")
-            unseen = train.unseen_fraction if start else corpus.val_fraction
-            train = replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
+        train = _holding_out(train, flags, start, corpus)
         if start:
             train = _on_its_text(train, start, corpus)
         batches = Batches(
@@ -71,9 +66,7 @@ def make(
             accumulate=train.accumulate, counted=corpus.counted,
         )  # fmt: skip
         if train.sample_prompt is not None:
-            prompt_ids(corpus.tokenizer, train.sample_prompt, "--sample-prompt")
-            if unknown := corpus.tokenizer.unknown(train.sample_prompt):
-                console.line(f"Note: {lost_note('--sample-prompt', unknown, len(train.sample_prompt))}")
+            _check_prompt(train.sample_prompt, corpus.tokenizer, console)
     except UserError:
         if is_new and ranks.is_first:
             run.discard_tokens()
@@ -84,6 +77,27 @@ def make(
     if origin:
         origin = origin.grown([corpus.tokenizer.decode([id]) for id in range(origin.config.vocab_size, vocab_size)])
     return Plan(run, replace(model, vocab_size=vocab_size), train, corpus, batches, start, origin)
+
+
+def _holding_out(train: TrainConfig, flags: Mapping[str, Any], start: Checkpoint | None, corpus: Corpus) -> TrainConfig:
+    """`train` with the held-out text of the corpus, if that has one of its own.
+
+    Raises UserError if --val-fraction, too, says what is held out.
+    """
+    if corpus.val_fraction is None:
+        return train
+    if "val_fraction" in flags:
+        other = "--val-tokens" if "token_files" in corpus.info else "--val-path"
+        raise UserError(f"--val-fraction and {other} both say what is held out: leave --val-fraction out")
+    unseen = train.unseen_fraction if start else corpus.val_fraction
+    return replace(train, val_fraction=corpus.val_fraction, unseen_fraction=unseen)
+
+
+def _check_prompt(prompt: str, tokenizer: Tokenizer, console: Console) -> None:
+    """Raises UserError if a model cannot go on from --sample-prompt. Prints a note if a part of it is unknown."""
+    prompt_ids(tokenizer, prompt, "--sample-prompt")
+    if unknown := tokenizer.unknown(prompt):
+        console.line(f"Note: {lost_note('--sample-prompt', unknown, len(prompt))}")
 
 
 def _on_its_text(train: TrainConfig, start: Checkpoint, corpus: Corpus) -> TrainConfig:
