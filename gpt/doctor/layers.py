@@ -175,9 +175,9 @@ def linear(
     x, weight, before = trial.normal(rows, d_in), trial.normal(d_in, d_out), trial.normal(rows, d_out)
     bias = None if transposed else trial.normal(d_out)
     expected, pre_activation = before.copy(), before.copy()
-    REFERENCE.linear(x, Affine(weight, bias), expected, _through(activation, pre_activation), adds)
+    REFERENCE.linear(x, Affine(weight, bias), expected, _through(activation, pre_activation), adds=adds)
     out, mine = (trial.of(before) if adds else trial.poisoned(rows, d_out) for _ in range(2))
-    trial.ops.linear(trial.of(x), _layer(trial, weight, bias), out, _through(activation, mine), adds)
+    trial.ops.linear(trial.of(x), _layer(trial, weight, bias), out, _through(activation, mine), adds=adds)
     size = _size(bias) + (np.abs(before) if adds else 0)
     error = product_bound(x, weight, trial.product_U, size)
     if adds:
@@ -244,12 +244,13 @@ def linear_backward(
     dw = trial.of(dweight.T, "float32").T if transposed else trial.of(dweight, "float32")
     dx_sums, inputs = trial.sums(rows, d_in), (trial.of(dout), trial.of(x), w)
     its_activation = _through(activation, trial.of(pre_activation), dx_sums.partials)
-    ops.linear_backward(*inputs, dx, Affine(dw, dbias.partials if dbias else None), its_activation, adds, fresh)
+    grads = Affine(dw, dbias.partials if dbias else None)
+    ops.linear_backward(*inputs, dx, grads, its_activation, adds=adds, fresh=fresh)
     expected, weight_size, expected_dbias = before.copy(), np.abs(dweight), np.empty((1, d_out))
     activated = _through(activation, pre_activation, np.empty((1, d_in)))
     if fresh:
         dweight[:] = weight_size[:] = 0
-    REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated, adds)
+    REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated, adds=adds)
     added = np.abs(before) if adds else 0.0
     size = np.abs(dout) @ np.abs(weight.T) + added  # GELU's derivative is at most 1.13, off by less than 64 u + 4 EXP
     error = 1.13 * product_bound(dout, weight.T, U, added) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size

@@ -253,7 +253,7 @@ class Arithmetic(Protocol):
     # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(
-        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, adds: bool = False
+        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, *, adds: bool = False
     ) -> None:
         """out = x @ weight + bias; x [rows, in], out [rows, out].
 
@@ -277,7 +277,7 @@ class Arithmetic(Protocol):
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        adds: bool = False, fresh: bool = False,
+        *, adds: bool = False, fresh: bool = False,
     ) -> None:  # fmt: skip
         """dx = dout @ weight.T, or with `adds` dx +=; grads.weight += x.T @ dout, or with `fresh` =, unless it is None.
 

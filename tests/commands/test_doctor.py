@@ -159,8 +159,8 @@ def test_a_kernel_that_writes_outside_of_its_array_is_found():
 
 def test_a_step_that_trains_wrongly_is_found():
     class Ops(CpuOps):
-        def linear_backward(self, dout, x, weight, dx, grads, activation=None, adds=False, fresh=False):
-            super().linear_backward(dout, x, weight, dx, grads, activation, adds, fresh)
+        def linear_backward(self, dout, x, weight, dx, grads, activation=None, **how):
+            super().linear_backward(dout, x, weight, dx, grads, activation, **how)
             dx *= -1
 
     assert "the loss of step" in " ".join(findings(Ops(threads=1), selftest.TRAINING))

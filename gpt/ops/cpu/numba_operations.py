@@ -164,10 +164,10 @@ class NumbaOps(CpuOps):
             loops.layernorm_backward(dout, x, weight, mean, rstd, dx, *grads, branch.dbias, self._shares)
 
     def linear(
-        self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, adds: bool = False
+        self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, *, adds: bool = False
     ) -> None:
         if adds or len(x) == 1:  # BLAS has a faster way for one row
-            super().linear(x, layer, out, activation, adds)
+            super().linear(x, layer, out, activation, adds=adds)
             return
         bias = self._no_vector if layer.bias is None else layer.bias
         pre_activation, name = (activation.pre_activation, activation.name) if activation else (out, None)
@@ -181,11 +181,12 @@ class NumbaOps(CpuOps):
         dx: np.ndarray,
         grads: Affine,
         activation: Activation | None = None,
+        *,
         adds: bool = False,
         fresh: bool = False,
     ) -> None:
         if adds or grads.weight is None:
-            super().linear_backward(dout, x, weight, dx, grads, activation, adds, fresh)
+            super().linear_backward(dout, x, weight, dx, grads, activation, adds=adds, fresh=fresh)
             return
         # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
         left, right, product = x, dout, grads.weight

@@ -240,7 +240,7 @@ class CpuOps(Operations):
     # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(
-        self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, adds: bool = False
+        self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, *, adds: bool = False
     ) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
@@ -289,6 +289,7 @@ class CpuOps(Operations):
         dx: np.ndarray,
         grads: Affine,
         activation: Activation | None = None,
+        *,
         adds: bool = False,
         fresh: bool = False,
     ) -> None:

@@ -262,7 +262,7 @@ class GpuOps(Operations):
     # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(
-        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, adds: bool = False
+        self, x: Array, layer: Affine, out: Array, activation: Activation | None = None, *, adds: bool = False
     ) -> None:
         weight, bias = layer
         product = activation.pre_activation if activation else out
@@ -324,7 +324,7 @@ class GpuOps(Operations):
 
     def linear_backward(
         self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        adds: bool = False, fresh: bool = False,
+        *, adds: bool = False, fresh: bool = False,
     ) -> None:  # fmt: skip
         into = Sum(addend=dx) if adds else PLAIN
         if activation:
