@@ -7,31 +7,31 @@ import numpy as np
 
 LARGEST = float(np.finfo(np.float32).max)
 
+Rule = tuple[float, float, float, float]  # a row of the rules: see `SamplingRule.numbers`
+
 
 def choose(logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, out: np.ndarray, rules: np.ndarray) -> None:
     """As `Operations.sample`, of logits [rows, vocab] without padding."""
     for rule, rows in _together(rules):
-        chosen = _choose(logits[rows].astype(np.float64), seen[rows], uniform[rows], *rule)
+        chosen = _choose(logits[rows].astype(np.float64), seen[rows], uniform[rows], rule)
         out[rows] = np.where(np.isfinite(logits[rows]).all(axis=-1), chosen, -1)
     drawn = np.flatnonzero(out >= 0)
     seen[drawn, out[drawn]] = 1
 
 
-def _together(rules: np.ndarray) -> list[tuple[tuple[float, ...], slice | list[int]]]:
+def _together(rules: np.ndarray) -> list[tuple[Rule, slice | list[int]]]:
     """Each rule with the rows that have it."""
     if (rules == rules[0]).all():
         return [(tuple(rules[0].tolist()), slice(None))]
-    rows: dict[tuple[float, ...], list[int]] = {}
+    rows: dict[Rule, list[int]] = {}
     for row, rule in enumerate(rules.tolist()):
         rows.setdefault(tuple(rule), []).append(row)
     return list(rows.items())
 
 
-def _choose(
-    logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, sharpness: float, top_k: float, top_p: float,
-    penalty: float,
-) -> np.ndarray:  # fmt: skip
+def _choose(logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray, rule: Rule) -> np.ndarray:
     """The ids, int [rows], drawn from logits [rows, vocab], which are overwritten."""
+    sharpness, top_k, top_p, penalty = rule
     marked = np.nonzero(seen)
     found = logits[marked]
     logits[marked] = np.clip(np.where(found > 0, found / penalty, found * penalty), -LARGEST, LARGEST)
@@ -39,25 +39,41 @@ def _choose(
         likeliest: np.ndarray = np.argmax(logits, axis=-1)
         return likeliest
     largest = np.maximum.reduce(logits, axis=-1, keepdims=True)
-    ids, candidates = None, logits
-    if 0 < top_k < logits.shape[-1]:
-        ids, candidates = _heaviest(logits, int(top_k))
+    is_cut = 0 < top_k < logits.shape[-1]
+    ids, candidates = _heaviest(logits, int(top_k)) if is_cut else (None, logits)
     # The largest is subtracted first, so that no temperature, however low, overflows.
     weights = np.exp((candidates - largest) * sharpness)
-    if ids is not None or top_p < 1:  # a draw among all needs no order
-        rows, order = np.arange(len(logits))[:, None], np.argsort(-candidates, axis=-1, kind="stable")
-        heaviest = weights[rows, order]
-        if ids is not None:
-            heaviest[:, int(top_k) :] = 0
-        reached = np.cumsum(heaviest, axis=-1)
-        dropped = heaviest == 0
-        dropped[:, 1:] |= reached[:, :-1] >= top_p * reached[:, -1:]
-        weights[rows, order] = np.where(dropped, 0, heaviest)
+    if is_cut or top_p < 1:  # a draw among all needs no order
+        _drop_unlikely(weights, candidates, int(top_k) if is_cut else weights.shape[-1], top_p)
+    place = _drawn(weights, uniform)
+    return place if ids is None else ids[np.arange(len(ids)), place]
+
+
+def _drop_unlikely(weights: np.ndarray, candidates: np.ndarray, top_k: int, top_p: float) -> None:
+    """Set weights [rows, n] to 0, but for the `top_k` heaviest of a row, and of these the first that reach `top_p`.
+
+    candidates are their logits; of equal ones the first counts as the heavier. For example, of the weights 1, 5 and 4,
+    which add up to 10, a top_p of 0.8 keeps 5 and 4: 5 alone is below 8.
+    """
+    rows, order = np.arange(len(weights))[:, None], np.argsort(-candidates, axis=-1, kind="stable")
+    heaviest = weights[rows, order]
+    heaviest[:, top_k:] = 0
+    reached = np.cumsum(heaviest, axis=-1)
+    dropped = heaviest == 0
+    dropped[:, 1:] |= reached[:, :-1] >= top_p * reached[:, -1:]
+    weights[rows, order] = np.where(dropped, 0, heaviest)
+
+
+def _drawn(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """The place in each row of weights [rows, n] that `uniform` [rows], numbers from 0 to 1, falls on.
+
+    For example, 0.7 falls on the last of the weights 1, 5 and 4: they reach 1, 6 and 10, and 7 is beyond 6.
+    """
     reached = np.cumsum(weights, axis=-1)
     passed = reached <= uniform[:, None] * reached[:, -1:]
     # Not beyond the last token with a weight, whatever the rounding
     place: np.ndarray = np.minimum(passed.sum(axis=-1), np.argmax(reached, axis=-1))
-    return place if ids is None else ids[np.arange(len(ids)), place]
+    return place
 
 
 def _heaviest(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
