@@ -181,32 +181,37 @@ class Optimizer:
 
     def load(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, int]) -> None:
         """Go on from a checkpoint's tensors (named as `optimizer_shapes` names them) and counters."""
-        for key in self._moments():
-            kind, _, name = key.partition(".")
+        for key, (kind, name) in self._moments().items():
             start = self.model.trained.offsets[name]
             self._put(*self._flats(start)[kind], start, tensors[key])
         self.ops.copy(np.array([counters[name] for name in COUNTERS], np.int64), out=self.counters)
 
     def weights_on_host(self) -> dict[str, np.ndarray]:
         """The float32 weights that learn, by name. All ranks must ask at once; only the first one's answer is used."""
-        return self._on_host({name: (name, "weights") for name in self.model.trained.shapes})
+        return self._on_host({name: ("weights", name) for name in self.model.trained.shapes})
 
     def tensors_on_host(self) -> dict[str, np.ndarray]:
         """The tensors of `optimizer_shapes`, as `weights_on_host`."""
-        return self._on_host({key: (key.partition(".")[2], key.partition(".")[0]) for key in self._moments()})
+        return self._on_host(self._moments())
 
     def state(self) -> dict[str, int]:
         """The counters by name, read from the device."""
         return dict(zip(COUNTERS, self.ops.to_host(self.counters).tolist(), strict=True))
 
-    def _moments(self) -> dict[str, tuple[int, ...]]:
-        return optimizer_shapes(self.model.config, self.train_config.optimizer, self.train_config.lora)
+    def _moments(self) -> dict[str, tuple[str, str]]:
+        """The tensors of `optimizer_shapes`: the kind of array and the parameter of each, by its name.
+
+        For example "exp_avg.x" is ("exp_avg", "x").
+        """
+        names = optimizer_shapes(self.model.config, self.train_config.optimizer, self.train_config.lora)
+        split = {name: name.partition(".") for name in names}
+        return {name: (kind, parameter) for name, (kind, _, parameter) in split.items()}
 
     def _on_host(self, wanted: Mapping[str, tuple[str, str]]) -> dict[str, np.ndarray]:
-        """Tensors on the host: key → parameter and kind of array. For example "exp_avg.x" → ("x", "exp_avg")."""
+        """Tensors on the host, of these kinds of arrays and parameters; `_moments` has an example."""
         shapes, found = self.model.trained.shapes, {}
         fulls: dict[tuple[str, int], np.ndarray] = {}
-        for key, (name, kind) in wanted.items():
+        for key, (kind, name) in wanted.items():
             start, shape = self.model.trained.offsets[name], shapes[name]
             region, own = self._flats(start)[kind]
             part = slice(start - region.start, start - region.start + math.prod(shape))
