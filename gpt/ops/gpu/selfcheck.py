@@ -207,12 +207,32 @@ class _Check:
 
         None if the library does not have this product.
         """
+        a, b, out, epilogue, into = self._arrays_of(case)
+        places = [(number, rows) for number in _compared_matrices(case) for rows in _compared_rows(case)]
+        before = [self._host(_part(into.addend, number, rows)) if case.adds else 0 for number, rows in places]
+        if not self._device.blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
+            return None
+        if not compares:
+            return ""
+        offset = 0 if epilogue.bias is None else self._host(epilogue.bias)
+        for (number, rows), old in zip(places, before, strict=True):
+            exact = into.alpha * self._own(_part(a, number), _part(b, number), rows) + into.beta * old + offset
+            for name, array, expected, bound in self._expected(exact, rows, out, epilogue):
+                if text := _worst(self._host(_part(array, number, rows)), expected, bound, rows.start):
+                    return name + text
+        return ""
+
+    def _arrays_of(self, case: Case) -> tuple[Array, Array, Array, Epilogue, Sum]:
+        """a and b, random; `out`, NaN unless it is added to; the epilogue with its arrays, and what is added."""
         dtype = np.dtype(np.float32) if case.exact else self._dtype
         a = self._operand(case.m, case.k, case.a_transposed, case.matrices, 2.0 ** -round(math.log2(2 * case.k**0.5)))
         b = self._operand(case.k, case.n, case.b_transposed, case.matrices)
-        addend = self._array(case.m, case.n, case.matrices, dtype, _wholes(self._rng)) if case.adds else None
-        in_place = addend is not None and not case.matrices
-        out = addend if in_place else self._array(case.m, case.n, case.matrices, dtype, _poison)
+        into = PLAIN
+        if case.adds:
+            addend = self._array(case.m, case.n, case.matrices, dtype, _wholes(self._rng))
+            into = Sum(0.5, 2.0, addend) if case.matrices else Sum(addend=addend)
+        in_place = case.adds and not case.matrices
+        out = into.addend if in_place else self._array(case.m, case.n, case.matrices, dtype, _poison)
         bias: Array = None
         pre_activation: Array = None
         if case.epilogue in ("bias", "gelu"):
@@ -221,27 +241,23 @@ class _Check:
             values = _poison if case.epilogue == "gelu" else _wholes(self._rng, 12, 0.25)
             pre_activation = self._array(case.m, case.n, 0, dtype, values)
         epilogue = NO_EPILOGUE if case.epilogue == "none" else Epilogue(case.epilogue, bias, pre_activation)
-        into = PLAIN if addend is None else Sum(addend=addend) if in_place else Sum(0.5, 2.0, addend)
+        return a, b, out, epilogue, into
 
-        places = [(number, rows) for number in _compared_matrices(case) for rows in _compared_rows(case)]
-        before = [self._host(_part(addend, number, rows)) if case.adds else 0 for number, rows in places]
-        if not self._device.blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
-            return None
-        if not compares:
-            return ""
-        offset = 0 if bias is None else self._host(bias)
-        for (number, rows), old in zip(places, before, strict=True):
-            exact = into.alpha * self._own(_part(a, number), _part(b, number), rows) + into.beta * old + offset
-            rounding = ROUNDING[dtype.itemsize]
-            expected = {"": (out, exact, rounding * np.abs(exact))}
-            if case.epilogue == "gelu":
-                expected = {"": (out, *_gelu(exact, rounding)), "before GELU, ": (pre_activation, *expected[""][1:])}
-            elif case.epilogue == "dgelu":
-                expected = {"": (out, *_dgelu(exact, self._host(pre_activation[rows]), rounding))}
-            for name, (array, value, bound) in expected.items():
-                if text := _worst(self._host(_part(array, number, rows)), value, bound, rows.start):
-                    return name + text
-        return ""
+    def _expected(
+        self, exact: np.ndarray, rows: slice, out: Array, epilogue: Epilogue
+    ) -> Iterator[tuple[str, Array, np.ndarray, np.ndarray]]:
+        """Each array that the library has written, with its name, its value in these rows, and the bound of its error.
+
+        `exact` are these rows of the product with its bias and all that is added, before GELU.
+        """
+        rounding = ROUNDING[out.dtype.itemsize]
+        if epilogue.name == "dgelu":
+            yield "", out, *_dgelu(exact, self._host(epilogue.pre_activation[rows]), rounding)
+        elif epilogue.name == "gelu":
+            yield "", out, *_gelu(exact, rounding)
+            yield "before GELU, ", epilogue.pre_activation, exact, rounding * np.abs(exact)
+        else:
+            yield "", out, exact, rounding * np.abs(exact)
 
     def _operand(self, rows: int, columns: int, transposed: bool, count: int, unit: float = 1.0) -> Array:
         shape = (columns, rows) if transposed else (rows, columns)
