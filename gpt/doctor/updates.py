@@ -7,7 +7,7 @@ import numpy as np
 from gpt.arithmetic import round_up
 from gpt.doctor.bounds import EXP, LEAST, u
 from gpt.doctor.trial import REFERENCE, Arrays, Trial
-from gpt.ops.interface import AdamBuffers, Array, Operations, SamplingRule, Stack, UpdateRule
+from gpt.ops.interface import AdamBuffers, Array, SamplingRule, Stack, UpdateRule
 from gpt.optim import NEWTON_SCHULZ
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
@@ -90,11 +90,11 @@ def sample(trial: Trial, vocab: int, temperature: float, top_k: int, top_p: floa
     shifts = (-1e-4, 1e-4)
 
     def drawn(uniform: float, rule: SamplingRule) -> int:
-        return sampled(REFERENCE, Arrays(REFERENCE), logits, seen, [uniform], [rule])[0][0]
+        return sampled(Arrays(REFERENCE), logits, seen, [uniform], [rule])[0][0]
 
     uniforms = [*rng.random(8), 0.0, 1 - 2**-24]
     rules = [rule] * 8 + [rule._replace(temperature=1.5), rule._replace(repetition_penalty=1.0)]
-    ids, marks = sampled(trial.ops, trial.arrays, logits, seen, uniforms, rules)
+    ids, marks = sampled(trial.arrays, logits, seen, uniforms, rules)
     for id, its_marks, uniform, its_rule in zip(ids, marks, uniforms, rules, strict=True):
         either = {drawn(uniform, its_rule)}
         if id not in either:
@@ -107,14 +107,12 @@ def sample(trial: Trial, vocab: int, temperature: float, top_k: int, top_p: floa
 
 
 def sampled(
-    ops: Operations,
-    arrays: Arrays,
-    logits: np.ndarray,
-    seen: np.ndarray,
-    uniforms: list[float],
-    rules: list[SamplingRule],
+    arrays: Arrays, logits: np.ndarray, seen: np.ndarray, uniforms: list[float], rules: list[SamplingRule]
 ) -> tuple[list[int], np.ndarray]:
-    """The ids that `ops` draw from these logits for each number with its rule, and the marks that they leave."""
+    """The ids that are drawn from these logits on the device of `arrays`, for each number with its rule, and the marks
+    that they leave.
+    """
+    ops = arrays.ops
     rows, padding = len(uniforms), -logits.size % ops.vocab_multiple
     its_logits = np.pad(np.tile(logits, (rows, 1)), ((0, 0), (0, padding)), constant_values=1e9)
     marks = arrays.of(np.pad(np.tile(seen, (rows, 1)), ((0, 0), (0, padding))))
@@ -147,22 +145,20 @@ RULE = UpdateRule(betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, clip=0.0)
 COUNTERS = (6, 2, 1)  # Adam's step, steps skipped, those skipped in a row
 
 
-def planned(
-    ops: Operations, arrays: Arrays, norm: float, loss: list[float], counters: np.ndarray, lr: float, clip: float
-) -> Array:
-    """The plan of a step, float64 [6] on the device. Updates `counters`, an array on the host."""
+def planned(arrays: Arrays, norm: float, loss: list[float], counters: np.ndarray, lr: float, clip: float) -> Array:
+    """The plan of a step, float64 [6] on the device of `arrays`. Updates `counters`, an array on the host."""
     plan, mine = arrays.poisoned(6, dtype="float64"), arrays.of(counters)
     inputs = arrays.of(np.array([norm]), "float64"), arrays.of(np.array(loss), "float64"), mine
-    ops.plan_update(*inputs, arrays.of(np.array([lr]), "float32"), plan, RULE._replace(clip=clip))
-    counters[...] = ops.to_host(mine)
+    arrays.ops.plan_update(*inputs, arrays.of(np.array([lr]), "float32"), plan, RULE._replace(clip=clip))
+    counters[...] = arrays.ops.to_host(mine)
     return plan
 
 
 def plan_update(trial: Trial, clip: float, loss: float = 1.0) -> None:
     """A loss that is not finite makes it a step that is skipped."""
     mine, theirs = np.array(COUNTERS), np.array(COUNTERS)
-    plan = planned(trial.ops, trial.arrays, 3.0, [loss, 1.0], mine, 1e-3, clip)
-    expected = planned(REFERENCE, Arrays(REFERENCE), 3.0, [loss, 1.0], theirs, 1e-3, clip)
+    plan = planned(trial.arrays, 3.0, [loss, 1.0], mine, 1e-3, clip)
+    expected = planned(Arrays(REFERENCE), 3.0, [loss, 1.0], theirs, 1e-3, clip)
     known = 6 if math.isfinite(loss) else 1
     trial.near("the plan", plan[:known], expected[:known], 1e-12 * np.abs(expected[:known]))
     trial.require(mine.tolist() == theirs.tolist(), f"the counters are {mine.tolist()}, not {theirs.tolist()}")
@@ -183,7 +179,7 @@ def adamw(trial: Trial, n: int, decayed: int, clip: float, first: bool = False) 
         m, v = np.zeros((2, n))
     its_w, its_g, its_m, its_v = (trial.of(x, "float32") for x in (w, g, m, v))
     copy = trial.poisoned(n) if ops.low_precision else None
-    plan = planned(REFERENCE, Arrays(REFERENCE), 3.0, [1.0, 1.0], np.array(COUNTERS), 1e-3, clip)
+    plan = planned(Arrays(REFERENCE), 3.0, [1.0, 1.0], np.array(COUNTERS), 1e-3, clip)
     ops.adamw(AdamBuffers(its_w, its_g, its_m, its_v, copy, decayed), trial.of(plan, "float64"), RULE)
     size, clipped, old_m, old_v = np.abs(w), np.abs(g * plan[1]), np.abs(m), v.copy()
     REFERENCE.adamw(AdamBuffers(w, g, m, v, None, decayed), plan, RULE)
