@@ -94,7 +94,7 @@ def step(
     `at_end`: all gradients are reduced after the backward pass.
     """
     config, batch = work.config, work.batch if batch is None else batch
-    shares = Shares(config, VOCAB_MULTIPLE, optimizer, 0, ranks, sharded)
+    shares = Shares(config, VOCAB_MULTIPLE, optimizer, 0, ranks, sharded=sharded)
     fixed = UPDATE * parameter_count(config) + LAYER * config.num_layers
     once = (work.adamw - fixed) * batch / work.batch
     muon = work.muon if optimizer == "muon" else 0.0

@@ -43,6 +43,7 @@ class History:
         step: int,
         tokens_per_step: int,
         train_tokens: int,
+        *,
         text_start: int = 0,
         val_fraction: float | None = None,
         writes: bool = True,

@@ -63,7 +63,7 @@ class Ranks:
         """Connect the devices of all ranks. With `sharded`, they share out all moments. Raises UserError."""
 
     def shares(self, config: ModelConfig, vocab_multiple: int, optimizer: str, lora: int | None) -> Shares:
-        return Shares(config, vocab_multiple, optimizer, self.rank, self.size, self._sharded, lora)
+        return Shares(config, vocab_multiple, optimizer, self.rank, self.size, sharded=self._sharded, lora=lora)
 
     def listen(self, received: Callable[[], int | None]) -> None:
         """`received()` is the number of a signal that asks this rank to stop, or None. All ranks then stop together."""

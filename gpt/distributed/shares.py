@@ -125,6 +125,7 @@ class Shares:
         optimizer: str,
         rank: int = 0,
         size: int = 1,
+        *,
         sharded: bool = False,
         lora: int | None = None,
     ) -> None:

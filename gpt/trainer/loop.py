@@ -84,8 +84,8 @@ class Trainer:
             self.optimizer.initialize(drawn if first_weights is None else first_weights.items())
         # The last thing, because it drops lines of the log.
         self.history = History(
-            run, self.step, self.train_step.tokens, batches.train_tokens, train_config.text_start,
-            train_config.val_fraction, writes=ranks.is_first,
+            run, self.step, self.train_step.tokens, batches.train_tokens, text_start=train_config.text_start,
+            val_fraction=train_config.val_fraction, writes=ranks.is_first,
         )  # fmt: skip
 
     def _take_base(self, base: Mapping[str, np.ndarray] | None, is_new: bool) -> None:

@@ -38,7 +38,7 @@ def small_buckets(monkeypatch):
 def test_every_element_is_stepped_by_one_rank_or_by_all(config, optimizer, sharded, size):
     stepped = np.zeros((size, layout(config, 1).total), int)
     for rank in range(size):
-        shares = Shares(config, 1, optimizer, rank, size, sharded)
+        shares = Shares(config, 1, optimizer, rank, size, sharded=sharded)
         for region in (shares.muon, shares.adamw):
             own = 0
             for place in region.places():

@@ -62,6 +62,7 @@ class Products:
         b: Array,
         out: Array,
         epilogue: str,
+        *,
         bias: Array = None,
         activation: Activation | None = None,
         into: Sum = PLAIN,
