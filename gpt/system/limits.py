@@ -108,7 +108,26 @@ def _groups(root: str, controller: str) -> Iterator[tuple[int, Path]]:
 
     Example: in the group /a of version 2, `controller` "memory" gives (2, /sys/fs/cgroup/a) and (2, /sys/fs/cgroup).
     """
-    # The paths of the process's groups, by version. Lines are "0::/a" (version 2) and "4:cpu,cpuacct:/a" (version 1).
+    paths = _group_paths(root, controller)
+    for version, part_of_tree, mount_point in _mounted_trees(root, controller):
+        if version not in paths:
+            continue
+        top = Path(root, mount_point.lstrip("/"))
+        try:
+            below = PurePosixPath(paths[version]).relative_to(part_of_tree)
+        except ValueError:  # the path is valid outside the container only, which sees its group as the root
+            below = PurePosixPath()
+        if ".." in below.parts or not (top / below).is_dir():
+            below = PurePosixPath()
+        for part in (below, *below.parents):
+            yield version, top / part
+
+
+def _group_paths(root: str, controller: str) -> dict[int, str]:
+    """The path of this process's group in the tree of each version.
+
+    A line of /proc/self/cgroup is "0::/a" (version 2) or "4:cpu,cpuacct:/a" (version 1).
+    """
     paths = {}
     for line in _text(Path(root, "proc/self/cgroup")).splitlines():
         number, names, path = [*line.split(":", 2), "", ""][:3]
@@ -116,24 +135,21 @@ def _groups(root: str, controller: str) -> Iterator[tuple[int, Path]]:
             paths[2] = path
         elif controller in names.split(","):
             paths[1] = path
-    # The folders of these groups. A line is "30 1 0:28 ROOT MOUNTPOINT OPTIONS … - TYPE DEVICE OPTIONS".
+    return paths
+
+
+def _mounted_trees(root: str, controller: str) -> Iterator[tuple[int, str, str]]:
+    """Version, root and mount point of each mounted tree of groups, or of a part of it, that `controller` belongs to.
+
+    A line of /proc/self/mountinfo is "30 1 0:28 ROOT MOUNTPOINT OPTIONS … - TYPE DEVICE OPTIONS".
+    """
     for line in _text(Path(root, "proc/self/mountinfo")).splitlines():
         before, _, after = line.partition(" - ")
         mount, kind = before.split(), after.split()
         if len(mount) < 5 or len(kind) < 3:
             continue
-        version = {"cgroup2": 2, "cgroup": 1}.get(kind[0])
-        if version not in paths or (version == 1 and controller not in kind[2].split(",")):
-            continue
-        top = Path(root, _unescaped(mount[4]).lstrip("/"))
-        try:
-            below = PurePosixPath(paths[version]).relative_to(_unescaped(mount[3]))
-        except ValueError:  # the path is valid outside the container only, which sees its group as the root
-            below = PurePosixPath()
-        if ".." in below.parts or not (top / below).is_dir():
-            below = PurePosixPath()
-        for part in (below, *below.parents):
-            yield version, top / part
+        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and controller in kind[2].split(",")):
+            yield 2 if kind[0] == "cgroup2" else 1, _unescaped(mount[3]), _unescaped(mount[4])
 
 
 def _unescaped(path: str) -> str:
