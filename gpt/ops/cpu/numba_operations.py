@@ -1,12 +1,11 @@
 """The operations on a CPU with numba: NumPy's, but the slowest ones of a training step are compiled.
 
 Needs `pip install "hipgpt[numba]"`: numba, SciPy for its BLAS, and OpenMP, which Linux has. numba keeps compiled code
-on disk: beside these files, or in the user's cache if that folder is not writable.
+on disk (numba_cache.py).
 """
 
 import math
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numba.np.ufunc.omppool  # an ImportError if there is no OpenMP
 import numpy as np
 
 from gpt.ops.cpu import numba_loops as loops
+from gpt.ops.cpu.numba_cache import cache_notes, forgive_failures
 from gpt.ops.cpu.optimizer import AdamStep
 from gpt.ops.interface import Activation, AdamBuffers, Affine, Branch, Dropout, Normed
 
@@ -38,71 +38,7 @@ if not llvmlite.binding.address_of_symbol("numba_xxgemm"):
     raise ImportError(f"numba {numba.__version__} has no numba_xxgemm")
 numba.config.THREADING_LAYER = "omp"  # other layers let threads sleep at once
 
-CACHE_ROOM = 2**22  # bytes that numba's cache needs, and to spare
-
-
-class _Cache:
-    """numba's cache of a function, but it never fails: code that it cannot load is compiled again."""
-
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def load_overload(self, *arguments: Any) -> Any:
-        try:
-            return self._cache.load_overload(*arguments)
-        except Exception:  # unpickling damaged bytes may raise any
-            with suppress(Exception):
-                self._cache.flush()
-            return None
-
-    def save_overload(self, *arguments: Any) -> None:
-        with suppress(Exception):
-            self._cache.save_overload(*arguments)
-
-
-for _function in vars(loops).values():
-    if hasattr(_function, "py_func"):
-        _function._cache = _Cache(_function._cache)
-
-
-def _cache_notes(folder: Path) -> list[str]:
-    """Notes for the user about numba's cache in `folder`. Files that a power cut damaged are removed from it."""
-    damaged: list[Path] = []
-    kept: list[Path] = []
-    for file in folder.glob(f"{Path(loops.__file__).stem}.*.nb[ic]"):
-        (kept if _is_whole(file) else damaged).append(file)
-    for file in damaged:
-        with suppress(OSError):
-            file.unlink()
-    notes = []
-    if damaged:
-        notes.append(f"Note: {len(damaged)} damaged files of numba's cache {folder} are compiled anew")
-    elif not kept:
-        notes.append("Note: numba compiles the code of a step, once; that takes half a minute")
-    if damaged or not kept:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as room:
-                room.write(bytes(CACHE_ROOM))
-        except OSError as error:
-            notes.append(
-                f"Note: numba's cache {folder} cannot be written ({error.strerror}), so every start compiles anew: "
-                "free some space, or set NUMBA_CACHE_DIR to another folder"
-            )
-    return notes
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a file ends as a pickle does, unlike one that was cut short or that ends in zeros."""
-    try:
-        with open(file, "rb") as content:
-            content.seek(-1, os.SEEK_END)
-            return content.read(1) == b"."
-    except OSError:  # an empty file, too, has no last byte
-        return False
+forgive_failures(loops)
 
 
 class NumbaOps(CpuOps):
@@ -117,7 +53,7 @@ class NumbaOps(CpuOps):
         numba.set_num_threads(min(self._shares, numba.config.NUMBA_NUM_THREADS))
         self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
         compiled: Any = loops.linear
-        self.notes = _cache_notes(Path(compiled.stats.cache_path))
+        self.notes = cache_notes(Path(compiled.stats.cache_path), Path(loops.__file__).stem)
 
     def partial_sums(self, rows: int) -> int:
         return self._shares
