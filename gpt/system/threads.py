@@ -58,7 +58,8 @@ class Threads:
     """A pool of `wanted` threads, the calling one included, that share numbered tasks. `count` could be started.
 
     The timing decides which thread takes which task. So that no result depends on it, a task must write only to places
-    that belong to its number. A task must not call `run`, and only one thread at a time may.
+    that belong to its number. A task must not call `run`, and only one thread at a time may. `scratch` is memory for
+    tasks: each thread has its own.
 
     Example:
         threads = Threads(4)
@@ -66,7 +67,7 @@ class Threads:
     """
 
     def __init__(self, wanted: int) -> None:
-        self.wanted = wanted
+        self.wanted, self.scratch = wanted, Scratch()
         self._queues: list[_Jobs] = []  # one for each helping thread
         threadpool_limits(limits=1, user_api="blas")
         with suppress(RuntimeError):  # the system, or a container, allows no more threads

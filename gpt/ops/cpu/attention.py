@@ -15,7 +15,7 @@ import numpy as np
 from gpt.arithmetic import ceil_div
 from gpt.ops.cpu.masks import Mask
 from gpt.ops.cpu.sums import ones
-from gpt.system.threads import Scratch, Threads
+from gpt.system.threads import Threads
 
 TILE = 2**18  # elements of a tile, at most: 1 MiB of float32
 LEAST_TILE = 2**17  # elements below which another thread does not pay
@@ -40,20 +40,13 @@ class Attended(NamedTuple):
     lse: np.ndarray  # [batch, heads, queries]
 
 
-def attend(
-    threads: Threads,
-    scratch: Scratch,
-    inputs: Heads,
-    out: np.ndarray,
-    lse: np.ndarray,
-    mask: Mask | None = None,
-) -> None:
+def attend(threads: Threads, inputs: Heads, out: np.ndarray, lse: np.ndarray, mask: Mask | None = None) -> None:
     """out = dropout(softmax(q kᵀ / sqrt(head_dim))) v, causally.
 
     lse [batch, heads, queries] receives log Σ exp of each row's scores.
     """
     q, k, v = inputs
-    tiles = _Tiles(threads, q, scratch)
+    tiles = _Tiles(threads, q)
 
     def task(group: HeadGroup) -> None:
         for i in tiles.queries():
@@ -70,7 +63,6 @@ def attend(
 
 def attend_backward(
     threads: Threads,
-    scratch: Scratch,
     dout: np.ndarray,
     inputs: Heads,
     attended: Attended,
@@ -83,7 +75,7 @@ def attend_backward(
     ds = p · (dp - delta), dq = ds k, dk = dsᵀ q (both / sqrt(head_dim)), dv = pᵀ dout.
     """
     (q, k, v), (dq, dk, dv), (out, lse) = inputs, gradients, attended
-    tiles = _Tiles(threads, q, scratch)
+    tiles = _Tiles(threads, q)
 
     def task(group: HeadGroup) -> None:
         delta = np.einsum("bhsd,bhsd->bhs", dout[group], out[group])
@@ -93,7 +85,7 @@ def attend_backward(
             p -= lse[group][..., i, None]
             np.exp(p, out=p)
             dout_i = dout[group][..., i, :]
-            ds = np.matmul(dout_i, v[group][..., keys, :].swapaxes(-1, -2), out=scratch("ds", p.shape, p.dtype))
+            ds = np.matmul(dout_i, v[group][..., keys, :].swapaxes(-1, -2), out=threads.scratch("ds", p.shape, p.dtype))
             dropped = p
             if mask:
                 factors = tiles.mask(mask, group, i)
@@ -119,10 +111,10 @@ def _future(rows: int, dtype: np.dtype) -> np.ndarray:
 class _Tiles:
     """The tiles of one attention, and the steps that forward and backward share."""
 
-    def __init__(self, threads: Threads, q: np.ndarray, scratch: Scratch) -> None:
+    def __init__(self, threads: Threads, q: np.ndarray) -> None:
         self._batch, self._heads, self._seq, head_dim = q.shape
         self.scale = 1 / math.sqrt(head_dim)
-        self._threads, self._scratch = threads, scratch
+        self._threads, self._scratch = threads, threads.scratch
         self._rows = min(self._seq, max(16, min(QUERIES, TILE // self._seq)))
         share = max(ceil_div(self._batch * self._heads, threads.count), ceil_div(LEAST_TILE, self._rows * self._seq))
         self._fit = min(share, max(1, TILE // (self._rows * self._seq)))  # heads in one tile

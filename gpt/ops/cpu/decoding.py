@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt.arithmetic import ceil_div, round_up
 from gpt.ops.cpu.sums import ones
-from gpt.system.threads import Scratch, Threads, blocks
+from gpt.system.threads import Threads, blocks
 
 BLOCK = 2**17  # elements of a weight that stay in a core's cache: 512 KiB
 COLUMNS = 16  # a block's columns are a multiple: whole vectors and cache lines
@@ -52,9 +52,8 @@ def multiply(threads: Threads, x: np.ndarray, weight: np.ndarray, out: np.ndarra
 
 
 def attend_newest(
-    threads: Threads, scratch: Scratch, q: np.ndarray, keys: np.ndarray, values: np.ndarray, ends: np.ndarray,
-    out: np.ndarray,
-) -> None:  # fmt: skip
+    threads: Threads, q: np.ndarray, keys: np.ndarray, values: np.ndarray, ends: np.ndarray, out: np.ndarray
+) -> None:
     """out = softmax(q kᵀ / sqrt(head_dim)) v for one query of each sequence and the first ends[b] of its keys.
 
     q and out are [batch, heads, 1, head_dim], keys and values [batch, heads, max_seq_len, head_dim].
@@ -77,7 +76,7 @@ def attend_newest(
     def run(number: int) -> None:
         b = tasks[number]
         length = padded[b.start]
-        p = scratch("scores", (b.stop - b.start, heads, 1, length), q.dtype)
+        p = threads.scratch("scores", (b.stop - b.start, heads, 1, length), q.dtype)
         np.matmul(scaled_q[b], keys[b, :, :length].swapaxes(-1, -2), out=p)
         for its, end in zip(p, ends[b].tolist(), strict=True):
             its[..., end:] = -np.inf

@@ -45,7 +45,7 @@ from gpt.ops.interface import (
     Work,
 )
 from gpt.system import limits
-from gpt.system.threads import QUIET, Scratch, Threads, available_threads, blocks
+from gpt.system.threads import QUIET, Threads, available_threads, blocks
 
 BLOCK = 2**18  # most elements of a block in an elementwise chain: 1 MiB of float32
 LEAST_BLOCK = 2**17  # elements below which another thread does not pay
@@ -75,7 +75,7 @@ class CpuOps(Operations):
         self.threads = Threads(threads or available_threads())
         self.description = f"CPU, {self.threads.count} thread{'s' if self.threads.count > 1 else ''}"
         self._dtype = np.dtype(dtype)
-        self._scratch = Scratch()
+        self._scratch = self.threads.scratch
 
     def check(self, config: ModelConfig) -> None:
         pass  # every model runs here
@@ -346,7 +346,7 @@ class CpuOps(Operations):
         batch, heads, seq = lse.shape
         q, k, v = _by_head(qkv, 3, batch, heads)
         (out,) = _by_head(out, 1, batch, heads)
-        attend(self.threads, self._scratch, Heads(q, k, v), out, lse, Mask(dropout, seq) if dropout else None)
+        attend(self.threads, Heads(q, k, v), out, lse, Mask(dropout, seq) if dropout else None)
 
     def attention_backward(
         self,
@@ -361,7 +361,7 @@ class CpuOps(Operations):
         inputs, gradients = Heads(*_by_head(qkv, 3, batch, heads)), Heads(*_by_head(dqkv, 3, batch, heads))
         (out,), (dout,) = _by_head(out, 1, batch, heads), _by_head(dout, 1, batch, heads)
         mask = Mask(dropout, seq) if dropout else None
-        attend_backward(self.threads, self._scratch, dout, inputs, Attended(out, lse), gradients, mask)
+        attend_backward(self.threads, dout, inputs, Attended(out, lse), gradients, mask)
 
     def attention_cached(
         self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, start: np.ndarray, out: np.ndarray
@@ -371,7 +371,7 @@ class CpuOps(Operations):
         (out,) = _by_head(out, 1, batch, heads)
         sequences = np.arange(batch)
         keys[sequences, :, start], values[sequences, :, start] = k[:, :, 0], v[:, :, 0]
-        attend_newest(self.threads, self._scratch, q, keys, values, start + 1, out)
+        attend_newest(self.threads, q, keys, values, start + 1, out)
 
     def fill_cache(self, qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, place: np.ndarray) -> None:
         _, k, v = _by_head(qkv, 3, 1, keys.shape[1])
