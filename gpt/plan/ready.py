@@ -33,6 +33,10 @@ class Plan:
     start: Checkpoint | None
     origin: Pretrained | None = None
 
+    @property
+    def first_step(self) -> int:
+        return self.start.step + 1 if self.start else 1
+
 
 def make(
     run: Run, start: Checkpoint | None, model: ModelConfig, train: TrainConfig, *, flags: Mapping[str, Any],

@@ -1,8 +1,9 @@
 """A plan in words: what `hipgpt train` says before the first step."""
 
 import math
+from collections.abc import Iterator
 
-from gpt.config import ModelConfig
+from gpt.config import ModelConfig, TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.lora import trained_count
 from gpt.ops.interface import Operations
@@ -24,41 +25,65 @@ def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE
 
     Raises UserError if the memory or the disk space is not there.
     """
-    model, train, run = plan.model_config, plan.train_config, plan.run
+    model, train = plan.model_config, plan.train_config
     needed, free = memory(model, train, ops, ranks)
     stacks = stacks_here(model, train, ops, ranks)
     ops.check_products(model, train.batch_size, training=True, stacks=stacks, lora=train.lora)
-    first = plan.start.step + 1 if plan.start else 1
-    held_out = f", {plan.batches.val_tokens:,} of them held out" if plan.batches.val_tokens else ""
-    sequences, seq = train.batch_size * train.accumulate, model.max_seq_len
-    console.line(f"Run:    {run.path}, steps {first} to {train.total_steps}")
+    how = "; the backward pass computes each block again" if train.recompute else ""
+    lines = [
+        *_of_model(plan),
+        *_of_ranks(train, ranks, sharded),
+        *_of_data(plan),
+        *_notes(plan, ops, ranks),
+        f"Memory: {size(needed)} needed, {size(free)} free{how}",
+        f"Disk:   {disk(model, train)}",
+    ]
+    for line in lines:
+        console.line(line)
+    check_disk(plan, console)
+
+
+def _of_model(plan: Plan) -> Iterator[str]:
+    """The lines about the run and its model."""
+    yield f"Run:    {plan.run.path}, steps {plan.first_step} to {plan.train_config.total_steps}"
     if plan.origin:
-        console.line(f"From:   {plan.origin.name}")
-    console.line(f"Model:  {describe(model)}")
-    if train.lora:
-        console.line(f"LoRA:   {describe_adapters(model, train.lora)}")
-    per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
-    if sharded and ranks.size == 1:
-        console.line("Note: --shard-optimizer changes nothing, because there is one rank alone")
+        yield f"From:   {plan.origin.name}"
+    yield f"Model:  {describe(plan.model_config)}"
+    if plan.train_config.lora:
+        yield f"LoRA:   {describe_adapters(plan.model_config, plan.train_config.lora)}"
+
+
+def _of_ranks(train: TrainConfig, ranks: Ranks, sharded: bool) -> Iterator[str]:
+    """The line about the ranks, if there are several."""
     if ranks.size > 1:
         each = train.accumulate // ranks.size
-        console.line(
+        yield (
             f"Ranks:  {ranks.size}; in a step each takes {each} x {train.batch_size} sequences (--batch is for "
-            f"one rank), all together {sequences}"
+            f"one rank), all together {train.batch_size * train.accumulate}"
         )
-    learned = f", {plan.corpus.info['counted']['count']:,} of them learned" if "counted" in plan.corpus.info else ""
-    console.line(f"Data:   {len(plan.corpus.tokens):,} tokens{learned}{held_out}; {per_step}")
+    elif sharded:
+        yield "Note: --shard-optimizer changes nothing, because there is one rank alone"
+
+
+def _of_data(plan: Plan) -> Iterator[str]:
+    """The lines about the text, the passes over it and the rates."""
+    train, batches, info = plan.train_config, plan.batches, plan.corpus.info
+    sequences, seq = train.batch_size * train.accumulate, plan.model_config.max_seq_len
+    learned = f", {info['counted']['count']:,} of them learned" if "counted" in info else ""
+    held_out = f", {batches.val_tokens:,} of them held out" if batches.val_tokens else ""
+    per_step = f"{sequences * seq:,} tokens per step ({sequences} x {seq})"
+    yield f"Data:   {len(plan.corpus.tokens):,} tokens{learned}{held_out}; {per_step}"
     steps = train.total_steps - train.text_start
-    console.line("Steps:  " + passes(steps, sequences * seq, plan.batches.train_tokens, model))
-    console.line("Rate:   " + describe_rate(train, first, plan.start.train_config if plan.start else None))
-    of_evaluation = (plan.batches.note, _seen_note(plan)) if train.eval_every else ()
-    others = _notes_of_others(ops, ranks)
-    for note in filter(None, (*ops.notes, *others, _precision_note(plan, ops), *of_evaluation)):
-        console.line(note)
-    how = "; the backward pass computes each block again" if train.recompute else ""
-    console.line(f"Memory: {size(needed)} needed, {size(free)} free{how}")
-    console.line("Disk:   " + disk(model, train))
-    check_disk(plan, console)
+    yield "Steps:  " + passes(steps, sequences * seq, batches.train_tokens, plan.model_config)
+    yield "Rate:   " + describe_rate(train, plan.first_step, plan.start.train_config if plan.start else None)
+
+
+def _notes(plan: Plan, ops: Operations, ranks: Ranks) -> Iterator[str]:
+    """What the user should know of the devices, the precision and the held-out text."""
+    yield from ops.notes
+    yield from _notes_of_others(ops, ranks)
+    of_evaluation = (plan.batches.note, _seen_note(plan)) if plan.train_config.eval_every else ()
+    yield from filter(None, (_precision_note(plan, ops), *of_evaluation))
 
 
 def _notes_of_others(ops: Operations, ranks: Ranks) -> list[str]:
