@@ -7,9 +7,11 @@ streams, a signal handler that is set before the start) need a new process.
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -130,16 +132,17 @@ class Fork:
 
 
 def prepare() -> None:
-    """Import every module that the commands import, so that a fork has them."""
+    """Import every module of the package, and compile the large pattern, so that a fork has them."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command does, before NumPy is imported
-    import gpt.bench
     import gpt.cli
-    import gpt.export
-    import gpt.fetch
-    import gpt.generate
-    import gpt.ops.cpu.operations
-    import gpt.plan
-    import gpt.trainer  # noqa: F401
+    from gpt.tokenizer.text import blocks_of
+
+    for module in pkgutil.walk_packages(gpt.__path__, "gpt."):
+        with suppress(ImportError):  # of a package that is not installed
+            importlib.import_module(module.name)
+    importlib.import_module("numpy.ma")  # NumPy imports it when training first asks for it
+    list(blocks_of(["a text"], 1))
+    gc.freeze()  # so that no fork's garbage collector touches, and thereby copies, what it shares with this process
 
 
 def start(
