@@ -20,7 +20,7 @@ MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--b
 def run(hipgpt):
     """A trained run called `r`, in the current directory of the commands."""
     Path("text.txt").write_text(TEXT)
-    hipgpt("train", "--data-path", "text.txt", "--run-name", "r", "--steps", 4, "--ckpt-every", 2, *MODEL)
+    hipgpt.once("train", "--data-path", "text.txt", "--steps", 4, "--ckpt-every", 2, *MODEL, name="r")
     return "r"
 
 

@@ -212,7 +212,7 @@ def run(hipgpt):
     """A trained run called `r`, in the current directory of the commands."""
     Path("text.txt").write_text(TEXT)
     model = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 4, "--vocab-size", 100)
-    hipgpt("train", "--data-path", "text.txt", "--run-name", "r", "--steps", 4, *model)
+    hipgpt.once("train", "--data-path", "text.txt", "--steps", 4, *model, name="r")
     return "r"
 
 
