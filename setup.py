@@ -52,6 +52,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.19"],
         "trackio": ["trackio>=0.20"],
+        # parquet and plot would take a third of the installation, for 17 tests: .ci/run installs them
         "test": [
             "gguf>=0.17",
             "pytest>=8",
@@ -59,11 +60,9 @@ setup(
             "hypothesis>=6.100",
             "safetensors>=0.4.3",
             "tokenizers>=0.20",
-            "matplotlib>=3.6",
             "starlette>=0.45",
             "uvicorn>=0.30",
             "httpx>=0.27",
-            "pyarrow>=14",
             'backports.zstd>=1; python_version < "3.14"',
         ],
         "peers": ["openai", "peft", "tensorboard", "tensorboardX", "torch", "trackio", "transformers", "wandb"],
