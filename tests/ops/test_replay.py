@@ -1,6 +1,7 @@
 """A step that is recorded and replayed computes the same bits as one that is run, for every input."""
 
 import weakref
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,9 +21,17 @@ from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
 
 MODEL = ModelConfig(
-    vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
+    vocab_size=37, max_seq_len=11, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
 )
 STEPS = 4  # the first is run, the second recorded, the others are replayed
+
+
+@cache
+def replayed(device, precision, accumulate=1, optimizer="adamw"):
+    """What `train` returns on a device that records."""
+    results = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
+    assert device.records
+    return results
 
 
 def train(ops, accumulate, writing=False, optimizer="adamw"):
@@ -35,7 +44,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     training = TrainStep(MODEL, config, batches, ops)
     training.optimizer.initialize(initial_weights(training.model.config, 3))
     decoder, texts = Decoder(training.model, places=1), []
-    request = Request([1, 2, 3], 20, SamplingConfig(), -1, Stream(0), MODEL.max_seq_len)
+    request = Request([1, 2, 3], 10, SamplingConfig(), -1, Stream(0), MODEL.max_seq_len)
     losses = []
     for number in range(1, STEPS + 1):
         training.run(number)
@@ -45,7 +54,7 @@ def train(ops, accumulate, writing=False, optimizer="adamw"):
     if writing:
         alone = GPT(MODEL, ops)
         alone.load(training.optimizer.weights_on_host().items())
-        assert texts[-1] == list(draw(alone, [1, 2, 3], 20, SamplingConfig(), -1, 0, MODEL.max_seq_len))
+        assert texts[-1] == list(draw(alone, [1, 2, 3], 10, SamplingConfig(), -1, 0, MODEL.max_seq_len))
         assert texts[-1] != texts[0]
     return losses, ops.to_host(training.model.weights.flat).copy()
 
@@ -63,12 +72,11 @@ def device(request, monkeypatch):
 )
 def test_replayed_steps_give_the_bits_of_steps_that_are_run(device, precision, accumulate, optimizer, monkeypatch):
     """Batches, learning rates and dropout masks differ in every step, so none of them may become part of the record."""
-    replayed_losses, replayed = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
-    assert device.records
+    losses, weights = replayed(device, precision, accumulate, optimizer)
     monkeypatch.setattr(device, "records", False)
     run_losses, run = train(GpuOps(device, precision), accumulate, optimizer=optimizer)
-    assert replayed_losses == run_losses
-    assert np.array_equal(replayed, run)
+    assert losses == run_losses
+    assert np.array_equal(weights, run)
     assert len(set(run_losses)) == STEPS
 
 
@@ -78,7 +86,7 @@ def test_texts_that_a_model_writes_between_replayed_steps_change_no_bits(device,
 
     `train` asserts that the last text is the one that a model by itself would write.
     """
-    losses, weights = train(GpuOps(device, precision), 1)
+    losses, weights = replayed(device, precision)
     same_losses, same = train(GpuOps(device, precision), 1, writing=True)
     assert device.records
     assert same_losses == losses
@@ -92,7 +100,7 @@ def test_on_a_cpu_steps_are_run():
 
 @pytest.mark.filterwarnings("error")
 def test_a_device_that_cannot_record_says_so_once_and_trains_on(device, monkeypatch):
-    expected = train(GpuOps(device, "fp32"), 1)
+    expected = replayed(device, "fp32")
 
     def refuse(work):
         raise RuntimeError("graphs are not supported\nhere")
@@ -107,9 +115,9 @@ def test_a_device_that_cannot_record_says_so_once_and_trains_on(device, monkeypa
 
 def test_recorded_work_is_not_done_until_it_is_replayed():
     device, array = HostDevice(), np.ones(3)
-    replayed = Replayed(device, lambda: device.ask(lambda: np.add(array, 1, out=array)))
+    add = Replayed(device, lambda: device.ask(lambda: np.add(array, 1, out=array)))
     for call in range(1, 5):
-        replayed()
+        add()
         assert array[0] == 1 + call
 
 
