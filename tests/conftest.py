@@ -26,6 +26,8 @@ SHAKESPEARE = (
     ROOT.parent / "shared" / "data" / "tinyshakespeare.txt",
 )
 
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # a file system in memory, and how many bytes of it have to be free
+
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Path:
@@ -169,7 +171,13 @@ def made(project):
 
 
 def pytest_configure():
-    """Handle signals that nohup or a shell's `&` made this process ignore, because commands would inherit that."""
+    """Handle signals that nohup or a shell's `&` made this process ignore, because commands would inherit that.
+
+    And keep the folders of tests in memory if there is room: a command that trains syncs some thirty files and folders,
+    and waits some 5 ms for a disk each time.
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
