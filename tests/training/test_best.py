@@ -238,8 +238,8 @@ def test_a_stopped_and_resumed_run_ends_by_patience_at_the_same_step(train, cut,
     train.once(*PATIENT, name="whole")
     end = validation("whole")[-1][0]
     assert end > 50
-    cut(line, number, *PATIENT)
-    hipgpt("train", "--run-name", "r", "--resume")
+    if cut(line, number, *PATIENT):  # on a busy machine it may have reached its end before the signal came
+        hipgpt("train", "--run-name", "r", "--resume")
     assert validation() == validation("whole")
     last = [(directory(run) / f"{run}_step{end}.safetensors").read_bytes() for run in ("r", "whole")]
     assert last[0] == last[1]

@@ -283,9 +283,10 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, 
     process = start(*steps)
     wait_for(process, line)
     process.send_signal(number)
-    process.communicate(timeout=30)
-    with open("checkpoints/r/metrics.jsonl", "a") as file:
-        file.write('{"step": 44, "lo')  # as after a power cut
+    process.communicate(timeout=60)
+    if process.returncode:  # on a busy machine it may have reached its end before the signal came
+        with open("checkpoints/r/metrics.jsonl", "a") as file:
+            file.write('{"step": 44, "lo')  # as after a power cut
     hipgpt("train", "--run-name", "r", "--resume")
     assert logged() == logged("whole")
     assert weights(60) == weights(60, "whole")
