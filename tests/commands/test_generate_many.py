@@ -2,7 +2,7 @@
 
 import json
 import random
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,13 @@ def alone(model: GPT, request: Request) -> list[int]:
     return list(Decoder(model, places=1).ids(request))
 
 
+@cache
+def texts_alone(count: int) -> list[list[int]]:
+    """The ids of each of `requests(count)`, which nothing is written beside."""
+    model = model_on(CpuOps(threads=1))
+    return [alone(model, request) for request in requests(count)]
+
+
 # ---- the decoder --------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +76,7 @@ def test_a_text_does_not_depend_on_who_joins_and_leaves_beside_it(monkeypatch, p
     """Requests join free places at random steps. Some leave before their end: they have got the beginning of theirs."""
     monkeypatch.setattr(CpuOps, "steps_ahead", steps_ahead)
     model, chance = model_on(CpuOps(threads=1)), random.Random(places)
-    asked = requests(16)
+    asked, expected = requests(16), texts_alone(16)
     waiting, running, got = list(range(16)), {}, [[] for _ in asked]
     left, decoder = set(), Decoder(model, places)
     while waiting or running:
@@ -87,9 +94,8 @@ def test_a_text_does_not_depend_on_who_joins_and_leaves_beside_it(monkeypatch, p
             left.add(running.pop(sequence))
     assert decoder.free == places
     assert left
-    for number, request in enumerate(asked):
-        expected = alone(model, request)
-        assert got[number] == (expected[: len(got[number])] if number in left else expected)
+    for number, (ids, whole) in enumerate(zip(got, expected, strict=True)):
+        assert ids == (whole[: len(ids)] if number in left else whole)
 
 
 @pytest.mark.parametrize("device", [GPU, pytest.param(partial(executor, "mma"), id="mma")])
