@@ -174,14 +174,14 @@ def test_a_branch_into_a_run_that_was_killed_early_does_not_take_its_best_for_it
 
 @pytest.mark.parametrize("file", ["best_checkpoint.safetensors", "best_config.json"])
 def test_training_does_not_go_on_from_weights_alone(train, hipgpt, file):
-    train("--steps", 20)
+    train.once("--steps", 20, name="r")
     error = hipgpt("train", "--ckpt", f"checkpoints/r/{file}", "--run-name", "new", "--steps", 5, status=2).stderr
     assert "weights without the optimizer's state" in error
     assert not directory("new").exists()
 
 
 def test_a_best_checkpoint_that_was_deleted_is_made_anew(train):
-    train("--steps", 20)
+    train.once("--steps", 20, name="r")
     for path in directory().glob("*best_step*"):
         path.unlink()
     train("--resume", "--steps", 30)
@@ -223,7 +223,7 @@ def test_patience_ends_a_run_with_a_checkpoint_and_names_the_reason_and_the_kept
 
 
 def test_patience_counts_anew_when_another_part_of_the_text_is_held_out(train, hipgpt):
-    train(*PATIENT)
+    train.once(*PATIENT, name="r")
     end = validation()[-1][0]
     resumed = ("--run-name", "r", "--resume", "--steps", end + 2 * EVERY, "--val-fraction", 0.2)
     out = hipgpt("train", *resumed).stdout
@@ -259,7 +259,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(train, hipgpt):
 
 def test_patience_ends_a_run_by_an_evaluation_that_is_made_up_for(train, hipgpt):
     """As above, but with the evaluation that ends the run."""
-    train(*PATIENT)
+    train.once(*PATIENT, name="r")
     before, metrics = validation(), directory() / "metrics.jsonl"
     kept = [line for line in metrics.read_text().splitlines(True) if f'"step": {before[-1][0]}, ' not in line]
     metrics.write_text("".join(kept))
@@ -369,7 +369,7 @@ def test_impossible_settings_are_refused_in_one_line_and_leave_nothing_behind(tr
 
 def test_a_run_of_a_version_without_best_checkpoints_is_listed_and_goes_on(train, hipgpt):
     train("--steps", 30, name="whole")
-    train("--steps", 20)
+    train.once("--steps", 20, name="r")
     for path in directory().glob("*best*"):
         path.unlink()
     for path in (directory() / "r_step20_config.json", directory() / "latest_config.json"):

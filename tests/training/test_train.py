@@ -28,9 +28,12 @@ def text(tmp_path) -> Path:
 
 @pytest.fixture
 def train(hipgpt, text):
+    """Train a run; with `train.once` one that several tests begin with."""
+
     def run(*arguments, **kwargs):
         return hipgpt("train", "--data-path", text, *MODEL, *arguments, **kwargs)
 
+    run.once = lambda *arguments, name: hipgpt.once("train", "--data-path", text, *MODEL, *arguments, name=name)
     return run
 
 
@@ -217,7 +220,7 @@ def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
 
 
 def test_a_run_with_checkpoints_is_not_started_again(train):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     before = weights("r", 2)
     for extra in ((), ("--reset",)):
         assert "--resume" in train("--run-name", "r", "--steps", 2, *extra, status=2).stderr
@@ -226,7 +229,7 @@ def test_a_run_with_checkpoints_is_not_started_again(train):
 
 
 def test_a_finished_run_says_how_to_train_on(train, hipgpt):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     for steps in ((), ("--steps", 2)):
         out = hipgpt("train", "--run-name", "r", "--resume", *steps).stdout
         assert "Run r is done: it has reached step 2 of 2." in out
@@ -242,7 +245,7 @@ def test_a_later_step_is_refused_before_it_would_be_overwritten(train, hipgpt):
 
 
 def test_a_run_whose_text_is_no_longer_known_is_not_trained_on_another(train, hipgpt, text):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     Path("checkpoints/r/tokens.json").unlink()
     Path("data").mkdir()
     Path("data/data.txt").write_text("another text altogether . " * 500)
@@ -254,7 +257,7 @@ def test_a_run_whose_text_is_no_longer_known_is_not_trained_on_another(train, hi
 def test_a_refused_branch_leaves_nothing_and_the_corrected_command_goes_on_with_the_runs_own_text(
     train, hipgpt, mistake
 ):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     branch = ("train", "--ckpt", "checkpoints/r/r_step2.safetensors", "--run-name", "branch", "--steps", 1)
     hipgpt(*branch, *mistake, status=2)
     assert not Path("checkpoints/branch").exists()
@@ -277,13 +280,13 @@ def test_a_renamed_run_keeps_its_tokenizer_and_goes_on(train, hipgpt, text):
     [(("--dim", 32), ("32", "16")), (("--activation", "relu"), ("relu", "gelu")), (("--preset", "tiny"), ("64", "16"))],
 )
 def test_a_flag_that_contradicts_the_checkpoints_model_is_refused_with_both_values(train, hipgpt, flags, both):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     error = hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, *flags, status=2).stderr
     assert all(value in error for value in both)
 
 
 def test_a_missing_optimizer_file_is_named(train, hipgpt):
-    train("--run-name", "r", "--steps", 2)
+    train.once("--steps", 2, name="r")
     Path("checkpoints/r/r_step2_optimizer.safetensors").unlink()
     error = hipgpt("train", "--run-name", "r", "--resume", "--steps", 4, status=2).stderr
     assert "r_step2_optimizer.safetensors" in error
