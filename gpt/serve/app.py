@@ -86,6 +86,8 @@ class _Api:
         return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
 
     async def _loaded(self, name: str) -> Known:
+        if model := self._engine.known(name):
+            return model
         run: Run = await run_in_threadpool(self._runs.find, name)
         return await self._engine.model(run)
 

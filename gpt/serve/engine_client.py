@@ -80,6 +80,10 @@ class EngineClient:
         finally:
             self._transport.close()
 
+    def known(self, name: str) -> Known | None:
+        """The model of the run of this name, if it is in memory."""
+        return self._models.get(name)
+
     async def model(self, run: Run) -> Known:
         """The model of a run, once it is in memory. Raises RequestError if it cannot be."""
         if self.is_ending:
