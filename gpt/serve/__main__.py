@@ -7,7 +7,10 @@ import pickle
 import sys
 
 if __name__ == "__main__":
-    sys.path[:] = pickle.load(sys.stdin.buffer)
+    try:
+        sys.path[:] = pickle.load(sys.stdin.buffer)
+    except EOFError:
+        sys.exit("hipgpt serve starts this program: it says here what there is to do")
 
     from gpt.serve import front
 

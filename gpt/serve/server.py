@@ -30,6 +30,7 @@ from gpt.serve.messages import Done
 from gpt.system import ending, interrupts
 
 GRACE = 5.0  # seconds for the texts that are being written when a signal comes: less than the 10 that Docker gives
+_GROUP = int(getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0))  # on Windows, which then sends it no Ctrl-C
 FAREWELL = 5.0  # seconds in which the front must have ended, once the engine has
 
 
@@ -92,8 +93,13 @@ def front(address: Address, root: Path, served: Sequence[str]) -> Iterator[Chann
     except ChannelClosedError:
         watcher.join()  # this process ends there
         raise
+    except (UserError, KeyboardInterrupt):  # before anything was served
+        is_expected = True
+        process.kill()
+        raise
     finally:
         is_expected = True
+        ours.settimeout(FAREWELL)  # it may have stopped reading
         with suppress(ChannelClosedError):
             channel.send(Done(ENDING))
         watcher.join(FAREWELL)
@@ -118,7 +124,7 @@ def _started(address: Address, channel: socket.socket, root: Path, served: Seque
     shared = () if sys.platform == "win32" else (channel.fileno(), address.listener.fileno())
     with _signals_kept():
         try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=shared)
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=shared, creationflags=_GROUP)
         except OSError as error:
             raise UserError(f"cannot start the process that speaks HTTP: {error.strerror}") from None
     start = Start(

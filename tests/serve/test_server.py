@@ -32,7 +32,7 @@ def test_a_server_answers_and_completes_its_texts_when_it_is_asked_to_end(hipgpt
     lines, match = lines_until(process, r"API: (http://127\.0\.0\.1:\d+/v1) with the token secret")
     assert any("Run r, step 3: in memory, with 16 places" in line for line in lines)
     assert any(line.endswith("/#token=secret\n") for line in lines)
-    body = {"model": "r", "prompt": "the cat", "max_tokens": 200, "seed": 1, "stream": True}
+    body = {"model": "r", "prompt": "the cat", "max_tokens": 60, "seed": 1, "stream": True}
     ask = urllib.request.Request(
         f"{match[1]}/completions", json.dumps(body).encode(), {"Authorization": "Bearer secret"}
     )
