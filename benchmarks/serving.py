@@ -1,19 +1,26 @@
 """Many clients at once: how fast `hipgpt serve` answers them, beside the batched decoder by itself.
 
-    python benchmarks/serving.py checkpoints/first --clients 64 --seconds 60
+    python benchmarks/serving.py checkpoints/first --clients 64 --seconds 25
 
-First the decoder writes texts with a place for each client, and nothing around it. Then a server is started, in a
-process of its own, and each client asks it for one streamed text after the other. Prompts and sampling are the same.
-The report has tokens per second of both (of the server's texts only those that are complete), the times to the first
-token and between tokens as clients see them, and the server's memory after a tenth of the time and at the end.
+First the decoder writes texts with a place for each client, and nothing around it. Then a server is started, and each
+client asks it for one streamed text after the other: for one text to warm it up, and then for the time given. Prompts
+and sampling are the same. The clients are in processes of their own, one for every four cores.
+
+The report has tokens per second of both (of the server's texts only those that are complete), and the times to the
+first token and from event to event, as clients see them. An event has the tokens of 20 ms. For each process it has the
+share of a core that it used, and its memory after a tenth of the time and at the end.
 """
 
 import asyncio
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +38,8 @@ from gpt.tokenizer import Tokenizer
 
 PROMPTS = ("On a bright morning", "The", "Once upon a time there was", "She said that")
 SAMPLING = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9, repetition_penalty=1.1)
-ALONE_SECONDS = 15.0  # time of the decoder by itself
+ALONE_SECONDS = 10.0  # time of the decoder by itself
+MOST_PROCESSES = 4  # of clients
 
 
 @dataclass
@@ -39,16 +47,40 @@ class Seen:
     """The times in seconds that clients measured, and the errors that they got."""
 
     first: list[float] = field(default_factory=list)  # from the request to the first token
-    between: list[float] = field(default_factory=list)  # from one event to the next, which mostly has one token
+    between: list[float] = field(default_factory=list)  # from one event to the next
     tokens: int = 0
     texts: int = 0
     errors: list[str] = field(default_factory=list)
+
+    def __add__(self, other: "Seen") -> "Seen":
+        return Seen(
+            self.first + other.first, self.between + other.between, self.tokens + other.tokens,
+            self.texts + other.texts, self.errors + other.errors,
+        )  # fmt: skip
+
+
+@dataclass
+class Used:
+    """What a process has used: CPU time in seconds, and memory in bytes, early and at the end."""
+
+    name: str
+    process: psutil.Process
+    cpu: float = 0.0
+    early: int = 0
+    late: int = 0
+
+    def begin(self) -> None:
+        self.cpu = -sum(self.process.cpu_times()[:2])
+
+    def end(self) -> None:
+        self.cpu += sum(self.process.cpu_times()[:2])
+        self.late = self.process.memory_info().rss
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--clients", default=64, show_default=True, help="Clients that ask at the same time; 64 at most.")
-@click.option("--seconds", default=60.0, show_default=True, help="Time for which they ask.")
+@click.option("--seconds", default=25.0, show_default=True, help="Time for which they ask.")
 @click.option("--num-tokens", default=100, show_default=True, help="Tokens of each text.")
 @click.option("--device", default="auto", show_default=True)
 def main(run: Path, clients: int, seconds: float, num_tokens: int, device: str) -> None:
@@ -56,31 +88,28 @@ def main(run: Path, clients: int, seconds: float, num_tokens: int, device: str) 
     decoder = alone(Run.at(run.resolve()), clients, num_tokens, device)
     click.echo(f"decoder alone: {decoder:,.0f} tokens/s with {clients} places")
     command = [
-        sys.executable,
-        "-m",
-        "gpt.cli",
-        "serve",
-        "--runs-dir",
-        str(run.resolve().parent),
-        "--run-name",
-        run.name,
-    ]
-    command += ["--port", "0", "--places", str(clients), "--device", device]
+        sys.executable, "-m", "gpt.cli", "serve", "--runs-dir", str(run.resolve().parent), "--run-name", run.name,
+        "--port", "0", "--places", str(clients), "--device", device,
+    ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         try:
             port = next(int(match[1]) for line in server.stdout if (match := re.search(r"API: .*:(\d+)/v1", line)))
-            seen, memory = asyncio.run(asked(port, run.name, clients, seconds, num_tokens, psutil.Process(server.pid)))
+            engine = psutil.Process(server.pid)
+            used = [Used("engine", engine), *(Used("front", child) for child in engine.children())]
+            seen = load(port, run.name, clients, seconds, num_tokens, used)
         finally:
             server.terminate()
     rate = seen.tokens / seconds
     click.echo(
         f"server:        {rate:,.0f} tokens/s ({rate / decoder:.0%}), {seen.texts} texts, {len(seen.errors)} errors"
     )
-    for name, times in (("first token", seen.first), ("per token", seen.between)):
+    for name, times in (("first token", seen.first), ("next event", seen.between)):
         low, high = np.percentile(times, [50, 99]) * 1e3
         click.echo(f"{name + ':':<15}{low:,.1f} ms (p50), {high:,.1f} ms (p99)")
-    click.echo(f"memory:        {memory[0] / 2**20:,.0f} MiB early, {memory[1] / 2**20:,.0f} MiB at the end")
+    for each in used:
+        memory = f"{each.early / 2**20:,.0f} MiB early, {each.late / 2**20:,.0f} MiB at the end"
+        click.echo(f"{each.name + ':':<15}{each.cpu / seconds:.0%} of a core, {memory}")
     for error in seen.errors[:5]:
         click.echo(error)
 
@@ -102,24 +131,46 @@ def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
     return count / (time.perf_counter() - began)
 
 
-async def asked(
-    port: int, model: str, clients: int, seconds: float, num_tokens: int, server: psutil.Process
-) -> tuple[Seen, tuple[int, int]]:
-    """Let clients ask for so many seconds. Returns what they saw, and the server's memory in bytes, twice."""
-    seen, ends = Seen(), time.perf_counter() + seconds
-    tasks = [asyncio.ensure_future(client(number, port, model, num_tokens, ends, seen)) for number in range(clients)]
-    await asyncio.sleep(seconds / 10)
-    early = server.memory_info().rss
-    await asyncio.sleep(max(0.0, ends - time.perf_counter()))
-    late = server.memory_info().rss
-    await asyncio.gather(*tasks)
-    return seen, (early, late)
+def load(port: int, model: str, clients: int, seconds: float, num_tokens: int, used: list[Used]) -> Seen:
+    """Let clients ask for so many seconds. Returns what they saw, and completes `used`, also by their processes."""
+    count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 4, clients))
+    shares = [range(clients)[first::count] for first in range(count)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context) as pool:
+        list(pool.map(asked, [(port, model, share, 0.0, num_tokens) for share in shares]))  # all is warm
+        used += [Used("clients", child) for child in psutil.Process().children() if child.pid in pool._processes]
+        for each in used:
+            each.begin()
+        began = time.perf_counter()
+        futures = [pool.submit(asked, (port, model, share, seconds, num_tokens)) for share in shares]
+        time.sleep(seconds / 10)
+        for each in used:
+            each.early = each.process.memory_info().rss
+        time.sleep(max(0.0, began + seconds - time.perf_counter()))
+        for each in used:
+            each.end()
+        seen = Seen()
+        for future in futures:
+            seen += future.result()
+    return seen
+
+
+def asked(task: tuple[int, str, Sequence[int], float, int]) -> Seen:
+    """What the clients with these numbers see in so many seconds. Each asks for one text at least."""
+    port, model, numbers, seconds, num_tokens = task
+
+    async def together() -> Seen:
+        seen, ends = Seen(), time.perf_counter() + seconds
+        await asyncio.gather(*(client(number, port, model, num_tokens, ends, seen) for number in numbers))
+        return seen
+
+    return asyncio.run(together())
 
 
 async def client(number: int, port: int, model: str, num_tokens: int, ends: float, seen: Seen) -> None:
     """Ask for one text after the other until the time is over; tokens that come later do not count."""
     asks = 0
-    while time.perf_counter() < ends:
+    while not asks or time.perf_counter() < ends:
         body = {
             "model": model, "prompt": PROMPTS[(number + asks) % len(PROMPTS)], "max_tokens": num_tokens, "stream": True,
             "seed": 1000 * number + asks, "temperature": SAMPLING.temperature, "top_k": SAMPLING.top_k,

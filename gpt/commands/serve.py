@@ -1,5 +1,6 @@
 """`hipgpt serve`: a page with the runs and an API for their models."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +54,25 @@ def serve_models(
     from gpt.run import Run
     from gpt.system.console import Console
 
-    try:
-        from gpt.serve import app, server
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        raise UserError("serving needs starlette and uvicorn: pip install 'hipgpt[serve]'") from None
+    for library in ("starlette", "uvicorn"):  # which the other process imports
+        if find_spec(library) is None:
+            raise UserError("serving needs starlette and uvicorn: pip install 'hipgpt[serve]'")
+    from gpt.serve import server
     from gpt.serve.engine import Engine
-    from gpt.serve.runs import Runs
 
     if not 1 <= places <= MOST_PLACES:
         raise UserError(f"--places is {places}, but must be from 1 to {MOST_PLACES}")
     console = Console()
     named = [Run(name, runs_dir) for name in run_names]
-    ops = select(device, settings.get("precision", TrainConfig.precision), blas=blas)
-    engine = Engine(ops, places, best=best, reload=reload, report=console.line)
     address = server.listening(host, port, token)
-    console.line(f"Device: {ops.description}")
-    for run in named:
-        engine.load(run)
-    for note in ops.notes:
-        console.line(note)
-    console.line(f"Page: {address.url}/{f'#token={address.token}' if address.token else ''}")
-    console.line(f"API: {address.url}/v1{f' with the token {address.token}' if address.token else ''}")
-    server.run(engine, app.make(engine, Runs(runs_dir, run_names), host, address.token), address, console.line)
+    with server.front(address, runs_dir, run_names) as channel:
+        ops = select(device, settings.get("precision", TrainConfig.precision), blas=blas)
+        engine = Engine(ops, channel, places, best=best, reload=reload, report=console.line)
+        console.line(f"Device: {ops.description}")
+        for run in named:
+            engine.load(run)
+        for note in ops.notes:
+            console.line(note)
+        console.line(f"Page: {address.url}/{f'#token={address.token}' if address.token else ''}")
+        console.line(f"API: {address.url}/v1{f' with the token {address.token}' if address.token else ''}")
+        server.run(engine, console.line)

@@ -4,12 +4,11 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt.serve.errors import RequestError
-from gpt.serve.listening import Token
+from gpt.serve.messages import Score
 from gpt.serve.texts import Texts
 from gpt.serve.wording import Piece, token_text
 from gpt.tokenizer import Tokenizer
@@ -41,22 +40,22 @@ class CompletionForm:
         """Four lists with an entry for each token. `text_offset` is its place in the answer's text, in characters."""
         lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         offset = self._offsets.get(index, 0)
-        for text, token in pieces:
-            if token is not None:
+        for text, score in pieces:
+            if score is not None:
                 lists["tokens"].append(text)
-                lists["token_logprobs"].append(token.logprob)
-                lists["top_logprobs"].append(self._top(text, token) if token.logprob is not None else None)
+                lists["token_logprobs"].append(score.logprob)
+                lists["top_logprobs"].append(self._top(text, score) if score.logprob is not None else None)
                 lists["text_offset"].append(offset)
             offset += len(text)
         self._offsets[index] = offset
         return lists
 
-    def _top(self, text: str, token: Token) -> dict[str, float | None]:
+    def _top(self, text: str, score: Score) -> dict[str, float | None]:
         """The likeliest tokens and the one that was drawn. Of two with the same text the likelier one counts."""
         top: dict[str, float | None] = {}
-        for name, logprob in _likeliest(self.tokenizer, text, token.likeliest):
+        for name, logprob in _likeliest(self.tokenizer, text, score.likeliest):
             top.setdefault(name, logprob)
-        top.setdefault(text, token.logprob)
+        top.setdefault(text, score.logprob)
         return top
 
 
@@ -86,10 +85,10 @@ class ChatForm:
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
 
     def _logprobs(self, pieces: list[Piece]) -> Iterable[dict[str, Any]]:
-        for text, token in pieces:
-            if token is not None:
-                likeliest = _likeliest(self.tokenizer, text, token.likeliest)
-                yield {**_told(text, token.logprob), "top_logprobs": [_told(*each) for each in likeliest]}
+        for text, score in pieces:
+            if score is not None:
+                likeliest = _likeliest(self.tokenizer, text, score.likeliest)
+                yield {**_told(text, score.logprob), "top_logprobs": [_told(*each) for each in likeliest]}
 
 
 def _likeliest(tokenizer: Tokenizer, text: str, likeliest: Iterable[tuple[int, float]]) -> Iterable[tuple[str, float]]:
@@ -126,10 +125,10 @@ class Answer:
         """The answer once all texts have ended. Raises RequestError."""
         pieces: list[list[Piece]] = [[] for _ in range(self.texts.count)]
         reasons: list[str | None] = [None] * self.texts.count
-        async with aclosing(self.texts.progress()) as progress:
-            async for index, some, reason in progress:
+        while news := await self.texts.more():
+            for index, some, reason in news:
                 pieces[index] += some
-                reasons[index] = reason or reasons[index]
+                reasons[index] = reason
         choices = [
             self.form.choice(index, *each, is_whole=True)
             for index, each in enumerate(zip(pieces, reasons, strict=True))
@@ -137,26 +136,29 @@ class Answer:
         return {**self._head, "object": self.form.whole, "choices": choices, "usage": self.texts.usage.to_json()}
 
     async def events(self) -> AsyncIterator[bytes]:
-        """The answer as server-sent events. An error on the way is the last of them."""
-        with_usage = self.texts.wishes.includes_usage
+        """The answer as server-sent events, those that come at the same time together. An error is the last of them."""
+        head = _JSON.encode({**self._head, "object": self.form.piecewise})[:-1]  # up to what differs, in all events
+        usage = ', "usage": null' if self.texts.wishes.includes_usage else ""
+
+        def event(choice: dict[str, Any]) -> str:
+            return f'data: {head}, "choices": [{_JSON.encode(choice)}]{usage}}}\n\n'
+
         try:
-            for index in range(self.texts.count):
-                if begins := self.form.begins(index):
-                    yield self._event([begins], with_usage)
-            async with aclosing(self.texts.progress()) as progress:
-                async for index, pieces, reason in progress:
-                    if reason or pieces:
-                        yield self._event([self.form.choice(index, pieces, reason, is_whole=False)], with_usage)
-            if with_usage:
-                yield self._event([], with_usage, self.texts.usage.to_json())
-            yield b"data: [DONE]\n\n"
+            if begins := [begin for index in range(self.texts.count) if (begin := self.form.begins(index))]:
+                yield _encoded("".join(map(event, begins)))
+            while news := await self.texts.more():
+                choices = [
+                    self.form.choice(index, pieces, reason, is_whole=False)
+                    for index, pieces, reason in news
+                    if pieces or reason
+                ]
+                if choices:
+                    yield _encoded("".join(map(event, choices)))
+            last = f'data: {head}, "choices": [], "usage": {_JSON.encode(self.texts.usage.to_json())}}}\n\n'
+            yield _encoded((last if usage else "") + "data: [DONE]\n\n")
         except RequestError as error:
-            yield _sent(error.to_json())
-
-    def _event(self, choices: list[Any], with_usage: bool, usage: dict[str, int] | None = None) -> bytes:
-        event = {**self._head, "object": self.form.piecewise, "choices": choices}
-        return _sent(event | ({"usage": usage} if with_usage else {}))
+            yield _encoded(f"data: {_JSON.encode(error.to_json())}\n\n")
 
 
-def _sent(event: dict[str, Any]) -> bytes:
-    return b"data: " + _JSON.encode(event).encode("utf-8", "replace") + b"\n\n"
+def _encoded(events: str) -> bytes:
+    return events.encode("utf-8", "replace")

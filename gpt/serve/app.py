@@ -1,6 +1,8 @@
 """The addresses of the server, and what each of them answers."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from gpt import chat_template
@@ -16,10 +18,10 @@ from gpt.errors import UserError
 from gpt.run import Run
 from gpt.serve import fields
 from gpt.serve.answers import Answer, ChatForm, CompletionForm
-from gpt.serve.engine import Engine
+from gpt.serve.engine_client import EngineClient
 from gpt.serve.errors import RequestError
 from gpt.serve.guard import App, Guard, Receive, Scope, Send
-from gpt.serve.model import Model
+from gpt.serve.messages import Known
 from gpt.serve.runs import Runs
 from gpt.serve.texts import Texts, ids_of
 
@@ -28,8 +30,8 @@ _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".
 _FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
 
-def make(engine: Engine, runs: Runs, host: str, token: str | None) -> App:
-    """The whole server as an ASGI app, behind its guard."""
+def make(engine: EngineClient, runs: Runs, host: str, token: str | None) -> App:
+    """The whole server as an ASGI app, behind its guard. From its startup to its shutdown, it is connected."""
     handlers: dict[Any, Any] = {
         RequestError: _error,
         HTTPException: _not_here,
@@ -48,11 +50,12 @@ def make(engine: Engine, runs: Runs, host: str, token: str | None) -> App:
         Route("/api/runs/{name}/log", api.log),
         Route("/api/runs/{name}/pieces", api.pieces, methods=["POST"]),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), host, token, _refusal)
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lambda app: engine.connected())
+    return Guard(app, host, token, _refusal)
 
 
 class _Api:
-    def __init__(self, engine: Engine, runs: Runs) -> None:
+    def __init__(self, engine: EngineClient, runs: Runs) -> None:
         self._engine, self._runs = engine, runs
 
     # ---- as OpenAI's ------------------------------------------------------------------------------------------------
@@ -82,9 +85,11 @@ class _Api:
         texts = Texts(self._engine, model, wanted.wishes, [prompt], max_tokens, stop_ids=stop_ids)
         return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
 
-    async def _loaded(self, name: str) -> Model:
+    async def _loaded(self, name: str) -> Known:
+        if model := self._engine.known(name):
+            return model
         run: Run = await run_in_threadpool(self._runs.find, name)
-        return await asyncio.wrap_future(self._engine.model(run))
+        return await self._engine.model(run)
 
     # ---- for the page -----------------------------------------------------------------------------------------------
 
@@ -103,7 +108,7 @@ class _Api:
         return JSONResponse(await run_in_threadpool(self._runs.pieces, request.path_params["name"], text))
 
 
-def _conversation(model: Model, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+def _conversation(model: Known, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
     """The prompt that stands for a conversation, and the ids that end the answer."""
     if not chat_template.is_used_by(model.tokenizer):
         raise RequestError(
@@ -124,32 +129,39 @@ async def _answered(request: Request, answer: Answer) -> Response | App:
     """The answer as the request wants it. If the client goes away, its texts end."""
     if answer.texts.wishes.streams:
         return _streamed(answer)
-    whole, gone = asyncio.ensure_future(answer.whole()), asyncio.ensure_future(_until_gone(request))
-    try:
-        await asyncio.wait([whole, gone], return_when=asyncio.FIRST_COMPLETED)
-        return JSONResponse(whole.result()) if whole.done() else Response(status_code=499)  # which nobody reads
-    finally:
-        answer.texts.cancel()
-        whole.cancel()
-        gone.cancel()
+    async with _while_somebody_waits(answer.texts, request.receive):
+        return JSONResponse(await answer.whole())
 
 
 def _streamed(answer: Answer) -> App:
-    """A response with the answer's events. However it ends, even before its first event, the texts end with it."""
-    response = StreamingResponse(answer.events(), media_type="text/event-stream")
+    """A response with the answer's events."""
 
     async def send_all(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await response(scope, receive, send)
-        finally:
-            answer.texts.cancel()
+        async with _while_somebody_waits(answer.texts, receive):
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for events in answer.events():
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return send_all
 
 
-async def _until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+@asynccontextmanager
+async def _while_somebody_waits(texts: Texts, receive: Receive) -> AsyncIterator[None]:
+    """However the `with` ends, even before its first event, the texts end with it. So they do when the client goes."""
+
+    async def until_gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        texts.cancel()
+
+    gone = asyncio.ensure_future(until_gone())
+    try:
+        yield
+    finally:
+        gone.cancel()
+        texts.cancel()
 
 
 def _refusal(error: RequestError) -> App:

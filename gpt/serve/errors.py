@@ -23,7 +23,14 @@ class RequestError(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers
 
+    def __reduce__(self) -> tuple[type["RequestError"], tuple[object, ...]]:
+        """How it travels from one process to the other: with all it was made of, not with its message alone."""
+        return RequestError, (self.status, self.message, self.code, self.param, self.headers)
+
     def to_json(self) -> dict[str, Any]:
         """For example {"error": {"message": "…", "type": "invalid_request_error", "param": "n", "code": None}}."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+ENDING = RequestError(503, "the server is ending: ask again when it is back", "server_ending")

@@ -23,7 +23,7 @@ USUAL_TOKENS = 16  # OpenAI's default for completions
 
 @dataclass(frozen=True)
 class Wishes:
-    """What completions and chats have in common. `likeliest` is as in `gpt.serve.listening.Text`.
+    """What completions and chats have in common. `likeliest` is as in `gpt.serve.messages.Text`.
 
     `seed` is None if the request does not say it.
     """

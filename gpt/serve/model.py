@@ -3,6 +3,7 @@
 import os
 import time
 from collections import deque
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -16,24 +17,25 @@ from gpt.generate import fitting, load_model
 from gpt.ops.interface import Operations
 from gpt.run import Run
 from gpt.serve.errors import RequestError
-from gpt.serve.listening import LONGEST, End, Text, Token
+from gpt.serve.messages import End, Known, Score, Text
+from gpt.serve.outbox import Outbox
 from gpt.tokenizer import Tokenizer
 
-News = list[tuple[Text, Token | End]]
+LONGEST = 600.0  # seconds that a text may take, its wait for a place included
 _LATE = RequestError(504, f"a text may take {LONGEST:.0f} s in all, its wait included", "timeout")
 
 
 class Model:
-    """The model of a checkpoint of a run: the latest one, or the `best` one. Belongs to the engine's thread.
+    """The model of a checkpoint of a run: the latest one, or the `best` one. What it writes goes into `outbox`.
 
-    Other threads may read what never changes: `run`, `tokenizer` and `config`. `is_broken` becomes True if logits are
-    not finite: all texts have then ended with an error, and the model is of no use any more.
+    `number` is another one for each model. `is_broken` becomes True if logits are not finite: all texts have then ended
+    with an error, and the model is of no use any more.
 
     Raises UserError if the checkpoint or the tokenizer does not load, or if there is not enough memory.
     """
 
-    def __init__(self, run: Run, ops: Operations, places: int, best: bool = False) -> None:
-        self.run, self._best = run, best
+    def __init__(self, run: Run, number: int, ops: Operations, outbox: Outbox, places: int, best: bool = False) -> None:
+        self.run, self.number, self._outbox, self._best = run, number, outbox, best
         self._identity = self._on_disk()
         saved = checkpoint.load(run, best=best)
         self.config, self.step_number = saved.model_config, saved.step
@@ -41,10 +43,16 @@ class Model:
         self.config.check_tokenizer(run.tokenizer_path, self.tokenizer.vocab_size)
         self._gpt = load_model(saved, ops, fitting(self.config, ops, places))
         self._decoder = Decoder(self._gpt, min(places, len(self._gpt.workspace.logits)))
-        self.waiting: deque[Text] = deque()
+        self._waiting: deque[Text] = deque()
         self.is_broken = False
         self._texts: dict[Sequence, Text] = {}
-        self._logits: dict[Text, deque[np.ndarray]] = {}  # of tokens that `step` has not returned yet
+        self._deadlines: dict[int, float] = {}  # by the text's number, for those that wait too; the earliest first
+        self._logits: dict[Sequence, deque[np.ndarray]] = {}  # of tokens that `step` has not returned yet
+
+    @property
+    def known(self) -> Known:
+        """What the front is to know of it."""
+        return Known(self.number, self.run, self.step_number, self.config, self.tokenizer)
 
     @property
     def is_busy(self) -> bool:
@@ -53,7 +61,7 @@ class Model:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._texts or self.waiting)
+        return bool(self._texts or self._waiting)
 
     @property
     def places(self) -> int:
@@ -61,94 +69,102 @@ class Model:
 
     # ---- writing ---------------------------------------------------------------------------------------------------
 
-    def step(self, admits: bool = True) -> News:
-        """Write one more token of every text, once free places are given to those that wait (if it `admits` them).
+    def take(self, texts: Iterable[Text]) -> None:
+        """Texts that wait for a place from now on."""
+        for text in texts:
+            self._waiting.append(text)
+            self._deadlines[text.number] = time.monotonic() + LONGEST
 
-        Returns what the texts' listeners are to know.
-        """
-        news = self._drop_unwanted()
-        while admits and self.waiting and self._decoder.free:
-            news += self._begin(self.waiting.popleft())
+    def cancel(self, numbers: Collection[int]) -> None:
+        """Free the places of texts that nobody wants any more, and forget those that wait."""
+        for text in self._left(numbers):
+            self._outbox.drop(text)
+
+    def step(self, admits: bool = True) -> None:
+        """Write one more token of every text, once free places are given to those that wait (if it `admits` them)."""
+        self._end_late()
+        while admits and self._waiting and self._decoder.free:
+            self._begin(self._waiting.popleft())
         if not self._texts:
             self._decoder.settle()  # memory of the last texts is free for other work
-            return news
+            return
         try:
             drawn = self._decoder.step()
         except UserError as error:
             self.is_broken = True
-            return news + self.end_all(_broken(error))
+            self.end_all(_broken(error))
+            return
         for sequence, id in drawn:
             text = self._texts[sequence]
             if id is None:
                 self._forget(sequence)
                 is_whole = sequence.seen == text.request.num_tokens
-                news.append((text, End("length" if is_whole else "stop")))
+                self._outbox.end(text, End("length" if is_whole else "stop"))
+            elif text.likeliest is None:
+                self._outbox.token(text, id)
             else:
-                news.append((text, self._token(text, id)))
-        return news
+                self._outbox.token(text, id, scored(id, self._logits[sequence].popleft(), text.likeliest))
 
-    def end_waiting(self, error: RequestError) -> News:
+    def end_waiting(self, error: RequestError) -> None:
         """End the texts that have no place yet."""
-        texts = list(self.waiting)
-        self.waiting.clear()
-        return [(text, End(error=error)) for text in texts]
+        self._end(self._left({text.number for text in self._waiting}), error)
 
-    def end_all(self, error: RequestError) -> News:
+    def end_all(self, error: RequestError) -> None:
         """End all texts."""
-        texts = list(self._texts.values())
-        for sequence in list(self._texts):
+        self._end(self._left(set(self._deadlines)), error)
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        if now > next(iter(self._deadlines.values()), float("inf")):
+            self._end(self._left({number for number, deadline in self._deadlines.items() if now > deadline}), _LATE)
+
+    def _end(self, texts: Iterable[Text], error: RequestError) -> None:
+        for text in texts:
+            self._outbox.end(text, End(error=error))
+
+    def _left(self, numbers: Collection[int]) -> list[Text]:
+        """Take the texts with these numbers away from their places and from those that wait."""
+        written = [(sequence, text) for sequence, text in self._texts.items() if text.number in numbers]
+        waiting = [text for text in self._waiting if text.number in numbers]
+        for sequence, _ in written:
             self._decoder.leave(sequence)
             self._forget(sequence)
-        return [(text, End(error=error)) for text in texts] + self.end_waiting(error)
+        for text in waiting:
+            self._waiting.remove(text)
+            del self._deadlines[text.number]
+        return [text for _, text in written] + waiting
 
-    def _drop_unwanted(self) -> News:
-        """Free the places of texts that nobody wants or that have taken too long, and forget those that wait."""
-        now = time.monotonic()
-        news: News = []
-
-        def fault(text: Text) -> RequestError | None:
-            return text.cancelled or (_LATE if now > text.deadline else None)
-
-        for sequence, text in list(self._texts.items()):
-            if error := fault(text):
-                self._decoder.leave(sequence)
-                self._forget(sequence)
-                news.append((text, End(error=error)))
-        for text in list(self.waiting):
-            if error := fault(text):
-                self.waiting.remove(text)
-                news.append((text, End(error=error)))
-        return news
-
-    def _begin(self, text: Text) -> News:
+    def _begin(self, text: Text) -> None:
         try:
-            news: News = [(text, token) for token in self._scored_prompt(text)] if text.scores_prompt else []
+            if text.scores_prompt:
+                self._score_prompt(text)
         except UserError as error:
-            return [(text, End(error=_broken(error)))]
+            del self._deadlines[text.number]
+            self._outbox.end(text, End(error=_broken(error)))
+            return
         if text.request.num_tokens == 0:
-            return [*news, (text, End("length"))]
-        request = text.request
-        if text.likeliest is not None:
-            logits: deque[np.ndarray] = deque()
-            self._logits[text] = logits
-            request = replace(request, watch=lambda row: logits.append(row.copy()))
-        self._texts[self._decoder.join(request)] = text
-        return news
-
-    def _token(self, text: Text, id: int) -> Token:
+            del self._deadlines[text.number]
+            self._outbox.end(text, End("length"))
+            return
         if text.likeliest is None:
-            return Token(id)
-        return scored(id, self._logits[text].popleft(), text.likeliest)
+            self._texts[self._decoder.join(text.request)] = text
+            return
+        logits: deque[np.ndarray] = deque()
+        sequence = self._decoder.join(replace(text.request, watch=lambda row: logits.append(row.copy())))
+        self._texts[sequence], self._logits[sequence] = text, logits
 
     def _forget(self, sequence: Sequence) -> None:
-        self._logits.pop(self._texts.pop(sequence), None)
+        del self._deadlines[self._texts.pop(sequence).number]
+        self._logits.pop(sequence, None)
 
-    def _scored_prompt(self, text: Text) -> list[Token]:
-        """The prompt's tokens with the probabilities that the model gives them, each after those before it."""
+    def _score_prompt(self, text: Text) -> None:
+        """Tell the prompt's tokens with the scores that the model gives them, each after those before it."""
         ids, count = text.request.prompt, text.likeliest or 0
         rows = chain.from_iterable(self._gpt.logits_in_chunks(self._gpt.ops.from_host(np.array([ids], np.int32))))
         # Each row is about the token behind it. Nobody asks for the last row, which is about the text's first token.
-        return [Token(ids[0]), *(scored(id, row, count) for id, row in zip(ids[1:], rows, strict=False))]
+        scores = [Score(), *(scored(id, row, count) for id, row in zip(ids[1:], rows, strict=False))]
+        for id, score in zip(ids, scores, strict=True):
+            self._outbox.token(text, id, score)
 
     # ---- following a run that trains --------------------------------------------------------------------------------
 
@@ -188,15 +204,15 @@ def _broken(error: UserError) -> RequestError:
     return RequestError(500, str(error), "model_failed", "model")
 
 
-def scored(id: int, logits: np.ndarray, count: int) -> Token:
-    """A token with the probability that logits, float32 [vocab], give it, and with the `count` likeliest tokens.
+def scored(id: int, logits: np.ndarray, count: int) -> Score:
+    """The score that logits, float32 [vocab], give a token, with the `count` likeliest tokens.
 
     Among equally likely ones the lowest id comes first. Raises UserError if a logit is not finite.
 
     Example:
 
-    >>> token = scored(0, np.log(np.array([0.25, 0.5, 0.25], np.float32)), count=2)
-    >>> round(token.logprob, 3), [(id, round(logprob, 3)) for id, logprob in token.likeliest]
+    >>> score = scored(0, np.log(np.array([0.25, 0.5, 0.25], np.float32)), count=2)
+    >>> round(score.logprob, 3), [(id, round(logprob, 3)) for id, logprob in score.likeliest]
     (-1.386, [(1, -0.693), (0, -1.386)])
     """
     wide = logits.astype(np.float64)
@@ -208,4 +224,4 @@ def scored(id: int, logits: np.ndarray, count: int) -> Token:
     at_least = np.partition(wide, -count)[-count] if count else np.inf
     candidates = np.flatnonzero(wide >= at_least)
     best = candidates[np.argsort(-wide[candidates], kind="stable")][:count]
-    return Token(id, float(logprobs[id]), tuple((int(each), float(logprobs[each])) for each in best))
+    return Score(float(logprobs[id]), tuple((int(each), float(logprobs[each])) for each in best))

@@ -1,38 +1,36 @@
 """The texts of one request: submitted together, and read piece by piece as they are written."""
 
 import secrets
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpt.decoder import Request, Stream
 from gpt.errors import UserError
 from gpt.generate import prompt_ids
-from gpt.serve.engine import Engine
+from gpt.serve.engine_client import EngineClient
 from gpt.serve.errors import RequestError
 from gpt.serve.fields import Wishes
-from gpt.serve.listening import End, Listener, Text, Token
-from gpt.serve.model import Model
+from gpt.serve.messages import Known, Update
 from gpt.serve.wording import Piece, Wording
 
 
 class Progress(NamedTuple):
-    """What has become of text `number`: its next pieces, and at its end the reason, "stop" or "length"."""
+    """What has become of text `choice`: its next pieces, and at its end the reason, "stop" or "length"."""
 
-    number: int
+    choice: int
     pieces: list[Piece]
     reason: str | None
 
 
 @dataclass
 class _Writing:
-    """A text that is being written."""
+    """A text that is being written, and its place among the texts of its request."""
 
-    text: Text
+    choice: int
     wording: Wording
     echo: Wording | None  # reads the prompt's tokens, which come before the text's
     to_echo: int = 0  # of these, those that are still to come
-    is_done: bool = False
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Usage:
     """Numbers of tokens."""
 
     prompt: int
-    completion: int = 0
+    completion: int
 
     def to_json(self) -> dict[str, int]:
         return {
@@ -56,13 +54,13 @@ class Texts:
     Whoever makes it calls `cancel` at the end, whatever has happened. Text k of prompt p has the stream (seed, p, k).
     So it depends on the request alone, and text 0 of a single prompt is the one that `hipgpt generate` writes with this
     seed. A text ends before each of `stop_ids`, and before the mark that ends a text. Raises RequestError as
-    `Engine.submit` does.
+    `EngineClient.submit` does.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        model: Model,
+        engine: EngineClient,
+        model: Known,
         wishes: Wishes,
         prompts: Sequence[list[int]],
         max_tokens: int,
@@ -70,77 +68,88 @@ class Texts:
         echo: bool = False,
         stop_ids: Collection[int] = (),
     ) -> None:
-        self.model, self.wishes, self.usage = model, wishes, Usage(sum(map(len, prompts)))
-        self._max_tokens, self._echo, self._stop_ids = max_tokens, echo, stop_ids
-        self._listener = Listener()
+        self.model, self.wishes, self._engine = model, wishes, engine
+        self._prompt_tokens = sum(map(len, prompts))
+        scores_prompt = echo and wishes.likeliest is not None
         seed = secrets.randbits(63) if wishes.seed is None else wishes.seed
-        self._writings = [
-            self._writing(ids, Stream(seed, prompt, sample))
+        eos = model.tokenizer.end_of_text
+        eos_id = -1 if eos is None else eos
+        window = model.config.max_seq_len
+        requests = [
+            Request(ids, max_tokens, wishes.sampling, eos_id, Stream(seed, prompt, sample), window)
             for prompt, ids in enumerate(prompts)
             for sample in range(wishes.n)
         ]
-        engine.submit(model, [each.text for each in self._writings])
+        submitted = [(request, wishes.likeliest, scores_prompt) for request in requests]
+        self._listener, self._numbers = engine.submit(model, submitted)
+        self._writings = {
+            number: _Writing(
+                choice,
+                Wording(model.tokenizer, request.prompt, wishes.stop, stop_ids),
+                Wording(model.tokenizer, []) if echo else None,
+                len(request.prompt) if scores_prompt else 0,
+            )
+            for choice, (number, request) in enumerate(zip(self._numbers, requests, strict=True))
+        }
+        self._left = set(self._numbers)  # those that have not ended
+        self._before = [  # what comes before the first tokens: prompts without scores
+            Progress(each.choice, each.echo.read(request.prompt, []), None)
+            for each, request in zip(self._writings.values(), requests, strict=True)
+            if each.echo and not scores_prompt
+        ]
 
     @property
     def count(self) -> int:
-        return len(self._writings)
+        return len(self._numbers)
+
+    @property
+    def usage(self) -> Usage:
+        """The numbers of tokens so far."""
+        return Usage(self._prompt_tokens, sum(each.wording.count for each in self._writings.values()))
 
     def cancel(self) -> None:
         """End those that have not ended yet: nobody reads them any more."""
-        for each in self._writings:
-            each.text.cancel()
+        self._engine.cancel(self._numbers)
 
-    async def progress(self) -> AsyncGenerator[Progress, None]:
-        """What becomes of the texts, until all have ended. Raises RequestError if one ends with an error."""
-        for number, each in enumerate(self._writings):
-            if each.echo and not each.text.scores_prompt:
-                tokens = [each.echo.feed(Token(id)) for id in each.text.request.prompt]
-                yield Progress(number, [piece for pieces in tokens for piece in pieces], None)
-        numbers = {each.text: number for number, each in enumerate(self._writings)}
-        left = self.count
-        while left:
-            pieces: dict[int, list[Piece]] = {}
-            reasons: dict[int, str] = {}
-            for text, what in await self._listener.arrived():
-                number = numbers[text]
-                each = self._writings[number]
-                if each.is_done:  # a stop string has ended it before the engine has
-                    continue
-                pieces.setdefault(number, []).extend(self._read(each, what))
-                if each.wording.stopped:
-                    each.is_done = True
-                    each.text.cancel()
-                    left -= 1
-                    reasons[number] = what.reason if isinstance(what, End) else "stop"
-            for number, some in pieces.items():
-                yield Progress(number, some, reasons.get(number))
+    async def more(self) -> list[Progress]:
+        """What has become of the texts since the last call. Nothing once all of them have ended.
 
-    def _read(self, each: _Writing, what: Token | End) -> list[Piece]:
-        if isinstance(what, End):
-            if what.error:
-                raise what.error
-            return each.wording.finish()
-        if each.to_echo and each.echo:
-            each.to_echo -= 1
-            return each.echo.feed(what)
-        self.usage.completion += 1
-        return each.wording.feed(what)
+        Raises RequestError if one of them ends with an error.
+        """
+        if self._before:
+            before, self._before = self._before, []
+            return before
+        while self._left:
+            news = [self._read(update) for update in await self._listener.arrived() if update.number in self._left]
+            if news:
+                return news
+        return []
 
-    def _writing(self, ids: list[int], stream: Stream) -> _Writing:
-        wishes, model = self.wishes, self.model
-        eos = model.tokenizer.end_of_text
-        window = model.config.max_seq_len
-        request = Request(ids, self._max_tokens, wishes.sampling, -1 if eos is None else eos, stream, window)
-        scores_prompt = self._echo and wishes.likeliest is not None
-        return _Writing(
-            Text(self._listener, request, wishes.likeliest, scores_prompt),
-            Wording(model.tokenizer, ids, wishes.stop, self._stop_ids),
-            Wording(model.tokenizer, []) if self._echo else None,
-            len(ids) if scores_prompt else 0,
-        )
+    def _read(self, update: Update) -> Progress:
+        """The pieces that are certain with these tokens. A stop string may end the text before the engine does."""
+        each, (number, ids, scores, end) = self._writings[update.number], update
+        pieces: list[Piece] = []
+        if each.to_echo and each.echo and ids:
+            count = min(each.to_echo, len(ids))
+            each.to_echo -= count
+            pieces += each.echo.read(ids[:count], scores[:count])
+            ids, scores = ids[count:], scores[count:]
+        pieces += each.wording.read(ids, scores)
+        if end and end.error and not each.wording.stopped:
+            raise end.error
+        reason: str | None = None
+        if end and not each.wording.stopped:
+            pieces += each.wording.finish()
+            reason = end.reason
+        elif each.wording.stopped:
+            reason = "stop"
+            self._engine.cancel([number])
+        if reason:
+            self._left.discard(number)
+        return Progress(each.choice, pieces, reason)
 
 
-def ids_of(model: Model, prompt: str | list[int], scored: bool) -> list[int]:
+def ids_of(model: Known, prompt: str | list[int], scored: bool) -> list[int]:
     """The ids of a prompt: those of its text, or those given. An empty text is the mark that begins a text.
 
     Raises RequestError if the model cannot read it: an unknown id, no known token, too long to be `scored` at once.

@@ -1,18 +1,19 @@
 """Tokens become text: whole characters only, up to the first stop string or the first token that ends a text."""
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
-from gpt.serve.listening import Token
+from gpt.serve.messages import Score
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.spelling import ByteSpelling
 
 
 class Piece(NamedTuple):
-    """A part of a text, and the token that it comes from: None for what is left of a broken character."""
+    """A part of a text. `score` is that of its token, if scores were asked for and it is that of a token."""
 
     text: str
-    token: Token | None
+    score: Score | None
 
 
 class Wording:
@@ -20,19 +21,28 @@ class Wording:
 
     `prompt` has the ids before the text. A piece whose end might be the beginning of a stop string is held back until
     it is known not to be. `stopped` is True once the text has come to a stop string, or to one of `stop_ids`; neither
-    is part of it.
+    is part of it. `count` is the number of tokens up to there.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Iterable[int], stops: Sequence[str] = (), stop_ids: Collection[int] = ()
     ) -> None:
-        self._decoder, self._stops, self._stop_ids = tokenizer.decoder(), stops, stop_ids
+        self._decoder, self._stops, self._stop_ids = tokenizer.decoder(), stops, frozenset(stop_ids)
         for id in prompt:
             self._decoder.feed(id)
         self._held: list[Piece] = []
-        self.stopped = False
+        self.stopped, self.count = False, 0
 
-    def feed(self, token: Token) -> list[Piece]:
+    def read(self, ids: Sequence[int], scores: Sequence[Score]) -> list[Piece]:
+        """The pieces that are certain with these tokens: one for each if they have scores, else for all of them."""
+        if scores or self._stops or not self._stop_ids.isdisjoint(ids):
+            return [piece for id, score in zip_longest(ids, scores) for piece in self.feed(id, score)]
+        if self.stopped or not ids:
+            return []
+        self.count += len(ids)
+        return [Piece("".join(map(self._decoder.feed, ids)), None)]
+
+    def feed(self, id: int, score: Score | None = None) -> list[Piece]:
         """The pieces that are certain with this token. Nothing any more once the text has stopped.
 
         Example: a text that stops before "END".
@@ -40,16 +50,17 @@ class Wording:
         >>> tokenizer = Tokenizer(kind="char")
         >>> tokenizer.train_bpe("a END. ")
         >>> wording = Wording(tokenizer, [], stops=["END"])
-        >>> [[piece.text for piece in wording.feed(Token(id))] for id in tokenizer.encode("EN a END.")]
+        >>> [[piece.text for piece in wording.feed(id)] for id in tokenizer.encode("EN a END.")]
         [[], [], ['E', 'N', ' '], ['a'], [' '], [], [], [], []]
-        >>> wording.stopped
-        True
+        >>> wording.stopped, wording.count
+        (True, 8)
         """
         if self.stopped:
             return []
-        if token.id in self._stop_ids:
+        self.count += 1
+        if id in self._stop_ids:
             return self._stop()
-        self._held.append(Piece(self._decoder.feed(token.id), token))
+        self._held.append(Piece(self._decoder.feed(id), score))
         return self._certain()
 
     def finish(self) -> list[Piece]:

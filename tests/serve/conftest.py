@@ -1,14 +1,11 @@
 """A server of tiny models, in this process."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gpt.chat_template import MARKERS
-from gpt.ops.cpu.operations import CpuOps
-from gpt.serve.engine import Engine
-from tests.serve.served import client_of, running
+from tests.serve.served import client_of
 from tests.support.pretrained import saved_run
 
 
@@ -27,15 +24,9 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def engine(root) -> Iterator[Engine]:
-    with running(Engine(CpuOps(threads=1), places=4)) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="session")
-def client(engine, root):
+def client(root):
     """A client of a server with the runs in `root`."""
-    with client_of(engine, root) as client:
+    with client_of(root) as client:
         yield client
 
 

@@ -2,23 +2,81 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpt.decoder import Request
+from gpt.ops.cpu.operations import CpuOps
+from gpt.run import Run
+from gpt.serve import messages
+from gpt.serve.channel import Channel, ChannelClosedError, Frames, framed
 from gpt.serve.engine import Engine
+from gpt.serve.messages import Known, Text, Update
 from gpt.serve.runs import Runs
 
 ADDRESS = "http://127.0.0.1:8000"
 
 
+class Front:
+    """The other end of an engine's channel: asks for texts, and collects what comes."""
+
+    def __init__(self) -> None:
+        ours, self._connection = socket.socketpair()
+        self._connection.settimeout(30)
+        self.channel = Channel(ours)
+        self._frames, self._messages = Frames(), []
+
+    def hear(self, kind: type = object) -> Any:
+        """The next message of this kind; others are passed over."""
+        while True:
+            while not self._messages:
+                self._messages += self._frames.feed(self._connection.recv(1 << 16))
+            message = self._messages.pop(0)
+            if isinstance(message, kind):
+                return message
+
+    def load(self, run: Run) -> Known:
+        self.send(messages.Load(run))
+        return self.hear(messages.Loaded).model
+
+    def write(self, model: Known, *requests: Request, number: int = 0) -> None:
+        texts = [Text(number + index, request) for index, request in enumerate(requests)]
+        self.send(messages.Write(model.number, texts))
+
+    def send(self, message: object) -> None:
+        self._connection.sendall(framed(message))
+
+    def hear_until_done(self) -> list[Update]:
+        """All updates that come before the engine has ended."""
+        updates: list[Update] = []
+        while not isinstance(message := self.hear(), messages.Done):
+            updates += message if isinstance(message, list) else []
+        return updates
+
+    def updates(self, number: int = 0) -> Iterator[Update]:
+        """What comes of a text, up to its end. Updates of others are passed over."""
+        while True:
+            for update in self.hear(list):
+                if update.number == number:
+                    yield update
+                    if update.end:
+                        return
+
+
 @contextmanager
 def running(engine: Engine) -> Iterator[Engine]:
-    """The engine, at work in a thread."""
-    thread = threading.Thread(target=engine.run)
+    """The engine, at work in a thread, until its front goes or the `with` ends."""
+
+    def work() -> None:
+        with suppress(ChannelClosedError):
+            engine.run()
+
+    thread = threading.Thread(target=work)
     thread.start()
     try:
         yield engine
@@ -28,12 +86,18 @@ def running(engine: Engine) -> Iterator[Engine]:
         assert not thread.is_alive()
 
 
-def app_of(engine: Engine, root: Path, *, served: tuple[str, ...] = (), host="127.0.0.1", token=None) -> Any:
-    """The server with the runs in `root`; skips if there is no starlette."""
+@contextmanager
+def serving(
+    root: Path, *, served: tuple[str, ...] = (), host="127.0.0.1", token=None, places=4, **options: Any
+) -> Iterator[tuple[Engine, Any]]:
+    """An engine at work, and the app of its server with the runs in `root`; skips if there is no starlette."""
     pytest.importorskip("starlette", reason="a server needs starlette: pip install 'hipgpt[serve]'")
     from gpt.serve.app import make
+    from gpt.serve.engine_client import EngineClient
 
-    return make(engine, Runs(root, served), host, token)
+    ours, theirs = socket.socketpair()
+    with running(Engine(CpuOps(threads=1), Channel(ours), places, **options)) as engine:
+        yield engine, make(EngineClient(theirs), Runs(root, served), host, token)
 
 
 @contextmanager
@@ -41,7 +105,7 @@ def listening(app: Any, port: int = 0) -> Iterator[str]:
     """The address of a server that listens, in a thread."""
     uvicorn = pytest.importorskip("uvicorn", reason="a server needs uvicorn: pip install 'hipgpt[serve]'")
     with socket.create_server(("127.0.0.1", port)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -52,10 +116,20 @@ def listening(app: Any, port: int = 0) -> Iterator[str]:
             assert not thread.is_alive()
 
 
-def client_of(engine: Engine, root: Path, **options: Any) -> Any:
-    """A client of `app_of`, to be entered; skips if there is no httpx."""
-    app = app_of(engine, root, **options)
-    pytest.importorskip("httpx", reason="a client for tests needs httpx: pip install 'hipgpt[test]'")
-    from starlette.testclient import TestClient
+@contextmanager
+def client_of(root: Path, **options: Any) -> Iterator[Any]:
+    """A client of `serving`; skips if there is no httpx."""
+    with serving(root, **options) as (_, app):
+        pytest.importorskip("httpx", reason="a client for tests needs httpx: pip install 'hipgpt[test]'")
+        from starlette.testclient import TestClient
 
-    return TestClient(app, base_url=ADDRESS)
+        with TestClient(app, base_url=ADDRESS) as client:
+            yield client
+
+
+def until(condition, seconds: float = 5) -> bool:
+    """Whether a condition comes to hold within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(condition())

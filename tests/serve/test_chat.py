@@ -7,7 +7,6 @@ import pytest
 from gpt import chat_template
 from gpt.chat_template import Message
 from gpt.run import Run
-from gpt.serve.listening import Token
 from gpt.serve.wording import Wording
 from gpt.tokenizer import Tokenizer
 
@@ -41,7 +40,7 @@ def test_an_answer_ends_before_the_next_marker(root):
     tokenizer = Tokenizer.load(Run("talks", root).tokenizer_path)
     wording = Wording(tokenizer, [], stop_ids=chat_template.stop_ids(tokenizer))
     ids = [*tokenizer.encode("the <|us er|> cat"), *tokenizer.encode("<|user|> the dog")]
-    assert "".join(piece.text for id in ids for piece in wording.feed(Token(id))) == "the <|us er|> cat"
+    assert "".join(piece.text for id in ids for piece in wording.feed(id)) == "the <|us er|> cat"
     assert wording.stopped
     assert wording.finish() == []
 

@@ -224,7 +224,7 @@ def test_the_defaults_of_what_is_not_supported_are_taken(complete):
     assert complete(PROMPT, max_tokens=5, seed=1, user="me", **usual)["choices"] == plain["choices"]
 
 
-def test_only_the_runs_that_were_named_are_served(engine, root):
-    with client_of(engine, root, served=("words",)) as client:
+def test_only_the_runs_that_were_named_are_served(root):
+    with client_of(root, served=("words",)) as client:
         assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["words"]
         assert client.post("/v1/completions", json={"model": "r", "prompt": PROMPT}).status_code == 404

@@ -33,8 +33,8 @@ def test_the_servers_own_page_may_ask(client):
     assert client.post("/v1/completions", json=fields, headers=OWN_PAGE).status_code == 200
 
 
-def test_with_a_token_only_the_page_itself_is_open(engine, root):
-    with client_of(engine, root, token="secret") as client:
+def test_with_a_token_only_the_page_itself_is_open(root):
+    with client_of(root, token="secret") as client:
         assert client.get("/").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}, {"Cookie": "token=secret"}):
             for path in ("/v1/models", "/api/runs", "/pages", "/nothing"):

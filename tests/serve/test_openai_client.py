@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serve.served import app_of, listening
+from tests.serve.served import listening, serving
 
 pytestmark = pytest.mark.peers
 
@@ -13,8 +13,8 @@ def openai():
 
 
 @pytest.fixture(scope="module")
-def client(openai, engine, root):
-    with listening(app_of(engine, root, token="secret")) as address:
+def client(openai, root):
+    with serving(root, token="secret") as (_, app), listening(app) as address:
         yield openai.OpenAI(base_url=f"{address}/v1", api_key="secret", max_retries=0)
 
 

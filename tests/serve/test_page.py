@@ -3,14 +3,11 @@
 import json
 import shutil
 import time
-from contextlib import ExitStack
 
 import pytest
 
-from gpt.ops.cpu.operations import CpuOps
 from gpt.run import Run
-from gpt.serve.engine import Engine
-from tests.serve.served import app_of, listening, running
+from tests.serve.served import listening, serving
 from tests.support.pretrained import saved_run
 
 pytestmark = pytest.mark.browser
@@ -94,9 +91,7 @@ def log(run: Run, step: int, **more) -> None:
 @pytest.fixture
 def page(chromium, runs):
     """The page of a server with `runs`. Its console must not have a complaint, such as a breach of its CSP."""
-    with ExitStack() as stack:
-        engine = stack.enter_context(running(Engine(CpuOps(threads=1), places=4)))
-        address = stack.enter_context(listening(app_of(engine, runs)))
+    with serving(runs) as (engine, app), listening(app) as address:
         chromium.get(address)
         page = Page(chromium)
         page.address, page.engine = address, engine
@@ -152,8 +147,7 @@ def test_stop_stops_the_model_too(page, by, runs):
         page["prompt"].send_keys("\ue00c")  # Escape
     page.until(page.is_done, "it has stopped")
     assert page["speed"].text.endswith("Stopped")
-    model = page.engine.model(Run("r", runs)).result()
-    page.until(lambda: not model.has_work, "its places are free")
+    page.until(lambda: not page.engine.has_work, "its places are free")
 
 
 def test_the_keyboard_writes_and_the_pieces_of_the_prompt_are_shown(page):
@@ -228,22 +222,19 @@ def test_everything_that_can_be_used_has_a_name(page):
 
 def test_a_server_that_goes_away_is_said_and_that_it_is_back(chromium, runs):
     page = Page(chromium)
-    engine = Engine(CpuOps(threads=1), places=2)
-    with running(engine):
-        with listening(app_of(engine, runs)) as address:
-            chromium.get(address)
-            page.until(lambda: page["name"].text == "r", "the run is shown")
-        page.until(lambda: page["trouble"].is_displayed(), "the end is said")
-        assert "does not answer" in page["trouble"].text
-        with listening(app_of(engine, runs), port=int(address.rpartition(":")[2])):
-            page.until(lambda: not page["trouble"].is_displayed(), "it is back")
-            chromium.get("about:blank")
+    with serving(runs) as (_, app), listening(app) as address:
+        chromium.get(address)
+        page.until(lambda: page["name"].text == "r", "the run is shown")
+    page.until(lambda: page["trouble"].is_displayed(), "the end is said")
+    assert "does not answer" in page["trouble"].text
+    with serving(runs) as (_, app), listening(app, port=int(address.rpartition(":")[2])):
+        page.until(lambda: not page["trouble"].is_displayed(), "it is back")
+        chromium.get("about:blank")
 
 
 def test_the_token_comes_with_the_address_or_is_asked_for(chromium, runs):
     page = Page(chromium)
-    engine = Engine(CpuOps(threads=1), places=2)
-    with running(engine), listening(app_of(engine, runs, token="secret")) as address:
+    with serving(runs, token="secret") as (_, app), listening(app) as address:
         chromium.get(address)
         page.until(lambda: page["login"].is_displayed(), "the token is asked for")
         page["token"].send_keys("secret")

@@ -1,10 +1,12 @@
 """The command itself: a process that listens, answers and ends."""
 
 import json
+import os
 import re
 import signal
 import socket
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,7 @@ def test_a_server_answers_and_completes_its_texts_when_it_is_asked_to_end(hipgpt
     lines, match = lines_until(process, r"API: (http://127\.0\.0\.1:\d+/v1) with the token secret")
     assert any("Run r, step 3: in memory, with 16 places" in line for line in lines)
     assert any(line.endswith("/#token=secret\n") for line in lines)
-    body = {"model": "r", "prompt": "the cat", "max_tokens": 200, "seed": 1, "stream": True}
+    body = {"model": "r", "prompt": "the cat", "max_tokens": 60, "seed": 1, "stream": True}
     ask = urllib.request.Request(
         f"{match[1]}/completions", json.dumps(body).encode(), {"Authorization": "Bearer secret"}
     )
@@ -43,6 +45,25 @@ def test_a_server_answers_and_completes_its_texts_when_it_is_asked_to_end(hipgpt
     assert process.returncode == 0, error
     assert "Ending, once texts are complete" in out
     assert error == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the front by Linux's /proc")
+@pytest.mark.parametrize("dies", ["engine", "front"])
+def test_if_one_of_the_two_processes_is_killed_the_other_one_says_so_and_ends(hipgpt, tmp_path, dies):
+    saved_run(tmp_path / "checkpoints")
+    process = hipgpt.start("serve", "--run-name", "r", "--port", 0, "--device", "cpu", bufsize=1)
+    _, match = lines_until(process, r"API: http://127\.0\.0\.1:(\d+)/v1")
+    (front,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    command = Path(f"/proc/{front}/cmdline").read_text()
+    assert f"serve\0http://127.0.0.1:{match[1]}\0" in command, "ps shows what it is"
+    os.kill(process.pid if dies == "engine" else int(front), signal.SIGKILL)
+    _, error = process.communicate(timeout=30)  # until both have closed their standard error
+    if dies == "engine":
+        assert error == "Error: the process with the models has gone, so the one that speaks HTTP ends too\n"
+    else:
+        assert process.returncode == 1
+        assert error == "Error: the process that speaks HTTP was killed by SIGKILL, so hipgpt serve ends too\n"
+    socket.create_server(("127.0.0.1", int(match[1]))).close()
 
 
 def test_another_host_than_this_machine_gets_a_token():
