@@ -1,7 +1,7 @@
 """The front: the process that speaks HTTP, as a child of the one that has the engine (server.py).
 
-uvicorn runs the app (app.py). It parses with httptools, which saves a fifth of the work of a request, or else with h11. All that
-the process is to know comes from its parent, by its standard input.
+uvicorn runs the app (app.py). It parses with httptools, which saves a fifth of the work of a request, or else with h11.
+All that the process is to know comes from its parent, by its standard input.
 """
 
 import os
