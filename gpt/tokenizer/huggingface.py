@@ -8,6 +8,7 @@ GPT-2's own two files, vocab.json and merges.txt, are read as the tokenizer.json
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from gpt.errors import UserError, shown
 from gpt.system import reading
 from gpt.tokenizer.bpe import Merges
-from gpt.tokenizer.marks import END_OF_TEXT, Mark, unfit
+from gpt.tokenizer.marks import END_OF_TEXT, Mark, overlap, unfit
 from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
 from gpt.tokenizer.vocabulary import Vocabulary
 
@@ -157,7 +158,6 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     for name in ("truncation", "padding"):
         if found.get(name) is not None:
             raise UnsupportedError(f"has {name}")
-    _check_post_processor(found.get("post_processor"))
     model = found["model"]
     _check_model(model)
     if model.get("end_of_word_suffix"):
@@ -181,6 +181,7 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     limit = model.get("vocab_limit", size)
     if type(limit) is not int or not size <= limit < LIMIT:
         raise ValueError("a limit that is none")
+    _check_post_processor(found.get("post_processor"))  # last: its advice is of use only if all else is supported
     return Vocabulary(
         "byte", split, ByteSpelling(), symbols, merges, np.array([ids[piece] for piece in symbols], np.int32), marks,
         nfc, bool(model.get("ignore_merges")), limit,
@@ -308,9 +309,13 @@ def _marks(added: Sequence[Mapping[str, Any]], ids: Mapping[str, int], nfc: bool
         if piece_of.setdefault(id, text) != text or ids.get(text, id) != id:
             raise UnsupportedError(f"has the id {id} for {shown(text)} and for another token")
         marks.append(Mark(text, id, bool(each.get("special", False))))
-    normalized = {bool(each.get("normalized", not each.get("special"))) for each in added}
-    if len(normalized) > 1 or nfc and True in normalized:
+    # Hugging Face looks for the marks that are `normalized` in what lies between the others, after normalizing.
+    last = [each["content"] for each in added if each.get("normalized", not each.get("special"))]
+    if nfc and last:
         raise UnsupportedError("has added tokens that are looked for only after normalizing (normalized)")
+    for text, other in product(last, {mark.text for mark in marks} - set(last)):
+        if overlap(text, other):
+            raise UnsupportedError(f"looks for the added token {shown(other)} before {shown(text)} (normalized)")
     if len({mark.text for mark in marks}) < len(marks):
         raise ValueError("a mark twice")
     return tuple(marks)

@@ -75,6 +75,20 @@ def _lone_surrogate(text: str) -> int:
     return -1
 
 
+def overlap(text: str, other: str) -> bool:
+    """Whether two marks can share a character of a text: one lies in the other, or ends with the other's beginning.
+
+    Example:
+
+    >>> overlap("<s>", "<s>>"), overlap("<a|", "|b>"), overlap("<|endoftext|>", "[PAD]")
+    (True, True, False)
+    """
+    for first, second in ((text, other), (other, text)):
+        if first in second or any(second.startswith(first[at:]) for at in range(1, len(first))):
+            return True
+    return False
+
+
 def unfit(text: str) -> str | None:
     """The reason why a text cannot be a mark, in words that follow it, or None.
 

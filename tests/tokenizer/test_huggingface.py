@@ -180,7 +180,11 @@ def assert_refused(path, words):
         (lambda d: d["added_tokens"][0].update(content="a b"), "'a b', which has white space in it"),
         (lambda d: d["added_tokens"][0].update(content="<s><|end"), "which has the beginning of <|endoftext|> in it"),
         (lambda d: d["added_tokens"][0].update(id=1), "it has the id 1 for '<|endoftext|>' and for another token"),
-        (lambda d: d["added_tokens"][0].update(normalized=True), "(normalized)"),
+        (lambda d: d["added_tokens"][1].update(normalized=True), "looks for the added token '<s>>' before '<s>' (norm"),
+        (
+            lambda d: (d["added_tokens"][0].update(normalized=True), d.update(normalizer={"type": "NFC"})),
+            "looked for only after normalizing (normalized)",
+        ),
     ],
 )  # fmt: skip
 def test_what_we_cannot_do_is_refused_by_name(tmp_path, change, words):
@@ -206,6 +210,24 @@ def test_a_post_processor_is_refused_if_it_adds_tokens(tmp_path, processor, refu
         assert_refused(tmp_path / "tokenizer.json", "it has the post_processor 'TemplateProcessing'")
     else:
         assert_same(Tokenizer.load(tmp_path), theirs, CORPUS)
+
+
+def test_a_post_processor_is_refused_last_because_another_reason_would_remain(tmp_path):
+    theirs = of_hugging_face("gpt2", (), 300)
+    theirs.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    document = json.loads(theirs.to_str())
+    document["model"]["byte_fallback"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    assert_refused(tmp_path, "it has byte_fallback")
+
+
+def test_marks_of_gpt2_and_of_those_who_tuned_it_are_looked_for_together(tmp_path):
+    """transformers 4 marks GPT-2's own end of a text as normalized, but not the special tokens that a user adds."""
+    theirs = of_hugging_face("gpt2", ())
+    theirs.add_special_tokens([AddedToken("<|endoftext|>", normalized=True, special=True)])
+    theirs.add_special_tokens(["[PAD]", "<|user|>"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    assert_same(Tokenizer.load(tmp_path), theirs, "[PAD]<|endoftext|>[PAD <|user|>it<|endoftext|><|user|><|endoftext")
 
 
 def test_a_normalizer_that_does_nothing_is_none(tmp_path):
