@@ -88,9 +88,17 @@ struct Head {
   DEVICE index_t scalar(int s) const { return (index_t)index * seq + s; }
   // The first of the block's rows, if blocks take them in order, or from the end. A row of queries attends to all keys
   // up to itself, so with the last rows first the longest work begins first.
-  DEVICE int in_order() const { return block_x() % blocks() * SIDE; }
+  DEVICE int in_order() const { return place() * SIDE; }
   DEVICE int longest_first() const { return (blocks() - 1) * SIDE - in_order(); }
   DEVICE int blocks() const { return (seq + SIDE - 1) / SIDE; }  // of a head
+  // The block's number among those of its head. CDNA 3's GPUs consist of eight chiplets, and block i runs on chiplet
+  // i % 8. If a head has eight blocks, the longest ones of all heads would run on the same chiplet, with 1.8 times the
+  // mean work. So numbers are shifted from head to head. For example, with four blocks, chiplet 0 has numbers 0 and 2 of
+  // the first eight heads, then 1 and 3.
+  DEVICE int place() const {
+    int place = block_x() % blocks();
+    return LAYOUT == LAYOUT_MFMA ? (place + index + index / 8) % blocks() : place;
+  }
 };
 
 // A tile's rows from `first` on and its columns from EDGE chunk on, as a left operand

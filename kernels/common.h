@@ -298,7 +298,7 @@ template <> DEVICE bf16 from_float<bf16>(float v) {
 #endif
 }
 
-// A result of arithmetic on bf16 numbers as from_float makes it, without the test for NaN that `pack` does not need either.
+// A result of arithmetic on bf16 numbers, as from_float makes it. As in `pack`, there is no test for NaN.
 template <class T> DEVICE T from_result(float v) { return from_float<T>(v); }
 #if defined(ON_AMD)
 template <> DEVICE bf16 from_result<bf16>(float v) {
