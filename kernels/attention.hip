@@ -458,7 +458,8 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    Pair<OTHERS>::fetch(fetched, start);
+    if constexpr (DROPOUT) Pair<OTHERS>::template fetch<false>(fetched, start);  // registers have no room for both forms
+    else Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
     bool inside = query < seq;
     fetched.lse = inside ? lse_from[query] : infinity();
