@@ -88,9 +88,17 @@ struct Head {
   DEVICE index_t scalar(int s) const { return (index_t)index * seq + s; }
   // The first of the block's rows, if blocks take them in order, or from the end. A row of queries attends to all keys
   // up to itself, so with the last rows first the longest work begins first.
-  DEVICE int in_order() const { return block_x() % blocks() * SIDE; }
+  DEVICE int in_order() const { return place() * SIDE; }
   DEVICE int longest_first() const { return (blocks() - 1) * SIDE - in_order(); }
   DEVICE int blocks() const { return (seq + SIDE - 1) / SIDE; }  // of a head
+  // The block's number among those of its head. CDNA 3's GPUs consist of eight chiplets, and block i runs on chiplet
+  // i % 8. If a head has eight blocks, the longest ones of all heads would run on the same chiplet, with 1.8 times the
+  // mean work. So numbers are shifted from head to head. For example, with four blocks, chiplet 0 has numbers 0 and 2 of
+  // the first eight heads, then 1 and 3.
+  DEVICE int place() const {
+    int place = block_x() % blocks();
+    return LAYOUT == LAYOUT_MFMA ? (place + index + index / 8) % blocks() : place;
+  }
 };
 
 // A tile's rows from `first` on and its columns from EDGE chunk on, as a left operand
@@ -123,6 +131,13 @@ template <bool HOLD> struct Slab {
       UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) held[chunk] = read_chunk(source, first, seq, chunk);
     }
   }
+  // Waits for the rows in registers. Without it clang waits for them where the loop first uses them, in each round, and
+  // there also for the slices that were requested just before.
+  DEVICE void wait() {
+    if constexpr (HOLD && !IN_SHARED && FETCH) {
+      UNROLL for (int chunk = 0; chunk < CHUNKS; chunk++) pin(held[chunk].w);
+    }
+  }
 #if WGMMA
   // The columns from 16 chunk on of the strip that this warp has a part of, for its instruction
   DEVICE Descriptor describe(int chunk) const { return own.describe(warp / 4 * 64, 16 * chunk); }
@@ -150,10 +165,17 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
   struct Fetched {
     typename First::template Fetched<THREADS> first;
     typename Second::template Fetched<THREADS> second;
+    static constexpr int OF_FIRST = decltype(first)::REACH, OF_SECOND = decltype(second)::REACH;
+    static constexpr int REACH = OF_FIRST > OF_SECOND ? OF_FIRST : OF_SECOND;
   };
+  // Tests whether rows are there only in the last slice: that took a twentieth of the time of `attention`.
   DEVICE void fetch(Fetched& fetched, int start) const {
-    First::fetch(fetched.first, first_rows, start, seq, HEAD_DIM);
-    Second::fetch(fetched.second, second_rows, start, seq, HEAD_DIM);
+    if (start + Fetched::REACH <= seq) fetch<true>(fetched, start);
+    else fetch<false>(fetched, start);
+  }
+  template <bool WHOLE> DEVICE void fetch(Fetched& fetched, int start) const {
+    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq, HEAD_DIM);
+    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq, HEAD_DIM);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
@@ -239,7 +261,7 @@ DEVICE void store(const M::Acc (&sum)[CHUNKS], Rows<T*> rows, int first, int seq
   UNROLL for (int i = 0; i < CHUNKS; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
       int row = first + M::row(e), column = Right::sum_column(i, M::column(e));
-      if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_float<T>(sum[i].v[e]);
+      if (row < seq && column < HEAD_DIM) rows.p[row * rows.stride + column] = from_result<T>(sum[i].v[e]);
     }
   }
 }
@@ -263,6 +285,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   Pair<OTHERS, Values> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
   Pipeline<OTHERS, prefetch(1, 1), Pair<OTHERS, Values>> pipeline(pair, 0, end);
   Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
+  q.wait();
   M::Acc o[CHUNKS] = {};
   PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
   float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
@@ -347,6 +370,8 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
   Pipeline<OTHERS, prefetch(2, 1), Pair<OTHERS>> pipeline(pair, 0, end);
   Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, warp, own_gradients);
+  q.wait();
+  gradient.wait();
   M::Acc dq[CHUNKS] = {};
 
   // delta = the dot product of dO and O. A row after the last gets an infinite lse, so its probabilities are 0.
@@ -433,7 +458,8 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    Pair<OTHERS>::fetch(fetched, start);
+    if constexpr (DROPOUT) Pair<OTHERS>::template fetch<false>(fetched, start);  // no registers for both forms
+    else Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
     bool inside = query < seq;
     fetched.lse = inside ? lse_from[query] : infinity();
@@ -482,6 +508,8 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
   Pipeline<OTHERS, prefetch(2, 2), Queries> pipeline(source, block_first, seq);
   Slab<hold(2, 2)> k(head.in_qkv(qkv, KEY), first, seq, warp, own_keys);
   Slab<hold(2, 2)> v(head.in_qkv(qkv, VALUE), first, seq, warp, own_values);
+  k.wait();
+  v.wait();
   M::Acc dk[CHUNKS] = {}, dv[CHUNKS] = {};
   float exponent = scale() * LOG2E;
 

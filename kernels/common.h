@@ -119,7 +119,7 @@ using executor::thread_id;
 
 // A line that the compiler moves neither memory accesses nor uses of the values across. Otherwise AMD's compiler moves
 // the loads of a whole unrolled loop to its front, and products away from their operands, and runs out of registers.
-template <int N> DEVICE void pin(float (&values)[N]) {
+template <class V, int N> DEVICE void pin(V (&values)[N]) {
 #if defined(ON_AMD)
   UNROLL for (int i = 0; i < N; i++) asm volatile("" : "+v"(values[i])::"memory");
 #endif
@@ -260,15 +260,12 @@ DEVICE Float2 fma(Float2 a, Float2 b, Float2 c) {
   return Float2{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1])};
 #endif
 }
-// Both numbers rounded to bf16, to nearest even, if they are smaller than 2^112 and no denormals; larger ones may become
-// infinite or NaN, and -0 becomes 0. Let g be the distance of bf16 numbers near v, so v has 16 bits below g. The product
-// v (2^16 - 1) has g as its last bit, and is rounded to a multiple of g, to nearest even. v 2^16 is a multiple of g, too,
-// and an even one if v lies halfway between two bf16 numbers. Hence the difference of both is the multiple of g that is
-// nearest to v, and the even one if v lies halfway.
-DEVICE Float2 rounded(Float2 v) { return fma(v, Float2{65536, 65536}, v * -65535.0f); }
 #endif
 // Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
-// probabilities and their gradients, where rounded_bits would cost as much as a quarter of a kernel.
+// probabilities and their gradients, where rounded_bits would cost as much as a quarter of a kernel. AMD's older GPUs
+// round to nearest by adding half a place to the bits, so a number halfway between two goes away from 0. Such a number
+// has 16 given bits, which is one in 65,536: on average that adds 2^-25 of a number, less than float32's own rounding.
+// There is no test for NaN, because arithmetic makes none that the sum would change: their lower halves are 0.
 DEVICE uint32 pack(float low, float high) {
 #if defined(ON_CUDA) && LAYOUT
   uint32 word;
@@ -279,9 +276,12 @@ DEVICE uint32 pack(float low, float high) {
 #elif defined(__gfx950__)
   typedef __bf16 Pair __attribute__((ext_vector_type(2)));
   return __builtin_bit_cast(uint32, Pair{(__bf16)low, (__bf16)high});  // v_cvt_pk_bf16_f32
+#elif defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
+  // One instruction adds to both: no carry leaves the lower one.
+  uint64 both = __builtin_bit_cast(uint64, Float2{low, high}) + 0x0000800000008000u;
+  return permute_bytes((uint32)(both >> 32), (uint32)both, 0x07060302u);  // the two upper halves
 #else
-  Float2 v = rounded(Float2{low, high});
-  return permute_bytes(bits_of(v[1]), bits_of(v[0]), 0x07060302u);  // the two upper halves
+  return permute_bytes(bits_of(high) + 0x8000u, bits_of(low) + 0x8000u, 0x07060302u);
 #endif
 }
 DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits << 16; }
@@ -297,6 +297,15 @@ template <> DEVICE bf16 from_float<bf16>(float v) {
   return bf16{(unsigned short)rounded_bits(v)};
 #endif
 }
+
+// A result of arithmetic on bf16 numbers, as from_float makes it. As in `pack`, there is no test for NaN.
+template <class T> DEVICE T from_result(float v) { return from_float<T>(v); }
+#if defined(ON_AMD)
+template <> DEVICE bf16 from_result<bf16>(float v) {
+  uint32 u = bits_of(v);
+  return bf16{(unsigned short)((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
+}
+#endif
 
 // Sixteen bytes, a thread's widest access; addresses must be multiples of it.
 template <class T> struct alignas(16) Vector {

@@ -96,22 +96,24 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
 
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
   // writes them to the slice. In between the thread does other work. Rows from `rows` on become row `first`, because
-  // zeros would cost more instructions.
+  // zeros would cost more instructions. If the slice is WHOLE, there are no such rows among the REACH from `first` on.
   //
   // With PAIRS a thread's vectors 2 i and 2 i + 1 are of a pair of rows, and `put` joins their elements.
   template <int THREADS> struct Fetched {
     static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
-    static constexpr int COUNT = TOGETHER * ((UNITS + THREADS - 1) / THREADS);
+    static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
+    // Rows that are fetched: more than ROWS if threads of the last turn are left over
+    static constexpr int REACH = TOGETHER * 8 * ((TURNS * THREADS + 8 * GROUPS - 1) / (8 * GROUPS));
     Vector<T> v[COUNT];
   };
-  template <int THREADS>
+  template <bool WHOLE, int THREADS>
   DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
     const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
     UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
       int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
       bool inside = columns == COLUMNS || c < columns;
       uint32 column = inside ? c * sizeof(T) : 0, row = r * (uint32)(from.stride * sizeof(T));
-      fetched.v[k] = *(const Vector<T>*)(start + (first + r < rows ? row + column : column));
+      fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
       if (!inside) fetched.v[k] = {};
     }
   }

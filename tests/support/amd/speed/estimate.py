@@ -59,13 +59,14 @@ def _estimate(launch: Launchable, target: str, code: CodeObject, kernels: dict[s
     """Estimate a launch whose arrays are not in a cache yet. Only those of products are, because workgroups share them.
 
     A workgroup from the middle of the grid stands for all. For causal attention the longest and the shortest workgroup
-    of a head stand for all, because work grows evenly from one to the other.
+    of a head stand for all, because work grows evenly from one to the other. They are the first and the last one of the
+    first head.
     """
     chip = CHIPS[target]
     kernel, instructions = code.kernels[launch.name], kernels[launch.name]
     threads, workgroups = math.prod(launch.block), math.prod(launch.grid)
     sizes = (*launch.grid, 1)[:2]
-    places = [(0, 0), tuple(n - 1 for n in sizes)] if launch.name in PRODUCTS else [tuple(n // 2 for n in sizes)]
+    places = [(0, 0), (_blocks_of_head(launch) - 1, 0)] if launch.name in PRODUCTS else [tuple(n // 2 for n in sizes)]
     traces = [trace(code, launch.name, instructions, place, launch.block, launch.arguments) for place in places]
     units = min(chip.units, workgroups)
     resident = min(math.ceil(workgroups / units), _resident(kernel, threads, target))
@@ -84,6 +85,12 @@ def _estimate(launch: Launchable, target: str, code: CodeObject, kernels: dict[s
         _copies(instructions, traces),
         result,
     )
+
+
+def _blocks_of_head(launch: Launchable) -> int:
+    """The workgroups of a head. In a grid of one dimension, that of our kernels, the heads follow one another."""
+    lse = next(x for x in launch.arguments if isinstance(x, np.ndarray) and x.dtype == np.float32)
+    return launch.grid[0] if len(launch.grid) > 1 else launch.grid[0] // math.prod(lse.shape[:-1])
 
 
 @functools.cache
