@@ -37,11 +37,31 @@ constexpr int COLUMNS = LANE_ROWS * PER, TILES = PER / HALVES;  // of a block fo
 constexpr int WARPS = THREADS / WARP, TURNS = SLOTS / WARPS;
 constexpr int FILLED = SEQUENCES < SIDE ? SEQUENCES : SIDE;  // columns of a tile that are sequences
 constexpr int GROUPS = SEQUENCES / FILLED;                   // tiles side by side
-// Chunks of W that registers have room for. AMD's compilers need more of them for addresses.
-constexpr int MOST_AHEAD = (THREADS > 512 || (LAYOUT != LAYOUT_MMA && GROUPS > 2) ? 24 : 48) / RUN;
+// On AMD the loads of a warp arrive in their order, and a branch ends with a wait for the loads in it. So whatever is
+// needed before the weights is asked for before them, without a branch, and chunks after the last one are multiplied by
+// zeros.
+constexpr bool IN_ORDER = LAYOUT != LAYOUT_MMA;
+// From a chunk of a warp to its next one, its chunks, and those of them that are on their way at once. There are at most
+// as many as registers have room for.
+constexpr bool BY_ROWS = ONLY == NORM_LINEAR_TRANSPOSED;
+constexpr int STRIDE = BY_ROWS ? 1 : SLOTS, MINE = (CHUNKS + STRIDE - 1) / STRIDE;
+constexpr int MOST_AHEAD = BY_ROWS ? 3 : (THREADS > 512 ? 24 : IN_ORDER && GROUPS > 2 ? 32 : 48) / RUN;
+constexpr int ROUNDS = (MINE + MOST_AHEAD - 1) / MOST_AHEAD;
+constexpr int AHEAD = IN_ORDER ? (MINE + ROUNDS - 1) / ROUNDS : MINE < MOST_AHEAD ? MINE : MOST_AHEAD;
+// Whether all warps have AHEAD whole chunks in each round. Otherwise they must look where a row ends.
+constexpr bool WHOLE = K == CHUNK * STRIDE * ROUNDS * AHEAD;
 static_assert(K % 8 == 0, "a row is whole vectors");
 
 DEVICE float none(float v) { return v; }
+
+// The same number, which all lanes of a warp must have. AMD's compilers then compute with it once for all lanes.
+DEVICE int of_warp(int number) {
+#if defined(ON_AMD)
+  return __builtin_amdgcn_readfirstlane(number);
+#else
+  return number;
+#endif
+}
 
 // The sequences of a block: those from `first` on, but not beyond `count`. The last one stands in for those.
 DEVICE int sequence(int s, int count) { return minimum(block_y() * SEQUENCES + s, count - 1); }
@@ -63,11 +83,47 @@ struct Run {
   template <class P> static DEVICE Run load(P row, int k) {
     Run run = {};
     UNROLL for (int v = 0; v < RUN; v += 8) {
-      if (K % CHUNK && k + v >= K) continue;
-      Words<4> words = eight(row + k + v);
-      UNROLL for (int i = 0; i < 4; i++) run.w[v / 2 + i] = words.w[i];
+      if (IN_ORDER) {  // without a branch
+        uint32 inside = WHOLE ? ~0u : (uint32)((k + v - K) >> 31);
+        Words<4> words = eight(row + (WHOLE ? k + v : minimum(k + v, K - 8)));
+        UNROLL for (int i = 0; i < 4; i++) run.w[v / 2 + i] = words.w[i] & inside;
+      } else {
+        if (K % CHUNK && k + v >= K) continue;
+        Words<4> words = eight(row + k + v);
+        UNROLL for (int i = 0; i < 4; i++) run.w[v / 2 + i] = words.w[i];
+      }
     }
     return run;
+  }
+};
+
+// A lane's vectors of a row [K]. Registers hold them on AMD, if they can: each pass over them would wait for memory.
+struct Share {
+  static constexpr int VECTORS = (K / 8 + WARP - 1) / WARP;
+  static constexpr bool HELD = IN_ORDER && VECTORS <= 8;
+  const T* row;
+  Vector<T> held[HELD ? VECTORS : 1];
+
+  DEVICE Share(const T* row) : row(row) {
+    UNROLL for (int i = 0; HELD && i < VECTORS; i++) {
+      held[i] = ((const Vector<T>*)row)[minimum(i * WARP + lane_id(), K / 8 - 1)];
+    }
+  }
+
+  // The sum of f(v) over all elements of the row
+  template <class F> DEVICE float sum_of(F f) const {
+    float sum = 0;
+    auto add = [&](const Vector<T>& values) {
+      UNROLL for (int e = 0; e < 8; e++) sum += f(to_float(values.v[e]));
+    };
+    if constexpr (HELD) {
+      UNROLL for (int i = 0; i < VECTORS; i++) {
+        if (i * WARP + lane_id() < K / 8) add(held[i]);
+      }
+    } else {
+      for (int vector = lane_id(); vector < K / 8; vector += WARP) add(((const Vector<T>*)row)[vector]);
+    }
+    return warp_sum(sum);
   }
 };
 
@@ -75,19 +131,10 @@ struct Run {
 struct Statistics {
   float mean, rstd;
 
-  DEVICE Statistics(const T* row) {
-    mean = sum_of(row, [](float v) { return v; }) / K;
+  DEVICE Statistics(const Share& row) {
+    mean = row.sum_of([](float v) { return v; }) / K;
     float center = mean;
-    rstd = rsqrt_of(sum_of(row, [=](float v) { return (v - center) * (v - center); }) / K + NORM_EPS);
-  }
-
-  template <class F> static DEVICE float sum_of(const T* row, F f) {
-    float sum = 0;
-    for (int vector = lane_id(); vector < K / 8; vector += WARP) {
-      Vector<T> values = ((const Vector<T>*)row)[vector];
-      UNROLL for (int e = 0; e < 8; e++) sum += f(to_float(values.v[e]));
-    }
-    return warp_sum(sum);
+    rstd = rsqrt_of(row.sum_of([=](float v) { return (v - center) * (v - center); }) / K + NORM_EPS);
   }
 
   // Eight neighbors of the row, of the norm's weight and of its bias → their norms
@@ -104,9 +151,11 @@ struct Statistics {
 
 // Where the factors of W come from: the rows of x as they are, or a row in shared memory.
 struct Rows {
+  static constexpr bool IN_MEMORY = true;
   const T* x;
   int count;
 
+  DEVICE Rows factors() const { return *this; }
   DEVICE Run load(int s, int k) const { return Run::load(x + (index_t)sequence(s, count) * K, k); }
 };
 struct NormedRow {
@@ -115,43 +164,88 @@ struct NormedRow {
   DEVICE Run load(int, int k) const { return Run::load(row, k); }
 };
 
-// The factors of the kernels with a norm: the layer norm of the only row, which the block makes. With several sequences
-// x is normalized already.
-DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
-  if constexpr (SEQUENCES > 1) {
-    return Rows{x, count};
-  } else {
-    constexpr int MINE = (K / 8 + THREADS - 1) / THREADS;
-    SHARED(T, row, K);
-    // All of them are on their way at once.
-    Words<4> values[MINE], weights[MINE], biases[MINE];
-    UNROLL for (int i = 0; i < MINE; i++) {
+// The layer norm of the only row of x, which a block makes: factors() is the row in shared memory.
+struct Norming {
+  static constexpr bool IN_MEMORY = false;
+  static constexpr int VECTORS = (K / 8 + THREADS - 1) / THREADS;  // of this thread
+  const T *x, *weight, *bias;
+  Share share;
+  Words<4> values[VECTORS], weights[VECTORS], biases[VECTORS];
+
+  DEVICE Norming(const T* x, const T* weight, const T* bias) : x(x), weight(weight), bias(bias), share(x) {
+    if (IN_ORDER) load();
+  }
+
+  DEVICE void load() {  // all of them are on their way at once
+    UNROLL for (int i = 0; i < VECTORS; i++) {
       int k = 8 * minimum(i * THREADS + thread_id(), K / 8 - 1);
       values[i] = eight(x + k), weights[i] = eight(weight + k), biases[i] = eight(bias + k);
     }
-    Statistics statistics(x);
-    UNROLL for (int i = 0; i < MINE; i++) {
+  }
+
+  DEVICE NormedRow factors() {
+    SHARED(T, row, K);
+    if (!IN_ORDER) load();
+    Statistics statistics(share);
+    UNROLL for (int i = 0; i < VECTORS; i++) {
       int k = 8 * (i * THREADS + thread_id());
       if (k < K) statistics.norms(values[i], weights[i], biases[i]).store(row + k);
     }
     sync();
     return NormedRow{row};
   }
+};
+
+// What the factors of the kernels with a norm come from. With several sequences x is normalized already.
+DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
+  if constexpr (SEQUENCES > 1) {
+    return Rows{x, count};
+  } else {
+    return Norming(x, weight, bias);
+  }
 }
 
-// sums [TILES_HERE, GROUPS] += the products of a chunk. words(tile, half, pair): the word of W for that row of the lane
-// and the pair of its run.
-template <int TILES_HERE, class Factors, class Weights>
-DEVICE void add_chunk(Product::Acc (&sums)[TILES_HERE][GROUPS], int chunk, const Factors& factors, Weights words) {
-  UNROLL for (int group = 0; group < GROUPS; group++) {
-    Run runs[HALVES];
+// The factors of a lane in a chunk, for a group of sequences
+struct Runs {
+  Run halves[HALVES];
+
+  template <class Factors> static DEVICE Runs load(const Factors& factors, int group, int chunk) {
+    Runs runs;
     UNROLL for (int half = 0; half < HALVES; half++) {
-      runs[half] = factors.load(group * SIDE + Product::lane_row() + half * LANE_ROWS, first_k(chunk));
+      runs.halves[half] = factors.load(group * SIDE + Product::lane_row() + half * LANE_ROWS, first_k(chunk));
     }
+    return runs;
+  }
+};
+
+// Those of AHEAD chunks. On AMD they are on their way from memory together; else each is loaded when it is needed.
+template <class Factors> struct Coming {
+  static constexpr bool HELD = IN_ORDER && Factors::IN_MEMORY;
+  Runs held[HELD ? AHEAD : 1][GROUPS];
+
+  template <class ChunkOf> DEVICE void load(const Factors& factors, ChunkOf chunk) {  // chunk(j): the j-th of them
+    if constexpr (HELD) {
+      UNROLL for (int j = 0; j < AHEAD; j++) {
+        UNROLL for (int group = 0; group < GROUPS; group++) held[j][group] = Runs::load(factors, group, chunk(j));
+      }
+    }
+  }
+  template <class Source> DEVICE Runs get(const Source& factors, int j, int group, int chunk) const {
+    if constexpr (HELD) return held[j][group];
+    else return Runs::load(factors, group, chunk);
+  }
+};
+
+// sums [TILES_HERE, GROUPS] += the products of a chunk. runs_of(group): the factors; words(tile, half, pair): the word of
+// W for that row of the lane and the pair of its run.
+template <int TILES_HERE, class RunsOf, class Weights>
+DEVICE void add_chunk(Product::Acc (&sums)[TILES_HERE][GROUPS], RunsOf runs_of, Weights words) {
+  UNROLL for (int group = 0; group < GROUPS; group++) {
+    Runs runs = runs_of(group);
     UNROLL for (int step = 0; step < STEPS; step++) {
       Product::B b;
       UNROLL for (int half = 0; half < HALVES; half++) {
-        UNROLL for (int pair = 0; pair < PAIRS; pair++) b.w[half * PAIRS + pair] = runs[half].w[step * PAIRS + pair];
+        UNROLL for (int pair = 0; pair < PAIRS; pair++) b.w[half * PAIRS + pair] = runs.halves[half].w[step * PAIRS + pair];
       }
       UNROLL for (int tile = 0; tile < TILES_HERE; tile++) {
         Product::A a;
@@ -166,27 +260,44 @@ DEVICE void add_chunk(Product::Acc (&sums)[TILES_HERE][GROUPS], int chunk, const
   }
 }
 
-// Calls finish(s, column, sum) for each sequence s and column of this block: sum = factors W + added. factors() is called
-// when the first weights are on their way; added(s, column) is read early.
-template <class MakeFactors, class Added, class Finish>
-DEVICE void by_columns(const T* w, int n, int count, MakeFactors make_factors, Added added, Finish finish) {
-  constexpr int MINE = (CHUNKS + SLOTS - 1) / SLOTS, AHEAD = MINE < MOST_AHEAD ? MINE : MOST_AHEAD;
+// Products belong to all lanes of a warp. This keeps AMD's compilers from moving them, and what makes their operands, into
+// a branch of some lanes, which needs the sums alone.
+template <int TILES_HERE> DEVICE void by_all_lanes(Product::Acc (&sums)[TILES_HERE][GROUPS]) {
+  UNROLL for (int tile = 0; tile < TILES_HERE; tile++) {
+    UNROLL for (int group = 0; group < GROUPS; group++) pin(sums[tile][group].v);
+  }
+}
+
+// Calls finish(s, column, sum) for each sequence s and column of this block: sum = factors W + added. begin() returns
+// what the factors come from; added(s, column) is read early.
+template <class Begin, class Added, class Finish>
+DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, Finish finish) {
   constexpr int OUTPUTS = SIDE * FILLED;  // of a tile
   static_assert(OUTPUTS <= THREADS, "a thread finishes one element of each tile");
   SHARED(float, meeting, 2 * WARPS * OUTPUTS);
   int self = thread_id(), first_column = block_x() * COLUMNS;
-  const T* mine = w + minimum(first_column + Product::lane_row() * PER, n - PER);
+  int lane_column = minimum(first_column + Product::lane_row() * PER, n - PER);
   uint32 words[AHEAD][RUN];
+  auto source = begin();
+  Coming<decltype(source)> coming;
   auto load_chunks = [&](int slot, int first) {
+    auto chunk_of = [&](int j) { return slot + (first + j) * STRIDE; };
+    coming.load(source, chunk_of);
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      int k = first_k(minimum(slot + (first + j) * SLOTS, CHUNKS - 1));
+      int chunk = minimum(chunk_of(j), CHUNKS - 1), k = first_k(IN_ORDER ? 0 : chunk);
+      const T* rows = IN_ORDER ? w + (index_t)chunk * CHUNK * n : w + lane_column;
       UNROLL for (int i = 0; i < RUN; i++) {
-        int row = K % CHUNK ? minimum(k + i, K - 1) : k + i;
-        words[j][i] = *(const uint32*)(mine + (index_t)row * n);
+        if (IN_ORDER) {  // the rows of a chunk begin at an address of the warp
+          int row = K % CHUNK ? minimum(k + i, K - 1 - chunk * CHUNK) : k + i;
+          words[j][i] = *(const uint32*)((const char*)rows + (uint32)((row * n + lane_column) * sizeof(T)));
+        } else {
+          int row = K % CHUNK ? minimum(k + i, K - 1) : k + i;
+          words[j][i] = *(const uint32*)(rows + (index_t)row * n);
+        }
       }
     }
+    separate();
   };
-  load_chunks(warp_id(), 0);
 
   // What this thread finishes: of each tile the row self % SIDE, in the column self / SIDE.
   int row = self % SIDE, its_column = first_column + row % LANE_ROWS * PER + row / LANE_ROWS;
@@ -195,29 +306,41 @@ DEVICE void by_columns(const T* w, int n, int count, MakeFactors make_factors, A
     return self < OUTPUTS && its_sequence(group) < count && its_column + tile * HALVES < n;
   };
   float totals[TILES][GROUPS], last[TILES][GROUPS];
-  UNROLL for (int tile = 0; tile < TILES; tile++) {
-    UNROLL for (int group = 0; group < GROUPS; group++) {
-      totals[tile][group] = last[tile][group] = 0;
-      if (finishes(tile, group)) last[tile][group] = added(its_sequence(group), its_column + tile * HALVES);
+  auto load_added = [&] {
+    UNROLL for (int tile = 0; tile < TILES; tile++) {
+      UNROLL for (int group = 0; group < GROUPS; group++) {
+        int s = its_sequence(group), column = its_column + tile * HALVES;
+        totals[tile][group] = last[tile][group] = 0;
+        if (IN_ORDER) {
+          last[tile][group] = added(minimum(s, count - 1), minimum(column, n - 1));
+        } else if (finishes(tile, group)) {
+          last[tile][group] = added(s, column);
+        }
+      }
     }
-  }
+  };
+  if (IN_ORDER) load_added();
+  load_chunks(of_warp(warp_id()), 0);
+  if (!IN_ORDER) load_added();
 
-  auto factors = make_factors();
+  auto factors = source.factors();
   int place = 0;  // the half of `meeting` that is free
   NO_UNROLL for (int turn = 0; turn < TURNS; turn++) {
-    int slot = turn * WARPS + warp_id();
+    int slot = of_warp(turn * WARPS + warp_id());
     Product::Acc sums[TILES][GROUPS] = {};
     NO_UNROLL for (int first = 0; first < MINE; first += AHEAD) {
       if (turn + first > 0) load_chunks(slot, first);
       UNROLL for (int j = 0; j < AHEAD; j++) {
-        int chunk = slot + (first + j) * SLOTS;
-        if (chunk >= CHUNKS) continue;
-        add_chunk(sums, chunk, factors, [&](int tile, int half, int pair) {
+        int chunk = slot + (first + j) * STRIDE;
+        if (!IN_ORDER && chunk >= CHUNKS) continue;
+        auto runs_of = [&](int group) { return coming.get(factors, j, group, chunk); };
+        add_chunk(sums, runs_of, [&](int tile, int half, int pair) {
           uint32 even = words[j][2 * pair], odd = words[j][2 * pair + 1];
           return tile * HALVES + half ? halves<true>(even, odd) : halves<false>(even, odd);
         });
       }
     }
+    by_all_lanes(sums);
     // The slots of this turn meet in shared memory, tile by tile, and are added to the totals in their order.
     UNROLL for (int tile = 0; tile < TILES; tile++) {
       UNROLL for (int group = 0; group < GROUPS; group++) {
@@ -248,7 +371,8 @@ KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, in
   if (ONLY != NORMALIZE) return;
   int row = block_x() * WARPS + warp_id();
   if (row >= count) return;
-  Statistics statistics(x + (index_t)row * K);
+  Share share(x + (index_t)row * K);
+  Statistics statistics(share);
   for (int k = 8 * lane_id(); k < K; k += 8 * WARP) {
     Words<4> norms = statistics.norms(eight(x + (index_t)row * K + k), eight(weight + k), eight(bias + k));
     *(Words<4>*)(out + (index_t)row * K + k) = norms;
@@ -271,8 +395,8 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
   if (ONLY != NORM_LINEAR) return;
   auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
   auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(ACTIVATION(sum)); };
-  auto factors = [&] { return normed(x, norm_weight, norm_bias, count); };
-  by_columns(w, n, count, factors, added, finish);
+  auto begin = [&] { return normed(x, norm_weight, norm_bias, count); };
+  by_columns(w, n, count, begin, added, finish);
 }
 
 // The same for W [n, K]: out [count, n] = activation(layernorm(x) Wᵀ + bias).
@@ -280,10 +404,12 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
 KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
                                        const T* bias, T* out, int n, int count) {
   if (ONLY != NORM_LINEAR_TRANSPOSED) return;
-  constexpr int AHEAD = CHUNKS < 3 ? CHUNKS : 3;
   int first_column = (block_x() * WARPS + warp_id()) * SIDE;
   Run weights[AHEAD][HALVES];
+  auto source = normed(x, norm_weight, norm_bias, count);
+  Coming<decltype(source)> coming;
   auto load_chunks = [&](int first) {
+    coming.load(source, [&](int j) { return first + j; });
     UNROLL for (int j = 0; j < AHEAD; j++) {
       int chunk = minimum(first + j, CHUNKS - 1);
       UNROLL for (int half = 0; half < HALVES; half++) {
@@ -291,17 +417,20 @@ KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T
         weights[j][half] = Run::load(w + (index_t)column * K, first_k(chunk));
       }
     }
+    separate();
   };
   load_chunks(0);
-  auto factors = normed(x, norm_weight, norm_bias, count);
+  auto factors = source.factors();
   Product::Acc sums[1][GROUPS] = {};
   NO_UNROLL for (int first = 0; first < CHUNKS; first += AHEAD) {
     if (first > 0) load_chunks(first);
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      if (first + j >= CHUNKS) continue;
-      add_chunk(sums, first + j, factors, [&](int, int half, int pair) { return weights[j][half].w[pair]; });
+      if (!IN_ORDER && first + j >= CHUNKS) continue;
+      auto runs_of = [&](int group) { return coming.get(factors, j, group, first + j); };
+      add_chunk(sums, runs_of, [&](int, int half, int pair) { return weights[j][half].w[pair]; });
     }
   }
+  by_all_lanes(sums);
   UNROLL for (int group = 0; group < GROUPS; group++) {
     UNROLL for (int i = 0; i < Product::ELEMENTS; i++) {
       int its_column = Product::column(i), column = first_column + Product::row(i);

@@ -27,6 +27,7 @@ from gpt.ops.gpu.launch import (
     LOGITS_THREADS,
     NORM_BLOCKS,
     NORM_WIDTH,
+    PARTIAL_LANES,
     SAMPLE_THREADS,
     SUM_LANES,
     THREADS,
@@ -382,10 +383,9 @@ class GpuOps(Operations):
 
     def add_partials(self, partials: Array, out: Array) -> None:
         width = 4 if out.size % 4 == 0 else 1  # partial sums are float32, whatever type activations have
-        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu")
-        kernel(
-            (ceil_div(out.size, SUM_LANES * width),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size))
-        )
+        lanes = SUM_LANES if self.device.has_tf32 else PARTIAL_LANES
+        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu", LANES=lanes)
+        kernel((ceil_div(out.size, lanes * width),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size)))
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
