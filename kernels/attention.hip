@@ -458,7 +458,7 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    if constexpr (DROPOUT) Pair<OTHERS>::template fetch<false>(fetched, start);  // registers have no room for both forms
+    if constexpr (DROPOUT) Pair<OTHERS>::template fetch<false>(fetched, start);  // no registers for both forms
     else Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
     bool inside = query < seq;
