@@ -113,7 +113,7 @@ struct Share {
   // The sum of f(v) over all elements of the row
   template <class F> DEVICE float sum_of(F f) const {
     float sum = 0;
-    auto add = [&](const Vector<T>& values) {
+    auto add = [&](Vector<T> values) {  // a copy, which is one load
       UNROLL for (int e = 0; e < 8; e++) sum += f(to_float(values.v[e]));
     };
     if constexpr (HELD) {
@@ -299,6 +299,8 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
     separate();
   };
 
+  if (!IN_ORDER) load_chunks(warp_id(), 0);
+
   // What this thread finishes: of each tile the row self % SIDE, in the column self / SIDE.
   int row = self % SIDE, its_column = first_column + row % LANE_ROWS * PER + row / LANE_ROWS;
   auto its_sequence = [&](int group) { return block_y() * SEQUENCES + group * SIDE + self / SIDE; };
@@ -306,22 +308,18 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
     return self < OUTPUTS && its_sequence(group) < count && its_column + tile * HALVES < n;
   };
   float totals[TILES][GROUPS], last[TILES][GROUPS];
-  auto load_added = [&] {
-    UNROLL for (int tile = 0; tile < TILES; tile++) {
-      UNROLL for (int group = 0; group < GROUPS; group++) {
-        int s = its_sequence(group), column = its_column + tile * HALVES;
-        totals[tile][group] = last[tile][group] = 0;
-        if (IN_ORDER) {
-          last[tile][group] = added(minimum(s, count - 1), minimum(column, n - 1));
-        } else if (finishes(tile, group)) {
-          last[tile][group] = added(s, column);
-        }
+  UNROLL for (int tile = 0; tile < TILES; tile++) {
+    UNROLL for (int group = 0; group < GROUPS; group++) {
+      totals[tile][group] = last[tile][group] = 0;
+      if (IN_ORDER) {
+        int column = minimum(its_column + tile * HALVES, n - 1);
+        last[tile][group] = added(minimum(its_sequence(group), count - 1), column);
+      } else if (finishes(tile, group)) {
+        last[tile][group] = added(its_sequence(group), its_column + tile * HALVES);
       }
     }
-  };
-  if (IN_ORDER) load_added();
-  load_chunks(of_warp(warp_id()), 0);
-  if (!IN_ORDER) load_added();
+  }
+  if (IN_ORDER) load_chunks(of_warp(warp_id()), 0);
 
   auto factors = source.factors();
   int place = 0;  // the half of `meeting` that is free
