@@ -6,6 +6,7 @@ NumPy, and a faster version with numba; `gpu/` runs the kernels in kernels/.
 """
 
 import importlib.util
+import os
 import re
 
 from gpt.errors import UserError
@@ -35,7 +36,10 @@ def select(
         except UserError as error:
             if device != "auto":
                 raise
-            note = f"Note: on the CPU, because {error}" if importlib.util.find_spec("cupy") else None
+            if importlib.util.find_spec("cupy"):
+                note = f"Note: on the CPU, because {error}"
+            elif vendor := _driver():
+                note = f"Note: on the CPU, though this machine has a driver for {vendor} GPUs: {error}"
     if gpu is None:
         if precision in ("tf32", "bf16"):
             raise UserError(f"--precision {precision} needs a GPU: leave it out, or use --device gpu")
@@ -53,6 +57,12 @@ def select(
     if precision == "tf32" and not gpu.target.startswith("sm_"):
         raise UserError(f"--precision tf32 exists on NVIDIA GPUs alone, not on {gpu.description}: use fp32 or bf16")
     return GpuOps(gpu, {"auto": "bf16" if gpu.has_bf16 else "fp32"}.get(precision, precision))
+
+
+def _driver() -> str | None:
+    """The vendor of the GPUs that Linux has a driver for here: AMD, NVIDIA or None."""
+    files = {"AMD": "/dev/kfd", "NVIDIA": "/proc/driver/nvidia/version"}
+    return next((vendor for vendor, file in files.items() if os.path.exists(file)), None)
 
 
 def _cpu(training: bool, processes: int) -> Operations:

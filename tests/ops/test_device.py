@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -361,3 +362,18 @@ def test_auto_on_a_machine_with_cupy_and_no_gpu_says_why_it_is_on_the_cpu(monkey
     chosen = ops.select("auto")
     assert chosen.is_cpu
     assert "no CUDA-capable device" in chosen.notes[0]
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed here")
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("/dev/kfd", "on the CPU, though this machine has a driver for AMD GPUs: --device gpu needs CuPy: pip install"),
+        ("/proc/driver/nvidia/version", "has a driver for NVIDIA GPUs: --device gpu needs CuPy: pip install"),
+        (None, None),
+    ],
+)
+def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, file, said):
+    monkeypatch.setattr("os.path.exists", lambda path: path == file)
+    notes = ops.select("auto").notes
+    assert said in notes[0] if said else not notes
