@@ -62,6 +62,7 @@ setup(
             "tokenizers>=0.20",
             "starlette>=0.45",
             "uvicorn>=0.30",
+            "httptools>=0.6",
             "httpx>=0.27",
             'backports.zstd>=1; python_version < "3.14"',
         ],
