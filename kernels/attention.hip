@@ -458,7 +458,8 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    if constexpr (DROPOUT) Pair<OTHERS>::template fetch<false>(fetched, start);  // no registers for both forms
+    // With dropout or large heads registers have no room for both forms.
+    if constexpr (DROPOUT || PADDED > 96) Pair<OTHERS>::template fetch<false>(fetched, start);
     else Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
     bool inside = query < seq;
