@@ -61,7 +61,7 @@ class Seen:
 
 @dataclass
 class Used:
-    """What a process has used: CPU time in seconds, and memory in bytes, early and at the end."""
+    """The CPU time of a process, in seconds, and its memory, in bytes, after a tenth of the time and at the end."""
 
     name: str
     process: psutil.Process
@@ -132,7 +132,10 @@ def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
 
 
 def load(port: int, model: str, clients: int, seconds: float, num_tokens: int, used: list[Used]) -> Seen:
-    """Let clients ask for so many seconds. Returns what they saw, and completes `used`, also by their processes."""
+    """Let clients ask for texts for `seconds`. Returns what they saw.
+
+    Fills in `used`, the processes to watch, and adds the clients' processes to it.
+    """
     count = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 4, clients))
     shares = [range(clients)[first::count] for first in range(count)]
     context = multiprocessing.get_context("spawn")
@@ -156,7 +159,7 @@ def load(port: int, model: str, clients: int, seconds: float, num_tokens: int, u
 
 
 def asked(task: tuple[int, str, Sequence[int], float, int]) -> Seen:
-    """What the clients with these numbers see in so many seconds. Each asks for one text at least."""
+    """Let the clients with the numbers of the task ask for texts for its seconds, each for at least one."""
     port, model, numbers, seconds, num_tokens = task
 
     async def together() -> Seen:

@@ -19,8 +19,8 @@ can ask for the next step before it has seen those of this one, and the device g
 Only a new context needs the ids on the host.
 
 A GPU records its passes. It has recordings for a few numbers of places and for a few lengths of a context, and takes
-the next larger one. For example, three sequences go through the pass of four places. A context of 21 tokens, of which
-20 are read first, goes through the pass of 32 with 12 zeros behind it, and nothing reads what they leave.
+the next larger one. For example, three sequences go through the pass of four places. Of a context of 21 tokens, the
+first 20 go through the pass of 32. Zeros fill its other 12 places, and nothing reads what these leave in the cache.
 """
 
 from collections import deque

@@ -135,7 +135,7 @@ def _next(run: Run, it: Summary) -> str:
     if it.state == "training":
         return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "damaged":
-        return "what is said of the damage, or an earlier checkpoint: --step, --ckpt"
+        return "mend the damage that is named above, or use an earlier checkpoint: --step, --ckpt"
     if it.state == "tokenized":
         return f"hipgpt train {run.options}"
     if it.state == "stopped":

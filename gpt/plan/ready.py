@@ -86,7 +86,7 @@ def make(
 def _holding_out(train: TrainConfig, flags: Mapping[str, Any], start: Checkpoint | None, corpus: Corpus) -> TrainConfig:
     """`train` with the held-out text of the corpus, if that has one of its own.
 
-    Raises UserError if --val-fraction, too, says what is held out.
+    Raises UserError if the user has also given --val-fraction.
     """
     if corpus.val_fraction is None:
         return train

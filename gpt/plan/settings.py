@@ -70,7 +70,7 @@ def _of_same_model(flags: Mapping[str, Any], wanted: Mapping[str, Any], start: C
 def _of_more_training(flags: Mapping[str, Any], start: Checkpoint, resume: bool) -> TrainConfig:
     """The settings of a training that goes on from the checkpoint; `settle` says what `resume` does.
 
-    Raises UserError for flags that contradict what the checkpoint has, and for a schedule that has ended.
+    Raises UserError if a flag contradicts the checkpoint, or if its schedule has ended.
     """
     changes = pick(TrainConfig, flags)
     if (optimizer := changes.get("optimizer", start.train_config.optimizer)) != start.train_config.optimizer:

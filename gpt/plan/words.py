@@ -79,7 +79,7 @@ def _of_data(plan: Plan) -> Iterator[str]:
 
 
 def _notes(plan: Plan, ops: Operations, ranks: Ranks) -> Iterator[str]:
-    """What the user should know of the devices, the precision and the held-out text."""
+    """Notes about the devices, the precision and the held-out text."""
     yield from ops.notes
     yield from _notes_of_others(ops, ranks)
     of_evaluation = (plan.batches.note, _seen_note(plan)) if plan.train_config.eval_every else ()

@@ -223,7 +223,10 @@ class _Check:
         return ""
 
     def _arrays_of(self, case: Case) -> tuple[Array, Array, Array, Epilogue, Sum]:
-        """a and b, random; `out`, NaN unless it is added to; the epilogue with its arrays, and what is added."""
+        """The arrays of a case: a, b, `out`, the epilogue with its own, and what is added.
+
+        a and b are random. `out` is NaN, so that an element that is not written shows, unless the product adds to it.
+        """
         dtype = np.dtype(np.float32) if case.exact else self._dtype
         a = self._operand(case.m, case.k, case.a_transposed, case.matrices, 2.0 ** -round(math.log2(2 * case.k**0.5)))
         b = self._operand(case.k, case.n, case.b_transposed, case.matrices)
