@@ -15,8 +15,8 @@ CACHED_THREADS = 512
 SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
 TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip: its rows and columns, and its warps
 WIDE_SIDE = 128  # rows and columns of matmul.hip's blocks in large products on AMD's matrix units
-# Threads side by side along a row; and on AMD, whose large GPUs have many blocks' room, along a row of partial sums
-SUM_LANES, PARTIAL_LANES = 32, 8
+SUM_LANES = 32  # threads side by side along a row
+PARTIAL_LANES = 8  # along a row of partial sums on AMD, whose large GPUs want more blocks
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
 # matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
