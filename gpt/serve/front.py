@@ -56,7 +56,7 @@ def run(stdin: BinaryIO) -> None:
         if is_orderly or server.should_exit:
             server.should_exit = True
             return
-        if engine.device and not engine.is_ending:  # it had begun
+        if not engine.is_ending:
             os.write(2, b"Error: the process with the models has gone, so the one that speaks HTTP ends too\n")
         os._exit(1)
 

@@ -197,7 +197,10 @@ def test_a_new_checkpoint_is_used_if_that_was_asked_for(tmp_path, monkeypatch, r
     with client_of(tmp_path, reload=reload, report=said.append) as client:
         before = client.post("/v1/completions", json=fields).json()
         trained_on(run, 4)
-        time.sleep(0.5)
+        if reload:
+            assert until(lambda: any("now at step 4" in line for line in said), seconds=30)
+        else:
+            time.sleep(0.5)
         after = client.post("/v1/completions", json=fields).json()
     assert before["system_fingerprint"] == "r-step3"
     assert after["system_fingerprint"] == ("r-step4" if reload else "r-step3")
@@ -211,13 +214,14 @@ def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):
 
     def texts(trains: bool) -> tuple[list[int], list[int]]:
         front = Front()
-        with running(engine_of(front, places=2, reload=True)):
+        engine = engine_of(front, places=2, reload=True)
+        with running(engine):
             model = front.load(run)
             front.write(model, request(300))
             first = next(front.updates())
             if trains:
                 trained_on(run, 4)
-                time.sleep(0.2)
+                assert until(lambda: engine._outdated, seconds=30), "it has seen the new checkpoint"
             front.write(model, request(20), number=1)
             both = {0: first.ids, 1: []}
             ends = 0
@@ -244,9 +248,8 @@ def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):
         with suppress(UserError):
             run.path.rmdir()
         saved_run(tmp_path, embed_dim=24)
-        time.sleep(0.5)
+        assert until(lambda: "Run r: made anew" in said, seconds=30)
         assert client.post("/v1/completions", json=fields).status_code == 200
-    assert "Run r: made anew" in said
 
 
 def test_the_first_token_and_the_end_are_told_at_once_and_the_tokens_between_them_together(monkeypatch):

@@ -47,6 +47,9 @@ def test_a_server_answers_and_completes_its_texts_when_it_is_asked_to_end(hipgpt
     assert error == ""
 
 
+ENGINE_HAS_GONE = "Error: the process with the models has gone, so the one that speaks HTTP ends too\n"
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the front by Linux's /proc")
 @pytest.mark.parametrize("dies", ["engine", "front"])
 def test_if_one_of_the_two_processes_is_killed_the_other_one_says_so_and_ends(hipgpt, tmp_path, dies):
@@ -59,11 +62,19 @@ def test_if_one_of_the_two_processes_is_killed_the_other_one_says_so_and_ends(hi
     os.kill(process.pid if dies == "engine" else int(front), signal.SIGKILL)
     _, error = process.communicate(timeout=30)  # until both have closed their standard error
     if dies == "engine":
-        assert error == "Error: the process with the models has gone, so the one that speaks HTTP ends too\n"
+        assert error == ENGINE_HAS_GONE
     else:
         assert process.returncode == 1
         assert error == "Error: the process that speaks HTTP was killed by SIGKILL, so hipgpt serve ends too\n"
     socket.create_server(("127.0.0.1", int(match[1]))).close()
+
+
+def test_an_engine_that_is_killed_while_the_front_still_starts_is_missed_as_well(hipgpt, tmp_path):
+    saved_run(tmp_path / "checkpoints")
+    process = hipgpt.start("serve", "--run-name", "r", "--port", 0, "--device", "cpu", bufsize=1)
+    lines_until(process, "Device: ")
+    process.kill()
+    assert process.communicate(timeout=30)[1] == ENGINE_HAS_GONE
 
 
 def test_another_host_than_this_machine_gets_a_token():
