@@ -77,14 +77,17 @@ def attention_block(
 
     With Hopper's instruction a forward block of large heads waits for its slices, and two strips of 64 rows share them.
     In float32 a block has 64 rows, or as many as a multiprocessor has shared memory for: 48 in attention_backward_keys
-    with heads of 128, if it has 99 KiB.
+    with heads of 128, if it has 99 KiB. It takes slices of 32 rows, but of 16 if heads are so large that registers have
+    no room for the operands, or that a multiprocessor would have no room for two blocks of a kernel of backward.
     """
     if wgmma:
         side = 2 * ATTENTION_SIDE if name == "attention" and head_dim > 80 else ATTENTION_SIDE
         row_bytes, rows = round_up(head_dim, 16) * 2, WGMMA_SLICE
     elif matrix in ("tf32", "tf32x3"):
-        side, widest = ATTENTION_SIDE, 96 if name == "attention" else 64  # heads with room for slices of 32 rows
-        row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= widest else 16
+        side, rows, row_bytes = ATTENTION_SIDE, 32, (round_up(head_dim, 16) + 4) * 4
+        two_fit = 2 * _attention_bytes(name, side, rows, row_bytes, dropout) <= most_shared_bytes
+        if head_dim > 96 or head_dim > 64 and name != "attention" and not two_fit:
+            rows = 16
     else:
         return AttentionBlock(2 * ATTENTION_SIDE if matrix == "wide_bf16" else ATTENTION_SIDE)
     while (size := _attention_bytes(name, side, rows, row_bytes, dropout)) > most_shared_bytes:
