@@ -34,8 +34,13 @@ constexpr int OTHERS = OWN_SHARED ? SLICE : FITTING > 64 ? 64 : FITTING < M::EDG
 typedef Slice<MATRIX, OTHERS, PADDED> Others;
 static_assert(WGMMA == Others::WIDE && OWN_SHARED == (WGMMA || Others::FLOATS), "the host and slice.h agree");
 constexpr int STAGES = ASYNCHRONOUS ? 2 : 1;
-// Rows of a slice that backward takes at once. Registers have no room for the sums of more.
-constexpr int STEP = WGMMA ? OTHERS : Others::FLOATS && PADDED <= 64 ? 8 * Others::at_once() : M::EDGE;
+// Rows of a slice that backward takes at once. Registers have no room for the sums of more, and attention_backward_keys
+// has twice as many.
+constexpr int STEP = WGMMA || Others::FLOATS ? OTHERS : M::EDGE;
+constexpr int KEYS_STEP = IS_SPLIT<MATRIX> && PADDED > 32 ? M::EDGE : STEP;
+// Whether backward begins its products with both slices together. Registers have no room for the operands of both if each
+// of their numbers is two of tf32.
+constexpr bool TOGETHER = !IS_SPLIT<MATRIX>;
 // Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
 // In float32 Hopper's shared memory has room for three, or two with large heads; backward with heads of 64 is faster with
 // the registers of two.
@@ -168,7 +173,7 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
     static constexpr int OF_FIRST = decltype(first)::REACH, OF_SECOND = decltype(second)::REACH;
     static constexpr int REACH = OF_FIRST > OF_SECOND ? OF_FIRST : OF_SECOND;
   };
-  // Tests whether rows are there only in the last slice: that took a twentieth of the time of `attention`.
+  // Only the last slices test whether rows exist. Tests in every slice took a twentieth of the time of `attention`.
   DEVICE void fetch(Fetched& fetched, int start) const {
     if (start + Fetched::REACH <= seq) fetch<true>(fetched, start);
     else fetch<false>(fetched, start);
@@ -399,7 +404,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
       // S = Q Kᵀ and dP = dO Vᵀ
       M::Acc p[STEP / M::EDGE], dp[STEP / M::EDGE];
       key_slice.template multiply_transposed<STEP>(p, q, t);
-      value_slice.template multiply_transposed<STEP>(dp, gradient, t);
+      if (TOGETHER) value_slice.template multiply_transposed<STEP>(dp, gradient, t);
       products_done<1>(p);
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
@@ -409,6 +414,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
 #endif
       }
+      if (!TOGETHER) value_slice.template multiply_transposed<STEP>(dp, gradient, t);
       // dS = P (f dP - delta), in place of dP; then dQ += dS K
       products_done(dp);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
@@ -458,7 +464,7 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    // With dropout or large heads registers have no room for both forms.
+    // With dropout, registers have no room for both forms. With large heads, both doubled the time on gfx1100.
     if constexpr (DROPOUT || PADDED > 96) Pair<OTHERS>::template fetch<false>(fetched, start);
     else Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
@@ -517,24 +523,24 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
   for (int start = block_first; start < seq; start += OTHERS) {
     int stage = pipeline.next(start);
     auto query_slice = source.first_slice(stage), gradient_slice = source.second_slice(stage);
-    NO_UNROLL for (int t = 0; t < OTHERS; t += STEP) {
-      if (start + t + STEP - 1 < first_of_strip(first)) continue;
+    NO_UNROLL for (int t = 0; t < OTHERS; t += KEYS_STEP) {
+      if (start + t + KEYS_STEP - 1 < first_of_strip(first)) continue;
       // Sᵀ = K Qᵀ and dPᵀ = V dOᵀ
-      M::Acc p[STEP / M::EDGE], dp[STEP / M::EDGE];
-      query_slice.template multiply_transposed<STEP>(p, k, t);
-      gradient_slice.template multiply_transposed<STEP>(dp, v, t);
+      M::Acc p[KEYS_STEP / M::EDGE], dp[KEYS_STEP / M::EDGE];
+      query_slice.template multiply_transposed<KEYS_STEP>(p, k, t);
+      if (TOGETHER) gradient_slice.template multiply_transposed<KEYS_STEP>(dp, v, t);
       products_done<1>(p);
       if (start + t < first + M::EDGE - 1) mask<true>(p, first, start + t);
       // Pᵀ, and dV += (f Pᵀ / scale) dO. A probability that is dropped becomes negative.
-      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
+      UNROLL for (int i = 0; i < KEYS_STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
           p[i].v[e] = exp2_fast(p[i].v[e] * exponent - query_lse[query] * LOG2E);
         }
       }
 #if DROPOUT
-      M::Acc kept[STEP / M::EDGE];
-      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
+      M::Acc kept[KEYS_STEP / M::EDGE];
+      UNROLL for (int i = 0; i < KEYS_STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
           bool keeps = dropout.keeps(query_hash[query], first, M::row(e));
@@ -542,13 +548,14 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
           p[i].v[e] = keeps ? p[i].v[e] : -p[i].v[e];
         }
       }
-      gradient_slice.template add_product<STEP>(dv, kept, t);
+      gradient_slice.template add_product<KEYS_STEP>(dv, kept, t);
 #else
-      gradient_slice.template add_product<STEP>(dv, p, t);
+      gradient_slice.template add_product<KEYS_STEP>(dv, p, t);
 #endif
+      if (!TOGETHER) gradient_slice.template multiply_transposed<KEYS_STEP>(dp, v, t);
       // dSᵀ = Pᵀ (f dPᵀ - delta), in place of dPᵀ, and dK += dSᵀ Q
       products_done<1>(dp);
-      UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
+      UNROLL for (int i = 0; i < KEYS_STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
 #if DROPOUT
@@ -558,7 +565,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - query_delta[query]);
         }
       }
-      query_slice.template add_product<STEP>(dk, dp, t);
+      query_slice.template add_product<KEYS_STEP>(dk, dp, t);
       products_done(dv);
       products_done(dk);
     }

@@ -261,27 +261,33 @@ DEVICE Float2 fma(Float2 a, Float2 b, Float2 c) {
 #endif
 }
 #endif
-// Two results of arithmetic on bf16 numbers as bf16 in one word, the first in the low half. Attention packs its
-// probabilities and their gradients, where rounded_bits would cost as much as a quarter of a kernel. AMD's older GPUs
-// round to nearest by adding half a place to the bits, so a number halfway between two goes away from 0. Such a number
-// has 16 given bits, which is one in 65,536: on average that adds 2^-25 of a number, less than float32's own rounding.
-// There is no test for NaN, because arithmetic makes none that the sum would change: their lower halves are 0.
-DEVICE uint32 pack(float low, float high) {
-#if defined(ON_CUDA) && LAYOUT
-  uint32 word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-#elif defined(ON_CUDA)
-  return rounded_bits(low) | rounded_bits(high) << 16;
-#elif defined(__gfx950__)
-  typedef __bf16 Pair __attribute__((ext_vector_type(2)));
-  return __builtin_bit_cast(uint32, Pair{(__bf16)low, (__bf16)high});  // v_cvt_pk_bf16_f32
-#elif defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
+// Two numbers as bf16 in one word, the first in the low half, each rounded to nearest by adding half a place to its bits.
+// So a number halfway between two goes away from 0. Such a number has 16 given bits, which is one in 65,536: on average
+// that adds 2^-25 of a number, less than float32's own rounding. There is no test for NaN, because arithmetic on bf16
+// numbers makes none that the sum would change: their lower halves are 0.
+DEVICE uint32 pack_halves_away(float low, float high) {
+#if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
   // One instruction adds to both: no carry leaves the lower one.
   uint64 both = __builtin_bit_cast(uint64, Float2{low, high}) + 0x0000800000008000u;
   return permute_bytes((uint32)(both >> 32), (uint32)both, 0x07060302u);  // the two upper halves
 #else
   return permute_bytes(bits_of(high) + 0x8000u, bits_of(low) + 0x8000u, 0x07060302u);
+#endif
+}
+// Two operands of a product in one word. They are rounded to nearest even if the GPU has an instruction for that. If not,
+// it would cost as much as a quarter of attention's time, and halves go away from 0.
+DEVICE uint32 pack(float low, float high) {
+#if defined(ON_CUDA) && LAYOUT
+  uint32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+#elif defined(__gfx950__)
+  typedef __bf16 Pair __attribute__((ext_vector_type(2)));
+  return __builtin_bit_cast(uint32, Pair{(__bf16)low, (__bf16)high});  // v_cvt_pk_bf16_f32
+#elif defined(ON_AMD)
+  return pack_halves_away(low, high);
+#else
+  return rounded_bits(low) | rounded_bits(high) << 16;
 #endif
 }
 DEVICE uint32 pack(bf16 low, bf16 high) { return low.bits | (uint32)high.bits << 16; }
@@ -298,7 +304,8 @@ template <> DEVICE bf16 from_float<bf16>(float v) {
 #endif
 }
 
-// A result of arithmetic on bf16 numbers, as from_float makes it. As in `pack`, there is no test for NaN.
+// A result of arithmetic on bf16 numbers, to nearest even, as from_float makes it. On AMD there is no test for NaN, which
+// such a result does not need (see above).
 template <class T> DEVICE T from_result(float v) { return from_float<T>(v); }
 #if defined(ON_AMD)
 template <> DEVICE bf16 from_result<bf16>(float v) {
@@ -306,6 +313,14 @@ template <> DEVICE bf16 from_result<bf16>(float v) {
   return bf16{(unsigned short)((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
 }
 #endif
+// Two of them in one word
+DEVICE uint32 pack_results(float low, float high) {
+#if defined(ON_AMD) && !defined(__gfx950__)
+  return pack(from_result<bf16>(low), from_result<bf16>(high));
+#else
+  return pack(low, high);
+#endif
+}
 
 // Sixteen bytes, a thread's widest access; addresses must be multiples of it.
 template <class T> struct alignas(16) Vector {

@@ -143,7 +143,7 @@ struct Statistics {
     uint32 high = 0xffff0000u;
     UNROLL for (int i = 0; i < 4; i++) {
       float low = norm(x.w[i] << 16, weight.w[i] << 16, bias.w[i] << 16);
-      x.w[i] = pack(low, norm(x.w[i] & high, weight.w[i] & high, bias.w[i] & high));
+      x.w[i] = pack_results(low, norm(x.w[i] & high, weight.w[i] & high, bias.w[i] & high));
     }
     return x;
   }

@@ -190,12 +190,19 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     static_assert(!PAIRS, "words of two columns");
     if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once
       UNROLL for (int t = 0; t < N / EDGE; t++) acc[t] = {};
-      UNROLL for (int i = 0; i < CHUNKS; i++) {
-        typename M::A chunk = a[i];
-        UNROLL for (int t = 0; t < N / EDGE; t++) {
-          auto operand = M::load_b_transposed(p + ((first + EDGE * t) * STRIDE + EDGE * i), STRIDE);
-          M::multiply_add(acc[t], chunk, operand);
+      UNROLL for (int from = 0; from < CHUNKS; from += 2) {
+        typename M::Sums sums[N / EDGE];
+        UNROLL for (int t = 0; t < N / EDGE; t++) sums[t] = M::begin(acc[t]);
+        UNROLL for (int j = 0; j < 2; j++) {
+          int i = from + j;
+          if (i == CHUNKS) break;
+          typename M::A chunk = a[i];
+          UNROLL for (int t = 0; t < N / EDGE; t++) {
+            auto operand = M::load_b_transposed(p + ((first + EDGE * t) * STRIDE + EDGE * i), STRIDE);
+            M::multiply_add(sums[t], chunk, operand);
+          }
         }
+        UNROLL for (int t = 0; t < N / EDGE; t++) M::end(acc[t], sums[t]);
       }
       return;
     }

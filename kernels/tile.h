@@ -15,6 +15,7 @@ namespace gpt {
 //   load_a(p, stride)               A(m, k) = p[m * stride + k]; load_a_transposed: A(m, k) = p[k * stride + m]
 //   load_b(p, stride)               B(k, n) = p[k * stride + n]; load_b_transposed: B(k, n) = p[n * stride + k]
 //   multiply_add(acc, a, b)
+//   begin(acc), multiply_add(sums, a, b), end(acc, sums)  adds a few products (of tf32 and tf32x3, which have Sums)
 //   to_a(acc)                       an accumulator as the next product's A, with no shared memory between
 //   ELEMENTS, column(i)             the number of an accumulator's elements in a lane, and the column of element i
 //   SLOTS, slot(i), slot_row(s)     the number of rows that a lane has elements of, the slot of element i, a slot's row
@@ -27,6 +28,8 @@ namespace gpt {
 template <class T> struct Tile;
 struct tf32 {};       // float32 in memory; products take 10 bits of its mantissas
 struct tf32x3 {};     // float32 in memory; products take almost all bits, by three products of tf32
+template <class Matrix> constexpr bool IS_SPLIT = false;  // whether each number is two of tf32
+template <> constexpr bool IS_SPLIT<tf32x3> = true;
 struct wide_bf16 {};  // bf16 in memory
 
 DEVICE int lane_low() { return lane_id() % 16; }
@@ -388,6 +391,7 @@ template <int N> struct alignas(4 * N) Adjacent {
 // What tf32 and tf32x3 have in common: all but `multiply_add`
 struct FloatTile : Tf32Layout {
   typedef float Element;
+  static constexpr int AT_ONCE = 4;  // right operands that registers have room for
   struct A {
     float v[WORDS];
   };
@@ -441,10 +445,12 @@ struct FloatTile : Tf32Layout {
     Tile<bf16>::ldmatrix(w, Shared<bf16>{(bf16*)row.p});
     UNROLL for (int j = 0; j < 4; j++) v[j] = float_of(w[j]);
   }
-  // c + a b, whose operands are tf32: the unit ignores the 13 lower bits.
-  static DEVICE void multiply_add_tf32(Acc& c, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
+  // Adds a b to `first` (the first 8 k) and `last` (the last 8), which may be the same sum. The operands are tf32: the
+  // unit ignores the 13 lower bits.
+  static DEVICE void multiply_add_tf32(Acc& first, Acc& last, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
     UNROLL for (int i = 0; i < 4; i++) {
       int half = 4 * (i % 2), step = i / 2;
+      Acc& c = step ? last : first;
       asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
           "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
           : "+f"(c.v[half]), "+f"(c.v[half + 1]), "+f"(c.v[half + 2]), "+f"(c.v[half + 3])
@@ -458,19 +464,21 @@ struct FloatTile : Tf32Layout {
     for (int j = 0; j < WORDS; j++) b.v[j] = p[b_column(j) * stride + b_k(j)];
     return b;
   }
-  static void multiply_add_tf32(Acc& c, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
-    executor::multiply_add_tf32<Tf32Layout>(c.v, a, b);
+  static void multiply_add_tf32(Acc& first, Acc& last, const uint32 (&a)[WORDS], const uint32 (&b)[WORDS]) {
+    executor::multiply_add_tf32<Tf32Layout>(first.v, last.v, a, b);
   }
 #endif
 };
 
 template <> struct Tile<tf32> : FloatTile {
-  static constexpr int AT_ONCE = 4;  // right operands that registers have room for
   static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
     uint32 x[WORDS], y[WORDS];
     UNROLL for (int j = 0; j < WORDS; j++) x[j] = rounded(a.v[j]), y[j] = rounded(b.v[j]);
-    multiply_add_tf32(c, x, y);
+    multiply_add_tf32(c, c, x, y);
   }
+  typedef Acc Sums;
+  static DEVICE Sums begin(const Acc& c) { return c; }
+  static DEVICE void end(Acc& c, const Sums& sums) { c = sums; }
   // x (1 + 2^-11), of which the unit cuts less than 2^-10 of the power of two below it: off by 2^-11 x at most. NVIDIA's
   // own conversion, to nearest, is up to four instructions on Hopper, and these were two thirds of a kernel's.
   static DEVICE uint32 rounded(float v) { return bits_of(v * (1 + 1.0f / 2048)); }
@@ -481,7 +489,23 @@ template <> struct Tile<tf32> : FloatTile {
 // of the two rests is left out, too (Ootomo & Yokota 2022). The unit cuts its sums instead of rounding them, which would
 // add up along a row. Therefore the products of a tile are summed from 0, small ones first, and float32 adds them to c.
 template <> struct Tile<tf32x3> : FloatTile {
-  static constexpr int AT_ONCE = 2;
+  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
+    Acc sum = {};
+    multiply_add(sum, sum, a, b);
+    UNROLL for (int i = 0; i < ELEMENTS; i++) c.v[i] += sum.v[i];
+  }
+  // Sums of the first 8 k of some products, and of the last 8. On Hopper an instruction waits 24 clocks for the one before
+  // it that adds to the same sum.
+  struct Sums {
+    Acc first, last;
+  };
+  static DEVICE Sums begin(const Acc&) { return {}; }
+  static DEVICE void multiply_add(Sums& sums, const A& a, const B& b) { multiply_add(sums.first, sums.last, a, b); }
+  static DEVICE void end(Acc& c, const Sums& sums) {
+    UNROLL for (int i = 0; i < ELEMENTS; i++) c.v[i] += sums.first.v[i] + sums.last.v[i];
+  }
+
+ private:
   struct Parts {
     uint32 high[WORDS], low[WORDS];
 
@@ -492,13 +516,11 @@ template <> struct Tile<tf32x3> : FloatTile {
       }
     }
   };
-  static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
+  static DEVICE void multiply_add(Acc& first, Acc& last, const A& a, const B& b) {
     Parts x(a.v), y(b.v);
-    Acc sum = {};
-    multiply_add_tf32(sum, x.low, y.high);
-    multiply_add_tf32(sum, x.high, y.low);
-    multiply_add_tf32(sum, x.high, y.high);
-    UNROLL for (int i = 0; i < ELEMENTS; i++) c.v[i] += sum.v[i];
+    multiply_add_tf32(first, last, x.low, y.high);
+    multiply_add_tf32(first, last, x.high, y.low);
+    multiply_add_tf32(first, last, x.high, y.high);
   }
 };
 #endif

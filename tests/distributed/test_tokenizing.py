@@ -28,7 +28,7 @@ TEXTS = {
     "runs of white space": "a" + " \u2003\r\n\u3000" * 2000 + "b",
     "one long word": "日" * 30_000,  # longer than the search for a seam reads at a time
     "one long word and then lines": "x" * 90_000 + TEXT,
-    "one line of two blocks": "the cat sat on the mat . " * 50_000,
+    "one line of several blocks": "the cat sat on the mat . " * 100_000,
     "marks only": "<|endoftext|>" * 300,
     "a byte order mark": "\ufeff" + TEXT,
     "fewer bytes than ranks": "ab",
@@ -70,7 +70,7 @@ def described(info):
 
 @pytest.mark.parametrize(("name", "kind", "size"), pairs(list(TEXTS), ["word", "byte"], [2, 3, 5]))
 def test_any_number_of_ranks_writes_the_files_of_one_process(project, tokenized, many_pieces, name, kind, size):
-    project.text.write_bytes((TEXT + TEXTS[name][:1000]).encode())  # long words would take long to learn
+    project.text.write_bytes((TEXT + TEXTS[name][:3000]).encode())  # long words would take long to learn
     project.prepare(kind=kind, vocab_limit=300)
     project.text.write_bytes(TEXTS[name].encode())
     project.run.tokens_info_path.unlink()

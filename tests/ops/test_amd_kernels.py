@@ -92,7 +92,7 @@ KERNEL(256) reductions(const float* x, float* out) {
 """
 
 ARITHMETIC = """
-KERNEL(64) arithmetic(const float* x, float* out, double* roots, bf16* rounded, uint32* packed) {
+KERNEL(64) arithmetic(const float* x, float* out, double* roots, bf16* rounded, uint32* packed, uint32* results) {
   int i = block_x() * 64 + thread_id();
   out[4 * i] = exp2_fast(x[i]);
   out[4 * i + 1] = log2_of(x[i]);
@@ -101,6 +101,7 @@ KERNEL(64) arithmetic(const float* x, float* out, double* roots, bf16* rounded, 
   roots[i] = sqrt_of((double)x[i]);
   rounded[i] = from_float<bf16>(x[i]);
   packed[i] = pack(x[i], -x[i]);
+  results[i] = pack_results(x[i], -x[i]);
 }
 """
 
@@ -173,8 +174,8 @@ def test_warps_and_blocks_reduce(device):
 def test_arithmetic_is_off_by_at_most_two_units_in_the_last_place(device):
     x = np.geomspace(1e-3, 1e2, 128).astype(np.float32)
     out, roots = np.full((128, 4), np.nan, np.float32), np.full(128, np.nan)
-    rounded, packed = np.zeros(128, np.uint16), np.zeros(128, np.uint32)
-    launch(device, ARITHMETIC, "arithmetic", 2, 64, x, out, roots, rounded, packed)
+    rounded, (packed, results) = np.zeros(128, np.uint16), np.zeros((2, 128), np.uint32)
+    launch(device, ARITHMETIC, "arithmetic", 2, 64, x, out, roots, rounded, packed, results)
     wide = x.astype(np.float64)
     for column, want in enumerate((np.exp2(wide), np.log2(wide), 1 / np.sqrt(wide), np.sqrt(wide))):
         np.testing.assert_allclose(out[:, column], want, rtol=2 * 2.0**-23, atol=2.0**-23)
@@ -184,14 +185,14 @@ def test_arithmetic_is_off_by_at_most_two_units_in_the_last_place(device):
 def test_bf16_is_rounded_to_nearest_even_and_keeps_infinity_and_nan(device):
     """The expected values follow the definition: the nearer of the two neighbors, or in a tie the even one.
 
-    `pack` promises that of normal numbers below 2^112 (common.h).
+    Operands that `pack` makes may be the other one in a tie (common.h).
     """
     random = np.random.default_rng(3).integers(0, 2**32, 57, dtype=np.uint32)
     ties = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001], np.uint32)
     x = np.concatenate([random, ties]).view(np.float32)
     out, roots = np.zeros((64, 4), np.float32), np.zeros(64)
-    rounded, packed = np.zeros(64, np.uint16), np.zeros(64, np.uint32)
-    launch(device, ARITHMETIC, "arithmetic", 1, 64, x, out, roots, rounded, packed)
+    rounded, (packed, results) = np.zeros(64, np.uint16), np.zeros((2, 64), np.uint32)
+    launch(device, ARITHMETIC, "arithmetic", 1, 64, x, out, roots, rounded, packed, results)
     got = (rounded.astype(np.uint32) << 16).view(np.float32)
     assert np.isnan(got[np.isnan(x)]).all()
     finite = ~np.isnan(x)
@@ -199,11 +200,13 @@ def test_bf16_is_rounded_to_nearest_even_and_keeps_infinity_and_nan(device):
     low, rest = bits >> 16, bits & 0xFFFF
     up = (rest > 0x8000) | ((rest == 0x8000) & (low & 1 == 1))
     np.testing.assert_array_equal(rounded[finite], (low + up).astype(np.uint16))
-    with np.errstate(invalid="ignore"):
-        promised = (np.abs(x) >= np.finfo(np.float32).tiny) & (np.abs(x) < 2.0**112)
-    negative = (rounded[promised] ^ 0x8000).astype(np.uint32)
-    assert promised.sum() > 40
-    np.testing.assert_array_equal(packed[promised], rounded[promised] | negative << 16)
+    np.testing.assert_array_equal(results[finite], with_negative(low + up))
+    np.testing.assert_array_equal(packed[finite], with_negative(low + (rest >= 0x8000)))
+
+
+def with_negative(halves: np.ndarray) -> np.ndarray:
+    """Words of a bf16 number and, in the high half, its negative."""
+    return (halves | (halves ^ 0x8000) << 16).astype(np.uint32)
 
 
 def test_arguments_that_the_kernel_does_not_take_are_refused(device):

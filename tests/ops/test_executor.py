@@ -272,7 +272,7 @@ TILE = """
 def test_the_tile_multiplies_chains_and_reduces(layout, kind, a_turned, b_turned):
     """Elements are integers, so that sums are exact: |AB| <= 3200, |(AB) B| <= 102,400.
 
-    As a bf16 operand AB is rounded to 8 bits, by `pack`.
+    As a bf16 operand AB is rounded to 8 bits.
     """
     rng = np.random.default_rng(0)
     a, b = rng.integers(-100, 101, (16, 16)).astype(np.float32), rng.integers(-2, 3, (16, 16)).astype(np.float32)
@@ -286,7 +286,7 @@ def test_the_tile_multiplies_chains_and_reduces(layout, kind, a_turned, b_turned
     )  # fmt: skip
     product = (a.T if a_turned else a) @ (b.T if b_turned else b)
     assert np.array_equal(y[:256].reshape(16, 16), product)
-    operand = value(nearest(product.view(np.uint32))) if kind == "bf16" else product
+    operand = value(bf16(product)) if kind == "bf16" else product
     assert np.array_equal(y[256:512].reshape(16, 16), operand @ b)
     assert np.array_equal(y[512:528], product.sum(1))
     assert np.array_equal(y[528:], product.max(1))
@@ -334,24 +334,28 @@ def test_rounding_to_bf16_is_to_nearest_even_and_keeps_nan_and_infinity():
     assert np.isnan(value(y[nan])).all()
 
 
-def nearest(bits: np.ndarray) -> np.ndarray:
-    """The bf16 numbers nearest to these floats; of two, the one that is farther from 0."""
-    return ((bits.astype(np.uint64) + 0x8000) >> 16).astype(np.uint16)
+def nearest_away(bits: np.ndarray) -> np.ndarray:
+    """The bf16 that is nearest to each float; of two that are equally near, the one farther from 0. Not for NaN."""
+    return ((bits.astype(np.uint64) + 0x8000) >> 16).astype(np.uint32)
 
 
-def test_results_are_packed_to_nearest_and_nan_stays_nan_if_arithmetic_can_make_it():
-    """A half goes away from 0, as on AMD's older GPUs. Arithmetic makes NaNs whose low half is 0."""
+@pytest.mark.parametrize(
+    ("function", "rounded"),
+    [("pack", nearest_even), ("pack_results", nearest_even), ("pack_halves_away", nearest_away)],
+)
+def test_two_numbers_are_packed_as_they_are_rounded_and_nan_stays_nan_if_arithmetic_can_make_it(function, rounded):
+    """Arithmetic on bf16 numbers makes NaNs whose low half is 0."""
     x, y = HALVES.view(np.float32), np.zeros(HALVES.shape, np.uint32)
-    body = """int i = block_x() * 64 + thread_id(), last = 6 * 65536 - 1;
-      for (int k = 6 * i; k < 6 * i + 6; k++) y[k] = pack(x[k], x[last - k]);"""
+    body = f"""int i = block_x() * 64 + thread_id(), last = 6 * 65536 - 1;
+      for (int k = 6 * i; k < 6 * i + 6; k++) y[k] = {function}(x[k], x[last - k]);"""
     launch(body, x, y, grid=(1024,), parameters="const float* x, uint32* y")
-    low, high = (y & 0xFFFF).astype(np.uint16), (y >> 16).astype(np.uint16)[::-1, ::-1]
+    low, high = y & 0xFFFF, (y >> 16)[::-1, ::-1]
     assert np.array_equal(low, high)
     numbers = ~np.isnan(x)
-    assert np.array_equal(low[numbers], nearest(HALVES[numbers]))
+    assert np.array_equal(low[numbers], rounded(HALVES[numbers]))
     made = np.isnan(x) & (HALVES & 0xFFFF == 0)
     assert made.sum() == 2 * 127
-    assert np.isnan(value(low[made])).all()
+    assert np.isnan(value(low[made].astype(np.uint16))).all()
 
 
 def test_the_hash_behind_dropout_is_the_references():

@@ -15,8 +15,8 @@ CACHED_THREADS = 512
 SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
 TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip: its rows and columns, and its warps
 WIDE_SIDE = 128  # rows and columns of matmul.hip's blocks in large products on AMD's matrix units
-# Threads side by side along a row; and on AMD, whose large GPUs have many blocks' room, along a row of partial sums
-SUM_LANES, PARTIAL_LANES = 32, 8
+SUM_LANES = 32  # threads side by side along a row
+PARTIAL_LANES = 8  # along a row of partial sums on AMD, whose large GPUs want more blocks
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
 # matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
@@ -77,14 +77,17 @@ def attention_block(
 
     With Hopper's instruction a forward block of large heads waits for its slices, and two strips of 64 rows share them.
     In float32 a block has 64 rows, or as many as a multiprocessor has shared memory for: 48 in attention_backward_keys
-    with heads of 128, if it has 99 KiB.
+    with heads of 128, if it has 99 KiB. It takes slices of 32 rows, but of 16 if heads are so large that registers have
+    no room for the operands, or that a multiprocessor would have no room for two blocks of a kernel of backward.
     """
     if wgmma:
         side = 2 * ATTENTION_SIDE if name == "attention" and head_dim > 80 else ATTENTION_SIDE
         row_bytes, rows = round_up(head_dim, 16) * 2, WGMMA_SLICE
     elif matrix in ("tf32", "tf32x3"):
-        side, widest = ATTENTION_SIDE, 96 if name == "attention" else 64  # heads with room for slices of 32 rows
-        row_bytes, rows = (round_up(head_dim, 16) + 4) * 4, 32 if head_dim <= widest else 16
+        side, rows, row_bytes = ATTENTION_SIDE, 32, (round_up(head_dim, 16) + 4) * 4
+        two_fit = 2 * _attention_bytes(name, side, rows, row_bytes, dropout) <= most_shared_bytes
+        if head_dim > 96 or head_dim > 64 and name != "attention" and not two_fit:
+            rows = 16
     else:
         return AttentionBlock(2 * ATTENTION_SIDE if matrix == "wide_bf16" else ATTENTION_SIDE)
     while (size := _attention_bytes(name, side, rows, row_bytes, dropout)) > most_shared_bytes:

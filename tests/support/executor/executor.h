@@ -65,12 +65,13 @@ inline float tf32_value(uint32_t bits) {
   return value;
 }
 
-// A lane's part of the product, after the whole warp has stored its operands.
-template <class Layout> void add_products(float* c, const Operands& all) {
+// A lane's part of the product, after the whole warp has stored its operands. The first half of the k is added to
+// `first`, the other to `last`, which may be the same sums.
+template <class Layout> void add_products(float* first, float* last, const Operands& all) {
   wait_for_operands();
   for (int i = 0; i < Layout::ELEMENTS; i++) {
     int row = Layout::row(i), column = Layout::column(i);
-    for (int k = 0; k < Layout::EDGE; k++) c[i] += all.a[row][k] * all.b[k][column];
+    for (int k = 0; k < Layout::EDGE; k++) (k < Layout::EDGE / 2 ? first : last)[i] += all.a[row][k] * all.b[k][column];
   }
 }
 
@@ -83,17 +84,17 @@ template <class Layout> void multiply_add(float* c, const uint32_t* a, const uin
       all.b[Layout::b_k(j) + half][Layout::b_column(j)] = bf16_value(b[j] >> 16 * half & 0xffff);
     }
   }
-  add_products<Layout>(c, all);
+  add_products<Layout>(c, c, all);
 }
 
 // The same for operands of tf32, one number a word.
-template <class Layout> void multiply_add_tf32(float* c, const uint32_t* a, const uint32_t* b) {
+template <class Layout> void multiply_add_tf32(float* first, float* last, const uint32_t* a, const uint32_t* b) {
   Operands& all = operands();
   for (int j = 0; j < Layout::WORDS; j++) {
     all.a[Layout::a_row(j)][Layout::a_k(j)] = tf32_value(a[j]);
     all.b[Layout::b_k(j)][Layout::b_column(j)] = tf32_value(b[j]);
   }
-  add_products<Layout>(c, all);
+  add_products<Layout>(first, last, all);
 }
 
 // ---- shared memory ----------------------------------------------------------------------------------------------------
