@@ -39,6 +39,14 @@ struct Row {
   }
 };
 
+// WIDTH neighbors of a row as they lie in memory
+struct alignas(WIDTH * sizeof(T)) Neighbors {
+  T v[WIDTH];
+
+  static DEVICE Neighbors load(const T* p) { return *(const Neighbors*)p; }
+  DEVICE void store(T* p) const { *(Neighbors*)p = *this; }
+};
+
 #define EACH(i, e)                         \
   UNROLL for (int i = 0; i < VECTORS; i++) \
     UNROLL for (int e = 0; e < WIDTH; e++)
@@ -55,11 +63,13 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int h
   T* head_keys = keys + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
   T* head_values = values + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
 
-  for (int d = thread_id() * WIDTH; d < HEAD_DIM; d += THREADS * WIDTH) {
-    Floats<WIDTH>::load(own + step + d).store(head_keys + (index_t)newest * HEAD_DIM + d);
-    Floats<WIDTH>::load(own + 2 * step + d).store(head_values + (index_t)newest * HEAD_DIM + d);
-  }
+  // All of these are on their way together. What enters the cache is stored at the end, because on CDNA a load waits for
+  // the stores before it, and by the last threads, because the first ones have more to do.
+  static_assert(HEAD_DIM <= THREADS * WIDTH, "a thread stores neighbors of the new key, and of the new value");
+  int entering = (THREADS - 1 - thread_id()) * WIDTH, inside = minimum(entering, HEAD_DIM - WIDTH);
   Row query = Row::load(own);
+  Neighbors new_key = Neighbors::load(own + step + inside), new_value = Neighbors::load(own + 2 * step + inside);
+  separate_accesses();
   EACH(i, e) query.vectors[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
 
   // Each group of lanes goes over its positions, AHEAD at a time: loads, scores, softmax.
@@ -98,17 +108,23 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int h
   for (int mask = LANES; mask < WARP; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
   float factor = exp2_fast(m - largest);
   l *= factor;
-  for (int mask = LANES; mask < WARP; mask *= 2) l += shuffle_xor(l, mask);
+  EACH(i, e) sum.vectors[i].v[e] *= factor;
+  for (int mask = LANES; mask < WARP; mask *= 2) {  // all elements together, so that none waits for another one
+    l += shuffle_xor(l, mask);
+    EACH(i, e) sum.vectors[i].v[e] += shuffle_xor(sum.vectors[i].v[e], mask);
+  }
   EACH(i, e) {
-    float v = sum.vectors[i].v[e] * factor;
-    for (int mask = LANES; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    if (lane_id() < LANES && column(i) < HEAD_DIM) sums[warp_id() * HEAD_DIM + column(i) + e] = v;
+    if (lane_id() < LANES && column(i) < HEAD_DIM) sums[warp_id() * HEAD_DIM + column(i) + e] = sum.vectors[i].v[e];
   }
   if (lane_id() == 0) {
     maxima[warp_id()] = largest;
     totals[warp_id()] = l;
   }
   sync();
+  if (entering < HEAD_DIM) {
+    new_key.store(head_keys + (index_t)newest * HEAD_DIM + entering);
+    new_value.store(head_values + (index_t)newest * HEAD_DIM + entering);
+  }
   for (int d = thread_id(); d < HEAD_DIM; d += THREADS) {
     float most = maxima[0], total = 0, weights = 0;
     for (int warp = 1; warp < WARPS; warp++) most = maximum(most, maxima[warp]);
@@ -128,7 +144,7 @@ KERNEL(THREADS) fill_cache(const T* qkv, T* keys, T* values, int heads, int capa
   for (int d = thread_id() * WIDTH; d < width; d += THREADS * WIDTH) {
     index_t head = (index_t)*place * heads + d / HEAD_DIM;
     index_t to = (head * capacity + row) * HEAD_DIM + d % HEAD_DIM;
-    Floats<WIDTH>::load(own + width + d).store(keys + to);
-    Floats<WIDTH>::load(own + 2 * width + d).store(values + to);
+    Neighbors::load(own + width + d).store(keys + to);
+    Neighbors::load(own + 2 * width + d).store(values + to);
   }
 }

@@ -164,33 +164,46 @@ struct NormedRow {
   DEVICE Run load(int, int k) const { return Run::load(row, k); }
 };
 
-// The layer norm of the only row of x, which a block makes: factors() is the row in shared memory.
-struct Norming {
-  static constexpr bool IN_MEMORY = false;
-  static constexpr int VECTORS = (K / 8 + THREADS - 1) / THREADS;  // of this thread
-  const T *x, *weight, *bias;
-  Share share;
+// What thread `self` of COUNT threads needs for its part of a row's norm.
+template <int COUNT> struct Part {
+  static constexpr int VECTORS = (K / 8 + COUNT - 1) / COUNT;
+  int self;
   Words<4> values[VECTORS], weights[VECTORS], biases[VECTORS];
 
-  DEVICE Norming(const T* x, const T* weight, const T* bias) : x(x), weight(weight), bias(bias), share(x) {
-    if (IN_ORDER) load();
-  }
+  DEVICE Part(int self) : self(self) {}
 
-  DEVICE void load() {  // all of them are on their way at once
+  DEVICE void load(const T* x, const T* weight, const T* bias) {  // all of them are on their way at once
     UNROLL for (int i = 0; i < VECTORS; i++) {
-      int k = 8 * minimum(i * THREADS + thread_id(), K / 8 - 1);
+      int k = 8 * minimum(i * COUNT + self, K / 8 - 1);
       values[i] = eight(x + k), weights[i] = eight(weight + k), biases[i] = eight(bias + k);
     }
   }
 
+  template <class Store> DEVICE void norms(const Statistics& statistics, Store store) const {  // store(k, norms)
+    UNROLL for (int i = 0; i < VECTORS; i++) {
+      int k = 8 * (i * COUNT + self);
+      if (k < K) store(k, statistics.norms(values[i], weights[i], biases[i]));
+    }
+  }
+};
+
+// The layer norm of the only row of x, which a block makes: factors() is the row in shared memory.
+struct Norming {
+  static constexpr bool IN_MEMORY = false;
+  const T *x, *weight, *bias;
+  Share share;
+  Part<THREADS> part;
+
+  DEVICE Norming(const T* x, const T* weight, const T* bias)
+      : x(x), weight(weight), bias(bias), share(x), part(thread_id()) {
+    if (IN_ORDER) part.load(x, weight, bias);
+  }
+
   DEVICE NormedRow factors() {
     SHARED(T, row, K);
-    if (!IN_ORDER) load();
+    if (!IN_ORDER) part.load(x, weight, bias);
     Statistics statistics(share);
-    UNROLL for (int i = 0; i < VECTORS; i++) {
-      int k = 8 * (i * THREADS + thread_id());
-      if (k < K) statistics.norms(values[i], weights[i], biases[i]).store(row + k);
-    }
+    part.norms(statistics, [&](int k, Words<4> norms) { norms.store(row + k); });
     sync();
     return NormedRow{row};
   }
@@ -369,11 +382,19 @@ KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, in
   if (ONLY != NORMALIZE) return;
   int row = block_x() * WARPS + warp_id();
   if (row >= count) return;
-  Share share(x + (index_t)row * K);
-  Statistics statistics(share);
-  for (int k = 8 * lane_id(); k < K; k += 8 * WARP) {
-    Words<4> norms = statistics.norms(eight(x + (index_t)row * K + k), eight(weight + k), eight(bias + k));
-    *(Words<4>*)(out + (index_t)row * K + k) = norms;
+  const T* its = x + (index_t)row * K;
+  Share share(its);
+  auto store = [&](int k, Words<4> norms) { *(Words<4>*)(out + (index_t)row * K + k) = norms; };
+  if constexpr (Share::HELD) {  // all that the row needs arrives together
+    Part<WARP> part(lane_id());
+    part.load(its, weight, bias);
+    separate_accesses();
+    part.norms(Statistics(share), store);
+  } else {
+    Statistics statistics(share);
+    for (int k = 8 * lane_id(); k < K; k += 8 * WARP) {
+      store(k, statistics.norms(eight(its + k), eight(weight + k), eight(bias + k)));
+    }
   }
 }
 

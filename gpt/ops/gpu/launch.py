@@ -145,8 +145,9 @@ def skinny_block(k: int, count: int, blocks: int, device: Device) -> SkinnyBlock
     """The block of a kernel of skinny.hip for `count` rows of k elements.
 
     `blocks` is the number of blocks that all columns need. Several rows need the registers of a small block, whose
-    warps take the slots in turns. They are shared out to more blocks if there would be fewer than multiprocessors. For
-    example, the 48 blocks for 768 columns and 64 rows become 192, each for 16 rows.
+    warps take the slots in turns. (AMD has registers for a tile of rows in every warp.) They are shared out to more
+    blocks if there would be fewer than multiprocessors. For example, the 48 blocks for 768 columns and 64 rows become
+    192, each for 16 rows.
     """
     threads = next(threads for longest, threads in SKINNY_THREADS if k <= longest)
     slots = threads // device.warp
@@ -155,7 +156,8 @@ def skinny_block(k: int, count: int, blocks: int, device: Device) -> SkinnyBlock
     sequences = SKINNY_SIDE
     while sequences < min(count, SKINNY_MOST) and blocks * ceil_div(count, 2 * sequences) >= device.multiprocessors:
         sequences *= 2
-    return SkinnyBlock(THREADS, slots, sequences)
+    has_room = sequences == SKINNY_SIDE and not device.has_tf32
+    return SkinnyBlock(threads if has_room else THREADS, slots, sequences)
 
 
 class Kernels:
