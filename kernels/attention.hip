@@ -42,9 +42,9 @@ constexpr int KEYS_STEP = IS_SPLIT<MATRIX> && PADDED > 32 ? M::EDGE : STEP;
 // of their numbers is two of tf32.
 constexpr bool TOGETHER = !IS_SPLIT<MATRIX>;
 // Blocks that a multiprocessor should have registers for. On an H200 these numbers were faster in bf16, or did no harm.
-// In float32 Hopper's shared memory has room for three, or two with large heads; backward with heads of 64 is faster with
-// the registers of two.
-constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? (PADDED <= 64 ? 3 : 2) : 1;
+// In float32 Hopper's shared memory has room for three if heads are small. But forward above 48 and backward above 32 are
+// faster with the registers of two.
+constexpr int FORWARD_BLOCKS = WGMMA ? 512 / THREADS : Others::FLOATS ? (PADDED <= 48 ? 3 : 2) : 1;
 constexpr int FLOAT_BLOCKS = PADDED <= 32 ? 3 : 2;
 constexpr int KEYS_BLOCKS = WGMMA && PADDED <= 48 ? 384 / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
 constexpr int QUERIES_BLOCKS = WGMMA ? (PADDED > 64 ? 384 : 512) / THREADS : Others::FLOATS ? FLOAT_BLOCKS : 1;
