@@ -15,6 +15,7 @@ from gpt.distributed.ranks import ALONE, Ranks
 from gpt.generate import prompt_ids, streamed
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
+from gpt.tokens import Tokens
 
 _BLOCK = 1 << 20  # tokens that are counted at a time
 _MOST_BLOCKS = 32  # blocks of any text that are counted: that takes a quarter of a second, and reads 128 MiB, at most
@@ -89,7 +90,7 @@ class HeldOut:
         evenly spread blocks are counted. Frequencies of 3, 0 and 1 in a vocabulary of 3 give probabilities of 4/7, 1/7
         and 2/7.
         """
-        counts = 1 + _frequencies(self._batches.tokens[: self._batches.train_tokens], len(self._byte_lengths))
+        counts = 1 + _frequencies(self._batches.tokens, self._batches.train_tokens, len(self._byte_lengths))
         losses = np.log(counts.sum()) - np.log(counts)
         total, tokens, text_bytes = 0.0, 0, 0
         for _, labels in self._batches.validation():
@@ -137,15 +138,16 @@ def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
     return loss / math.log(2) * tokens / text_bytes
 
 
-def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each id occurs in `tokens`, int64 [vocab_size]; in a long text, in evenly spread blocks of it.
+def _frequencies(tokens: Tokens, first: int, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in the `first` ids of `tokens`, int64 [vocab_size]; of many, in evenly spread blocks.
 
-    For example 64 blocks are too many: every second one is counted.
+    For example 64 blocks are too many: every second one is counted. A block is read at a time, because tokens in many
+    files may be more than fit the memory.
     """
-    blocks = ceil_div(len(tokens), _BLOCK)
+    blocks = ceil_div(first, _BLOCK)
     chosen = min(blocks, _MOST_BLOCKS)
     counts = np.zeros(vocab_size, np.int64)
     for number in range(chosen):
         start = number * blocks // chosen * _BLOCK
-        counts += np.bincount(tokens[start : start + _BLOCK], minlength=vocab_size)
+        counts += np.bincount(tokens[start : min(start + _BLOCK, first)], minlength=vocab_size)
     return counts

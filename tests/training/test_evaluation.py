@@ -15,6 +15,7 @@ from gpt.generate import generate
 from gpt.model import GPT, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.tokenizer import Tokenizer
+from gpt.tokens import Tokens
 
 TEXT = "the cat  sat\non the mat , déjà vu .\n\n<|endoftext|>\nthe dog\tsat on the log ; 猫 .\n" * 30
 SEQ = 8
@@ -119,9 +120,22 @@ def test_a_long_text_is_counted_in_blocks_and_a_very_long_one_by_evenly_spread_b
     monkeypatch.setattr(evaluation, "_BLOCK", 10)
     tokens = np.arange(95, dtype=np.uint16) // 10  # one block per id
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 10)
-    assert evaluation._frequencies(tokens, 12).tolist() == [10] * 9 + [5, 0, 0]
+    assert evaluation._frequencies(Tokens([tokens]), 95, 12).tolist() == [10] * 9 + [5, 0, 0]
+    assert evaluation._frequencies(Tokens([tokens]), 41, 12).tolist() == [10] * 4 + [1] + [0] * 7
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 3)
-    assert np.flatnonzero(evaluation._frequencies(tokens, 12)).tolist() == [0, 3, 6]
+    assert np.flatnonzero(evaluation._frequencies(Tokens([tokens]), 95, 12)).tolist() == [0, 3, 6]
+
+
+def test_guessing_reads_a_block_at_a_time_however_many_files_the_tokens_are_in(parts, tokenizer, monkeypatch):
+    model, batches, ids = parts
+    wanted = HeldOut(model, batches, tokenizer).guess()
+    monkeypatch.setattr(evaluation, "_BLOCK", 100)
+    files = Tokens(np.array_split(ids, 7))
+    read = []
+    monkeypatch.setattr(files, "at", lambda places: read.append(places.size) or Tokens.at(files, places))
+    split = Batches(files, 3, SEQ, sampling="sequential", seed=0, val_fraction=0.3)
+    assert HeldOut(model, split, tokenizer).guess() == pytest.approx(wanted, rel=1e-12)
+    assert max(read) <= 100
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------
