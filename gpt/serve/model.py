@@ -110,8 +110,9 @@ class Model:
         self._end(self._left({text.number for text in self._waiting}), error)
 
     def end_all(self, error: RequestError) -> None:
-        """End all texts."""
+        """End all texts, and wait until the device has: the memory of this model may be freed then."""
         self._end(self._left(set(self._deadlines)), error)
+        self._decoder.settle()
 
     def _end_late(self) -> None:
         now = time.monotonic()
