@@ -80,8 +80,7 @@ class _Api:
         wanted = fields.chat(await request.body())
         model = await self._loaded(wanted.wishes.model)
         prompt, stop_ids = _conversation(model, wanted.messages)
-        left = max(1, model.config.max_seq_len - len(prompt))
-        max_tokens = wanted.max_tokens or min(left, fields.MOST_TOKENS)
+        max_tokens = wanted.most_tokens(room=model.config.max_seq_len - len(prompt))
         texts = Texts(self._engine, model, wanted.wishes, [prompt], max_tokens, stop_ids=stop_ids)
         return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
 

@@ -56,6 +56,10 @@ class Chat:
     messages: list[Any]
     max_tokens: int | None
 
+    def most_tokens(self, room: int) -> int:
+        """The most tokens of an answer: as many as the model has `room` for, within all limits, if it does not say."""
+        return self.max_tokens or max(1, min(room, MOST_TOKENS, MOST_IN_ALL // self.wishes.n))
+
 
 def _integer(least: int, most: int) -> Kind:
     return Kind(f"an integer from {least} to {most}", lambda value: INTEGER.holds(value) and least <= value <= most)
