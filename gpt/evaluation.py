@@ -28,7 +28,7 @@ class Metrics:
     """Means over the tokens of a step or an evaluation. The loss is in nats per token.
 
     An evaluation has the loss in bits per byte of text, too. For example 40 tokens that stand for 100 bytes, at a loss
-    of 2.0, have 2.0 / ln 2 · 40 / 100 = 1.154 bits per byte.
+    of 2.0, have 2.0 / ln 2 · 40 / 100 = 1.154 bits per byte. Tokens that stand for no byte have None.
     """
 
     loss: float
@@ -39,7 +39,7 @@ class Metrics:
     def of(cls, sums: np.ndarray, tokens: int, text_bytes: int | None = None) -> "Metrics":
         """Metrics from the sums over `tokens` tokens that a model keeps: of their losses, and of the right guesses."""
         loss = float(sums[0]) / tokens
-        return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes) if text_bytes else None)
+        return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes))
 
     @property
     def perplexity(self) -> float:
@@ -82,8 +82,8 @@ class HeldOut:
             ranks.collectives.wait()
         return Metrics.of(self._ops.to_host(self._model.metrics), tokens, text_bytes) if tokens else None
 
-    def guess(self) -> tuple[float, float]:
-        """The loss of guessing each token by its frequency, in nats per token and in bits per byte.
+    def guess(self) -> tuple[float, float | None]:
+        """The loss of guessing each token by its frequency, in nats per token and in bits per byte (see `Metrics`).
 
         It is the cross-entropy of the tokens that `evaluate` predicts, under the frequencies of the tokens of the
         training part (plus one, so that no token is impossible). If that has more than 32 blocks of 2^20 tokens, 32
@@ -134,8 +134,8 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    return loss / math.log(2) * tokens / text_bytes
+def _bits_per_byte(loss: float, tokens: int, text_bytes: int | None) -> float | None:
+    return loss / math.log(2) * tokens / text_bytes if text_bytes else None
 
 
 def _frequencies(tokens: Tokens, first: int, vocab_size: int) -> np.ndarray:
