@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 
-from gpt.errors import UserError
+from gpt.errors import UserError, first_line
 from gpt.ops.interface import Operations
 
 
@@ -78,6 +78,6 @@ def _cpu(training: bool, processes: int) -> Operations:
 
         return NumbaOps(threads)
     except Exception as error:  # a broken installation may raise any, and so may a folder that takes no cache
-        ops, reason = CpuOps(threads), (str(error) or repr(error)).splitlines()[0]
-        ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]
+        ops = CpuOps(threads)
+        ops.notes = [f"Note: numba is not used, which makes steps slower: {first_line(error)}"]
         return ops

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gpt.arithmetic import round_up
+from gpt.errors import first_line
 from gpt.ops.gpu.interface import Device
 from gpt.ops.interface import Array, Fields, Inputs, Output, Work
 
@@ -44,8 +45,7 @@ class Replayed:
                 self._replay = self._device.record(self._function)
             except Exception as error:  # CuPy may raise any
                 self._device.records = False
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                warnings.warn(f"steps are not recorded as a graph ({reason}), which is slower", stacklevel=2)
+                warnings.warn(f"steps are not recorded as a graph ({first_line(error)}), which is slower", stacklevel=2)
                 self._function()
                 return
         self._replay()
