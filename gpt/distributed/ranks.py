@@ -87,12 +87,22 @@ class ManyRanks(Ranks):
     def __init__(self, place: "Place", control: "Control") -> None:
         self.rank, self.size = place.rank, place.size
         self._place, self._control = place, control
-        self.share, self.gather = control.share, control.gather  # type: ignore[method-assign]
-        self.may_begin, self.listen = control.may_begin, control.listen  # type: ignore[method-assign]
         host, cpus = socket.gethostname(), usable_cpus()
         everyone = self.share(self.gather([host, cpus]))
         self.neighbors = sum(there == host for there, _ in everyone)
         self.sharing_cpus = sum(there == host and not set(cpus).isdisjoint(theirs) for there, theirs in everyone)
+
+    def share(self, value: Any = None) -> Any:
+        return self._control.share(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._control.gather(value)
+
+    def listen(self, received: Callable[[], int | None]) -> None:
+        self._control.listen(received)
+
+    def may_begin(self, step: int) -> bool:
+        return self._control.may_begin(step)
 
     @property
     def stopped_by(self) -> int | None:

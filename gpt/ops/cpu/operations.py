@@ -35,11 +35,13 @@ from gpt.ops.interface import (
     AdamBuffers,
     Affine,
     Branch,
+    Coefficients,
     Dropout,
     Normed,
     Operations,
     Shape,
     Stack,
+    StackShape,
     Timeline,
     UpdateRule,
     Work,
@@ -81,7 +83,7 @@ class CpuOps(Operations):
         pass  # every model runs here
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[StackShape] = (),
         lora: int | None = None,
     ) -> None:  # fmt: skip
         pass
@@ -237,6 +239,17 @@ class CpuOps(Operations):
         if branch:
             _leave_total(sums[2], branch.dbias)
 
+    def dropout(self, x: np.ndarray, out: np.ndarray, dropout: Dropout) -> None:
+        mask = Mask(dropout, x.shape[1])
+
+        def block(r: slice) -> None:
+            np.multiply(x[r], self._draw(mask, r, x.shape[1]), out=out[r])
+
+        self._by_rows(block, x)
+
+    def _draw(self, mask: Mask, r: slice, columns: int) -> np.ndarray:
+        return mask.draw(np.arange(r.start, r.stop, dtype=np.uint32), columns, self._scratch, self._dtype)
+
     # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(
@@ -326,19 +339,6 @@ class CpuOps(Operations):
     def add_partials(self, partials: np.ndarray, out: np.ndarray) -> None:
         with QUIET():
             out += np.add.reduce(partials, axis=0)
-
-    # ---- dropout --------------------------------------------------------------------------------------------------
-
-    def dropout(self, x: np.ndarray, out: np.ndarray, dropout: Dropout) -> None:
-        mask = Mask(dropout, x.shape[1])
-
-        def block(r: slice) -> None:
-            np.multiply(x[r], self._draw(mask, r, x.shape[1]), out=out[r])
-
-        self._by_rows(block, x)
-
-    def _draw(self, mask: Mask, r: slice, columns: int) -> np.ndarray:
-        return mask.draw(np.arange(r.start, r.stop, dtype=np.uint32), columns, self._scratch, self._dtype)
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -456,13 +456,7 @@ class CpuOps(Operations):
         size = buffers.weights.size
         self.threads.run_blocks(lambda r: adam_step(buffers, step, r, self._scratch), size, self._block_rows(size, 1))
 
-    def muon(
-        self,
-        stacks: Sequence[Stack],
-        plan: np.ndarray,
-        momentum: float,
-        coefficients: Sequence[tuple[float, float, float]],
-    ) -> None:
+    def muon(self, stacks: Sequence[Stack], plan: np.ndarray, momentum: float, coefficients: Coefficients) -> None:
         if plan[0]:
             return
         # The longest first, so that threads end at about the same time.
@@ -475,7 +469,7 @@ class CpuOps(Operations):
 
         self.threads.run(move, len(matrices))
 
-    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+    def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         most = max(4 * rows * columns + 4 * min(rows, columns) ** 2 for _, rows, columns in shapes)
         return self.threads.count * most * self._dtype.itemsize
 

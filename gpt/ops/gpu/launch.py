@@ -19,6 +19,7 @@ SUM_LANES = 32  # threads side by side along a row
 PARTIAL_LANES = 8  # along a row of partial sums on AMD, whose large GPUs want more blocks
 NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
 ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
+MUON_BLOCKS = 128  # most blocks that share the norm of a matrix, the same on every device
 # matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
 # have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
 MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
@@ -35,6 +36,7 @@ FILE_DEFINES = {
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
     "matvec.hip": {"ROW_THREADS": THREADS, "NORM_ROWS": MATVEC_NORM_ROWS, "NORMED": MATVEC_NORMED},
+    "muon.hip": {"BLOCKS": MUON_BLOCKS},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
@@ -176,7 +178,7 @@ class Kernels:
 
     def __call__(self, file: str, name: str, shared_bytes: int = 0, **defines: object) -> Kernel:
         """A kernel; call it with (grid, block, arguments)."""
-        key = (name, *defines.values())
+        key = (file, name, *defines.values())
         kernel = self._compiled.get(key)
         if kernel is None:
             defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}

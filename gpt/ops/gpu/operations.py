@@ -47,11 +47,13 @@ from gpt.ops.interface import (
     Affine,
     Array,
     Branch,
+    Coefficients,
     Dropout,
     Normed,
     Operations,
     Shape,
     Stack,
+    StackShape,
     UpdateRule,
     Work,
 )  # fmt: skip
@@ -106,7 +108,7 @@ class GpuOps(Operations):
             )
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[StackShape] = (),
         lora: int | None = None,
     ) -> None:  # fmt: skip
         rows, vocab = batch * config.max_seq_len, round_up(config.vocab_size, self.vocab_multiple)
@@ -216,16 +218,16 @@ class GpuOps(Operations):
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, normed: Normed, norm: Affine) -> None:
-        kernel, grid = self._by_rows("layernorm", normed.x)
+        kernel, grid = self._norm_kernel("layernorm", normed.x)
         kernel(grid, (THREADS,), (normed.x, *norm, normed.out, normed.mean, normed.rstd, _int(len(normed.x))))
 
     def add_layernorm(self, x: Array, branch: Array, norm: Affine, out: Normed, dropout: Dropout | None = None) -> None:
-        kernel, grid = self._by_rows("add_layernorm", x, dropout)
+        kernel, grid = self._norm_kernel("add_layernorm", x, dropout)
         kernel(grid, (THREADS,), (x, branch, *norm, *out, _int(len(x)), *self._mask(dropout)))
 
     def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
         x, _, mean, rstd = normed
-        kernel, _ = self._by_rows("layernorm_backward", x)
+        kernel, _ = self._norm_kernel("layernorm_backward", x)
         partials = self.partial_sums(len(x))
         sizes = _int(len(x)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0]
@@ -235,7 +237,7 @@ class GpuOps(Operations):
         self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
     ) -> None:
         x, _, mean, rstd = normed
-        kernel, _ = self._by_rows("add_layernorm_backward", x, branch.dropout)
+        kernel, _ = self._norm_kernel("add_layernorm_backward", x, branch.dropout)
         partials = self.partial_sums(len(x))
         sizes = _int(len(x)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0], branch.dbias[0]
@@ -243,10 +245,10 @@ class GpuOps(Operations):
         kernel((partials,), (THREADS,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
-        kernel, grid = self._by_rows("dropout_rows", x, dropout)
+        kernel, grid = self._norm_kernel("dropout_rows", x, dropout)
         kernel(grid, (THREADS,), (x, out, _int(len(x)), *self._mask(dropout)))
 
-    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
+    def _norm_kernel(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
         elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
@@ -277,16 +279,14 @@ class GpuOps(Operations):
         fused = activation and self._products.has_fused(activation.name, out.nbytes)
         if fused and self._products.try_vendor(x, weight, out, Epilogue("gelu", bias, product)):
             return
-        has_product = self._products.try_vendor(
-            x, weight, product, NO_EPILOGUE if bias is None else Epilogue("bias", bias)
-        )
-        if not has_product and bias is not None and self._products.try_vendor(x, weight, product):
-            has_product = True
+        epilogue = NO_EPILOGUE if bias is None else Epilogue("bias", bias)
+        if not self._products.try_vendor(x, weight, product, epilogue):
+            if bias is None or not self._products.try_vendor(x, weight, product):
+                name = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
+                self._products.by_kernel(x, weight, out, name, bias=bias, activation=activation)
+                return
             self._add_bias(product, bias)
-        if not has_product:
-            name = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
-            self._products.by_kernel(x, weight, out, name, bias=bias, activation=activation)
-        elif activation:
+        if activation:
             self._activate(product, out, activation.name)
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
@@ -487,13 +487,11 @@ class GpuOps(Operations):
         scalars = (*map(_float, factors), _long(decayed), _long(weights.size))
         kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
-    def muon(
-        self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
-    ) -> None:
+    def muon(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
         muon = GpuMuon(self._kernel, self._products.product, self._scratch, self._dtype)
         muon.step(stacks, plan, momentum, coefficients)
 
-    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+    def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         return scratch_elements(shapes) * self._dtype.itemsize
 
     # ---- arguments ------------------------------------------------------------------------------------------------
