@@ -1,8 +1,8 @@
 """Many sequences are written at once, each of them as if it were alone.
 
 A decoder has a fixed number of places. A sequence joins a free place, gets one token in each step, and leaves when it
-has ended or nobody wants it any more; others come and go meanwhile. What a place has of its own: a part of the KV
-cache, a length, the rule by which tokens are chosen, the tokens of its context, and the stream of its draws.
+has ended or nobody wants it any more; others come and go meanwhile. Each place has its own part of the KV cache, its
+own length, and its own rule by which tokens are chosen.
 
 A sequence's tokens depend on its request alone, on a given device: not on the other sequences, on its place, or on the
 steps in which it joined. Two things make that so. Every operation of a step gives a sequence bits of its own
@@ -264,7 +264,7 @@ class Decoder:
             sequence.request.watch(logits[: self._model.config.vocab_size])
 
     def _take(self, sequence: Sequence, id: int) -> list[tuple[Sequence, int | None]]:
-        """What a drawn id means for its sequence, as `step` returns it."""
+        """Give a sequence an id that was drawn for it. Returns what `step` returns of that."""
         if _checked(id, self._ops) == sequence.request.eos_id:
             self.leave(sequence)
             return [(sequence, None)]

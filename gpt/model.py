@@ -268,7 +268,8 @@ class TrainableGPT(GPT):
             if its_fresh and isinstance(self.gradients, Parameters):
                 self._clear_sums(self.gradients)
             self._forward(ids[part], sites)
-            self._head(labels[part], scale, getattr(self.gradients, "head", None), its_fresh)
+            dhead = self.gradients.head if isinstance(self.gradients, Parameters) else None
+            self._head(labels[part], scale, dhead, its_fresh)
             done = block_done if part == parts[-1] else None
             self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, its_fresh, done)
 

@@ -138,7 +138,7 @@ class Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events, those that come at the same time together. An error is the last of them."""
         head = _JSON.encode({**self._head, "object": self.form.piecewise})[:-1]  # up to what differs, in all events
-        usage = ', "usage": null' if self.texts.wishes.includes_usage else ""
+        usage = ', "usage": null' if self.texts.options.includes_usage else ""
 
         def event(choice: dict[str, Any]) -> str:
             return f'data: {head}, "choices": [{_JSON.encode(choice)}]{usage}}}\n\n'
