@@ -67,7 +67,7 @@ class HeldOut:
         Several ranks share out the batches, and all get the same metrics.
         """
         ranks = self._ranks
-        self._ops.fill(self._model.metrics, 0)
+        self._ops.clear(self._model.metrics)
         tokens = text_bytes = 0
         for number, (ids, labels) in enumerate(self._batches.validation()):
             if stopped():

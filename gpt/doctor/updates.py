@@ -24,10 +24,10 @@ def copy(trial: Trial, n: int) -> None:
     trial.near("the copy of the copy", second, trial.ops.to_host(first).astype(np.float64), 0)
 
 
-def fill(trial: Trial, n: int, value: float) -> None:
+def clear(trial: Trial, n: int) -> None:
     out = trial.poisoned(n, dtype="float32")
-    trial.ops.fill(out, value)
-    trial.near("the array", out, np.full(n, np.float32(value), np.float64), 0)
+    trial.ops.clear(out)
+    trial.near("the array", out, np.zeros(n), 0)
 
 
 def convert(trial: Trial, n: int) -> None:

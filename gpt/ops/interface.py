@@ -195,8 +195,8 @@ class Arithmetic(Protocol):
     def copy(self, value: Array, out: Array) -> None:
         """out[...] = value, from the host or the device; converts between floating-point types."""
 
-    def fill(self, array: Array, value: float) -> None:
-        """array[...] = value."""
+    def clear(self, array: Array) -> None:
+        """array[...] = 0."""
 
     # ---- embedding ------------------------------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ class TrainStep:
         inputs, model = self._inputs.device, self.model
         with self.droppable() if self.ops.is_cpu else nullcontext():
             if first:
-                self.ops.fill(model.metrics, 0)
+                self.ops.clear(model.metrics)
             ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
             block_done = self.optimizer.block_done if last else None
             model.loss_and_gradients(ids, labels, order, scale, block_done, fresh=first)

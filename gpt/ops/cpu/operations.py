@@ -113,8 +113,8 @@ class CpuOps(Operations):
     def copy(self, value: np.ndarray, out: np.ndarray) -> None:
         np.copyto(out, value)
 
-    def fill(self, array: np.ndarray, value: float) -> None:
-        array.fill(value)
+    def clear(self, array: np.ndarray) -> None:
+        array.fill(0)
 
     def context_rows(self, rows: int) -> int:
         return rows

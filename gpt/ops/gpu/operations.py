@@ -167,11 +167,8 @@ class GpuOps(Operations):
             part = slice(start, start + LARGE_COPY)
             self.convert(self._xp.asarray(value[part]), out[part])
 
-    def fill(self, array: Array, value: float) -> None:
-        if value == 0:
-            self.device.clear(array)
-        else:  # a copy, because CuPy compiles kernels to fill: on ROCm those need headers that may be missing
-            self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
+    def clear(self, array: Array) -> None:
+        self.device.clear(array)
 
     def context_rows(self, rows: int) -> int:
         # Multiples of 16, and above 128 of an eighth to a quarter of the length: 20 → 32, 100 → 112, 513 → 640.
