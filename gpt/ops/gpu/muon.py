@@ -6,14 +6,15 @@ those of a GPT are: the more matrices a product has, the fewer multiprocessors w
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gpt.arithmetic import ceil_div, round_up
 from gpt.ops.gpu.blas import Sum
-from gpt.ops.gpu.interface import Kernel
-from gpt.ops.gpu.launch import MUON_BLOCKS, THREADS
+from gpt.ops.gpu.launch import MUON_BLOCKS, THREADS, Kernels
+from gpt.ops.gpu.memory import Memory
+from gpt.ops.gpu.products import Products
 from gpt.ops.interface import ALIGNMENT, MUON_RMS, Array, Coefficients, Stack, StackShape
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
@@ -22,19 +23,10 @@ _long, _float = np.int64, np.float32
 
 
 class GpuMuon:
-    """One step of Muon on a GPU: `kernel`, `product` and `scratch` are methods of GpuOps; u has type `dtype`.
+    """Steps of Muon on a GPU. The update u has the type that products read, that of `memory`."""
 
-    It lives for one step only: GpuOps and an object that keeps its methods would keep each other alive.
-    """
-
-    def __init__(
-        self,
-        kernel: Callable[..., Kernel],
-        product: Callable[..., None],
-        scratch: Callable[[str, int, str], Array],
-        dtype: np.dtype,
-    ) -> None:
-        self._kernel, self._product, self._scratch, self._dtype = kernel, product, scratch, dtype
+    def __init__(self, kernel: Kernels, products: Products, memory: Memory) -> None:
+        self._kernel, self._product, self._memory = kernel, products.product, memory
 
     def step(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
         """`Operations.muon` defines it."""
@@ -51,7 +43,7 @@ class GpuMuon:
         """Move the momentum, and leave u / ‖u‖ in u, to be orthogonalized."""
         count = len(u)
         size, strides, defines, grid = _launch(stack, u)
-        partials = self._scratch("muon norm", count * MUON_BLOCKS, "float32")
+        partials = self._memory.scratch("muon norm", count * MUON_BLOCKS, "float32")
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
         moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
@@ -88,7 +80,7 @@ class GpuMuon:
 
     def _rooms(self, name: str, shapes: Sequence[StackShape]) -> list[Array]:
         """Scratch arrays of these shapes, one behind the other."""
-        memory, rooms, start = self._scratch(name, _elements(shapes), self._dtype.name), [], 0
+        memory, rooms, start = self._memory.scratch(name, _elements(shapes), self._memory.dtype.name), [], 0
         for count, rows, columns in shapes:
             stride = round_up(rows * columns, ALIGNMENT)
             room = memory[start : start + count * stride].reshape(count, stride)

@@ -8,8 +8,7 @@
 - Scratch memory is made at its first use and kept: a training step allocates nothing from its second run on.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from gpt.ops.gpu.launch import (
     attention_block,
     attention_edge,
 )  # fmt: skip
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
@@ -89,10 +89,13 @@ class GpuOps(Operations):
         self.notes, self.timeline = device.notes, device.timeline
         self.low_precision = precision == "bf16"
         self._type = "bf16" if self.low_precision else "float"
+        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
+        self._memory = Memory(device, self._dtype)
+        self._scratch = self._memory.scratch
         self._kernel = Kernels(device, self._type)
         self._products = Products(device, precision, self._kernel)
-        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
-        self._scratch_arrays: dict[str, list[Array]] = {}
+        self._row_layers = RowLayers(self._kernel, device, self._memory)
+        self._muon = GpuMuon(self._kernel, self._products, self._memory)
         # The type of the products of attention
         self.attention_type = (
             self._type if self.low_precision or not device.has_tf32 else "tf32" if precision == "tf32" else "tf32x3"
@@ -129,21 +132,10 @@ class GpuOps(Operations):
     # ---- arrays ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Shape, dtype: str = "") -> Array:
-        return self._allocate(self._xp.empty, shape, dtype)
+        return self._memory.empty(shape, dtype)
 
     def zeros(self, shape: Shape, dtype: str = "") -> Array:
-        return self._allocate(self._xp.zeros, shape, dtype)
-
-    def _allocate(self, make: Callable[..., Array], shape: Shape, dtype: str) -> Array:
-        wanted = np.dtype(dtype) if dtype else self._dtype
-        try:
-            return make(shape, wanted)
-        except MemoryError:  # CuPy's OutOfMemoryError is one
-            needed = math.prod(shape if isinstance(shape, tuple) else (shape,)) * wanted.itemsize
-            raise UserError(
-                f"out of GPU memory: {needed / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
-                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size, or give --recompute"
-            ) from None
+        return self._memory.zeros(shape, dtype)
 
     def from_host(self, array: np.ndarray) -> Array:
         return self._xp.asarray(array)
@@ -287,7 +279,7 @@ class GpuOps(Operations):
             self._activate(product, out, activation.name)
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
-        if RowLayers(self._kernel, self.device, self._scratch).launch(x, norm, layer, activation, out):
+        if self._row_layers.launch(x, norm, layer, activation, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             normed = self._scratch("normed", its_x.size, self._dtype.name).reshape(its_x.shape)
@@ -298,7 +290,7 @@ class GpuOps(Operations):
                 self._activate(its_out, its_out, activation)
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
-        if RowLayers(self._kernel, self.device, self._scratch).launch(x, None, layer, None, out):
+        if self._row_layers.launch(x, None, layer, None, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             self._products.product(its_x, layer.weight, its_out, Sum(addend=its_out))
@@ -485,21 +477,12 @@ class GpuOps(Operations):
         kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
     def muon(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
-        muon = GpuMuon(self._kernel, self._products.product, self._scratch, self._dtype)
-        muon.step(stacks, plan, momentum, coefficients)
+        self._muon.step(stacks, plan, momentum, coefficients)
 
     def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         return scratch_elements(shapes) * self._dtype.itemsize
 
     # ---- arguments ------------------------------------------------------------------------------------------------
-
-    def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
-        arrays = self._scratch_arrays.setdefault(name, [])
-        if not arrays or arrays[-1].size < size:
-            # Smaller ones are kept, because a recorded step may know their addresses. Each is at least twice as large
-            # as the one before, so all together stay below four times the need.
-            arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
-        return arrays[-1][:size]
 
     def _mask(self, dropout: Dropout | None) -> tuple[Any, ...]:
         """A dropout's arguments for a kernel: key, site, threshold and scale. `first` is 0: see `sequences`."""
