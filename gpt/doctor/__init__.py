@@ -26,7 +26,7 @@ Say = Callable[[str], object]  # prints lines
 
 @dataclass
 class Patient:
-    """A device in one precision, with what the self-test found on it."""
+    """A device in one precision, with the findings of the self-test."""
 
     ops: Operations
     checks: int = 0

@@ -104,7 +104,7 @@ class Engine:
         return max(0.0, self._look_at - time.monotonic()) if self._reload else None
 
     def _take(self, message: object) -> None:
-        """Do what the front asks for."""
+        """Carry out a message of the front's."""
         if isinstance(message, messages.Load):
             try:
                 if message.run.name not in self._models and self._ends_at is None:

@@ -1,4 +1,4 @@
-"""What the two processes of the server say to each other.
+"""The messages between the two processes of the server.
 
 front → engine    Load, Write, Cancel
 engine → front    Begin, Loaded, Refused, Forgotten, Ending, Done, and a list of Updates

@@ -16,7 +16,7 @@ from gpt.serve.wording import Piece, Wording
 
 
 class Progress(NamedTuple):
-    """What has become of text `choice`: its next pieces, and at its end the reason, "stop" or "length"."""
+    """News of text `choice`: its next pieces, and at its end the reason, "stop" or "length"."""
 
     choice: int
     pieces: list[Piece]
@@ -112,7 +112,7 @@ class Texts:
         self._engine.cancel(self._numbers)
 
     async def more(self) -> list[Progress]:
-        """What has become of the texts since the last call. Nothing once all of them have ended.
+        """The news of the texts since the last call, for which it waits; [] once all of them have ended.
 
         Raises RequestError if one of them ends with an error.
         """

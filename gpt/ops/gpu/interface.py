@@ -21,7 +21,7 @@ class Device(Protocol):
     target: str  # the compiler's name for it, such as gfx942 or sm_90a
     notes: list[str]  # lines that the user should read
     warp: int  # lanes of a warp
-    multiprocessors: int  # what blocks of threads run on
+    multiprocessors: int  # the units that blocks of threads run on
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
     has_wgmma: bool  # Hopper's matrix instruction for four warps
