@@ -80,7 +80,8 @@ class CupyDevice(Device):
 
     def _start(self, cupy: Any, index: int) -> None:
         runtime = cupy.cuda.runtime
-        cupy.cuda.Device(index).use()
+        self._gpu = cupy.cuda.Device(index)
+        self._gpu.use()
         properties = runtime.getDeviceProperties(index)
         if runtime.is_hip:
             self.target = properties["gcnArchName"].decode().split(":")[0]
@@ -106,7 +107,7 @@ class CupyDevice(Device):
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. CuPy, the kernels and the libraries all use this one.
         self._stream = _stream(cupy, index)
-        self._stream.use()
+        self.use()
         self.records = True
         self._options: tuple[str, ...] = ("-std=c++17",)
         if self.has_wgmma:  # CuPy does not ask for it
@@ -135,6 +136,10 @@ class CupyDevice(Device):
             self.blas_missing = str(error)
             self.notes.append(f"Note: {error}; until then matrix products run on hipgpt's own, slower kernel")
             return None
+
+    def use(self) -> None:
+        self._gpu.use()
+        self._stream.use()
 
     @property
     def stream(self) -> int:
@@ -199,7 +204,6 @@ class CupyDevice(Device):
         return wait
 
     def record(self, work: Work) -> Work:
-        self._stream.use()  # the current one may be another by now: CUDA's own would refuse
         self._stream.begin_capture()
         try:
             work()

@@ -32,6 +32,12 @@ class Device(Protocol):
     records: bool  # whether work can be recorded as a graph; set to False after a failure
     timeline: Timeline
 
+    def use(self) -> None:
+        """Send the work that the calling thread asks for to this GPU, on its stream: both are settings of a thread.
+
+        It is called before arrays are made, and before the inputs of a step are written.
+        """
+
     @property
     def stream(self) -> int:
         """The raw pointer of the stream that work goes to."""

@@ -36,6 +36,7 @@ class Memory:
 
     def _allocate(self, make: Callable[..., Array], shape: Shape, dtype: str) -> Array:
         wanted = np.dtype(dtype) if dtype else self.dtype
+        self._device.use()
         try:
             return make(shape, wanted)
         except MemoryError:  # CuPy's OutOfMemoryError is one

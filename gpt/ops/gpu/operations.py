@@ -138,6 +138,7 @@ class GpuOps(Operations):
         return self._memory.zeros(shape, dtype)
 
     def from_host(self, array: np.ndarray) -> Array:
+        self.device.use()
         return self._xp.asarray(array)
 
     def to_host(self, array: Array) -> np.ndarray:

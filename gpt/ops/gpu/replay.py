@@ -55,7 +55,8 @@ class PinnedInputs(Inputs):
     """Arrays that the host writes into slots of pinned memory, while the device may still read earlier slots."""
 
     def __init__(self, device: Device, fields: Fields) -> None:
-        self._fields, self._upload = fields, device.upload
+        self._fields, self._device = fields, device
+        device.use()
         size = sum(round_up(_bytes(*field), ALIGNMENT) for field in fields.values())
         self._memory = device.xp.zeros(size, np.uint8)
         self.device: dict[str, Array] = self._views(self._memory)
@@ -68,8 +69,9 @@ class PinnedInputs(Inputs):
         slot = self._next
         self._next = (slot + 1) % SLOTS
         self._wait[slot]()
+        self._device.use()
         yield self._views(self._slots[slot])
-        self._wait[slot] = self._upload(self._slots[slot], self._memory)
+        self._wait[slot] = self._device.upload(self._slots[slot], self._memory)
 
     def _views(self, memory: Array) -> dict[str, Array]:
         views, start = {}, 0
