@@ -57,7 +57,8 @@ class Writing(TypedDict, total=False):
 class LanguageModel:
     """A trained model and its tokenizer, ready to write. `gpt.load` and `gpt.train` make one.
 
-    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from.
+    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from. Any thread
+    may use it, but only one at a time.
 
     Example:
         first = gpt.load("checkpoints/first")
