@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpt.ops.gpu.blas import Blas
 from gpt.ops.interface import Array, Timeline, Work
 
 Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], object]  # grid, block, arguments
@@ -25,7 +26,7 @@ class Device(Protocol):
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
     has_wgmma: bool  # Hopper's matrix instruction for four warps
-    blas: Any  # gpt.ops.gpu.blas.Blas, or None if the vendor's library is missing, has failed or is not wanted
+    blas: Blas | None  # None if the vendor's library is missing, has failed or is not wanted
     blas_choice: str  # --blas: "auto", "vendor" or "own"
     blas_card: str  # the card and the version of the library, if the library has to be checked on it; else ""
     cache: str  # the directory that remembers the result of that check

@@ -27,7 +27,7 @@ from gpt.config import ModelConfig
 from gpt.constants import GELU_CUBIC, GELU_SCALE
 from gpt.errors import UserError, first_line
 from gpt.ops.gpu import muon
-from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Epilogue, Sum, is_transposed
+from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Blas, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.products import Products
 from gpt.ops.interface import ALIGNMENT, Array, Operations, StackShape
 from gpt.system.files import write_atomically
@@ -138,7 +138,7 @@ def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     fault = None if insists else known.read()
     if fault is None:
         try:
-            fault = _Check(ops, products).fault(cases, compares=not insists)
+            fault = _Check(ops, products, device.blas).fault(cases, compares=not insists)
         except RuntimeError as error:  # it may have other reasons than the library, so the next start tries again
             fault = f"hipBLASLt fails on this GPU: {error}"
         else:
@@ -175,8 +175,10 @@ class _Verdict:
 
 
 class _Check:
-    def __init__(self, ops: Operations, products: Products) -> None:
-        self._ops, self._products, self._device = ops, products, products.device
+    """A comparison of the products of `blas`, the vendor's library, with those of matmul.hip."""
+
+    def __init__(self, ops: Operations, products: Products, blas: Blas) -> None:
+        self._ops, self._products, self._device, self._blas = ops, products, products.device, blas
         self._dtype = ops.empty(1).dtype  # of operands
         self._rng = np.random.default_rng(0)
 
@@ -207,7 +209,7 @@ class _Check:
         a, b, out, epilogue, into = self._arrays_of(case)
         places = [(number, rows) for number in _compared_matrices(case) for rows in _compared_rows(case)]
         before = [self._host(_part(into.addend, number, rows)) if case.adds else 0 for number, rows in places]
-        if not self._device.blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
+        if not self._blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
             return None
         if not compares:
             return ""
