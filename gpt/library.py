@@ -4,6 +4,7 @@ The names of options are those of the command, with "_" for "-". A mistake raise
 that the command would print.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -56,7 +57,8 @@ class Writing(TypedDict, total=False):
 class LanguageModel:
     """A trained model and its tokenizer, ready to write. `gpt.load` and `gpt.train` make one.
 
-    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from.
+    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from. Any thread
+    may use it, but only one at a time.
 
     Example:
         first = gpt.load("checkpoints/first")
@@ -64,6 +66,7 @@ class LanguageModel:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", precision: str = "auto") -> None:
+        _free_circles()
         ops = select(device, precision)
         self.checkpoint, self.tokenizer = checkpoint, Tokenizer.load(checkpoint.run.tokenizer_path)
         self._places = fitting(checkpoint.model_config, ops, MOST_PLACES)
@@ -162,11 +165,20 @@ def train(
         resume=resume, ckpt=ckpt, source=source, reset=reset, track=track,
         settings=_settings({"data_path": data_path, **settings}),
     )  # fmt: skip
+    _free_circles()
     with borrowed():
         ended = carry_out(asked, Console(silent=quiet))
     if ended.stopped_by is not None:
         raise KeyboardInterrupt
     return load(ended.run.path, device=device)
+
+
+def _free_circles() -> None:
+    """Free the objects of earlier calls that refer to each other in circles: a training with all of its arrays.
+
+    Python does so only now and then, and the next call may need that memory.
+    """
+    gc.collect()
 
 
 def _names(*configs: type) -> dict[str, str]:

@@ -231,7 +231,8 @@ class Trainer:
         self.console.line(f"[Step {self.step}] Validation {metrics}")
         if is_first:
             loss, bits = self.held_out.guess()
-            self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
+            also = "" if bits is None else f" ({bits:.2f} bits/byte)"
+            self.console.line(f"Guessing by frequency would give {loss:.2f}{also}.")
         self._best.offer(self.step, metrics.loss)
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,

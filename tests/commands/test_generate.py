@@ -313,7 +313,7 @@ def test_closing_the_text_ends_its_generation(model, tokenizer, monkeypatch):
 @pytest.mark.parametrize("device", GPUS)  # -1 is fed back through the embedding
 def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, device):
     model = model_for(tokenizer, GpuOps(device(), "fp32"))
-    model.ops.fill(model.weights.flat, np.nan)
+    model.ops.copy(np.full(model.weights.flat.shape, np.nan, np.float32), out=model.weights.flat)
     with pytest.raises(UserError, match="diverged"):
         list(draw(model, [0], 5, GREEDY, -1, 0, WINDOW))
 

@@ -5,18 +5,20 @@ import inspect
 import json
 import re
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gpt
-from gpt import library
+from gpt import generate, library
 from gpt.cli import main
 from gpt.commands.command_line import Setting
 from gpt.config import DataConfig, ModelConfig, TokenizerConfig, TrainConfig, flag
 from gpt.run import Run
 from gpt.system.console import Console
+from gpt.trainer import loop, step
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
@@ -154,6 +156,24 @@ def test_ctrl_c_saves_the_step_and_raises_and_the_run_goes_on_from_there(run, tm
     assert signal.getsignal(signal.SIGINT) is before
     resumed = gpt.train(run_name="s", runs_dir=tmp_path, device="cpu", resume=True, quiet=True)
     assert resumed.checkpoint.step == 9
+
+
+def test_the_memory_of_a_training_is_free_before_its_model_is_loaded(run, tmp_path, monkeypatch):
+    trained, alive = [], []
+
+    class Watched(step.TrainStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trained.append(weakref.ref(self.model))
+
+    def load_model(*arguments):
+        alive.extend(model() for model in trained)
+        return generate.load_model(*arguments)
+
+    monkeypatch.setattr(loop, "TrainStep", Watched)
+    monkeypatch.setattr(library, "load_model", load_model)
+    gpt.train(run.parent / "my.txt", "r", runs_dir=tmp_path, device="cpu", steps=1, quiet=True, **SMALL)
+    assert alive == [None]
 
 
 def test_a_second_ctrl_c_raises_at_once(run, tmp_path, monkeypatch):

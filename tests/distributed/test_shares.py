@@ -41,10 +41,10 @@ def test_every_element_is_stepped_by_one_rank_or_by_all(config, optimizer, shard
         shares = Shares(config, 1, optimizer, rank, size, sharded=sharded)
         for region in (shares.muon, shares.adamw):
             own = 0
-            for place in region.places():
-                assert place.start == own
-                own = place.own.stop
-                stepped[rank, place.elements] += 1
+            for part in region.own_parts():
+                assert part.start == own
+                own = part.own.stop
+                stepped[rank, part.elements] += 1
             assert region.size == own
     by_all = (stepped == 1).all(axis=0)
     assert (by_all | (stepped.sum(axis=0) == 1)).all()
@@ -57,10 +57,10 @@ def test_every_element_is_stepped_by_one_rank_or_by_all(config, optimizer, shard
 def test_a_matrix_that_muon_steps_belongs_to_one_rank_as_a_whole(size):
     strides = [(start + layer * stride, stride) for start, stride in matrix_spans(MODEL, 1) for layer in range(5)]
     for rank in range(size):
-        for place in Shares(MODEL, 1, "muon", rank, size).muon.places():
+        for part in Shares(MODEL, 1, "muon", rank, size).muon.own_parts():
             assert all(
-                max(start, place.elements.start) >= min(start + stride, place.elements.stop)  # they do not overlap
-                or (place.elements.start <= start and start + stride <= place.elements.stop)
+                max(start, part.elements.start) >= min(start + stride, part.elements.stop)  # they do not overlap
+                or (part.elements.start <= start and start + stride <= part.elements.stop)
                 for start, stride in strides
             )
 
