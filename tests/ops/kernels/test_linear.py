@@ -5,6 +5,7 @@ import pytest
 from gpt.doctor import layers
 from tests.support.grids import pairs
 
+PRECISIONS = ["fp32", "bf16"]
 ADAPTERS = [(True, None), (True, "gelu"), (True, "relu")]
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
 SIZES = [
@@ -21,23 +22,19 @@ BATCHES = [
 ]  # sequences, in, out  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
-@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
-def test_linear(trial, rows, d_in, d_out, transposed, activation):
-    layers.linear(trial, rows, d_in, d_out, transposed, activation)
+@pytest.mark.parametrize(("size", "layer", "ops"), pairs(SIZES, LAYERS, PRECISIONS), indirect=["ops"])
+def test_linear(trial, size, layer):
+    layers.linear(trial, *size, *layer)
 
 
-@pytest.mark.parametrize(
-    ("size", "layer", "ops"), pairs([*SIZES, *ROW_SIZES], LAYERS, ["fp32", "bf16"]), indirect=["ops"]
-)
+@pytest.mark.parametrize(("size", "layer", "ops"), pairs([*SIZES, *ROW_SIZES], LAYERS, PRECISIONS), indirect=["ops"])
 def test_norm_linear(trial, size, layer):
     layers.norm_linear(trial, *size, *layer)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), BATCHES)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, d_in, d_out, transposed):
-    layers.norm_linear(trial, rows, d_in, d_out, transposed, None)
+@pytest.mark.parametrize(("size", "transposed", "ops"), pairs(BATCHES, [False, True], PRECISIONS), indirect=["ops"])
+def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, size, transposed):
+    layers.norm_linear(trial, *size, transposed, None)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
@@ -50,16 +47,14 @@ def test_linear_add_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, 
     layers.linear_add(trial, rows, d_in, d_out)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
-@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
-def test_linear_backward(trial, rows, d_in, d_out, transposed, activation):
-    layers.linear_backward(trial, rows, d_in, d_out, transposed, activation)
+@pytest.mark.parametrize(("size", "layer", "ops"), pairs(SIZES, LAYERS, PRECISIONS), indirect=["ops"])
+def test_linear_backward(trial, size, layer):
+    layers.linear_backward(trial, *size, *layer)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES[:6])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, rows, d_in, d_out, transposed):
-    layers.linear_backward(trial, rows, d_in, d_out, transposed, None, fresh=True)
+@pytest.mark.parametrize(("size", "transposed", "ops"), pairs(SIZES[:6], [False, True], PRECISIONS), indirect=["ops"])
+def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, size, transposed):
+    layers.linear_backward(trial, *size, transposed, None, fresh=True)
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])
