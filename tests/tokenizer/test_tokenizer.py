@@ -116,6 +116,7 @@ def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
 
 
 @both_kinds
+@settings(max_examples=60)  # each of which trains a tokenizer
 @given(corpus=st.lists(st.sampled_from(FRAGMENTS), min_size=1), text=texts, vocab_limit=st.integers(257, 300))
 def test_hugging_face_agrees_for_any_training_text(tmp_path_factory, kind, corpus, text, vocab_limit):
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -213,9 +214,14 @@ def test_byte_tokens_decode_to_the_same_text(pairs, text):
     assert ours.dropped == 0
 
 
+@pytest.fixture(scope="module")
+def odd_words():
+    return trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
+
+
 @given(words=st.lists(st.text(st.sampled_from("x</w>yéq日"), min_size=1)))
-def test_word_tokens_decode_to_every_word_over_the_training_characters(words):
-    ours = trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
+def test_word_tokens_decode_to_every_word_over_the_training_characters(odd_words, words):
+    ours = odd_words
     assert ours.decode(ours.encode(" \n".join(words))) == " ".join(words)
     assert ours.dropped == 0
 
