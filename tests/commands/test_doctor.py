@@ -193,7 +193,7 @@ def test_the_bound_of_a_product_is_the_one_of_its_docstring():
 def few_checks(monkeypatch, tmp_path):
     """Two operations and a training step only."""
     monkeypatch.setattr(selftest, "CASES", {name: CASES[name][:1] for name in ("linear", "adamw")})
-    shape = {"embed_dim": 32, "num_heads": 1, "ff_hidden_dim": 32, "num_layers": 1, "dropout": 0.1}
+    shape = {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 48, "num_layers": 1, "dropout": 0.1}  # test_replay's
     monkeypatch.setattr(selftest, "MODEL", ModelConfig(vocab_size=40, max_seq_len=8, **shape))
     monkeypatch.setattr(selftest, "STEPS", 1)
     monkeypatch.setattr(
