@@ -12,12 +12,14 @@ from gpt.initialization import initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.parameters import layout, matrix_spans
 from gpt.trainer import TrainStep
+from tests.support.grids import pairs
 from tests.support.ranks import on_ranks
 
 MODEL = ModelConfig(vocab_size=53, max_seq_len=8, embed_dim=12, num_heads=2, ff_hidden_dim=20, num_layers=5)
 UNTIED = ModelConfig(
     vocab_size=53, max_seq_len=8, embed_dim=12, num_heads=2, ff_hidden_dim=20, num_layers=1, tie_embeddings=False
 )
+CONFIGS = {"tied": MODEL, "untied": UNTIED}
 TOKENS = np.random.default_rng(0).integers(0, 53, 2000).astype(np.uint16)
 BATCHES, BATCH, STEPS = 12, 1, 3  # batches in a step, so that 1, 2, 3, 4 and 6 ranks share them equally
 
@@ -117,11 +119,11 @@ def close(ours, theirs, sizes):
         np.testing.assert_allclose(ours[name], tensor, rtol=2e-3, atol=sizes, err_msg=name)
 
 
-@pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_ranks_train_as_one_does(config, optimizer, sharded, size):
+@pytest.mark.parametrize(
+    ("size", "name", "optimizer", "sharded"), pairs([2, 3, 4], list(CONFIGS), ["adamw", "muon"], [False, True])
+)
+def test_ranks_train_as_one_does(size, name, optimizer, sharded):
+    config = CONFIGS[name]
     seen, weights, moments, _ = train(ALONE, optimizer, config)
     results = on_ranks(size, lambda ranks: train(ranks, optimizer, config), sharded)
     for ours, *_ in results:

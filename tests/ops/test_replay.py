@@ -22,7 +22,7 @@ from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
 
 MODEL = ModelConfig(
-    vocab_size=37, max_seq_len=11, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
+    vocab_size=37, max_seq_len=11, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=1, dropout=0.1
 )
 STEPS = 4  # the first is run, the second recorded, the others are replayed
 

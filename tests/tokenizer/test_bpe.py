@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.tokenizer.bpe import GAP, Merges
@@ -76,6 +76,7 @@ def test_learning_equals_recounting_for_every_merge(words, most):
 
 
 @pytest.mark.parametrize("long", [0, 3, 126])
+@settings(max_examples=50)  # of each
 @given(words=counted_words, texts=st.lists(st.lists(st.integers(0, 2), max_size=12)))
 def test_applying_equals_replacing_pair_after_pair(long, words, texts):
     pairs = learn(words, ALPHABET, 20)

@@ -114,7 +114,8 @@ def test_resume_from_a_checkpoint_goes_on_exactly_as_if_it_had_never_stopped(tra
 
 def test_a_checkpoint_names_the_device_that_trained_up_to_it(train, hipgpt):
     for threads, more in (("1", ()), ("2", ("--resume", "--steps", 4))):
-        train("--run-name", "d", "--steps", 2, *more, environment={**hipgpt.environment, "OMP_NUM_THREADS": threads})
+        hipgpt.environment["OMP_NUM_THREADS"] = threads
+        train("--run-name", "d", "--steps", 2, *more)
     steps = [json.loads(Path(f"checkpoints/d/d_step{step}_config.json").read_text()) for step in (2, 4)]
     assert [config["training"]["device"].replace(", numba", "") for config in steps] == [
         "CPU, 1 thread",
