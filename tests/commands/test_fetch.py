@@ -187,6 +187,25 @@ def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     assert before.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("name", ["gpt2/vocab.json", "shakespeare.txt"])
+@pytest.mark.parametrize("offer", [{"url": "http://127.0.0.1:1"}, {"sha256": "0" * 64}])
+def test_a_download_that_brings_nothing_leaves_no_new_directory(server, tmp_path, name, offer):
+    source = server.offer(**offer)._replace(file=name)
+    with pytest.raises(UserError):
+        fetch(source, tmp_path / "new" / "data")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError):
+        fetch(source, tmp_path / "data")
+    assert [path.name for path in tmp_path.rglob("*")] == ["data"], "it was there before"
+
+
+def test_a_download_that_breaks_keeps_its_new_directory(server, tmp_path):
+    with pytest.raises(UserError, match="only 1000"):
+        fetch(server.offer("/cut"), tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["shakespeare.txt.part"], "for the next call"
+
+
 def test_a_place_that_cannot_be_written_is_named(server, tmp_path):
     (tmp_path / "data").write_text("a file")
     with pytest.raises(UserError, match=r"^cannot write .*data/shakespeare\.txt: "):
