@@ -238,12 +238,16 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_post_processor(processor: Mapping[str, Any] | None) -> None:
-    """A post-processor may give a text no ids of its own. ByteLevel's changes offsets only."""
+    """A post-processor may give a text no ids of its own. ByteLevel's changes offsets only, and so does a template
+    that consists of the text alone.
+    """
     if processor is None or processor["type"] == "ByteLevel":
         return
     if processor["type"] == "Sequence":
         for each in processor["processors"]:
             _check_post_processor(each)
+        return
+    if processor["type"] == "TemplateProcessing" and [list(each) for each in processor["single"]] == [["Sequence"]]:
         return
     raise UnsupportedError(
         f"has the post_processor {shown(processor['type'])}, which adds tokens to every text (not so a copy in which "

@@ -200,6 +200,8 @@ def test_what_we_cannot_do_is_refused_by_name(tmp_path, change, words):
         (processors.ByteLevel(trim_offsets=False), False),
         (processors.Sequence([processors.ByteLevel(trim_offsets=False)]), False),
         (processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]), True),
+        (processors.TemplateProcessing("$A $A", special_tokens=[]), True),
+        (processors.TemplateProcessing("$A", "$A <s> $B", special_tokens=[("<s>", 1)]), False),
     ],
 )
 def test_a_post_processor_is_refused_if_it_adds_tokens(tmp_path, processor, refused):
