@@ -136,7 +136,7 @@ def read(path: Path, what: str, advice: str) -> dict[str, Any]:
         if (path / vocab).exists() and (path / merges).exists():
             ids = reading.read_json(path / vocab, {}, what, advice, reading.LARGE)
             if more := _beyond_gpt2(path, ids):
-                raise UserError(f"{more}, which only a tokenizer.json can replace: give that one")
+                raise UserError(f"{more}, which {vocab} and {merges} do not say: give a tokenizer.json")
             return _of_gpt2(ids, path / merges)
     raise UserError(f"{path} is a directory without tokenizer.json and without vocab.json and merges.txt: {advice}")
 
