@@ -61,7 +61,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")  # a proxy could not reach this machine's loopback address
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.text, server.asked, server.released = TEXT, [], threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # its end is noticed at once
     url = f"http://127.0.0.1:{server.server_port}"
 
     def offer(path="/text", sha256=SHA256, url=url):
