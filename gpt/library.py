@@ -23,6 +23,7 @@ from gpt.ops import select
 from gpt.run import Run, default_root
 from gpt.system.console import Console
 from gpt.system.interrupts import borrowed
+from gpt.system.typed_path import typed_path
 from gpt.tokenizer import Tokenizer
 from gpt.training import Asked, carry_out
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Paths: TypeAlias = str | PathLike[str] | Sequence[str | PathLike[str]]
 
-SEVERAL = ("data_path", "val_path", "special_token")  # options that may have one value or several
+TEXTS = ("data_path", "val_path", "tokens", "val_tokens")  # options that name one file or several
 
 
 class Writing(TypedDict, total=False):
@@ -126,7 +127,7 @@ def load(
     `device` and `precision` are as on the command line. Raises UserError if there is no such model, if its files are
     damaged, if the memory is not there, and if the device does not exist or lacks the precision.
     """
-    path = Path(path)
+    path = Path(typed_path(path, "path"))
     if path.is_file():
         if step is not None or best:
             raise UserError(f"{path} is the file of one checkpoint: leave step and best out, or name its directory")
@@ -158,9 +159,10 @@ def train(
     if find(os.environ):
         raise UserError("gpt.train is one process, but this is one of several ranks: start them with hipgpt train")
     asked = Asked(
-        run_name=run_name, runs_dir=Path(runs_dir or default_root()), preset=preset, device=device, blas=blas,
-        resume=resume, ckpt=ckpt, source=source, reset=reset, track=track,
-        settings=_settings({"data_path": data_path, **settings}),
+        run_name=run_name, runs_dir=Path(typed_path(runs_dir or default_root(), "runs_dir")), preset=preset,
+        device=device, blas=blas, resume=resume,
+        ckpt=ckpt and typed_path(ckpt, "ckpt"), source=source and typed_path(source, "source"),
+        reset=reset, track=track, settings=_settings({"data_path": data_path, **settings}),
     )  # fmt: skip
     with borrowed():
         ended = carry_out(asked, Console(silent=quiet))
@@ -185,8 +187,12 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"gpt.train has no option {name}: {hint}")
         if name.startswith("no_"):
             value = not value
-        elif name in SEVERAL:
-            value = tuple(map(str, [value] if isinstance(value, str | PathLike) else value))
+        elif name in TEXTS:
+            value = tuple(typed_path(path, name) for path in ([value] if isinstance(value, str | PathLike) else value))
+        elif name == "special_token":
+            value = (value,) if isinstance(value, str) else tuple(value)
+        elif name == "tokenizer":
+            value = typed_path(value, name)
         settings[names[name]] = value
     return settings
 

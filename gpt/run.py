@@ -41,7 +41,7 @@ _TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # names that gpt.syst
 
 def default_root() -> Path:
     """The directory of runs if --runs-dir is not given: HIPGPT_RUNS_DIR, else checkpoints/."""
-    return Path(os.environ.get(RUNS_DIR_VARIABLE) or ROOT)
+    return Path(os.environ.get(RUNS_DIR_VARIABLE) or ROOT).expanduser()
 
 
 class Run:

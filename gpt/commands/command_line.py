@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from gpt.config import CHOICES, types_of
 from gpt.distributed import keeper
 from gpt.errors import UserError, one_line, told
 from gpt.system import ending, interrupts
+from gpt.system.typed_path import typed_path
 
 PREFIX = "HIPGPT_"  # beginning of the environment variables that have the values of options
 WIDEST_TERM = 30  # columns that an option's name may take beside its help
@@ -34,13 +36,24 @@ ON_RANKS = {"train", "tokenize"}  # commands that several ranks may run together
 Sections = Mapping[str, Sequence["Option"]]  # heading → options
 
 
+class PathType(click.Path):
+    """A path, as `typed_path` takes it. The value is a `Path`, or a str if the option can be something else, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name = param.opts[0] if isinstance(param, click.Option) else str(param and param.metavar)
+        return super().convert(typed_path(value, name), param, ctx)
+
+
+PATH, PATH_NAME = PathType(path_type=Path, readable=False), PathType(path_type=str, readable=False)
+
+
 class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
     With `multiple` it may be given more than once, and its value is a tuple. Otherwise `advice` tells the user how to
     pass several values. `default_text` describes the default in the help, for an option whose own default is None. If
     the command line lacks the option, an environment variable may have its value: HIPGPT_ and the option's name, such
-    as HIPGPT_VOCAB_SIZE for --vocab-size.
+    as HIPGPT_VOCAB_SIZE for --vocab-size. Each line of the variable is a value, if there may be several.
     """
 
     def __init__(
@@ -60,6 +73,8 @@ class Option(click.Option):
         self.multiple = is_multiple
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
+        if self.multiple:  # click would split at spaces, which paths and texts have
+            return (self.resolve_envvar_value(ctx) or "").splitlines() or None
         value = super().value_from_envvar(ctx)
         if value is not None and self.is_flag and self.flag_value is False:  # --no-tie: its own value is the opposite
             return False if click.BOOL.convert(value, self, ctx) else None
@@ -88,7 +103,7 @@ class Setting(Option):
     def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
         if not kwargs.get("is_flag"):
             types = (str,) if kwargs.get("multiple") else types_of(config)[key]
-            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types[0]
+            kwargs.setdefault("type", click.Choice(CHOICES[key]) if key in CHOICES else types[0])
             kwargs.setdefault("default_text", getattr(config, key))
         super().__init__(*flags, key, default=None, **kwargs)
 

@@ -52,6 +52,11 @@ def test_a_switch_is_given_by_a_variable_that_is_true(value, found):
     assert ("resume" in given(HIPGPT_RESUME=value)) == (value != "")
 
 
+def test_each_line_of_a_variable_is_a_value_of_an_option_that_may_have_several():
+    found = given(HIPGPT_DATA_PATH="my notes.txt", HIPGPT_SPECIAL_TOKEN="<a b>\n<|c|>\n")
+    assert (found["data_path"], found["special_tokens"]) == (("my notes.txt",), ("<a b>", "<|c|>"))
+
+
 @pytest.mark.parametrize("command", main.commands)
 def test_every_option_has_an_environment_variable_of_its_name(command):
     for option in main.commands[command].params:

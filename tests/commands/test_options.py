@@ -1,12 +1,16 @@
 """Every option may be given once, unless its help says that it may be given more than once."""
 
 import json
+import re
 import signal
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from gpt.cli import main
+from gpt.errors import UserError
 
 
 def options() -> list[tuple[str, str, list[str]]]:
@@ -40,3 +44,27 @@ def test_several_texts_may_be_named(tmp_path, monkeypatch):
     assert result.exit_code == 0
     info = json.loads((tmp_path / "checkpoints" / "r" / "tokens.json").read_text())
     assert [file["path"] for file in info["corpus"]["sources"]] == ["../../a.txt", "../../b.txt"]
+
+
+def paths() -> list[tuple[str, click.Parameter]]:
+    """Every option and argument that takes a path, and its command."""
+    return [
+        (name, each)
+        for name, command in main.commands.items()
+        for each in command.params
+        if re.search(r"\b(PATH|FILE|DIR)\b", each.metavar or "")
+    ]
+
+
+@pytest.mark.parametrize(("command", "parameter"), paths())
+def test_a_path_begins_at_home_after_a_tilde_that_the_shell_has_left(command, parameter, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    found = [str(parameter.type.convert(text, parameter, None)) for text in ("~/a b", "a/~", "-")]
+    assert found == [str(Path("/home/me", "a b")), str(Path("a/~")), "-"]
+
+
+@pytest.mark.parametrize(("command", "parameter"), paths())
+def test_an_empty_path_is_not_the_current_folder(command, parameter):
+    with pytest.raises(UserError, match=f"^({parameter.opts[0]}|DIR) is empty, but must be a path: "):
+        parameter.type.convert("", parameter, None)
