@@ -244,6 +244,12 @@ def log_line(line: bytes) -> dict[str, Any] | None:
     return None
 
 
+def is_run(directory: str) -> bool:
+    """Whether a directory holds a run: tokens or a checkpoint."""
+    own = Run.at(Path(directory))
+    return own.tokens_info_path.exists() and own.tokens_path.exists() or os.path.lexists(own.latest_config_path)
+
+
 def _name_fault(name: str) -> str | None:
     """The fault of a run's name, in words that follow the option's name; None if it has none."""
     if len(name) > NAME_LIMIT:
