@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from gpt.corpus import conversations, documents
 from gpt.errors import UserError, cannot
-from gpt.system.reading import SMALL, irregular, parse
+from gpt.system.reading import irregular
 
 HEAD = 4096  # bytes at the beginning of a file that show its kind
 
@@ -47,6 +47,7 @@ _OTHERS = (
     (rb"(ARROW1)", "an Arrow file", _CONVERT),
     (rb"(%PDF-)", "a PDF file", _CONVERT),
 )
+_JSON = re.compile(rb'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
 _ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
 
 
@@ -193,11 +194,6 @@ def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
     raise NotTextError(f"{path} is not text in {encoding}")
 
 
-def looks_like_json_lines(path: Path) -> bool:
-    """Whether the first two lines of a text are JSON objects, or the first is one and nothing follows."""
-    with cannot(f"read {path}"), open(path, "rb") as file:
-        lines = [file.readline(SMALL) for _ in range(2)]
-    try:
-        return all(isinstance(parse(line), dict) for line in lines if line.strip())
-    except ValueError:
-        return False
+def looks_like_json(path: Path) -> bool:
+    """Whether a text begins as JSON does that has records: with an object that has a key, or a list of such objects."""
+    return bool(_JSON.match(first_bytes(path, HEAD)))
