@@ -6,6 +6,7 @@ The modules beside this one declare their commands with `command`, `Option` and 
 import inspect
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,13 +15,13 @@ from typing import Any
 
 import click
 
+from gpt.commands import origins
 from gpt.config import CHOICES, types_of
 from gpt.distributed import keeper
-from gpt.errors import UserError, one_line, told
+from gpt.errors import UserError, one_line, shown, told
 from gpt.system import ending, interrupts
 from gpt.system.typed_path import typed_path
 
-PREFIX = "HIPGPT_"  # beginning of the environment variables that have the values of options
 WIDEST_TERM = 30  # columns that an option's name may take beside its help
 
 # Advice for a command that runs out of memory; None stands for all other commands.
@@ -30,6 +31,9 @@ SPARING = {
     "tokenize": "give a shorter text or a lower --vocab-size, or take a machine with more",
     None: "close other programs, or take a machine with more",
 }
+
+# Options that a value without one is most likely meant for, in this order.
+LIKELIEST = ("--data-path", "--prompt", "--run-name")
 
 ON_RANKS = {"train", "tokenize"}  # commands that several ranks may run together
 
@@ -63,7 +67,7 @@ class Option(click.Option):
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
         long = next(name for name in names if name.startswith("--")).partition("/")[0]
-        kwargs.setdefault("envvar", PREFIX + long[2:].replace("-", "_").upper())
+        kwargs.setdefault("envvar", origins.variable(long))
         super().__init__(names, help=help, **kwargs)
         self.advice = advice
 
@@ -130,6 +134,7 @@ class Command(_WithExample, click.Command):
         options = [option for section in sections.values() for option in section]
         super().__init__(name, params=[*params, *options], **kwargs)
         self.sections = sections
+        self.takes_runs = any((each.metavar or "").startswith("RUN") for each in params)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[click.Option]] = {head: list(options) for head, options in self.sections.items()}
@@ -145,12 +150,32 @@ class Command(_WithExample, click.Command):
             with formatter.section(heading):
                 formatter.write_dl([(name.ljust(min(widest, WIDEST_TERM)), text) for name, text in rows], WIDEST_TERM)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True  # they are refused below, with more advice than click's
+        with origins.named(ctx):
+            try:
+                stray = super().parse_args(ctx, args)
+            except click.NoSuchOption as error:
+                if error.option_name == "--run-name" and self.takes_runs:
+                    raise click.UsageError(f"give the run without --run-name: hipgpt {self.name} RUN", ctx) from None
+                raise
+            if stray and not ctx.resilient_parsing:
+                raise click.UsageError(self._advice(stray[0]), ctx)
+        return stray
+
+    def _advice(self, stray: str) -> str:
+        flags = {flag for option in self.params for flag in option.opts}
+        likely = [f"give it as {flag} {shlex.quote(stray)}" for flag in LIKELIEST if flag in flags]
+        advice = f"{likely[0]}, with quotes around a pattern or a text with spaces" if likely else "leave it out"
+        return f"{shown(stray)} belongs to no option: {advice}"
+
     def invoke(self, ctx: click.Context) -> Any:
         names = [option.name for option in self.params if isinstance(option, Setting)]
         values = {name: ctx.params.pop(name) for name in names if name}
         if values:
             ctx.params["settings"] = {name: value for name, value in values.items() if value not in (None, ())}
-        return super().invoke(ctx)
+        with origins.named(ctx):
+            return super().invoke(ctx)
 
 
 def command(name: str, **attributes: Any) -> Callable[[Callable[..., None]], Command]:
@@ -191,6 +216,8 @@ class Program(_WithExample, click.Group):
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        for name, near in origins.misspelled(self.commands.values()):
+            click.echo(f"Note: {name} is set, but no option has this variable: did you mean {near}?", err=True)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -68,3 +69,23 @@ def test_a_path_begins_at_home_after_a_tilde_that_the_shell_has_left(command, pa
 def test_an_empty_path_is_not_the_current_folder(command, parameter):
     with pytest.raises(UserError, match=f"^({parameter.opts[0]}|DIR) is empty, but must be a path: "):
         parameter.type.convert("", parameter, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("train a.txt", "a.txt' belongs to no option: give it as --data-path a.txt, with quotes around a pattern"),
+        ("train --data-path a.txt 'b c.txt'", "'b c.txt' belongs to no option: give it as --data-path 'b c.txt', with"),
+        ("generate --run-name r --prompt On a", "'a' belongs to no option: give it as --prompt a, with quotes around"),
+        ("export --run-name r --out o x", "'x' belongs to no option: give it as --run-name x"),
+        ("show r s", "'s' belongs to no option: leave it out"),
+        ("show --run-name r", "give the run without --run-name: hipgpt show RUN (see hipgpt show --help)"),
+        ("plot --run-name r", "give the run without --run-name: hipgpt plot RUN"),
+        ("bench --run-name r", "No such option '--run-name'"),
+    ],
+)
+def test_a_value_without_its_option_is_refused_with_the_likeliest_one(command, advice):
+    result = CliRunner().invoke(main, shlex.split(command))
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert advice in result.output
