@@ -82,6 +82,8 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
             with damage_named(path, compression), open(path, "rb", buffering=0) as file:
                 head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
+            if twice := _COMPRESSIONS.match(head):
+                raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
     except OSError:
@@ -101,7 +103,9 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         _raise_unless_text(path, head, encoding)
     elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
         raise NotTextError(
-            f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
+            f"{path} looks like tokens that another program has made: name them with --tokens"
+            if path.suffix == ".bin"
+            else f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
         )
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")

@@ -214,6 +214,8 @@ class Maker:
                 f"Note: {made.found:,} of the {made.tokens:,} tokens of {text.name} were there from an interrupted "
                 "command"
             )
+        if not made.characters:
+            raise UserError(f"all documents of {text.name} are empty: give others")
         if not made.tokens:
             raise UserError(
                 f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text"

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from gpt.cli import main
 from gpt.errors import UserError
+from gpt.system.typed_path import typed_path
 
 
 def options() -> list[tuple[str, str, list[str]]]:
@@ -69,6 +70,12 @@ def test_a_path_begins_at_home_after_a_tilde_that_the_shell_has_left(command, pa
 def test_an_empty_path_is_not_the_current_folder(command, parameter):
     with pytest.raises(UserError, match=f"^({parameter.opts[0]}|DIR) is empty, but must be a path: "):
         parameter.type.convert("", parameter, None)
+
+
+@pytest.mark.parametrize("address", ["https://a.b/c.txt", "s3://a/b", "hf://gpt2"])
+def test_an_address_is_no_path(address):
+    with pytest.raises(UserError, match=f"^--data-path is {address}, but must be a path: download what is there"):
+        typed_path(address, "--data-path")
 
 
 @pytest.mark.parametrize(
