@@ -44,6 +44,8 @@ def export_model(
     from gpt.gguf import export_gguf
     from gpt.run import Run
 
+    if format_name != "gguf" and out.suffix.lower() == ".gguf":
+        raise UserError(f"--out {out} would be a directory, as --format is {format_name}: give --format gguf, too")
     if format_name != "gguf" and type_name is not None:
         raise UserError(f"--type {type_name} is for --format gguf: a Hugging Face directory has float32")
     saved = checkpoint.load(Run(run_name, runs_dir), step, best)
