@@ -18,7 +18,7 @@ import click
 from gpt.commands import origins
 from gpt.config import CHOICES, types_of
 from gpt.distributed import keeper
-from gpt.errors import UserError, one_line, shown, told
+from gpt.errors import UserError, one_line, reason, shown, told
 from gpt.system import ending, interrupts
 from gpt.system.typed_path import typed_path
 
@@ -210,7 +210,7 @@ class Program(_WithExample, click.Group):
             click.echo("Interrupted", err=True)
             sys.exit(interrupts.status())
         except OSError as error:
-            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
+            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {reason(error)}")
         except Exception as error:
             ending.tell_others(one_line(f"{type(error).__name__}: {error}"), 1)
             raise

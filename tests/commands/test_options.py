@@ -96,3 +96,12 @@ def test_a_value_without_its_option_is_refused_with_the_likeliest_one(command, a
     assert result.exit_code == 2
     assert result.output.count("\n") == 1
     assert advice in result.output
+
+
+def test_an_error_of_the_system_without_words_of_its_own_is_told_in_its_message(monkeypatch):
+    def broken(_):
+        raise OSError("a library does not load")  # as ctypes does
+
+    monkeypatch.setattr("gpt.run.list_runs", broken)
+    result = CliRunner().invoke(main, ["runs"])
+    assert (result.exit_code, result.output) == (2, "Error: cannot read or write a file: a library does not load\n")
