@@ -96,6 +96,8 @@ class LanguageModel:
         A text depends on the seed and on the numbers of its prompt and its sample, not on how many others there are.
         The first one of the first prompt is that of `generate`.
         """
+        if isinstance(prompts, str):  # a sequence of texts, too: its characters
+            raise TypeError("prompts is one text, but must be a list of texts: for one there is generate")
         named = [(f"prompt {number}:", prompt) for number, prompt in enumerate(prompts, start=1)]
         texts = generate_many(
             self.model, self.tokenizer, named, num_samples=num_samples, places=self._places, **_arguments(options)
@@ -186,6 +188,8 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else "hipgpt train --help has them all"
             raise TypeError(f"gpt.train has no option {name}: {hint}")
         if name.startswith("no_"):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}, but must be True or False")
             value = not value
         elif name in TEXTS:
             value = tuple(typed_path(path, name) for path in ([value] if isinstance(value, str | PathLike) else value))

@@ -132,6 +132,17 @@ def test_a_path_begins_at_home_after_a_tilde(run, monkeypatch):
         (lambda root: gpt.train(root / "my.txt", resume=True), gpt.UserError, "--resume needs --run-name"),
         (lambda root: gpt.load(root / "r").generate("the", heat=1), TypeError, "no option heat"),
         (lambda root: gpt.train("", **SMALL), gpt.UserError, "data_path is empty, but must be a path"),
+        (
+            lambda root: gpt.train(root / "my.txt", preset="big"),
+            gpt.UserError,
+            "--preset is big, but must be one of tiny,",
+        ),
+        (
+            lambda root: gpt.train(root / "my.txt", no_tie="n"),
+            gpt.UserError,
+            "no_tie is 'n', but must be True or False",
+        ),
+        (lambda root: gpt.load(root / "r").generate_many("the"), TypeError, "prompts is one text, but must be a list"),
         (lambda root: gpt.load(root / "nobody"), gpt.UserError, "there is no run"),
     ],
 )
