@@ -92,6 +92,11 @@ class Run:
         elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
         return f"--run-name {self.name}{elsewhere}"
 
+    def trial(self, best: bool) -> str:
+        """The command that tries the model, or its `best` checkpoint: a chat, if it has learned from conversations."""
+        options = self.options + " --best" * best
+        return f"hipgpt chat {options}" if self.counted_path.exists() else f'hipgpt generate {options} --prompt "…"'
+
     def weights_path(self, step: int) -> Path:
         return self.path / f"{self._stem(step)}{WEIGHTS}"
 

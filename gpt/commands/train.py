@@ -142,5 +142,4 @@ def train_model(
     if ended.stopped_by:
         console.urgent(f"Stopped at step {ended.step}, saved. Go on: hipgpt train {ended.run.options} --resume")
         sys.exit(128 + ended.stopped_by)
-    best = " --best" if ended.best_step not in (None, ended.step) else ""
-    console.line(f'Done. Try it: hipgpt generate {ended.run.options}{best} --prompt "…"')
+    console.line(f"Done. Try it: {ended.run.trial(best=ended.best_step not in (None, ended.step))}")

@@ -73,7 +73,8 @@ def text_field(field: str) -> TextOf:
 
     def text_of(record: dict[str, Any]) -> str:
         if field not in record:
-            raise ValueError(f", {_no_field('field', field, record)}")
+            conversations = "; conversations need messages, or prompt and completion"
+            raise ValueError(f", {_no_field('field', field, record)}{conversations}")
         text = record[field]
         if not isinstance(text, str):
             advice = "name another with --text-field, or repair the line"
