@@ -78,6 +78,17 @@ def test_a_folder_within_that_cannot_be_read_is_named(books, monkeypatch):
         text_of("data/books")
 
 
+def test_a_file_below_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    def stat(path, *arguments, real=os.stat, **options):
+        if str(path).endswith("closed/x"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(UserError, match="^cannot read .*closed/x: Permission denied$"):
+        text_of(str(tmp_path / "closed" / "x"))
+
+
 def with_another_end(project, end):
     """A byte tokenizer whose only mark is `end` (None: it has none), in the project's folder. Returns its path."""
     learned = Tokenizer(300, "byte")
