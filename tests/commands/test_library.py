@@ -117,6 +117,15 @@ def test_logits_are_those_of_the_model_for_each_token(run):
         model.logits("the cat sat " * 20)
 
 
+def test_a_path_begins_at_home_after_a_tilde(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    monkeypatch.setenv("USERPROFILE", str(run.parent))
+    assert gpt.load("~/r").checkpoint.run.path == run
+    found = library._settings({"data_path": "~/my.txt", "tokens": Path("~/a.bin"), "special_token": "~"})
+    home = str(run.parent)
+    assert found == {"data_path": (f"{home}/my.txt",), "tokens": (f"{home}/a.bin",), "special_tokens": ("~",)}
+
+
 @pytest.mark.parametrize(
     ("call", "error", "complaint"),
     [
@@ -124,6 +133,18 @@ def test_logits_are_those_of_the_model_for_each_token(run):
         (lambda root: gpt.train(root / "my.txt", dim=3.5), gpt.UserError, "--dim is 3.5, but must be of type int"),
         (lambda root: gpt.train(root / "my.txt", resume=True), gpt.UserError, "--resume needs --run-name"),
         (lambda root: gpt.load(root / "r").generate("the", heat=1), TypeError, "no option heat"),
+        (lambda root: gpt.train("", **SMALL), gpt.UserError, "data_path is empty, but must be a path"),
+        (
+            lambda root: gpt.train(root / "my.txt", preset="big"),
+            gpt.UserError,
+            "--preset is big, but must be one of tiny,",
+        ),
+        (
+            lambda root: gpt.train(root / "my.txt", no_tie="n"),
+            gpt.UserError,
+            "no_tie is 'n', but must be True or False",
+        ),
+        (lambda root: gpt.load(root / "r").generate_many("the"), TypeError, "prompts is one text, but must be a list"),
         (lambda root: gpt.load(root / "nobody"), gpt.UserError, "there is no run"),
     ],
 )

@@ -407,3 +407,23 @@ def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, f
     monkeypatch.setattr("os.path.exists", lambda path: path == file)
     notes = ops.select("auto").notes
     assert said in notes[0] if said else not notes
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ImportError('libamdhip64.so.7: cannot open shared object file')", "install hip-runtime-amd"),
+        ("raise OSError('libnvrtc.so.12: cannot open shared object file')", "libnvrtc.so.12: cannot open"),
+        ("", "module 'cupy' has no attribute 'cuda'"),
+    ],
+)
+def test_a_cupy_that_is_broken_is_named_and_auto_takes_the_cpu(tmp_path, monkeypatch, source, said):
+    (tmp_path / "cupy.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(UserError, match="^CuPy does not load .*pip uninstall it") as error:
+        cupy_device.import_cupy()
+    assert said in str(error.value)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    assert ops.select("auto").is_cpu
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)

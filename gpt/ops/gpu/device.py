@@ -278,9 +278,11 @@ def import_cupy() -> Any:
     """CuPy. Raises UserError, with what to install, if it is missing or does not load."""
     try:
         import cupy
+
+        _ = cupy.cuda.runtime  # the folder that is left of a CuPy that was removed can be imported, too
     except ModuleNotFoundError:
         raise UserError(f"--device gpu needs CuPy: {install_advice()}") from None
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:  # a library that cannot be loaded is an OSError of ctypes
         reason = error.__cause__ or error  # CuPy wraps it into a page of advice
         library = re.search(r"lib(\w+?)\.so[.\d]*", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
