@@ -31,7 +31,7 @@ class Console:
         self._terminal: RichConsole | None = None
         self._output = _Output(None if silent else sys.stdout)
         self._silent = silent
-        # A thread may print while another one ends the bar: rich would draw the bar once more, in front of the next line.
+        # A thread may print while another one ends the bar. rich would draw the bar once more, before the next line.
         self._bar_ends = threading.RLock()
         if not silent and sys.stdout and sys.stdout.isatty():
             from rich.console import Console as Terminal  # imported here, because a piped run and `--help` need no rich

@@ -24,7 +24,7 @@ def test_lines_of_another_thread_are_never_beside_a_bar_that_ends(monkeypatch):
 
     thread = threading.Thread(target=print_lines)
     thread.start()
-    for _ in range(40):
+    for _ in range(100):
         with console.progress("Training", total=1) as advance:
             advance(1)
         console.line("the next line")
