@@ -96,7 +96,7 @@ class Hipgpt:
         train_step.metrics()
         seconds = (time.perf_counter() - began) * config.total_steps / (config.total_steps - WARM_UP)
         model, ops, count = train_step.model, self.ops, 0
-        ops.fill(model.metrics, 0)
+        ops.clear(model.metrics)
         for ids, labels in batches.validation():
             model.loss(ops.from_host(ids), ops.from_host(labels))
             count += ids.size

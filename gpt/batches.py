@@ -39,9 +39,8 @@ from gpt.tokens import Tokens
 
 EVAL_STEPS = 20  # an evaluation reads as much as so many steps, however long the held-out tail is
 
-_ROUNDS = (
-    6  # rounds of the Feistel network: after four, neighboring windows follow one another more often than by chance
-)
+# Rounds of the Feistel network: after four, neighboring windows follow one another more often than by chance.
+_ROUNDS = 6
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and labels
 

@@ -105,7 +105,8 @@ def _message(number: int, value: object) -> Message:
 def plain_content(content: Any, where: str) -> str:
     """Returns what a message says. Raises ValueError, as `messages_of` does, if it is not plain text."""
     if not isinstance(content, str):
-        raise ValueError(f"has {shown(content)} as {where}, but must have text")
+        value = "null" if content is None else shown(content)
+        raise ValueError(f"has {value} as {where}, but must have text")
     if found := _RESERVED.search(content):
         raise ValueError(f"has {found[0]} in {where}, which would end it")
     try:

@@ -1,8 +1,8 @@
 """Many sequences are written at once, each of them as if it were alone.
 
 A decoder has a fixed number of places. A sequence joins a free place, gets one token in each step, and leaves when it
-has ended or nobody wants it any more; others come and go meanwhile. What a place has of its own: a part of the KV
-cache, a length, the rule by which tokens are chosen, the tokens of its context, and the stream of its draws.
+has ended or nobody wants it any more; others come and go meanwhile. Each place has its own part of the KV cache, its
+own length, and its own rule by which tokens are chosen.
 
 A sequence's tokens depend on its request alone, on a given device: not on the other sequences, on its place, or on the
 steps in which it joined. Two things make that so. Every operation of a step gives a sequence bits of its own
@@ -25,7 +25,7 @@ first 20 go through the pass of 32. Zeros fill its other 12 places, and nothing 
 
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -33,7 +33,7 @@ import numpy as np
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.model import GPT, KVCache
-from gpt.ops.interface import Operations, SamplingRule, Work
+from gpt.ops.interface import Array, Operations, SamplingRule, Work
 from gpt.parameters import padded_vocab
 
 
@@ -91,7 +91,7 @@ class Sequence:
     length: int = 0  # positions in the cache, at the end of all steps that were asked for
     asked: int = 0  # tokens that were asked for
     seen: int = 0  # tokens that the host has
-    ended: bool = field(default=False)
+    ended: bool = False
 
     @property
     def wants_more(self) -> bool:
@@ -251,14 +251,11 @@ class Decoder:
         """One more position of the first places, of so many at least."""
         rows = min(self.places, 1 << (places - 1).bit_length())
         if rows not in self._steps:
-            self._steps[rows] = self._ops.replayed(partial(self._pass, rows))
+            inputs = self._inputs.device
+            arrays = self._drawn[:rows], self._seen[:rows], inputs["uniform"][:rows], inputs["rules"][:rows]
+            # Not a method of this object, which would then keep itself alive, and its cache.
+            self._steps[rows] = self._ops.replayed(partial(_draw_next, self._model, self._cache, *arrays))
         self._steps[rows]()
-
-    def _pass(self, places: int) -> None:
-        """Decode the ids that were drawn last for the first places, and draw the next ones."""
-        drawn, seen, inputs = self._drawn[:places], self._seen[:places], self._inputs.device
-        logits, vocab = self._model.decode(drawn, self._cache), self._model.config.vocab_size
-        self._ops.sample(logits, seen, inputs["uniform"][:places], drawn, inputs["rules"][:places], vocab)
 
     def _show_logits(self, sequence: Sequence) -> None:
         """Call a sequence's `watch` with the logits that the last pass has left in its row."""
@@ -267,7 +264,7 @@ class Decoder:
             sequence.request.watch(logits[: self._model.config.vocab_size])
 
     def _take(self, sequence: Sequence, id: int) -> list[tuple[Sequence, int | None]]:
-        """What a drawn id means for its sequence, as `step` returns it."""
+        """Give a sequence an id that was drawn for it. Returns what `step` returns of that."""
         if _checked(id, self._ops) == sequence.request.eos_id:
             self.leave(sequence)
             return [(sequence, None)]
@@ -277,6 +274,12 @@ class Decoder:
             return [(sequence, id)]
         self.leave(sequence)
         return [(sequence, id), (sequence, None)]
+
+
+def _draw_next(model: GPT, cache: KVCache, drawn: Array, seen: Array, uniform: Array, rules: Array) -> None:
+    """Decode the ids that were drawn last, and draw the next ones. Each array has a row for each of the same places."""
+    logits = model.decode(drawn, cache)
+    model.ops.sample(logits, seen, uniform, drawn, rules, model.config.vocab_size)
 
 
 def _checked(id: int, ops: Operations) -> int:

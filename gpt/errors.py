@@ -80,6 +80,16 @@ def reason(error: Exception) -> str:
     return shown(" ".join((getattr(error, "strerror", None) or str(error)).split()), quoted=False)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, because drivers and libraries write pages; its type if it has none.
+
+    Example:
+        >>> first_line(RuntimeError("no kernel\\n  at line 3")), first_line(MemoryError())
+        ('no kernel', 'MemoryError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def told(path: str) -> str:
     """A path as the user knows it: a temporary file goes by the name of the file that it would have become.
 

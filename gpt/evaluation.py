@@ -15,6 +15,7 @@ from gpt.distributed.ranks import ALONE, Ranks
 from gpt.generate import prompt_ids, streamed
 from gpt.model import GPT
 from gpt.tokenizer import Tokenizer
+from gpt.tokens import Tokens
 
 _BLOCK = 1 << 20  # tokens that are counted at a time
 _MOST_BLOCKS = 32  # blocks of any text that are counted: that takes a quarter of a second, and reads 128 MiB, at most
@@ -27,7 +28,7 @@ class Metrics:
     """Means over the tokens of a step or an evaluation. The loss is in nats per token.
 
     An evaluation has the loss in bits per byte of text, too. For example 40 tokens that stand for 100 bytes, at a loss
-    of 2.0, have 2.0 / ln 2 · 40 / 100 = 1.154 bits per byte.
+    of 2.0, have 2.0 / ln 2 · 40 / 100 = 1.154 bits per byte. Tokens that stand for no byte have None.
     """
 
     loss: float
@@ -38,7 +39,7 @@ class Metrics:
     def of(cls, sums: np.ndarray, tokens: int, text_bytes: int | None = None) -> "Metrics":
         """Metrics from the sums over `tokens` tokens that a model keeps: of their losses, and of the right guesses."""
         loss = float(sums[0]) / tokens
-        return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes) if text_bytes else None)
+        return cls(loss, float(sums[1]) / tokens, _bits_per_byte(loss, tokens, text_bytes))
 
     @property
     def perplexity(self) -> float:
@@ -66,7 +67,7 @@ class HeldOut:
         Several ranks share out the batches, and all get the same metrics.
         """
         ranks = self._ranks
-        self._ops.fill(self._model.metrics, 0)
+        self._ops.clear(self._model.metrics)
         tokens = text_bytes = 0
         for number, (ids, labels) in enumerate(self._batches.validation()):
             if stopped():
@@ -81,15 +82,15 @@ class HeldOut:
             ranks.collectives.wait()
         return Metrics.of(self._ops.to_host(self._model.metrics), tokens, text_bytes) if tokens else None
 
-    def guess(self) -> tuple[float, float]:
-        """The loss of guessing each token by its frequency, in nats per token and in bits per byte.
+    def guess(self) -> tuple[float, float | None]:
+        """The loss of guessing each token by its frequency, in nats per token and in bits per byte (see `Metrics`).
 
         It is the cross-entropy of the tokens that `evaluate` predicts, under the frequencies of the tokens of the
         training part (plus one, so that no token is impossible). If that has more than 32 blocks of 2^20 tokens, 32
         evenly spread blocks are counted. Frequencies of 3, 0 and 1 in a vocabulary of 3 give probabilities of 4/7, 1/7
         and 2/7.
         """
-        counts = 1 + _frequencies(self._batches.tokens[: self._batches.train_tokens], len(self._byte_lengths))
+        counts = 1 + _frequencies(self._batches.tokens, self._batches.train_tokens, len(self._byte_lengths))
         losses = np.log(counts.sum()) - np.log(counts)
         total, tokens, text_bytes = 0.0, 0, 0
         for _, labels in self._batches.validation():
@@ -133,19 +134,20 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def _bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
-    return loss / math.log(2) * tokens / text_bytes
+def _bits_per_byte(loss: float, tokens: int, text_bytes: int | None) -> float | None:
+    return loss / math.log(2) * tokens / text_bytes if text_bytes else None
 
 
-def _frequencies(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each id occurs in `tokens`, int64 [vocab_size]; in a long text, in evenly spread blocks of it.
+def _frequencies(tokens: Tokens, first: int, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in the `first` ids of `tokens`, int64 [vocab_size]; of many, in evenly spread blocks.
 
-    For example 64 blocks are too many: every second one is counted.
+    For example 64 blocks are too many: every second one is counted. A block is read at a time, because tokens in many
+    files may be more than fit the memory.
     """
-    blocks = ceil_div(len(tokens), _BLOCK)
+    blocks = ceil_div(first, _BLOCK)
     chosen = min(blocks, _MOST_BLOCKS)
     counts = np.zeros(vocab_size, np.int64)
     for number in range(chosen):
         start = number * blocks // chosen * _BLOCK
-        counts += np.bincount(tokens[start : start + _BLOCK], minlength=vocab_size)
+        counts += np.bincount(tokens[start : min(start + _BLOCK, first)], minlength=vocab_size)
     return counts

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -81,28 +81,41 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
     try:
         if target.is_file() and _digest(target) == source.sha256:
             return target
-        make_directory(target.parent)
-        with open(part, "ab+") as file:
+        with _directory(target.parent), open(part, "ab+") as file:
             with suppress(OSError):  # a file system without locks
                 if not try_lock(file.fileno()):
                     raise UserError(f"another process is downloading {target}: wait for it")
             try:
                 _download(source.url, file, progress)
+                file.flush()
+                if (found := _digest(part)) != source.sha256:
+                    file.truncate(0)
+                    raise UserError(
+                        f"{source.url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing "
+                        "was written, try again later"
+                    )
             finally:
                 if file.seek(0, os.SEEK_END) == 0:
                     remove(part)
-        if (found := _digest(part)) != source.sha256:
-            remove(part)
-            raise UserError(
-                f"{source.url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing was "
-                "written, try again later"
-            )
         sync(part)
         os.replace(part, target)
         sync_directory(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
     return target
+
+
+@contextmanager
+def _directory(path: Path) -> Iterator[None]:
+    """Create `path` and those above it. Each that is new and still empty at the end of the `with` is removed."""
+    new = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        make_directory(path)
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for directory in new:
+                directory.rmdir()
 
 
 def _digest(path: Path) -> str:

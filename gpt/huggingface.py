@@ -70,7 +70,9 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
     """
     directory = path if path.is_dir() or not path.exists() else path.parent
     if not directory.is_dir():
-        raise UserError(f"{path} does not exist: name a directory with config.json and {WEIGHTS}")
+        raise UserError(
+            f"{path} does not exist: name a directory with config.json and {WEIGHTS}, as `hipgpt fetch gpt2` brings"
+        )
     if path.name in PICKLES:
         raise _refused_pickle(path)
     config = read_config(directory / "config.json")

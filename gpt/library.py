@@ -4,6 +4,7 @@ The names of options are those of the command, with "_" for "-". A mistake raise
 that the command would print.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ from gpt.ops import select
 from gpt.run import Run, default_root
 from gpt.system.console import Console
 from gpt.system.interrupts import borrowed
+from gpt.system.typed_path import typed_path
 from gpt.tokenizer import Tokenizer
 from gpt.training import Asked, carry_out
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 Paths: TypeAlias = str | PathLike[str] | Sequence[str | PathLike[str]]
 
-SEVERAL = ("data_path", "val_path", "special_token")  # options that may have one value or several
+TEXTS = ("data_path", "val_path", "tokens", "val_tokens")  # options that name one file or several
 
 
 class Writing(TypedDict, total=False):
@@ -56,7 +58,8 @@ class Writing(TypedDict, total=False):
 class LanguageModel:
     """A trained model and its tokenizer, ready to write. `gpt.load` and `gpt.train` make one.
 
-    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from.
+    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from. Any thread
+    may use it, but only one at a time.
 
     Example:
         first = gpt.load("checkpoints/first")
@@ -64,6 +67,7 @@ class LanguageModel:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "auto", precision: str = "auto") -> None:
+        _free_circles()
         ops = select(device, precision)
         self.checkpoint, self.tokenizer = checkpoint, Tokenizer.load(checkpoint.run.tokenizer_path)
         self._places = fitting(checkpoint.model_config, ops, MOST_PLACES)
@@ -95,6 +99,8 @@ class LanguageModel:
         A text depends on the seed and on the numbers of its prompt and its sample, not on how many others there are.
         The first one of the first prompt is that of `generate`.
         """
+        if isinstance(prompts, str):  # a sequence of texts, too: its characters
+            raise TypeError("prompts is one text, but must be a list of texts: for one there is generate")
         named = [(f"prompt {number}:", prompt) for number, prompt in enumerate(prompts, start=1)]
         texts = generate_many(
             self.model, self.tokenizer, named, num_samples=num_samples, places=self._places, **_arguments(options)
@@ -126,7 +132,7 @@ def load(
     `device` and `precision` are as on the command line. Raises UserError if there is no such model, if its files are
     damaged, if the memory is not there, and if the device does not exist or lacks the precision.
     """
-    path = Path(path)
+    path = Path(typed_path(path, "path"))
     if path.is_file():
         if step is not None or best:
             raise UserError(f"{path} is the file of one checkpoint: leave step and best out, or name its directory")
@@ -158,15 +164,25 @@ def train(
     if find(os.environ):
         raise UserError("gpt.train is one process, but this is one of several ranks: start them with hipgpt train")
     asked = Asked(
-        run_name=run_name, runs_dir=Path(runs_dir or default_root()), preset=preset, device=device, blas=blas,
-        resume=resume, ckpt=ckpt, source=source, reset=reset, track=track,
-        settings=_settings({"data_path": data_path, **settings}),
+        run_name=run_name, runs_dir=Path(typed_path(runs_dir or default_root(), "runs_dir")), preset=preset,
+        device=device, blas=blas, resume=resume,
+        ckpt=ckpt and typed_path(ckpt, "ckpt"), source=source and typed_path(source, "source"),
+        reset=reset, track=track, settings=_settings({"data_path": data_path, **settings}),
     )  # fmt: skip
+    _free_circles()
     with borrowed():
         ended = carry_out(asked, Console(silent=quiet))
     if ended.stopped_by is not None:
         raise KeyboardInterrupt
     return load(ended.run.path, device=device)
+
+
+def _free_circles() -> None:
+    """Free the objects of earlier calls that refer to each other in circles: a training with all of its arrays.
+
+    Python does so only now and then, and the next call may need that memory.
+    """
+    gc.collect()
 
 
 def _names(*configs: type) -> dict[str, str]:
@@ -184,9 +200,15 @@ def _settings(options: dict[str, Any]) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else "hipgpt train --help has them all"
             raise TypeError(f"gpt.train has no option {name}: {hint}")
         if name.startswith("no_"):
+            if not isinstance(value, bool):
+                raise UserError(f"{name} is {value!r}, but must be True or False")
             value = not value
-        elif name in SEVERAL:
-            value = tuple(map(str, [value] if isinstance(value, str | PathLike) else value))
+        elif name in TEXTS:
+            value = tuple(typed_path(path, name) for path in ([value] if isinstance(value, str | PathLike) else value))
+        elif name == "special_token":
+            value = (value,) if isinstance(value, str) else tuple(value)
+        elif name == "tokenizer":
+            value = typed_path(value, name)
         settings[names[name]] = value
     return settings
 

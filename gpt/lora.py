@@ -30,8 +30,8 @@ import numpy as np
 
 from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
-from gpt.ops.interface import Affine, Array
-from gpt.parameters import ALIGNMENT, matrix_names, over_layers, parameter_shapes
+from gpt.ops.interface import ALIGNMENT, Affine, Array
+from gpt.parameters import matrix_names, over_layers, parameter_shapes
 
 PREFIX = "base_model.model."  # of the names in PEFT's files
 

@@ -268,14 +268,15 @@ class TrainableGPT(GPT):
             if its_fresh and isinstance(self.gradients, Parameters):
                 self._clear_sums(self.gradients)
             self._forward(ids[part], sites)
-            self._head(labels[part], scale, getattr(self.gradients, "head", None), its_fresh)
+            dhead = self.gradients.head if isinstance(self.gradients, Parameters) else None
+            self._head(labels[part], scale, dhead, its_fresh)
             done = block_done if part == parts[-1] else None
             self._backward(ids[part], order[part.start * seq : part.stop * seq], sites, its_fresh, done)
 
     def _clear_sums(self, gradients: Parameters) -> None:
         """Zero the gradients that no product writes."""
         for sums in (gradients.wpe, gradients.vectors, *(() if self.config.tie_embeddings else (gradients.wte,))):
-            self.ops.fill(sums, 0)
+            self.ops.clear(sums)
 
     def _backward(
         self, ids: Array, order: Array, sites: "DropoutSites", fresh: bool, block_done: BlockDone | None
@@ -288,7 +289,7 @@ class TrainableGPT(GPT):
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         dbranch = ws.dbranch[:rows] if sites.rate else dx
-        ops.fill(dx, 0)
+        ops.clear(dx)
 
         for layer in reversed(range(self.config.num_layers)):
             w, g, normed = weights.blocks[layer], self._of_blocks[layer], ws.residuals[layer + 1].rows(rows)

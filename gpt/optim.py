@@ -17,7 +17,7 @@ from gpt.distributed.reduction import Reduction
 from gpt.distributed.shares import Region
 from gpt.lora import trained_shapes
 from gpt.model import TrainableGPT
-from gpt.ops.interface import AdamBuffers, Array, Operations, Stack, UpdateRule
+from gpt.ops.interface import AdamBuffers, Array, Operations, Stack, StackShape, UpdateRule
 from gpt.parameters import matrix_names, matrix_spans, stack_shapes
 
 BETAS = {"adamw": (0.9, 0.95), "muon": (0.9, 0.99)}  # AdamW's, alone and beside Muon
@@ -78,7 +78,7 @@ def optimizer_bytes(config: ModelConfig, train_config: TrainConfig, ops: Operati
 
 def stacks_here(
     config: ModelConfig, train_config: TrainConfig, ops: Operations, ranks: Ranks = ALONE
-) -> list[tuple[int, int, int]]:
+) -> list[StackShape]:
     """The shapes of the stacks of matrices that Muon moves on this rank; [] for AdamW, or if it has none."""
     own = ranks.shares(config, ops.vocab_multiple, train_config.optimizer, train_config.lora).muon.size
     layers = own // sum(stride for _, stride in matrix_spans(config, ops.vocab_multiple))
@@ -228,9 +228,9 @@ class Optimizer:
         """The elements of a region that all ranks keep together, float32 [stop - start]; for the first rank alone."""
         host = np.empty(region.stop - region.start if self.ranks.is_first else 0, np.float32)
         room = self.ops.empty(max(stretch.stop - stretch.start for stretch in region.stretches), "float32")
-        for stretch, place in zip(region.stretches, region.places(), strict=True):
+        for stretch, part in zip(region.stretches, region.own_parts(), strict=True):
             whole = room[: stretch.stop - stretch.start]
-            self.ranks.collectives.gather([stretch.exchange(whole, own[place.own])])
+            self.ranks.collectives.gather([stretch.exchange(whole, own[part.own])])
             self.ranks.collectives.wait()
             if self.ranks.is_first:
                 host[stretch.start - region.start : stretch.stop - region.start] = self.ops.to_host(whole)
@@ -247,9 +247,9 @@ class Optimizer:
     def _put(self, region: Region, own: Array, start: int, tensor: np.ndarray) -> None:
         """Copy this rank's elements of a tensor, which starts at `start` of the flat buffer, into its own buffer."""
         values = tensor.reshape(-1)
-        for place in region.within(start, start + values.size):
-            low, high = place.elements.start - start, place.elements.stop - start
-            self.ops.copy(values[low:high], out=own[place.own])
+        for part in region.within(start, start + values.size):
+            low, high = part.elements.start - start, part.elements.stop - start
+            self.ops.copy(values[low:high], out=own[part.own])
 
 
 class _Buffers:

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
-from gpt.ops.interface import Affine, Array
-
-ALIGNMENT = 128  # elements: vector loads and matrix products want views that start at such multiples
+from gpt.ops.interface import ALIGNMENT, Affine, Array, StackShape
 
 POSITIONS = "transformer.wpe.weight"  # the embedding of positions
 
@@ -65,7 +63,7 @@ def matrix_names(config: ModelConfig) -> list[str]:
     return [name for module in MATRICES for name in _of_all_layers(config, module)]
 
 
-def stack_shapes(config: ModelConfig) -> list[tuple[int, int, int]]:
+def stack_shapes(config: ModelConfig) -> list[StackShape]:
     """Shapes of `Parameters.stacks`: layers, in and out of each module's matrices."""
     shapes, stacks = parameter_shapes(config), []
     for module in MATRICES:

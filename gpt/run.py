@@ -41,7 +41,7 @@ _TEMPORARY = re.compile(r"\..+\.tmp|\.tmp[A-Za-z0-9]{6}")  # names that gpt.syst
 
 def default_root() -> Path:
     """The directory of runs if --runs-dir is not given: HIPGPT_RUNS_DIR, else checkpoints/."""
-    return Path(os.environ.get(RUNS_DIR_VARIABLE) or ROOT)
+    return Path(os.environ.get(RUNS_DIR_VARIABLE) or ROOT).expanduser()
 
 
 class Run:
@@ -91,6 +91,11 @@ class Run:
         """The options that name this run on the command line: "--run-name r", with --runs-dir if that is needed."""
         elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
         return f"--run-name {self.name}{elsewhere}"
+
+    def trial(self, best: bool) -> str:
+        """The command that tries the model, or its `best` checkpoint: a chat, if it has learned from conversations."""
+        options = self.options + " --best" * best
+        return f"hipgpt chat {options}" if self.counted_path.exists() else f'hipgpt generate {options} --prompt "…"'
 
     def weights_path(self, step: int) -> Path:
         return self.path / f"{self._stem(step)}{WEIGHTS}"
@@ -242,6 +247,12 @@ def log_line(line: bytes) -> dict[str, Any] | None:
     with suppress(ValueError):
         return check(parse(line), _METRICS)
     return None
+
+
+def is_run(directory: str) -> bool:
+    """Whether a directory holds a run: tokens or a checkpoint."""
+    own = Run.at(Path(directory))
+    return own.tokens_info_path.exists() and own.tokens_path.exists() or os.path.lexists(own.latest_config_path)
 
 
 def _name_fault(name: str) -> str | None:

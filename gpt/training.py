@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gpt
 from gpt import checkpoint, plan, pretrained
 from gpt.checkpoint import Checkpoint
-from gpt.config import TrainConfig
+from gpt.config import PRESETS, TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
 from gpt.metrics.trackers.following import check, following
@@ -24,7 +24,7 @@ class Asked:
 
     `settings` has the explicit settings of the text, the tokenizer, the model and the training, by the names of the
     fields of `DataConfig`, `TokenizerConfig`, `ModelConfig` and `TrainConfig`. Raises UserError if options contradict
-    each other.
+    each other, and for a preset and for a tracker that do not exist.
     """
 
     run_name: str | None = None
@@ -47,6 +47,8 @@ class Asked:
             raise UserError(
                 f"--from {self.source} begins a new run, but {other} goes on with one: leave one of them out"
             )
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UserError(f"--preset is {self.preset}, but must be one of {', '.join(PRESETS)}")
         if self.track is not None:
             check(self.track)
 

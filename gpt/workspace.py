@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
-from gpt.ops.interface import Affine, Array, Normed, Operations
-from gpt.parameters import ALIGNMENT, MATRICES, Block, padded_vocab, stack_shapes
+from gpt.ops.interface import ALIGNMENT, Affine, Array, Normed, Operations
+from gpt.parameters import MATRICES, Block, padded_vocab, stack_shapes
 
 Kept = Literal["nothing", "streams", "everything"]  # for the backward pass, of what each block computes
 

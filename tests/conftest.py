@@ -14,7 +14,7 @@ import pytest
 from gpt.config import TokenizerConfig
 from tests.support import ROOT
 from tests.support.amd import errors
-from tests.support.devices import DEVICES, operations
+from tests.support.devices import DEVICES, one_layout_each, operations
 from tests.support.forks import Fork, Forks
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a slow example on a busy machine is not a failure
@@ -184,7 +184,7 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    items[:] = errors.few(items)
+    items[:] = one_layout_each(errors.few(items))
 
 
 def pytest_terminal_summary(terminalreporter):

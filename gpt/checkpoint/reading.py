@@ -45,14 +45,15 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
     Example:
         find("checkpoints/r/latest_checkpoint.safetensors") and find("checkpoints/r/r_step8_config.json")
     """
-    path = Path(path)
+    given = path = Path(path)
     named = Run.at(path.parent.resolve())
     if path.name == named.latest_weights_path.name and not path.exists() and named.latest_config_path.exists():
         path = named.latest_config_path  # on a file system without links
     path = path.resolve()
     run = Run.at(path.parent)
     if not path.is_file():
-        raise UserError(f"--ckpt {path} is not a file: name a checkpoint's weights, its config or a latest_* link")
+        fault = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"--ckpt {given} {fault}: name a checkpoint's weights, its config or a latest_* link in a run")
     if path.suffix == ".json":
         return read(run, path)
     links = {run.latest_weights_path: run.latest_config_path, run.best_weights_path: run.best_config_path}

@@ -6,19 +6,22 @@ The modules beside this one declare their commands with `command`, `Option` and 
 import inspect
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
 
+from gpt.commands import origins
 from gpt.config import CHOICES, types_of
 from gpt.distributed import keeper
-from gpt.errors import UserError, one_line, told
+from gpt.errors import UserError, one_line, reason, shown, told
 from gpt.system import ending, interrupts
+from gpt.system.typed_path import typed_path
 
-PREFIX = "HIPGPT_"  # beginning of the environment variables that have the values of options
 WIDEST_TERM = 30  # columns that an option's name may take beside its help
 
 # Advice for a command that runs out of memory; None stands for all other commands.
@@ -29,9 +32,23 @@ SPARING = {
     None: "close other programs, or take a machine with more",
 }
 
+# Options that a value without one is most likely meant for, in this order.
+LIKELIEST = ("--data-path", "--prompt", "--run-name")
+
 ON_RANKS = {"train", "tokenize"}  # commands that several ranks may run together
 
 Sections = Mapping[str, Sequence["Option"]]  # heading → options
+
+
+class PathType(click.Path):
+    """A path, as `typed_path` takes it. The value is a `Path`, or a str if the option can be something else, too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name = param.opts[0] if isinstance(param, click.Option) else str(param and param.metavar)
+        return super().convert(typed_path(value, name), param, ctx)
+
+
+PATH, PATH_NAME = PathType(path_type=Path, readable=False), PathType(path_type=str, readable=False)
 
 
 class Option(click.Option):
@@ -40,7 +57,7 @@ class Option(click.Option):
     With `multiple` it may be given more than once, and its value is a tuple. Otherwise `advice` tells the user how to
     pass several values. `default_text` describes the default in the help, for an option whose own default is None. If
     the command line lacks the option, an environment variable may have its value: HIPGPT_ and the option's name, such
-    as HIPGPT_VOCAB_SIZE for --vocab-size.
+    as HIPGPT_VOCAB_SIZE for --vocab-size. Each line of the variable is a value, if there may be several.
     """
 
     def __init__(
@@ -50,7 +67,7 @@ class Option(click.Option):
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
         long = next(name for name in names if name.startswith("--")).partition("/")[0]
-        kwargs.setdefault("envvar", PREFIX + long[2:].replace("-", "_").upper())
+        kwargs.setdefault("envvar", origins.variable(long))
         super().__init__(names, help=help, **kwargs)
         self.advice = advice
 
@@ -60,6 +77,8 @@ class Option(click.Option):
         self.multiple = is_multiple
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
+        if self.multiple:  # click would split at spaces, which paths and texts have
+            return (self.resolve_envvar_value(ctx) or "").splitlines() or None
         value = super().value_from_envvar(ctx)
         if value is not None and self.is_flag and self.flag_value is False:  # --no-tie: its own value is the opposite
             return False if click.BOOL.convert(value, self, ctx) else None
@@ -88,7 +107,7 @@ class Setting(Option):
     def __init__(self, config: type, key: str, *flags: str, **kwargs: Any) -> None:
         if not kwargs.get("is_flag"):
             types = (str,) if kwargs.get("multiple") else types_of(config)[key]
-            kwargs["type"] = click.Choice(CHOICES[key]) if key in CHOICES else types[0]
+            kwargs.setdefault("type", click.Choice(CHOICES[key]) if key in CHOICES else types[0])
             kwargs.setdefault("default_text", getattr(config, key))
         super().__init__(*flags, key, default=None, **kwargs)
 
@@ -115,6 +134,7 @@ class Command(_WithExample, click.Command):
         options = [option for section in sections.values() for option in section]
         super().__init__(name, params=[*params, *options], **kwargs)
         self.sections = sections
+        self.takes_runs = any((each.metavar or "").startswith("RUN") for each in params)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[click.Option]] = {head: list(options) for head, options in self.sections.items()}
@@ -130,12 +150,32 @@ class Command(_WithExample, click.Command):
             with formatter.section(heading):
                 formatter.write_dl([(name.ljust(min(widest, WIDEST_TERM)), text) for name, text in rows], WIDEST_TERM)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True  # they are refused below, with more advice than click's
+        with origins.named(ctx):
+            try:
+                stray = super().parse_args(ctx, args)
+            except click.NoSuchOption as error:
+                if error.option_name == "--run-name" and self.takes_runs:
+                    raise click.UsageError(f"give the run without --run-name: hipgpt {self.name} RUN", ctx) from None
+                raise
+            if stray and not ctx.resilient_parsing:
+                raise click.UsageError(self._advice(stray[0]), ctx)
+        return stray
+
+    def _advice(self, stray: str) -> str:
+        flags = {flag for option in self.params for flag in option.opts}
+        likely = [f"give it as {flag} {shlex.quote(stray)}" for flag in LIKELIEST if flag in flags]
+        advice = f"{likely[0]}, with quotes around a pattern or a text with spaces" if likely else "leave it out"
+        return f"{shown(stray)} belongs to no option: {advice}"
+
     def invoke(self, ctx: click.Context) -> Any:
         names = [option.name for option in self.params if isinstance(option, Setting)]
         values = {name: ctx.params.pop(name) for name in names if name}
         if values:
             ctx.params["settings"] = {name: value for name, value in values.items() if value not in (None, ())}
-        return super().invoke(ctx)
+        with origins.named(ctx):
+            return super().invoke(ctx)
 
 
 def command(name: str, **attributes: Any) -> Callable[[Callable[..., None]], Command]:
@@ -170,12 +210,14 @@ class Program(_WithExample, click.Group):
             click.echo("Interrupted", err=True)
             sys.exit(interrupts.status())
         except OSError as error:
-            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {error.strerror}")
+            _fail(f"cannot read or write {told(error.filename) if error.filename else 'a file'}: {reason(error)}")
         except Exception as error:
             ending.tell_others(one_line(f"{type(error).__name__}: {error}"), 1)
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
+        for name, near in origins.misspelled(self.commands.values()):
+            click.echo(f"Note: {name} is set, but no option has this variable: did you mean {near}?", err=True)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

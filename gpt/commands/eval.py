@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gpt.commands.command_line import Option, command
+from gpt.commands.command_line import PATH, PATH_NAME, Option, command
 from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, JSON, PRECISION, RUNS, complete_run
 from gpt.config import TrainConfig
 from gpt.errors import UserError
@@ -22,10 +22,11 @@ from gpt.errors import UserError
             RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
         ),
         "Test": (
-            Option("--data-path", metavar="PATH", multiple=True, default_text="the text that the run held out",
+            Option("--data-path", metavar="PATH", type=PATH_NAME, multiple=True,
+                   default_text="the text that the run held out",
                    help="Text to predict, from beginning to end: a file, a folder or a quoted pattern of names. May be "
                         "given more than once."),
-            Option("--hellaswag", metavar="FILE", type=click.Path(path_type=Path),
+            Option("--hellaswag", metavar="FILE", type=PATH,
                    help="JSON Lines file of HellaSwag, such as hellaswag_val.jsonl, to answer in place of a text."),
             JSON,
         ),

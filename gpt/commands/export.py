@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gpt.commands.command_line import Option, command
+from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import CHECKPOINT, RUNS, complete_run
 from gpt.errors import UserError
 
@@ -17,7 +17,7 @@ from gpt.errors import UserError
             Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
                    help="Run whose model to export."),
             RUNS,
-            Option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path),
+            Option("--out", metavar="PATH", required=True, type=PATH,
                    help="Directory to create, or file with --format gguf."),
             Option("--format", "format_name", type=click.Choice(["hf", "gguf", "peft"]), default="hf",
                    help="Format to write. hf: a directory that Hugging Face's from_pretrained loads; gguf: a file for "
@@ -44,6 +44,8 @@ def export_model(
     from gpt.gguf import export_gguf
     from gpt.run import Run
 
+    if format_name != "gguf" and out.suffix.lower() == ".gguf":
+        raise UserError(f"--out {out} would be a directory, as --format is {format_name}: give --format gguf, too")
     if format_name != "gguf" and type_name is not None:
         raise UserError(f"--type {type_name} is for --format gguf: a Hugging Face directory has float32")
     saved = checkpoint.load(Run(run_name, runs_dir), step, best)

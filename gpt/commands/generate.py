@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpt.commands.command_line import Option, command
+from gpt.commands.command_line import PATH_NAME, Option, command
 from gpt.commands.interactive import Commands, Pieces, Session, Settings, is_terminal
 from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, SAMPLING, WRITING, complete_run
 from gpt.commands.texts import given, note_unknown, print_stream
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         ),
         "Text": (
             Option("--prompt", metavar="TEXT", help="Text to continue; - reads standard input."),
-            Option("--prompts", metavar="FILE",
+            Option("--prompts", metavar="FILE", type=PATH_NAME,
                    help="File with a text to continue on each line; - reads standard input."),
             Option("--num-samples", default=1, metavar="N", help="Number of continuations of each prompt."),
             *WRITING,

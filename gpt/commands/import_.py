@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gpt.commands.command_line import Option, command
+from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import RUNS
 
 
@@ -19,7 +19,7 @@ from gpt.commands.options import RUNS
     },
     epilog="hipgpt import data/gpt2 --run-name gpt2",
 )  # fmt: skip
-@click.argument("source", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="DIR", type=PATH)
 def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
     """Make a run of the GPT-2 in DIR, a Hugging Face directory.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gpt.commands.command_line import Option, Setting
+from gpt.commands.command_line import PATH, PATH_NAME, Option, Setting
 from gpt.config import (
     DATA_PATH,
     NUM_TOKENS,
@@ -32,8 +32,8 @@ NEW_RUN = Option(
     help="Name of the run, and of its directory in --runs-dir.",
 )  # fmt: skip
 RUNS = Option(
-    "--runs-dir", default=RUNS_DIR, show_envvar=True, metavar="DIR",
-    type=click.Path(path_type=Path), help="Directory that holds the runs.",
+    "--runs-dir", default=RUNS_DIR, show_envvar=True, metavar="DIR", type=PATH,
+    help="Directory that holds the runs.",
 )  # fmt: skip
 PRESET = Option("--preset", type=click.Choice(list(PRESETS)), help="Named set of defaults; explicit flags override it.")
 DEVICE = Option(
@@ -50,11 +50,12 @@ PRECISION = Setting(
     help="Number format of activations and matrix products. auto: bf16 if the GPU has matrix units for it, else fp32.",
 )  # fmt: skip
 DATA = (
-    Setting(DataConfig, "data_path", "--data-path", metavar="PATH", multiple=True,
+    Setting(DataConfig, "data_path", "--data-path", metavar="PATH", type=PATH_NAME, multiple=True,
             help="Text to learn from: a file, a folder, a quoted pattern of names, or - for standard input. May be "
                  "given more than once.",
             default_text=f"{DATA_PATH} if it exists, else the text that comes with hipgpt"),
-    Setting(DataConfig, "val_path", "--val-path", metavar="PATH", multiple=True, default_text="the end of the text",
+    Setting(DataConfig, "val_path", "--val-path", metavar="PATH", type=PATH_NAME, multiple=True,
+            default_text="the end of the text",
             help="Text to hold out for validation, named as in --data-path. May be given more than once."),
     Setting(DataConfig, "shuffle_documents", "--shuffle-documents", metavar="SEED", default_text="their order",
             help="Shuffle the documents, by an order that the seed decides."),
@@ -64,15 +65,16 @@ DATA = (
             help="Field of JSON Lines, or column of a table, that has the text of a document."),
 )  # fmt: skip
 TOKENS = (
-    Setting(DataConfig, "tokens", "--tokens", metavar="PATH", multiple=True, default_text="made from the text",
+    Setting(DataConfig, "tokens", "--tokens", metavar="PATH", type=PATH_NAME, multiple=True,
+            default_text="made from the text",
             help="Tokens that another program has made, to learn from in place of a text: a file of nanoGPT's or "
                  "llm.c's, a folder or a quoted pattern. Needs --tokenizer PATH. May be given more than once."),
-    Setting(DataConfig, "val_tokens", "--val-tokens", metavar="PATH", multiple=True,
+    Setting(DataConfig, "val_tokens", "--val-tokens", metavar="PATH", type=PATH_NAME, multiple=True,
             default_text="the end of the tokens",
             help="Tokens to hold out for validation, named as in --tokens. May be given more than once."),
 )  # fmt: skip
 TOKENIZER = (
-    Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH",
+    Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH", type=PATH_NAME,
             help="Kind of tokenizer to train, or a tokenizer.json to take, or a directory that has one or GPT-2's "
                  "vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched. word: splits at white space "
                  "and decodes to single spaces. byte: lossless for any text. char: one token per character."),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gpt.commands.command_line import Option, command
+from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import JSON, RUNS, complete_run
 from gpt.errors import UserError
 
@@ -65,7 +65,7 @@ def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
     sections={
         "Options": (
             RUNS,
-            Option("--out", metavar="FILE", type=click.Path(path_type=Path), default_text="draw in the terminal",
+            Option("--out", metavar="FILE", type=PATH, default_text="draw in the terminal",
                    help="Picture to write: .png, .svg or .pdf."),
             Option("--over", type=click.Choice(["steps", "tokens", "time"]), default="steps",
                    help="Quantity on the horizontal axis."),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gpt.commands import config_file
-from gpt.commands.command_line import Option, Setting, command
+from gpt.commands.command_line import PATH, PATH_NAME, Option, Setting, command
 from gpt.commands.options import (
     BATCH,
     BLAS,
@@ -34,14 +34,15 @@ from gpt.metrics.trackers import PACKAGES
             NEW_RUN, RUNS, PRESET, DEVICE, PRECISION, BLAS,
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
-            Option("--ckpt", metavar="FILE", help="Checkpoint to continue with a new schedule, for --steps more."),
-            Option("--from", "source", metavar="RUN|FILE|DIR",
+            Option("--ckpt", metavar="FILE", type=PATH_NAME,
+                   help="Checkpoint to continue with a new schedule, for --steps more."),
+            Option("--from", "source", metavar="RUN|FILE|DIR", type=PATH_NAME,
                    help="Trained model with which a new run begins: a run, a file of a checkpoint or a Hugging Face "
                         "directory."),
-            Option("--config", metavar="FILE", type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+            Option("--config", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
                    callback=config_file.apply,
                    help="TOML file with options, such as `steps = 500`; explicit flags override it."),
-            Option("--save-config", metavar="FILE", type=click.Path(path_type=Path),
+            Option("--save-config", metavar="FILE", type=PATH,
                    help="TOML file to write, with the options that were given."),
         ),
         "Data": (
@@ -141,5 +142,4 @@ def train_model(
     if ended.stopped_by:
         console.urgent(f"Stopped at step {ended.step}, saved. Go on: hipgpt train {ended.run.options} --resume")
         sys.exit(128 + ended.stopped_by)
-    best = " --best" if ended.best_step not in (None, ended.step) else ""
-    console.line(f'Done. Try it: hipgpt generate {ended.run.options}{best} --prompt "…"')
+    console.line(f"Done. Try it: {ended.run.trial(best=ended.best_step not in (None, ended.step))}")

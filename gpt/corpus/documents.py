@@ -73,11 +73,13 @@ def text_field(field: str) -> TextOf:
 
     def text_of(record: dict[str, Any]) -> str:
         if field not in record:
-            raise ValueError(f", {_no_field('field', field, record)}")
+            conversations = "; conversations need messages, or prompt and completion"
+            raise ValueError(f", {_no_field('field', field, record)}{conversations}")
         text = record[field]
         if not isinstance(text, str):
             advice = "name another with --text-field, or repair the line"
-            raise ValueError(f": the field {field!r} is {shown(text)}, but must be text: {advice}")
+            value = shown(json.dumps(text, ensure_ascii=False), quoted=False)
+            raise ValueError(f": the field {field!r} is {value}, but must be text: {advice}")
         if not _encodes(text):
             raise ValueError(f": the field {field!r} has half of a surrogate pair: repair it")
         return text
@@ -94,8 +96,7 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
     rows = csv.reader(lines(file, encoding, ""), delimiter=delimiter, strict=True)
     try:
         header = next(rows, [])
-        if field not in header:
-            raise UserError(f"{path} {_no_field('column', field, header)}")
+        _raise_unless_one(path, field, header)
         column = header.index(field)
         for row in rows:
             if row and len(row) <= column:
@@ -144,8 +145,7 @@ class Parquet:
 
     def text_column(self, name: str) -> TextOf:
         """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
-        if name not in self.columns:
-            raise UserError(f"{self._path} {_no_field('column', name, self.columns)}")
+        _raise_unless_one(self._path, name, self.columns)
         kind: Any = self._file.schema_arrow.field(name).type
         if not any(is_kind(kind) for is_kind in (self._types.is_string, self._types.is_large_string)):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
@@ -186,6 +186,14 @@ def _encodes(text: str) -> bool:
         return text.encode() is not None
     except UnicodeEncodeError:
         return False
+
+
+def _raise_unless_one(path: Path, column: str, columns: list[str]) -> None:
+    """UserError unless exactly one of the columns of a file has this name."""
+    if column not in columns:
+        raise UserError(f"{path} {_no_field('column', column, columns)}")
+    if (count := columns.count(column)) > 1:
+        raise UserError(f"{path} has {count} columns {column!r}: rename all but the one with the text")
 
 
 def _no_field(what: str, field: str, names: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 A name is that of a file, of a folder or a pattern such as "books/*.txt". A folder stands for all files in it, at any
 depth, and a pattern for the files that match. Their order is that of their whole paths, compared byte by byte. Files
-and folders whose names begin with a dot are passed over, as the shell does.
+and folders whose names begin with a dot are passed over, as the shell does. So are the directories of runs, which lie
+in the folder of the texts if hipgpt is used there, and have JSON in them.
 """
 
 import glob
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpt.errors import UserError, cannot
+from gpt.run import is_run
 
 
 class Named(NamedTuple):
@@ -39,11 +41,12 @@ def named(name: str, option: str = "--data-path") -> Named:
     (['a/z.txt', 'b.txt'], False)
     """
     path = _behind(Path(name))
-    if path.is_dir():
-        with cannot(f"read {path}"):
-            return Named(_ordered(_walk(str(path), set())), by_itself=False)
+    if os.path.isdir(path):  # False if a folder above may not be read; whoever reads the file says so
+        return Named(_ordered(_walk(str(path), set())), by_itself=False)
     if glob.has_magic(name) and not os.path.lexists(path):
-        if not (files := [each for each in glob.iglob(name, recursive=True) if not os.path.isdir(each)]):
+        in_run = cache(is_run)
+        matches = (each for each in glob.iglob(name, recursive=True) if not os.path.isdir(each))
+        if not (files := [each for each in matches if not in_run(os.path.dirname(each))]):
             raise UserError(f"{option} {name} matches no file: give the path of a file, of a folder or a pattern")
         return Named(_ordered(files), by_itself=False)
     return Named([path], by_itself=True)
@@ -67,13 +70,14 @@ def _ordered(paths: Iterable[str]) -> list[Path]:
 
 
 def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """All files in a folder, at any depth. A folder is read once, even if links lead to it again."""
-    stat = os.stat(folder)
-    if (stat.st_dev, stat.st_ino) in seen:
-        return
-    seen.add((stat.st_dev, stat.st_ino))
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda each: each.name)
+    """All files in a folder, at any depth, but none of a run. A folder is read once, even if links lead to it again."""
+    with cannot(f"read {folder}"):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen or is_run(folder):
+            return
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(folder) as entries:
+            visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda each: each.name)
     for entry in visible:
         if entry.is_dir():
             yield from _walk(entry.path, seen)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from gpt.corpus import conversations, documents
 from gpt.errors import UserError, cannot
-from gpt.system.reading import SMALL, irregular, parse
+from gpt.system.reading import irregular
 
 HEAD = 4096  # bytes at the beginning of a file that show its kind
 
@@ -47,6 +47,7 @@ _OTHERS = (
     (rb"(ARROW1)", "an Arrow file", _CONVERT),
     (rb"(%PDF-)", "a PDF file", _CONVERT),
 )
+_JSON = re.compile(rb'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
 _ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
 
 
@@ -81,6 +82,8 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
             with damage_named(path, compression), open(path, "rb", buffering=0) as file:
                 head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
+            if twice := _COMPRESSIONS.match(head):
+                raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
     except OSError:
@@ -100,7 +103,9 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         _raise_unless_text(path, head, encoding)
     elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
         raise NotTextError(
-            f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
+            f"{path} looks like tokens that another program has made: name them with --tokens"
+            if path.suffix == ".bin"
+            else f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
         )
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
@@ -193,11 +198,6 @@ def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
     raise NotTextError(f"{path} is not text in {encoding}")
 
 
-def looks_like_json_lines(path: Path) -> bool:
-    """Whether the first two lines of a text are JSON objects, or the first is one and nothing follows."""
-    with cannot(f"read {path}"), open(path, "rb") as file:
-        lines = [file.readline(SMALL) for _ in range(2)]
-    try:
-        return all(isinstance(parse(line), dict) for line in lines if line.strip())
-    except ValueError:
-        return False
+def looks_like_json(path: Path) -> bool:
+    """Whether a text begins as JSON does that has records: with an object that has a key, or a list of such objects."""
+    return bool(_JSON.match(first_bytes(path, HEAD)))

@@ -202,7 +202,7 @@ class Control:
     # ---- how a rank ends --------------------------------------------------------------------------------------
 
     def _tell(self, message: str, status: int, at_once: bool) -> None:
-        """What gpt/system/ending.py calls when this process ends with an error, or by a signal (no message)."""
+        """Tell all that this process ends with an error, or by a signal (no message). gpt/system/ending.py calls it."""
         with self._changed:
             if status == 1:
                 self._changed.wait_for(lambda: self._is_ending, CONSEQUENCE)

@@ -1,6 +1,7 @@
 """The ranks: the processes that train one model together, as the rest of the program sees them."""
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,11 @@ from gpt.system.limits import usable_cpus
 if TYPE_CHECKING:
     from gpt.distributed.control import Control
     from gpt.distributed.launch import Place
+
+
+# Of one machine: eight MI300X in eight partitions each are 64. Processes start before GPUs are counted, and a mistyped
+# number must not start thousands.
+MOST_GPUS = 128
 
 
 class Ranks:
@@ -87,12 +93,22 @@ class ManyRanks(Ranks):
     def __init__(self, place: "Place", control: "Control") -> None:
         self.rank, self.size = place.rank, place.size
         self._place, self._control = place, control
-        self.share, self.gather = control.share, control.gather  # type: ignore[method-assign]
-        self.may_begin, self.listen = control.may_begin, control.listen  # type: ignore[method-assign]
         host, cpus = socket.gethostname(), usable_cpus()
         everyone = self.share(self.gather([host, cpus]))
         self.neighbors = sum(there == host for there, _ in everyone)
         self.sharing_cpus = sum(there == host and not set(cpus).isdisjoint(theirs) for there, theirs in everyone)
+
+    def share(self, value: Any = None) -> Any:
+        return self._control.share(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._control.gather(value)
+
+    def listen(self, received: Callable[[], int | None]) -> None:
+        self._control.listen(received)
+
+    def may_begin(self, step: int) -> bool:
+        return self._control.may_begin(step)
 
     @property
     def stopped_by(self) -> int | None:
@@ -194,8 +210,8 @@ def _place(gpus: str | None) -> "Place | None":
         from gpt.ops.gpu.device import count_gpus
 
         size = count_gpus()
-    elif gpus.isdecimal() and int(gpus) > 0:
-        size = int(gpus)  # the others start at once; `_check_gpus` counts
-    else:
-        raise UserError(f"--gpus is {shown(gpus)}, but must be a number from 1 on, or all")
+    else:  # the others start at once; `_check_gpus` counts
+        size = int(gpus) if re.fullmatch(r"[0-9]{1,9}", gpus) else 0
+        if not 1 <= size <= MOST_GPUS:
+            raise UserError(f"--gpus is {shown(gpus)}, but must be a number from 1 to {MOST_GPUS}, or all")
     return Place(0, size, 0, size, "gpus") if size > 1 else None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gpt.distributed.collectives import Collectives, Exchange
-from gpt.distributed.shares import Place, Region, Shares, Stretch
+from gpt.distributed.shares import OwnPart, Region, Shares, Stretch
 from gpt.ops.interface import Array, Operations
 
 
@@ -21,12 +21,13 @@ class Reduction:
     ) -> None:  # fmt: skip
         self._ops, self._gradients, self._metrics = ops, gradients, metrics
         self._shares, self._collectives = shares, collectives
-        self._own: dict[Stretch, tuple[Place, Array, Array | None]] = {}
-        self._rounded = ops.empty(self._gradients.size) if in_bf16 else None
-        for region, gradients in own:
-            rounded = ops.empty(region.size) if in_bf16 and not region.is_whole else None
-            for stretch, place in zip(region.stretches, region.places(), strict=True):
-                self._own[stretch] = (place, gradients, rounded)
+        # Of each stretch: this rank's part, the array that it is in, and if numbers are rounded, that for what arrives.
+        self._own: dict[Stretch, tuple[OwnPart, Array, Array | None]] = {}
+        self._rounded = ops.empty(gradients.size) if in_bf16 else None
+        for region, sums in own:
+            arriving = ops.empty(region.size) if in_bf16 and not region.is_whole else None
+            for stretch, part in zip(region.stretches, region.own_parts(), strict=True):
+                self._own[stretch] = (part, sums, arriving)
 
     def block_is_final(self, layer: int) -> None:
         """The gradients of this layer's matrices, and of all later layers', will not change any more."""
@@ -38,16 +39,16 @@ class Reduction:
         self._collectives.reduce([*map(self._exchange, self._shares.rest), Exchange(self._metrics)])
         self._collectives.wait()
         if self._rounded is not None:
-            for stretch, (place, gradients, rounded) in self._own.items():
-                if rounded is None:
+            for stretch, (part, sums, arriving) in self._own.items():
+                if arriving is None:
                     self._ops.convert(self._rounded[stretch.slice], out=self._gradients[stretch.slice])
                 else:
-                    self._ops.convert(rounded[place.own], out=gradients[place.own])
+                    self._ops.convert(arriving[part.own], out=sums[part.own])
 
     def _exchange(self, stretch: Stretch) -> Exchange:
-        place, gradients, rounded = self._own[stretch]
+        part, sums, arriving = self._own[stretch]
         whole = self._gradients[stretch.slice]
         if self._rounded is not None:
-            exact, whole, gradients = whole, self._rounded[stretch.slice], rounded
+            exact, whole, sums = whole, self._rounded[stretch.slice], arriving
             self._ops.convert(exact, out=whole)
-        return stretch.exchange(whole, gradients[place.own] if stretch.bounds else None)
+        return stretch.exchange(whole, sums[part.own] if stretch.bounds else None)

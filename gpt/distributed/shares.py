@@ -26,8 +26,8 @@ from gpt.arithmetic import ceil_div, round_up
 from gpt.config import ModelConfig
 from gpt.distributed.collectives import Exchange
 from gpt.lora import adapter_elements
-from gpt.ops.interface import Array
-from gpt.parameters import ALIGNMENT, layout, matrix_spans
+from gpt.ops.interface import ALIGNMENT, Array
+from gpt.parameters import layout, matrix_spans
 
 BUCKET = 1 << 23  # elements of a bucket at least: 32 MiB of gradients, of which a link's bandwidth is reached
 
@@ -50,8 +50,8 @@ class Stretch(NamedTuple):
         return Exchange(whole, tuple(bound - self.start for bound in self.bounds), own)
 
 
-class Place(NamedTuple):
-    """Elements `elements` of the flat buffers, which lie in a rank's own buffer from `start` on."""
+class OwnPart(NamedTuple):
+    """Elements `elements` of the flat buffers that a rank steps. They lie in its own buffer from `start` on."""
 
     elements: slice
     start: int
@@ -77,37 +77,37 @@ class Region:
     def is_whole(self) -> bool:
         return not any(stretch.bounds for stretch in self.stretches)
 
-    def places(self) -> list[Place]:
-        """The place of each stretch's own elements."""
-        places, start = [], 0
+    def own_parts(self) -> list[OwnPart]:
+        """This rank's part of each stretch."""
+        parts, start = [], 0
         for stretch in self.stretches:
             low, high = stretch.start, stretch.stop
             if stretch.bounds:
                 low, high = stretch.bounds[self.rank : self.rank + 2]
-            places.append(Place(slice(low, high), start))
+            parts.append(OwnPart(slice(low, high), start))
             start += high - low
-        return places
+        return parts
 
     @property
     def size(self) -> int:
         """The number of own elements."""
-        return sum(place.elements.stop - place.elements.start for place in self.places())
+        return sum(part.elements.stop - part.elements.start for part in self.own_parts())
 
     def exchanges(self, flat: Array, own: Array) -> list[Exchange]:
         """The exchanges of all elements, in a flat buffer, of which this rank's are in `own`."""
-        pairs = zip(self.stretches, self.places(), strict=True)
-        return [stretch.exchange(flat[stretch.slice], own[place.own]) for stretch, place in pairs]
+        pairs = zip(self.stretches, self.own_parts(), strict=True)
+        return [stretch.exchange(flat[stretch.slice], own[part.own]) for stretch, part in pairs]
 
     def own_before(self, end: int) -> int:
         """The number of own elements before element `end` of the flat buffers."""
-        return sum(max(0, min(place.elements.stop, end) - place.elements.start) for place in self.places())
+        return sum(max(0, min(part.elements.stop, end) - part.elements.start) for part in self.own_parts())
 
-    def within(self, start: int, stop: int) -> Iterator[Place]:
-        """The places of the own elements between two elements of the flat buffers."""
-        for elements, place in self.places():
+    def within(self, start: int, stop: int) -> Iterator[OwnPart]:
+        """The own parts between two elements of the flat buffers."""
+        for elements, begin in self.own_parts():
             low, high = max(start, elements.start), min(stop, elements.stop)
             if low < high:
-                yield Place(slice(low, high), place + low - elements.start)
+                yield OwnPart(slice(low, high), begin + low - elements.start)
 
 
 class Shares:

@@ -13,7 +13,7 @@ from gpt.doctor import inventory, selftest
 from gpt.doctor.inventory import private
 from gpt.doctor.selftest import Failure
 from gpt.doctor.speed import Speed, measure
-from gpt.errors import UserError
+from gpt.errors import UserError, first_line
 from gpt.ops.interface import Operations
 from gpt.system.console import Console
 
@@ -26,7 +26,7 @@ Say = Callable[[str], object]  # prints lines
 
 @dataclass
 class Patient:
-    """A device in one precision, with what the self-test found on it."""
+    """A device in one precision, with the findings of the self-test."""
 
     ops: Operations
     checks: int = 0
@@ -134,7 +134,7 @@ def _select(device: str, precision: str = "auto", training: bool = False) -> Ope
     except UserError:
         raise
     except Exception as error:  # CuPy and drivers may raise any
-        raise UserError(f"--device {device} cannot be used: {_first_line(error)}; try --device cpu") from error
+        raise UserError(f"--device {device} cannot be used: {first_line(error)}; try --device cpu") from error
 
 
 def _test(found: Diagnosis, devices: Sequence[Operations], say: Say, console: Console) -> None:
@@ -160,7 +160,7 @@ def _time(found: Diagnosis, ops: Operations, say: Say) -> None:
             found.speeds.append(speed)
             say(f"  {speed}")
     except Exception as error:  # a device that computes wrongly may raise any
-        found.not_timed = private(_first_line(error))
+        found.not_timed = private(first_line(error))
         say(f"  the rest is not timed: {found.not_timed}")
 
 
@@ -181,7 +181,3 @@ def advice(patients: Sequence[Patient]) -> str:
     else:
         ways.append("install NumPy and numba anew")
     return f"{', or '.join(ways)}; and report this, with the whole output"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,6 +20,7 @@ import psutil
 import threadpoolctl
 
 import gpt
+from gpt.errors import first_line
 from gpt.ops.gpu.facts import Facts, Gpu
 from gpt.system import limits
 from gpt.system.console import size
@@ -237,7 +238,7 @@ def _known(ask: Callable[[], str]) -> str:
 
 
 def _unknown(error: Exception) -> str:
-    return f"not known: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return f"not known: {first_line(error)}"
 
 
 def _output(*command: str) -> str:

@@ -26,7 +26,7 @@ RATES = (0.0, 0.3)  # of dropout
 # Operation → the shapes of its check, in the order of the check's parameters.
 CASES: dict[str, list[tuple[Any, ...]]] = {
     "copy": [(1000,)],
-    "fill": [(1000, 0.0), (1000, -2.5)],
+    "clear": [(1000,)],
     "embedding": [(*shape, rate) for shape in ((2, 7, 24, 3), (3, 5, 30, 0), (2, 33, 136, 0)) for rate in RATES],
     "embedding_backward": [(*shape, rate) for shape in ((2, 7, 24), (3, 5, 30), (4, 33, 136)) for rate in RATES],
     "layernorm": [*ROWS, (67, 136, 1e4, 1)],

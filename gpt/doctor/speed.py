@@ -1,6 +1,7 @@
 """The speed of a few operations, timed as `hipgpt bench` times: the median over groups of calls (gpt/timing.py)."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class Speed(NamedTuple):
         return f"{self.operation:<26}{self.seconds * 1e3:10.3f} ms{rate}"
 
 
-class Work(NamedTuple):
+class TimedCall(NamedTuple):
     """A call to be timed, and what it does."""
 
     operation: str
@@ -58,12 +59,12 @@ def measure(ops: Operations) -> Iterator[Speed]:
     """Time some operations, one after the other. Raises UserError if a GPU lacks the memory."""
     marker = ops.zeros(1, "float32")
     now = after(lambda: ops.to_host(marker))
-    for name, call, flops, moved in _works(ops):
+    for name, call, flops, moved in _timed_calls(ops):
         call()  # compiles it, or plans it
         yield Speed(name, time_groups(call, now, seconds=GROUP_SECONDS).median, flops, moved)
 
 
-def _works(ops: Operations) -> Iterator[Work]:
+def _timed_calls(ops: Operations) -> Iterator[TimedCall]:
     sizes, rng = ON_CPU if ops.is_cpu else ON_GPU, np.random.default_rng(0)
     rows, d, itemsize = sizes.batch * sizes.seq, HEADS * HEAD_DIM, 2 if ops.low_precision else 4
     wide = WIDER * d
@@ -80,30 +81,29 @@ def _works(ops: Operations) -> Iterator[Work]:
     product = 2.0 * rows * d * wide
     activation = Activation("gelu", pre_activation)
     shape = f"{rows} x {d} x {wide}"
-    yield Work(f"linear, {shape}", lambda: ops.linear(x, layer, hidden), flops=product)
-    yield Work("linear with gelu", lambda: ops.linear(x, layer, hidden, activation), flops=product)
+    yield TimedCall(f"linear, {shape}", lambda: ops.linear(x, layer, hidden), flops=product)
+    yield TimedCall("linear with gelu", lambda: ops.linear(x, layer, hidden, activation), flops=product)
     grads = Affine(ops.zeros((d, wide), "float32"), None)
-    yield Work("linear_backward", lambda: ops.linear_backward(hidden, x, layer.weight, out, grads), flops=2 * product)
-
-    qkv, dqkv, lse = (
-        random(rows, 3 * d),
-        ops.empty((rows, 3 * d)),
-        ops.empty((sizes.batch, HEADS, sizes.seq), "float32"),
+    yield TimedCall(
+        "linear_backward", lambda: ops.linear_backward(hidden, x, layer.weight, out, grads), flops=2 * product
     )
+
+    qkv, dqkv = random(rows, 3 * d), ops.empty((rows, 3 * d))
+    lse = ops.empty((sizes.batch, HEADS, sizes.seq), "float32")
     attended = 2.0 * rows * sizes.seq * d  # two products, half of whose elements lie before the query
-    yield Work(f"attention, {sizes.seq} positions", lambda: ops.attention(qkv, out, lse), flops=attended)
-    call = lambda: ops.attention_backward(x, qkv, out, lse, dqkv)  # noqa: E731
-    yield Work("attention_backward", call, flops=2.5 * attended)
+    yield TimedCall(f"attention, {sizes.seq} positions", lambda: ops.attention(qkv, out, lse), flops=attended)
+    backward = partial(ops.attention_backward, x, qkv, out, lse, dqkv)
+    yield TimedCall("attention_backward", backward, flops=2.5 * attended)
 
     mean, rstd = ops.empty(rows, "float32"), ops.empty(rows, "float32")
     normed, norm = Normed(x, out, mean, rstd), Affine(random(d), random(d))
-    yield Work("layernorm", lambda: ops.layernorm(normed, norm), bytes=2.0 * rows * d * itemsize)
+    yield TimedCall("layernorm", lambda: ops.layernorm(normed, norm), bytes=2.0 * rows * d * itemsize)
 
     few = min(rows, LOGITS_ROWS)
     logits, losses, hits = random(few, sizes.vocab), ops.empty(few, "float32"), ops.empty(few, "float32")
     labels, scale = ops.from_host(np.zeros(few, np.int32)), ops.from_host(np.ones(1, np.float32))
-    call = lambda: ops.softmax_cross_entropy(logits, labels, losses, hits, sizes.vocab, scale)  # noqa: E731
-    yield Work("softmax_cross_entropy", call, bytes=2.0 * few * sizes.vocab * itemsize)
+    loss = partial(ops.softmax_cross_entropy, logits, labels, losses, hits, sizes.vocab, scale)
+    yield TimedCall("softmax_cross_entropy", loss, bytes=2.0 * few * sizes.vocab * itemsize)
 
     n = sizes.parameters
     weights, gradients, exp_avg, exp_avg_sq = (ops.zeros(n, "float32") for _ in range(4))
@@ -111,4 +111,4 @@ def _works(ops: Operations) -> Iterator[Work]:
     buffers = AdamBuffers(weights, gradients, exp_avg, exp_avg_sq, copy, n)
     plan = ops.from_host(np.array([0, 1, 1e-3, 1, 1e-3, 1], np.float64))
     rule = UpdateRule(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, clip=1.0)
-    yield Work("adamw", lambda: ops.adamw(buffers, plan, rule), bytes=n * (28.0 + (2 if copy is not None else 0)))
+    yield TimedCall("adamw", lambda: ops.adamw(buffers, plan, rule), bytes=n * (28.0 + (2 if copy is not None else 0)))

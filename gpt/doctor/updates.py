@@ -7,7 +7,7 @@ import numpy as np
 from gpt.arithmetic import round_up
 from gpt.doctor.bounds import EXP, LEAST, u
 from gpt.doctor.trial import REFERENCE, Arrays, Trial
-from gpt.ops.interface import AdamBuffers, Array, SamplingRule, Stack, UpdateRule
+from gpt.ops.interface import AdamBuffers, Array, SamplingRule, Stack, StackShape, UpdateRule
 from gpt.optim import NEWTON_SCHULZ
 
 # ---- copies ----------------------------------------------------------------------------------------------------------
@@ -24,10 +24,10 @@ def copy(trial: Trial, n: int) -> None:
     trial.near("the copy of the copy", second, trial.ops.to_host(first).astype(np.float64), 0)
 
 
-def fill(trial: Trial, n: int, value: float) -> None:
+def clear(trial: Trial, n: int) -> None:
     out = trial.poisoned(n, dtype="float32")
-    trial.ops.fill(out, value)
-    trial.near("the array", out, np.full(n, np.float32(value), np.float64), 0)
+    trial.ops.clear(out)
+    trial.near("the array", out, np.zeros(n), 0)
 
 
 def convert(trial: Trial, n: int) -> None:
@@ -197,7 +197,7 @@ def _stored_copy(trial: Trial, weights: Array, copy: Array) -> None:
         trial.near("the copy of the weights", copy, stored, trial.U * np.abs(stored))
 
 
-def stack(trial: Trial, shape: tuple[int, int, int]) -> tuple[list[np.ndarray], Stack]:
+def stack(trial: Trial, shape: StackShape) -> tuple[list[np.ndarray], Stack]:
     """Weights, gradients and momentum [matrices, rows, columns] on the host, and their Stack on the device.
 
     The Stack also has room for the copy. Its matrices are evenly spaced, with gaps between them.

@@ -1,4 +1,4 @@
-"""What the log of a run tells: curves, and a summary of the run.
+"""Conclusions from the log of a run: its curves, and a summary.
 
 - curves.py: a quantity of metrics.jsonl, such as the loss, against steps, tokens or time.
 - picture.py and terminal.py draw curves, the one into a file (by matplotlib), the other as text (by uniplot).

@@ -130,8 +130,6 @@ def _checkpoints(run: Run) -> Iterator[str]:
 
 
 def _next(run: Run, it: Summary) -> str:
-    is_chat = it.data is not None and "counted" in it.data
-    write = f"hipgpt chat {run.options}" if is_chat else f'hipgpt generate {run.options} --prompt "…"'
     if it.state == "training":
         return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "damaged":
@@ -142,5 +140,4 @@ def _next(run: Run, it: Summary) -> str:
         return f"hipgpt train {run.options} --resume"
     if it.state == "diverged":
         return f"train it anew with a lower --lr (it was {it.train.peak_lr:g})" if it.train else "train it anew"
-    best = " --best" if it.best_step not in (None, it.step) else ""
-    return write.replace(run.options, run.options + best)
+    return run.trial(best=it.best_step not in (None, it.step))

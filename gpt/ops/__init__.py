@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 
-from gpt.errors import UserError
+from gpt.errors import UserError, first_line, shown
 from gpt.ops.interface import Operations
 
 
@@ -25,8 +25,8 @@ def select(
     (own), or the library if it is there and right (auto).
     Raises UserError if the device does not exist here or lacks that precision, or if that library is missing.
     """
-    if not re.fullmatch(r"auto|cpu|gpu(:[0-9]+)?", device):
-        raise UserError(f"--device is {device}, but must be auto, cpu, gpu or gpu:N")
+    if not re.fullmatch(r"auto|cpu|gpu(:[0-9]{1,9})?", device):
+        raise UserError(f"--device is {shown(device, quoted=False)}, but must be auto, cpu, gpu or gpu:N")
     gpu, note = None, None
     if device != "cpu":
         try:
@@ -78,6 +78,6 @@ def _cpu(training: bool, processes: int) -> Operations:
 
         return NumbaOps(threads)
     except Exception as error:  # a broken installation may raise any, and so may a folder that takes no cache
-        ops, reason = CpuOps(threads), (str(error) or repr(error)).splitlines()[0]
-        ops.notes = [f"Note: numba is not used, which makes steps slower: {reason}"]
+        ops = CpuOps(threads)
+        ops.notes = [f"Note: numba is not used, which makes steps slower: {first_line(error)}"]
         return ops

@@ -27,6 +27,11 @@ Array = Any  # NumPy's on the CPU, CuPy's on a GPU
 Shape = int | tuple[int, ...]
 Fields = Mapping[str, tuple[tuple[int, ...], str]]  # name → shape and dtype
 Work = Callable[[], object]  # asks a device for something
+StackShape = tuple[int, int, int]  # of a Stack: matrices, rows, columns
+Coefficients = Sequence[tuple[float, float, float]]  # a, b and c of the polynomials a x + b x³ + c x⁵ of Muon
+
+ALIGNMENT = 128  # elements: vector loads and matrix products want arrays that begin at such multiples in a buffer
+MUON_RMS = 0.2  # root mean square of a step of Muon, in units of the learning rate: see `Arithmetic.muon`
 
 
 # ---- bundles of arrays -----------------------------------------------------------------------------------------------
@@ -190,8 +195,8 @@ class Arithmetic(Protocol):
     def copy(self, value: Array, out: Array) -> None:
         """out[...] = value, from the host or the device; converts between floating-point types."""
 
-    def fill(self, array: Array, value: float) -> None:
-        """array[...] = value."""
+    def clear(self, array: Array) -> None:
+        """array[...] = 0."""
 
     # ---- embedding ------------------------------------------------------------------------------------------------
 
@@ -371,16 +376,14 @@ class Arithmetic(Protocol):
     def adamw(self, buffers: AdamBuffers, plan: Array, rule: UpdateRule) -> None:
         """One step of AdamW (Loshchilov & Hutter 2019) over flat arrays; `plan` is as `plan_update` left it."""
 
-    def muon(
-        self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
-    ) -> None:
+    def muon(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
         """One step of Muon (Jordan et al. 2024) for every matrix of `stacks`; `plan` is as `plan_update` left it.
 
         With g the clipped gradient: m += (1 - momentum) (g - m), u = g + momentum (m - g) (Nesterov), and
-        w = decay · w - lr · 0.2 sqrt(max(rows, columns)) · orthogonalized(u). The factor gives the step the size of
-        AdamW's, a root mean square of 0.2 (Liu et al. 2025). orthogonalized(u) is u with its singular values s replaced
-        by p(s / ‖u‖), where ‖u‖ is the Frobenius norm (1e-7 at least) and p the composition of the polynomials
-        a x + b x³ + c x⁵ of `coefficients`, which is about 1.
+        w = decay · w - lr · MUON_RMS sqrt(max(rows, columns)) · orthogonalized(u). The factor gives the step the size
+        of AdamW's (Liu et al. 2025). orthogonalized(u) is u with its singular values s replaced by p(s / ‖u‖), where
+        ‖u‖ is the Frobenius norm (1e-7 at least) and p the composition of the polynomials a x + b x³ + c x⁵ of
+        `coefficients`, which is about 1.
         """
 
 
@@ -403,7 +406,7 @@ class Operations(Arithmetic, Protocol):
         """Raises UserError for a model that cannot run here."""
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[StackShape] = (),
         lora: int | None = None,
     ) -> None:  # fmt: skip
         """Check the library that computes matrix products, on the products of a model, before the model is made.
@@ -460,5 +463,5 @@ class Operations(Arithmetic, Protocol):
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this process holds."""
 
-    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+    def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         """Bytes of scratch memory that `muon` takes for stacks of these shapes."""

@@ -18,7 +18,7 @@ import numpy as np
 from gpt import provenance
 from gpt.corpus import Sources
 from gpt.corpus.conversations import write_counted
-from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.kinds import looks_like_json
 from gpt.corpus.shuffling import shuffle_documents
 from gpt.corpus.sources import Texts, few
 from gpt.distributed.ranks import Ranks
@@ -214,6 +214,8 @@ class Maker:
                 f"Note: {made.found:,} of the {made.tokens:,} tokens of {text.name} were there from an interrupted "
                 "command"
             )
+        if not made.characters:
+            raise UserError(f"all documents of {text.name} are empty: give others")
         if not made.tokens:
             raise UserError(
                 f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text"
@@ -231,13 +233,13 @@ class Maker:
         if lost := tokenizer.lost:
             said = lost_note(text.name, lost, info["characters"])
             self.report(f"Note: {said}; --tokenizer byte would keep every character")
-        if not text.marks and not text.files[0].compression and looks_like_json_lines(text.files[0].path):
+        plain = [file.path for file in text.files if file.format == "plain"]
+        if records := [path for path in plain if path.suffix == ".json" or (not text.marks and looks_like_json(path))]:
             self.report(
-                f"Note: {text.name} looks like JSON Lines, and is learned as it stands, with its keys, quotes and "
-                "escapes: better let its name end in .jsonl, and make the tokens anew"
+                f"Note: learned as they stand, with keys, quotes and escapes: {few(records)}; for the texts in JSON, "
+                'write an object such as {"text": "…"} on each line of a file whose name ends in .jsonl'
             )
-        tables = [file.path for file in text.files if file.format == "plain" and file.path.suffix in (".csv", ".tsv")]
-        if tables:
+        if tables := [path for path in plain if path.suffix in (".csv", ".tsv")]:
             self.report(
                 f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column"
             )

@@ -9,7 +9,7 @@ files, from the outside in:
 - fields.py: the body's fields become a checked request. What hipgpt does not support is refused by name.
 - texts.py: the request's texts are submitted, and read as they are written.
 - engine_client.py: the engine, as the front knows it.
-- channel.py: what goes from one process to the other. messages.py has what they say.
+- channel.py: messages from one process to the other. messages.py defines them.
 - engine.py: writes the texts of all models (model.py); outbox.py brings the tokens back.
 - wording.py: tokens become text, up to a stop string.
 - answers.py: the text becomes OpenAI's answer, whole or as a stream of events.

@@ -27,7 +27,7 @@ class CompletionForm:
     _offsets: dict[int, int] = field(default_factory=dict)  # characters of each text so far
 
     def begins(self, index: int) -> dict[str, Any] | None:
-        """What a stream has of a text before its first piece."""
+        """The choice that a stream begins a text with, or None."""
         return None
 
     def choice(self, index: int, pieces: list[Piece], reason: str | None, is_whole: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class ChatForm:
     whole, piecewise = "chat.completion", "chat.completion.chunk"
 
     def begins(self, index: int) -> dict[str, Any] | None:
-        """What a stream has of an answer before its first piece: who speaks."""
+        """The choice that a stream begins an answer with: it says who speaks."""
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -138,7 +138,7 @@ class Answer:
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events, those that come at the same time together. An error is the last of them."""
         head = _JSON.encode({**self._head, "object": self.form.piecewise})[:-1]  # up to what differs, in all events
-        usage = ', "usage": null' if self.texts.wishes.includes_usage else ""
+        usage = ', "usage": null' if self.texts.options.includes_usage else ""
 
         def event(choice: dict[str, Any]) -> str:
             return f'data: {head}, "choices": [{_JSON.encode(choice)}]{usage}}}\n\n'

@@ -21,7 +21,7 @@ from gpt.serve.answers import Answer, ChatForm, CompletionForm
 from gpt.serve.engine_client import EngineClient
 from gpt.serve.errors import RequestError
 from gpt.serve.guard import App, Guard, Receive, Scope, Send
-from gpt.serve.messages import Known
+from gpt.serve.messages import ModelInfo
 from gpt.serve.runs import Runs
 from gpt.serve.texts import Texts, ids_of
 
@@ -69,24 +69,23 @@ class _Api:
 
     async def completions(self, request: Request) -> Response | App:
         wanted = fields.completion(await request.body())
-        model = await self._loaded(wanted.wishes.model)
-        scored = wanted.echo and wanted.wishes.likeliest is not None
+        model = await self._loaded(wanted.options.model)
+        scored = wanted.echo and wanted.options.likeliest is not None
         prompts = [ids_of(model, prompt, scored) for prompt in wanted.prompts]
-        texts = Texts(self._engine, model, wanted.wishes, prompts, wanted.max_tokens, echo=wanted.echo)
-        form = CompletionForm(model.tokenizer, wanted.wishes.likeliest is not None)
+        texts = Texts(self._engine, model, wanted.options, prompts, wanted.max_tokens, echo=wanted.echo)
+        form = CompletionForm(model.tokenizer, wanted.options.likeliest is not None)
         return await _answered(request, Answer(texts, form))
 
     async def chat(self, request: Request) -> Response | App:
         wanted = fields.chat(await request.body())
-        model = await self._loaded(wanted.wishes.model)
+        model = await self._loaded(wanted.options.model)
         prompt, stop_ids = _conversation(model, wanted.messages)
-        left = max(1, model.config.max_seq_len - len(prompt))
-        max_tokens = wanted.max_tokens or min(left, fields.MOST_TOKENS)
-        texts = Texts(self._engine, model, wanted.wishes, [prompt], max_tokens, stop_ids=stop_ids)
-        return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.wishes.likeliest is not None)))
+        max_tokens = wanted.most_tokens(room=model.config.max_seq_len - len(prompt))
+        texts = Texts(self._engine, model, wanted.options, [prompt], max_tokens, stop_ids=stop_ids)
+        return await _answered(request, Answer(texts, ChatForm(model.tokenizer, wanted.options.likeliest is not None)))
 
-    async def _loaded(self, name: str) -> Known:
-        if model := self._engine.known(name):
+    async def _loaded(self, name: str) -> ModelInfo:
+        if model := self._engine.in_memory(name):
             return model
         run: Run = await run_in_threadpool(self._runs.find, name)
         return await self._engine.model(run)
@@ -108,7 +107,7 @@ class _Api:
         return JSONResponse(await run_in_threadpool(self._runs.pieces, request.path_params["name"], text))
 
 
-def _conversation(model: Known, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
+def _conversation(model: ModelInfo, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
     """The prompt that stands for a conversation, and the ids that end the answer."""
     if not chat_template.is_used_by(model.tokenizer):
         raise RequestError(
@@ -127,7 +126,7 @@ def _conversation(model: Known, messages: list[Any]) -> tuple[list[int], frozens
 
 async def _answered(request: Request, answer: Answer) -> Response | App:
     """The answer as the request wants it. If the client goes away, its texts end."""
-    if answer.texts.wishes.streams:
+    if answer.texts.options.streams:
         return _streamed(answer)
     async with _while_somebody_waits(answer.texts, request.receive):
         return JSONResponse(await answer.whole())

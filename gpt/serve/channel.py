@@ -1,7 +1,7 @@
 """Messages between the two processes of the server (messages.py), over a pair of sockets.
 
-The processes share a machine and a version of hipgpt, and nobody else has a hand on the sockets. So a message is a
-pickled object behind its length.
+The processes share a machine and a version of hipgpt, and nobody else can reach the sockets. So a message is a pickled
+object behind its length.
 """
 
 import pickle

@@ -67,7 +67,7 @@ class Engine:
         model = Model(run, next(self._numbers), self._ops, self._outbox, self._places, self._best)
         self._report(f"Run {run.name}, step {model.step_number}: in memory, with {model.places} places")
         self._models[run.name] = model
-        self._channel.send(messages.Loaded(model.known))
+        self._channel.send(messages.Loaded(model.info))
 
     def run(self) -> None:
         """Write texts until `end`. If something unforeseen is raised here, all texts end with an error first."""
@@ -104,7 +104,7 @@ class Engine:
         return max(0.0, self._look_at - time.monotonic()) if self._reload else None
 
     def _take(self, message: object) -> None:
-        """Do what the front asks for."""
+        """Carry out a message of the front's."""
         if isinstance(message, messages.Load):
             try:
                 if message.run.name not in self._models and self._ends_at is None:
@@ -165,5 +165,5 @@ class Engine:
             return True
         self._report(f"Run {name}: {f'now at step {model.step_number}' if is_same_kind else 'made anew'}")
         if is_same_kind:
-            self._channel.send(messages.Loaded(model.known))
+            self._channel.send(messages.Loaded(model.info))
         return is_same_kind

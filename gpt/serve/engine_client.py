@@ -15,7 +15,7 @@ from gpt.run import Run
 from gpt.serve import messages
 from gpt.serve.channel import Frames, framed
 from gpt.serve.errors import ENDING, RequestError
-from gpt.serve.messages import End, Known, Text, Update
+from gpt.serve.messages import End, ModelInfo, Text, Update
 
 MOST_WAITING = 256  # texts that have got nothing yet; more are refused
 MOST_UNREAD = 20_000  # tokens that a client may leave unread
@@ -63,8 +63,8 @@ class EngineClient:
         self.device = ""
         self.is_ending = False
         self._numbers = itertools.count()
-        self._models: dict[str, Known] = {}  # by the run's name
-        self._loading: dict[str, asyncio.Future[Known]] = {}  # by the run's name
+        self._models: dict[str, ModelInfo] = {}  # by the run's name
+        self._loading: dict[str, asyncio.Future[ModelInfo]] = {}  # by the run's name
         self._listeners: dict[int, Listener] = {}  # by the text's number
         self._waiting: set[int] = set()  # texts that have got nothing yet
 
@@ -80,11 +80,11 @@ class EngineClient:
         finally:
             self._transport.close()
 
-    def known(self, name: str) -> Known | None:
+    def in_memory(self, name: str) -> ModelInfo | None:
         """The model of the run of this name, if it is in memory."""
         return self._models.get(name)
 
-    async def model(self, run: Run) -> Known:
+    async def model(self, run: Run) -> ModelInfo:
         """The model of a run, once it is in memory. Raises RequestError if it cannot be."""
         if self.is_ending:
             raise ENDING
@@ -95,7 +95,7 @@ class EngineClient:
             self._send(messages.Load(run))
         return await asyncio.shield(self._loading[run.name])
 
-    def submit(self, model: Known, texts: Sequence[tuple[Request, int | None, bool]]) -> tuple[Listener, list[int]]:
+    def submit(self, model: ModelInfo, texts: Sequence[tuple[Request, int | None, bool]]) -> tuple[Listener, list[int]]:
         """Have texts written, all or none: a request, its `likeliest` and `scores_prompt` (see `Text`) for each.
 
         Returns where they arrive, and their numbers. Raises RequestError: too many wait, or the server is ending.

@@ -22,8 +22,8 @@ USUAL_TOKENS = 16  # OpenAI's default for completions
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What completions and chats have in common. `likeliest` is as in `gpt.serve.messages.Text`.
+class Options:
+    """The options that completions and chats have in common. `likeliest` is as in `gpt.serve.messages.Text`.
 
     `seed` is None if the request does not say it.
     """
@@ -42,7 +42,7 @@ class Wishes:
 class Completion:
     """The body of /v1/completions. Each prompt is a text or its ids; `echo` asks for it in front of its text."""
 
-    wishes: Wishes
+    options: Options
     prompts: tuple[str | list[int], ...]
     max_tokens: int
     echo: bool
@@ -52,9 +52,13 @@ class Completion:
 class Chat:
     """The body of /v1/chat/completions, with its messages as they came. `max_tokens` is None if it does not say it."""
 
-    wishes: Wishes
+    options: Options
     messages: list[Any]
     max_tokens: int | None
+
+    def most_tokens(self, room: int) -> int:
+        """The most tokens of an answer: as many as the model has `room` for, within all limits, if it does not say."""
+        return self.max_tokens or max(1, min(room, MOST_TOKENS, MOST_IN_ALL // self.options.n))
 
 
 def _integer(least: int, most: int) -> Kind:
@@ -132,12 +136,12 @@ def completion(body: bytes) -> Completion:
     prompt = fields.get("prompt", "")
     prompts = (prompt,) if isinstance(prompt, str) or _are_ids(prompt) else tuple(prompt)
     max_tokens = fields.get("max_tokens", USUAL_TOKENS)
-    wishes = _wishes(fields, fields.get("logprobs"))
-    _check_total(wishes.n, len(prompts), max_tokens)
+    options = _options(fields, fields.get("logprobs"))
+    _check_total(options.n, len(prompts), max_tokens)
     echo = fields.get("echo", False)
     if max_tokens == 0 and not echo:
         raise RequestError(400, "max_tokens is 0, which only makes sense with echo", param="max_tokens")
-    return Completion(wishes, prompts, max_tokens, echo)
+    return Completion(options, prompts, max_tokens, echo)
 
 
 def chat(body: bytes) -> Chat:
@@ -149,9 +153,9 @@ def chat(body: bytes) -> Chat:
     if "top_logprobs" in fields and not fields.get("logprobs"):
         raise RequestError(400, "top_logprobs asks for logprobs: true as well", param="top_logprobs")
     likeliest = fields.get("top_logprobs", 0) if fields.get("logprobs") else None
-    wishes = _wishes(fields, likeliest)
-    _check_total(wishes.n, 1, max_tokens or 0)
-    return Chat(wishes, fields["messages"], max_tokens)
+    options = _options(fields, likeliest)
+    _check_total(options.n, 1, max_tokens or 0)
+    return Chat(options, fields["messages"], max_tokens)
 
 
 def text_to_split(body: bytes) -> str:
@@ -170,9 +174,9 @@ def _check_total(n: int, prompts: int, max_tokens: int) -> None:
         raise RequestError(400, message, param="max_tokens")
 
 
-def _wishes(fields: Mapping[str, Any], likeliest: int | None) -> Wishes:
+def _options(fields: Mapping[str, Any], likeliest: int | None) -> Options:
     stop = fields.get("stop", [])
-    return Wishes(
+    return Options(
         model=fields["model"],
         n=fields.get("n", 1),
         sampling=SamplingConfig(

@@ -1,7 +1,7 @@
 """The front: the process that speaks HTTP, as a child of the one that has the engine (server.py).
 
 uvicorn runs the app (app.py). It parses with httptools, which saves a fifth of the work of a request, or else with h11.
-All that the process is to know comes from its parent, by its standard input.
+Its parent tells it everything else by its standard input.
 """
 
 import os
@@ -16,7 +16,7 @@ MOST_CONNECTIONS = 1000
 
 
 class Start(NamedTuple):
-    """What the front is to know: two sockets, and what `Runs` and `app.make` want."""
+    """Everything that the front is told: two sockets, and the arguments of `Runs` and `app.make`."""
 
     channel: int | bytes
     listener: int | bytes
@@ -27,7 +27,7 @@ class Start(NamedTuple):
 
 
 def handle(each: socket.socket, process: int) -> int | bytes:
-    """What a child needs to have this socket too. On POSIX it is the number that it has inherited."""
+    """The handle by which a child gets this socket too. On POSIX it is the number that it has inherited."""
     if sys.platform == "win32":
         return each.share(process)
     return each.fileno()

@@ -1,4 +1,4 @@
-"""What the two processes of the server say to each other.
+"""The messages between the two processes of the server.
 
 front → engine    Load, Write, Cancel
 engine → front    Begin, Loaded, Refused, Forgotten, Ending, Done, and a list of Updates
@@ -52,8 +52,8 @@ class Text(NamedTuple):
     scores_prompt: bool = False
 
 
-class Known(NamedTuple):
-    """What the front knows of a model in memory. Another model gets another `number`, also if it is the same run's."""
+class ModelInfo(NamedTuple):
+    """A model in memory, as the front knows it. Another model gets another `number`, also if it is the same run's."""
 
     number: int
     run: Run
@@ -97,7 +97,7 @@ class Begin(NamedTuple):
 class Loaded(NamedTuple):
     """A model is in memory, or has the weights of a newer checkpoint."""
 
-    model: Known
+    model: ModelInfo
 
 
 class Refused(NamedTuple):

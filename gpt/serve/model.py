@@ -17,7 +17,7 @@ from gpt.generate import fitting, load_model
 from gpt.ops.interface import Operations
 from gpt.run import Run
 from gpt.serve.errors import RequestError
-from gpt.serve.messages import End, Known, Score, Text
+from gpt.serve.messages import End, ModelInfo, Score, Text
 from gpt.serve.outbox import Outbox
 from gpt.tokenizer import Tokenizer
 
@@ -50,9 +50,9 @@ class Model:
         self._logits: dict[Sequence, deque[np.ndarray]] = {}  # of tokens that `step` has not returned yet
 
     @property
-    def known(self) -> Known:
-        """What the front is to know of it."""
-        return Known(self.number, self.run, self.step_number, self.config, self.tokenizer)
+    def info(self) -> ModelInfo:
+        """Everything that the front needs to know of it."""
+        return ModelInfo(self.number, self.run, self.step_number, self.config, self.tokenizer)
 
     @property
     def is_busy(self) -> bool:
@@ -110,8 +110,9 @@ class Model:
         self._end(self._left({text.number for text in self._waiting}), error)
 
     def end_all(self, error: RequestError) -> None:
-        """End all texts."""
+        """End all texts, and wait until the device has: the memory of this model may be freed then."""
         self._end(self._left(set(self._deadlines)), error)
+        self._decoder.settle()
 
     def _end_late(self) -> None:
         now = time.monotonic()

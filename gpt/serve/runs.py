@@ -1,4 +1,4 @@
-"""What others may know about the runs: which have a model, how far each is, and its log as it grows."""
+"""The runs, as clients may see them: which have a model, how far each is, and its log as it grows."""
 
 import math
 import os

@@ -108,7 +108,7 @@ def front(address: Address, root: Path, served: Sequence[str]) -> Iterator[Chann
 
 
 def run(engine: Engine, report: Callable[[str], None]) -> None:
-    """Serve until a signal comes. Belongs into the main thread, inside `interrupts.raised`."""
+    """Serve until a signal comes. Call it in the main thread, inside `interrupts.raised`."""
 
     def end() -> None:
         report(f"Ending, once texts are complete or {GRACE:.0f} s have passed. Again to end at once")
@@ -119,7 +119,7 @@ def run(engine: Engine, report: Callable[[str], None]) -> None:
 
 
 def _started(address: Address, channel: socket.socket, root: Path, served: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start the front. What it is to know comes through its standard input: others can see its arguments."""
+    """Start the front. It is told everything through its standard input, because others can see its arguments."""
     command = [sys.executable, str(Path(__file__).parent), address.url]
     shared = () if sys.platform == "win32" else (channel.fileno(), address.listener.fileno())
     with _signals_kept():

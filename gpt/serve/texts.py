@@ -10,13 +10,13 @@ from gpt.errors import UserError
 from gpt.generate import prompt_ids
 from gpt.serve.engine_client import EngineClient
 from gpt.serve.errors import RequestError
-from gpt.serve.fields import Wishes
-from gpt.serve.messages import Known, Update
+from gpt.serve.fields import Options
+from gpt.serve.messages import ModelInfo, Update
 from gpt.serve.wording import Piece, Wording
 
 
 class Progress(NamedTuple):
-    """What has become of text `choice`: its next pieces, and at its end the reason, "stop" or "length"."""
+    """News of text `choice`: its next pieces, and at its end the reason, "stop" or "length"."""
 
     choice: int
     pieces: list[Piece]
@@ -49,7 +49,7 @@ class Usage:
 
 
 class Texts:
-    """`wishes.n` texts after each prompt, in the order of the prompts. Made inside the event loop.
+    """`options.n` texts after each prompt, in the order of the prompts. Made inside the event loop.
 
     Whoever makes it calls `cancel` at the end, whatever has happened. Text k of prompt p has the stream (seed, p, k).
     So it depends on the request alone, and text 0 of a single prompt is the one that `hipgpt generate` writes with this
@@ -60,32 +60,32 @@ class Texts:
     def __init__(
         self,
         engine: EngineClient,
-        model: Known,
-        wishes: Wishes,
+        model: ModelInfo,
+        options: Options,
         prompts: Sequence[list[int]],
         max_tokens: int,
         *,
         echo: bool = False,
         stop_ids: Collection[int] = (),
     ) -> None:
-        self.model, self.wishes, self._engine = model, wishes, engine
+        self.model, self.options, self._engine = model, options, engine
         self._prompt_tokens = sum(map(len, prompts))
-        scores_prompt = echo and wishes.likeliest is not None
-        seed = secrets.randbits(63) if wishes.seed is None else wishes.seed
+        scores_prompt = echo and options.likeliest is not None
+        seed = secrets.randbits(63) if options.seed is None else options.seed
         eos = model.tokenizer.end_of_text
         eos_id = -1 if eos is None else eos
         window = model.config.max_seq_len
         requests = [
-            Request(ids, max_tokens, wishes.sampling, eos_id, Stream(seed, prompt, sample), window)
+            Request(ids, max_tokens, options.sampling, eos_id, Stream(seed, prompt, sample), window)
             for prompt, ids in enumerate(prompts)
-            for sample in range(wishes.n)
+            for sample in range(options.n)
         ]
-        submitted = [(request, wishes.likeliest, scores_prompt) for request in requests]
+        submitted = [(request, options.likeliest, scores_prompt) for request in requests]
         self._listener, self._numbers = engine.submit(model, submitted)
         self._writings = {
             number: _Writing(
                 choice,
-                Wording(model.tokenizer, request.prompt, wishes.stop, stop_ids),
+                Wording(model.tokenizer, request.prompt, options.stop, stop_ids),
                 Wording(model.tokenizer, []) if echo else None,
                 len(request.prompt) if scores_prompt else 0,
             )
@@ -112,7 +112,7 @@ class Texts:
         self._engine.cancel(self._numbers)
 
     async def more(self) -> list[Progress]:
-        """What has become of the texts since the last call. Nothing once all of them have ended.
+        """The news of the texts since the last call, for which it waits; [] once all of them have ended.
 
         Raises RequestError if one of them ends with an error.
         """
@@ -149,7 +149,7 @@ class Texts:
         return Progress(each.choice, pieces, reason)
 
 
-def ids_of(model: Known, prompt: str | list[int], scored: bool) -> list[int]:
+def ids_of(model: ModelInfo, prompt: str | list[int], scored: bool) -> list[int]:
     """The ids of a prompt: those of its text, or those given. An empty text is the mark that begins a text.
 
     Raises RequestError if the model cannot read it: an unknown id, no known token, too long to be `scored` at once.

@@ -5,6 +5,7 @@ from itertools import zip_longest
 from typing import NamedTuple
 
 from gpt.serve.messages import Score
+from gpt.stops import Stops
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.spelling import ByteSpelling
 
@@ -20,22 +21,23 @@ class Wording:
     """The text of one answer, piece by piece. The pieces joined are the text.
 
     `prompt` has the ids before the text. A piece whose end might be the beginning of a stop string is held back until
-    it is known not to be. `stopped` is True once the text has come to a stop string, or to one of `stop_ids`; neither
-    is part of it. `count` is the number of tokens up to there.
+    it is known not to be (`Stops`). `stopped` is True once the text has come to a stop string, or to one of `stop_ids`;
+    neither is part of it. `count` is the number of tokens up to there.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, prompt: Iterable[int], stops: Sequence[str] = (), stop_ids: Collection[int] = ()
     ) -> None:
-        self._decoder, self._stops, self._stop_ids = tokenizer.decoder(), stops, frozenset(stop_ids)
+        self._decoder, self._stops, self._stop_ids = tokenizer.decoder(), Stops(stops), frozenset(stop_ids)
         for id in prompt:
             self._decoder.feed(id)
         self._held: list[Piece] = []
+        self._certain = 0  # characters of these that are certain
         self.stopped, self.count = False, 0
 
     def read(self, ids: Sequence[int], scores: Sequence[Score]) -> list[Piece]:
         """The pieces that are certain with these tokens: one for each if they have scores, else for all of them."""
-        if scores or self._stops or not self._stop_ids.isdisjoint(ids):
+        if scores or self._stops.texts or not self._stop_ids.isdisjoint(ids):
             return [piece for id, score in zip_longest(ids, scores) for piece in self.feed(id, score)]
         if self.stopped or not ids:
             return []
@@ -59,52 +61,36 @@ class Wording:
             return []
         self.count += 1
         if id in self._stop_ids:
-            return self._stop()
-        self._held.append(Piece(self._decoder.feed(id), score))
-        return self._certain()
+            return self._end()
+        return self._read(self._decoder.feed(id), score)
 
     def finish(self) -> list[Piece]:
         """The pieces that are left when no more token comes."""
         if self.stopped:
             return []
         rest = self._decoder.finish()
-        if rest:
-            self._held.append(Piece(rest, None))
-        certain = self._certain()
-        return certain if self.stopped else certain + self._stop()
+        certain = self._read(rest, None) if rest else []
+        return certain if self.stopped else certain + self._end()
 
-    def _stop(self) -> list[Piece]:
-        self.stopped = True
-        held, self._held = self._held, []
-        return held
-
-    def _certain(self) -> list[Piece]:
-        """Take what is certain from the pieces that are held."""
-        if not self._stops:
-            held, self._held = self._held, []
-            return held
-        text = "".join(piece.text for piece in self._held)
-        ends = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
-        if ends:
-            return _cut(self._stop(), min(ends))
-        certain = len(text) - max(_overlap(text, stop) for stop in self._stops)
-        length, count = 0, 0
+    def _read(self, text: str, score: Score | None) -> list[Piece]:
+        """Take the pieces that are certain with this one from those that are held."""
+        self._held.append(Piece(text, score))
+        self._certain += len(self._stops.feed(text))
+        if self._stops.found:
+            return _cut(self._end(), self._certain)
+        count = 0
         for piece in self._held:
-            length += len(piece.text)
-            if length > certain:
+            if len(piece.text) > self._certain:
                 break
+            self._certain -= len(piece.text)
             count += 1
         taken, self._held = self._held[:count], self._held[count:]
         return taken
 
-
-def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with, and does not end with.
-
-    >>> _overlap("in the en", "end"), _overlap("in", "end")
-    (2, 0)
-    """
-    return next(count for count in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:count]))
+    def _end(self) -> list[Piece]:
+        self.stopped = True
+        held, self._held = self._held, []
+        return held
 
 
 def _cut(pieces: list[Piece], length: int) -> list[Piece]:

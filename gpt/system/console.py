@@ -7,6 +7,7 @@ and the three reasons for it (a closed pipe, a closed terminal, a full disk) are
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -30,6 +31,8 @@ class Console:
         self._terminal: RichConsole | None = None
         self._output = _Output(None if silent else sys.stdout)
         self._silent = silent
+        # A thread may print while another one ends the bar. rich would draw the bar once more, before the next line.
+        self._bar_ends = threading.RLock()
         if not silent and sys.stdout and sys.stdout.isatty():
             from rich.console import Console as Terminal  # imported here, because a piped run and `--help` need no rich
 
@@ -45,7 +48,8 @@ class Console:
         if self._terminal:
             from rich.text import Text  # keeps "[bold]" and ":cat:" as they are
 
-            self._terminal.print(Text(text))
+            with self._bar_ends:
+                self._terminal.print(Text(text))
         else:
             print(text, file=self._output, flush=True)
 
@@ -79,9 +83,14 @@ class Console:
             TextColumn("{task.percentage:.0f}%", justify="right"), TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )  # fmt: skip
-        with Progress(*columns, console=self._terminal, transient=True, expand=True) as bar:
+        bar = Progress(*columns, console=self._terminal, transient=True, expand=True)
+        bar.start()
+        try:
             task = bar.add_task(name, total=total, completed=completed, status="")
             yield lambda done, **changes: bar.update(task, completed=done, **changes)
+        finally:
+            with self._bar_ends:
+                bar.stop()
 
 
 class _Output:

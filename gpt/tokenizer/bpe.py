@@ -26,10 +26,11 @@ GONE = -2  # id at the positions inside a merged symbol
 
 _PLACE_BITS = 7  # bits of a place within a word, below the rank in an entry of the queue
 _LONGEST_ABREAST = (1 << _PLACE_BITS) - 2  # symbols of a word; a longer word is merged by itself
-_WORDS_ABREAST = 4096  # words merged side by side, few enough for their ids to stay in the CPU's cache
+_WORDS_ABREAST = 8192  # words merged side by side, few enough for most to stay in the CPU's cache
 _FEWEST_CANDIDATES = 1000  # pairs that enter the queue of learning at the first search
 _POSITIONS_AT_ONCE = 1 << 20  # positions numbered at a time, so that their numbers take little memory
-_NEVER = np.iinfo(np.int64).max  # entry of the queue for a pair that no merge joins
+_MOST_IN_32_BITS = (1 << 32 - _PLACE_BITS) - 1  # merges whose ranks leave room for a place, and for UNKNOWN
+_SMALL_ALPHABET = 1 << 10  # symbols, all pairs of which take 4 MB at most
 _FIRST = np.zeros(1, np.intp)  # index at which the first group of a sorted array begins
 
 
@@ -300,6 +301,14 @@ class Merges:
         self._stride = len(self._widths)  # one more than there are ids: keys of pairs stay unique if a symbol is GAP
         self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
         self._ranks.add([self._key(left, right)])
+        self._square: np.ndarray | None = None  # ranks of all pairs of a small alphabet; row and column -1 are GAP's
+        if size <= _SMALL_ALPHABET:
+            self._square = np.full((size + 1, size + 1), UNKNOWN, np.int32)
+            (rank,) = ((left < size) & (right < size)).nonzero()
+            self._square[left[rank], right[rank]] = rank
+        # An entry of the queue has no sign, so that an UNKNOWN rank, which is -1, makes larger ones than any merge
+        self._entry = np.dtype(np.uint32 if len(self.pairs) < _MOST_IN_32_BITS else np.uint64)
+        self._never = self._entries(np.array(UNKNOWN), np.array(0))
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge the words of a row, lowest rank first and leftmost first among equals. Returns the new, shorter row.
@@ -336,11 +345,11 @@ class Merges:
 
         The words begin at `begin` in the row. Each is a column of a grid, with GAP above it and below it. An entry of
         `queue` is rank << 7 | place if the merge of that rank joins the symbol at that place with the next one, else
-        _NEVER. So the least entry of a column is the next merge of that word, and one round does the next merge of
-        every word. As in _Words, a merged symbol has its id at its first and last place.
+        `_never` or more. So the least entry of a column is the next merge of that word, and one round does the next
+        merge of every word. As in _Words, a merged symbol has its id at its first and last place.
 
         Example: "aab" and "ab" with the merges ab = 2 (rank 0) and aab = 3 (rank 1). The grid and the queue before each
-        round, with `.` for GAP and for _NEVER:
+        round, with `.` for GAP and for no merge:
 
             ids   queue      ids   queue      ids   queue
             . .    .   .     . .    .  .      . .   . .
@@ -361,38 +370,48 @@ class Merges:
         line = np.arange(length.max() + 2)[:, None]
         ids = row[np.minimum(begin - 1 + line, begin + length)]
         stays = ids != GAP
-        queue = np.full(ids.shape, _NEVER)
+        queue = np.full(ids.shape, self._never, self._entry)
+        queue[:-1] = self._entries(self._alphabet_ranks(ids[:-1], ids[1:]), line[:-1])
         flat_ids, flat_queue, flat_stays = ids.reshape(-1), queue.reshape(-1), stays.reshape(-1)
-        flat_queue[:-columns] = self._queued(flat_ids[:-columns], flat_ids[columns:], np.repeat(line[:-1], columns))
         width = self._widths
         while True:
             # The next merge of each word that has one: its place in the word and the id that it makes
             best = queue.min(axis=0)
-            (word,) = (best < _NEVER).nonzero()
+            (word,) = (best < self._never).nonzero()
             if not len(word):
                 break
             best = best[word]
-            place, made = best & ((1 << _PLACE_BITS) - 1), self._made_by[best >> _PLACE_BITS]
+            place, made = (best & ((1 << _PLACE_BITS) - 1)).astype(np.intp), self._made_by[best >> _PLACE_BITS]
             # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
             middle = start + width[flat_ids[start]] * columns
             end = start + width[made] * columns
             before, after = flat_ids[start - columns], flat_ids[end]
             flat_stays[middle] = False
-            flat_queue[middle] = _NEVER
+            flat_queue[middle] = self._never
             flat_ids[start] = flat_ids[end - columns] = made
             # The new symbol makes two new pairs, with the symbol before it and with the one after it
             place_before = place - width[before]
             both = np.concatenate([place_before * columns + word, start])
-            flat_queue[both] = self._queued(
-                np.concatenate([before, made]), np.concatenate([made, after]), np.concatenate([place_before, place])
-            )
+            rank = self._ranks_of(np.concatenate([before, made]), np.concatenate([made, after]))
+            flat_queue[both] = self._entries(rank, np.concatenate([place_before, place]))
         return ids.T[stays.T], stays.sum(axis=0)
 
-    def _queued(self, left: np.ndarray, right: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """The entries of the queue for pairs at places of their words, int64 [n]."""
-        rank = self._ranks.find([self._key(left, right)])
-        return np.where(rank == UNKNOWN, _NEVER, rank.astype(np.int64) << _PLACE_BITS | place)
+    def _entries(self, rank: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """The entries of the queue for merges of these ranks at these places of their words."""
+        entry: np.ndarray = rank.astype(self._entry) << _PLACE_BITS | place.astype(self._entry)
+        return entry
+
+    def _ranks_of(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The ranks of the merges that join these pairs, int32 [n], UNKNOWN if none does."""
+        return self._ranks.find([self._key(left, right)])
+
+    def _alphabet_ranks(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """The same if all symbols are of the alphabet, for arrays of any shape."""
+        if self._square is None:
+            return self._ranks_of(left.ravel(), right.ravel()).reshape(left.shape)
+        rank: np.ndarray = self._square[left, right]
+        return rank
 
     def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """One integer per pair, uint64 [n]."""

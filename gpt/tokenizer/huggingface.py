@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt.errors import UserError, shown
 from gpt.system import reading
+from gpt.system.reading import TEXT, optional, or_null
 from gpt.tokenizer.bpe import Merges
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, overlap, unfit
 from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
@@ -26,6 +27,19 @@ LIMIT = 1 << 31  # tokens in a vocabulary must be fewer: ids are int32
 _MOST_MISSING = 1 << 16  # ids that a vocabulary may leave out
 _ORDINARY = ("single_word", "lstrip", "rstrip")  # properties of a mark that must be false
 _PAIRS_OF_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # GPT-2's own, under two names
+_GPT2_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast")  # in transformers
+_CONFIG = {
+    "tokenizer_class": optional(or_null(TEXT)),
+    "added_tokens_decoder": optional(
+        reading.Kind(
+            "an object of added tokens",
+            lambda found: (
+                isinstance(found, dict)
+                and all(isinstance(each, dict) and TEXT.holds(each.get("content")) for each in found.values())
+            ),
+        )
+    ),
+}  # keys of tokenizer_config.json whose values are looked into
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _GPT4 = (
@@ -120,10 +134,32 @@ def read(path: Path, what: str, advice: str) -> dict[str, Any]:
         return reading.read_json(path / "tokenizer.json", {}, what, advice, reading.LARGE)
     for vocab, merges in _PAIRS_OF_FILES:
         if (path / vocab).exists() and (path / merges).exists():
-            if (path / "added_tokens.json").exists():
-                raise UserError(f"{path} has added_tokens.json, which only a tokenizer.json can replace: give that one")
-            return _of_gpt2(reading.read_json(path / vocab, {}, what, advice, reading.LARGE), path / merges)
+            ids = reading.read_json(path / vocab, {}, what, advice, reading.LARGE)
+            if more := _beyond_gpt2(path, ids):
+                raise UserError(f"{more}, which {vocab} and {merges} do not say: give a tokenizer.json")
+            return _of_gpt2(ids, path / merges)
     raise UserError(f"{path} is a directory without tokenizer.json and without vocab.json and merges.txt: {advice}")
+
+
+def _beyond_gpt2(path: Path, ids: Mapping[str, Any]) -> str | None:
+    """What else a directory asks for than GPT-2's two files, in words, or None. Raises UserError.
+
+    Hugging Face's transformers writes added_tokens.json and tokenizer_config.json, and does what they say.
+    """
+    if (path / "added_tokens.json").exists():
+        return f"{path} has added_tokens.json"
+    file = path / "tokenizer_config.json"
+    if not file.exists():
+        return None
+    found = reading.read_json(file, _CONFIG, "the configuration of a tokenizer", "give a tokenizer.json instead")
+    if (name := found.get("tokenizer_class")) and name not in _GPT2_CLASSES:
+        return f"{file} has the tokenizer_class {shown(name)}"
+    for key in ("add_prefix_space", "add_bos_token"):
+        if found.get(key):
+            return f"{file} has {key}"
+    added = found.get("added_tokens_decoder") or {}
+    lacking = [token["content"] for token in added.values() if token["content"] not in ids]
+    return f"{file} has the added token {shown(lacking[0])}" if lacking else None
 
 
 def _of_gpt2(ids: dict[str, Any], merges: Path) -> dict[str, Any]:
@@ -238,12 +274,16 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 
 def _check_post_processor(processor: Mapping[str, Any] | None) -> None:
-    """A post-processor may give a text no ids of its own. ByteLevel's changes offsets only."""
+    """A post-processor may give a text no ids of its own. ByteLevel's changes offsets only, and so does a template
+    that consists of the text alone.
+    """
     if processor is None or processor["type"] == "ByteLevel":
         return
     if processor["type"] == "Sequence":
         for each in processor["processors"]:
             _check_post_processor(each)
+        return
+    if processor["type"] == "TemplateProcessing" and [list(each) for each in processor["single"]] == [["Sequence"]]:
         return
     raise UnsupportedError(
         f"has the post_processor {shown(processor['type'])}, which adds tokens to every text (not so a copy in which "

@@ -1,5 +1,6 @@
 """The loop of training: take a step, log, evaluate, save; stop when asked to, and resume exactly."""
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -106,7 +107,7 @@ class Trainer:
 
         Training ends with the last step, or when the validation loss has not been better for `patience` evaluations.
         In either case the last step is on disk. Raises UserError, after a checkpoint, if ten steps in a row were not
-        finite, and at once if patience has ended already.
+        finite, or fewer at the end (`_diverged_for`), and at once if patience has ended already.
         """
         if self._patience_is_over():
             raise UserError(
@@ -231,7 +232,8 @@ class Trainer:
         self.console.line(f"[Step {self.step}] Validation {metrics}")
         if is_first:
             loss, bits = self.held_out.guess()
-            self.console.line(f"Guessing by frequency would give {loss:.2f} ({bits:.2f} bits/byte).")
+            also = "" if bits is None else f" ({bits:.2f} bits/byte)"
+            self.console.line(f"Guessing by frequency would give {loss:.2f}{also}.")
         self._best.offer(self.step, metrics.loss)
         self._record(
             val_loss=metrics.loss, val_perplexity=metrics.perplexity, val_accuracy=metrics.accuracy,
@@ -293,14 +295,30 @@ class Trainer:
         )
 
     def _stop_if_diverged(self) -> None:
-        if self.optimizer.state()["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+        if count := self._diverged_for():
             self._save()
             self.ranks.share()  # after the first rank has saved: an error of another would end it
             library = ""
             if self.ops.has_vendor_blas:
                 library = "; or try --blas own, in case the GPU vendor's library is at fault"
             raise UserError(
-                f"the loss or its gradient was not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"the loss or its gradient was not finite in the last {count} step{'s' * (count > 1)}, up to step "
                 f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "
                 f"a longer --warmup-steps or a --grad-clip above 0{library}"
             )
+
+    def _diverged_for(self) -> int:
+        """The steps up to this one that were not finite, if they are too many; else 0.
+
+        Ten in a row are too many. At the end of the training so is one, if the held-out loss is not finite either, or
+        two if there is no evaluation.
+        """
+        count: int = self.optimizer.state()["skipped_in_a_row"]
+        enough = MAX_SKIPPED_IN_A_ROW
+        if self.step == self.train_config.total_steps:
+            losses = [loss for step, loss in self.history.evaluations if step == self.step]
+            if not losses:
+                enough = 2
+            elif not math.isfinite(losses[-1]):
+                enough = 1
+        return count if count >= enough else 0

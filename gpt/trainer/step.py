@@ -1,17 +1,21 @@
 """One step of training: batch, forward and backward pass, update."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TypeAlias
 
 from gpt.batches import Batches, token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.evaluation import Metrics
 from gpt.model import TrainableGPT
-from gpt.ops.interface import Operations, Work
+from gpt.ops.interface import Array, Operations, Work
 from gpt.optim import Optimizer
 from gpt.schedule import learning_rate
+
+Droppable: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 
 class TrainStep:
@@ -41,12 +45,21 @@ class TrainStep:
             scale=((1,), "float32"), dropout_key=((2,), "uint32"), lr=((1,), "float32"),
         )  # fmt: skip
         self.model.dropout_key = self._inputs.device["dropout_key"]
+        self._pass = _Pass(self.model, self.optimizer, self._inputs.device)
         # A GPU records each of these when it runs for the second time, and replays the recording from then on.
-        self._only_pass = ops.replayed(lambda: self._pass(first=True, last=True))
-        self._first_pass = ops.replayed(lambda: self._pass(first=True))
+        self._only_pass = ops.replayed(partial(self._pass, first=True, last=True))
+        self._first_pass = ops.replayed(partial(self._pass, first=True))
         self._middle_pass = ops.replayed(self._pass)
-        self._last_pass = ops.replayed(lambda: self._pass(last=True))
-        self.droppable: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._last_pass = ops.replayed(partial(self._pass, last=True))
+
+    @property
+    def droppable(self) -> Droppable:
+        """Work inside this may be given up: see `run`."""
+        return self._pass.droppable
+
+    @droppable.setter
+    def droppable(self, droppable: Droppable) -> None:
+        self._pass.droppable = droppable
 
     def run(self, number: int) -> None:
         """Take step `number` (the first is 1): the gradients of its batches, and one update. Waits for nothing.
@@ -81,18 +94,29 @@ class TrainStep:
             return self._first_pass
         return self._last_pass if micro_step == last else self._middle_pass
 
-    def _pass(self, first: bool = False, last: bool = False) -> None:
-        """Forward and backward. `first`: gradients and metrics begin anew. `last`: clip, and update the weights."""
-        inputs, model = self._inputs.device, self.model
-        with self.droppable() if self.ops.is_cpu else nullcontext():
-            if first:
-                self.ops.fill(model.metrics, 0)
-            ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
-            block_done = self.optimizer.block_done if last else None
-            model.loss_and_gradients(ids, labels, order, scale, block_done, fresh=first)
-        if last:
-            self.optimizer.step(inputs["lr"])
-
     def metrics(self) -> Metrics:
         """The metrics of the last step. Waits until all work so far is done."""
         return Metrics.of(self.ops.to_host(self.model.metrics), max(1, self._counted))
+
+
+class _Pass:
+    """The forward and backward pass of a batch, and after the last one of a step the update.
+
+    It is not a method of TrainStep, which keeps recordings of it: the two would keep each other, and all arrays, alive.
+    """
+
+    def __init__(self, model: TrainableGPT, optimizer: Optimizer, inputs: Mapping[str, Array]) -> None:
+        self._model, self._optimizer, self._inputs = model, optimizer, inputs
+        self.droppable: Droppable = nullcontext
+
+    def __call__(self, first: bool = False, last: bool = False) -> None:
+        """`first`: gradients and metrics begin anew. `last`: clip, and update the weights."""
+        inputs, model = self._inputs, self._model
+        with self.droppable() if model.ops.is_cpu else nullcontext():
+            if first:
+                model.ops.clear(model.metrics)
+            ids, labels, order, scale = (inputs[name] for name in ("ids", "labels", "order", "scale"))
+            block_done = self._optimizer.block_done if last else None
+            model.loss_and_gradients(ids, labels, order, scale, block_done, fresh=first)
+        if last:
+            self._optimizer.step(inputs["lr"])

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from gpt import bench, timing
 from gpt.batches import Batches
 from gpt.bench import Product, TimedOps, flops_per_token, time_ahead
+from gpt.cli import main
 from gpt.config import ModelConfig, TrainConfig
 from gpt.initialization import initial_weights
 from gpt.ops.cpu.operations import CpuOps
@@ -31,8 +33,23 @@ CALLS = {  # calls of each operation in a step of two layers
 # ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_its_numbers_follow_from_one_another(hipgpt):
-    result = json.loads(hipgpt("bench", "--device", "cpu", "--json", "--steps", 2, "--accumulate", 3, *SHAPE).stdout)
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """The output of `hipgpt bench` on the CPU, with groups of 20 ms and a small product: measured("--steps", 2)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "GROUP_SECONDS", 0.02)
+    monkeypatch.setattr(bench, "CPU_PRODUCT", 256)
+
+    def run(*flags):
+        result = CliRunner().invoke(main, ["bench", "--device", "cpu", *map(str, flags)])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return run
+
+
+def test_its_numbers_follow_from_one_another(measured):
+    result = json.loads(measured("--json", "--steps", 2, "--accumulate", 3, *SHAPE))
     assert result["parameters"] == parameter_count(MODEL)
     assert result["tokens_per_step"] == 3 * 4 * 16
     assert result["steps_per_group"] == 2
@@ -48,8 +65,8 @@ def test_its_numbers_follow_from_one_another(hipgpt):
     assert result["held_bytes"] > result["planned_bytes"] > 4 * 4 * result["parameters"]
 
 
-def test_every_operation_of_a_step_is_in_the_breakdown_and_nothing_is_counted_twice(hipgpt):
-    result = json.loads(hipgpt("bench", "--device", "cpu", "--json", "--steps", 1, *SHAPE).stdout)
+def test_every_operation_of_a_step_is_in_the_breakdown_and_nothing_is_counted_twice(measured):
+    result = json.loads(measured("--json", "--steps", 1, *SHAPE))
     operations = {operation["name"]: operation for operation in result["operations"]}
     assert {name: operations[name]["calls"] for name in CALLS} == CALLS
     times = [operation["ms"] for operation in result["operations"]]
@@ -61,8 +78,8 @@ def test_every_operation_of_a_step_is_in_the_breakdown_and_nothing_is_counted_tw
     assert result["late_calls"] == 0
 
 
-def test_a_person_reads_the_same_and_no_file_is_written(hipgpt):
-    lines = hipgpt("bench", "--device", "cpu", "--preset", "tiny", "--steps", 1, "--layers", 1).stdout.splitlines()
+def test_a_person_reads_the_same_and_no_file_is_written(measured):
+    lines = measured("--preset", "tiny", "--steps", 1, "--layers", 1).splitlines()
     assert lines[0].startswith("Device:     CPU, ")
     assert "(1 layers, dim 128, 4 heads, seq 64, vocabulary 2,000)" in lines[1]
     begins = ("First step: ", "Step: ", "Tokens: ", "Arithmetic: ", "Memory: ", "Generating: ")

@@ -288,26 +288,27 @@ def test_the_largest_vocabulary_costs_no_memory_and_merges_as_any_other(hipgpt, 
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
     place = tmp_path / "some where" / "runs"
-    given, environment = ("--runs-dir", place), None
+    given = ("--runs-dir", place) if by == "option" else ()
     if by == "variable":
-        given, environment = (), {**hipgpt.environment, "HIPGPT_RUNS_DIR": str(place)}
+        hipgpt.environment["HIPGPT_RUNS_DIR"] = str(place)
     (tmp_path / "text.txt").write_text("a small text to learn from, over and over again. " * 40)
     size = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 8, "--batch", 2, "--vocab-size", 60)
 
     def run(*arguments):
-        return hipgpt(*arguments, *given, environment=environment).stdout
+        return hipgpt(*arguments, *given).stdout
 
     named = ("--run-name", "r")
     out = run("train", *named, "--data-path", "text.txt", *size, "--steps", 2, "--device", "cpu")
     assert f"Run:    {place}/r" in out
     assert ("--runs-dir" in out) == (by == "option")
     advised = out.split("Try it: hipgpt ")[1].replace('"…"', "a")
-    assert hipgpt(*shlex.split(advised), environment=environment).stdout.startswith("a")
+    assert hipgpt(*shlex.split(advised)).stdout.startswith("a")
     run("train", *named, "--resume", "--steps", 3)
     assert run("tokenize", *named, "--text", "small text")
     assert run("export", *named, "--out", "hf")
     assert "r " in run("runs")
     assert not Path("checkpoints").exists()
+    hipgpt.environment.pop("HIPGPT_RUNS_DIR", None)
     assert "No runs in checkpoints/" in hipgpt("runs").stdout
 
 

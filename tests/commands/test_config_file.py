@@ -52,6 +52,37 @@ def test_a_switch_is_given_by_a_variable_that_is_true(value, found):
     assert ("resume" in given(HIPGPT_RESUME=value)) == (value != "")
 
 
+def test_each_line_of_a_variable_is_a_value_of_an_option_that_may_have_several():
+    found = given(HIPGPT_DATA_PATH="my notes.txt", HIPGPT_SPECIAL_TOKEN="<a b>\n<|c|>\n")
+    assert (found["data_path"], found["special_tokens"]) == (("my notes.txt",), ("<a b>", "<|c|>"))
+
+
+@pytest.mark.parametrize(
+    ("file", "variables", "complaint"),
+    [
+        ("", {"HIPGPT_STEPS": "x"}, "'x' is not a valid integer. (--steps comes from HIPGPT_STEPS) (see hipgpt train"),
+        ("steps = 1.5", {}, "'1.5' is not a valid integer. (--steps comes from --config) (see hipgpt train --help)"),
+        ("", {"HIPGPT_LORA": "4"}, "name that model with --from (--lora comes from HIPGPT_LORA)\n"),
+        ("", {"HIPGPT_LR": "1", "HIPGPT_DATA_PATH": "no"}, "Error: no does not exist: give the path of a text file\n"),
+    ],
+)
+def test_an_error_says_where_an_option_comes_from_that_is_not_in_the_command(file, variables, complaint):
+    Path("c.toml").write_text(file)
+    result = CliRunner().invoke(main, ["train", "--config", "c.toml", "--device", "cpu"], env=variables)
+    assert result.exit_code == 2
+    assert complaint in result.output
+
+
+def test_a_variable_that_is_almost_one_of_an_option_is_noted():
+    variables = {"HIPGPT_STPES": "4", "HIPGPT_DATAPATH": "a", "HIPGPT_LAYOUTS": "mma", "HIPGPT_SEED": "1"}
+    result = CliRunner().invoke(main, ["runs"], env=variables)
+    assert result.exit_code == 0
+    assert [line for line in result.output.splitlines() if "Note" in line] == [
+        "Note: HIPGPT_DATAPATH is set, but no option has this variable: did you mean HIPGPT_DATA_PATH?",
+        "Note: HIPGPT_STPES is set, but no option has this variable: did you mean HIPGPT_STEPS?",
+    ]
+
+
 @pytest.mark.parametrize("command", main.commands)
 def test_every_option_has_an_environment_variable_of_its_name(command):
     for option in main.commands[command].params:
@@ -82,7 +113,7 @@ def test_a_mistake_in_a_file_is_named(text, complaint):
 
 @pytest.mark.parametrize("text", ["steps = 3.5", 'steps = "many"', 'preset = "huge"'])
 def test_a_value_that_the_option_does_not_take_is_refused_as_on_the_command_line(text):
-    with pytest.raises(click.BadParameter):
+    with pytest.raises(click.UsageError):
         given(file=text)
 
 

@@ -92,7 +92,7 @@ def test_every_operation_has_a_check():
 )
 def test_operations_that_compute_rightly_pass(make):
     ops = make()
-    for name in OPERATIONS if ops.is_cpu else ("copy", "fill", "dropout", "adamw", "plan_update", "add_partials"):
+    for name in OPERATIONS if ops.is_cpu else ("copy", "clear", "dropout", "adamw", "plan_update", "add_partials"):
         assert list(findings(ops, name)) == []
 
 
@@ -190,17 +190,22 @@ def test_the_bound_of_a_product_is_the_one_of_its_docstring():
 
 
 @pytest.fixture
-def few(monkeypatch, tmp_path):
-    """Two operations and a training step only, and no time for measuring."""
+def few_checks(monkeypatch, tmp_path):
+    """Two operations and a training step only."""
     monkeypatch.setattr(selftest, "CASES", {name: CASES[name][:1] for name in ("linear", "adamw")})
-    shape = {"embed_dim": 32, "num_heads": 1, "ff_hidden_dim": 32, "num_layers": 1, "dropout": 0.1}
+    shape = {"embed_dim": 32, "num_heads": 2, "ff_hidden_dim": 48, "num_layers": 1, "dropout": 0.1}  # test_replay's
     monkeypatch.setattr(selftest, "MODEL", ModelConfig(vocab_size=40, max_seq_len=8, **shape))
     monkeypatch.setattr(selftest, "STEPS", 1)
     monkeypatch.setattr(
         selftest, "SEQUENCES", 8
     )  # at bf16's 6e-4 a logit, 8e-5 in a mean of 64: a seventh of the bound
-    monkeypatch.setattr(doctor, "measure", lambda ops: [])
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def few(few_checks, monkeypatch):
+    """A few checks, and no time for measuring."""
+    monkeypatch.setattr(doctor, "measure", lambda ops: [])
 
 
 def run(*arguments):
@@ -208,8 +213,8 @@ def run(*arguments):
 
 
 def test_a_person_reads_a_report_that_ends_with_the_verdict_and_has_no_name_of_a_folder(hipgpt, tmp_path):
-    environment = {**hipgpt.environment, "HOME": str(tmp_path), "CUPY_CACHE_DIR": str(tmp_path / "cache")}
-    text = hipgpt("doctor", "--device", "cpu", environment=environment).stdout
+    hipgpt.environment.update(HOME=str(tmp_path), CUPY_CACHE_DIR=str(tmp_path / "cache"))
+    text = hipgpt("doctor", "--device", "cpu").stdout
     assert str(tmp_path) not in text
     assert re.search("CUPY_CACHE_DIR +~/cache", text)
     for heading in ("Program:", "Machine:", "Packages:", "GPU:", "Caches:", "Device:", "Self-test:", "Speed of CPU"):
@@ -219,8 +224,10 @@ def test_a_person_reads_a_report_that_ends_with_the_verdict_and_has_no_name_of_a
     assert re.search(r"^  adamw +[\d.]+ ms +[\d.]+ GB/s$", text, re.MULTILINE)
 
 
-def test_json_is_one_object_that_says_the_same(hipgpt):
-    result = json.loads(hipgpt("doctor", "--device", "cpu", "--json").stdout)
+def test_json_is_one_object_that_says_the_same(few_checks, monkeypatch):
+    monkeypatch.setattr(doctor.speed, "GROUP_SECONDS", 0)
+    monkeypatch.setattr(doctor.speed, "ON_CPU", doctor.speed.Sizes(1, 32, 100, 1000))
+    result = json.loads(run("--device", "cpu", "--json").stdout)
     assert result["Device"]["chosen"].startswith("CPU, ")
     checks = sum(each["checks"] for each in result["Self-test"])
     assert result["verdict"] == f"all {checks} checks passed"

@@ -61,7 +61,7 @@ def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")  # a proxy could not reach this machine's loopback address
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.text, server.asked, server.released = TEXT, [], threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()  # its end is noticed at once
     url = f"http://127.0.0.1:{server.server_port}"
 
     def offer(path="/text", sha256=SHA256, url=url):
@@ -185,6 +185,25 @@ def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     kept = ["shakespeare.txt.part"] if offer.get("path") == "/cut" else []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shakespeare.txt", *kept]
     assert before.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["gpt2/vocab.json", "shakespeare.txt"])
+@pytest.mark.parametrize("offer", [{"url": "http://127.0.0.1:1"}, {"sha256": "0" * 64}])
+def test_a_download_that_brings_nothing_leaves_no_new_directory(server, tmp_path, name, offer):
+    source = server.offer(**offer)._replace(file=name)
+    with pytest.raises(UserError):
+        fetch(source, tmp_path / "new" / "data")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "data").mkdir()
+    with pytest.raises(UserError):
+        fetch(source, tmp_path / "data")
+    assert [path.name for path in tmp_path.rglob("*")] == ["data"], "it was there before"
+
+
+def test_a_download_that_breaks_keeps_its_new_directory(server, tmp_path):
+    with pytest.raises(UserError, match="only 1000"):
+        fetch(server.offer("/cut"), tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["shakespeare.txt.part"], "for the next call"
 
 
 def test_a_place_that_cannot_be_written_is_named(server, tmp_path):

@@ -37,6 +37,10 @@ def tokenizer(request) -> Tokenizer:
     return tokenizer
 
 
+# Which ids are drawn does not depend on how a tokenizer makes a text of them, so one kind is enough for some tests.
+one_kind = pytest.mark.parametrize("tokenizer", ["byte"], indirect=True)
+
+
 def model_for(tokenizer: Tokenizer, ops=None) -> GPT:
     """An untrained model with large weights, so that its choices vary; on `ops`, by default the CPU's."""
     config = ModelConfig(
@@ -58,18 +62,25 @@ def model(tokenizer) -> GPT:
 # ---- choosing a token ---------------------------------------------------------------------------------------------
 
 
-def next_token(logits, context, sampling, uniform):
-    seen, out = np.isin(np.arange(len(logits)), context).astype(np.uint8), np.zeros(1, np.int32)
+def next_tokens(logits, context, sampling, uniforms) -> list[int]:
+    """The id that each of `uniforms` draws from the same logits."""
+    rows, seen = len(uniforms), np.isin(np.arange(len(logits)), context).astype(np.uint8)
+    out = np.zeros(rows, np.int32)
     rule = SamplingRule(sampling.temperature, sampling.top_k, sampling.top_p, sampling.penalty)
-    CPU.sample(logits[None], seen[None], np.array([uniform]), out, np.array([rule.numbers]), len(logits))
-    return int(out[0])
+    inputs = np.tile(logits, (rows, 1)), np.tile(seen, (rows, 1)), np.array(uniforms)
+    CPU.sample(*inputs, out, np.tile(rule.numbers, (rows, 1)), len(logits))
+    return out.tolist()
+
+
+def next_token(logits, context, sampling, uniform) -> int:
+    return next_tokens(logits, context, sampling, [uniform])[0]
 
 
 def distribution(logits, context, **changes) -> dict[int, float]:
     """The probability of each id, found by sweeping the draw over a fine even grid."""
     sampling = SamplingConfig(**{**PLAIN, **changes})
-    draws = ((i + 0.5) / GRID for i in range(GRID))
-    chosen = Counter(next_token(np.array(logits, np.float32), context, sampling, uniform) for uniform in draws)
+    draws = (np.arange(GRID) + 0.5) / GRID
+    chosen = Counter(next_tokens(np.array(logits, np.float32), context, sampling, draws))
     return {id: count / GRID for id, count in chosen.items()}
 
 
@@ -212,7 +223,7 @@ class Recording:
 
 
 FRAGMENTS = [*TEXT.split(), " ", "  ", "\n", "<|endoftext|>", "</w>"]
-PROMPTS = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8"))
+PROMPTS = st.lists(st.sampled_from(FRAGMENTS) | st.characters(exclude_categories=("Cs",)))
 
 
 @given(prompt=PROMPTS.map("".join), seed=st.integers(0, 2**64 - 1))
@@ -227,6 +238,7 @@ def test_the_pieces_joined_are_the_text_of_all_ids_after_that_of_the_prompts(mod
     assert tokenizer.decode(prompt_ids) + "".join(texts) == tokenizer.decode(recording.ids)
 
 
+@one_kind
 def test_the_draws_of_all_positions_are_even_and_independent(tokenizer):
     model, recording, n = model_for(tokenizer), Recording(tokenizer), 1500
     model.weights.flat.fill(0)  # all logits equal
@@ -244,6 +256,7 @@ def test_the_same_seed_writes_the_same_text_and_another_seed_another(model, toke
     assert texts[0] == texts[1] != texts[2]
 
 
+@one_kind
 @pytest.mark.parametrize("steps_ahead", [1, 2])
 @pytest.mark.parametrize("window", [1, 5, WINDOW])
 def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, window, steps_ahead):
@@ -258,6 +271,7 @@ def test_asking_for_steps_ahead_changes_no_text(model, tokenizer, monkeypatch, w
     assert [text(*case) for case in cases] == expected
 
 
+@one_kind
 @pytest.mark.parametrize("end", ["by itself", "early", "with an error", "by Ctrl+C"])
 def test_nothing_is_under_way_when_generation_ends(tokenizer, monkeypatch, end):
     """Otherwise the device would read and write memory that no longer belongs to the generation."""
@@ -310,14 +324,16 @@ def test_closing_the_text_ends_its_generation(model, tokenizer, monkeypatch):
     assert inspect.getgeneratorstate(drawn[0]) == inspect.GEN_CLOSED
 
 
+@one_kind
 @pytest.mark.parametrize("device", GPUS)  # -1 is fed back through the embedding
 def test_a_diverged_model_is_found_on_a_gpu_that_is_a_step_ahead(tokenizer, device):
     model = model_for(tokenizer, GpuOps(device(), "fp32"))
-    model.ops.fill(model.weights.flat, np.nan)
+    model.ops.copy(np.full(model.weights.flat.shape, np.nan, np.float32), out=model.weights.flat)
     with pytest.raises(UserError, match="diverged"):
         list(draw(model, [0], 5, GREEDY, -1, 0, WINDOW))
 
 
+@one_kind
 @pytest.mark.parametrize("device", GPUS)
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()])
 def test_a_gpu_draws_the_same_tokens_as_the_cpu(tokenizer, device, sampling):
@@ -384,6 +400,7 @@ def test_a_prompt_of_unknown_characters_and_a_foreign_tokenizer_are_refused():
         generate(model_for(known), other, "the")
 
 
+@one_kind
 def test_a_model_that_diverged_is_refused(tokenizer):
     model = model_for(tokenizer)
     model.weights.named["transformer.wte.weight"].fill(1)

@@ -1,7 +1,9 @@
 """Many texts at once: each as if it were alone, whoever comes and goes beside it."""
 
+import gc
 import json
 import random
+import weakref
 from functools import cache, partial
 from pathlib import Path
 
@@ -129,6 +131,22 @@ def test_the_bits_of_logits_do_not_depend_on_the_batch_or_on_the_place(threads, 
     for places in (slice(0, 1), slice(18, 19), slice(3, 10), slice(8, 16)):
         part = KVCache(cache.keys[:, places], cache.values[:, places], start[places], cache.place)
         assert np.array_equal(model.decode(ids[places], part), together[places])
+
+
+@pytest.mark.parametrize("device", ["cpu", "mma"])
+def test_a_decoder_that_nobody_uses_any_more_is_gone_at_once(device):
+    """Its cache may be most of a GPU's memory, and Python looks for circles of objects only now and then."""
+    model = model_on(CpuOps(threads=1) if device == "cpu" else GpuOps(executor(device), "fp32"))
+    gc.collect()
+    gc.disable()
+    try:
+        decoder = Decoder(model, places=2)
+        assert len(list(decoder.ids(Request([1, 2], 5, SamplingConfig(), -1, Stream(1), WINDOW)))) == 5
+        known = weakref.ref(decoder)
+        del decoder
+        assert known() is None
+    finally:
+        gc.enable()
 
 
 def test_a_sequence_that_leaves_frees_its_place_for_the_next_step():

@@ -127,6 +127,9 @@ def test_the_command_writes_a_file_and_refuses_one_that_exists(save, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["m.gguf"]
     mixed = CliRunner().invoke(main, [*usual, str(tmp_path / "hf"), "--type", "f16"])
     assert "--type f16 is for --format gguf" in mixed.output
+    forgotten = CliRunner().invoke(main, [*usual, str(tmp_path / "forgotten.gguf")])
+    assert "forgotten.gguf would be a directory, as --format is hf: give --format gguf" in forgotten.output
+    assert not (tmp_path / "forgotten.gguf").exists()
 
 
 def test_the_example_in_the_docstring_gives_the_result_that_stands_there():

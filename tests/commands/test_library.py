@@ -5,18 +5,20 @@ import inspect
 import json
 import re
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gpt
-from gpt import library
+from gpt import generate, library
 from gpt.cli import main
 from gpt.commands.command_line import Setting
 from gpt.config import DataConfig, ModelConfig, TokenizerConfig, TrainConfig, flag
 from gpt.run import Run
 from gpt.system.console import Console
+from gpt.trainer import loop, step
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
@@ -115,6 +117,15 @@ def test_logits_are_those_of_the_model_for_each_token(run):
         model.logits("the cat sat " * 20)
 
 
+def test_a_path_begins_at_home_after_a_tilde(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    monkeypatch.setenv("USERPROFILE", str(run.parent))
+    assert gpt.load("~/r").checkpoint.run.path == run
+    found = library._settings({"data_path": "~/my.txt", "tokens": Path("~/a.bin"), "special_token": "~"})
+    home = str(run.parent)
+    assert found == {"data_path": (f"{home}/my.txt",), "tokens": (f"{home}/a.bin",), "special_tokens": ("~",)}
+
+
 @pytest.mark.parametrize(
     ("call", "error", "complaint"),
     [
@@ -122,6 +133,18 @@ def test_logits_are_those_of_the_model_for_each_token(run):
         (lambda root: gpt.train(root / "my.txt", dim=3.5), gpt.UserError, "--dim is 3.5, but must be of type int"),
         (lambda root: gpt.train(root / "my.txt", resume=True), gpt.UserError, "--resume needs --run-name"),
         (lambda root: gpt.load(root / "r").generate("the", heat=1), TypeError, "no option heat"),
+        (lambda root: gpt.train("", **SMALL), gpt.UserError, "data_path is empty, but must be a path"),
+        (
+            lambda root: gpt.train(root / "my.txt", preset="big"),
+            gpt.UserError,
+            "--preset is big, but must be one of tiny,",
+        ),
+        (
+            lambda root: gpt.train(root / "my.txt", no_tie="n"),
+            gpt.UserError,
+            "no_tie is 'n', but must be True or False",
+        ),
+        (lambda root: gpt.load(root / "r").generate_many("the"), TypeError, "prompts is one text, but must be a list"),
         (lambda root: gpt.load(root / "nobody"), gpt.UserError, "there is no run"),
     ],
 )
@@ -154,6 +177,24 @@ def test_ctrl_c_saves_the_step_and_raises_and_the_run_goes_on_from_there(run, tm
     assert signal.getsignal(signal.SIGINT) is before
     resumed = gpt.train(run_name="s", runs_dir=tmp_path, device="cpu", resume=True, quiet=True)
     assert resumed.checkpoint.step == 9
+
+
+def test_the_memory_of_a_training_is_free_before_its_model_is_loaded(run, tmp_path, monkeypatch):
+    trained, alive = [], []
+
+    class Watched(step.TrainStep):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            trained.append(weakref.ref(self.model))
+
+    def load_model(*arguments):
+        alive.extend(model() for model in trained)
+        return generate.load_model(*arguments)
+
+    monkeypatch.setattr(loop, "TrainStep", Watched)
+    monkeypatch.setattr(library, "load_model", load_model)
+    gpt.train(run.parent / "my.txt", "r", runs_dir=tmp_path, device="cpu", steps=1, quiet=True, **SMALL)
+    assert alive == [None]
 
 
 def test_a_second_ctrl_c_raises_at_once(run, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def test_a_text_that_begins_with_no_marker_is_no_conversation(text):
             "has the role 'tool' in message 1, but must have one of system, user, assistant",
         ),
         ([{"role": ["user"], "content": "a"}], "has the role ['user'] in message 1"),
-        ([{"role": "user", "content": None}], "has None as the content of message 1, but must have text"),
+        ([{"role": "user", "content": None}], "has null as the content of message 1, but must have text"),
         (
             [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
             "as the content of message 1, but must have text",

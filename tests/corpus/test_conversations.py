@@ -40,6 +40,20 @@ def chat(project):
     return project
 
 
+def test_a_run_is_tried_in_the_way_that_it_has_learned(chat):
+    assert chat.run.trial(best=True) == 'hipgpt generate --run-name r --best --prompt "…"'
+    chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300)
+    assert chat.run.trial(best=False) == "hipgpt chat --run-name r"
+
+
+def test_records_that_are_neither_text_nor_conversation_are_told_what_one_needs(chat):
+    chat.text.with_name("chat.jsonl").write_text(lines({"conversations": []}))
+    said = chat.refused(data_path="data/chat.jsonl")
+    assert said.endswith(
+        "name the field of the text with --text-field; conversations need messages, or prompt and completion"
+    )
+
+
 def learned_of(corpus):
     """The texts of the stretches of tokens that count."""
     cuts = np.flatnonzero(np.diff(corpus.counted)) + 1

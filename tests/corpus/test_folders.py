@@ -57,6 +57,38 @@ def test_a_folder_is_all_its_texts_in_the_order_of_their_paths_each_with_a_mark_
     assert text_of("data/books") == joined(books, *IN_ORDER)
 
 
+def test_runs_in_a_folder_or_among_the_matches_of_a_pattern_are_no_texts(project):
+    project.prepare(data_path=("data",))
+    folder = project.run.path.parent
+    (project.run.path / "metrics.jsonl").write_text('{"text": "a log"}\n')
+    (folder / "notes.jsonl").write_text('{"text": "the cat sat"}\n')
+    assert text_of(str(folder)) == text_of(f"{folder}/**/*.jsonl") == f"the cat sat{MARK}"
+    with pytest.raises(UserError, match="holds no text"):
+        find([str(project.run.path)])
+
+
+def test_a_folder_within_that_cannot_be_read_is_named(books, monkeypatch):
+    def scandir(folder, real=os.scandir):
+        if str(folder).endswith("a"):
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="^cannot read data/books/a: Permission denied$"):
+        text_of("data/books")
+
+
+def test_a_file_below_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    def stat(path, *arguments, real=os.stat, **options):
+        if str(path).endswith("closed/x"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with pytest.raises(UserError, match="^cannot read .*closed/x: Permission denied$"):
+        text_of(str(tmp_path / "closed" / "x"))
+
+
 def with_another_end(project, end):
     """A byte tokenizer whose only mark is `end` (None: it has none), in the project's folder. Returns its path."""
     learned = Tokenizer(300, "byte")

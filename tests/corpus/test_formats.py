@@ -191,6 +191,25 @@ def test_json_lines_may_be_compressed(tmp_path, name):
     assert text_of(path) == marked()
 
 
+@pytest.mark.parametrize(("outer", "inner"), [("gzip", "gzip"), ("xz", "bzip2")])
+def test_a_file_that_is_compressed_twice_is_refused(tmp_path, outer, inner):
+    path = tmp_path / "text.txt"
+    path.write_bytes(COMPRESSORS[outer](COMPRESSORS[inner](b"a b")))
+    assert f"text.txt is compressed twice, with {inner}, then {outer}: unpack it" in refused(path)
+
+
+def test_tokens_are_not_taken_for_utf_16(tmp_path):
+    path = tmp_path / "train.bin"
+    path.write_bytes(b"a\0\0b" * 99)
+    assert refused(path) == f"{path} looks like tokens that another program has made: name them with --tokens"
+
+
+def test_documents_that_are_all_empty_are_refused(project):
+    project.text.with_suffix(".jsonl").write_text('{"text": ""}\n' * 3)
+    said = project.refused(data_path="data/data.jsonl", kind="byte", vocab_limit=300)
+    assert said == "all documents of data/data.jsonl are empty: give others"
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -198,7 +217,7 @@ def test_json_lines_may_be_compressed(tmp_path, name):
             b'{"id": 1, "body": "a"}',
             "line 3, has no field 'text', only 'id', 'body': name the field of the text with --",
         ),
-        (b'{"text": null}', "line 3: the field 'text' is None, but must be text"),
+        (b'{"text": null}', "line 3: the field 'text' is null, but must be text"),
         (b'{"text": 5}', "line 3: the field 'text' is 5, but must be text"),
         (b'["text"]', "line 3, is not a JSON object, but must be one: repair it"),
         (b'{"text": "a"', "line 3, is not JSON ("),
@@ -232,6 +251,8 @@ def test_each_row_of_a_table_is_a_document_if_the_user_names_the_column(tmp_path
     assert "line 3: the row has 1 of 2 cells" in refused(path, field="body")
     path.write_bytes(b'id,body\n1,"a\n'.replace(b",", delimiter.encode()))
     assert "line 2, is not a row of a table (unexpected end of data)" in refused(path, field="body")
+    path.write_bytes(b"body,id,body\na,1,b\n".replace(b",", delimiter.encode()))
+    assert "has 2 columns 'body': rename all but the one with the text" in refused(path, field="body")
 
 
 def test_a_table_without_a_named_column_is_learned_as_it_stands_with_a_note(project):

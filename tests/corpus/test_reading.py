@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gpt.corpus.sources
 import gpt.tokenizer.text
 from gpt.corpus import read_blocks
-from gpt.corpus.kinds import looks_like_json_lines
+from gpt.corpus.kinds import looks_like_json
 from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
@@ -115,15 +115,18 @@ def test_a_file_that_is_not_text_is_named_by_its_first_bytes(tmp_path, name):
     [
         ('{"text": "a"}\n{"text": "b"}\n', True),
         ('{"text": "a"}\n', True),
-        ('{"text": "a"}\nb\n', False),
+        ('[\n {\n  "instruction": "a"', True),
+        ('{"a":' * 100_000, True),
         ("{\n}\n", False),
+        ('{"a", "b"} is a set', False),
+        ("[1] a\n", False),
         ("5\n6\n", False),
         ("a b\n", False),
-        ('{"a":' * 100_000, False),
+        (" \n" * 9999, False),
     ],
 )
-def test_json_lines_are_recognized(tmp_path, text, is_json):
-    assert looks_like_json_lines(written(tmp_path / "text", text)) == is_json
+def test_json_is_recognized(tmp_path, text, is_json):
+    assert looks_like_json(written(tmp_path / "text", text)) == is_json
 
 
 def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):

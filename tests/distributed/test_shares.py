@@ -12,12 +12,14 @@ from gpt.initialization import initial_weights
 from gpt.ops.cpu.operations import CpuOps
 from gpt.parameters import layout, matrix_spans
 from gpt.trainer import TrainStep
+from tests.support.grids import pairs
 from tests.support.ranks import on_ranks
 
 MODEL = ModelConfig(vocab_size=53, max_seq_len=8, embed_dim=12, num_heads=2, ff_hidden_dim=20, num_layers=5)
 UNTIED = ModelConfig(
     vocab_size=53, max_seq_len=8, embed_dim=12, num_heads=2, ff_hidden_dim=20, num_layers=1, tie_embeddings=False
 )
+CONFIGS = {"tied": MODEL, "untied": UNTIED}
 TOKENS = np.random.default_rng(0).integers(0, 53, 2000).astype(np.uint16)
 BATCHES, BATCH, STEPS = 12, 1, 3  # batches in a step, so that 1, 2, 3, 4 and 6 ranks share them equally
 
@@ -41,10 +43,10 @@ def test_every_element_is_stepped_by_one_rank_or_by_all(config, optimizer, shard
         shares = Shares(config, 1, optimizer, rank, size, sharded=sharded)
         for region in (shares.muon, shares.adamw):
             own = 0
-            for place in region.places():
-                assert place.start == own
-                own = place.own.stop
-                stepped[rank, place.elements] += 1
+            for part in region.own_parts():
+                assert part.start == own
+                own = part.own.stop
+                stepped[rank, part.elements] += 1
             assert region.size == own
     by_all = (stepped == 1).all(axis=0)
     assert (by_all | (stepped.sum(axis=0) == 1)).all()
@@ -57,10 +59,10 @@ def test_every_element_is_stepped_by_one_rank_or_by_all(config, optimizer, shard
 def test_a_matrix_that_muon_steps_belongs_to_one_rank_as_a_whole(size):
     strides = [(start + layer * stride, stride) for start, stride in matrix_spans(MODEL, 1) for layer in range(5)]
     for rank in range(size):
-        for place in Shares(MODEL, 1, "muon", rank, size).muon.places():
+        for part in Shares(MODEL, 1, "muon", rank, size).muon.own_parts():
             assert all(
-                max(start, place.elements.start) >= min(start + stride, place.elements.stop)  # they do not overlap
-                or (place.elements.start <= start and start + stride <= place.elements.stop)
+                max(start, part.elements.start) >= min(start + stride, part.elements.stop)  # they do not overlap
+                or (part.elements.start <= start and start + stride <= part.elements.stop)
                 for start, stride in strides
             )
 
@@ -117,11 +119,11 @@ def close(ours, theirs, sizes):
         np.testing.assert_allclose(ours[name], tensor, rtol=2e-3, atol=sizes, err_msg=name)
 
 
-@pytest.mark.parametrize("config", [MODEL, UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_ranks_train_as_one_does(config, optimizer, sharded, size):
+@pytest.mark.parametrize(
+    ("size", "name", "optimizer", "sharded"), pairs([2, 3, 4], list(CONFIGS), ["adamw", "muon"], [False, True])
+)
+def test_ranks_train_as_one_does(size, name, optimizer, sharded):
+    config = CONFIGS[name]
     seen, weights, moments, _ = train(ALONE, optimizer, config)
     results = on_ranks(size, lambda ranks: train(ranks, optimizer, config), sharded)
     for ours, *_ in results:

@@ -214,9 +214,8 @@ def test_the_device_on_which_a_run_trained_last_is_told(run):
 
 def test_a_model_that_has_learned_conversations_is_to_be_talked_with(run):
     save(run, 30)
-    data = {"tokenizer": {"kind": "byte"}, "vocab_size": 7, "count": 9, "text": {"path": "a.jsonl"}, "counted": {}}
-    it = replace(summary(run), data=data)
-    assert listing.page(run, it)[-1].endswith(f"hipgpt chat {run.options} --best")
+    run.counted_path.touch()
+    assert listing.page(run, summary(run))[-1].endswith(f"hipgpt chat {run.options} --best")
 
 
 def test_the_table_has_a_dash_for_whatever_is_not_there(run):

@@ -16,6 +16,7 @@ import pytest
 from gpt.batches import token_order
 from gpt.ops.cpu import activations as cpu_activations
 from gpt.ops.cpu import attention as cpu_attention
+from gpt.ops.cpu import linear as cpu_linear
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.cpu.orthogonal import orthogonalized
@@ -29,9 +30,10 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (3, 1, 17, 2), (2, 2, 37, 3)]  # batch, he
 
 
 def tiny_blocks(monkeypatch):
-    sizes = {"BLOCK": 40, "LEAST_BLOCK": 10, "PRODUCT_ROWS": 5, "PRODUCT_BLOCK": 30, "SMALL_PRODUCT": 0}
-    for name, size in sizes.items():
-        monkeypatch.setattr(cpu, name, size)
+    monkeypatch.setattr(cpu, "BLOCK", 40)
+    monkeypatch.setattr(cpu, "LEAST_BLOCK", 10)
+    for name, size in {"CHUNK": 40, "PRODUCT_ROWS": 5, "PRODUCT_BLOCK": 30, "SMALL_PRODUCT": 0}.items():
+        monkeypatch.setattr(cpu_linear, name, size)
     monkeypatch.setattr(cpu_attention, "TILE", 600)
     monkeypatch.setattr(cpu_attention, "LEAST_TILE", 1)
     monkeypatch.setattr(cpu_activations, "CHUNK", 40)

@@ -6,8 +6,10 @@ A stand-in for the module cupy plays the machines.
 import os
 import subprocess
 import sys
+import threading
 import types
 from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
 import pytest
@@ -241,6 +243,34 @@ def test_the_abilities_of_a_gpu_are_read_from_its_name(monkeypatch, hip, propert
     assert (device.target, device.warp, device.has_bf16) == (target, warp, has_bf16)
 
 
+def test_each_of_two_gpus_gets_the_work_of_its_own_model_from_any_thread(monkeypatch):
+    """CuPy's current GPU and stream are settings of a thread, and the last device that was made has set them."""
+    cupy, used = machine(monkeypatch, count=2), []
+
+    def noting(name):
+        return types.SimpleNamespace(use=lambda: used.append((name, threading.get_ident())))
+
+    streams = iter(("stream 0", "stream 1"))
+    monkeypatch.setattr(cupy.cuda, "Device", lambda index: noting(f"GPU {index}"))
+    monkeypatch.setattr(cupy.cuda, "Stream", lambda non_blocking: noting(next(streams)))
+    monkeypatch.setattr(CupyDevice, "pinned", lambda self, size: np.empty(size, np.uint8))
+    monkeypatch.setattr(CupyDevice, "upload", lambda self, host, out: lambda: None)
+    both = [GpuOps(CupyDevice(index), "fp32") for index in (0, 1)]
+    inputs = [ops.inputs(ids=((4,), "int32")) for ops in both]
+
+    def write(number):
+        with inputs[number].written():
+            pass
+
+    ways = [lambda number: both[number].zeros(3), lambda number: both[number].from_host(np.ones(3)), write]
+    for ask, number in product(ways, (0, 1)):
+        used.clear()
+        thread = threading.Thread(target=ask, args=(number,))
+        thread.start()
+        thread.join()
+        assert used == [(f"GPU {number}", thread.ident), (f"stream {number}", thread.ident)]
+
+
 @pytest.mark.parametrize("target", ["gfx803", "gfx1250", "gfx1310"])
 def test_a_gpu_whose_kernels_nobody_has_compiled_is_refused_before_anything_compiles(monkeypatch, target):
     machine(monkeypatch, hip=True, properties={"name": b"a", "gcnArchName": target.encode()})
@@ -377,3 +407,23 @@ def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, f
     monkeypatch.setattr("os.path.exists", lambda path: path == file)
     notes = ops.select("auto").notes
     assert said in notes[0] if said else not notes
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ImportError('libamdhip64.so.7: cannot open shared object file')", "install hip-runtime-amd"),
+        ("raise OSError('libnvrtc.so.12: cannot open shared object file')", "libnvrtc.so.12: cannot open"),
+        ("", "module 'cupy' has no attribute 'cuda'"),
+    ],
+)
+def test_a_cupy_that_is_broken_is_named_and_auto_takes_the_cpu(tmp_path, monkeypatch, source, said):
+    (tmp_path / "cupy.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(UserError, match="^CuPy does not load .*pip uninstall it") as error:
+        cupy_device.import_cupy()
+    assert said in str(error.value)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    assert ops.select("auto").is_cpu
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)

@@ -1,5 +1,6 @@
 """A step that is recorded and replayed computes the same bits as one that is run, for every input."""
 
+import gc
 import weakref
 from functools import cache
 
@@ -21,7 +22,7 @@ from tests.support.devices import executor, gpu
 from tests.support.host_device import HostDevice
 
 MODEL = ModelConfig(
-    vocab_size=37, max_seq_len=11, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2, dropout=0.1
+    vocab_size=37, max_seq_len=11, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=1, dropout=0.1
 )
 STEPS = 4  # the first is run, the second recorded, the others are replayed
 
@@ -91,6 +92,24 @@ def test_texts_that_a_model_writes_between_replayed_steps_change_no_bits(device,
     assert device.records
     assert same_losses == losses
     assert np.array_equal(same, weights)
+
+
+def test_the_arrays_of_a_training_are_free_as_soon_as_nobody_has_its_step(device):
+    """`hipgpt bench` makes one training after the other. Python looks for circles of objects only now and then."""
+    config = TrainConfig(batch_size=2, accumulate=2, total_steps=STEPS)
+    tokens = np.zeros(500, np.uint16)
+    batches = Batches(tokens, 2, MODEL.max_seq_len, sampling="random", seed=1, val_fraction=0)
+    gc.collect()
+    gc.disable()
+    try:
+        step = TrainStep(MODEL, config, batches, GpuOps(device, "fp32"))
+        step.run(1)
+        step.run(2)
+        model = weakref.ref(step.model)
+        del step
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_on_a_cpu_steps_are_run():

@@ -16,7 +16,7 @@ from gpt.run import Run
 from gpt.serve import messages
 from gpt.serve.channel import Channel, ChannelClosedError, Frames, framed
 from gpt.serve.engine import Engine
-from gpt.serve.messages import Known, Text, Update
+from gpt.serve.messages import ModelInfo, Text, Update
 from gpt.serve.runs import Runs
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -40,11 +40,11 @@ class Front:
             if isinstance(message, kind):
                 return message
 
-    def load(self, run: Run) -> Known:
+    def load(self, run: Run) -> ModelInfo:
         self.send(messages.Load(run))
         return self.hear(messages.Loaded).model
 
-    def write(self, model: Known, *requests: Request, number: int = 0) -> None:
+    def write(self, model: ModelInfo, *requests: Request, number: int = 0) -> None:
         texts = [Text(number + index, request) for index, request in enumerate(requests)]
         self.send(messages.Write(model.number, texts))
 

@@ -7,6 +7,7 @@ import pytest
 from gpt import chat_template
 from gpt.chat_template import Message
 from gpt.run import Run
+from gpt.serve.fields import chat as chat_of
 from gpt.serve.wording import Wording
 from gpt.tokenizer import Tokenizer
 
@@ -33,6 +34,21 @@ def test_an_answer_is_the_text_behind_the_conversation(client, chat):
     assert choice["message"] == {"role": "assistant", "content": plain["choices"][0]["text"], "refusal": None}
     assert choice["finish_reason"] == "length"
     assert answer["usage"] == plain["usage"]
+
+
+@pytest.mark.parametrize(
+    ("more", "room", "expected"),
+    [
+        ({}, 700, 700),  # as many as the model can look back on
+        ({}, -3, 1),
+        ({"max_tokens": 5}, 700, 5),
+        ({}, 100_000, 16_384),
+        ({"n": 128}, 700, 512),  # 65,536 tokens in all
+    ],
+)
+def test_the_length_of_an_answer_that_does_not_say_it_is_within_the_limits_of_a_request(more, room, expected):
+    body = json.dumps({"model": "talks", "messages": ASKED, **more}).encode()
+    assert chat_of(body).most_tokens(room) == expected
 
 
 def test_an_answer_ends_before_the_next_marker(root):

@@ -11,6 +11,7 @@ from gpt.config import SamplingConfig
 from gpt.generate import generate, load_model
 from gpt.ops.cpu.operations import CpuOps
 from gpt.run import Run
+from gpt.serve.wording import Wording
 from gpt.tokenizer import Tokenizer
 from tests.serve.served import client_of
 
@@ -122,6 +123,20 @@ def test_a_text_ends_before_the_first_stop_string(client, complete, streams):
         (choice,) = complete(**fields)["choices"]
         assert choice["text"] == expected
         assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+@pytest.mark.parametrize(
+    ("stops", "expected"),
+    [(["abcd", "bc"], "x a"), (["bc", "abcd"], "x a"), (["cd y"], "x ab"), (["y "], "x abcd y"), ([], "x abcd y")],
+)
+def test_where_a_text_ends_does_not_depend_on_how_it_is_cut_into_tokens(kind, stops, expected):
+    """As for `hipgpt generate`, the stop string counts that is complete first."""
+    tokenizer = Tokenizer(400, kind)
+    tokenizer.train_bpe("x abcd y abcd " * 50)  # with "byte", " abcd" is one token
+    wording = Wording(tokenizer, [], stops)
+    pieces = [piece for id in tokenizer.encode("x abcd y") for piece in wording.feed(id)] + wording.finish()
+    assert "".join(piece.text for piece in pieces) == expected
 
 
 def test_log_probabilities_are_those_of_the_model_itself(client, root):

@@ -13,11 +13,11 @@ from gpt.serve import engine_client, messages
 from gpt.serve.channel import Channel
 from gpt.serve.engine_client import MOST_WAITING, EngineClient
 from gpt.serve.errors import ENDING, RequestError
-from gpt.serve.messages import End, Known, Update
+from gpt.serve.messages import End, ModelInfo, Update
 from tests.support.pretrained import tokenizer
 
 TEXT = (Request([5], 9, SamplingConfig(), -1, Stream(0), window=24), None, False)
-MODEL = Known(7, Run("r"), 3, ModelConfig(vocab_size=300), tokenizer())
+MODEL = ModelInfo(7, Run("r"), 3, ModelConfig(vocab_size=300), tokenizer())
 
 
 @asynccontextmanager

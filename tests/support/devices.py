@@ -2,6 +2,7 @@
 
 import functools
 import os
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -90,6 +91,24 @@ LAYOUTS = {"mma": "forward", "mfma": "seeded", "wmma11": "reversed", "wmma12": "
 TESTED = os.environ.get("HIPGPT_LAYOUTS", "mma").split()
 if unknown := set(TESTED) - set(LAYOUTS):
     raise pytest.UsageError(f"HIPGPT_LAYOUTS has {' '.join(unknown)}, but the layouts are {' '.join(LAYOUTS)}")
+
+
+def one_layout_each(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The tests without all but one layout of each slow case: the layout is one more axis of tests.support.grids.
+
+    So every pair of values is tested in each layout, and every combination of them in some. Which one it is depends on
+    the case's name alone, so that the processes of pytest-xdist choose the same.
+    """
+
+    def is_kept(item: pytest.Item) -> bool:
+        make = item.callspec.params.get("device") if hasattr(item, "callspec") else None
+        layout = make.args[0] if getattr(make, "func", None) is executor else None
+        if layout is None or not item.get_closest_marker("slow"):
+            return True
+        return TESTED[zlib.crc32(item.nodeid.replace(layout, "").encode()) % len(TESTED)] == layout
+
+    return list(filter(is_kept, items))
+
 
 # This machine's GPU; a stand-in on the CPU for each tested layout; AMD's machine code on an emulator; and numba.
 GPU = pytest.param(gpu, id="gpu", marks=pytest.mark.gpu)

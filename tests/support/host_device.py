@@ -23,6 +23,9 @@ class HostDevice:
     def notes(self) -> list[str]:
         return []
 
+    def use(self) -> None:
+        pass
+
     def ask(self, work: Callable[[], object]) -> None:
         """Do the work now, or note it if work is being recorded."""
         if self._recorded is None:

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_info
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.model import TrainableGPT
+from gpt.ops.cpu import linear as cpu_linear
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
@@ -190,9 +191,10 @@ def train(threads, steps=3):
 
 @pytest.fixture
 def _small_blocks(monkeypatch):
-    sizes = {"BLOCK": 1000, "LEAST_BLOCK": 100, "PRODUCT_ROWS": 32, "PRODUCT_BLOCK": 500, "SMALL_PRODUCT": 0}
-    for name, size in sizes.items():
-        monkeypatch.setattr(cpu, name, size)
+    monkeypatch.setattr(cpu, "BLOCK", 1000)
+    monkeypatch.setattr(cpu, "LEAST_BLOCK", 100)
+    for name, size in {"CHUNK": 1000, "PRODUCT_ROWS": 32, "PRODUCT_BLOCK": 500, "SMALL_PRODUCT": 0}.items():
+        monkeypatch.setattr(cpu_linear, name, size)
 
 
 @pytest.mark.usefixtures("_small_blocks")

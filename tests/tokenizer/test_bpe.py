@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt.tokenizer.bpe import GAP, Merges
@@ -75,15 +75,25 @@ def test_learning_equals_recounting_for_every_merge(words, most):
     assert learn(words, ALPHABET, most) == plainly_learned(words, most)
 
 
-@pytest.mark.parametrize("long", [0, 3, 126])
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [
+        ("_LONGEST_ABREAST", 126),
+        ("_LONGEST_ABREAST", 3),
+        ("_LONGEST_ABREAST", 0),
+        ("_SMALL_ALPHABET", 0),
+        ("_MOST_IN_32_BITS", 0),
+    ],
+)
+@settings(max_examples=50)  # of each
 @given(words=counted_words, texts=st.lists(st.lists(st.integers(0, 2), max_size=12)))
-def test_applying_equals_replacing_pair_after_pair(long, words, texts):
+def test_applying_equals_replacing_pair_after_pair(limit, value, words, texts):
     pairs = learn(words, ALPHABET, 20)
     expected = texts
     for rank, pair in enumerate(pairs):
         expected = [replaced(word, pair, len(ALPHABET) + rank) for word in expected]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpt.tokenizer.bpe._LONGEST_ABREAST", long)
+        patch.setattr(f"gpt.tokenizer.bpe.{limit}", value)
         assert applied(Merges(len(ALPHABET), pairs), texts) == expected
 
 

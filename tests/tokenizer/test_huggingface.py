@@ -139,8 +139,34 @@ def test_gpt2s_own_files_are_a_tokenizer_too(tmp_path, vocab, merges, first_line
     lines = "".join(f"{left} {right}\n" for left, right in document["model"]["merges"])
     (tmp_path / merges).write_text(first_line + lines, encoding="utf-8")
     assert Tokenizer.load(tmp_path) == expected
+    config = tmp_path / "tokenizer_config.json"  # as transformers 4.57 writes it
+    added = {"0": {"content": "<|endoftext|>", "special": True}}
+    config.write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "added_tokens_decoder": added})
+    )
+    assert Tokenizer.load(tmp_path) == expected
+    config.unlink()
     (tmp_path / "added_tokens.json").write_text('{"<s>": 7}')
     assert_refused(tmp_path, "added_tokens.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"tokenizer_class": "Qwen2Tokenizer"}, "has the tokenizer_class 'Qwen2Tokenizer', which"),
+        ({"add_prefix_space": True}, "has add_prefix_space, which"),
+        ({"add_bos_token": True}, "has add_bos_token, which"),
+        ({"added_tokens_decoder": {"7": {"content": "<s>"}}}, "has the added token '<s>', which"),
+        ({"added_tokens_decoder": 7}, "is not the configuration of a tokenizer"),
+    ],
+)
+def test_what_transformers_would_do_beyond_gpt2s_own_files_is_refused(tmp_path, config, words):
+    document = json.loads(of_hugging_face("gpt2", MARKS[:1]).to_str())
+    (tmp_path / "vocab.json").write_text(json.dumps(document["model"]["vocab"]), encoding="utf-8")
+    merges = "".join(f"{left} {right}\n" for left, right in document["model"]["merges"])
+    (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert_refused(tmp_path, words)
 
 
 def assert_refused(path, words):
@@ -200,6 +226,8 @@ def test_what_we_cannot_do_is_refused_by_name(tmp_path, change, words):
         (processors.ByteLevel(trim_offsets=False), False),
         (processors.Sequence([processors.ByteLevel(trim_offsets=False)]), False),
         (processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)]), True),
+        (processors.TemplateProcessing("$A $A", special_tokens=[]), True),
+        (processors.TemplateProcessing("$A", "$A <s> $B", special_tokens=[("<s>", 1)]), False),
     ],
 )
 def test_a_post_processor_is_refused_if_it_adds_tokens(tmp_path, processor, refused):

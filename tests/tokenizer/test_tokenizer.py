@@ -13,7 +13,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpt.tokenizer.encoding
@@ -78,12 +78,14 @@ def assert_same(ours, theirs, text):
 
 both_kinds = pytest.mark.parametrize("kind", ["word", "byte"])
 every_kind = pytest.mark.parametrize("kind", KINDS)
+of_each = settings(max_examples=40)  # 240 in all: the kinds share nearly all of their code
 
 
 # Hugging Face
 
 
 @every_kind
+@of_each
 @given(text=texts)
 def test_hugging_face_gives_the_same_ids_and_strings(pairs, kind, text):
     assert_same(*pairs[kind], text)
@@ -105,6 +107,7 @@ def test_hugging_face_agrees_on_the_odd_ones(pairs, kind, text):
 
 
 @every_kind
+@of_each
 @given(data=st.data())
 def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
     ours, theirs = pairs[kind]
@@ -113,6 +116,7 @@ def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
 
 
 @both_kinds
+@settings(max_examples=60)  # each of which trains a tokenizer
 @given(corpus=st.lists(st.sampled_from(FRAGMENTS), min_size=1), text=texts, vocab_limit=st.integers(257, 300))
 def test_hugging_face_agrees_for_any_training_text(tmp_path_factory, kind, corpus, text, vocab_limit):
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -210,14 +214,20 @@ def test_byte_tokens_decode_to_the_same_text(pairs, text):
     assert ours.dropped == 0
 
 
+@pytest.fixture(scope="module")
+def odd_words():
+    return trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
+
+
 @given(words=st.lists(st.text(st.sampled_from("x</w>yéq日"), min_size=1)))
-def test_word_tokens_decode_to_every_word_over_the_training_characters(words):
-    ours = trained("word", "x</w>y x</w>y </w></w> <w/>é q日x " * 2, 60)
+def test_word_tokens_decode_to_every_word_over_the_training_characters(odd_words, words):
+    ours = odd_words
     assert ours.decode(ours.encode(" \n".join(words))) == " ".join(words)
     assert ours.dropped == 0
 
 
 @every_kind
+@of_each
 @given(data=st.data())
 def test_pieces_that_arrive_one_by_one_join_to_the_whole(pairs, kind, data):
     ours = pairs[kind][0]
@@ -239,6 +249,7 @@ def test_a_decoder_gives_no_half_character_and_no_space_before_its_time():
 
 
 @every_kind
+@of_each
 @given(text=texts, block_chars=st.integers(1, 50))
 def test_the_ids_of_a_file_do_not_depend_on_the_block_size(pairs, tmp_path_factory, kind, text, block_chars):
     ours = pairs[kind][0]

@@ -15,6 +15,7 @@ from gpt.generate import generate
 from gpt.model import GPT, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.tokenizer import Tokenizer
+from gpt.tokens import Tokens
 
 TEXT = "the cat  sat\non the mat , déjà vu .\n\n<|endoftext|>\nthe dog\tsat on the log ; 猫 .\n" * 30
 SEQ = 8
@@ -115,13 +116,40 @@ def test_guessing_takes_the_training_parts_frequencies_plus_one(parts, tokenizer
     assert bits == pytest.approx(wanted * len(labels) / math.log(2) / tokenizer.byte_lengths()[labels].sum(), rel=1e-12)
 
 
+def test_a_held_out_text_of_nothing_but_blank_lines_has_no_bits_per_byte():
+    """The word tokenizer's line ends stand for no byte of their own: see `Tokenizer.byte_lengths`."""
+    tokenizer = Tokenizer(300, "word", keep_newlines=True)
+    tokenizer.train_bpe("the cat sat\non the mat\n" * 20)
+    ids = np.array(tokenizer.encode("the cat sat on the mat\n" * 20 + "\n" * 200), np.uint16)
+    batches = Batches(ids, 3, SEQ, sampling="sequential", seed=0, val_fraction=0.3)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, max_seq_len=SEQ, embed_dim=8, num_heads=2, ff_hidden_dim=16, num_layers=1
+    )
+    held_out = HeldOut(GPT(config, CpuOps(threads=1), batch=3), batches, tokenizer)
+    assert held_out.evaluate(stopped=lambda: False).bits_per_byte is None
+    assert held_out.guess()[1] is None
+
+
 def test_a_long_text_is_counted_in_blocks_and_a_very_long_one_by_evenly_spread_blocks(monkeypatch):
     monkeypatch.setattr(evaluation, "_BLOCK", 10)
     tokens = np.arange(95, dtype=np.uint16) // 10  # one block per id
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 10)
-    assert evaluation._frequencies(tokens, 12).tolist() == [10] * 9 + [5, 0, 0]
+    assert evaluation._frequencies(Tokens([tokens]), 95, 12).tolist() == [10] * 9 + [5, 0, 0]
+    assert evaluation._frequencies(Tokens([tokens]), 41, 12).tolist() == [10] * 4 + [1] + [0] * 7
     monkeypatch.setattr(evaluation, "_MOST_BLOCKS", 3)
-    assert np.flatnonzero(evaluation._frequencies(tokens, 12)).tolist() == [0, 3, 6]
+    assert np.flatnonzero(evaluation._frequencies(Tokens([tokens]), 95, 12)).tolist() == [0, 3, 6]
+
+
+def test_guessing_reads_a_block_at_a_time_however_many_files_the_tokens_are_in(parts, tokenizer, monkeypatch):
+    model, batches, ids = parts
+    wanted = HeldOut(model, batches, tokenizer).guess()
+    monkeypatch.setattr(evaluation, "_BLOCK", 100)
+    files = Tokens(np.array_split(ids, 7))
+    read = []
+    monkeypatch.setattr(files, "at", lambda places: read.append(places.size) or Tokens.at(files, places))
+    split = Batches(files, 3, SEQ, sampling="sequential", seed=0, val_fraction=0.3)
+    assert HeldOut(model, split, tokenizer).guess() == pytest.approx(wanted, rel=1e-12)
+    assert max(read) <= 100
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------

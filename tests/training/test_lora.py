@@ -64,8 +64,8 @@ def tokens(number=0):
 
 def loss_and_gradients(model, number=0):
     ops, (ids, labels) = model.ops, tokens(number)
-    ops.fill(model.gradients.flat, 0)
-    ops.fill(model.metrics, 0)
+    ops.clear(model.gradients.flat)
+    ops.clear(model.metrics)
     arrays = [ops.from_host(x) for x in (ids, labels, token_order(ids, model.sequences))]
     model.loss_and_gradients(*arrays, ops.from_host(np.full(1, 1 / ids.size, np.float32)))
     return ops.to_host(model.metrics)[0] / ids.size

@@ -132,10 +132,16 @@ def test_a_text_of_which_more_than_half_would_be_lost_is_refused_with_the_number
     project.prepare()
 
 
-def test_json_lines_are_learned_unchanged_with_a_note(project):
+def test_json_is_learned_unchanged_with_a_note(project):
     project.text.write_text('{"text": "a b a b"}\n' * 50, encoding="utf-8")
     project.prepare()
-    assert any("looks like JSON Lines" in note for note in project.notes)
+    assert any("data/data.txt; for the texts in JSON" in note for note in project.notes)
+
+
+def test_json_in_a_folder_is_learned_unchanged_with_a_note(project):
+    project.text.with_suffix(".json").write_text('[{"text": "a b a b"}]')
+    project.prepare(data_path="data")
+    assert any("data/data.json; for the texts in JSON" in note for note in project.notes)
 
 
 def test_a_text_too_large_for_memory_gets_advice_that_fits(project, monkeypatch):

@@ -114,7 +114,8 @@ def test_resume_from_a_checkpoint_goes_on_exactly_as_if_it_had_never_stopped(tra
 
 def test_a_checkpoint_names_the_device_that_trained_up_to_it(train, hipgpt):
     for threads, more in (("1", ()), ("2", ("--resume", "--steps", 4))):
-        train("--run-name", "d", "--steps", 2, *more, environment={**hipgpt.environment, "OMP_NUM_THREADS": threads})
+        hipgpt.environment["OMP_NUM_THREADS"] = threads
+        train("--run-name", "d", "--steps", 2, *more)
     steps = [json.loads(Path(f"checkpoints/d/d_step{step}_config.json").read_text()) for step in (2, 4)]
     assert [config["training"]["device"].replace(", numba", "") for config in steps] == [
         "CPU, 1 thread",
@@ -297,6 +298,15 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
     assert "not finite" in error
     assert "--lr" in error
     assert Path("checkpoints/r/latest_config.json").exists()
+
+
+@pytest.mark.parametrize("evaluation", [(), ("--eval-every", 0)])
+def test_a_run_that_has_diverged_at_its_last_step_is_not_called_done(train, evaluation):
+    ended = train("--run-name", "r", "--steps", 4, "--lr", "1e20", "--warmup-steps", 0, *evaluation, status=2)
+    assert "not finite in the last " in ended.stderr
+    assert "up to step 4 (saved); start again with a lower --lr" in ended.stderr
+    assert "Done" not in ended.stdout
+    assert Path("checkpoints/r/r_step4_config.json").exists()
 
 
 @pytest.mark.parametrize(

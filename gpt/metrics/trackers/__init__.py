@@ -7,7 +7,7 @@ the next follower begins with the lines of the log that the resumed run has kept
 
 - following.py: the training starts the follower, and ends it.
 - __main__.py: the follower, as a process. log.py: the lines that are new in a log, and their values.
-- interface.py: what a follower needs of a tracker. One module for each of them has the rest.
+- interface.py: the contract between a follower and a tracker. Each tracker has a module.
 """
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}  # tracker → Python package

@@ -12,7 +12,6 @@ import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from gpt.errors import one_line
 from gpt.metrics.trackers.follower import follow
@@ -26,10 +25,8 @@ def main(name: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what trackers print is not for the user
         if hasattr(os, "nice"):
             os.nice(10)  # training comes first
-        blocked: Any = None
-        sys.modules["torch"] = (
-            blocked  # trackers import it if it is there, which takes seconds, and need it for nothing
-        )
+        # Trackers import torch if it is there, which takes seconds, and need it for nothing.
+        sys.modules["torch"] = None  # type: ignore[assignment]
         noted = threading.Lock()  # taken by the first note
 
         def line(text: str) -> None:
@@ -38,9 +35,8 @@ def main(name: str) -> None:
 
         def note(reason: object) -> None:
             if noted.acquire(blocking=False):
-                line(
-                    f"Note: --track {name}: {one_line(str(reason))}. The run goes on, and metrics.jsonl has everything"
-                )
+                why = one_line(str(reason))
+                line(f"Note: --track {name}: {why}. The run goes on, and metrics.jsonl has everything")
 
         warnings.showwarning = lambda message, category, *_: note(message) if category is UserWarning else None
         try:

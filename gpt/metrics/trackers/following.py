@@ -1,4 +1,4 @@
-"""The training's side: it starts a follower, prints what that says, and ends it."""
+"""The training's side: it starts a follower, prints its lines, and ends it."""
 
 import json
 import os

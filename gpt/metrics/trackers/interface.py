@@ -1,4 +1,4 @@
-"""What a follower needs of a tracker, and what a tracker is told at the start."""
+"""The contract between a follower and a tracker, and the opening that a tracker gets at the start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

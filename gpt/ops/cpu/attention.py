@@ -3,6 +3,9 @@
 A tile is some rows of queries against all keys up to the last of them, for as many heads at once as fit the cache;
 the keys after it are never looked at. The backward pass computes each tile of probabilities again. Memory is linear
 in the sequence's length. All arrays are views [batch, heads, positions, head_dim].
+
+For example, a tile of 1,024 positions has 64 queries of 4 heads. The first of the 16 tiles of these heads has their
+first 64 keys, [4, 64, 64], the last one all keys, [4, 64, 1024].
 """
 
 import math

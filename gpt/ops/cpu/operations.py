@@ -24,36 +24,36 @@ from gpt.ops.cpu.attention import Attended, Heads, attend, attend_backward
 from gpt.ops.cpu.decoding import attend_newest, multiply
 from gpt.ops.cpu.embedding import TokenRows
 from gpt.ops.cpu.host import HostInputs, HostOutput, HostTimeline
+from gpt.ops.cpu.linear import affine, affine_backward
 from gpt.ops.cpu.loss import cross_entropy
 from gpt.ops.cpu.masks import Mask
 from gpt.ops.cpu.norm import normalize, normalize_backward
 from gpt.ops.cpu.optimizer import AdamStep, adam_step, move_matrix, plan_update
 from gpt.ops.cpu.sampling import choose
-from gpt.ops.cpu.sums import sum_rows
+from gpt.ops.cpu.sums import leave_total, sum_rows
 from gpt.ops.interface import (
     Activation,
     AdamBuffers,
     Affine,
     Branch,
+    Coefficients,
     Dropout,
     Normed,
     Operations,
     Shape,
     Stack,
+    StackShape,
     Timeline,
     UpdateRule,
     Work,
 )
 from gpt.system import limits
-from gpt.system.threads import QUIET, Threads, available_threads, blocks
+from gpt.system.threads import QUIET, Threads, available_threads
 
 BLOCK = 2**18  # most elements of a block in an elementwise chain: 1 MiB of float32
 LEAST_BLOCK = 2**17  # elements below which another thread does not pay
-PRODUCT_ROWS = 512  # rows of a matrix product at a time: enough to pay for BLAS repacking the weight
 PASS_ROWS = 1024  # tokens for each thread in a pass: more would only take more memory
-PRODUCT_BLOCK = 2**18  # elements of a weight gradient at a time
 BESIDE_ARRAYS, BESIDE_ARRAYS_PER_THREAD = 2**24, 2**22  # bytes: modules, scratch, BLAS's own; 2 threads took 17 MiB
-SMALL_PRODUCT = 2**23  # multiplications that are not worth sharing out
 
 
 class CpuOps(Operations):
@@ -81,7 +81,7 @@ class CpuOps(Operations):
         pass  # every model runs here
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[StackShape] = (),
         lora: int | None = None,
     ) -> None:  # fmt: skip
         pass
@@ -111,8 +111,8 @@ class CpuOps(Operations):
     def copy(self, value: np.ndarray, out: np.ndarray) -> None:
         np.copyto(out, value)
 
-    def fill(self, array: np.ndarray, value: float) -> None:
-        array.fill(value)
+    def clear(self, array: np.ndarray) -> None:
+        array.fill(0)
 
     def context_rows(self, rows: int) -> int:
         return rows
@@ -232,28 +232,28 @@ class CpuOps(Operations):
                 sum_rows(branch.gradient[r], out=sums[2, number])
 
         self.threads.run_blocks(block, rows, block_rows)
-        _leave_total(sums[0], grads.weight)
-        _leave_total(sums[1], grads.bias)
+        leave_total(sums[0], grads.weight)
+        leave_total(sums[1], grads.bias)
         if branch:
-            _leave_total(sums[2], branch.dbias)
+            leave_total(sums[2], branch.dbias)
+
+    def dropout(self, x: np.ndarray, out: np.ndarray, dropout: Dropout) -> None:
+        mask = Mask(dropout, x.shape[1])
+
+        def block(r: slice) -> None:
+            np.multiply(x[r], self._draw(mask, r, x.shape[1]), out=out[r])
+
+        self._by_rows(block, x)
+
+    def _draw(self, mask: Mask, r: slice, columns: int) -> np.ndarray:
+        return mask.draw(np.arange(r.start, r.stop, dtype=np.uint32), columns, self._scratch, self._dtype)
 
     # ---- linear ---------------------------------------------------------------------------------------------------
 
     def linear(
         self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, *, adds: bool = False
     ) -> None:
-        weight, bias = layer
-        product = activation.pre_activation if activation else out
-
-        def block(r: slice) -> None:
-            self._multiply(x[r], weight, product[r], adds)
-            for chunk in blocks(r, max(1, BLOCK // weight.shape[1])):
-                if bias is not None:
-                    product[chunk] += bias
-                if activation:
-                    activations.apply(activation.name, product[chunk], out[chunk])
-
-        self.threads.run_blocks(block, len(x), self._product_rows(x, weight))
+        affine(self.threads, x, layer, out, activation, adds)
 
     def norm_linear(
         self, x: np.ndarray, norm: Affine, layer: Affine, out: np.ndarray, activation: str | None = None
@@ -293,52 +293,11 @@ class CpuOps(Operations):
         adds: bool = False,
         fresh: bool = False,
     ) -> None:
-        dweight, dbias = grads
-        block_rows = self._product_rows(x, weight)
-        row_blocks = blocks(slice(0, len(x)), block_rows)
-        dout_sums = self._scratch("linear dout sums", (len(row_blocks), dout.shape[1]), self._dtype)
-        dx_sums = self._scratch("linear dx sums", (len(row_blocks), dx.shape[1]), self._dtype)
-
-        def dx_block(r: slice) -> None:
-            number = r.start // block_rows
-            self._multiply(dout[r], weight.T, dx[r], adds)
-            if activation:
-                pre_activation = activation.pre_activation[r]
-                activations.backward(activation.name, pre_activation, dx[r], dx_sums[number], self._scratch)
-            if dbias is not None:
-                sum_rows(dout[r], out=dout_sums[number])
-
-        tasks = [(dx_block, r) for r in row_blocks]
-        if dweight is not None:
-            # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
-            a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
-
-            def dweight_block(r: slice) -> None:
-                self._multiply(a[:, r].T, b, product[r], adds=not fresh)
-
-            tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), self._gradient_rows(len(x), product))]
-        self.threads.run(lambda number: tasks[number][0](tasks[number][1]), len(tasks))
-        if dbias is not None:
-            _leave_total(dout_sums, dbias)
-        if activation:
-            _leave_total(dx_sums, activation.dbias)
+        affine_backward(self.threads, dout, x, weight, dx, grads, activation, adds=adds, fresh=fresh)
 
     def add_partials(self, partials: np.ndarray, out: np.ndarray) -> None:
         with QUIET():
             out += np.add.reduce(partials, axis=0)
-
-    # ---- dropout --------------------------------------------------------------------------------------------------
-
-    def dropout(self, x: np.ndarray, out: np.ndarray, dropout: Dropout) -> None:
-        mask = Mask(dropout, x.shape[1])
-
-        def block(r: slice) -> None:
-            np.multiply(x[r], self._draw(mask, r, x.shape[1]), out=out[r])
-
-        self._by_rows(block, x)
-
-    def _draw(self, mask: Mask, r: slice, columns: int) -> np.ndarray:
-        return mask.draw(np.arange(r.start, r.stop, dtype=np.uint32), columns, self._scratch, self._dtype)
 
     # ---- attention ------------------------------------------------------------------------------------------------
 
@@ -456,13 +415,7 @@ class CpuOps(Operations):
         size = buffers.weights.size
         self.threads.run_blocks(lambda r: adam_step(buffers, step, r, self._scratch), size, self._block_rows(size, 1))
 
-    def muon(
-        self,
-        stacks: Sequence[Stack],
-        plan: np.ndarray,
-        momentum: float,
-        coefficients: Sequence[tuple[float, float, float]],
-    ) -> None:
+    def muon(self, stacks: Sequence[Stack], plan: np.ndarray, momentum: float, coefficients: Coefficients) -> None:
         if plan[0]:
             return
         # The longest first, so that threads end at about the same time.
@@ -475,7 +428,7 @@ class CpuOps(Operations):
 
         self.threads.run(move, len(matrices))
 
-    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+    def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         most = max(4 * rows * columns + 4 * min(rows, columns) ** 2 for _, rows, columns in shapes)
         return self.threads.count * most * self._dtype.itemsize
 
@@ -490,34 +443,6 @@ class CpuOps(Operations):
         """Call block(slice) for blocks of the rows of x."""
         rows, width = x.shape
         self.threads.run_blocks(block, rows, self._block_rows(rows, width))
-
-    def _multiply(self, a: np.ndarray, b: np.ndarray, out: np.ndarray, adds: bool) -> None:
-        """out = a @ b, or with `adds` out +=."""
-        if not adds:
-            np.matmul(a, b, out=out)
-            return
-        out += np.matmul(a, b, out=self._scratch("product", out.shape, self._dtype))
-
-    def _product_rows(self, x: np.ndarray, weight: np.ndarray) -> int:
-        """Rows of x at a time, in a product with weight or its transpose."""
-        rows = len(x)
-        if rows * weight.size <= SMALL_PRODUCT:
-            return rows
-        return min(PRODUCT_ROWS, max(64, ceil_div(rows, self.threads.count)))
-
-    def _gradient_rows(self, rows: int, product: np.ndarray) -> int:
-        """Rows of a weight's gradient at a time."""
-        height, width = len(product), product.shape[1]
-        if rows * product.size <= SMALL_PRODUCT:
-            return height
-        return min(ceil_div(height, self.threads.count), max(1, PRODUCT_BLOCK // int(width)))
-
-
-def _leave_total(sums: np.ndarray, out: np.ndarray) -> None:
-    """Leave the sum of the blocks' sums [blocks, D] in out [partial sums, D]: all of it in the first row."""
-    with QUIET():
-        np.add.reduce(sums, axis=0, out=out[0])
-    out[1:] = 0
 
 
 def _by_head(x: np.ndarray, count: int, batch: int, heads: int) -> np.ndarray:

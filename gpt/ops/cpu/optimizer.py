@@ -1,16 +1,13 @@
 """The optimizers' arithmetic in NumPy: the numbers of a step, AdamW of a block, and Muon of a matrix."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt.ops.cpu.orthogonal import orthogonalized
-from gpt.ops.interface import AdamBuffers, Stack, UpdateRule
+from gpt.ops.interface import MUON_RMS, AdamBuffers, Coefficients, Stack, UpdateRule
 from gpt.system.threads import Scratch
-
-MUON_RMS = 0.2  # root mean square of a step of Muon in units of the learning rate
 
 
 def plan_update(
@@ -43,7 +40,7 @@ class AdamStep(NamedTuple):
     step_size: float
 
     @classmethod
-    def of(cls, plan: np.ndarray, rule: UpdateRule) -> Optional["AdamStep"]:
+    def of(cls, plan: np.ndarray, rule: UpdateRule) -> "AdamStep | None":
         """The step that `plan_update` planned, or None if it is skipped. Bias corrections went into eps and step_size:
         (m / c1) / (√(v / c2²) + eps) is c2 / c1 · m / (√v + eps c2).
         """
@@ -79,7 +76,7 @@ def move_matrix(
     number: int,
     plan: np.ndarray,
     momentum: float,
-    coefficients: Sequence[tuple[float, float, float]],
+    coefficients: Coefficients,
     scratch: Scratch,
 ) -> None:
     """One step of Muon for matrix `number` of a stack."""

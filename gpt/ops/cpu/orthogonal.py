@@ -1,13 +1,13 @@
 """The orthogonalization in a step of Muon, in NumPy: a matrix with all its singular values brought to about 1."""
 
-from collections.abc import Sequence
-
 import numpy as np
+
+from gpt.ops.interface import Coefficients
 
 EPS = 1e-7  # least norm that a matrix is divided by
 
 
-def orthogonalized(u: np.ndarray, coefficients: Sequence[tuple[float, float, float]], scale: float = 1.0) -> np.ndarray:
+def orthogonalized(u: np.ndarray, coefficients: Coefficients, scale: float = 1.0) -> np.ndarray:
     """scale · p(u / ‖u‖), p being odd polynomials a x + b x³ + c x⁵ one after the other, of the singular values.
 
     The usual way computes X ← (a + b X Xᵀ + c (X Xᵀ)²) X over and over. Each factor is a polynomial of G = X Xᵀ of the

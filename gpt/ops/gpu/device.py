@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError
+from gpt.errors import UserError, first_line
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
 from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.sources import Instance
@@ -53,7 +53,7 @@ class CupyDevice(Device):
         try:
             self._start(cupy, index)
         except (cupy.cuda.runtime.CUDARuntimeError, MemoryError) as error:  # another process may fill or own it
-            raise UserError(f"GPU {index} cannot be used: {_first_line(error)}") from None
+            raise UserError(f"GPU {index} cannot be used: {first_line(error)}") from None
 
     @classmethod
     def best(cls, blas: str = "auto") -> "CupyDevice":
@@ -80,7 +80,8 @@ class CupyDevice(Device):
 
     def _start(self, cupy: Any, index: int) -> None:
         runtime = cupy.cuda.runtime
-        cupy.cuda.Device(index).use()
+        self._gpu = cupy.cuda.Device(index)
+        self._gpu.use()
         properties = runtime.getDeviceProperties(index)
         if runtime.is_hip:
             self.target = properties["gcnArchName"].decode().split(":")[0]
@@ -106,7 +107,7 @@ class CupyDevice(Device):
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. CuPy, the kernels and the libraries all use this one.
         self._stream = _stream(cupy, index)
-        self._stream.use()
+        self.use()
         self.records = True
         self._options: tuple[str, ...] = ("-std=c++17",)
         if self.has_wgmma:  # CuPy does not ask for it
@@ -135,6 +136,10 @@ class CupyDevice(Device):
             self.blas_missing = str(error)
             self.notes.append(f"Note: {error}; until then matrix products run on hipgpt's own, slower kernel")
             return None
+
+    def use(self) -> None:
+        self._gpu.use()
+        self._stream.use()
 
     @property
     def stream(self) -> int:
@@ -199,7 +204,6 @@ class CupyDevice(Device):
         return wait
 
     def record(self, work: Work) -> Work:
-        self._stream.use()  # the current one may be another by now: CUDA's own would refuse
         self._stream.begin_capture()
         try:
             work()
@@ -247,7 +251,7 @@ def _count(cupy: Any) -> int:
         if count := int(runtime.getDeviceCount()):
             return count
     except runtime.CUDARuntimeError as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     hiding = "HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES" if runtime.is_hip else "CUDA_VISIBLE_DEVICES"
     raise UserError(
         f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): check the driver and {hiding}, or, for "
@@ -274,9 +278,11 @@ def import_cupy() -> Any:
     """CuPy. Raises UserError, with what to install, if it is missing or does not load."""
     try:
         import cupy
+
+        _ = cupy.cuda.runtime  # the folder that is left of a CuPy that was removed can be imported, too
     except ModuleNotFoundError:
         raise UserError(f"--device gpu needs CuPy: {install_advice()}") from None
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:  # a library that cannot be loaded is an OSError of ctypes
         reason = error.__cause__ or error  # CuPy wraps it into a page of advice
         library = re.search(r"lib(\w+?)\.so[.\d]*", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
@@ -284,14 +290,10 @@ def import_cupy() -> Any:
         there = library and (folder / library[0]).exists()
         remedy = f"add {folder} to LD_LIBRARY_PATH" if there else f"install {package}"
         raise UserError(
-            f"CuPy does not load ({_first_line(reason)}): {remedy}, or, if it was made for another vendor's "
+            f"CuPy does not load ({first_line(reason)}): {remedy}, or, if it was made for another vendor's "
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _first_error(log: str) -> str:

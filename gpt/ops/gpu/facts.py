@@ -17,7 +17,7 @@ class Gpu(NamedTuple):
 
 
 class Facts:
-    """What CuPy tells about this machine. Raises UserError if CuPy is missing or does not load."""
+    """The facts that CuPy knows. Raises UserError if CuPy is missing or does not load."""
 
     def __init__(self) -> None:
         self._cupy = import_cupy()

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gpt.ops.gpu.blas import Blas
 from gpt.ops.interface import Array, Timeline, Work
 
 Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], object]  # grid, block, arguments
@@ -21,16 +22,22 @@ class Device(Protocol):
     target: str  # the compiler's name for it, such as gfx942 or sm_90a
     notes: list[str]  # lines that the user should read
     warp: int  # lanes of a warp
-    multiprocessors: int  # what blocks of threads run on
+    multiprocessors: int  # the units that blocks of threads run on
     has_bf16: bool  # whether there are matrix units for bf16
     has_tf32: bool
     has_wgmma: bool  # Hopper's matrix instruction for four warps
-    blas: Any  # gpt.ops.gpu.blas.Blas, or None if the vendor's library is missing, has failed or is not wanted
+    blas: Blas | None  # None if the vendor's library is missing, has failed or is not wanted
     blas_choice: str  # --blas: "auto", "vendor" or "own"
     blas_card: str  # the card and the version of the library, if the library has to be checked on it; else ""
     cache: str  # the directory that remembers the result of that check
     records: bool  # whether work can be recorded as a graph; set to False after a failure
     timeline: Timeline
+
+    def use(self) -> None:
+        """Send the work that the calling thread asks for to this GPU, on its stream: both are settings of a thread.
+
+        It is called before arrays are made, and before the inputs of a step are written.
+        """
 
     @property
     def stream(self) -> int:

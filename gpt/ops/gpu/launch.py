@@ -11,39 +11,61 @@ from gpt.ops.gpu.interface import Device, Kernel
 
 THREADS = 256  # of a block, in all files that have no number of their own here
 EMBEDDING_THREADS = 128
-CACHED_THREADS = 512
-SAMPLE_THREADS = 1024  # as many as a block may have: there is only one
-TILE_SIDE, TILE_WARPS = 64, 4  # a block of matmul.hip: its rows and columns, and its warps
-WIDE_SIDE = 128  # rows and columns of matmul.hip's blocks in large products on AMD's matrix units
+CACHED_THREADS = 512  # attention_cached.hip
+SAMPLE_THREADS = 1024  # as many as a block may have, because a row has only one block
+ADAMW_WIDTH = 4  # elements of a thread
+CONVERT_WIDTH = 8  # elements of a thread
+MUON_BLOCKS = (
+    128  # most blocks that share the norm of a matrix, the same on every device: they set the order of the sum
+)
+
+# norm.hip
+NORM_BLOCKS = 1024  # most blocks, on every device: they set the order of the sum
+NORM_WIDTH = 4  # elements that a thread takes at a time
+
+# sums.hip
 SUM_LANES = 32  # threads side by side along a row
-PARTIAL_LANES = 8  # along a row of partial sums on AMD, whose large GPUs want more blocks
-NORM_BLOCKS, NORM_WIDTH = 1024, 4  # most blocks, the same on every device: the order of the sums; elements per thread
-ADAMW_WIDTH, CONVERT_WIDTH = 4, 8  # elements per thread
-# matvec.hip: elements of the longest row, which shared memory has to hold; threads of a block, the first of them that
-# have at most so many vectors of weights each; columns of a block, in vectors; rows of a warp if weights are transposed
-MATVEC_LONGEST, MATVEC_THREADS, MATVEC_VECTORS = 10_000, (256, 512, 1024), 8
-MATVEC_LANES, MATVEC_ROWS = 2, 4
+PARTIAL_LANES = 8  # the same along a row of partial sums on AMD, whose large GPUs want more blocks
+
+# matmul.hip
+TILE_SIDE = 64  # rows and columns of a block
+TILE_WARPS = 4  # warps of a block
+WIDE_SIDE = 128  # rows and columns of a block in large products on AMD's matrix units
+
+# matvec.hip
+MATVEC_LONGEST = 10_000  # elements of the longest row, which shared memory has to hold
+MATVEC_THREADS = (256, 512, 1024)  # of a block: the first number with at most MATVEC_VECTORS vectors of weights each
+MATVEC_VECTORS = 8
+MATVEC_LANES = 2  # columns of a block, in vectors
+MATVEC_ROWS = 4  # rows of a warp if weights are transposed
 MATVEC_SEQUENCES = 8  # rows of x of a block
-# The same, if it normalizes them: RDNA has no registers for 8. And the elements of these rows: 24 KiB
-MATVEC_NORM_ROWS, MATVEC_NORMED = 4, 6144
-# skinny.hip: (longest row, threads of a block for it)
-SKINNY_THREADS = ((2048, 256), (8192, 512), (math.inf, 1024))
-SKINNY_SIDE, SKINNY_MOST = 16, 64  # sequences of a tile, and most of a block
-FILE_DEFINES = {
+MATVEC_NORM_ROWS = 4  # the same if it normalizes them: RDNA has no registers for 8
+MATVEC_NORMED = 6144  # elements of these rows: 24 KiB
+
+# skinny.hip
+SKINNY_THREADS = ((2048, 256), (8192, 512), (math.inf, 1024))  # (longest row, threads of a block for it)
+SKINNY_SIDE = 16  # sequences of a tile
+SKINNY_MOST = 64  # most sequences of a block
+
+# softmax.hip: (bytes of a row of logits up to, threads of a block), the smallest block with which the rows of all
+# resident blocks stay in a multiprocessor's cache (measured on an H100)
+LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
+
+# attention.hip
+ATTENTION_SIDE = 64  # rows of a block whose warps have 16 each
+WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
+
+FILE_DEFINES = {  # macros that all kernels of a file get, besides those of the launch
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
     "embedding.hip": {"THREADS": EMBEDDING_THREADS},
     "matvec.hip": {"ROW_THREADS": THREADS, "NORM_ROWS": MATVEC_NORM_ROWS, "NORMED": MATVEC_NORMED},
+    "muon.hip": {"BLOCKS": MUON_BLOCKS},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "sums.hip": {"LANES": SUM_LANES},
 }
-# softmax.hip: (bytes of a row of logits up to, threads), the smallest block with which the rows of all resident blocks
-# stay in a multiprocessor's cache (measured on an H100)
-LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
-ATTENTION_SIDE = 64  # rows of a block of attention.hip whose warps have 16 each
-WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
 
 
 def attention_edge(name: str, head_dim: int, is_cdna: bool) -> int:
@@ -176,7 +198,7 @@ class Kernels:
 
     def __call__(self, file: str, name: str, shared_bytes: int = 0, **defines: object) -> Kernel:
         """A kernel; call it with (grid, block, arguments)."""
-        key = (name, *defines.values())
+        key = (file, name, *defines.values())
         kernel = self._compiled.get(key)
         if kernel is None:
             defines = {"T": self._type, "THREADS": THREADS, **FILE_DEFINES.get(file, {}), **defines}

@@ -6,40 +6,27 @@ those of a GPT are: the more matrices a product has, the fewer multiprocessors w
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from gpt.arithmetic import ceil_div, round_up
-from gpt.ops.cpu.optimizer import MUON_RMS
 from gpt.ops.gpu.blas import Sum
-from gpt.ops.gpu.interface import Kernel
-from gpt.ops.interface import Array, Stack
+from gpt.ops.gpu.launch import MUON_BLOCKS, THREADS, Kernels
+from gpt.ops.gpu.memory import Memory
+from gpt.ops.gpu.products import Products
+from gpt.ops.interface import ALIGNMENT, MUON_RMS, Array, Coefficients, Stack, StackShape
 
 AT_ONCE = 2**27  # elements that are orthogonalized together: enough to fill a GPU, 2 x 256 MiB in bf16
-THREADS, NORM_BLOCKS = 256, 128  # muon.hip: threads per block, and most blocks that share the norm of a matrix
-ALIGNMENT = 128  # elements: matrices of a stack begin at multiples
 
 _long, _float = np.int64, np.float32
 
-Shape = tuple[int, int, int]  # matrices, rows, columns
-Coefficients = Sequence[tuple[float, float, float]]
-
 
 class GpuMuon:
-    """One step of Muon on a GPU: `kernel`, `product` and `scratch` are methods of GpuOps; u has type `dtype`.
+    """Steps of Muon on a GPU. The update u has the type that products read, that of `memory`."""
 
-    It lives for one step only: GpuOps and an object that keeps its methods would keep each other alive.
-    """
-
-    def __init__(
-        self,
-        kernel: Callable[..., Kernel],
-        product: Callable[..., None],
-        scratch: Callable[[str, int, str], Array],
-        dtype: np.dtype,
-    ) -> None:
-        self._kernel, self._product, self._scratch, self._dtype = kernel, product, scratch, dtype
+    def __init__(self, kernel: Kernels, products: Products, memory: Memory) -> None:
+        self._kernel, self._product, self._memory = kernel, products.product, memory
 
     def step(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
         """`Operations.muon` defines it."""
@@ -56,11 +43,11 @@ class GpuMuon:
         """Move the momentum, and leave u / ‖u‖ in u, to be orthogonalized."""
         count = len(u)
         size, strides, defines, grid = _launch(stack, u)
-        partials = self._scratch("muon norm", count * NORM_BLOCKS, "float32")
+        partials = self._memory.scratch("muon norm", count * MUON_BLOCKS, "float32")
         # A stack has gaps between its matrices if their size is not a multiple of the alignment. So kernels get the
         # first matrix and the distance to the next.
         moved = (stack.gradients[0], stack.momentum[0], u[0], partials, plan, _float(momentum), size, *strides)
-        blocks = min(NORM_BLOCKS, grid[0])
+        blocks = min(MUON_BLOCKS, grid[0])
         self._kernel("muon.hip", "muon_momentum", **defines)((blocks, count), (THREADS,), moved)
         divided = (u[0], partials, plan, size, strides[1], np.int32(blocks))
         self._kernel("muon.hip", "muon_normalize", **defines)(grid, (THREADS,), divided)
@@ -91,9 +78,9 @@ class GpuMuon:
             us, others = others, us
         return us
 
-    def _rooms(self, name: str, shapes: Sequence[Shape]) -> list[Array]:
+    def _rooms(self, name: str, shapes: Sequence[StackShape]) -> list[Array]:
         """Scratch arrays of these shapes, one behind the other."""
-        memory, rooms, start = self._scratch(name, _elements(shapes), self._dtype.name), [], 0
+        memory, rooms, start = self._memory.scratch(name, _elements(shapes), self._memory.dtype.name), [], 0
         for count, rows, columns in shapes:
             stride = round_up(rows * columns, ALIGNMENT)
             room = memory[start : start + count * stride].reshape(count, stride)
@@ -102,7 +89,7 @@ class GpuMuon:
         return rooms
 
 
-def scratch_elements(shapes: Sequence[Shape]) -> int:
+def scratch_elements(shapes: Sequence[StackShape]) -> int:
     """Elements of the products' type that a step takes as scratch memory for stacks of these shapes."""
     most = 0
     for layers, few in together(shapes):
@@ -111,7 +98,7 @@ def scratch_elements(shapes: Sequence[Shape]) -> int:
     return most
 
 
-def together(shapes: Sequence[Shape]) -> Iterator[tuple[slice, list[int]]]:
+def together(shapes: Sequence[StackShape]) -> Iterator[tuple[slice, list[int]]]:
     """Yields the chunks to orthogonalize together: a slice of the matrices, and the numbers of the stacks to slice.
 
     Chunks are as equal as possible, and the first is the largest. For example, if AT_ONCE is 1,000,
@@ -132,7 +119,7 @@ def _launch(stack: Stack, u: Array) -> tuple[np.int64, tuple[np.int64, np.int64]
     size = math.prod(u.shape[1:])
     width = 4 if size % 4 == 0 else 1
     strides = _long(_stride(stack.weights)), _long(_stride(u))
-    defines = {"COPY": int(stack.copy is not None), "WIDTH": width, "BLOCKS": NORM_BLOCKS, "THREADS": THREADS}
+    defines = {"COPY": int(stack.copy is not None), "WIDTH": width}
     return _long(size), strides, defines, (ceil_div(size, THREADS * width), len(u))
 
 
@@ -140,13 +127,13 @@ def _is_tall(u: Array) -> bool:
     return bool(u.shape[1] > u.shape[2])
 
 
-def _gram(shape: Shape) -> Shape:
+def _gram(shape: StackShape) -> StackShape:
     """The shape of a stack's Gram matrices."""
     side = min(shape[1:])
     return shape[0], side, side
 
 
-def _elements(shapes: Iterable[Shape]) -> int:
+def _elements(shapes: Iterable[StackShape]) -> int:
     return sum(count * round_up(rows * columns, ALIGNMENT) for count, rows, columns in shapes)
 
 

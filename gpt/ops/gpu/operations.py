@@ -8,8 +8,7 @@
 - Scratch memory is made at its first use and kept: a training step allocates nothing from its second run on.
 """
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from gpt.ops.gpu.launch import (
     attention_block,
     attention_edge,
 )  # fmt: skip
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.replay import PinnedInputs, PinnedOutput, Replayed
@@ -47,11 +47,13 @@ from gpt.ops.interface import (
     Affine,
     Array,
     Branch,
+    Coefficients,
     Dropout,
     Normed,
     Operations,
     Shape,
     Stack,
+    StackShape,
     UpdateRule,
     Work,
 )  # fmt: skip
@@ -87,10 +89,13 @@ class GpuOps(Operations):
         self.notes, self.timeline = device.notes, device.timeline
         self.low_precision = precision == "bf16"
         self._type = "bf16" if self.low_precision else "float"
+        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
+        self._memory = Memory(device, self._dtype)
+        self._scratch = self._memory.scratch
         self._kernel = Kernels(device, self._type)
         self._products = Products(device, precision, self._kernel)
-        self._dtype = np.dtype(np.uint16 if self.low_precision else np.float32)
-        self._scratch_arrays: dict[str, list[Array]] = {}
+        self._row_layers = RowLayers(self._kernel, device, self._memory)
+        self._muon = GpuMuon(self._kernel, self._products, self._memory)
         # The type of the products of attention
         self.attention_type = (
             self._type if self.low_precision or not device.has_tf32 else "tf32" if precision == "tf32" else "tf32x3"
@@ -106,7 +111,7 @@ class GpuOps(Operations):
             )
 
     def check_products(
-        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[tuple[int, int, int]] = (),
+        self, config: ModelConfig, batch: int, training: bool = False, stacks: Sequence[StackShape] = (),
         lora: int | None = None,
     ) -> None:  # fmt: skip
         rows, vocab = batch * config.max_seq_len, round_up(config.vocab_size, self.vocab_multiple)
@@ -127,23 +132,13 @@ class GpuOps(Operations):
     # ---- arrays ---------------------------------------------------------------------------------------------------
 
     def empty(self, shape: Shape, dtype: str = "") -> Array:
-        return self._allocate(self._xp.empty, shape, dtype)
+        return self._memory.empty(shape, dtype)
 
     def zeros(self, shape: Shape, dtype: str = "") -> Array:
-        return self._allocate(self._xp.zeros, shape, dtype)
-
-    def _allocate(self, make: Callable[..., Array], shape: Shape, dtype: str) -> Array:
-        wanted = np.dtype(dtype) if dtype else self._dtype
-        try:
-            return make(shape, wanted)
-        except MemoryError:  # CuPy's OutOfMemoryError is one
-            needed = math.prod(shape if isinstance(shape, tuple) else (shape,)) * wanted.itemsize
-            raise UserError(
-                f"out of GPU memory: {needed / 2**20:,.0f} MiB more are needed, {self.free_bytes() / 2**20:,.0f} MiB "
-                "are free; lower --batch (--accumulate makes up for it), --seq or the model's size, or give --recompute"
-            ) from None
+        return self._memory.zeros(shape, dtype)
 
     def from_host(self, array: np.ndarray) -> Array:
+        self.device.use()
         return self._xp.asarray(array)
 
     def to_host(self, array: Array) -> np.ndarray:
@@ -165,11 +160,8 @@ class GpuOps(Operations):
             part = slice(start, start + LARGE_COPY)
             self.convert(self._xp.asarray(value[part]), out[part])
 
-    def fill(self, array: Array, value: float) -> None:
-        if value == 0:
-            self.device.clear(array)
-        else:  # a copy, because CuPy compiles kernels to fill: on ROCm those need headers that may be missing
-            self._xp.copyto(array, self._xp.asarray(np.full(array.shape, value, array.dtype)))
+    def clear(self, array: Array) -> None:
+        self.device.clear(array)
 
     def context_rows(self, rows: int) -> int:
         # Multiples of 16, and above 128 of an eighth to a quarter of the length: 20 → 32, 100 → 112, 513 → 640.
@@ -216,16 +208,16 @@ class GpuOps(Operations):
     # ---- layer norm -----------------------------------------------------------------------------------------------
 
     def layernorm(self, normed: Normed, norm: Affine) -> None:
-        kernel, grid = self._by_rows("layernorm", normed.x)
+        kernel, grid = self._norm_kernel("layernorm", normed.x)
         kernel(grid, (THREADS,), (normed.x, *norm, normed.out, normed.mean, normed.rstd, _int(len(normed.x))))
 
     def add_layernorm(self, x: Array, branch: Array, norm: Affine, out: Normed, dropout: Dropout | None = None) -> None:
-        kernel, grid = self._by_rows("add_layernorm", x, dropout)
+        kernel, grid = self._norm_kernel("add_layernorm", x, dropout)
         kernel(grid, (THREADS,), (x, branch, *norm, *out, _int(len(x)), *self._mask(dropout)))
 
     def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
         x, _, mean, rstd = normed
-        kernel, _ = self._by_rows("layernorm_backward", x)
+        kernel, _ = self._norm_kernel("layernorm_backward", x)
         partials = self.partial_sums(len(x))
         sizes = _int(len(x)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0]
@@ -235,7 +227,7 @@ class GpuOps(Operations):
         self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
     ) -> None:
         x, _, mean, rstd = normed
-        kernel, _ = self._by_rows("add_layernorm_backward", x, branch.dropout)
+        kernel, _ = self._norm_kernel("add_layernorm_backward", x, branch.dropout)
         partials = self.partial_sums(len(x))
         sizes = _int(len(x)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0], branch.dbias[0]
@@ -243,10 +235,10 @@ class GpuOps(Operations):
         kernel((partials,), (THREADS,), arguments)
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
-        kernel, grid = self._by_rows("dropout_rows", x, dropout)
+        kernel, grid = self._norm_kernel("dropout_rows", x, dropout)
         kernel(grid, (THREADS,), (x, out, _int(len(x)), *self._mask(dropout)))
 
-    def _by_rows(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
+    def _norm_kernel(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
         elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
@@ -277,20 +269,18 @@ class GpuOps(Operations):
         fused = activation and self._products.has_fused(activation.name, out.nbytes)
         if fused and self._products.try_vendor(x, weight, out, Epilogue("gelu", bias, product)):
             return
-        has_product = self._products.try_vendor(
-            x, weight, product, NO_EPILOGUE if bias is None else Epilogue("bias", bias)
-        )
-        if not has_product and bias is not None and self._products.try_vendor(x, weight, product):
-            has_product = True
+        epilogue = NO_EPILOGUE if bias is None else Epilogue("bias", bias)
+        if not self._products.try_vendor(x, weight, product, epilogue):
+            if bias is None or not self._products.try_vendor(x, weight, product):
+                name = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
+                self._products.by_kernel(x, weight, out, name, bias=bias, activation=activation)
+                return
             self._add_bias(product, bias)
-        if not has_product:
-            name = "BIAS_ACTIVATION" if activation else "STORE" if bias is None else "BIAS"
-            self._products.by_kernel(x, weight, out, name, bias=bias, activation=activation)
-        elif activation:
+        if activation:
             self._activate(product, out, activation.name)
 
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
-        if RowLayers(self._kernel, self.device, self._scratch).launch(x, norm, layer, activation, out):
+        if self._row_layers.launch(x, norm, layer, activation, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             normed = self._scratch("normed", its_x.size, self._dtype.name).reshape(its_x.shape)
@@ -301,7 +291,7 @@ class GpuOps(Operations):
                 self._activate(its_out, its_out, activation)
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
-        if RowLayers(self._kernel, self.device, self._scratch).launch(x, None, layer, None, out):
+        if self._row_layers.launch(x, None, layer, None, out):
             return
         for its_x, its_out in self._one_by_one(x, out):
             self._products.product(its_x, layer.weight, its_out, Sum(addend=its_out))
@@ -487,24 +477,13 @@ class GpuOps(Operations):
         scalars = (*map(_float, factors), _long(decayed), _long(weights.size))
         kernel((ceil_div(weights.size, THREADS * ADAMW_WIDTH),), (THREADS,), (*arrays, *scalars))
 
-    def muon(
-        self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Sequence[tuple[float, float, float]]
-    ) -> None:
-        muon = GpuMuon(self._kernel, self._products.product, self._scratch, self._dtype)
-        muon.step(stacks, plan, momentum, coefficients)
+    def muon(self, stacks: Sequence[Stack], plan: Array, momentum: float, coefficients: Coefficients) -> None:
+        self._muon.step(stacks, plan, momentum, coefficients)
 
-    def muon_bytes(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+    def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         return scratch_elements(shapes) * self._dtype.itemsize
 
     # ---- arguments ------------------------------------------------------------------------------------------------
-
-    def _scratch(self, name: str, size: int, dtype: str = "float32") -> Array:
-        arrays = self._scratch_arrays.setdefault(name, [])
-        if not arrays or arrays[-1].size < size:
-            # Smaller ones are kept, because a recorded step may know their addresses. Each is at least twice as large
-            # as the one before, so all together stay below four times the need.
-            arrays.append(self.empty(max(size, 2 * arrays[-1].size) if arrays else size, dtype))
-        return arrays[-1][:size]
 
     def _mask(self, dropout: Dropout | None) -> tuple[Any, ...]:
         """A dropout's arguments for a kernel: key, site, threshold and scale. `first` is 0: see `sequences`."""

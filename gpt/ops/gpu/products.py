@@ -41,9 +41,7 @@ class Products:
         if blas is None:
             return False
         try:
-            stream = self.device.stream
-            done: bool = blas.product(a, b, out, stream=stream, epilogue=epilogue, into=into, tf32=tf32)
-            return done
+            return blas.product(a, b, out, stream=self.device.stream, epilogue=epilogue, into=into, tf32=tf32)
         except BlasError as error:
             if self.device.blas_choice == "vendor":
                 raise UserError(f"--blas vendor: {error}; use --blas own") from None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from gpt.arithmetic import round_up
+from gpt.errors import first_line
 from gpt.ops.gpu.interface import Device
 from gpt.ops.interface import Array, Fields, Inputs, Output, Work
 
@@ -44,8 +45,7 @@ class Replayed:
                 self._replay = self._device.record(self._function)
             except Exception as error:  # CuPy may raise any
                 self._device.records = False
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                warnings.warn(f"steps are not recorded as a graph ({reason}), which is slower", stacklevel=2)
+                warnings.warn(f"steps are not recorded as a graph ({first_line(error)}), which is slower", stacklevel=2)
                 self._function()
                 return
         self._replay()
@@ -55,7 +55,8 @@ class PinnedInputs(Inputs):
     """Arrays that the host writes into slots of pinned memory, while the device may still read earlier slots."""
 
     def __init__(self, device: Device, fields: Fields) -> None:
-        self._fields, self._upload = fields, device.upload
+        self._fields, self._device = fields, device
+        device.use()
         size = sum(round_up(_bytes(*field), ALIGNMENT) for field in fields.values())
         self._memory = device.xp.zeros(size, np.uint8)
         self.device: dict[str, Array] = self._views(self._memory)
@@ -68,8 +69,9 @@ class PinnedInputs(Inputs):
         slot = self._next
         self._next = (slot + 1) % SLOTS
         self._wait[slot]()
+        self._device.use()
         yield self._views(self._slots[slot])
-        self._wait[slot] = self._upload(self._slots[slot], self._memory)
+        self._wait[slot] = self._device.upload(self._slots[slot], self._memory)
 
     def _views(self, memory: Array) -> dict[str, Array]:
         views, start = {}, 0

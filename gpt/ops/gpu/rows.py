@@ -1,6 +1,5 @@
 """Linear layers of one row of each sequence, for writing text: how skinny.hip (bf16) and matvec.hip (float32) start."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,18 @@ from gpt.ops.gpu.launch import (
     matvec_block,
     skinny_block,
 )
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.interface import Affine, Array
-
-Scratch = Callable[[str, int, str], Array]  # a name, a number of elements and their dtype → an array that is kept
 
 
 class RowLayers:
     """out = activation(layernorm(x) W + bias), or out += x W + bias if there is no norm.
 
-    x is [sequences, K], out [sequences, n], and W lies in memory as [K, n] or, with a norm, as [n, K]. `scratch`
-    is a method of GpuOps. As with GpuMuon, an object that keeps it must not be kept by GpuOps.
+    x is [sequences, K], out [sequences, n], and W lies in memory as [K, n] or, with a norm, as [n, K].
     """
 
-    def __init__(self, kernel: Kernels, device: Device, scratch: Scratch) -> None:
-        self._kernel, self._device, self._scratch = kernel, device, scratch
+    def __init__(self, kernel: Kernels, device: Device, memory: Memory) -> None:
+        self._kernel, self._device, self._memory = kernel, device, memory
 
     def launch(self, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array) -> bool:
         """Launch a kernel, if there is one for these sizes. Returns whether there is.
@@ -66,7 +63,7 @@ class RowLayers:
             columns = SKINNY_SIDE if self._device.has_tf32 else 2 * SKINNY_SIDE  # a tile on NVIDIA, two on AMD
             block = skinny_block(k, count, ceil_div(n, columns), self._device)
         if norm and count > 1:
-            normed = self._scratch("normed", x.size, "uint16")
+            normed = self._memory.scratch("normed", x.size, "uint16")
             kernel = self._kernel(
                 "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps,
                 SEQUENCES=SKINNY_SIDE, ONLY="NORMALIZE",

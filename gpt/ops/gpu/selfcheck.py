@@ -25,11 +25,11 @@ import numpy as np
 from gpt.arithmetic import round_up
 from gpt.config import ModelConfig
 from gpt.constants import GELU_CUBIC, GELU_SCALE
-from gpt.errors import UserError
+from gpt.errors import UserError, first_line
 from gpt.ops.gpu import muon
-from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Epilogue, Sum, is_transposed
+from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Blas, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.products import Products
-from gpt.ops.interface import Array, Operations
+from gpt.ops.interface import ALIGNMENT, Array, Operations, StackShape
 from gpt.system.files import write_atomically
 
 FORMAT = 1  # of a verdict's file, and of this check: a verdict of another number is not used
@@ -37,8 +37,6 @@ PERIOD = 131_101  # random numbers of an operand before they repeat; a prime, so
 COMPARED = 2**19  # elements of a result, about, that are compared
 ROUNDING = {2: 2.0**-8, 4: 2.0**-23}  # relative error of a result: one rounding, even if it is towards 0; by itemsize
 GELU_ERROR = 2.0**-10  # of the library's tanh, relative to tanh's factor; hardware's own has 2^-11
-
-Shape = tuple[int, int, int]  # matrices, rows, columns
 
 
 class Case(NamedTuple):
@@ -112,7 +110,7 @@ def _adapter_cases(rows: int, k: int, n: int, lora: int) -> Iterator[Case]:
     yield Case(k, lora, n, a_transposed=True, b_transposed=True, adds=True)
 
 
-def muon_cases(shapes: Sequence[Shape]) -> Iterator[Case]:
+def muon_cases(shapes: Sequence[StackShape]) -> Iterator[Case]:
     """The products of a step of Muon for stacks of these shapes; `GpuMuon` asks for them."""
     for layers, few in muon.together(shapes):
         count = layers.stop - layers.start
@@ -136,11 +134,11 @@ def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
         return
     cases = list(dict.fromkeys(cases))
     insists = device.blas_choice == "vendor"
-    known = _Verdict(Path(device.cache), [FORMAT, device.blas_card, ops.precision, [str(case) for case in cases]])
+    known = _Verdict(Path(device.cache), [FORMAT, device.blas_card, ops.precision, cases])
     fault = None if insists else known.read()
     if fault is None:
         try:
-            fault = _Check(ops, products).fault(cases, compares=not insists)
+            fault = _Check(ops, products, device.blas).fault(cases, compares=not insists)
         except RuntimeError as error:  # it may have other reasons than the library, so the next start tries again
             fault = f"hipBLASLt fails on this GPU: {error}"
         else:
@@ -177,8 +175,10 @@ class _Verdict:
 
 
 class _Check:
-    def __init__(self, ops: Operations, products: Products) -> None:
-        self._ops, self._products, self._device = ops, products, products.device
+    """A comparison of the products of `blas`, the vendor's library, with those of matmul.hip."""
+
+    def __init__(self, ops: Operations, products: Products, blas: Blas) -> None:
+        self._ops, self._products, self._device, self._blas = ops, products, products.device, blas
         self._dtype = ops.empty(1).dtype  # of operands
         self._rng = np.random.default_rng(0)
 
@@ -193,8 +193,7 @@ class _Check:
             try:
                 off = self._difference(case, compares)
             except RuntimeError as error:  # BlasError, or one of CuPy's
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise RuntimeError(f"{reason} in {case}") from None
+                raise RuntimeError(f"{first_line(error)} in {case}") from None
             if off:
                 return f"hipBLASLt computes wrong products on this GPU: {off} in {case}"
             if off is None and case.epilogue == "bias":
@@ -210,7 +209,7 @@ class _Check:
         a, b, out, epilogue, into = self._arrays_of(case)
         places = [(number, rows) for number in _compared_matrices(case) for rows in _compared_rows(case)]
         before = [self._host(_part(into.addend, number, rows)) if case.adds else 0 for number, rows in places]
-        if not self._device.blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
+        if not self._blas.product(a, b, out, stream=self._device.stream, epilogue=epilogue, into=into):
             return None
         if not compares:
             return ""
@@ -270,7 +269,7 @@ class _Check:
     def _array(self, rows: int, columns: int, count: int, dtype: np.dtype, values: Any) -> Array:
         """An array [rows, columns], or [count, rows, columns] as Muon's stacks lie, with numbers that repeat."""
         size = rows * columns
-        stride = round_up(size, muon.ALIGNMENT) if count else size
+        stride = round_up(size, ALIGNMENT) if count else size
         memory = self._ops.empty(max(1, count) * stride, dtype.name)
         filled = min(memory.size, PERIOD)
         self._ops.copy(values(filled), out=memory[:filled])

@@ -1,10 +1,13 @@
 """Linear layers and sums over rows on every device, by kernels and by numba's loops, against the reference."""
 
+from itertools import product
+
 import pytest
 
 from gpt.doctor import layers
 from tests.support.grids import pairs
 
+PRECISIONS = ["fp32", "bf16"]
 ADAPTERS = [(True, None), (True, "gelu"), (True, "relu")]
 LAYERS = [(False, None), (False, "gelu"), (False, "relu"), (True, None)]  # the last is the head: wte.T, no bias
 SIZES = [
@@ -14,6 +17,9 @@ SIZES = [
 # A single row that consists of whole vectors. The lengths call for blocks of each size: a thread reads its share of the
 # row at once or in several turns, and the last row is too long for any of the blocks.
 ROW_SIZES = [(1, 776, 264), (1, 1288, 24), (1, 3080, 40), (1, 4504, 24), (1, 10_008, 16)]
+# An activation is applied to each sum, by code that knows only the kernel and whether a thread has a vector of sums:
+# some sizes for each of these.
+ACTIVATED = [(3, 5, 7), (16, 16, 16), (130, 64, 200), (1, 24, 40), (1, 24, 7), (1, 3080, 40)]
 # Several sequences. In float32 blocks share up to 8 rows of these lengths, 8, 4 and, without a norm, 8 in four turns.
 # In bf16 they share 16, 32 and 64, and the warps of a block take turns with rows of more than 2,048 elements.
 BATCHES = [
@@ -21,23 +27,37 @@ BATCHES = [
 ]  # sequences, in, out  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
-@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
-def test_linear(trial, rows, d_in, d_out, transposed, activation):
-    layers.linear(trial, rows, d_in, d_out, transposed, activation)
+@pytest.mark.parametrize(("size", "layer", "ops"), pairs(SIZES, LAYERS, PRECISIONS), indirect=["ops"])
+def test_linear(trial, size, layer):
+    layers.linear(trial, *size, *layer)
 
 
 @pytest.mark.parametrize(
-    ("size", "layer", "ops"), pairs([*SIZES, *ROW_SIZES], LAYERS, ["fp32", "bf16"]), indirect=["ops"]
+    ("size", "transposed", "ops"), pairs([*SIZES, *ROW_SIZES], [False, True], PRECISIONS), indirect=["ops"]
 )
-def test_norm_linear(trial, size, layer):
-    layers.norm_linear(trial, *size, *layer)
+def test_norm_linear(trial, size, transposed):
+    layers.norm_linear(trial, *size, transposed, None)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), BATCHES)
-@pytest.mark.parametrize("transposed", [False, True])
-def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, d_in, d_out, transposed):
-    layers.norm_linear(trial, rows, d_in, d_out, transposed, None)
+@pytest.mark.parametrize(
+    ("size", "activation", "ops"),
+    [
+        *pairs(ACTIVATED, ["gelu", "relu"], PRECISIONS),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product([*SIZES, *ROW_SIZES], ["gelu", "relu"], PRECISIONS)
+            if case[0] not in ACTIVATED
+        ),
+    ],
+    indirect=["ops"],
+)
+def test_norm_linear_with_an_activation(trial, size, activation):
+    layers.norm_linear(trial, *size, False, activation)
+
+
+@pytest.mark.parametrize(("size", "transposed", "ops"), pairs(BATCHES, [False, True], PRECISIONS), indirect=["ops"])
+def test_norm_linear_gives_each_sequence_the_bits_that_it_has_alone(trial, size, transposed):
+    layers.norm_linear(trial, *size, transposed, None)
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [*SIZES, *ROW_SIZES])
@@ -50,16 +70,14 @@ def test_linear_add_gives_each_sequence_the_bits_that_it_has_alone(trial, rows, 
     layers.linear_add(trial, rows, d_in, d_out)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES)
-@pytest.mark.parametrize(("transposed", "activation"), LAYERS)
-def test_linear_backward(trial, rows, d_in, d_out, transposed, activation):
-    layers.linear_backward(trial, rows, d_in, d_out, transposed, activation)
+@pytest.mark.parametrize(("size", "layer", "ops"), pairs(SIZES, LAYERS, PRECISIONS), indirect=["ops"])
+def test_linear_backward(trial, size, layer):
+    layers.linear_backward(trial, *size, *layer)
 
 
-@pytest.mark.parametrize(("rows", "d_in", "d_out"), SIZES[:6])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, rows, d_in, d_out, transposed):
-    layers.linear_backward(trial, rows, d_in, d_out, transposed, None, fresh=True)
+@pytest.mark.parametrize(("size", "transposed", "ops"), pairs(SIZES[:6], [False, True], PRECISIONS), indirect=["ops"])
+def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, size, transposed):
+    layers.linear_backward(trial, *size, transposed, None, fresh=True)
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])

@@ -8,15 +8,21 @@ from gpt.doctor.trial import REFERENCE, Arrays
 from gpt.ops.interface import SamplingRule
 from tests.support.grids import pairs
 
+PRECISIONS = ["fp32", "bf16"]
 # temperature, top_k, top_p
 RULES = [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1, 0, 0.8), (2, 50, 0.6), (1, 300, 0.9), (1, 1500, 0.9)]
 
 
-@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 8199), (2, 50257), (1, 2**17)])
-@pytest.mark.parametrize("magnitude", [1e-3, 3.0, 1e4])
-@pytest.mark.parametrize("scale", [None, 0.25])
-def test_cross_entropy_and_its_gradient(trial, rows, vocab, magnitude, scale):
-    updates.softmax_cross_entropy(trial, rows, vocab, magnitude, scale)
+SHAPES = [(1, 1), (3, 7), (5, 256), (4, 1000), (2, 8199), (2, 50257), (1, 2**17)]  # rows, vocabulary
+
+
+@pytest.mark.parametrize(
+    ("shape", "magnitude", "scale", "ops"),
+    pairs(SHAPES, [1e-3, 3.0, 1e4], [None, 0.25], PRECISIONS),
+    indirect=["ops"],
+)
+def test_cross_entropy_and_its_gradient(trial, shape, magnitude, scale):
+    updates.softmax_cross_entropy(trial, *shape, magnitude, scale)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -42,7 +48,7 @@ def sampled(arrays, logits, seen, uniform, **options):
 
 # The block reads 16,384 logits of float32 or 32,768 of bf16 at a time, so that the last of these takes several turns.
 @pytest.mark.parametrize(
-    ("vocab", "rule", "ops"), pairs([1, 7, 1000, 2100, 33_001], RULES, ["fp32", "bf16"]), indirect=["ops"]
+    ("vocab", "rule", "ops"), pairs([1, 7, 1000, 2100, 33_001], RULES, PRECISIONS), indirect=["ops"]
 )
 def test_sampling_draws_what_the_reference_draws(trial, vocab, rule):
     updates.sample(trial, vocab, *rule)
@@ -70,8 +76,11 @@ def test_a_penalty_beyond_float32_leaves_a_logit_of_0_as_it_is(arrays):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("penalty", [5e-324, 1e-320, 1e-45, 1e-38, 1e38, 1e308])
-@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-320, 1e-38, 1, 1e308])
+@pytest.mark.parametrize(
+    ("penalty", "temperature", "ops"),
+    pairs([5e-324, 1e-320, 1e-45, 1e-38, 1e38, 1e308], [0, 5e-324, 1e-320, 1e-38, 1, 1e308], PRECISIONS),
+    indirect=["ops"],
+)
 def test_sampling_draws_the_same_with_the_most_extreme_settings_and_no_warning(ops, penalty, temperature):
     logits = np.array([2.0, 0.5, -3.0, 0.0, -0.25, 1.0])
     for seen in np.uint8([[1, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]]):

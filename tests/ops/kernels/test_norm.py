@@ -5,14 +5,19 @@ import pytest
 
 from gpt.doctor import layers
 from tests.support.devices import GPUS
+from tests.support.grids import pairs
+
+PRECISIONS, RATES = ["fp32", "bf16"], [0, 0.3]
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("batch", "seq", "d", "start"), [(1, 1, 1, 0), (2, 7, 24, 3), (3, 5, 30, 0), (2, 33, 136, 0)])
-@pytest.mark.parametrize("rate", [0, 0.3])
-def test_embedding(trial, batch, seq, d, start, rate):
-    layers.embedding(trial, batch, seq, d, start, rate)
+TEXTS = [(1, 1, 1, 0), (2, 7, 24, 3), (3, 5, 30, 0), (2, 33, 136, 0)]  # batch, seq, width, start
+
+
+@pytest.mark.parametrize(("shape", "rate", "ops"), pairs(TEXTS, RATES, PRECISIONS), indirect=["ops"])
+def test_embedding(trial, shape, rate):
+    layers.embedding(trial, *shape, rate)
 
 
 def test_an_id_outside_of_the_vocabulary_makes_its_row_nan(ops, arrays, rng):
@@ -26,37 +31,42 @@ def test_an_id_outside_of_the_vocabulary_makes_its_row_nan(ops, arrays, rng):
     assert np.isnan(ops.to_host(out)).all(axis=1).tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize(("batch", "seq", "d"), [(1, 1, 1), (2, 7, 24), (3, 5, 30), (4, 33, 136)])
-@pytest.mark.parametrize("rate", [0, 0.3])
-def test_embedding_backward_adds(trial, batch, seq, d, rate):
-    layers.embedding_backward(trial, batch, seq, d, rate)
+@pytest.mark.parametrize(
+    ("shape", "rate", "ops"),
+    pairs([(1, 1, 1), (2, 7, 24), (3, 5, 30), (4, 33, 136)], RATES, PRECISIONS),
+    indirect=["ops"],
+)
+def test_embedding_backward_adds(trial, shape, rate):
+    layers.embedding_backward(trial, *shape, rate)
 
 
 # ---- layer norm ------------------------------------------------------------------------------------------------------
 
 
+SPREADS = [(0, 1), (1e4, 1), (0, 1e-3), (-3, 1e4)]  # mean and standard deviation of the elements of a row
 ROWS = [(1, 1), (5, 7), (9, 24), (3, 64), (67, 136), (4, 768), (3, 1030), (2, 1600)]
 
 
-@pytest.mark.parametrize(("rows", "d"), ROWS)
-@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1e4, 1), (0, 1e-3), (-3, 1e4)])
-def test_layernorm(trial, rows, d, offset, scale):
-    layers.layernorm(trial, rows, d, offset, scale)
+@pytest.mark.parametrize(("size", "spread", "ops"), pairs(ROWS, SPREADS, PRECISIONS), indirect=["ops"])
+def test_layernorm(trial, size, spread):
+    layers.layernorm(trial, *size, *spread)
 
 
-@pytest.mark.parametrize(("rows", "d"), ROWS)
-@pytest.mark.parametrize("rate", [0, 0.3])
-def test_add_layernorm(trial, rows, d, rate):
-    layers.add_layernorm(trial, rows, d, rate)
+@pytest.mark.parametrize(("size", "rate", "ops"), pairs(ROWS, RATES, PRECISIONS), indirect=["ops"])
+def test_add_layernorm(trial, size, rate):
+    layers.add_layernorm(trial, *size, rate)
 
 
-@pytest.mark.parametrize(("rows", "d"), [*ROWS, (300, 64), (70, 800)])
-@pytest.mark.parametrize("branch", [None, 0, 0.3])  # no branch, or one with this dropout rate
-def test_layernorm_backward(trial, rows, d, branch):
+@pytest.mark.parametrize(
+    ("size", "branch", "ops"),
+    pairs([*ROWS, (300, 64), (70, 800)], [None, *RATES], PRECISIONS),  # no branch, or one with this dropout rate
+    indirect=["ops"],
+)
+def test_layernorm_backward(trial, size, branch):
     if branch is None:
-        layers.layernorm_backward(trial, rows, d)
+        layers.layernorm_backward(trial, *size)
     else:
-        layers.add_layernorm_backward(trial, rows, d, branch)
+        layers.add_layernorm_backward(trial, *size, branch)
 
 
 @pytest.mark.parametrize("device", GPUS, indirect=True)

@@ -15,6 +15,7 @@ from gpt.ops.interface import AdamBuffers, Stack
 from gpt.optim import NEWTON_SCHULZ
 from tests.ops.kernels.bounds import near
 from tests.support.devices import GPUS
+from tests.support.grids import pairs
 
 
 @pytest.mark.parametrize("n", [1, 7, 1024, 70_000])
@@ -104,8 +105,7 @@ MUON_FP32, MUON_BF16 = 400 * u, 0.1
 STACKS = [(1, 1, 1), (2, 16, 16), (3, 24, 72), (2, 96, 33), (2, 130, 64), (4, 7, 5)]  # matrices, rows, columns
 
 
-@pytest.mark.parametrize("shape", STACKS)
-@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(("shape", "scale", "ops"), pairs(STACKS, [1.0, 0.25], ["fp32", "bf16"]), indirect=["ops"])
 def test_muon(trial, shape, scale):
     updates.muon(trial, *shape, scale)
 

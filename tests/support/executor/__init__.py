@@ -39,13 +39,16 @@ LARGEST_GRID = (2**31 - 1, 65535, 1)  # NVIDIA's limits for x and y; kernels do 
 FLAGS = ["-std=c++17", "-Og", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
 KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
 KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers", "-Wundef"]
-if os.environ.get("HIPGPT_SANITIZE"):
+SANITIZED = bool(os.environ.get("HIPGPT_SANITIZE"))  # its own code takes 7 s to compile with -O2 then
+if SANITIZED:
     FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
     FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack, which STACK_BYTES in fiber.h gives
 else:
     FLAGS += ["-Wframe-larger-than=32768"]
     KERNEL_FLAGS += ["-nostdlib"]  # this process has the libraries, and it takes the linker 40 ms to look through them
 TILE = '#line 1 "tile.h"'
+# Other kernels of these files hardly ever have the same macros, and compiling them takes half of the time.
+ALONE = ("matvec.hip", "skinny.hip")
 
 # {NumPy's name for the type of an argument: executor.h's letter for the way it is passed}
 CODES = {"array": "p", "f4": "f", "f8": "d", "i4": "i", "u4": "i", "i8": "l", "u8": "l"}
@@ -75,16 +78,21 @@ class ExecutorDevice(HostDevice):
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
-        kernel = self.kernel_of(Instance.of(file, defines).source, name, shared_bytes or STATIC_BYTES)
+        source = Instance.of(file, defines).source
+        kernel = self.kernel_of(source, name, shared_bytes or STATIC_BYTES, alone=file in ALONE)
         return lambda *launch: self.ask(partial(kernel, *launch))
 
-    def kernel_of(self, source: str, name: str, shared_bytes: int = STATIC_BYTES) -> Callable[..., None]:
+    def kernel_of(
+        self, source: str, name: str, shared_bytes: int = STATIC_BYTES, alone: bool = False
+    ) -> Callable[..., None]:
         """Kernel `name` of a source text that includes common.h's. Raises ExecutorError if that does not compile.
 
-        A block may have `shared_bytes` of shared memory.
+        A block may have `shared_bytes` of shared memory. The text's other kernels are compiled, too, unless `alone`.
         """
         kernels = re.findall(r"^KERNEL\((.*?)(?:, \w+)?\) (\w+)\(", source, re.MULTILINE)
-        entries = "".join(f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels)
+        entries = "".join(
+            f"EXECUTOR_ENTRY({each}, ({threads}))\n" for threads, each in kernels if each == name or not alone
+        )
         source += f'#line 1 "executor.h"\n{entries}'
         # Without tile.h a use of LAYOUT is an error, so one library serves all layouts whose warps have the same width.
         # A tile of float32 has no layout, and 0 makes the use of one an error; but on NVIDIA copies are asynchronous.
@@ -151,7 +159,7 @@ def _places(library: Path, calls: list[str]) -> str:
 @functools.cache
 def _runtime() -> ctypes.CDLL:
     """The compiled executor.cpp, for kernels to call."""
-    path = _compile((HERE / "executor.cpp").read_text(), ("-O2",))
+    path = _compile((HERE / "executor.cpp").read_text(), () if SANITIZED else ("-O2",))
     library = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     pointer = ctypes.c_void_p
     counts = [*[ctypes.c_int] * 4, ctypes.c_size_t, ctypes.c_uint64]

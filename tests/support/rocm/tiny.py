@@ -30,7 +30,7 @@ def train(ops: Operations) -> tuple[TrainableGPT, list[float]]:
         tokens = rng.integers(0, CONFIG.vocab_size, (BATCH, CONFIG.max_seq_len + 1), dtype=np.int32)
         ids, labels = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
         for cleared in (model.metrics, model.gradients.flat):
-            ops.fill(cleared, 0)
+            ops.clear(cleared)
         scale = np.full(1, 1 / ids.size, np.float32)
         model.loss_and_gradients(*map(ops.from_host, (ids, labels, token_order(ids), scale)))
         optimizer.step(ops.from_host(np.full(1, LEARNING_RATE, np.float32)))
