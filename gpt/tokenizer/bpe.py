@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -301,14 +302,28 @@ class Merges:
         self._stride = len(self._widths)  # one more than there are ids: keys of pairs stay unique if a symbol is GAP
         self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
         self._ranks.add([self._key(left, right)])
-        self._square: np.ndarray | None = None  # ranks of all pairs of a small alphabet; row and column -1 are GAP's
-        if size <= _SMALL_ALPHABET:
-            self._square = np.full((size + 1, size + 1), UNKNOWN, np.int32)
-            (rank,) = ((left < size) & (right < size)).nonzero()
-            self._square[left[rank], right[rank]] = rank
+        self._square = self._made_square()
         # An entry of the queue has no sign, so that an UNKNOWN rank, which is -1, makes larger ones than any merge
         self._entry = np.dtype(np.uint32 if len(self.pairs) < _MOST_IN_32_BITS else np.uint64)
         self._never = self._entries(np.array(UNKNOWN), np.array(0))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the square, which another process makes sooner than it receives it."""
+        return self.__dict__ | {"_square": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._square = self._made_square()
+
+    def _made_square(self) -> np.ndarray | None:
+        """The ranks of all pairs of a small alphabet, int32 [size + 1, size + 1]; the last row and column are GAP's."""
+        if self.size > _SMALL_ALPHABET:
+            return None
+        square = np.full((self.size + 1, self.size + 1), UNKNOWN, np.int32)
+        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
+        (rank,) = ((left < self.size) & (right < self.size)).nonzero()
+        square[left[rank], right[rank]] = rank
+        return square
 
     def apply(self, row: np.ndarray) -> np.ndarray:
         """Merge the words of a row, lowest rank first and leftmost first among equals. Returns the new, shorter row.

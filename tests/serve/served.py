@@ -27,7 +27,8 @@ class Front:
 
     def __init__(self) -> None:
         ours, self._connection = socket.socketpair()
-        self._connection.settimeout(30)
+        for each in (ours, self._connection):
+            each.settimeout(30)
         self.channel = Channel(ours)
         self._frames, self._messages = Frames(), []
 

@@ -1,5 +1,6 @@
 """gpt/tokenizer/bpe.py: learning and applying merges, compared with the simplest program that does the same."""
 
+import pickle
 from collections import Counter
 from itertools import chain, pairwise
 from random import Random
@@ -148,3 +149,11 @@ def test_a_word_of_a_hundred_thousand_letters_does_not_take_quadratic_time(perio
     pairs = learn([(word, 1)], ALPHABET, 500)
     (merged,) = applied(Merges(len(ALPHABET), pairs), [word])
     assert len(merged) < 20  # doubling merges leave about one symbol per binary digit of the length
+
+
+def test_merges_travel_to_another_process_without_their_table_of_pairs():
+    merges = Merges(256, [(97, 98), (256, 98)])
+    data = pickle.dumps(merges)
+    assert len(data) < 2**14
+    row = np.array([GAP, 97, 98, 98, GAP], np.int32)
+    assert pickle.loads(data).apply(row).tolist() == merges.apply(row).tolist() == [GAP, 257, GAP]
