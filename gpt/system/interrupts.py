@@ -112,6 +112,7 @@ _deferred: Deferred | None = None  # inside `deferred`
 _caught: Caught | None = None  # inside `caught`
 _is_borrowed = False  # inside `borrowed`
 _first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
+_is_answered = False  # whether `deferred` work has ended because of it
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
 
@@ -160,11 +161,12 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
                 update()
         save()
     """
-    global _deferred
-    _deferred = Deferred(announce, farewell)
+    global _deferred, _is_answered
+    _deferred = work = Deferred(announce, farewell)
     try:
-        yield _deferred
+        yield work
     finally:
+        _is_answered = work.received is not None
         _deferred = None
 
 
@@ -223,6 +225,8 @@ def _handle(number: int, _frame: object) -> None:
     if _caught is not None and number == signal.SIGINT:
         _caught.press()
         return
+    if _is_answered and _first is not None and not _insists(number, time.monotonic(), *_first):
+        return  # such as the echo of a SIGTERM after which small work has been saved already
     if _ends_at_once:
         with suppress(OSError):
             os.write(2, b"Interrupted\n")

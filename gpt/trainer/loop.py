@@ -318,7 +318,7 @@ class Trainer:
         if self.step == self.train_config.total_steps:
             losses = [loss for step, loss in self.history.evaluations if step == self.step]
             if not losses:
-                enough = 2
+                enough = min(enough, 2)
             elif not math.isfinite(losses[-1]):
                 enough = 1
         return count if count >= enough else 0

@@ -79,6 +79,22 @@ def test_sigterm_that_comes_twice_at_the_same_moment_is_one_request():
     assert not interrupts._insists(signal.SIGTERM, now=8.01, first=signal.SIGTERM, since=8.0)
 
 
+def test_the_echo_of_a_request_that_work_has_answered_ends_nothing(monkeypatch):
+    """Small work may be saved before timeout(1) sends SIGTERM to the group, too; the command must still say so."""
+    now = 8.0
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: now))
+    for name, value in {"_first": (signal.SIGTERM, now), "_is_listening": True, "_ends_at_once": False}.items():
+        monkeypatch.setattr(interrupts, name, value)
+    monkeypatch.setattr(interrupts, "_is_answered", False)
+    with interrupts.deferred(lambda: None, lambda: "") as work:
+        work.receive(signal.SIGTERM)
+    now += interrupts.ECHO / 2
+    interrupts._handle(signal.SIGTERM, None)
+    now += interrupts.ECHO
+    with pytest.raises(interrupts.Interrupted):
+        interrupts._handle(signal.SIGTERM, None)
+
+
 def test_work_is_dropped_only_inside_droppable_and_only_when_its_time_is_over(monkeypatch):
     now = 8.0
     monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: now))
