@@ -43,5 +43,5 @@ def test_samples_are_written_by_the_first_rank_alone(train):
 def test_losses_that_are_not_finite_on_one_rank_end_all(train, rank):
     end = train(2, "r", *STEPS, "--steps", 20, "--eval-every", 0, only={rank: BROKEN}, status=2)
     assert end.stderr.count("\n") == 1
-    assert "was not finite in 10 steps in a row, up to step 10 (saved)" in end.stderr
+    assert "was not finite in the last 10 steps, up to step 10 (saved)" in end.stderr
     assert Run("r").steps() == [10]
