@@ -132,7 +132,7 @@ def alone(run: Run, places: int, num_tokens: int, device: str) -> float:
 
 
 def load(port: int, model: str, clients: int, seconds: float, num_tokens: int, used: list[Used]) -> Seen:
-    """Let clients ask for texts for `seconds`. Returns what they saw.
+    """Run clients that ask for texts, for `seconds` seconds. Returns their measurements.
 
     Fills in `used`, the processes to watch, and adds the clients' processes to it.
     """

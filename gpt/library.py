@@ -58,8 +58,8 @@ class Writing(TypedDict, total=False):
 class LanguageModel:
     """A trained model and its tokenizer, ready to write. `gpt.load` and `gpt.train` make one.
 
-    `model` is the GPT itself, for logits; `tokenizer` has its ids, and `checkpoint` says what it comes from. Any thread
-    may use it, but only one at a time.
+    `model` is the GPT itself, which computes logits. `tokenizer` translates between texts and ids. `checkpoint` is the
+    checkpoint that the model was read from. Threads may share this object, but only one may use it at a time.
 
     Example:
         first = gpt.load("checkpoints/first")

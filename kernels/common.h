@@ -262,9 +262,9 @@ DEVICE Float2 fma(Float2 a, Float2 b, Float2 c) {
 }
 #endif
 // Two numbers as bf16 in one word, the first in the low half, each rounded to nearest by adding half a place to its bits.
-// So a number halfway between two goes away from 0. Such a number has 16 given bits, which is one in 65,536: on average
-// that adds 2^-25 of a number, less than float32's own rounding. There is no test for NaN, because arithmetic on bf16
-// numbers makes none that the sum would change: their lower halves are 0.
+// A number halfway between two bf16 numbers goes away from 0. One in 65,536 numbers lies there, so this adds 2^-25 of a
+// number on average, less than float32's own rounding. A NaN is not tested for. Arithmetic on bf16 numbers makes only
+// NaNs with a lower half of 0, which the sum leaves as they are.
 DEVICE uint32 pack_halves_away(float low, float high) {
 #if defined(__gfx940__) || defined(__gfx941__) || defined(__gfx942__)
   // One instruction adds to both: no carry leaves the lower one.
@@ -304,8 +304,8 @@ template <> DEVICE bf16 from_float<bf16>(float v) {
 #endif
 }
 
-// A result of arithmetic on bf16 numbers, to nearest even, as from_float makes it. On AMD there is no test for NaN, which
-// such a result does not need (see above).
+// A result of arithmetic on bf16 numbers, rounded to nearest even as by from_float. On AMD a NaN is not tested for, because
+// such a result needs no test (see pack_halves_away).
 template <class T> DEVICE T from_result(float v) { return from_float<T>(v); }
 #if defined(ON_AMD)
 template <> DEVICE bf16 from_result<bf16>(float v) {

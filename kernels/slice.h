@@ -188,7 +188,7 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
   template <int N, class Strip>
   DEVICE void multiply_transposed(typename M::Acc (&acc)[N / EDGE], const Strip& a, int first) const {
     static_assert(!PAIRS, "words of two columns");
-    if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once
+    if constexpr (FLOATS) {  // a comes from shared memory, too: each part of it is read once. Two chunks share Sums.
       UNROLL for (int t = 0; t < N / EDGE; t++) acc[t] = {};
       UNROLL for (int from = 0; from < CHUNKS; from += 2) {
         typename M::Sums sums[N / EDGE];

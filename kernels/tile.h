@@ -487,7 +487,7 @@ template <> struct Tile<tf32> : FloatTile {
 // Each number is the sum of two of tf32: `high`, which is rounded to nearest, and the rest. The rest has up to 12 bits,
 // of which the unit takes 11. So a number is off by 2^-23 of itself at most, and a product by 2^-21, because the product
 // of the two rests is left out, too (Ootomo & Yokota 2022). The unit cuts its sums instead of rounding them, which would
-// add up along a row. Therefore the products of a tile are summed from 0, small ones first, and float32 adds them to c.
+// add up along a row. Therefore the products of one or two tiles are summed from 0, and float32 adds these sums to c.
 template <> struct Tile<tf32x3> : FloatTile {
   static DEVICE void multiply_add(Acc& c, const A& a, const B& b) {
     Acc sum = {};

@@ -4,8 +4,8 @@ tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536
 tokens.json records the origin of tokens.bin (gpt/provenance.py). Tokens that no longer match are refused, never
 returned.
 
-preparation.py decides what is done. texts.py finds the texts, and tokenizers.py finds the tokenizer. tokens.py opens
-the tokens of a run and checks them, making.py makes new ones, and adoption.py takes over those of another run.
+preparation.py decides which of these steps a run needs: texts.py finds the texts, tokenizers.py finds the tokenizer,
+tokens.py opens and checks the tokens of the run, making.py makes new ones, adoption.py takes over those of another run.
 """
 
 from collections.abc import Callable, Iterator

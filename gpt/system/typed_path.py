@@ -18,5 +18,5 @@ def typed_path(path: str | PathLike[str], option: str) -> str:
     if not (typed := os.fspath(path)):
         raise UserError(f"{option} is empty, but must be a path: name one, or leave {option} out")
     if re.match(r"[a-z][a-z0-9+.-]+://", typed):
-        raise UserError(f"{option} is {typed}, but must be a path: download what is there, and name the file")
+        raise UserError(f"{option} is {typed}, but must be a path: download the file, and give its path")
     return os.path.expanduser(typed)

@@ -144,7 +144,7 @@ def read(path: Path, what: str, advice: str) -> dict[str, Any]:
 def _beyond_gpt2(path: Path, ids: Mapping[str, Any]) -> str | None:
     """What else a directory asks for than GPT-2's two files, in words, or None. Raises UserError.
 
-    Hugging Face's transformers writes added_tokens.json and tokenizer_config.json, and does what they say.
+    transformers writes added_tokens.json and tokenizer_config.json beside the two files, and obeys them.
     """
     if (path / "added_tokens.json").exists():
         return f"{path} has added_tokens.json"

@@ -310,8 +310,8 @@ class Trainer:
     def _diverged_for(self) -> int:
         """The steps up to this one that were not finite, if they are too many; else 0.
 
-        Ten in a row are too many. At the end of the training so is one, if the held-out loss is not finite either, or
-        two if there is no evaluation.
+        Ten in a row are too many. At the end of the training, one is too many if the held-out loss is not finite
+        either, and two are if that was not measured.
         """
         count: int = self.optimizer.state()["skipped_in_a_row"]
         enough = MAX_SKIPPED_IN_A_ROW

@@ -74,7 +74,7 @@ def test_an_empty_path_is_not_the_current_folder(command, parameter):
 
 @pytest.mark.parametrize("address", ["https://a.b/c.txt", "s3://a/b", "hf://gpt2"])
 def test_an_address_is_no_path(address):
-    with pytest.raises(UserError, match=f"^--data-path is {address}, but must be a path: download what is there"):
+    with pytest.raises(UserError, match=f"^--data-path is {address}, but must be a path: download the file"):
         typed_path(address, "--data-path")
 
 

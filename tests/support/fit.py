@@ -9,7 +9,7 @@ At the end is a digest of all that the code and the judgement depend on: the sou
 without their comments, the compiler's version, and the text of the module that calls it and judges. A line is written
 as soon as all instances of the file have been found fit. A line whose digest is another one counts for nothing.
 
-The lines might be wrong, for example because the digest lacks something that matters. So a fortieth of what has not
+The lines might be wrong, for example because the digest lacks something that matters. So a twentieth of what has not
 changed, taken at random, is compiled too. `--all` compiles everything.
 """
 
@@ -32,7 +32,7 @@ from tests.support.amd import hiprtc, table
 from tests.support.compilation import Compilation
 
 RECORD = Path(__file__).with_name("fit.txt")
-SAMPLED = 1 / 40  # a hundred: what is wrong with a thirtieth of all is found with a probability of 96 %
+SAMPLED = 1 / 20
 # A comment alone on its line, and one behind code. What has a quotation mark may be a part of a string, and what has to
 # do with a line that goes on (a backslash) is left as it is.
 _COMMENT = re.compile(r'(?<!\\\n)^[ \t]*//[^"\\\n]*\n|[ \t]*//[^"\\\n]*$', re.MULTILINE)

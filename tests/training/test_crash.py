@@ -105,13 +105,13 @@ def test_training_continues_with_one_note_if_a_file_system_lacks_something(train
             result = train(*steps, order=lacking)
             assert result.stderr.count("Note: ") == result.stderr.count("\n") == (note is not None), result.stderr
             assert note is None or note in result.stderr
+        hipgpt("generate", "--run-name", "r", "--prompt", "the", order=lacking)
         latest = json.loads(Path("checkpoints/r/latest_config.json").read_text())
         assert latest["checkpoint"] == {"latest": "r_step4.safetensors", "step": 4}
         assert Path("checkpoints/r/latest_config.json").is_symlink() == (call != "symlink")
         assert os.path.lexists("checkpoints/r/latest_checkpoint.safetensors") == (call != "symlink")
-    hipgpt("generate", "--run-name", "r", "--prompt", "the", order=lacking)
-    branch = ("--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--run-name", "branch")
-    assert "steps 5 to 6" in hipgpt("train", *branch, "--steps", 2, order=lacking).stdout
+        branch = ("--ckpt", "checkpoints/r/latest_checkpoint.safetensors", "--run-name", f"branch{number}")
+        assert "steps 5 to 6" in hipgpt("train", *branch, "--steps", 2, order=lacking).stdout
 
 
 # ---- signals ------------------------------------------------------------------------------------------------------

@@ -15,9 +15,7 @@ CACHED_THREADS = 512  # attention_cached.hip
 SAMPLE_THREADS = 1024  # as many as a block may have, because a row has only one block
 ADAMW_WIDTH = 4  # elements of a thread
 CONVERT_WIDTH = 8  # elements of a thread
-MUON_BLOCKS = (
-    128  # most blocks that share the norm of a matrix, the same on every device: they set the order of the sum
-)
+MUON_BLOCKS = 128  # most blocks that share the norm of a matrix, on every device: they set the order of the sum
 
 # norm.hip
 NORM_BLOCKS = 1024  # most blocks, on every device: they set the order of the sum

@@ -222,7 +222,7 @@ class _Check:
         return ""
 
     def _arrays_of(self, case: Case) -> tuple[Array, Array, Array, Epilogue, Sum]:
-        """The arrays of a case: a, b, `out`, the epilogue with its own, and what is added.
+        """The arrays of a case: factors a and b, the result, the epilogue with its arrays, and the addend of the sum.
 
         a and b are random. `out` is NaN, so that an element that is not written shows, unless the product adds to it.
         """
