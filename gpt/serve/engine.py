@@ -31,7 +31,7 @@ _REPLACED = RequestError(503, "the run has another model now: ask again", "model
 class Engine:
     """Models of runs on one device, each with as many `places`: of their latest or their `best` checkpoints.
 
-    `report` gets a line for the user about each model that is loaded. All methods belong to one thread, except for
+    `report` gets a line for the user about each model that is loaded, once the front knows of it. All methods belong to one thread, except for
     `end`. Those that talk with the front raise ChannelClosedError if it has gone.
     """
 
@@ -65,9 +65,9 @@ class Engine:
     def load(self, run: Run) -> None:
         """Load a run's model. Raises UserError as `Model` does."""
         model = Model(run, next(self._numbers), self._ops, self._outbox, self._places, self._best)
-        self._report(f"Run {run.name}, step {model.step_number}: in memory, with {model.places} places")
         self._models[run.name] = model
         self._channel.send(messages.Loaded(model.info))
+        self._report(f"Run {run.name}, step {model.step_number}: in memory, with {model.places} places")
 
     def run(self) -> None:
         """Write texts until `end`. If something unforeseen is raised here, all texts end with an error first."""
@@ -139,7 +139,6 @@ class Engine:
     def _step_on(self, model: Model) -> None:
         is_outdated = model.run.name in self._outdated
         if is_outdated and not model.is_busy and not self._renew(model):
-            self._forget(model, _REPLACED)
             return
         if self._is_ending:
             model.end_waiting(ENDING)
@@ -155,7 +154,7 @@ class Engine:
         self._channel.send(messages.Forgotten(model.run.name))
 
     def _renew(self, model: Model) -> bool:
-        """Load a newer checkpoint into a model that writes nothing. Returns False if that takes a new `Model`."""
+        """Load a newer checkpoint into a model that writes nothing. Returns False if it is gone, as it cannot hold it."""
         name = model.run.name
         self._outdated.discard(name)
         try:
@@ -163,7 +162,10 @@ class Engine:
         except UserError as error:
             self._report(f"Run {name} stays at step {model.step_number}: {error}")
             return True
-        self._report(f"Run {name}: {f'now at step {model.step_number}' if is_same_kind else 'made anew'}")
         if is_same_kind:
             self._channel.send(messages.Loaded(model.info))
+            self._report(f"Run {name}: now at step {model.step_number}")
+        else:
+            self._forget(model, _REPLACED)
+            self._report(f"Run {name}: made anew")
         return is_same_kind

@@ -181,6 +181,14 @@ def test_a_run_whose_files_are_damaged_is_told_by_name(tmp_path):
 # ---- new checkpoints ----------------------------------------------------------------------------------------------
 
 
+class SlowTerminal(list):
+    """The lines that the user has got: whoever wrote one waits for a while, and requests come meanwhile."""
+
+    def report(self, line: str) -> None:
+        self.append(line)
+        time.sleep(0.3)
+
+
 def trained_on(run: Run, step: int) -> None:
     """Give a run a checkpoint of a later step, with other weights."""
     saved = checkpoint.load(run)
@@ -192,9 +200,9 @@ def trained_on(run: Run, step: int) -> None:
 @pytest.mark.parametrize("reload", [True, False])
 def test_a_new_checkpoint_is_used_if_that_was_asked_for(tmp_path, monkeypatch, reload):
     monkeypatch.setattr(engine_module, "LOOK", 0.05)
-    run, said = saved_run(tmp_path).run, []
+    run, said = saved_run(tmp_path).run, SlowTerminal()
     fields = {"model": "r", "prompt": "the", "seed": 1, "max_tokens": 20}
-    with client_of(tmp_path, reload=reload, report=said.append) as client:
+    with client_of(tmp_path, reload=reload, report=said.report) as client:
         before = client.post("/v1/completions", json=fields).json()
         trained_on(run, 4)
         if reload:
@@ -240,8 +248,8 @@ def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_module, "LOOK", 0.05)
     run = saved_run(tmp_path).run
     fields = {"model": "r", "prompt": "the", "seed": 1}
-    said = []
-    with client_of(tmp_path, reload=True, report=said.append) as client:
+    said = SlowTerminal()
+    with client_of(tmp_path, reload=True, report=said.report) as client:
         client.post("/v1/completions", json=fields)
         for path in run.path.iterdir():
             path.unlink()
