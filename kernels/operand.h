@@ -1,6 +1,6 @@
 // Operand: a slice of an operand of a matrix product in shared memory. It says how a block of threads fills it, and how
 // a warp reads tiles of tile.h from it. matmul.hip is written in these.
-#include "tile.h"
+#include "tile_float.h"
 
 namespace gpt {
 

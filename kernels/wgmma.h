@@ -1,7 +1,7 @@
 // Hopper's own matrix instruction, which four neighboring warps issue together: it multiplies 64 rows by a matrix in
 // shared memory, while the warps do other work. Other GPUs have the functions that kernels for all of them call: what
 // they stand for is done at once there.
-#include "tile.h"
+#include "tile_float.h"
 
 namespace gpt {
 

@@ -15,8 +15,8 @@ import numpy as np
 
 u, EXP = 2.0**-24, 2.0**-21
 TF32 = 2.0**-10  # relative error of a product whose operands are rounded to tf32: each rounding adds half of it
-# The same if operands are the sums of two numbers of tf32 (Tile<tf32x3> in kernels/tile.h): each is off by 2 u, and the
-# product of the two smaller parts, which is left out, is at most 4 u.
+# The same if operands are the sums of two numbers of tf32 (Tile<tf32x3> in kernels/tile_float.h): each is off by 2 u,
+# and the product of the two smaller parts, which is left out, is at most 4 u.
 TF32X3 = 8 * u
 ROUNDING = {"fp32": u, "tf32": TF32, "bf16": 2.0**-8}  # U, by precision
 

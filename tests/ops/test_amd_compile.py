@@ -15,7 +15,7 @@ from gpt.ops.gpu.sources import expanded
 from gpt.ops.gpu.targets import has_bf16, unsupported, warp_size
 from tests.support.amd import compile as amd
 
-HEADERS = expanded("tile.h")
+HEADERS = expanded("tile_float.h")
 NO_CLANG, NO_HIPRTC = amd.missing("clang"), amd.missing("hiprtc")
 needs_clang = pytest.mark.skipif(bool(NO_CLANG), reason=str(NO_CLANG))
 TARGETS = [

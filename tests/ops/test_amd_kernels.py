@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(bool(emulator.unavailable()), reason=str(emulator.unavailable())),
 ]
 
-HEADERS = expanded("tile.h")
+HEADERS = expanded("tile_float.h")
 
 PRODUCTS = """
 // c [variant, 16, 16] = A B, for every way to load A and B; memory is as wide as STRIDE.

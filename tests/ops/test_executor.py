@@ -19,7 +19,7 @@ from tests.support import ROOT
 from tests.support.executor import LAYOUTS, ORDERS, ExecutorDevice, ExecutorError, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler: install g++")
-HEADERS = expanded("tile.h")
+HEADERS = expanded("tile_float.h")
 BF16_LAYOUTS = [name for name, (layout, _) in LAYOUTS.items() if layout]
 
 
