@@ -31,8 +31,8 @@ _REPLACED = RequestError(503, "the run has another model now: ask again", "model
 class Engine:
     """Models of runs on one device, each with as many `places`: of their latest or their `best` checkpoints.
 
-    `report` gets a line for the user about each model that is loaded, once the front knows of it. All methods belong to one thread, except for
-    `end`. Those that talk with the front raise ChannelClosedError if it has gone.
+    `report` gets a line for the user about each model that is loaded, once the front knows of it. All methods belong to
+    one thread, except for `end`. Those that talk with the front raise ChannelClosedError if it has gone.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Engine:
         self._channel.send(messages.Forgotten(model.run.name))
 
     def _renew(self, model: Model) -> bool:
-        """Load a newer checkpoint into a model that writes nothing. Returns False if it is gone, as it cannot hold it."""
+        """Load a newer checkpoint into a model that writes nothing. Returns False if it had to be forgotten."""
         name = model.run.name
         self._outdated.discard(name)
         try:
