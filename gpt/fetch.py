@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from gpt.errors import UserError
-from gpt.system.files import make_directory, remove
+from gpt.system.files import make_directory, missing, remove, remove_empty
 from gpt.system.filesystem import sync, sync_directory, try_lock
 
 TIMEOUT = 30  # seconds without a byte after which a connection has failed
@@ -108,14 +108,12 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
 @contextmanager
 def _directory(path: Path) -> Iterator[None]:
     """Create `path` and those above it. Each that is new and still empty at the end of the `with` is removed."""
-    new = [directory for directory in (path, *path.parents) if not directory.exists()]
+    new = missing(path)
     try:
         make_directory(path)
         yield
     finally:
-        with suppress(OSError):  # not empty
-            for directory in new:
-                directory.rmdir()
+        remove_empty(new)
 
 
 def _digest(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt.config import RUNS_DIR, RUNS_DIR_VARIABLE
 from gpt.errors import UserError, cannot, naming
-from gpt.system.files import finish_commit, make_directory, remove
+from gpt.system.files import finish_commit, make_directory, missing, remove, remove_empty
 from gpt.system.filesystem import IS_WINDOWS
 from gpt.system.lock import NAMES as LOCK_NAMES
 from gpt.system.lock import Lock
@@ -196,12 +196,13 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Inside the `with`, this is the only process that writes to the run.
 
-        Creates the directory, and removes it at the end if it holds nothing. First removes or finishes the half-done
-        work of a process that was killed. Waits a few seconds for another process that holds the lock, because that may
-        be a command that is about to be refused.
+        Creates the directory and those above it, and removes at the end those that are new and hold nothing. First
+        removes or finishes the half-done work of a process that was killed. Waits a few seconds for another process
+        that holds the lock, because that may be a command that is about to be refused.
 
         Raises UserError if another process still holds the lock, or if the directory cannot be written to.
         """
+        new = missing(self.path.parent)
         lock = self._acquired()
         try:
             with cannot(f"write to {self.path}", even_if_missing=True):
@@ -218,6 +219,7 @@ class Run:
                         (self.path / name).unlink()
                     self.path.rmdir()
             lock.release()
+            remove_empty(new)
 
     def _acquired(self) -> Lock:
         """The run's lock, once this process holds it. Raises UserError as `lock` does."""

@@ -119,9 +119,11 @@ def _seen_note(plan: Plan) -> str | None:
 
 def describe(model: ModelConfig) -> str:
     """The size and the shape of a model, in one line."""
+    layers = "1 layer" if model.num_layers == 1 else f"{model.num_layers} layers"
+    heads = "1 head" if model.num_heads == 1 else f"{model.num_heads} heads"
     return (
-        f"{parameter_count(model):,} parameters ({model.num_layers} layers, dim {model.embed_dim}, "
-        f"{model.num_heads} heads, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
+        f"{parameter_count(model):,} parameters ({layers}, dim {model.embed_dim}, "
+        f"{heads}, seq {model.max_seq_len}, vocabulary {model.vocab_size:,})"
     )
 
 

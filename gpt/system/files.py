@@ -11,7 +11,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -186,6 +186,18 @@ def make_directory(directory: Path) -> None:
             make_directory(directory.parent)
         directory.mkdir(exist_ok=True)
         sync_directory(directory.parent)
+
+
+def missing(directory: Path) -> list[Path]:
+    """Those of `directory` and the directories above it that do not exist, the innermost first."""
+    return [each for each in (directory, *directory.parents) if not os.path.exists(each)]
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Remove directories up to the first that is not empty, each of which contains the one before."""
+    with suppress(OSError):
+        for each in directories:
+            each.rmdir()
 
 
 @contextmanager

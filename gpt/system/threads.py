@@ -27,14 +27,20 @@ from gpt.system import limits
 CPUS = limits.cpus()
 ALLOWED = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
+MOST_PER_CPU = 8  # threads; with more, even starting them takes longer than a step
+
 
 def available_threads(processes: int = 1) -> int:
     """The number of CPUs for this process, if so many processes share those that it may use: at least 1.
 
-    It is OMP_NUM_THREADS if that is set to a positive number.
+    It is OMP_NUM_THREADS if that is set to a positive number, or to several with commas between them, of which the
+    first counts. But it is at most MOST_PER_CPU for each CPU.
     """
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else max(1, CPUS // processes)
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if not wanted.isdecimal() or not wanted.strip("0"):
+        return max(1, CPUS // processes)
+    most = MOST_PER_CPU * CPUS
+    return most if len(wanted.lstrip("0")) > len(str(most)) else min(int(wanted), most)
 
 
 T = TypeVar("T")

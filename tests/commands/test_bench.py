@@ -81,7 +81,7 @@ def test_every_operation_of_a_step_is_in_the_breakdown_and_nothing_is_counted_tw
 def test_a_person_reads_the_same_and_no_file_is_written(measured):
     lines = measured("--preset", "tiny", "--steps", 1, "--layers", 1).splitlines()
     assert lines[0].startswith("Device:     CPU, ")
-    assert "(1 layers, dim 128, 4 heads, seq 64, vocabulary 2,000)" in lines[1]
+    assert "(1 layer, dim 128, 4 heads, seq 64, vocabulary 2,000)" in lines[1]
     begins = ("First step: ", "Step: ", "Tokens: ", "Arithmetic: ", "Memory: ", "Generating: ")
     assert all(line.startswith(begin) for line, begin in zip(lines[2:8], begins, strict=True))
     assert any(line.startswith("linear_backward ") for line in lines)

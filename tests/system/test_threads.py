@@ -16,6 +16,7 @@ from gpt.ops.cpu import linear as cpu_linear
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import Optimizer
+from gpt.system import threads as threads_module
 from gpt.system.threads import Scratch, Threads, ahead, available_threads
 
 
@@ -163,8 +164,17 @@ def test_omp_num_threads_is_respected(monkeypatch):
     assert available_threads() == 3
     assert CpuOps().description == "CPU, 3 threads"
     assert CpuOps(threads=1).description == "CPU, 1 thread"
-    monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert available_threads() >= 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [("many", "default"), ("", "default"), ("0", "default"), ("000", "default"), ("-1", "default"), ("1.5", "default"),
+     (" 3 ", 3), ("3,2", 3), ("0002", 2), ("1" * 5, "most"), ("9" * 5000, "most")],
+)  # fmt: skip
+def test_omp_num_threads_may_be_anything(monkeypatch, variable, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    numbers = {"default": threads_module.CPUS, "most": threads_module.MOST_PER_CPU * threads_module.CPUS}
+    assert available_threads() == numbers.get(expected, expected)
 
 
 def test_blas_itself_runs_on_one_thread():

@@ -215,6 +215,20 @@ def test_the_lock_is_released_when_the_work_under_it_fails(tmp_path):
         pass
 
 
+def test_the_lock_removes_the_directories_above_too_if_they_were_made_for_it_and_are_empty(tmp_path):
+    with Run("a", tmp_path / "my" / "runs").lock():
+        pass
+    assert not (tmp_path / "my").exists()
+    (tmp_path / "my").mkdir()
+    with Run("a", tmp_path / "my" / "runs").lock():
+        (tmp_path / "my" / "runs" / "notes.txt").touch()
+    assert (tmp_path / "my" / "runs").is_dir()
+    (tmp_path / "empty").mkdir()
+    with Run("a", tmp_path / "empty").lock():
+        pass
+    assert (tmp_path / "empty").is_dir(), "the user has made it"
+
+
 def test_the_lock_creates_the_directory_and_leaves_it_only_with_something_in_it(tmp_path):
     run = Run("a", tmp_path / "checkpoints")
     with run.lock():
