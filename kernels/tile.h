@@ -36,6 +36,16 @@ struct wide_bf16 {};  // bf16 in memory
 DEVICE int lane_low() { return lane_id() % 16; }
 DEVICE int lane_high() { return lane_id() / 16; }
 
+// Over the lanes whose numbers differ by multiples of 16
+DEVICE float sum_16_apart(float v) {
+  for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+DEVICE float max_16_apart(float v) {
+  for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
+  return v;
+}
+
 #if LAYOUT
 // The places of a lane's values: a place that depends on the lane, plus constant steps, which become offsets of
 // addresses. A word is two bf16 of neighboring k.
@@ -90,14 +100,8 @@ struct Bf16Layout {
     return maximum(v, shuffle_xor(v, 2));
   }
 #else
-  static DEVICE float row_sum(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    return v;
-  }
-  static DEVICE float row_max(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
-    return v;
-  }
+  static DEVICE float row_sum(float v) { return sum_16_apart(v); }
+  static DEVICE float row_max(float v) { return max_16_apart(v); }
 #endif
   // The k of a lane's words of B, and their steps, in `load_b` and `to_a`
   static DEVICE int lane_sum_k() { return lane_k(); }

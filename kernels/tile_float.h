@@ -245,14 +245,8 @@ template <> struct Tile<float> {
     UNROLL for (int k = 0; k < 16; k++) sum += a.v[k] * b.v[k];
     if (lane_high() == 0) sums[0] += sum;  // each lane of the row has the whole sum
   }
-  static DEVICE float row_sum(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v += shuffle_xor(v, mask);
-    return v;
-  }
-  static DEVICE float row_max(float v) {
-    for (int mask = 16; mask < WARP; mask *= 2) v = maximum(v, shuffle_xor(v, mask));
-    return v;
-  }
+  static DEVICE float row_sum(float v) { return sum_16_apart(v); }
+  static DEVICE float row_max(float v) { return max_16_apart(v); }
 };
 
 }  // namespace gpt
