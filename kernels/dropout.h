@@ -1,18 +1,18 @@
 // Which probabilities of a tile dropout keeps.
 //
 // Two elements of a row whose columns are 8 apart share a hash (`Dropout` in common.h), for example those in columns 3
-// and 11. A lane has both of them in its tile, or it has one and its partner, another lane, has the other. On AMD each of
-// two partners computes half of the hashes, and they exchange 16 bits of each. On NVIDIA an element is decided when it is
-// asked for: registers have no room for all answers.
+// and 11. A lane has both of them in its tile, or it has one and its partner, another lane, has the other. On AMD each
+// of two partners computes half of the hashes, and they exchange 16 bits of each. On NVIDIA an element is decided when
+// it is asked for: registers have no room for all answers.
 #include "slice.h"
 
 namespace gpt {
 
 // The mask of a tile takes `rows`, which are `begun_row` of its queries, and `first`, the column of its first key.
-// - QueriesMask<M> is for a tile with queries as rows. `rows` has a number for each slot, and mask[e] says whether element
-//   e is kept.
+// - QueriesMask<M> is for a tile with queries as rows. `rows` has a number for each slot, and mask[e] says whether
+//   element e is kept.
 // - KeysMask<M, N> is for N tiles with keys as rows, and `rows` is in shared memory. Of element e of tile i,
-//   mask.keep(i, e, p) returns the probability p or 0, and after that mask.scale(i, e, p, v) returns v / (1 - rate) or 0.
+//   mask.keep(i, e, p) returns the probability p or 0, and then mask.scale(i, e, p, v) returns v / (1 - rate) or 0.
 #if LAYOUT > LAYOUT_MMA
 // A hash is mix(a ^ b), where a comes from the row and b from the column. mix begins with x ^ x >> 16, and
 // mix_begin(a ^ b) is mix_begin(a) ^ mix_begin(b). So each of the two is computed where it changes.
@@ -54,29 +54,43 @@ DEVICE void exchange(bool (&keeps)[N], const Dropout& dropout, const uint32 (&ha
   }
 }
 
+// The value in lane I of the 16 lanes that this one belongs to
+template <int I> DEVICE uint32 from_lane(uint32 v) {
+#if defined(ON_AMD)
+  return __builtin_amdgcn_update_dpp(0, v, 0x150 + I, 0xf, 0xf, true);
+#else
+  return bits_of(shuffle(float_of(v), lane_id() / 16 * 16 + I));
+#endif
+}
+
 template <class M> struct QueriesMask {
+  static constexpr int HASHES = M::ELEMENTS / 2, PARTNER = WARP / 2;
   // Whether elements i and i + 4 are in columns that are 8 apart, if i % 8 < 4
   static constexpr bool HAS_BOTH = M::EDGE == 32 || (LAYOUT == LAYOUT_WMMA11 && sizeof(typename M::Element) == 2);
   bool keeps[M::ELEMENTS];
 
+  // The 16 lanes take the same columns, and each begins only one of them.
   DEVICE QueriesMask(const Dropout& dropout, const uint32 (&rows)[1], int first) {
+    int i = lane_id() % HASHES;
+    int column = HAS_BOTH ? M::column(i / 4 * 8 + i % 4) : M::column(i / 2 * 4 + i % 2) + ahead<PARTNER>();
+    uint32 hashes[HASHES];
+    end(hashes, rows[0], begun_column(first + column));
     if constexpr (HAS_BOTH) {
-      UNROLL for (int i = 0; i < M::ELEMENTS; i++) {
-        if (i % 8 >= 4) continue;
-        uint32 bits = mix_end(rows[0] ^ begun_column(first + M::column(i)));
-        keeps[i] = keeps_lower(dropout, bits), keeps[i + 4] = keeps_upper(dropout, bits);
+      UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
+        uint32 bits = hashes[e / 8 * 4 + e % 4];
+        keeps[e] = e % 8 < 4 ? keeps_lower(dropout, bits) : keeps_upper(dropout, bits);
       }
     } else {
-      constexpr int LANES = WARP / 2;
-      uint32 hashes[M::ELEMENTS / 2];
-      UNROLL for (int i = 0; i < M::ELEMENTS / 2; i++) {
-        int column = M::column(4 * (i / 2) + i % 2) + ahead<LANES>();
-        hashes[i] = mix_end(rows[0] ^ begun_column(first + column));
-      }
-      exchange<LANES>(keeps, dropout, hashes);
+      exchange<PARTNER>(keeps, dropout, hashes);
     }
   }
   DEVICE bool operator[](int e) const { return keeps[e]; }
+
+ private:
+  template <int I = 0> static DEVICE void end(uint32 (&hashes)[HASHES], uint32 row, uint32 columns) {
+    hashes[I] = mix_end(row ^ from_lane<I>(columns));
+    if constexpr (I + 1 < HASHES) end<I + 1>(hashes, row, columns);
+  }
 };
 
 template <class M, int N> struct KeysMask {
