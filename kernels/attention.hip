@@ -21,7 +21,7 @@
 // 0-padded to whole tiles in registers), DROPOUT (0 | 1), SIDE, THREADS (a warp for each tile's rows of SIDE), WGMMA (0 |
 // 1: whether Hopper's instruction for four warps multiplies bf16), OWN_SHARED (0 | 1: whether a block's own rows are in
 // shared memory, too, for all of which the launch then asks), SLICE (the OTHERS of such a block, else 0).
-#include "slice.h"
+#include "dropout.h"
 
 typedef Tile<MATRIX> M;
 constexpr int CHUNKS = (HEAD_DIM + M::EDGE - 1) / M::EDGE, PADDED = CHUNKS * M::EDGE;
@@ -301,7 +301,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
   uint32 hash[M::SLOTS];
-  UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = dropout.row_hash(head.scalar(first + M::slot_row(s)));
+  UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = begun_row(dropout, head.scalar(first + M::slot_row(s)));
 #endif
 
   for (int start = 0; start < end; start += OTHERS) {
@@ -326,6 +326,9 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     scale_rows<M>(o, factors);
     // P = 2^(exponent S - shift), its sum in this lane, and dropout. On NVIDIA a function compiles differently.
     UNROLL for (int i = 0; i < OTHERS / M::EDGE; i++) {
+#if DROPOUT
+      QueriesMask<M> keeps(dropout, hash, start + M::EDGE * i);
+#endif
 #if LAYOUT > LAYOUT_MMA
       l[0] += exponentials<M>(p[i], exponent, shift[0]);
 #endif
@@ -335,7 +338,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
         l[M::slot(e)] += p[i].v[e];
 #endif
 #if DROPOUT
-        if (!dropout.keeps(hash[M::slot(e)], start + M::EDGE * i, M::column(e))) p[i].v[e] = 0;
+        if (!keeps[e]) p[i].v[e] = 0;
 #endif
       }
     }
@@ -393,7 +396,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
   uint32 hash[M::SLOTS];
-  UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = dropout.row_hash(head.scalar(first + M::slot_row(s)));
+  UNROLL for (int s = 0; s < M::SLOTS; s++) hash[s] = begun_row(dropout, head.scalar(first + M::slot_row(s)));
 #endif
 
   for (int start = 0; start < end; start += OTHERS) {
@@ -418,10 +421,13 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
       // dS = P (f dP - delta), in place of dP; then dQ += dS K
       products_done(dp);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
+#if DROPOUT
+        QueriesMask<M> keeps(dropout, hash, start + t + M::EDGE * i);
+#endif
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int s = M::slot(e);
 #if DROPOUT
-          dp[i].v[e] = dropout.keeps(hash[s], start + t + M::EDGE * i, M::column(e)) ? dp[i].v[e] * keep_scale : 0;
+          dp[i].v[e] = keeps[e] ? dp[i].v[e] * keep_scale : 0;
 #endif
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - row_delta[s]);
         }
@@ -456,7 +462,7 @@ struct Queries : Pair<OTHERS> {
       copy_float(lse + (stage * OTHERS + i), lse_from + from, inside);
       copy_float(delta + (stage * OTHERS + i), delta_from + from, inside);
 #if DROPOUT
-      hash[stage * OTHERS + i] = dropout.row_hash(first_hashed + start + i);
+      hash[stage * OTHERS + i] = begun_row(dropout, first_hashed + start + i);
 #endif
     }
   }
@@ -479,7 +485,7 @@ struct Queries : Pair<OTHERS> {
       lse[i] = fetched.lse;
       delta[i] = fetched.delta;
 #if DROPOUT
-      hash[i] = dropout.row_hash(first_hashed + start + i);
+      hash[i] = begun_row(dropout, first_hashed + start + i);
 #endif
     }
   }
@@ -531,7 +537,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
       if (TOGETHER) gradient_slice.template multiply_transposed<KEYS_STEP>(dp, v, t);
       products_done<1>(p);
       if (start + t < first + M::EDGE - 1) mask<true>(p, first, start + t);
-      // Pᵀ, and dV += (f Pᵀ / scale) dO. A probability that is dropped becomes negative.
+      // Pᵀ, and dV += (f Pᵀ / scale) dO
       UNROLL for (int i = 0; i < KEYS_STEP / M::EDGE; i++) {
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
@@ -540,13 +546,9 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
       }
 #if DROPOUT
       M::Acc kept[KEYS_STEP / M::EDGE];
+      KeysMask<M, KEYS_STEP / M::EDGE> keeps(dropout, query_hash + (stage * OTHERS + t), first);
       UNROLL for (int i = 0; i < KEYS_STEP / M::EDGE; i++) {
-        UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-          int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
-          bool keeps = dropout.keeps(query_hash[query], first, M::row(e));
-          kept[i].v[e] = keeps ? p[i].v[e] : 0;
-          p[i].v[e] = keeps ? p[i].v[e] : -p[i].v[e];
-        }
+        UNROLL for (int e = 0; e < M::ELEMENTS; e++) kept[i].v[e] = keeps.keep(i, e, p[i].v[e]);
       }
       gradient_slice.template add_product<KEYS_STEP>(dv, kept, t);
 #else
@@ -559,8 +561,7 @@ KERNEL(THREADS, KEYS_BLOCKS) attention_backward_keys(
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
           int query = stage * OTHERS + t + M::EDGE * i + M::column(e);
 #if DROPOUT
-          dp[i].v[e] = p[i].v[e] < 0 ? 0 : dp[i].v[e] * keep_scale;
-          p[i].v[e] = absolute(p[i].v[e]);
+          dp[i].v[e] = keeps.scale(i, e, p[i].v[e], dp[i].v[e]);
 #endif
           dp[i].v[e] = p[i].v[e] * (dp[i].v[e] - query_delta[query]);
         }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from gpt.constants import GELU_CUBIC, GELU_SCALE, NORM_EPS
 from gpt.system import shipped
 
-_INCLUDE = re.compile(r'^#include "((?:common|tile|tile_float|wgmma|slice|operand)\.h)"$', re.MULTILINE)
+_INCLUDE = re.compile(r'^#include "((?:common|tile|tile_float|wgmma|slice|dropout|operand)\.h)"$', re.MULTILINE)
 
 # Macros that every file gets, before its headers.
 _CONSTANTS = "".join(

@@ -315,6 +315,17 @@ def _mend(emu: Any) -> None:
         return value
 
     emu._load_dpp16_src0 = of_old_values
+    control_of = emu._dpp16_ctrl
+
+    def of_one_lane(lane: Any, control: int, *masks_and_size: int) -> Any:
+        """Know the control words 0x150 + i: all lanes of a row of 16 read lane i (row_share, on CDNA row_newbcast)."""
+        if control & 0x1F0 != 0x150:
+            return control_of(lane, control, *masks_and_size)
+        _, enabled, valid = control_of(lane, 0, *masks_and_size)
+        number = lane.cast(emu.dtypes.int)
+        return (number & number.const_like(~15)) + number.const_like(control & 15), enabled, valid
+
+    emu._dpp16_ctrl = of_one_lane
     handlers = emu._INST_HANDLERS
     for kind in handlers:
         if kind.__name__ == "DS":
