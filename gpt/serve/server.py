@@ -9,6 +9,7 @@ the two dies, the other one says so and ends.
 """
 
 import ipaddress
+import os
 import pickle
 import secrets
 import signal
@@ -58,14 +59,20 @@ def listening(host: str, port: int, token: str | None) -> Address:
         family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(at[:2], family=family, backlog=256)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}, port {port}: {reason}: take another --port or --host") from None
+        raise UserError(f"cannot listen on {host}, port {port}: {_why(error)}: take another --port or --host") from None
     own, number = listener.getsockname()[:2]
     if token is None and not ipaddress.ip_address(own).is_loopback:
         token = secrets.token_urlsafe(24)
     # A server that listens everywhere goes by this machine's name.
     name = socket.gethostname() if ipaddress.ip_address(own).is_unspecified else host
     return Address(listener, host, token, f"http://{f'[{name}]' if ':' in name else name}:{number}")
+
+
+def _why(error: Exception) -> str:
+    """In the system's words alone: Python adds the address as its own types print it."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager

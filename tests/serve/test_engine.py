@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -19,7 +21,7 @@ from gpt.serve import model as model_module
 from gpt.serve.engine import Engine
 from gpt.serve.messages import End, Text
 from gpt.serve.outbox import Outbox
-from tests.serve.served import Front, client_of, running, serving, until
+from tests.serve.served import Front, asking, client_of, running, serving, until
 from tests.support.pretrained import saved_run
 
 
@@ -122,12 +124,13 @@ def test_at_the_end_texts_with_a_place_may_be_completed_and_others_are_told(root
     with running(engine_of(front)) as ending:
         model = front.load(Run("r", root))
         front.write(model, request(300))
-        first = next(front.updates())
+        written = [next(front.updates())]
         ending.end(seconds=20)
-        front.hear(messages.Ending)
+        while not isinstance(message := front.hear(), messages.Ending):
+            written += message
         front.write(model, request(300), number=1)
-        written = [update for update in front.hear_until_done() if update.number == 0]
-    assert len(ids([first, *written])) == 300
+        written += [update for update in front.hear_until_done() if update.number == 0]
+    assert len(ids(written)) == 300
     assert written[-1].end == End("length")
 
 
@@ -174,8 +177,12 @@ def test_a_run_whose_files_are_damaged_is_told_by_name(tmp_path):
     run.tokenizer_path.write_text("{}")
     with client_of(tmp_path) as client:
         answer = client.post("/v1/completions", json={"model": "r", "prompt": "the"})
+        log = run.metrics_path
+        log.mkdir()
+        unread = client.get("/api/runs/r/log")
     assert answer.status_code == 503
-    assert "tokenizer.json" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith("r/tokenizer.json is not"), "no path of this machine"
+    assert unread.json()["error"]["message"].startswith("cannot read r/metrics.jsonl: ")
 
 
 # ---- new checkpoints ----------------------------------------------------------------------------------------------
@@ -216,6 +223,22 @@ def test_a_new_checkpoint_is_used_if_that_was_asked_for(tmp_path, monkeypatch, r
     assert any("now at step 4" in line for line in said) == reload
 
 
+def test_a_run_that_has_only_its_best_weights_yet_is_asked_for_these(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "LOOK", 0.05)
+    saved, run = saved_run(tmp_path, name="other"), Run("r", tmp_path)
+    run.path.mkdir()
+    shutil.copy(saved.run.tokenizer_path, run.tokenizer_path)
+    checkpoint.save_best(run, 2, saved.model_config, saved.train_config, dict(saved.weights()), val_loss=1.0)
+    said = SlowTerminal()
+    with client_of(tmp_path, reload=True, report=said.report) as client:
+        fields = {"model": "r", "prompt": "the", "max_tokens": 1}
+        assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step2"
+        optimizer, counters = saved.optimizer()
+        checkpoint.save(run, 4, saved.model_config, saved.train_config, dict(saved.weights()), optimizer, counters)
+        assert until(lambda: "Run r: now at step 4" in said, seconds=30)
+        assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step4"
+
+
 def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_module, "LOOK", 0.05)
     run = saved_run(tmp_path).run
@@ -242,6 +265,31 @@ def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):
     expected, got = texts(trains=False), texts(trains=True)
     assert got[0] == expected[0]
     assert got[1] != expected[1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_names_the_checkpoint_that_wrote_it_though_an_older_one_was_there_when_it_was_asked_for(
+    tmp_path, monkeypatch, stream
+):
+    monkeypatch.setattr(engine_module, "LOOK", 0.05)
+    run = saved_run(tmp_path).run
+
+    def fingerprint(max_tokens: int) -> str:
+        fields = {"model": "r", "prompt": "the", "max_tokens": max_tokens, "stream": stream}
+        said = client.post("/v1/completions", json=fields).text
+        return json.loads(said.partition("\n")[0].removeprefix("data: "))["system_fingerprint"]
+
+    with (
+        serving(tmp_path, places=1, reload=True) as (engine, app),
+        asking(app) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(fingerprint, 300)
+        assert until(lambda: engine.has_work, seconds=30)
+        second = pool.submit(fingerprint, 1)
+        assert until(lambda: engine._models["r"]._waiting, seconds=30)
+        trained_on(run, 4)
+        assert (first.result(), second.result()) == ("r-step3", "r-step4")
 
 
 def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):

@@ -4,14 +4,18 @@ const grouped = new Intl.NumberFormat("en");
 
 export const count = (number) => grouped.format(number);
 
-// "312", "33.7k", "3.5M"
-export function brief(number) {
-  for (const unit of ["", "k", "M"]) {
-    if (Math.abs(number) < 999.5) return unit ? `${number.toFixed(1)}${unit}` : String(Math.round(number));
-    number /= 1000;
+// "312", "33.7k", "50k", "3.5M", "9.0e+12"
+export function brief(number, decimals = 1) {
+  let left = number;
+  for (const unit of ["", "k", "M", "G"]) {
+    if (Math.abs(left) < 999.5) return unit ? `${Number(left.toFixed(decimals))}${unit}` : String(Math.round(left));
+    left /= 1000;
   }
-  return `${number.toFixed(1)}G`;
+  return number.toExponential(1);
 }
+
+// "3.2926", and "8.2e+12" for the loss of a run that diverges
+export const lossText = (loss, digits = 4) => (loss < 1000 ? loss.toFixed(digits) : loss.toExponential(1));
 
 // "45 s", "12 min", "3 h 20 min"
 export function duration(seconds) {
