@@ -15,14 +15,8 @@ HEADER = (
     "SIZE",
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
-_LEAST = (
-    "SIZE",
-    "PARAMETERS",
-    "DEVICE",
-    "LAST VALIDATION",
-    "TOKENS",
-    "TIME",
-)  # left out where there is no room, in turn
+# Left out where there is no room, in turn
+_LEAST = ("SIZE", "PARAMETERS", "DEVICE", "LAST VALIDATION", "TOKENS", "TIME")
 
 
 def table(summaries: Sequence[Summary], width: int | None = None) -> list[str]:
