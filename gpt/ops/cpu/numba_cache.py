@@ -16,7 +16,8 @@ ROOM = 2**22  # bytes that the cache needs, and to spare
 
 def forgive_failures(module: ModuleType) -> None:
     """Let no compiled function of a module fail because its cache does."""
-    for function in vars(module).values():
+    for value in vars(module).values():
+        function = getattr(value, "dispatcher", value)
         if hasattr(function, "py_func"):
             function._cache = ForgivingCache(function._cache)
 

@@ -19,12 +19,13 @@ change.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's BLAS; loaded here, before BLAS is told to use one thread
-from numba import njit, prange, typeof, types
+from numba import njit, prange, types
 
 from gpt.constants import GELU_CUBIC as CUBIC
 from gpt.constants import GELU_SCALE as SCALE
@@ -54,29 +55,27 @@ STRIDED = types.float32[:, :]  # a matrix, a transposed one or a part of one: fo
 NUMBER, WHOLE = types.float32, types.int64
 
 
-def parallel(*parameters: types.Type) -> Callable[[F], F]:
-    """A decorator for a parallel function: numba compiles it for these types alone, when it is first called.
+class Parallel:
+    """A parallel function, which numba compiles for these parameters alone, at its first call.
 
     Left to itself, numba would compile it for every combination of layouts that it is called with; `linear_backward`
     has four of them, at four seconds each. Arguments of other types are a TypeError.
     """
 
-    def decorate(function: F) -> F:
-        declared: Any = compiled(nogil=True, parallel=True)(function)
+    def __init__(self, function: Callable[..., None], parameters: Sequence[types.Type]) -> None:
+        self.dispatcher: Any = compiled(nogil=True, parallel=True)(function)
+        self._signature = types.void(*parameters)
 
-        def code_for(*arguments: Any) -> Any:
-            code = declared.compile(types.void(*parameters))
-            declared.disable_compile()  # from now on numba converts contiguous arrays to STRIDED, or raises the error
-            for argument, parameter in zip(arguments, parameters, strict=True):
-                if declared.typingctx.can_convert(typeof(argument), parameter) is None:
-                    raise TypeError(f"{function.__name__} takes {parameter}, not {typeof(argument)}")
-            return code
+    def __call__(self, *arguments: object) -> None:
+        if not self.dispatcher.signatures:
+            self.dispatcher.compile(self._signature)
+            self.dispatcher.disable_compile()  # from now on numba converts contiguous arrays to STRIDED
+        self.dispatcher(*arguments)
 
-        declared._compile_for_args = code_for  # numba asks this for code if it has none for the arguments
-        result: F = declared
-        return result
 
-    return decorate
+def parallel(*parameters: types.Type) -> Callable[[Callable[..., None]], Parallel]:
+    """A decorator that makes a `Parallel` of a function."""
+    return partial(Parallel, parameters=parameters)
 
 
 @loop
