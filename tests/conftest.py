@@ -26,6 +26,7 @@ SHAKESPEARE = (
     ROOT.parent / "shared" / "data" / "tinyshakespeare.txt",
 )
 
+HANGS = 600  # seconds after which a command will never end; numba compiles for 120 on a machine with much else to do
 MEMORY, ROOM = Path("/dev/shm"), 4 << 30  # a file system in memory, and how many bytes of it have to be free
 
 
@@ -112,11 +113,11 @@ def hipgpt(forks, trained, request, tmp_path, tmp_path_factory, monkeypatch):
         command = last_of_each(arguments)
         orders = order.environment(tmp_path / "checkpoints") if order else {}
         if forks and environment is None and not kwargs:
-            result = forks.run(list(map(os.fsdecode, command)), Path.cwd(), {**usual, **orders}, timeout=120)
+            result = forks.run(list(map(os.fsdecode, command)), Path.cwd(), {**usual, **orders}, timeout=HANGS)
         else:
             result = subprocess.run(
                 [sys.executable, "-m", "gpt.cli", *command], env={**(environment or usual), **orders},
-                capture_output=True, text=True, timeout=120, check=False, **kwargs,
+                capture_output=True, text=True, timeout=HANGS, check=False, **kwargs,
             )  # fmt: skip
         assert result.returncode == status, f"{command}\n{result.stdout}\n{result.stderr}"
         if status == 2:

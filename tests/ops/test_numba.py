@@ -20,7 +20,7 @@ from gpt.system import limits
 pytest.importorskip("numba")
 pytest.importorskip("scipy")
 
-from numba import njit
+from numba import njit, prange
 
 from gpt.ops.cpu import numba_loops as loops
 from gpt.ops.cpu.numba_cache import ForgivingCache
@@ -165,6 +165,25 @@ def test_freshly_compiled_code_computes_the_bits_of_cached_code(hipgpt, tmp_path
 
 
 # ---- the parts of loops ----------------------------------------------------------------------------------------------
+
+
+@loops.parallel(loops.VECTOR, loops.STRIDED)
+def add_to_rows(x, out):
+    for row in prange(len(out)):
+        loops.add(x, out[row])
+
+
+def test_a_parallel_function_is_compiled_once_and_takes_no_other_types():
+    x, out = np.ones(3, np.float32), np.zeros((2, 3), np.float32)
+    for _ in ("compiled or loaded", "called again"):
+        with pytest.raises(TypeError):
+            add_to_rows(np.ones(6, np.float32)[::2], out)
+        with pytest.raises(TypeError):
+            add_to_rows(np.ones(3), out)
+    for form in (out, out.T[:2, :2].T, np.asfortranarray(out)):
+        add_to_rows(x[: form.shape[1]], form)
+        assert form.all()
+    assert len(add_to_rows.signatures) == 1
 
 
 @njit

@@ -7,6 +7,8 @@ gpt/ops/interface.py defines the operations. How the loops are built:
   is faster. Shares are slices of arrays, so these functions take arrays and numbers, not bundles.
 - A `loop` goes over one share. The innermost loops start at 0 and run over contiguous arrays: else LLVM would not take
   8 or 16 elements at a time. That is why shares are slices, and why sums over rows go into arrays of their own.
+- A `parallel` function does nothing but call loops: numba would turn each of its assignments to a slice into one more
+  parallel function, and compile that for seconds.
 - LLVM may reorder the terms of a `reduction` and fuse those of a `polynomial`; everything else it must do as written.
   With more freedom, fresh code and code from numba's cache, which is optimized once more, would round differently, and
   the same run twice would not give the same bits.
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  numba's BLAS; loaded here, before BLAS is told to use one thread
-from numba import njit, prange, types
+from numba import njit, prange, typeof, types
 
 from gpt.constants import GELU_CUBIC as CUBIC
 from gpt.constants import GELU_SCALE as SCALE
@@ -46,7 +48,35 @@ def compiled(**options: Any) -> Callable[[F], F]:
 loop = compiled()
 polynomial = compiled(fastmath={"contract"})
 reduction = compiled(fastmath={"contract", "reassoc"})
-parallel = compiled(nogil=True, parallel=True)
+
+VECTOR, MATRIX = types.float32[::1], types.float32[:, ::1]  # contiguous
+STRIDED = types.float32[:, :]  # a matrix, a transposed one or a part of one: for `matmul`, `put` and `clear`
+NUMBER, WHOLE = types.float32, types.int64
+
+
+def parallel(*parameters: types.Type) -> Callable[[F], F]:
+    """A decorator for a parallel function: numba compiles it for these types alone, when it is first called.
+
+    Left to itself, numba would compile it for every combination of layouts that it is called with; `linear_backward`
+    has four of them, at four seconds each. Arguments of other types are a TypeError.
+    """
+
+    def decorate(function: F) -> F:
+        declared: Any = compiled(nogil=True, parallel=True)(function)
+
+        def code_for(*arguments: Any) -> Any:
+            code = declared.compile(types.void(*parameters))
+            declared.disable_compile()  # from now on numba converts contiguous arrays to STRIDED, or raises the error
+            for argument, parameter in zip(arguments, parameters, strict=True):
+                if declared.typingctx.can_convert(typeof(argument), parameter) is None:
+                    raise TypeError(f"{function.__name__} takes {parameter}, not {typeof(argument)}")
+            return code
+
+        declared._compile_for_args = code_for  # numba asks this for code if it has none for the arguments
+        result: F = declared
+        return result
+
+    return decorate
 
 
 @loop
@@ -157,6 +187,21 @@ def add(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @loop
+def put(x: np.ndarray, out: np.ndarray) -> None:
+    """out = x, both [n]."""
+    for j in range(x.size):
+        out[j] = x[j]
+
+
+@loop
+def clear(x: np.ndarray, begin: int) -> None:
+    """x[begin:] = 0; x [rows, n]."""
+    for r in range(begin, x.shape[0]):
+        for j in range(x.shape[1]):
+            x[r, j] = ZERO
+
+
+@loop
 def scale(x: np.ndarray, factor: f4) -> None:
     """x *= factor, [n]."""
     for j in range(x.size):
@@ -166,7 +211,7 @@ def scale(x: np.ndarray, factor: f4) -> None:
 # ---- embedding -------------------------------------------------------------------------------------------------------
 
 
-@parallel
+@parallel(MATRIX, types.int32[:, ::1], MATRIX, MATRIX, WHOLE)
 def embedding_backward(dout: np.ndarray, ids: np.ndarray, dwte: np.ndarray, dwpe: np.ndarray, shares: int) -> None:
     """Shares of columns: no two threads ever add to the same element."""
     batch, seq = ids.shape
@@ -206,7 +251,7 @@ def _layernorm(
             out[r, j] = out[r, j] * rstd[r] * weight[j] + bias[j]
 
 
-@parallel
+@parallel(MATRIX, MATRIX, VECTOR, VECTOR, MATRIX, MATRIX, VECTOR, VECTOR, WHOLE)
 def layernorm(
     x: np.ndarray, branch: np.ndarray, weight: np.ndarray, bias: np.ndarray, x_out: np.ndarray, out: np.ndarray,
     mean: np.ndarray, rstd: np.ndarray, shares: int,
@@ -230,22 +275,26 @@ def _layernorm_backward(
     dbias: np.ndarray,
     dx_sums: np.ndarray,
 ) -> None:
-    """dout, x and dx [rows, D], mean and rstd [rows], the others [D]; dx and the last three are added to."""
+    """dout, x and dx [rows, D], mean and rstd [rows], the others [D]; dx is added to."""
     rows, d = x.shape
     n, g = np.empty(d, np.float32), np.empty(d, np.float32)
+    sums = np.zeros((3, d), np.float32)
     for r in range(rows):
         for j in range(d):
             n[j] = (x[r, j] - mean[r]) * rstd[r]
             g[j] = dout[r, j] * weight[j]
-            dweight[j] += dout[r, j] * n[j]
-            dbias[j] += dout[r, j]
+            sums[0, j] += dout[r, j] * n[j]
+            sums[1, j] += dout[r, j]
         g_mean, gn_mean = total(g) / f4(d), dot(g, n) / f4(d)
         for j in range(d):
             dx[r, j] += rstd[r] * (g[j] - g_mean - n[j] * gn_mean)
-            dx_sums[j] += dx[r, j]
+            sums[2, j] += dx[r, j]
+    put(sums[0], dweight)
+    put(sums[1], dbias)
+    put(sums[2], dx_sums)
 
 
-@parallel
+@parallel(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, MATRIX, STRIDED, STRIDED, STRIDED, WHOLE)
 def layernorm_backward(
     dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
     dweight: np.ndarray, dbias: np.ndarray, dx_sums: np.ndarray, shares: int,
@@ -254,9 +303,9 @@ def layernorm_backward(
     for number in prange(shares):
         begin, end = share(len(x), shares, number)
         r = slice(begin, end)
-        sums = np.zeros((3, x.shape[1]), np.float32)
-        _layernorm_backward(dout[r], x[r], weight, mean[r], rstd[r], dx[r], sums[0], sums[1], sums[2])
-        dweight[number], dbias[number], dx_sums[number] = sums[0], sums[1], sums[2]
+        _layernorm_backward(
+            dout[r], x[r], weight, mean[r], rstd[r], dx[r], dweight[number], dbias[number], dx_sums[number]
+        )
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -294,7 +343,23 @@ def _activate_backward(pre_activation: np.ndarray, dx: np.ndarray, activation: i
         add(dx[r], dx_sums)
 
 
-@parallel
+@loop
+def _linear(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    pre_activation: np.ndarray,
+    out: np.ndarray,
+    activation: int,
+) -> None:
+    """A share of `linear`."""
+    for first in range(0, len(x), PRODUCT_ROWS):
+        r = slice(first, min(first + PRODUCT_ROWS, len(x)))
+        matmul(x[r], weight, pre_activation[r], 0)
+        _activate(pre_activation[r], bias, out[r], activation)
+
+
+@parallel(MATRIX, STRIDED, VECTOR, MATRIX, MATRIX, WHOLE, WHOLE)
 def linear(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, pre_activation: np.ndarray, out: np.ndarray, activation: int,
     shares: int,
@@ -305,13 +370,38 @@ def linear(
     """
     for number in prange(shares):
         begin, end = share(len(x), shares, number)
-        for first in range(begin, end, PRODUCT_ROWS):
-            r = slice(first, min(first + PRODUCT_ROWS, end))
-            matmul(x[r], weight, pre_activation[r], 0)
-            _activate(pre_activation[r], bias, out[r], activation)
+        r = slice(begin, end)
+        _linear(x[r], weight, bias, pre_activation[r], out[r], activation)
 
 
-@parallel
+@loop
+def _linear_backward(
+    dout: np.ndarray,
+    weight: np.ndarray,
+    dx: np.ndarray,
+    dbias: np.ndarray,
+    pre_activation: np.ndarray,
+    dx_sums: np.ndarray,
+    activation: int,
+    number: int,
+) -> None:
+    """Share `number` of dx and of the sums over rows; dout, dx and pre_activation are the share's rows."""
+    sums = np.zeros(dx.shape[1], np.float32)
+    for first in range(0, len(dx), PRODUCT_ROWS):
+        r = slice(first, min(first + PRODUCT_ROWS, len(dx)))
+        matmul(dout[r], weight.T, dx[r], 0)
+        if activation:
+            _activate_backward(pre_activation[r], dx[r], activation, sums)
+    if activation:
+        put(sums, dx_sums[number])
+    if dbias.size:
+        sums = np.zeros(dout.shape[1], np.float32)
+        for row in range(len(dout)):
+            add(dout[row], sums)
+        put(sums, dbias[number])
+
+
+@parallel(MATRIX, STRIDED, MATRIX, STRIDED, STRIDED, STRIDED, WHOLE, STRIDED, MATRIX, STRIDED, WHOLE, WHOLE)
 def linear_backward(
     dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
     accumulate: int, dbias: np.ndarray, pre_activation: np.ndarray, dx_sums: np.ndarray, activation: int, shares: int,
@@ -322,24 +412,14 @@ def linear_backward(
 
     Partial sums over rows [shares, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
-    dbias[shares:], dx_sums[shares:] = ZERO, ZERO
+    clear(dbias, shares)
+    clear(dx_sums, shares)
     for number in prange(2 * shares):
         each = number // 2
         if number % 2 == 0:
             begin, end = share(len(dout), shares, each)
-            sums = np.zeros(dx.shape[1], np.float32)
-            for first in range(begin, end, PRODUCT_ROWS):
-                r = slice(first, min(first + PRODUCT_ROWS, end))
-                matmul(dout[r], weight.T, dx[r], 0)
-                if activation:
-                    _activate_backward(pre_activation[r], dx[r], activation, sums)
-            if activation:
-                dx_sums[each] = sums
-            if dbias.size:
-                sums = np.zeros(dout.shape[1], np.float32)
-                for row in range(begin, end):
-                    add(dout[row], sums)
-                dbias[each] = sums
+            r = slice(begin, end)
+            _linear_backward(dout[r], weight, dx[r], dbias, pre_activation[r], dx_sums, activation, each)
         else:
             begin, end = share(len(dweight), shares, each)
             matmul(left[:, begin:end].T, right, dweight[begin:end], accumulate)
@@ -389,7 +469,7 @@ def _attend(qkv: np.ndarray, heads: int, h: int, out: np.ndarray, lse: np.ndarra
             lse[i + r] = most[r] + np.log(totals[r])
 
 
-@parallel
+@parallel(MATRIX, MATRIX, types.float32[:, :, ::1], WHOLE)
 def attention(qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, shares: int) -> None:
     """Shares of heads."""
     batch, heads, seq = lse.shape
@@ -442,7 +522,7 @@ def _attend_backward(
             matmul(ds, qkv[columns, k], dqkv[rows, q], min(key, 1))
 
 
-@parallel
+@parallel(MATRIX, MATRIX, MATRIX, types.float32[:, :, ::1], MATRIX, WHOLE)
 def attention_backward(
     dout: np.ndarray, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dqkv: np.ndarray, shares: int,
 ) -> None:  # fmt: skip
@@ -490,7 +570,7 @@ def _softmax_cross_entropy(
             logits[r, vocab:] = ZERO
 
 
-@parallel
+@parallel(MATRIX, types.int32[::1], VECTOR, VECTOR, WHOLE, NUMBER, WHOLE)
 def softmax_cross_entropy(
     logits: np.ndarray, labels: np.ndarray, losses: np.ndarray, hits: np.ndarray, vocab: int, gradient_scale: f4,
     shares: int,
@@ -513,7 +593,7 @@ def _sum_of_squares(x: np.ndarray) -> float:
     return result
 
 
-@parallel
+@parallel(VECTOR, types.float64[::1])
 def sums_of_squares(x: np.ndarray, sums: np.ndarray) -> None:
     """sums [shares] = the sum of squares of each share of x [n], in float64."""
     for number in prange(sums.size):
@@ -541,7 +621,7 @@ def _adamw(
         w[i] = keep * w[i] - step_size * (m[i] / (np.sqrt(v[i]) + eps))
 
 
-@parallel
+@parallel(VECTOR, VECTOR, VECTOR, VECTOR, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, NUMBER, WHOLE, WHOLE)
 def adamw(
     w: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, beta1: f4, beta2: f4, factor: f4,
     root: f4, eps: f4, keep: f4, step_size: f4, decayed: int, shares: int,
