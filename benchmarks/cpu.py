@@ -127,6 +127,7 @@ def until_step_1(command: list[str], folder: Path) -> tuple[float, float]:
             if line.startswith("[Step 1] Loss"):
                 end = time.perf_counter() - begin
                 step = float(line.partition("Time: ")[2].split()[0]) / 1e3
+                process.kill()  # it would evaluate and save the model
         process.stdout.close()
     return end - step, end
 
