@@ -175,10 +175,11 @@ def test_a_second_ctrl_c_ends_all_at_once(begun, goes_on):
     while len(list(Path().glob("asleep*"))) < 2:  # a rank that is not there yet would stop after step 11
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    for _ in range(2):
-        job.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    end = job.end(within=5)  # its status is mpirun's, and MPICH's returns 0 now and then after it has killed the ranks
+    job.process.send_signal(signal.SIGINT)
+    job.wait_for("Finishing")  # two that a rank has not noticed yet would be one
+    job.process.send_signal(signal.SIGINT)
+    end = job.end(within=30)  # they would sleep for 60
+    # The status is mpirun's, and MPICH's returns 0 now and then after it has killed the ranks.
     assert "Stopped at step" not in end.stdout
     assert goes_on() == 10
 

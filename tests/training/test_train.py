@@ -176,9 +176,9 @@ def test_a_second_interrupt_exits_at_once_without_saving(hipgpt, text):
     process = start(hipgpt, "--data-path", text, *large, "--vocab-size", 200, "--run-name", "r")
     wait_for_line(process, "Memory:")
     time.sleep(1)  # wait until the first step is under way
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    wait_for_line(process, "Finishing")  # two that the process has not noticed yet would be one
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert not Path("checkpoints/r/latest_config.json").exists()

@@ -8,7 +8,6 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from gpt.ops.cpu.operations import CpuOps
 from gpt.system.threads import ALLOWED  # found before OpenMP is loaded, which may bind this thread to one CPU
@@ -52,8 +51,7 @@ class NumbaOps(CpuOps):
         self._shares = self.threads.count
         numba.set_num_threads(min(self._shares, numba.config.NUMBA_NUM_THREADS))
         self._no_vector, self._no_matrix = np.empty(0, np.float32), np.empty((0, 0), np.float32)
-        compiled: Any = loops.linear
-        self.notes = cache_notes(Path(compiled.stats.cache_path), Path(loops.__file__).stem)
+        self.notes = cache_notes(Path(loops.linear.dispatcher.stats.cache_path), Path(loops.__file__).stem)
 
     def partial_sums(self, rows: int) -> int:
         return self._shares
