@@ -47,7 +47,7 @@ setup(
         "numba": ["numba>=0.61", "scipy"],  # numba's matrix products are SciPy's
         "gguf": ["gguf>=0.17"],  # llama.cpp's file format
         "serve": ["starlette>=0.45", "uvicorn>=0.30", "httptools>=0.6"],  # a page and an API
-        "plot": ["matplotlib>=3.6"],  # curves as pictures
+        "plot": ["matplotlib>=3.7"],  # curves as pictures
         # --track
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.19"],

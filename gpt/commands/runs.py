@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def list_runs(runs_dir: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([each.to_json() for each in found], indent=2))
     elif found:
-        click.echo("\n".join(listing.table(found)))
+        click.echo("\n".join(listing.table(found, _width() if sys.stdout.isatty() else None)))
     else:
         click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
 
@@ -82,8 +83,6 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
 
     The lowest validation loss is marked. A picture needs matplotlib (pip install 'hipgpt[plot]').
     """
-    import shutil
-
     from gpt.metrics import curves, picture
     from gpt.metrics import terminal as text
     from gpt.run import Run
@@ -94,4 +93,9 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
         click.echo(f"Saved to {out}")
     if out is None or terminal:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-        click.echo(text.drawn(logs, over, shutil.get_terminal_size().columns, color))
+        click.echo(text.drawn(logs, over, _width(), color))
+
+
+def _width() -> int:
+    """The columns of the terminal; 80 if there is none."""
+    return shutil.get_terminal_size().columns

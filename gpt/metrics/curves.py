@@ -56,6 +56,11 @@ def curve(lines: Sequence[dict[str, Any]], key: str, axis: str) -> Curve:
     return Curve([x for x, _ in finite], [y for _, y in finite])
 
 
+def loss_text(loss: float) -> str:
+    """A loss as users read it: "3.2926", and "8.2e+12" for one of a run that diverges."""
+    return f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}"
+
+
 def logs(runs: Sequence[Run], axis: str) -> dict[str, list[dict[str, Any]]]:
     """The lines of each run's log, by the run's name.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt.config import NOT_CHOSEN, ModelConfig, TrainConfig, flag
+from gpt.metrics.curves import loss_text
 from gpt.metrics.summary import Summary
 from gpt.provenance import paths_of
 from gpt.run import Run
@@ -14,19 +15,40 @@ HEADER = (
     "SIZE",
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
+_LEAST = (
+    "SIZE",
+    "PARAMETERS",
+    "DEVICE",
+    "LAST VALIDATION",
+    "TOKENS",
+    "TIME",
+)  # left out where there is no room, in turn
 
 
-def table(summaries: Sequence[Summary]) -> list[str]:
-    """The lines of the table, the header first. "-" stands for whatever a run does not have."""
-    rows = [HEADER, *map(_row, summaries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < _LEFT else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+def table(summaries: Sequence[Summary], width: int | None = None) -> list[str]:
+    """The lines of the table, the header first. "-" stands for whatever a run does not have.
+
+    If they are wider than `width` characters, columns are left out, the least important ones first, and a last line
+    names them.
+    """
+    columns = [_aligned(column) for column in zip(HEADER, *map(_row, summaries), strict=True)]
+    left_out: list[str] = []
+    for name in _LEAST:
+        if width is None or sum(len(column[0]) + 2 for column in columns) - 2 <= width:
+            break
+        columns = [column for column in columns if column[0].strip() != name]
+        left_out.append(name)
+    lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
+    if left_out:
+        lines += ["", f"A wider terminal shows {', '.join(sorted(left_out, key=HEADER.index))} too"]
+    return lines
+
+
+def _aligned(column: tuple[str, ...]) -> list[str]:
+    """The cells of a column, the header first, all as wide as the widest."""
+    width = max(map(len, column))
+    is_left = column[0] in HEADER[:_LEFT]
+    return [cell.ljust(width) if is_left else cell.rjust(width) for cell in column]
 
 
 def page(run: Run, it: Summary) -> list[str]:
@@ -40,7 +62,7 @@ def page(run: Run, it: Summary) -> list[str]:
         ("Data", _data(run, it.data) if it.data else None),
         ("Trained", _trained(it)),
         ("Device", it.device),
-        ("Loss", None if it.loss is None else f"{it.loss:.4f} on the text that it trains on"),
+        ("Loss", None if it.loss is None else f"{loss_text(it.loss)} on the text that it trains on"),
         ("Held out", _held_out(it)),
         ("Settings", ", ".join(_settings(it)) or None),
         ("Checkpoints", ", ".join(_checkpoints(run)) or None),
@@ -55,7 +77,7 @@ def _row(it: Summary) -> tuple[str, ...]:
         it.name,
         it.state,
         "-" if it.step is None else f"{it.step}/{it.steps}",
-        "-" if it.loss is None else f"{it.loss:.4f}",
+        "-" if it.loss is None else loss_text(it.loss),
         _at(it.best_val_loss, it.best_step),
         _at(it.last_val_loss, it.last_val_step),
         "-" if it.tokens is None else rate(it.tokens),
@@ -66,8 +88,8 @@ def _row(it: Summary) -> tuple[str, ...]:
     )
 
 
-def _at(loss: float | None, step: int | None) -> str:
-    return "-" if loss is None else f"{loss:.4f} at {step}"
+def _at(value: float | None, step: int | None) -> str:
+    return "-" if value is None else f"{loss_text(value)} at {step}"
 
 
 def _state(it: Summary) -> str:

@@ -1,15 +1,22 @@
 """Curves of runs as a picture: one panel per quantity, one color per run. matplotlib draws (extra `plot`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
-from gpt.metrics.curves import LOSSES, PANELS, UNITS, Panel, curve
+from gpt.metrics.curves import PANELS, UNITS, Panel, curve, loss_text
 from gpt.system.files import atomic_path
 
 FORMATS = (".png", ".svg", ".pdf")
 _FAINT = 0.45  # opacity of the training loss, which swings about the validation loss
+_COLORS, _DASHES = 10, ("-", "--", ":", "-.")  # the eleventh run has the color of the first one, in dashes
+_BEHIND_LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1}  # readable on other curves
+_LOSSES = {"training": _FAINT, "validation": 1.0}  # name → opacity
+_LEGEND_WIDTH = 150  # characters that fit beside each other
+_LEGEND_SAMPLE = 8  # characters for the piece of a curve before a name, and the space behind it
+_LEGEND_LINE = 0.22  # inches
 
 
 def draw(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, out: Path) -> None:
@@ -23,16 +30,21 @@ def draw(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, out: Path) -> 
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+        from matplotlib.lines import Line2D
     except ImportError:
         raise UserError(
             "a picture needs matplotlib: pip install 'hipgpt[plot]', or leave --out out to draw in the terminal"
         ) from None
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    entries, columns = len(logs) + 2, _columns(logs)
+    figure = Figure(figsize=(11, 7 + _LEGEND_LINE * ceil_div(entries, columns)), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(2, 1))
     places = [grid[0, :], *(grid[1, column] for column in range(3))]
     for panel, place in zip(PANELS, places, strict=True):
         axes = figure.add_subplot(place)
         _draw_panel(axes, panel, logs, axis)
+    lines = [Line2D([], [], label=name, **_style(number)) for number, name in enumerate(logs)]
+    lines += [Line2D([], [], color="gray", label=name, alpha=alpha) for name, alpha in _LOSSES.items()]
+    figure.legend(handles=lines, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
     try:
         with atomic_path(out) as temporary, rc_context({"svg.fonttype": "none"}):  # text stays text
             figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
@@ -43,18 +55,20 @@ def draw(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, out: Path) -> 
 def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, Any]]], axis: str) -> None:
     from matplotlib.ticker import EngFormatter, LogLocator
 
-    for number, (name, lines) in enumerate(logs.items()):
-        color = f"C{number % 10}"
-        for key, quantity in panel.quantities:
+    for number, lines in enumerate(logs.values()):
+        style = _style(number)
+        for key, _ in panel.quantities:
             points = curve(lines, key, axis)
             if not points.x:
                 continue
             is_main = key != "loss"
-            label = f"{name}, {quantity}" if panel is LOSSES else None
-            axes.plot(*points, color=color, alpha=1 if is_main else _FAINT, label=label)
+            axes.plot(*points, **style, alpha=1 if is_main else _FAINT)
             if key == "val_loss" and (lowest := points.lowest):
-                axes.plot(*lowest, "o", color=color)
-                axes.annotate(f"{lowest[1]:.3f}", lowest, xytext=(0, 7), textcoords="offset points", ha="center")
+                axes.plot(*lowest, "o", color=style["color"])
+                axes.annotate(
+                    loss_text(lowest[1]), lowest, xytext=(0, 7), textcoords="offset points", ha="center",
+                    color=style["color"], bbox=_BEHIND_LABEL,
+                )  # fmt: skip
     axes.set_title(panel.title, fontsize="medium")
     axes.set_xlabel(UNITS[axis])
     if axis != "time":
@@ -66,5 +80,14 @@ def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, A
         axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if panel is LOSSES:
-        axes.legend(frameon=False)
+
+
+def _columns(names: Iterable[str]) -> int:
+    """How many entries of the legend stand beside each other."""
+    widest = max(map(len, (*names, *_LOSSES)))
+    return max(1, _LEGEND_WIDTH // (widest + _LEGEND_SAMPLE))
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Color and dashes of the curves of run `number`."""
+    return {"color": f"C{number % _COLORS}", "linestyle": _DASHES[number // _COLORS % len(_DASHES)]}

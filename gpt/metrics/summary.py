@@ -17,10 +17,10 @@ class Summary:
     """What a run has reached. None stands for what it does not have.
 
     `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
-    "diverged" (the last loss was not finite), "stopped" (it can go on), "tokenized" (it has no model yet), "imported"
-    (another program trained its model), or "damaged" (its checkpoint does not load, and `damage` says why). Losses are
-    in nats per token; `seconds` and `tokens` are those that it has trained for and on, `device` the last one on which
-    it has.
+    "diverged" (the last loss or its gradient was not finite), "stopped" (it can go on), "tokenized" (it has no model
+    yet), "imported" (another program trained its model), or "damaged" (its checkpoint does not load, and `damage` says
+    why). Losses are in nats per token; `seconds` and `tokens` are those that it has trained for and on, `device` the
+    last one on which it has.
     """
 
     name: str
@@ -64,7 +64,7 @@ def summary(run: Run) -> Summary:
     timed = [line for line in lines if line.get("time") is not None and line.get("tokens") is not None]
     return Summary(
         name=run.name,
-        state=_state(run, saved, damage, has_diverged=bool(logged) and logged[-1]["loss"] is None),
+        state=_state(run, saved, damage, has_diverged=bool(logged) and _is_broken(logged[-1])),
         damage=damage,
         step=trained.step if trained else None,
         steps=trained.train_config.total_steps if trained else None,
@@ -82,6 +82,11 @@ def summary(run: Run) -> Summary:
         train=trained.train_config if trained else None,
         data=provenance.read(run),
     )
+
+
+def _is_broken(line: dict[str, Any]) -> bool:
+    """Whether the step of this line changed nothing, because its loss or its gradient was not finite."""
+    return line["loss"] is None or line.get("grad_norm", 0) is None
 
 
 def _state(run: Run, saved: checkpoint.Checkpoint | None, damage: str | None, has_diverged: bool) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt.metrics.curves import LOSSES, PANELS, UNITS, Curve, Panel, curve
+from gpt.metrics.curves import LOSSES, PANELS, UNITS, Curve, Panel, curve, loss_text
 from gpt.system.console import duration
 
 _MARGIN = 14  # columns beside a plot, for its frame and the numbers on its axis
@@ -15,7 +15,8 @@ def drawn(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, columns: int,
     """The curves of the runs in `logs` (name → lines of metrics.jsonl) over `axis`, as lines of `columns` characters.
 
     Below the losses, a line for each run says which validation loss was the lowest. A quantity that no run has logged
-    has no plot. Without color, validation losses are dots, so that they differ from the line of training.
+    has no plot. Without color, the curves differ by their characters, or those of a single run by dots for the
+    validation losses.
     """
     parts = []
     for panel in PANELS:
@@ -44,6 +45,7 @@ def _plot(panel: Panel, named: Sequence[tuple[str, str, Curve]], columns: int, c
     from uniplot import plot_to_string
 
     keys, labels, curves = zip(*named, strict=True)
+    needs_characters = not color and len(keys) > len(set(keys))  # several runs
     low, high = (pick(value for points in curves for value in points.y) for pick in (min, max))
     # uniplot writes 0.016 as 0.0, so small numbers are shown in units of a power of ten
     power = math.floor(math.log10(high)) if 0 < high < 0.1 else 0
@@ -51,7 +53,7 @@ def _plot(panel: Panel, named: Sequence[tuple[str, str, Curve]], columns: int, c
     text: str = plot_to_string(
         xs=[points.x for points in curves],
         ys=[[value / 10**power for value in points.y] for points in curves],
-        lines=[color or key != "val_loss" for key in keys],
+        lines=[color or needs_characters or key != "val_loss" for key in keys],
         title=panel.title + (f" (1e{power})" if power else ""),
         legend_labels=list(labels) if len(labels) > 1 else None,
         width=max(20, columns - _MARGIN),
@@ -60,7 +62,7 @@ def _plot(panel: Panel, named: Sequence[tuple[str, str, Curve]], columns: int, c
         y_max=(high + padding) / 10**power,
         y_gridlines=[],
         color=color,
-        character_set="braille",
+        character_set="ascii" if needs_characters else "braille",
     )
     return text
 
@@ -68,4 +70,4 @@ def _plot(panel: Panel, named: Sequence[tuple[str, str, Curve]], columns: int, c
 def _lowest(name: str, lines: Sequence[dict[str, Any]], axis: str) -> str:
     place, loss = curve(lines, "val_loss", axis).lowest or (0.0, 0.0)
     there = {"steps": f"step {place:.0f}", "tokens": f"{place:,.0f} tokens", "time": duration(place)}[axis]
-    return f"{name}: lowest validation loss {loss:.4f} at {there}"
+    return f"{name}: lowest validation loss {loss_text(loss)} at {there}"

@@ -103,6 +103,12 @@ def test_the_terminal_shows_every_quantity_and_the_lowest_validation_loss(axis):
     assert "\x1b" in terminal.drawn({"a": LINES}, axis, columns=80, color=True)
 
 
+def test_runs_differ_without_color(tmp_path):
+    training = dict.fromkeys(("a", "b"), LINES[:2])  # no validation
+    ((first, second),) = re.findall("(..) a, training +(..) b, training", terminal.drawn(training, "steps", columns=80))
+    assert first != second
+
+
 def test_small_numbers_are_shown_in_units_of_a_power_of_ten():
     assert "Learning rate (1e-2)" in terminal.drawn({"a": LINES}, "steps", columns=80)
 
@@ -121,8 +127,21 @@ def test_a_picture_has_the_format_of_its_name(tmp_path, name, beginning):
     assert data.startswith(beginning)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     if name == "c.svg":
-        for text in ("first, validation", "second, training", "4.250", "Tokens per second"):
+        for text in ("first", "second", "training", "validation", "4.2500", "Tokens per second"):
             assert text in data.decode()
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_the_legend_of_a_picture_names_each_run_once_and_above_the_curves(tmp_path, count):
+    pytest.importorskip("matplotlib")
+    names = [f"a_run_with_a_long_name_of_which_there_are_many_{number:02}" for number in range(count)]
+    picture.draw(dict.fromkeys(names, LINES), "steps", tmp_path / "c.svg")
+    texts = re.findall(
+        r'(?:y="([\d.]+)"|translate\([\d.]+ ([\d.]+)\))[^>]*>([^<]+)</text>', (tmp_path / "c.svg").read_text()
+    )
+    heights = {text: float(one or other) for one, other, text in texts}
+    assert [text for *_, text in texts if text in names] == names
+    assert max(heights[name] for name in names) < heights["Loss (nats per token)"]
 
 
 def test_a_picture_of_another_format_is_refused(tmp_path):
@@ -162,9 +181,10 @@ def test_a_run_that_has_taken_all_steps_is_done_and_one_that_another_process_wri
     assert summary(run).state == "done"
 
 
-def test_a_run_whose_last_loss_is_not_finite_has_diverged(run):
+@pytest.mark.parametrize("last", [{"loss": None, "grad_norm": 1.0}, {"loss": 3.0, "grad_norm": None}])
+def test_a_run_whose_last_loss_or_gradient_is_not_finite_has_diverged(run, last):
     save(run, 20)
-    log(run, [*LINES, {"step": 40, "loss": None}])
+    log(run, [*LINES, {"step": 40, **last}])
     it = summary(run)
     assert (it.state, it.loss) == ("diverged", 3.0)
     assert "Next:        train it anew with a lower --lr (it was 0.0003)" in listing.page(run, it)
@@ -216,6 +236,24 @@ def test_a_model_that_has_learned_conversations_is_to_be_talked_with(run):
     save(run, 30)
     run.counted_path.touch()
     assert listing.page(run, summary(run))[-1].endswith(f"hipgpt chat {run.options} --best")
+
+
+def test_the_loss_of_a_run_that_diverges_does_not_widen_the_table(run):
+    row = listing.table([replace(summary(run), loss=8201224376320.0)])[1]
+    assert "  8.2e+12  " in row
+
+
+def test_a_narrow_terminal_gets_the_most_important_columns_and_the_names_of_the_others(run):
+    it = summary(run)
+    whole = listing.table([it])
+    width = len(whole[0])
+    assert listing.table([it], width) == whole
+    *rows, _, note = listing.table([it], width - 1)
+    assert [row.rstrip() for row in rows] == [row.rpartition("  ")[0].rstrip() for row in whole]
+    assert note == "A wider terminal shows SIZE too"
+    header, *_, note = listing.table([it], 1)
+    assert re.split("  +", header) == ["RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION"]
+    assert note == "A wider terminal shows LAST VALIDATION, TOKENS, TIME, DEVICE, PARAMETERS, SIZE too"
 
 
 def test_the_table_has_a_dash_for_whatever_is_not_there(run):
