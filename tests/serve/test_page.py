@@ -195,6 +195,26 @@ def test_runs_can_be_compared(page, runs):
     page.until(lambda: page["name"].text == "other", "the other one is shown")
 
 
+def test_long_names_that_differ_at_their_ends_are_shown_whole_in_a_list_that_scrolls_by_itself(page, runs):
+    names = [f"a_long_name_of_an_experiment_of_which_there_are_many-lr3e-{number:02}" for number in range(20)]
+    for name in names:
+        shutil.copytree(runs / "r", runs / name)
+    page.until(lambda: len(page.all("#runs li")) == 21, "all runs are listed")
+    cut = "return [...document.querySelectorAll('#runs strong')].filter((each) => each.scrollHeight > each.clientHeight)"
+    assert page.js(cut) == []
+    assert page.js("return document.querySelector('nav').offsetHeight <= innerHeight")
+    page[f"choose-{names[-1]}"].click()
+    page.until(lambda: page["name"].text == names[-1], "the last one is shown")
+
+
+def test_six_runs_have_a_color_each_and_those_after_them_dashes(page):
+    styles = page.js("""
+        return import("./page/curves.js").then(({ styleOf }) =>
+            [...Array(12).keys()].map((number) => JSON.stringify(styleOf(number, "val_loss"))))""")
+    assert len(set(styles)) == 12
+    assert len({json.loads(each)["stroke"] for each in styles}) == 6
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_nothing_is_wider_than_the_screen(page, theme):
     page.write(prompt="the cat", length=30, samples=3, seed=1)

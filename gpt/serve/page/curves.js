@@ -10,7 +10,8 @@ const PANELS = [
   { title: "Gradient norm", keys: [["grad_norm", ""]], height: 140, logarithmic: true },
   { title: "Tokens per second", keys: [["tokens_per_second", ""]], height: 140 },
 ];
-const COLORS = 6; // --curve-0 to --curve-5 in style.css
+const COLORS = 12; // --curve-0 to --curve-11 in style.css: two of each hue, the stronger one second
+const DASHES = [[], [8, 4], [2, 3]]; // when all hues are taken
 
 let plots = []; // { plot, panel, figure } of what is on the page
 let drawn = ""; // names and axis of that
@@ -73,7 +74,7 @@ function makePlot(panel, names, axis) {
   const series = names.flatMap((name, number) =>
     panel.keys.map(([key, label]) => ({
       label: [names.length > 1 ? name : "", label].filter(Boolean).join(", ") || name,
-      stroke: color(`curve-${(2 * number + (key === "val_loss" ? 1 : 0)) % COLORS}`),
+      ...styleOf(number, key),
       width: key === "val_loss" ? 2 : 1.5,
       points: { show: key === "val_loss", size: 6 },
       spanGaps: true,
@@ -97,6 +98,15 @@ function makePlot(panel, names, axis) {
     if (figure.clientWidth > 0) plot.setSize({ width: figure.clientWidth, height: panel.height });
   }).observe(figure);
   return { plot, panel, figure };
+}
+
+// The color and the dashes of a quantity of run `number`.
+export function styleOf(number, key) {
+  const place = 2 * number;
+  return {
+    stroke: color(`curve-${(place + (key === "loss" ? 0 : 1)) % COLORS}`),
+    dash: DASHES[Math.floor(place / COLORS) % DASHES.length],
+  };
 }
 
 const durationOrZero = (seconds) => (seconds > 0 ? duration(seconds) : "0");

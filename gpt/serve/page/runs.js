@@ -1,10 +1,11 @@
 // The list of runs, and the facts about the one that was chosen.
 
 import { $, make, refresh, set } from "./dom.js";
-import { brief, count, duration, size } from "./words.js";
+import { brief, count, duration, lossText, size } from "./words.js";
 
 const MOST_SAMPLES = 100;
 const rows = new Map(); // the parts of each run's row, by its name
+let seen; // the name of the run that was chosen when the list was shown last
 
 // Show the runs. `chosen` is the name of one; `compared` a set of names whose curves are drawn too. A click on a run
 // calls choose(name), a click on a box compare(name, whether).
@@ -23,6 +24,8 @@ export function list(runs, chosen, compared, { choose, compare }) {
   }
   const names = runs.map((run) => run.name);
   refresh($("runs"), names, () => names.map((name) => rows.get(name).row));
+  if (chosen !== seen) rows.get(chosen)?.row.scrollIntoView({ block: "nearest" }); // the list may be long
+  seen = chosen;
 }
 
 function makeRow(name, choose, compare) {
@@ -34,14 +37,14 @@ function makeRow(name, choose, compare) {
   box.setAttribute("aria-label", `Draw the curves of ${name} too`);
   const [state, hint] = [make("span"), make("span", { className: "hint" })];
   const properties = { type: "button", id: `choose-${name}`, onclick: () => choose(name) };
-  const button = make("button", properties, make("strong", {}, name), state, hint);
+  const button = make("button", properties, make("strong", { title: name }, name), make("span", {}, state, hint));
   return { row: make("li", {}, box, button), box, button, state, hint };
 }
 
 function progress(run) {
-  const parts = [];
+  const parts = [""]; // behind the state
   if (run.step !== null) parts.push(`step ${count(run.step)} of ${count(run.steps)}`);
-  if (run.best_val_loss !== null) parts.push(`best ${run.best_val_loss.toFixed(3)}`);
+  if (run.best_val_loss !== null) parts.push(`best ${lossText(run.best_val_loss, 3)}`);
   return parts.join(", ");
 }
 
@@ -50,8 +53,8 @@ export function facts(run, speed) {
   const model = run.model;
   const told = [
     ["State", run.step === null ? run.state : `${run.state}, step ${count(run.step)} of ${count(run.steps)}`],
-    ["Loss", run.loss?.toFixed(4)],
-    ["Best validation loss", run.best_val_loss && `${run.best_val_loss.toFixed(4)} at step ${count(run.best_step)}`],
+    ["Loss", run.loss && lossText(run.loss)],
+    ["Best validation loss", run.best_val_loss && `${lossText(run.best_val_loss)} at step ${count(run.best_step)}`],
     ["Speed", speed && `${brief(speed)} tokens/s`],
     ["Trained on", run.tokens && `${brief(run.tokens)} tokens in ${duration(run.seconds)}`],
     ["Device", run.device],

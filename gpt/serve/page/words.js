@@ -4,14 +4,17 @@ const grouped = new Intl.NumberFormat("en");
 
 export const count = (number) => grouped.format(number);
 
-// "312", "33.7k", "3.5M"
+// "312", "33.7k", "50k", "3.5M"
 export function brief(number) {
   for (const unit of ["", "k", "M"]) {
-    if (Math.abs(number) < 999.5) return unit ? `${number.toFixed(1)}${unit}` : String(Math.round(number));
+    if (Math.abs(number) < 999.5) return unit ? `${Number(number.toFixed(1))}${unit}` : String(Math.round(number));
     number /= 1000;
   }
-  return `${number.toFixed(1)}G`;
+  return `${Number(number.toFixed(1))}G`;
 }
+
+// "3.2926", and "8.2e+12" for the loss of a run that diverges
+export const lossText = (loss, digits = 4) => (loss < 1000 ? loss.toFixed(digits) : loss.toExponential(1));
 
 // "45 s", "12 min", "3 h 20 min"
 export function duration(seconds) {
