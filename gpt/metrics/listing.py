@@ -76,7 +76,7 @@ def _row(it: Summary) -> tuple[str, ...]:
     return (
         it.name,
         it.state,
-        "-" if it.step is None else f"{it.step}/{it.steps}",
+        "-" if it.step is None else f"{it.step}/{it.steps or '?'}",
         "-" if it.loss is None else loss_text(it.loss),
         _at(it.best_val_loss, it.best_step),
         _at(it.last_val_loss, it.last_val_step),
@@ -93,7 +93,9 @@ def _at(value: float | None, step: int | None) -> str:
 
 
 def _state(it: Summary) -> str:
-    return it.state if it.step is None else f"{it.state}, at step {it.step} of {it.steps}"
+    if it.step is None:
+        return it.state
+    return f"{it.state}, at step {it.step}" + (f" of {it.steps}" if it.steps else "")
 
 
 def _model(model: ModelConfig) -> str:
@@ -120,8 +122,8 @@ def _trained(it: Summary) -> str | None:
 def _held_out(it: Summary) -> str | None:
     if it.best_val_loss is None:
         return None
-    best, last = _at(it.best_val_loss, it.best_step), _at(it.last_val_loss, it.last_val_step)
-    return f"validation loss {best} (the best), {last} (the last)"
+    last = "" if it.last_val_loss is None else f", {_at(it.last_val_loss, it.last_val_step)} (the last)"
+    return f"validation loss {_at(it.best_val_loss, it.best_step)} (the best){last}"
 
 
 def _settings(it: Summary) -> Iterator[str]:

@@ -19,7 +19,8 @@ class Summary:
     `state` is "training" (another process writes to the run, which may also tokenize), "done" (all steps are taken),
     "diverged" (the last loss or its gradient was not finite), "stopped" (it can go on), "tokenized" (it has no model
     yet), "imported" (another program trained its model), or "damaged" (its checkpoint does not load, and `damage` says
-    why). Losses are in nats per token; `seconds` and `tokens` are those that it has trained for and on, `device` the
+    why). `step` is that of the checkpoint, or of the last line of the log while it trains, and `steps` how many there
+    will be. Losses are in nats per token; `seconds` and `tokens` are those that it has trained for and on, `device` the
     last one on which it has.
     """
 
@@ -54,7 +55,6 @@ def summary(run: Run) -> Summary:
         saved = checkpoint.load(run)
     except (UserError, OSError) as error:
         damage = str(error) if run.has_weights else None
-    trained = None if saved and saved.imported else saved
     lines = run.metrics()
     logged = [line for line in lines if "loss" in line]
     losses = [line["loss"] for line in logged if line["loss"] is not None]
@@ -62,11 +62,15 @@ def summary(run: Run) -> Summary:
     best = (kept.step, kept.val_loss) if kept and kept.val_loss is not None else lowest(evaluations)
     last = evaluations[-1] if evaluations else None
     timed = [line for line in lines if line.get("time") is not None and line.get("tokens") is not None]
+    state = _state(run, saved, damage, has_diverged=bool(logged) and _is_broken(logged[-1]))
+    known = saved or kept  # a run that trains may have best weights before its first checkpoint
+    trained = None if known and known.imported else known
+    step = saved.step if saved and not saved.imported else None
     return Summary(
         name=run.name,
-        state=_state(run, saved, damage, has_diverged=bool(logged) and _is_broken(logged[-1])),
-        damage=damage,
-        step=trained.step if trained else None,
+        state=state,
+        damage=damage if state == "damaged" else None,
+        step=max(step or 0, logged[-1]["step"]) if state == "training" and logged else step,
         steps=trained.train_config.total_steps if trained else None,
         loss=losses[-1] if losses else None,
         best_val_loss=best[1] if best else None,
@@ -76,9 +80,9 @@ def summary(run: Run) -> Summary:
         tokens=timed[-1]["tokens"] if timed else None,
         seconds=timed[-1]["time"] if timed else None,
         device=trained.train_config.device if trained else None,
-        parameters=parameter_count(saved.model_config) if saved else None,
+        parameters=parameter_count(known.model_config) if known else None,
         disk_bytes=run.disk_bytes(),
-        model=saved.model_config if saved else None,
+        model=known.model_config if known else None,
         train=trained.train_config if trained else None,
         data=provenance.read(run),
     )

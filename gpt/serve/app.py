@@ -19,7 +19,7 @@ from gpt.run import Run
 from gpt.serve import fields
 from gpt.serve.answers import Answer, ChatForm, CompletionForm
 from gpt.serve.engine_client import EngineClient
-from gpt.serve.errors import RequestError
+from gpt.serve.errors import RequestError, unreadable
 from gpt.serve.guard import App, Guard, Receive, Scope, Send
 from gpt.serve.messages import ModelInfo
 from gpt.serve.runs import Runs
@@ -32,13 +32,13 @@ _FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
 def make(engine: EngineClient, runs: Runs, host: str, token: str | None) -> App:
     """The whole server as an ASGI app, behind its guard. From its startup to its shutdown, it is connected."""
+    api = _Api(engine, runs)
     handlers: dict[Any, Any] = {
         RequestError: _error,
         HTTPException: _not_here,
-        UserError: _unreadable,
+        UserError: api.unreadable,
         Exception: _unforeseen,
     }
-    api = _Api(engine, runs)
     routes = [
         Route("/", _page),
         Route("/page/{name}", _page_file),
@@ -105,6 +105,10 @@ class _Api:
         """The tokens of a text."""
         text = fields.text_to_split(await request.body())
         return JSONResponse(await run_in_threadpool(self._runs.pieces, request.path_params["name"], text))
+
+    async def unreadable(self, request: Request, error: UserError) -> Response:
+        """The answer if a file of a run cannot be read."""
+        return await _error(request, unreadable(error, self._runs.root, 500))
 
 
 def _conversation(model: ModelInfo, messages: list[Any]) -> tuple[list[int], frozenset[int]]:
@@ -175,11 +179,6 @@ async def _error(request: Request, error: RequestError) -> Response:
 async def _not_here(request: Request, error: HTTPException) -> Response:
     message = f"there is no {request.method} {request.url.path} here"
     return await _error(request, RequestError(error.status_code, message, "unknown_url", headers=error.headers))
-
-
-async def _unreadable(request: Request, error: UserError) -> Response:
-    """A file of a run that cannot be read."""
-    return await _error(request, RequestError(500, str(error)))
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:

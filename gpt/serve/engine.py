@@ -19,7 +19,7 @@ from gpt.ops.interface import Operations
 from gpt.run import Run
 from gpt.serve import messages
 from gpt.serve.channel import Channel, ChannelClosedError
-from gpt.serve.errors import ENDING, RequestError
+from gpt.serve.errors import ENDING, RequestError, unreadable
 from gpt.serve.messages import End
 from gpt.serve.model import Model
 from gpt.serve.outbox import Outbox
@@ -110,7 +110,7 @@ class Engine:
                 if message.run.name not in self._models and self._ends_at is None:
                     self.load(message.run)
             except UserError as error:
-                refusal = RequestError(503, str(error), "model_not_loaded", "model")
+                refusal = unreadable(error, message.run.path.parent, 503, "model_not_loaded", "model")
                 self._channel.send(messages.Refused(message.run.name, refusal))
             return
         assert isinstance(message, messages.Write | messages.Cancel)

@@ -1,7 +1,11 @@
 """Errors of a request, in OpenAI's form."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from gpt.errors import UserError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -31,6 +35,13 @@ class RequestError(Exception):
         """For example {"error": {"message": "…", "type": "invalid_request_error", "param": "n", "code": None}}."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def unreadable(
+    error: UserError, root: Path, status: int, code: str | None = None, param: str | None = None
+) -> RequestError:
+    """The error that a file of a run in `root` causes. Clients need not know where on this machine the runs lie."""
+    return RequestError(status, str(error).replace(f"{root}{os.sep}", ""), code, param)
 
 
 ENDING = RequestError(503, "the server is ending: ask again when it is back", "server_ending")

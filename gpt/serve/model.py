@@ -28,6 +28,8 @@ _LATE = RequestError(504, f"a text may take {LONGEST:.0f} s in all, its wait inc
 class Model:
     """The model of a checkpoint of a run: the latest one, or the `best` one. What it writes goes into `outbox`.
 
+    A run that trains may have best weights before its first checkpoint: they are used until then.
+
     `number` is another one for each model. `is_broken` becomes True if logits are not finite: all texts have then ended
     with an error, and the model is of no use any more.
 
@@ -37,7 +39,7 @@ class Model:
     def __init__(self, run: Run, number: int, ops: Operations, outbox: Outbox, places: int, best: bool = False) -> None:
         self.run, self.number, self._outbox, self._best = run, number, outbox, best
         self._identity = self._on_disk()
-        saved = checkpoint.load(run, best=best)
+        saved = checkpoint.load(run, best=self._takes_best)
         self.config, self.step_number = saved.model_config, saved.step
         self.tokenizer = Tokenizer.load(run.tokenizer_path)
         self.config.check_tokenizer(run.tokenizer_path, self.tokenizer.vocab_size)
@@ -181,7 +183,7 @@ class Model:
         no use then. Raises UserError, and changes nothing, if the checkpoint does not load.
         """
         self._identity = self._on_disk()
-        saved, tokenizer = checkpoint.load(self.run, best=self._best), Tokenizer.load(self.run.tokenizer_path)
+        saved, tokenizer = checkpoint.load(self.run, best=self._takes_best), Tokenizer.load(self.run.tokenizer_path)
         if saved.model_config != self.config or tokenizer != self.tokenizer:
             return False
         self._decoder.settle()
@@ -192,10 +194,14 @@ class Model:
         self.step_number = saved.step
         return True
 
+    @property
+    def _takes_best(self) -> bool:
+        return self._best or (self.run.has_weights and not self.run.has_checkpoints)
+
     def _on_disk(self) -> tuple[int, int, int] | None:
         """Numbers that change when the run gets another checkpoint."""
         with suppress(OSError):
-            path = self.run.best_config_path if self._best else self.run.latest_config_path
+            path = self.run.best_config_path if self._takes_best else self.run.latest_config_path
             status = os.stat(path)
             return status.st_ino, status.st_mtime_ns, status.st_size
         return None

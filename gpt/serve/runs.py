@@ -31,7 +31,7 @@ class Runs:
     """
 
     def __init__(self, root: Path, served: Sequence[str] = ()) -> None:
-        self._root, self._served = root, served
+        self.root, self._served = root, served
         self._lock = threading.Lock()
         self._summaries: list[dict[str, Any]] = []
         self._stale_at = 0.0
@@ -46,7 +46,7 @@ class Runs:
 
     def models(self) -> list[dict[str, Any]]:
         """All models, as OpenAI lists its own."""
-        return [_model(run) for run in list_runs(self._root) if self._is_served(run)]
+        return [_model(run) for run in list_runs(self.root) if self._is_served(run)]
 
     def model(self, name: str) -> dict[str, Any]:
         """One of `models`."""
@@ -67,7 +67,7 @@ class Runs:
 
     def _summarized(self) -> list[dict[str, Any]]:
         told = []
-        for run in list_runs(self._root):
+        for run in list_runs(self.root):
             with suppress(OSError):  # it is being removed
                 values = summary(run).to_json()
                 told.append({key: _finite(values[key]) for key in _SHOWN} | {"is_served": self._is_served(run)})
@@ -124,7 +124,7 @@ class Runs:
 
     def _named(self, name: str) -> Run | None:
         with suppress(UserError):  # it is no run's name
-            run = Run(name, self._root)
+            run = Run(name, self.root)
             return run if run.path.is_dir() else None
         return None
 

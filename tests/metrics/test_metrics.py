@@ -181,6 +181,20 @@ def test_a_run_that_has_taken_all_steps_is_done_and_one_that_another_process_wri
     assert summary(run).state == "done"
 
 
+def test_a_run_that_trains_is_where_its_log_is_also_before_its_first_checkpoint(run):
+    with run.lock():
+        it = summary(run)
+        assert (it.state, it.step, it.steps, it.model) == ("training", 30, None, None)
+        assert "  30/?  " in listing.table([it])[1]
+        config = TrainConfig(total_steps=40, device="CPU, 2 threads")
+        checkpoint.save_best(run, 20, MODEL, config, dict(initial_weights(MODEL, 0)), val_loss=4.25)
+        it = summary(run)
+        assert (it.state, it.damage, it.step, it.steps, it.model) == ("training", None, 30, 40, MODEL)
+        save(run, 20)
+        assert summary(run).step == 30
+    assert summary(run).step == 20, "where it goes on"
+
+
 @pytest.mark.parametrize("last", [{"loss": None, "grad_norm": 1.0}, {"loss": 3.0, "grad_norm": None}])
 def test_a_run_whose_last_loss_or_gradient_is_not_finite_has_diverged(run, last):
     save(run, 20)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from contextlib import asynccontextmanager, suppress
 
@@ -174,8 +175,12 @@ def test_a_run_whose_files_are_damaged_is_told_by_name(tmp_path):
     run.tokenizer_path.write_text("{}")
     with client_of(tmp_path) as client:
         answer = client.post("/v1/completions", json={"model": "r", "prompt": "the"})
+        log = run.metrics_path
+        log.mkdir()
+        unread = client.get("/api/runs/r/log")
     assert answer.status_code == 503
-    assert "tokenizer.json" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"].startswith("r/tokenizer.json is not"), "no path of this machine"
+    assert unread.json()["error"]["message"].startswith("cannot read r/metrics.jsonl: ")
 
 
 # ---- new checkpoints ----------------------------------------------------------------------------------------------
@@ -214,6 +219,22 @@ def test_a_new_checkpoint_is_used_if_that_was_asked_for(tmp_path, monkeypatch, r
     assert after["system_fingerprint"] == ("r-step4" if reload else "r-step3")
     assert (after["choices"] != before["choices"]) == reload
     assert any("now at step 4" in line for line in said) == reload
+
+
+def test_a_run_that_has_only_its_best_weights_yet_is_asked_for_these(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "LOOK", 0.05)
+    saved, run = saved_run(tmp_path, name="other"), Run("r", tmp_path)
+    run.path.mkdir()
+    shutil.copy(saved.run.tokenizer_path, run.tokenizer_path)
+    checkpoint.save_best(run, 2, saved.model_config, saved.train_config, dict(saved.weights()), val_loss=1.0)
+    said = SlowTerminal()
+    with client_of(tmp_path, reload=True, report=said.report) as client:
+        fields = {"model": "r", "prompt": "the", "max_tokens": 1}
+        assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step2"
+        optimizer, counters = saved.optimizer()
+        checkpoint.save(run, 4, saved.model_config, saved.train_config, dict(saved.weights()), optimizer, counters)
+        assert until(lambda: "Run r: now at step 4" in said, seconds=30)
+        assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step4"
 
 
 def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):

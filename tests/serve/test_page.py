@@ -200,7 +200,9 @@ def test_long_names_that_differ_at_their_ends_are_shown_whole_in_a_list_that_scr
     for name in names:
         shutil.copytree(runs / "r", runs / name)
     page.until(lambda: len(page.all("#runs li")) == 21, "all runs are listed")
-    cut = "return [...document.querySelectorAll('#runs strong')].filter((each) => each.scrollHeight > each.clientHeight)"
+    cut = (
+        "return [...document.querySelectorAll('#runs strong')].filter((each) => each.scrollHeight > each.clientHeight)"
+    )
     assert page.js(cut) == []
     assert page.js("return document.querySelector('nav').offsetHeight <= innerHeight")
     page[f"choose-{names[-1]}"].click()

@@ -43,16 +43,19 @@ function makeRow(name, choose, compare) {
 
 function progress(run) {
   const parts = [""]; // behind the state
-  if (run.step !== null) parts.push(`step ${count(run.step)} of ${count(run.steps)}`);
+  if (run.step !== null) parts.push(place(run));
   if (run.best_val_loss !== null) parts.push(`best ${lossText(run.best_val_loss, 3)}`);
   return parts.join(", ");
 }
+
+// "step 300 of 1,500"; nobody but the process that trains knows the second number before the first checkpoint
+const place = (run) => `step ${count(run.step)}${run.steps === null ? "" : ` of ${count(run.steps)}`}`;
 
 // The facts about a run: `speed` is the last one it logged, in tokens per second.
 export function facts(run, speed) {
   const model = run.model;
   const told = [
-    ["State", run.step === null ? run.state : `${run.state}, step ${count(run.step)} of ${count(run.steps)}`],
+    ["State", run.step === null ? run.state : `${run.state}, ${place(run)}`],
     ["Loss", run.loss && lossText(run.loss)],
     ["Best validation loss", run.best_val_loss && `${lossText(run.best_val_loss)} at step ${count(run.best_step)}`],
     ["Speed", speed && `${brief(speed)} tokens/s`],
