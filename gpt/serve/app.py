@@ -26,6 +26,7 @@ from gpt.serve.runs import Runs
 from gpt.serve.texts import Texts, ids_of
 
 PAGE = Path(__file__).parent / "page"
+API = ("GET /v1/models", "POST /v1/completions", "POST /v1/chat/completions")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
@@ -177,7 +178,7 @@ async def _error(request: Request, error: RequestError) -> Response:
 
 
 async def _not_here(request: Request, error: HTTPException) -> Response:
-    message = f"there is no {request.method} {request.url.path} here"
+    message = f"there is no {request.method} {request.url.path} here: the API is {', '.join(API)}"
     return await _error(request, RequestError(error.status_code, message, "unknown_url", headers=error.headers))
 
 

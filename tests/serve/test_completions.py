@@ -224,6 +224,16 @@ def test_what_cannot_be_done_is_refused_by_name(client, fields, status, param, w
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
 
 
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("POST", "/completions", 404), ("POST", "/v1/responses", 404), ("GET", "/v1/completions", 405),
+])  # fmt: skip
+def test_an_address_that_is_none_is_told_with_those_there_are(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    message = answer.json()["error"]["message"]
+    assert message.startswith(f"there is no {method} {path} here: the API is GET /v1/models, POST /v1/completions, ")
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'{"model": NaN}', b'{"model": "r", "model": "r"}', b"\xff", b"[" * 9999]
 )
