@@ -3,7 +3,7 @@
 It is two processes: the front, which speaks HTTP, and the engine, which has the models. A request goes through these
 files, from the outside in:
 
-- front.py: the process that speaks HTTP; uvicorn does. __main__.py starts it.
+- front.py: the process that speaks HTTP; uvicorn does. __main__.py starts it. connections.py: who may hold one.
 - guard.py: who may ask at all, and with how much: Host, Origin, the token, the size of a body.
 - app.py: which address leads where, and how an error (errors.py) is answered.
 - fields.py: the body's fields become a checked request. What hipgpt does not support is refused by name.

@@ -47,6 +47,7 @@ def run(stdin: BinaryIO) -> None:
     import uvicorn
 
     from gpt.serve import app
+    from gpt.serve.connections import Server
     from gpt.serve.engine_client import EngineClient
     from gpt.serve.runs import Runs
 
@@ -66,5 +67,5 @@ def run(stdin: BinaryIO) -> None:
         loop="asyncio", lifespan="on", log_level="warning", access_log=False, server_header=False, proxy_headers=False,
         limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=GRACE,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = Server(config)
     server.run(sockets=[_taken(start.listener)])

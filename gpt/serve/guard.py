@@ -62,8 +62,10 @@ class Guard:
             whole = await _whole(headers, receive)
         except RequestError as error:
             await self._refuse(error)(scope, receive, send_with_headers)
-            return
-        await self._app(scope, whole, send_with_headers)
+        except _GoneError:
+            pass  # nobody waits for an answer
+        else:
+            await self._app(scope, whole, send_with_headers)
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         """Raises RequestError if Host, Origin or the token are not as they should be."""
@@ -96,19 +98,23 @@ class Guard:
 _TOO_LARGE = RequestError(413, f"the body is larger than {LARGEST_BODY} bytes", "body_too_large")
 
 
+class _GoneError(Exception):
+    """The client has gone before its whole body had come."""
+
+
 async def _whole(headers: Mapping[str, str], receive: Receive) -> Receive:
     """A `receive` that has the whole body of the request at once.
 
-    Raises RequestError if the body is too large, or does not come in time.
+    Raises RequestError if the body is too large, or does not come in time, and _GoneError.
     """
     announced = headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > LARGEST_BODY:
         raise _TOO_LARGE
     try:
-        body, message = await asyncio.wait_for(_read(receive), BODY_SECONDS)
+        body = await asyncio.wait_for(_read(receive), BODY_SECONDS)
     except asyncio.TimeoutError:  # the same as TimeoutError only from Python 3.11 on
         raise RequestError(408, f"the body has not come within {BODY_SECONDS:.0f} s", "body_too_slow") from None
-    messages = [message if message["type"] == "http.disconnect" else {"type": "http.request", "body": body}]
+    messages: list[Message] = [{"type": "http.request", "body": body}]
 
     async def receive_whole() -> Message:
         return messages.pop() if messages else await receive()
@@ -116,13 +122,15 @@ async def _whole(headers: Mapping[str, str], receive: Receive) -> Receive:
     return receive_whole
 
 
-async def _read(receive: Receive) -> tuple[bytes, Message]:
-    """The body, and the last message of it. Raises RequestError if it is too large."""
+async def _read(receive: Receive) -> bytes:
+    """The body. Raises RequestError if it is too large, and _GoneError."""
     body = bytearray()
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _GoneError
         body += message.get("body", b"")
         if len(body) > LARGEST_BODY:
             raise _TOO_LARGE
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return bytes(body), message
+        if not message.get("more_body"):
+            return bytes(body)

@@ -105,8 +105,10 @@ def serving(
 def listening(app: Any, port: int = 0) -> Iterator[str]:
     """The address of a server that listens, in a thread."""
     uvicorn = pytest.importorskip("uvicorn", reason="a server needs uvicorn: pip install 'hipgpt[serve]'")
+    from gpt.serve.connections import Server
+
     with socket.create_server(("127.0.0.1", port)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
+        server = Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

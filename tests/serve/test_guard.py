@@ -1,9 +1,14 @@
 """Who may ask: Host, Origin, token, size."""
 
+import asyncio
+import socket
+import time
+from contextlib import ExitStack
+
 import pytest
 
 from gpt.serve import guard
-from tests.serve.served import client_of
+from tests.serve.served import client_of, listening, serving
 
 OWN_PAGE = {"Origin": "http://127.0.0.1:8000"}
 
@@ -50,6 +55,53 @@ def test_a_body_that_is_too_large_is_refused(client, announces):
     answer = client.post("/v1/completions", content=body if announces else iter([body]))
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "body_too_large"
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+
+
+def whole_of(connection: socket.socket) -> bytes:
+    """All that comes on a connection until it is closed."""
+    return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
+def test_nobody_is_asked_for_an_answer_to_a_client_that_goes_before_its_body_has_come():
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    asked, sent = [], []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        asked.append(scope)
+
+    scope = {"type": "http", "path": "/v1/completions", "headers": [(b"host", b"localhost")]}
+    asyncio.run(guard.Guard(app, "localhost", None, lambda error: app)(scope, receive, send))
+    assert asked == sent == []
+
+
+def test_a_connection_on_which_no_request_comes_is_closed_and_one_with_a_request_is_not(root, monkeypatch):
+    with serving(root) as (_, app), listening(app) as address, ExitStack() as stack:
+        from gpt.serve import connections
+
+        monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+        monkeypatch.setattr(connections, "_TICKS", 1)
+        place = ("127.0.0.1", int(address.rpartition(":")[2]))
+        silent, slow, answered, busy = (
+            stack.enter_context(socket.create_connection(place, timeout=30)) for _ in "1234"
+        )
+        slow.sendall(HEAD[:20])
+        busy.sendall(HEAD)
+        answered.sendall(HEAD + b"{}")
+        answered.sendall(HEAD[:20])  # the head of the next one
+        assert [whole_of(each) for each in (silent, slow)] == [b"", b""]
+        assert whole_of(answered).count(b" 400 Bad Request") == 1
+        time.sleep(0.3)
+        busy.sendall(b"{}")
+        assert b" 400 Bad Request" in busy.recv(1 << 16)
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/nothing", "/page/../app.py"])
