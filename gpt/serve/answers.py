@@ -112,17 +112,20 @@ class Answer:
     texts: Texts
     form: CompletionForm | ChatForm
 
-    def __post_init__(self) -> None:
-        run, step = self.texts.model.run.name, self.texts.model.step_number
-        self._head = {
+    async def _head(self, kind: str) -> dict[str, Any]:
+        """What every object of the answer begins with, once its first text has begun."""
+        created, run = int(time.time()), self.texts.model.run.name
+        return {
             "id": f"{self.form.prefix}-{secrets.token_hex(12)}",
-            "created": int(time.time()),
+            "created": created,
             "model": run,
-            "system_fingerprint": f"{run}-step{step}",
+            "system_fingerprint": f"{run}-step{await self.texts.step_number()}",
+            "object": kind,
         }
 
     async def whole(self) -> dict[str, Any]:
         """The answer once all texts have ended. Raises RequestError."""
+        head = await self._head(self.form.whole)
         pieces: list[list[Piece]] = [[] for _ in range(self.texts.count)]
         reasons: list[str | None] = [None] * self.texts.count
         while news := await self.texts.more():
@@ -133,11 +136,11 @@ class Answer:
             self.form.choice(index, *each, is_whole=True)
             for index, each in enumerate(zip(pieces, reasons, strict=True))
         ]
-        return {**self._head, "object": self.form.whole, "choices": choices, "usage": self.texts.usage.to_json()}
+        return {**head, "choices": choices, "usage": self.texts.usage.to_json()}
 
     async def events(self) -> AsyncIterator[bytes]:
         """The answer as server-sent events, those that come at the same time together. An error is the last of them."""
-        head = _JSON.encode({**self._head, "object": self.form.piecewise})[:-1]  # up to what differs, in all events
+        head = _JSON.encode(await self._head(self.form.piecewise))[:-1]  # up to what differs, in all events
         usage = ', "usage": null' if self.texts.options.includes_usage else ""
 
         def event(choice: dict[str, Any]) -> str:

@@ -43,9 +43,13 @@ class Listener:
         self._arrived[update.number] = update
         self._something.set()
 
+    async def something(self) -> None:
+        """Waits until something has come that nobody has taken yet."""
+        await self._something.wait()
+
     async def arrived(self) -> Collection[Update]:
         """All that has come since the last call; waits until there is something."""
-        await self._something.wait()
+        await self.something()
         self._something.clear()
         arrived, self._arrived, self.unread = self._arrived, {}, 0
         return arrived.values()

@@ -107,6 +107,16 @@ class Texts:
         """The numbers of tokens so far."""
         return Usage(self._prompt_tokens, sum(each.wording.count for each in self._writings.values()))
 
+    async def step_number(self) -> int:
+        """The step of the checkpoint that writes the texts, once the first of them has begun.
+
+        While they waited for a place, a newer checkpoint may have taken the place of the one in `model`. The engine
+        says so before it says anything of them.
+        """
+        await self._listener.something()
+        now = self._engine.in_memory(self.model.run.name)
+        return now.step_number if now and now.number == self.model.number else self.model.step_number
+
     def cancel(self) -> None:
         """End those that have not ended yet: nobody reads them any more."""
         self._engine.cancel(self._numbers)

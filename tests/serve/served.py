@@ -121,13 +121,17 @@ def listening(app: Any, port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def client_of(root: Path, **options: Any) -> Iterator[Any]:
-    """A client of `serving`; skips if there is no httpx."""
-    with serving(root, **options) as (_, app):
-        pytest.importorskip("httpx", reason="a client for tests needs httpx: pip install 'hipgpt[test]'")
-        from starlette.testclient import TestClient
+    """A client of `serving`."""
+    with serving(root, **options) as (_, app), asking(app) as client:
+        yield client
 
-        with TestClient(app, base_url=ADDRESS) as client:
-            yield client
+
+def asking(app: Any) -> Any:
+    """A client of an app, which is at work inside its `with`; skips if there is no httpx."""
+    pytest.importorskip("httpx", reason="a client for tests needs httpx: pip install 'hipgpt[test]'")
+    from starlette.testclient import TestClient
+
+    return TestClient(app, base_url=ADDRESS)
 
 
 def until(condition, seconds: float = 5) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -20,7 +21,7 @@ from gpt.serve import model as model_module
 from gpt.serve.engine import Engine
 from gpt.serve.messages import End, Text
 from gpt.serve.outbox import Outbox
-from tests.serve.served import Front, client_of, running, serving, until
+from tests.serve.served import Front, asking, client_of, running, serving, until
 from tests.support.pretrained import saved_run
 
 
@@ -123,12 +124,13 @@ def test_at_the_end_texts_with_a_place_may_be_completed_and_others_are_told(root
     with running(engine_of(front)) as ending:
         model = front.load(Run("r", root))
         front.write(model, request(300))
-        first = next(front.updates())
+        written = [next(front.updates())]
         ending.end(seconds=20)
-        front.hear(messages.Ending)
+        while not isinstance(message := front.hear(), messages.Ending):
+            written += message
         front.write(model, request(300), number=1)
-        written = [update for update in front.hear_until_done() if update.number == 0]
-    assert len(ids([first, *written])) == 300
+        written += [update for update in front.hear_until_done() if update.number == 0]
+    assert len(ids(written)) == 300
     assert written[-1].end == End("length")
 
 
@@ -263,6 +265,31 @@ def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):
     expected, got = texts(trains=False), texts(trains=True)
     assert got[0] == expected[0]
     assert got[1] != expected[1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_names_the_checkpoint_that_wrote_it_though_an_older_one_was_there_when_it_was_asked_for(
+    tmp_path, monkeypatch, stream
+):
+    monkeypatch.setattr(engine_module, "LOOK", 0.05)
+    run = saved_run(tmp_path).run
+
+    def fingerprint(max_tokens: int) -> str:
+        fields = {"model": "r", "prompt": "the", "max_tokens": max_tokens, "stream": stream}
+        said = client.post("/v1/completions", json=fields).text
+        return json.loads(said.partition("\n")[0].removeprefix("data: "))["system_fingerprint"]
+
+    with (
+        serving(tmp_path, places=1, reload=True) as (engine, app),
+        asking(app) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        first = pool.submit(fingerprint, 300)
+        assert until(lambda: engine.has_work, seconds=30)
+        second = pool.submit(fingerprint, 1)
+        assert until(lambda: engine._models["r"]._waiting, seconds=30)
+        trained_on(run, 4)
+        assert (first.result(), second.result()) == ("r-step3", "r-step4")
 
 
 def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):
