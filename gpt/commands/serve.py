@@ -63,7 +63,7 @@ def serve_models(
     if not 1 <= places <= MOST_PLACES:
         raise UserError(f"--places is {places}, but must be from 1 to {MOST_PLACES}")
     console = Console()
-    named = [Run(name, runs_dir) for name in run_names]
+    named = [Run(name, runs_dir) for name in dict.fromkeys(run_names)]
     address = server.listening(host, port, token)
     with server.front(address, runs_dir, run_names) as channel:
         ops = select(device, settings.get("precision", TrainConfig.precision), blas=blas)

@@ -9,6 +9,7 @@ the two dies, the other one says so and ends.
 """
 
 import ipaddress
+import os
 import pickle
 import secrets
 import signal
@@ -57,15 +58,22 @@ def listening(host: str, port: int, token: str | None) -> Address:
     try:
         family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(at[:2], family=family, backlog=256)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}, port {port}: {reason}: take another --port or --host") from None
+    except socket.gaierror as error:
+        raise _not_here(host, port, error.strerror) from None
+    except OSError as error:
+        raise _not_here(host, port, os.strerror(error.errno) if error.errno else str(error)) from None
+    except UnicodeError as error:
+        raise _not_here(host, port, str(error)) from None
     own, number = listener.getsockname()[:2]
     if token is None and not ipaddress.ip_address(own).is_loopback:
         token = secrets.token_urlsafe(24)
     # A server that listens everywhere goes by this machine's name.
     name = socket.gethostname() if ipaddress.ip_address(own).is_unspecified else host
     return Address(listener, host, token, f"http://{f'[{name}]' if ':' in name else name}:{number}")
+
+
+def _not_here(host: str, port: int, reason: str) -> UserError:
+    return UserError(f"cannot listen on {host}, port {port}: {reason}: take another --port or --host")
 
 
 @contextmanager

@@ -89,7 +89,10 @@ def test_another_host_than_this_machine_gets_a_token():
 def test_a_port_that_is_taken_is_told():
     from gpt.serve.server import listening
 
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UserError, match="take another --port"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(UserError, match=r"port \d+: [^():]+: take another --port"),
+    ):
         listening("127.0.0.1", other.getsockname()[1], None)
 
 
