@@ -58,12 +58,8 @@ def listening(host: str, port: int, token: str | None) -> Address:
     try:
         family, _, _, _, at = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(at[:2], family=family, backlog=256)
-    except socket.gaierror as error:
-        raise _not_here(host, port, error.strerror) from None
-    except OSError as error:
-        raise _not_here(host, port, os.strerror(error.errno) if error.errno else str(error)) from None
-    except UnicodeError as error:
-        raise _not_here(host, port, str(error)) from None
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"cannot listen on {host}, port {port}: {_why(error)}: take another --port or --host") from None
     own, number = listener.getsockname()[:2]
     if token is None and not ipaddress.ip_address(own).is_loopback:
         token = secrets.token_urlsafe(24)
@@ -72,8 +68,11 @@ def listening(host: str, port: int, token: str | None) -> Address:
     return Address(listener, host, token, f"http://{f'[{name}]' if ':' in name else name}:{number}")
 
 
-def _not_here(host: str, port: int, reason: str) -> UserError:
-    return UserError(f"cannot listen on {host}, port {port}: {reason}: take another --port or --host")
+def _why(error: Exception) -> str:
+    """In the system's words alone: Python adds the address as its own types print it."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
