@@ -4,13 +4,14 @@ const grouped = new Intl.NumberFormat("en");
 
 export const count = (number) => grouped.format(number);
 
-// "312", "33.7k", "50k", "3.5M"
+// "312", "33.7k", "50k", "3.5M", "9.0e+12"
 export function brief(number) {
-  for (const unit of ["", "k", "M"]) {
-    if (Math.abs(number) < 999.5) return unit ? `${Number(number.toFixed(1))}${unit}` : String(Math.round(number));
-    number /= 1000;
+  let left = number;
+  for (const unit of ["", "k", "M", "G"]) {
+    if (Math.abs(left) < 999.5) return unit ? `${Number(left.toFixed(1))}${unit}` : String(Math.round(left));
+    left /= 1000;
   }
-  return `${Number(number.toFixed(1))}G`;
+  return number.toExponential(1);
 }
 
 // "3.2926", and "8.2e+12" for the loss of a run that diverges
