@@ -111,10 +111,10 @@ export function styleOf(number, key) {
 
 const durationOrZero = (seconds) => (seconds > 0 ? duration(seconds) : "0");
 
-// "2.5", "1.2e-4", "3.5k"
+// "2.5", "1.2e-4", "5.04k"
 function shown(number) {
   if (number === 0) return "0";
-  if (Math.abs(number) >= 1000) return brief(number);
+  if (Math.abs(number) >= 1000) return brief(number, 2);
   return Math.abs(number) < 0.001 ? number.toExponential(1) : String(Number(number.toPrecision(4)));
 }
 

@@ -6,15 +6,14 @@ const logs = new Map(); // by the run's name: { lines, next }
 
 export const linesOf = (name) => logs.get(name)?.lines ?? [];
 
-// Read what is new in a run's log. Returns whether there was anything.
-export async function readOn(name) {
-  let changed = false;
+// Read what is new in a run's log. A long one comes in parts: calls onPart() after each but the last.
+export async function readOn(name, onPart) {
   for (;;) {
     const log = logs.get(name) ?? { lines: [], next: "" };
     const part = await ask(`api/runs/${encodeURIComponent(name)}/log?from=${encodeURIComponent(log.next)}`);
     const before = part.is_new ? [] : log.lines;
-    changed ||= part.lines.length > 0 || before.length < log.lines.length;
     logs.set(name, { lines: before.concat(part.lines), next: part.next });
-    if (!part.has_more) return changed;
+    if (!part.has_more) return;
+    onPart();
   }
 }

@@ -47,7 +47,7 @@ async function look() {
     runs = told.runs;
     $("device").textContent = told.device;
     if (!runs.some((run) => run.name === chosen)) chosen = (runs.find((run) => run.state === "training") ?? runs[0])?.name;
-    if (chosen) await Promise.all(shownRuns().map(readOn));
+    if (chosen) await Promise.all(shownRuns().map((name) => readOn(name, show)));
     $("trouble").hidden = $("login").hidden = true;
     show();
   } catch (error) {

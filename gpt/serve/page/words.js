@@ -5,10 +5,10 @@ const grouped = new Intl.NumberFormat("en");
 export const count = (number) => grouped.format(number);
 
 // "312", "33.7k", "50k", "3.5M", "9.0e+12"
-export function brief(number) {
+export function brief(number, decimals = 1) {
   let left = number;
   for (const unit of ["", "k", "M", "G"]) {
-    if (Math.abs(left) < 999.5) return unit ? `${Number(left.toFixed(1))}${unit}` : String(Math.round(left));
+    if (Math.abs(left) < 999.5) return unit ? `${Number(left.toFixed(decimals))}${unit}` : String(Math.round(left));
     left /= 1000;
   }
   return number.toExponential(1);
