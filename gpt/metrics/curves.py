@@ -1,13 +1,14 @@
 """Curves: a quantity of a run's log, such as the loss, against steps, tokens or time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
 from gpt.errors import UserError
 from gpt.run import Run
 
 AXES = {"steps": "step", "tokens": "tokens", "time": "time"}  # names of the horizontal axis → keys of a line
+LARGEST_LOSS = 20.0  # nats per token, that plots have room for beside others: a guess among 485 million tokens costs it
 UNITS = {"steps": "step", "tokens": "tokens trained on", "time": "seconds of training"}
 
 
@@ -21,6 +22,11 @@ class Curve(NamedTuple):
     def lowest(self) -> tuple[float, float] | None:
         """The first place with the lowest value, and that value; None for an empty curve."""
         return min(zip(self.x, self.y, strict=True), key=lambda point: point[1]) if self.y else None
+
+    def up_to(self, high: float) -> "Curve":
+        """The points whose values are not above `high`."""
+        points = [(x, y) for x, y in zip(self.x, self.y, strict=True) if y <= high]
+        return Curve([x for x, _ in points], [y for _, y in points])
 
 
 class Panel(NamedTuple):
@@ -54,6 +60,18 @@ def curve(lines: Sequence[dict[str, Any]], key: str, axis: str) -> Curve:
     points = [(line.get(AXES[axis]), line.get(key)) for line in lines]
     finite = [(float(x), float(y)) for x, y in points if _is_finite(x) and _is_finite(y)]
     return Curve([x for x, _ in finite], [y for _, y in finite])
+
+
+def in_view(losses: Iterable[float]) -> list[float]:
+    """The losses that a plot has room for. Those of a run that diverged would press all others flat.
+
+    Example:
+
+    >>> in_view([2.0, 3.0, 9e12]), in_view([8e12, 9e12])
+    ([2.0, 3.0], [8000000000000.0, 9000000000000.0])
+    """
+    every = list(losses)
+    return [loss for loss in every if loss <= LARGEST_LOSS] or every
 
 
 def loss_text(loss: float) -> str:

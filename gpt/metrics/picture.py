@@ -6,7 +6,7 @@ from typing import Any
 
 from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
-from gpt.metrics.curves import PANELS, UNITS, Panel, curve, loss_text
+from gpt.metrics.curves import LOSSES, PANELS, UNITS, Panel, curve, in_view, loss_text
 from gpt.system.files import atomic_path
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -67,8 +67,12 @@ def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, A
                 axes.plot(*lowest, "o", color=style["color"])
                 axes.annotate(
                     loss_text(lowest[1]), lowest, xytext=(0, 7), textcoords="offset points", ha="center",
-                    color=style["color"], bbox=_BEHIND_LABEL,
+                    annotation_clip=True, color=style["color"], bbox=_BEHIND_LABEL,
                 )  # fmt: skip
+    if panel is LOSSES:
+        high = max(in_view(loss for line in axes.lines for loss in line.get_ydata()), default=0.0)
+        if high < axes.dataLim.ymax:
+            axes.set_ylim(bottom=0, top=1.05 * high)
     axes.set_title(panel.title, fontsize="medium")
     axes.set_xlabel(UNITS[axis])
     if axis != "time":

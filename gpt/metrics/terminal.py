@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpt.metrics.curves import LOSSES, PANELS, UNITS, Curve, Panel, curve, loss_text
+from gpt.metrics.curves import LOSSES, PANELS, UNITS, Curve, Panel, curve, in_view, loss_text
 from gpt.system.console import duration
 
 _MARGIN = 14  # columns beside a plot, for its frame and the numbers on its axis
@@ -32,13 +32,17 @@ def drawn(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, columns: int,
 def _named_curves(
     panel: Panel, logs: Mapping[str, Sequence[dict[str, Any]]], axis: str
 ) -> list[tuple[str, str, Curve]]:
-    """The curves of a panel that have points: key, label and points of each."""
-    return [
+    """The curves of a panel that have points in view: key, label and points of each."""
+    named = [
         (key, f"{name}, {quantity}" if len(logs) > 1 else quantity, points)
         for name, lines in logs.items()
         for key, quantity in panel.quantities
         if (points := curve(lines, key, axis)).x
     ]
+    if panel is LOSSES and named:
+        high = max(in_view(loss for *_, points in named for loss in points.y))
+        named = [(key, label, points.up_to(high)) for key, label, points in named]
+    return [each for each in named if each[2].x]
 
 
 def _plot(panel: Panel, named: Sequence[tuple[str, str, Curve]], columns: int, color: bool) -> str:

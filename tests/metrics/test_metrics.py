@@ -53,8 +53,8 @@ def save(run, step, **settings):
 # ---- curves ------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_holds():
-    assert doctest.testmod(curves) == (0, 2)
+def test_the_examples_hold():
+    assert doctest.testmod(curves) == (0, 3)
 
 
 @pytest.mark.parametrize(("axis", "places"), [("steps", [20, 30]), ("tokens", [1280, 1920]), ("time", [3.0, 4.5])])
@@ -107,6 +107,18 @@ def test_runs_differ_without_color(tmp_path):
     training = dict.fromkeys(("a", "b"), LINES[:2])  # no validation
     ((first, second),) = re.findall("(..) a, training +(..) b, training", terminal.drawn(training, "steps", columns=80))
     assert first != second
+
+
+def test_a_run_that_diverged_does_not_press_the_others_flat(tmp_path, monkeypatch):
+    logs = {"a": LINES, "b": [{"step": 10, "loss": 8e12}, {"step": 20, "val_loss": 9e12}]}
+    numbers = re.findall("│ ([\\d.,]+)$", terminal.drawn(logs, "steps", columns=80), re.MULTILINE)
+    assert {"3", "4", "5"} & set(numbers)
+    assert "e+12" not in terminal.drawn({"a": LINES, "b": logs["b"][:1]}, "steps", columns=80)
+    pytest.importorskip("matplotlib")
+    picture.draw(logs, "steps", tmp_path / "c.svg")
+    text = (tmp_path / "c.svg").read_text()
+    assert "4.2500" in text
+    assert "9e+12" not in text
 
 
 def test_small_numbers_are_shown_in_units_of_a_power_of_ten():

@@ -4,8 +4,9 @@ import { $, make } from "./dom.js";
 import { brief, duration } from "./words.js";
 import { linesOf } from "./logs.js";
 
+const LARGEST_LOSS = 20; // nats per token, that a plot has room for: those of a run that diverged would press others flat
 const PANELS = [
-  { title: "Loss (nats per token)", keys: [["loss", "training"], ["val_loss", "validation"]], height: 280, wide: true },
+  { title: "Loss (nats per token)", keys: [["loss", "training"], ["val_loss", "validation"]], height: 280, wide: true, most: LARGEST_LOSS },
   { title: "Learning rate", keys: [["lr", ""]], height: 140 },
   { title: "Gradient norm", keys: [["grad_norm", ""]], height: 140, logarithmic: true },
   { title: "Tokens per second", keys: [["tokens_per_second", ""]], height: 140 },
@@ -84,7 +85,7 @@ function makePlot(panel, names, axis) {
   const options = {
     width: figure.clientWidth,
     height: panel.height,
-    scales: { x: { time: false }, y: panel.logarithmic ? { distr: 3 } : {} },
+    scales: { x: { time: false }, y: panel.logarithmic ? { distr: 3 } : { range: rangeUpTo(panel.most) } },
     axes: [
       { ...lines, size: 34, values: (_, ticks) => ticks.map(axis === "time" ? durationOrZero : brief) },
       { ...lines, ...sparse, size: 52, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : shown(tick))) },
@@ -99,6 +100,17 @@ function makePlot(panel, names, axis) {
   }).observe(figure);
   return { plot, panel, figure };
 }
+
+// The ends of an axis, for uPlot. Values above `most` are left out of view if there are others.
+const rangeUpTo = (most) => (plot, low, high) => {
+  if (low === null) return [null, null];
+  let top = high;
+  if (high > most && low <= most) {
+    top = low;
+    for (const values of plot.data.slice(1)) for (const value of values) if (value <= most && value > top) top = value;
+  }
+  return uPlot.rangeNum(low, top, 0.1, true);
+};
 
 // The color and the dashes of a quantity of run `number`.
 export function styleOf(number, key) {
