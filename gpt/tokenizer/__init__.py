@@ -7,6 +7,7 @@ which a text passes through them:
 - marks.py: finds `<|endoftext|>` and other marks, which stand for themselves.
 - splits.py: cuts a block into chunks, and chunks into words. characters.py knows white space, letters and digits;
   unicode_table.py lists them.
+- breaks.py: cuts chunks of Chinese, Japanese, Thai … further, at places that no token can span.
 - lexicon.py: numbers the distinct chunks and words, so that each is cut or merged only once.
 - spelling.py: spells words in symbols, and turns the pieces of tokens into text.
 - bpe.py: `learn` finds the merges, `Merges.apply` merges the symbols of words.

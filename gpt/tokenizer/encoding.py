@@ -1,9 +1,10 @@
 """From the blocks of a text to ids: each distinct word is encoded once, and a table does the rest.
 
-The way of a text: `Encoder.encode` takes a group of blocks and cuts each into chunks (gpt/tokenizer/splits.py). A
-`_Table` looks up the ids of each chunk. It hands chunks that it has never seen to the function that it was made with:
-for the kind `word` this is `WordsToIds`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`,
-which cuts them into words and looks these up in a second table, whose function is `WordsToIds`.
+The way of a text: `Encoder.encode` takes a group of blocks and cuts each into chunks (gpt/tokenizer/splits.py), and
+these at places that no token can span, in languages without spaces (gpt/tokenizer/breaks.py). A `_Table` looks up the
+ids of each chunk. It hands chunks that it has never seen to the function that it was made with: for the kind `word`
+this is `WordsToIds`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`, which cuts them into
+words and looks these up in a second table, whose function is `WordsToIds`.
 
 Threads do the work that each block needs by itself, because NumPy releases the interpreter lock. In between, the
 calling thread alone puts new strings into the tables, so the order of the threads changes nothing.
@@ -19,6 +20,7 @@ import numpy as np
 
 from gpt.system.threads import ahead, available_threads
 from gpt.tokenizer.bpe import GAP, Merges
+from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
 from gpt.tokenizer.spelling import Spelling
@@ -57,8 +59,15 @@ class Encoder:
     [([104, 105], 0), ([32, 104, 105, 300], 0)]
     """
 
-    def __init__(self, split: Split, marks: Marks, encode_words: EncodeNew, keep_words: bool = False) -> None:
-        self._split, self._marks = split, marks
+    def __init__(
+        self,
+        split: Split,
+        marks: Marks,
+        encode_words: EncodeNew,
+        breaks: Breaks | None = None,
+        keep_words: bool = False,
+    ) -> None:
+        self._split, self._marks, self._breaks = split, marks, breaks
         self._words = self._chunks = _Table(encode_words, math.inf if keep_words else _TABLE_LIMIT)
         if split.cut is not None:
             self._chunks = _Table(partial(self._encode_chunks, split.cut), _TABLE_LIMIT)
@@ -79,7 +88,10 @@ class Encoder:
 
     def _chunks_and_marks(self, block: str) -> tuple[Strings, np.ndarray]:
         data, marks = self._marks.encoded(block)
-        return self._split.chunks(data), marks
+        chunks = self._split.chunks(data)
+        if self._breaks is not None and not data.isascii():
+            chunks = self._breaks.cut(chunks)
+        return chunks, marks
 
     def _encode_chunks(self, cut: Cut, chunks: bytes) -> Ids:
         """The ids of new chunks: cut them into words, look these up, and add up lengths and losses chunk by chunk.

@@ -17,6 +17,7 @@ _LANES = 4  # 64-bit integers of the longest key; a longer string is looked up i
 _ONES = np.uint64(0xFFFFFFFFFFFFFFFF)  # contents of a lane that a key does not have
 # Masks, by the bytes that a string has in its last lane, that set all other bytes of that lane to 0xFF
 _PADDING = np.array([0xFFFFFFFFFFFFFFFF << 8 * length & 0xFFFFFFFFFFFFFFFF for length in range(8)], np.uint64)
+_ADDED_AT_ONCE = 1 << 16  # strings that are added before the others are looked up again
 _NO_NUMBER = 1 << 48  # number of a long string that the dictionary lacks: larger than any, and << 8 still fits
 _NONE = np.zeros(0, np.intp)  # array of no places, so that there is always something to concatenate
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # factor of the hash: 2^64 over the golden ratio
@@ -183,8 +184,8 @@ class Strings(NamedTuple):
     start: np.ndarray
     length: np.ndarray
 
-    def take(self, index: np.ndarray) -> "Strings":
-        """The strings that an index array or a mask selects."""
+    def take(self, index: np.ndarray | slice) -> "Strings":
+        """The strings that an index array, a mask or a slice selects."""
         return Strings(self.data, self.start[index], self.length[index])
 
     def joined(self) -> bytes:
@@ -242,12 +243,21 @@ class Lexicon:
         return number
 
     def add(self, strings: Strings) -> tuple[np.ndarray, Strings]:
-        """Number the strings: (their numbers, int32 [n]; the new ones among them, in the order of their numbers)."""
+        """Number the strings: (their numbers, int32 [n]; the new ones among them, in the order of their numbers).
+
+        They are added bit by bit, because most strings of a text are there again further on, and finding them is
+        quicker than adding them.
+        """
         number = np.empty(len(strings.start), np.int32)
         new = [_NONE]
-        for some, keys in self._keys(strings, lambda string: self._long.setdefault(string, len(self._long))):
-            number[some], first = self._numbering.add(keys)
-            new.append(some[first])
+        for first in range(0, len(number), _ADDED_AT_ONCE):
+            some = slice(first, first + _ADDED_AT_ONCE)
+            number[some] = self.find(strings.take(some))
+            unknown = (number[some] == UNKNOWN).nonzero()[0] + first
+            for index, keys in self._keys(strings.take(unknown), lambda s: self._long.setdefault(s, len(self._long))):
+                index = unknown[index]
+                number[index], added = self._numbering.add(keys)
+                new.append(index[added])
         return number, strings.take(np.concatenate(new))
 
     @staticmethod

@@ -151,6 +151,7 @@ def _byte_characters() -> list[str]:
 
 
 _BYTES = {character: byte for byte, character in enumerate(_byte_characters())}
+_TO_LATIN1 = {ord(character): byte for character, byte in _BYTES.items()} | {ord(" "): MARK[0]}
 
 
 class ByteSpelling:
@@ -199,6 +200,16 @@ class ByteSpelling:
             return bytes(map(_BYTES.__getitem__, piece))
         except KeyError:
             return piece.encode()
+
+    @staticmethod
+    def piece_of(data: bytes) -> str:
+        """The piece that has these bytes."""
+        return "".join(map(ByteSpelling.alphabet.__getitem__, data))
+
+    @staticmethod
+    def joined(pieces: Sequence[str]) -> bytes:
+        """The bytes of pieces that merges make, MARK before the first, between any two and behind the last."""
+        return MARK + " ".join(pieces).translate(_TO_LATIN1).encode("latin-1") + MARK
 
     @staticmethod
     def decoder(piece: Callable[[int], str]) -> Decoder:

@@ -6,15 +6,16 @@ which cuts distinct chunks into words, or is None if a chunk is a word.
 - `WhiteSpace`: a chunk is a run of characters between white space, and it is also the word. "it's  12" has the chunks
   "it's" and "12". Line ends may be chunks too.
 - `Gpt2`: a chunk is a run of other characters with the white space before it, and GPT-2's pattern cuts it. "it's  12"
-  has the chunks "it's" and "  12", which have the words "it", "'s" and " ", " 12". A word never spans two chunks,
-  because the pattern never matches white space after other characters.
+  has the chunks "it", "'s" and "  12", of which the last has the words " " and " 12". A word never spans two chunks,
+  because the pattern never matches white space after other characters, nor signs after letters or digits.
 - `Gpt4`: the pattern of GPT-4, Llama 3 and Qwen lets line ends follow other signs. So a line end goes with the chunk
-  before it: "if:\n 12" has the chunks "if:\n" and " 12", which have the words "if", ":\n" and " ", "12".
+  before it: "if:\n 12" has the chunks "if", ":\n" and " 12", of which the last has the words " " and "12".
 
 All of this works on whole arrays of bytes or code points. A text comes in UTF-8, with MARK for each of its marks
 (gpt/tokenizer/marks.py), and each mark is a chunk by itself. Several strings in one `bytes` have MARK behind each.
 """
 
+import string
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,6 +38,8 @@ from gpt.tokenizer.lexicon import MARGIN, MARK, Strings
 
 Cut = Callable[[bytes], tuple[Strings, np.ndarray]]  # chunks → (their words; how many each chunk has)
 
+_IS_WORD = np.array([byte < 0x80 and chr(byte).isalnum() for byte in range(0x100)])  # ASCII's letters and digits
+_IS_SIGN = np.array([chr(byte) in string.punctuation for byte in range(0x100)])
 _LONG_S = 0x17F  # ſ, which equals s if upper and lower case do not matter
 
 
@@ -86,12 +89,13 @@ class Gpt2:
     def chunks(self, data: bytes) -> Strings:
         r"""Cut a text into words with the white space before them, and marks.
 
-        A chunk begins at the first character, at white space after other characters, at a mark and after a mark.
+        A chunk begins at the first character, at white space after other characters, at ASCII's signs after its letters
+        and digits, at a mark and after a mark.
 
         Example:
 
         >>> Gpt2().chunks(b"it's  12\xffa b").joined().split(b"\xff")
-        [b"it's", b'  12', b'', b'', b'a', b' b', b'']
+        [b'it', b"'s", b'  12', b'', b'', b'a', b' b', b'']
         """
         padded = data + b" " * MARGIN
         begins = white_bytes(padded)[: len(data)]
@@ -136,13 +140,13 @@ class Gpt4:
         r"""Cut a text into words with the white space before them and the line ends after them, and marks.
 
         A chunk begins at the first character, at white space other than a line end after other characters, after the
-        last line end of a run of white space, at a mark and after a mark. At all of these places the pattern cuts,
-        whatever stands around them.
+        last line end of a run of white space, at ASCII's signs after its letters and digits, at a mark and after a
+        mark. At all of these places the pattern cuts, whatever stands around them.
 
         Example: the empty line has spaces, which go with the line ends around them.
 
         >>> Gpt4(3).chunks(b"if:\n  \n  12 a\xffb").joined().split(b"\xff")
-        [b'if:\n  \n', b'  12', b' a', b'', b'', b'b', b'']
+        [b'if', b':\n  \n', b'  12', b' a', b'', b'', b'b', b'']
         """
         padded = data + b" " * MARGIN
         array = np.frombuffer(data, np.uint8)
@@ -204,10 +208,14 @@ class Characters:
 
 
 def _beginning(begins: np.ndarray, data: bytes, padded: bytes) -> Strings:
-    """The chunks of `data` that begin where `begins` says, at the first character, at marks and behind marks."""
+    """The chunks of `data` that begin where `begins` says, at the first character, at ASCII's signs after its letters
+    and digits, at marks and behind marks.
+    """
     begins[:1] = True
+    array = np.frombuffer(data, np.uint8)
+    begins[1:] |= _IS_WORD[array[:-1]] & _IS_SIGN[array[1:]]
     if MARK in data:
-        (mark,) = (np.frombuffer(data, np.uint8) == MARK[0]).nonzero()
+        (mark,) = (array == MARK[0]).nonzero()
         begins[mark] = True
         begins[mark[mark + 1 < len(data)] + 1] = True
     (start,) = begins.nonzero()

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from gpt.tokenizer.bpe import Merges, Pair
+from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.encoding import Encoder, WordsToIds
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import Mark, Marks
@@ -83,7 +84,8 @@ class Vocabulary:
     def encoder(self) -> Encoder:
         whole = self._exceptions() if self.whole_words else {}
         words_to_ids = WordsToIds(self.spelling, self.merges, self.ids, whole)
-        return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids)
+        breaks = Breaks(self.symbols, whole) if self.kind == "byte" else None
+        return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids, breaks)
 
     def _exceptions(self) -> dict[bytes, int]:
         """The pieces, in bytes, that merging does not make of their own bytes, with their ids.
