@@ -197,7 +197,10 @@ class _Table:
         """Yields the ids of the strings of each text. The threads find them; adding happens in the calling thread."""
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()
-        numbers = list(ahead(self._lexicon.find, texts, threads))
+        if len(self) > 1:
+            numbers = list(ahead(self._lexicon.find, texts, threads))
+        else:  # nothing but MARK is known
+            numbers = [np.full(len(strings.start), UNKNOWN, np.int32) for strings in texts]
         try:
             self._add(texts, numbers)
         except BaseException:  # Ctrl-C too: a string that has a number but no ids would later get another one's

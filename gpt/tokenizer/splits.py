@@ -6,8 +6,9 @@ which cuts distinct chunks into words, or is None if a chunk is a word.
 - `WhiteSpace`: a chunk is a run of characters between white space, and it is also the word. "it's  12" has the chunks
   "it's" and "12". Line ends may be chunks too.
 - `Gpt2`: a chunk is a run of other characters with the white space before it, and GPT-2's pattern cuts it. "it's  12"
-  has the chunks "it", "'s" and "  12", of which the last has the words " " and " 12". A word never spans two chunks,
-  because the pattern never matches white space after other characters, nor signs after letters or digits.
+  has the chunks "it", "'s", " " and " 12", which are words; but "12ab" is one chunk of two words. A word never
+  spans two chunks, because the pattern never matches white space after other characters, nor signs after letters or
+  digits, nor white space and a space before other characters.
 - `Gpt4`: the pattern of GPT-4, Llama 3 and Qwen lets line ends follow other signs. So a line end goes with the chunk
   before it: "if:\n 12" has the chunks "if", ":\n" and " 12", of which the last has the words " " and "12".
 
@@ -38,8 +39,14 @@ from gpt.tokenizer.lexicon import MARGIN, MARK, Strings
 
 Cut = Callable[[bytes], tuple[Strings, np.ndarray]]  # chunks → (their words; how many each chunk has)
 
-_IS_WORD = np.array([byte < 0x80 and chr(byte).isalnum() for byte in range(0x100)])  # ASCII's letters and digits
-_IS_SIGN = np.array([chr(byte) in string.punctuation for byte in range(0x100)])
+# Kinds of bytes: ASCII's letters and digits (LETTER), its other signs (SIGN), space and tab (SPACE), the rest (END)
+_BYTE_KINDS = np.full(0x100, END, np.uint8)
+for _kind, _characters_of in (
+    (LETTER, string.ascii_letters + string.digits),
+    (SIGN, string.punctuation),
+    (SPACE, " \t"),
+):
+    _BYTE_KINDS[[*map(ord, _characters_of)]] = _kind
 _LONG_S = 0x17F  # ſ, which equals s if upper and lower case do not matter
 
 
@@ -89,18 +96,19 @@ class Gpt2:
     def chunks(self, data: bytes) -> Strings:
         r"""Cut a text into words with the white space before them, and marks.
 
-        A chunk begins at the first character, at white space after other characters, at ASCII's signs after its letters
-        and digits, at a mark and after a mark.
+        A chunk begins at the first character, at white space after other characters, at a space before them, at
+        ASCII's signs after its letters and digits, at a mark and after a mark.
 
         Example:
 
         >>> Gpt2().chunks(b"it's  12\xffa b").joined().split(b"\xff")
-        [b'it', b"'s", b'  12', b'', b'', b'a', b' b', b'']
+        [b'it', b"'s", b' ', b' 12', b'', b'', b'a', b' b', b'']
         """
         padded = data + b" " * MARGIN
-        begins = white_bytes(padded)[: len(data)]
-        begins[1:] &= ~begins[:-1]
-        return _beginning(begins, data, padded)
+        white = white_bytes(padded)[: len(data)]
+        begins = white.copy()
+        begins[1:] &= ~white[:-1]
+        return _beginning(begins, white, data, padded)
 
     def cut(self, chunks: bytes) -> tuple[Strings, np.ndarray]:
         r"""Cut chunks into words: (the words; how many each chunk has, intp [chunks]).
@@ -140,13 +148,13 @@ class Gpt4:
         r"""Cut a text into words with the white space before them and the line ends after them, and marks.
 
         A chunk begins at the first character, at white space other than a line end after other characters, after the
-        last line end of a run of white space, at ASCII's signs after its letters and digits, at a mark and after a
-        mark. At all of these places the pattern cuts, whatever stands around them.
+        last line end of a run of white space, at a space before other characters, at ASCII's signs after its letters
+        and digits, at a mark and after a mark. At all of these places the pattern cuts, whatever stands around them.
 
         Example: the empty line has spaces, which go with the line ends around them.
 
         >>> Gpt4(3).chunks(b"if:\n  \n  12 a\xffb").joined().split(b"\xff")
-        [b'if', b':\n  \n', b'  12', b' a', b'', b'', b'b', b'']
+        [b'if', b':\n  \n', b' ', b' 12', b' a', b'', b'', b'b', b'']
         """
         padded = data + b" " * MARGIN
         array = np.frombuffer(data, np.uint8)
@@ -159,7 +167,7 @@ class Gpt4:
         run_end = np.append((white[:-1] & ~white[1:]).nonzero()[0] + 1, len(data))
         is_last = np.append(behind[1:], len(data) + 1) > run_end[np.searchsorted(run_end, behind)]
         begins[behind[is_last & (behind < len(data))]] = True
-        return _beginning(begins, data, padded)
+        return _beginning(begins, white, data, padded)
 
     def cut(self, chunks: bytes) -> tuple[Strings, np.ndarray]:
         r"""Cut chunks into words: (the words; how many each chunk has, intp [chunks]).
@@ -207,13 +215,15 @@ class Characters:
         return Gpt2().chunks(data)
 
 
-def _beginning(begins: np.ndarray, data: bytes, padded: bytes) -> Strings:
-    """The chunks of `data` that begin where `begins` says, at the first character, at ASCII's signs after its letters
-    and digits, at marks and behind marks.
+def _beginning(begins: np.ndarray, white: np.ndarray, data: bytes, padded: bytes) -> Strings:
+    """The chunks of `data` that begin where `begins` says, and at these characters: the first one, ASCII's signs after
+    its letters and digits, a space or tab between white space and something else, marks, and what follows a mark.
     """
     begins[:1] = True
     array = np.frombuffer(data, np.uint8)
-    begins[1:] |= _IS_WORD[array[:-1]] & _IS_SIGN[array[1:]]
+    kind = _BYTE_KINDS[array]
+    begins[1:] |= (kind[:-1] == LETTER) & (kind[1:] == SIGN)
+    begins[1:-1] |= (kind[1:-1] == SPACE) & white[:-2] & ~white[2:] & (array[2:] != MARK[0])
     if MARK in data:
         (mark,) = (array == MARK[0]).nonzero()
         begins[mark] = True
