@@ -1,4 +1,4 @@
-"""Write gpt/tokenizer/unicode_table.py: the letters and the numbers, in one fixed version of Unicode.
+"""Write gpt/tokenizer/unicode_table.py: letters, their cases, marks and numbers, in one fixed version of Unicode.
 
     pip install unicodedata2==16.0.0; python data/make_unicode_table.py > gpt/tokenizer/unicode_table.py
 
@@ -14,10 +14,12 @@ import unicodedata2  # type: ignore[import-not-found]  # installed only to write
 WIDTH = 118
 
 
-def ranges(major: str) -> str:
-    """The code points whose general category begins with `major`, as hexadecimal ranges: "41-5a 61-7a aa"."""
+def ranges(*categories: str) -> str:
+    """The code points whose general category begins with one of these, as hexadecimal ranges: "41-5a 61-7a aa"."""
     found = []
-    for belongs, run in groupby(range(0x110000), lambda point: unicodedata2.category(chr(point)).startswith(major)):
+    for belongs, run in groupby(
+        range(0x110000), lambda point: unicodedata2.category(chr(point)).startswith(categories)
+    ):
         if belongs:
             points = list(run)
             first, last = points[0], points[-1]
@@ -26,11 +28,17 @@ def ranges(major: str) -> str:
 
 
 def main() -> None:
-    print('"""Unicode\'s letters and numbers as ranges of code points, written by data/make_unicode_table.py."""\n')
+    print('"""Unicode\'s letters, marks and numbers as ranges of code points, by data/make_unicode_table.py."""\n')
     print(f'UNICODE_VERSION = "{unicodedata2.unidata_version}"')
-    for name, major in (("LETTERS", "L"), ("NUMBERS", "N")):
+    for name, categories in (
+        ("LETTERS", ("L",)),
+        ("UPPERS", ("Lu", "Lt")),
+        ("LOWERS", ("Ll",)),
+        ("MARKS", ("M",)),
+        ("NUMBERS", ("N",)),
+    ):
         print(f'\n{name} = """')
-        print("\n".join(textwrap.wrap(ranges(major), WIDTH, break_on_hyphens=False)))
+        print("\n".join(textwrap.wrap(ranges(*categories), WIDTH, break_on_hyphens=False)))
         print('"""')
 
 

@@ -83,7 +83,8 @@ TOKENIZER = (
             help="Bytes of the text to learn the tokenizer from, evenly spread over it."),
     Setting(TokenizerConfig, "split", "--split", default_text="gpt2",
             help="Pattern that cuts a text into words, with --tokenizer byte. gpt4, or llama3: GPT-4's and Llama 3's, "
-                 "numbers of up to 3 digits; qwen2: the same, single digits."),
+                 "numbers of up to 3 digits; qwen2: the same, single digits; gpt4o: GPT-4o's, "
+                 "which cuts words before capitals too."),
     Setting(TokenizerConfig, "special_tokens", "--special-token", metavar="TEXT", multiple=True, default_text="none",
             help="Text that becomes a token of its own, such as <|user|>, and is never split. May be given more than "
                  "once."),

@@ -13,7 +13,7 @@ SCHEDULES = ("cosine", "trapezoid", "constant")
 SAMPLINGS = ("shuffled", "sequential", "random")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TOKENIZERS = ("word", "byte", "char")
-SPLITS = ("gpt2", "gpt4", "llama3", "qwen2")
+SPLITS = ("gpt2", "gpt4", "llama3", "qwen2", "gpt4o")
 CHOICES = {  # the values that a setting may have, if they have names
     "activation": ACTIVATIONS,
     "optimizer": OPTIMIZERS,

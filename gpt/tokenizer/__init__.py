@@ -5,8 +5,8 @@ which a text passes through them:
 - text.py: a text is cut into blocks at seams, places at which every tokenizer cuts.
 - encoding.py: `Encoder.encode` takes blocks and yields their ids. It uses the modules below, and threads.
 - marks.py: finds `<|endoftext|>` and other marks, which stand for themselves.
-- splits.py: cuts a block into chunks, and chunks into words. characters.py knows white space, letters and digits;
-  unicode_table.py lists them.
+- splits.py, gpt4o.py: cut a block into chunks, and chunks into words. characters.py knows white space, letters and
+  digits; unicode_table.py lists them.
 - breaks.py: cuts chunks of Chinese, Japanese, Thai … further, at places that no token can span.
 - lexicon.py: numbers the distinct chunks and words, so that each is cut or merged only once.
 - spelling.py: spells words in symbols, and turns the pieces of tokens into text.

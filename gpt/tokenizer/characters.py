@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from gpt.tokenizer.lexicon import MARK
-from gpt.tokenizer.unicode_table import LETTERS, NUMBERS
+from gpt.tokenizer.unicode_table import LETTERS, LOWERS, MARKS, NUMBERS, UPPERS
 
 ALL = 0x110000  # number of code points in Unicode
 MARK_POINT = 0xDC00 + MARK[0]  # code point that Python's "surrogateescape" makes of a MARK
@@ -17,6 +17,8 @@ MARK_POINT = 0xDC00 + MARK[0]  # code point that Python's "surrogateescape" make
 # Kinds of characters in the patterns that split text: the end of a chunk, the space, other white space, line ends,
 # letters, digits, other signs. White space is SPACE … NEWLINE.
 END, SPACE, WHITE, NEWLINE, LETTER, DIGIT, SIGN = range(7)
+# Kinds that GPT-4o's pattern has besides: letters in upper case (or title case) and in lower case, and combining marks
+UPPER, LOWER, COMBINING = range(7, 10)
 
 # White space beyond ASCII (Unicode's White_Space): the characters of two bytes in UTF-8, and those of three
 _WIDE_WHITE = (
@@ -72,11 +74,25 @@ def kinds() -> np.ndarray:
     True
     """
     found = np.full(ALL, SIGN, np.uint8)
-    for kind, ranges in ((LETTER, LETTERS), (DIGIT, NUMBERS)):
-        for first, _, last in (each.partition("-") for each in ranges.split()):
-            found[int(first, 16) : int(last or first, 16) + 1] = kind
+    _put(LETTER, LETTERS, found)
+    _put(DIGIT, NUMBERS, found)
     found[white_points()] = WHITE
     found[ord(" ")] = SPACE
     found[[ord("\r"), ord("\n")]] = NEWLINE
     found[MARK_POINT] = END
     return found
+
+
+@cache
+def cased_kinds() -> np.ndarray:
+    """The same, with UPPER, LOWER and COMBINING: LETTER is a letter without a case, SIGN no combining mark."""
+    found = kinds().copy()
+    _put(UPPER, UPPERS, found)
+    _put(LOWER, LOWERS, found)
+    _put(COMBINING, MARKS, found)
+    return found
+
+
+def _put(kind: int, ranges: str, found: np.ndarray) -> None:
+    for first, _, last in (each.partition("-") for each in ranges.split()):
+        found[int(first, 16) : int(last or first, 16) + 1] = kind

@@ -10,7 +10,8 @@ which cuts distinct chunks into words, or is None if a chunk is a word.
   spans two chunks, because the pattern never matches white space after other characters, nor signs after letters or
   digits, nor white space and a space before other characters.
 - `Gpt4`: the pattern of GPT-4, Llama 3 and Qwen lets line ends follow other signs. So a line end goes with the chunk
-  before it: "if:\n 12" has the chunks "if", ":\n" and " 12", of which the last has the words " " and "12".
+  before it: "if:\n 12" has the chunks "if", ":\n" and " 12", of which the last has the words " " and "12". GPT-4o's
+  pattern (gpt/tokenizer/gpt4o.py) does so too.
 
 All of this works on whole arrays of bytes or code points. A text comes in UTF-8, with MARK for each of its marks
 (gpt/tokenizer/marks.py), and each mark is a chunk by itself. Several strings in one `bytes` have MARK behind each.
@@ -120,7 +121,9 @@ class Gpt2:
         >>> words.joined().split(b"\xff")[:-1], count.tolist()
         ([b'it', b"'s", b' ', b' 12', b'!'], [2, 3])
         """
-        points, kind, before, after = _characters(chunks)
+        points = padded_points(chunks)
+        kind = kinds()[points]
+        before, after = neighbors(kind)
         # A word begins at the first and last white space of a run (at the first only, if the chunk ends there); and at
         # a change of kind, unless a space goes before it, which then has begun the word. Marks are words for now.
         begins = np.where(
@@ -128,8 +131,8 @@ class Gpt2:
             ~_is_white(before) | ~_is_white(after) & (after != END),
             (kind != before) & (before != SPACE) | (kind == END),
         )
-        _begin_contractions(begins, points, points)
-        return _words(begins, kind, chunks)
+        _begin_contractions(begins, points, any_case=False)
+        return words(begins, kind, chunks)
 
 
 class Gpt4:
@@ -167,7 +170,11 @@ class Gpt4:
         run_end = np.append((white[:-1] & ~white[1:]).nonzero()[0] + 1, len(data))
         is_last = np.append(behind[1:], len(data) + 1) > run_end[np.searchsorted(run_end, behind)]
         begins[behind[is_last & (behind < len(data))]] = True
-        return _beginning(begins, white, data, padded)
+        return _beginning(begins, white, data, padded, self._never_begins(array))
+
+    def _never_begins(self, array: np.ndarray) -> np.ndarray | None:
+        """The bytes at which no chunk begins because of what is before them, bool [n], if there are some."""
+        return None
 
     def cut(self, chunks: bytes) -> tuple[Strings, np.ndarray]:
         r"""Cut chunks into words: (the words; how many each chunk has, intp [chunks]).
@@ -180,7 +187,15 @@ class Gpt4:
         >>> words.joined().split(b"\xff")[:-1], count.tolist()
         ([b'\tit', b"'S", b':\n\n', b' ', b'123', b'4'], [3, 3])
         """
-        points, kind, before, after = _characters(chunks)
+        points = padded_points(chunks)
+        kind = kinds()[points]
+        begins = self._begins(kind)
+        _begin_contractions(begins, points, any_case=True)
+        return words(begins, kind, chunks)
+
+    def _begins(self, kind: np.ndarray) -> np.ndarray:
+        """Whether a word begins at each character, bool [n], contractions aside."""
+        before, after = neighbors(kind)
         white, is_newline = _is_white(kind), kind == NEWLINE
         # White space begins a word at its first character, unless this is a line end that goes with the signs before
         # it, and at its last one if something follows, which cannot be a line end
@@ -201,9 +216,8 @@ class Gpt4:
         number = np.arange(len(digit))
         within = number - np.maximum.accumulate(np.where(before[digit] != DIGIT, number, 0))
         begins[digit] = within % self._digits == 0
-        # Upper and lower case letters of contractions differ in one bit
-        _begin_contractions(begins, points, np.where(points == _LONG_S, ord("s"), points | 0x20))
-        return _words(begins, kind, chunks)
+        found: np.ndarray = begins
+        return found
 
 
 class Characters:
@@ -215,15 +229,20 @@ class Characters:
         return Gpt2().chunks(data)
 
 
-def _beginning(begins: np.ndarray, white: np.ndarray, data: bytes, padded: bytes) -> Strings:
+def _beginning(
+    begins: np.ndarray, white: np.ndarray, data: bytes, padded: bytes, never: np.ndarray | None = None
+) -> Strings:
     """The chunks of `data` that begin where `begins` says, and at these characters: the first one, ASCII's signs after
     its letters and digits, a space or tab between white space and something else, marks, and what follows a mark.
+    `never` has bytes that stay with those before them.
     """
-    begins[:1] = True
     array = np.frombuffer(data, np.uint8)
     kind = _BYTE_KINDS[array]
     begins[1:] |= (kind[:-1] == LETTER) & (kind[1:] == SIGN)
     begins[1:-1] |= (kind[1:-1] == SPACE) & white[:-2] & ~white[2:] & (array[2:] != MARK[0])
+    if never is not None:
+        begins[never] = False
+    begins[:1] = True
     if MARK in data:
         (mark,) = (array == MARK[0]).nonzero()
         begins[mark] = True
@@ -232,14 +251,14 @@ def _beginning(begins: np.ndarray, white: np.ndarray, data: bytes, padded: bytes
     return Strings(padded, start, np.diff(start, append=len(data)))
 
 
-def _characters(chunks: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The code points of chunks, their kinds, and the kinds of the characters before and after them, [n + 2].
+def padded_points(chunks: bytes) -> np.ndarray:
+    """The code points of chunks, uint32 [n + 2]. Two marks more are at the end: characters follow every apostrophe."""
+    return np.append(code_points(chunks), np.array([MARK_POINT, MARK_POINT], np.uint32))
 
-    There are two marks more at the end, so that two characters follow every apostrophe.
-    """
-    points = np.append(code_points(chunks), np.array([MARK_POINT, MARK_POINT], np.uint32))
-    kind = kinds()[points]
-    return points, kind, np.append(np.uint8(END), kind[:-1]), np.append(kind[1:], np.uint8(END))
+
+def neighbors(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The kinds of the characters before and after each character, END where there is none."""
+    return np.append(np.uint8(END), kind[:-1]), np.append(kind[1:], np.uint8(END))
 
 
 def _is_white(kind: np.ndarray) -> np.ndarray:
@@ -247,13 +266,21 @@ def _is_white(kind: np.ndarray) -> np.ndarray:
     return white
 
 
-def _begin_contractions(begins: np.ndarray, points: np.ndarray, letters: np.ndarray) -> None:
-    """Let each contraction be one word, and another one begin behind it. `letters` are the points to compare."""
+def _begin_contractions(begins: np.ndarray, points: np.ndarray, any_case: bool) -> None:
+    """Let each contraction be one word, and another one begin behind it."""
     (quote,) = (begins & (points == ord("'"))).nonzero()
-    length = _contraction(letters[quote + 1], letters[quote + 2])
+    length = contraction_lengths(points, quote, any_case)
     quote, length = quote[length > 0], length[length > 0]
     begins[quote + 1] = False
     begins[quote + 1 + length] = True
+
+
+def contraction_lengths(points: np.ndarray, quote: np.ndarray, any_case: bool) -> np.ndarray:
+    """The number of letters that belong to each apostrophe, int64 [n]; 0 if it begins no contraction."""
+    first, second = points[quote + 1], points[quote + 2]
+    if any_case:  # the letters of contractions differ in one bit from those in the other case
+        first, second = (np.where(each == _LONG_S, ord("s"), each | 0x20) for each in (first, second))
+    return _contraction(first, second)
 
 
 def _contraction(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -273,7 +300,7 @@ def _contraction(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return letters
 
 
-def _words(begins: np.ndarray, kind: np.ndarray, chunks: bytes) -> tuple[Strings, np.ndarray]:
+def words(begins: np.ndarray, kind: np.ndarray, chunks: bytes) -> tuple[Strings, np.ndarray]:
     """The words that begin at these characters, and how many each chunk has. Marks are words until they are dropped."""
     (begin,) = begins[:-2].nonzero()
     is_end = kind[begin] == END

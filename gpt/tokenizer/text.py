@@ -5,7 +5,8 @@ gpt/corpus/ reads the text. A seam is
 - before white space other than a line end, if no white space is before it: no pattern has a word with white space in it
   that begins with something else, except for line ends behind signs, and the space or tab may stay with the word behind
   it;
-- after a line end that stands alone: no pattern begins a word with a line end and ends it with something else;
+- after a line end that stands alone, if no slash is behind it: no pattern has a word with a line end in it that ends
+  with something else, except for slashes;
 - before a line end or `<|endoftext|>`, if a letter or digit is before it: no pattern joins these with a line end or a
   sign behind them. (If `<|endoftext|>` is a mark, words end there anyway; if not, it begins with a sign.)
 """
@@ -35,7 +36,7 @@ def _seam(way: str) -> Any:
     ranges = [each.partition("-") for each in f"{LETTERS} {NUMBERS}".split()]
     letter = "".join(f"\\U{int(first, 16):08x}-\\U{int(last or first, 16):08x}" for first, _, last in ranges)
     mark = regex.escape(END_OF_TEXT)
-    return regex.compile(rf"{way}(?<=\S)(?=[^\S\r\n])|(?<=\S[\r\n])(?=\S)|(?<=[{letter}])(?=[\r\n]|{mark})")
+    return regex.compile(rf"{way}(?<=\S)(?=[^\S\r\n])|(?<=\S[\r\n])(?=[^\s/])|(?<=[{letter}])(?=[\r\n]|{mark})")
 
 
 def blocks_of(texts: Iterable[str], block_chars: int) -> Iterator[str]:

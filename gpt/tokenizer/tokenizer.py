@@ -53,8 +53,8 @@ class Tokenizer:
     """Byte-pair encoding with at most `vocab_limit` tokens, marks and the alphabet included.
 
     A new tokenizer has no merges: call `train_bpe`, or make one with `load`. Its marks are `<|endoftext|>` and then the
-    `special_tokens`. `split` is the pattern that cuts a text into words: gpt2, gpt4 or qwen2 for the kind `byte` (None:
-    gpt2). With `keep_newlines`, a tokenizer of the kind `word` has a token for line ends.
+    `special_tokens`. `split` is the pattern that cuts a text into words: gpt2, gpt4, qwen2 or gpt4o for the kind `byte`
+    (None: gpt2). With `keep_newlines`, a tokenizer of the kind `word` has a token for line ends.
     `advice` is one line for the user after a training that left little room for merges, else None.
     `lost` counts each character that encoding has left out because the vocabulary lacks it.
     Raises UserError for an unknown kind or split, for a special token that cannot be one, for a limit below the least

@@ -12,6 +12,7 @@ import numpy as np
 from gpt.tokenizer.bpe import Merges, Pair
 from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.encoding import Encoder, WordsToIds
+from gpt.tokenizer.gpt4o import Gpt4o
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import Mark, Marks
 from gpt.tokenizer.spelling import ByteSpelling, Spelling
@@ -23,6 +24,7 @@ SPLITS: dict[str, Split] = {
     "gpt2": Gpt2(),
     "gpt4": Gpt4(digits=3),
     "qwen2": Gpt4(digits=1),
+    "gpt4o": Gpt4o(),
     "characters": Characters(),
 }
 DEFAULT_SPLITS = {
@@ -84,7 +86,7 @@ class Vocabulary:
     def encoder(self) -> Encoder:
         whole = self._exceptions() if self.whole_words else {}
         words_to_ids = WordsToIds(self.spelling, self.merges, self.ids, whole)
-        breaks = Breaks(self.symbols, whole) if self.kind == "byte" else None
+        breaks = Breaks(self.symbols, whole) if self.kind == "byte" and self.split != "gpt4o" else None
         return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids, breaks)
 
     def _exceptions(self) -> dict[bytes, int]:

@@ -69,6 +69,7 @@ FORMS = {
     "gpt2": lambda: scattered(of_hugging_face("gpt2")),
     "gpt4": lambda: with_every_merge(of_hugging_face("gpt4", ("<|end_of_text|>", *MARKS[1:]))),
     "qwen2": lambda: {**scattered(of_hugging_face("qwen2")), "normalizer": {"type": "NFC"}},
+    "gpt4o": lambda: scattered(of_hugging_face("gpt4o")),
 }
 
 

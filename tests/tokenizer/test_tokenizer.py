@@ -48,6 +48,7 @@ KINDS = {
     "byte": {"kind": "byte"},
     "gpt4": {"kind": "byte", "split": "gpt4"},
     "qwen2": {"kind": "byte", "split": "qwen2", "special_tokens": ["<user>", "<|endoftext|>.", "語|"]},
+    "gpt4o": {"kind": "byte", "split": "gpt4o"},
 }
 
 
@@ -78,7 +79,7 @@ def assert_same(ours, theirs, text):
 
 both_kinds = pytest.mark.parametrize("kind", ["word", "byte"])
 every_kind = pytest.mark.parametrize("kind", KINDS)
-of_each = settings(max_examples=40)  # 240 in all: the kinds share nearly all of their code
+of_each = settings(max_examples=40)  # 280 in all: the kinds share nearly all of their code
 
 
 # Hugging Face
@@ -141,7 +142,7 @@ def byte_pieces(text, split="gpt2"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2"])
+@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2", "gpt4o"])
 def test_byte_pieces_are_hugging_faces_for_every_code_point(pairs, split):
     pre_tokenizer = pairs["byte" if split == "gpt2" else split][1].pre_tokenizer
     assigned = *range(0xD800), *range(0xE000, 0x40000)  # and of the planes beyond, that have no letters, some
