@@ -38,7 +38,7 @@ from gpt.tokenizer import Tokenizer
 _COPIED = 1 << 20  # bytes of a file that are read at a time
 _PIECE = 4 << 20  # bytes of a piece at least; encoding them takes a fraction of a second
 _MOST_PIECES = 16  # per rank, if they are not too large
-_LARGEST = 256 << 20  # bytes of a piece: so much is encoded again after a kill
+_LARGEST = 64 << 20  # bytes of a piece: so much, some seconds of work, is encoded again after a kill
 
 _SOURCES = "sources.json"  # the files of the text, for the other ranks
 _TAKEN = ".taken"  # suffix of the empty file that says that some rank has taken a piece

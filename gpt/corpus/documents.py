@@ -147,7 +147,8 @@ class Parquet:
         """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
         _raise_unless_one(self._path, name, self.columns)
         kind: Any = self._file.schema_arrow.field(name).type
-        if not any(is_kind(kind) for is_kind in (self._types.is_string, self._types.is_large_string)):
+        values = kind.value_type if self._types.is_dictionary(kind) else kind  # texts that repeat may be numbered
+        if str(values) not in ("string", "large_string", "string_view"):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
 
         def text_of(record: dict[str, Any]) -> str:

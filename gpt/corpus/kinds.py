@@ -101,12 +101,14 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         encoding = _MARKS[mark[0]]
     if in_folder:
         _raise_unless_text(path, head, encoding)
-    elif encoding == "utf-8" and 4 * head.count(0) > len(head):  # letters have two bytes, and one is mostly 0
+    elif encoding == "utf-8" and (zeros := head.count(0) / len(head)) > 1 / 4:
+        width = 32 if zeros > 5 / 8 else 16  # most letters have one byte that is not 0, of four or of two
         raise NotTextError(
             f"{path} looks like tokens that another program has made: name them with --tokens"
-            if path.suffix == ".bin"
-            else f"{path} is not UTF-8, but looks like UTF-16 without its mark: give --encoding utf-16-le or utf-16-be"
-        )
+            if path.suffix == ".bin" else
+            f"{path} is not UTF-8, but looks like UTF-{width} without its mark: give --encoding utf-{width}-le or "
+            f"utf-{width}-be"
+        )  # fmt: skip
     name, suffix = os.path.splitext(str(path).lower())
     by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
     if by_name != "jsonl":

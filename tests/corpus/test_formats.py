@@ -280,6 +280,17 @@ def test_each_row_of_a_parquet_file_is_a_document(tmp_path, rows):
     assert "".join("".join(sources.blocks(*piece)) for piece in pieces) == marked()
 
 
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_texts_in_a_parquet_file_may_have_any_of_arrows_kinds_of_strings(tmp_path, kind):
+    arrow = pytest.importorskip("pyarrow")
+    if kind == "string_view" and not hasattr(arrow, kind):
+        pytest.skip("pyarrow < 16 has no string_view")
+    column = arrow.array(DOCUMENTS)
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(arrow, kind)())
+    parquet_of(tmp_path / "texts", {"text": column})
+    assert text_of(tmp_path / "texts") == marked()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

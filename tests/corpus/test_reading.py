@@ -100,6 +100,7 @@ FORMATS = {
     "PDF": b"%PDF-1.7",
     "Arrow": b"ARROW1\0\0",
     "UTF-16 without its mark": "a text".encode("utf-16-be"),
+    "UTF-32 without its mark": "a text".encode("utf-32-le"),
 }
 
 
