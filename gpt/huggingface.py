@@ -57,6 +57,8 @@ _KINDS: Schema = {
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), NUMBER),
 }
 _MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+_MULTIPLE, _MOST_UNUSED = 64, 1024  # a padded vocabulary is a multiple of the one, with less than the other unused
+_UNUSED = "<|unused{}|>"  # the special token of an id without a token
 
 
 def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], Tokenizer]:
@@ -77,7 +79,7 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
         raise _refused_pickle(path)
     config = read_config(directory / "config.json")
     weights = Weights(directory, config)
-    tokenizer = _tokenizer(directory)
+    tokenizer = _filled(_tokenizer(directory), config.vocab_size)
     config.check_tokenizer(f"the tokenizer in {directory}", tokenizer.vocab_size)
     return config, weights, tokenizer
 
@@ -102,6 +104,23 @@ def _tokenizer(directory: Path) -> Tokenizer:
     if not (directory / "vocab.json").exists():
         raise UserError(f"{directory} has neither tokenizer.json nor vocab.json: put the model's tokenizer there")
     return Tokenizer.load(directory)
+
+
+def _filled(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """The tokenizer with a special token for each embedding of a model that has no token, if they are padding.
+
+    A model may have more embeddings than tokens, up to a size that suits a GPU. nanoGPT's GPT-2 has 50,304, so the ids
+    from 50,257 on become <|unused50257|> and so on.
+    """
+    if size % _MULTIPLE or not 0 < size - tokenizer.vocab_size < _MOST_UNUSED:
+        return tokenizer
+    return tokenizer.with_special_tokens([_UNUSED.format(id) for id in range(tokenizer.vocab_size, size)])
+
+
+def unused_tokens(tokenizer: Tokenizer) -> list[str]:
+    """The special tokens of a tokenizer that `read_directory` gave to embeddings without a token."""
+    beginning = _UNUSED.partition("{")[0]
+    return [text for text in tokenizer.special_tokens if text.startswith(beginning)]
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -1,6 +1,6 @@
 """Trained models, whoever trained them: those of runs, and those in Hugging Face directories."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -124,9 +124,10 @@ def _of_checkpoint(found: Checkpoint) -> Pretrained:
     return Pretrained(f"{found.run.path}, {step}", found.model_config, found.weights(), tokenizer)
 
 
-def import_into(run: Run, source: Path) -> Checkpoint:
+def import_into(run: Run, source: Path, report: Callable[[str], object] = print) -> Checkpoint:
     """Make a new run of the model in a Hugging Face directory, which can generate and be tuned at once.
 
+    `report` takes a line about embeddings that have no token, if there are any.
     Raises UserError if the run exists already, if the directory has no model that hipgpt can read, if the memory does
     not suffice, or if the files cannot be written. The run then does not exist.
     """
@@ -136,4 +137,9 @@ def import_into(run: Run, source: Path) -> Checkpoint:
         found = of_directory(source)
         needed = largest_tensor(found.config)
         require_memory("importing", needed, free_memory(), "close other programs, or import on another machine")
+        if unused := huggingface.unused_tokens(found.tokenizer):
+            report(
+                f"Note: {len(unused)} of the model's {found.config.vocab_size:,} embeddings have no token in {source}: "
+                f"they get special tokens, from {unused[0]} on"
+            )
         return checkpoint.save_imported(run, found.config, found.weights, found.tokenizer)

@@ -33,7 +33,7 @@ def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
 
     run = Run(run_name, runs_dir)
     template = foreign_chat_template(source)
-    made = import_into(run, source)
+    made = import_into(run, source, click.echo)
     if template:
         click.echo(f"Note: {template} has a chat template, which is not imported: hipgpt has one of its own")
     click.echo(f"Imported {describe(made.model_config)} to {run.path}")

@@ -147,6 +147,45 @@ def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path):
     assert np.array_equal(found.view(np.uint32), values.view(np.uint32) & 0xFFFF0000)
 
 
+def pad(directory: Path, size: int) -> None:
+    """Give the model `size` embeddings of tokens, more than its tokenizer has."""
+    wte = "transformer.wte.weight"
+
+    def longer(tensors):
+        found = tensors[wte]
+        return tensors | {wte: np.concatenate([found, np.full((size - len(found), found.shape[1]), 0.5, np.float32)])}
+
+    rewrite(directory, longer)
+    change(directory, vocab_size=size)
+
+
+def test_embeddings_that_pad_a_vocabulary_get_special_tokens_and_keep_their_bits(directory, run, tmp_path):
+    before = Tokenizer.load(directory / "tokenizer.json")
+    size = -(-before.vocab_size // 64) * 64
+    pad(directory, size)
+    notes = []
+    made = import_into(run, directory, notes.append)
+    first, unused = f"<|unused{before.vocab_size}|>", size - before.vocab_size
+    assert notes == [
+        f"Note: {unused} of the model's {size} embeddings have no token in {directory}: they get special tokens, from "
+        f"{first} on"
+    ]
+    after = Tokenizer.load(run.tokenizer_path)
+    assert after.encode(TEXT) == before.encode(TEXT)
+    assert after.encode(first) == [before.vocab_size]
+    export(made, tmp_path / "again")
+    again = load_file(tmp_path / "again" / WEIGHTS)
+    assert all(np.array_equal(tensor, again[name]) for name, tensor in load_file(directory / WEIGHTS).items())
+
+
+@pytest.mark.parametrize("more", [1, 64 * 20])
+def test_a_tokenizer_with_too_few_tokens_is_refused_if_the_others_are_no_padding(directory, run, more):
+    has = Tokenizer.load(directory / "tokenizer.json").vocab_size
+    size = -(-has // 64) * 64 + more
+    pad(directory, size)
+    assert f"has {has} tokens, but the model {size}: put back the tokenizer" in refused(run, directory)
+
+
 def test_keys_that_a_config_leaves_out_have_the_defaults_of_transformers(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     config = huggingface.read_config(tmp_path / "config.json")
