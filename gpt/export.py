@@ -10,7 +10,7 @@ then add the embedding of token 0 at every position.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,18 @@ from gpt.system.limits import free_memory, require_memory
 from gpt.system.tensors import write_tensors
 from gpt.tokenizer import Tokenizer
 
+CURVES = "curves.png"  # of the training, in an exported directory
+
 _SPECIAL = ("bos_token", "eos_token", "pad_token")
 _HF_ACTIVATIONS = {"gelu": "gelu_new", "relu": "relu"}  # gelu_new is the tanh approximation
 
 
-def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
+def export(checkpoint: Checkpoint, out: Path, draw: Callable[[Path], object] | None = None) -> list[Path]:
     """Write the model and the tokenizer into the directory `out`, which must be new or empty.
 
     Returns the paths of its files: model.safetensors, config.json, generation_config.json, tokenizer.json,
-    tokenizer_config.json and README.md, the model's card.
+    tokenizer_config.json and README.md, the model's card. `draw` writes the picture of the training's curves that the
+    card shows, to the path that it is given (None: the card shows none).
 
     Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, if the run's
     tokenizer is missing or is not the model's, or if the memory does not suffice.
@@ -54,7 +57,9 @@ def export(checkpoint: Checkpoint, out: Path) -> list[Path]:
         _write_json(made / "generation_config.json", end | ({"eos_token_id": stops} if stops else {}))
         tokenizer.save(made / "tokenizer.json")
         _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
-        write_atomically(made / "README.md", model_card(checkpoint))
+        if draw:
+            draw(made / CURVES)
+        write_atomically(made / "README.md", model_card(checkpoint, has_curves=draw is not None))
     return [out / name for name in sorted(os.listdir(out))]
 
 
@@ -154,8 +159,11 @@ def _tokenizer_config(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any
     }
 
 
-def model_card(checkpoint: Checkpoint) -> str:
-    """A README.md for the model: its shape, its training, its losses and how to use it, from the files of its run."""
+def model_card(checkpoint: Checkpoint, has_curves: bool = False) -> str:
+    """A README.md for the model: its shape, its training, its losses and how to use it, from the files of its run.
+
+    If it `has_curves`, it shows the picture of that name beside it.
+    """
     run, model, train, step = checkpoint.run, checkpoint.model_config, checkpoint.train_config, checkpoint.step
     rows = {
         "Parameters": f"{parameter_count(model):,}",
@@ -168,6 +176,7 @@ def model_card(checkpoint: Checkpoint) -> str:
     origin = "imported" if checkpoint.imported else f"trained for {step:,} steps"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     optimizer = "" if checkpoint.imported else f" with {train.optimizer}"
+    picture = f"\n![Curves of the training]({CURVES})\n" if has_curves else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -181,7 +190,7 @@ A GPT-2 that was {origin}{optimizer} by hipgpt.
 | | |
 |---|---|
 {table}
-
+{picture}
 ```python
 from transformers import pipeline
 

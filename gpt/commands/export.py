@@ -1,12 +1,19 @@
 """`hipgpt export`: writes a model for other programs."""
 
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import CHECKPOINT, RUNS, complete_run
 from gpt.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt.checkpoint import Checkpoint
 
 
 @command(
@@ -51,7 +58,23 @@ def export_model(
     saved = checkpoint.load(Run(run_name, runs_dir), step, best)
     if format_name == "gguf":
         paths = [export_gguf(saved, out, type_name or "f32")]
+    elif format_name == "peft":
+        paths = export_adapters(saved, out)
     else:
-        paths = (export if format_name == "hf" else export_adapters)(saved, out)
+        paths = export(saved, out, _drawing(saved))
     for path in paths:
         click.echo(path)
+
+
+def _drawing(saved: "Checkpoint") -> Callable[[Path], object] | None:
+    """A function that draws the curves of a training up to a checkpoint. None if there are none, or no matplotlib."""
+    from gpt.metrics import picture
+    from gpt.metrics.curves import LOSSES, curve
+
+    lines = [line for line in saved.run.metrics() if line["step"] <= saved.step]
+    if not any(curve(lines, key, "steps").x for key, _ in LOSSES.quantities):
+        return None
+    if find_spec("matplotlib") is None:
+        click.echo("Note: the model card shows no curves without matplotlib: pip install 'hipgpt[plot]'", err=True)
+        return None
+    return partial(picture.draw, {saved.run.name: lines}, "steps")

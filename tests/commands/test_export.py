@@ -6,10 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors import safe_open
 
+import gpt.commands.export
 from gpt import checkpoint
 from gpt.chat_template import JINJA, MARKERS, messages_of, rendered
+from gpt.cli import main
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.export import export, model_card
@@ -85,6 +88,26 @@ def test_the_model_card_has_the_numbers_of_the_run(saved, tmp_path):
     imported = import_into(Run("other", tmp_path / "checkpoints"), tmp_path / "hf")
     assert "that was imported by hipgpt" in model_card(imported)
     assert "Steps" not in model_card(imported)
+
+
+@pytest.mark.parametrize("has_matplotlib", [True, False])
+def test_the_model_card_shows_the_curves_of_the_training_if_matplotlib_can_draw_them(
+    saved, tmp_path, monkeypatch, has_matplotlib
+):
+    if has_matplotlib:
+        pytest.importorskip("matplotlib")
+    else:
+        monkeypatch.setattr(gpt.commands.export, "find_spec", lambda name: None)
+    found, out = saved(), tmp_path / "hf"
+    found.run.metrics_path.write_text('{"step": 1, "loss": 4.0}\n{"step": 2, "loss": 3.5}\n')
+    options = ["export", "--run-name", "r", "--runs-dir", str(found.run.path.parent), "--out", str(out)]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 0, result.output
+    assert ("![Curves of the training](curves.png)" in (out / "README.md").read_text()) == has_matplotlib
+    if has_matplotlib:
+        assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "curves.png").exists() == has_matplotlib
+    assert ("Note: the model card shows no curves without matplotlib" in result.stderr) != has_matplotlib
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", "<|end_of_text|>", None])
