@@ -88,7 +88,7 @@ def _with_header(path: Path, size: int, magic: int, version: int, count: int) ->
         )
     there = (size - 4 * _HEADER) / dtype.itemsize
     if count != there:
-        raise UserError(f"{path} has {there:,g} ids, but its header says {count:,}: get it again, or make it anew")
+        raise UserError(f"{path} has {there:,.15g} ids, but its header says {count:,}: get it again, or make it anew")
     if not count:
         raise UserError(f"{path} has no ids: leave it out")
     return TokenFile(path, dtype, 4 * _HEADER, count)

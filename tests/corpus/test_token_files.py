@@ -1,5 +1,6 @@
 """`--tokens`: tokens that another program has made are read where they lie."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import gpt.provenance
 import gpt.readymade
 from gpt.batches import Batches
 from gpt.corpus.token_files import recognized
+from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 
 IDS = np.arange(300) % 257
@@ -104,6 +106,14 @@ def test_a_file_that_is_no_file_of_tokens_is_refused(files, content, message):
     else:
         shard(path, IDS % 256, **content)
     assert message in files.refused(tokens="data/train.bin", kind="tokenizer.json")
+
+
+def test_numbers_of_ids_are_said_exactly(tmp_path):
+    path = tmp_path / "train.bin"
+    shard(path, IDS % 256, count=1_234_568)
+    os.truncate(path, 1024 + 2 * 1_234_567)
+    with pytest.raises(UserError, match="has 1,234,567 ids, but its header says 1,234,568: get it again"):
+        recognized(path, 257)
 
 
 @pytest.mark.parametrize(
