@@ -124,7 +124,7 @@ def _of_checkpoint(found: Checkpoint) -> Pretrained:
     return Pretrained(f"{found.run.path}, {step}", found.model_config, found.weights(), tokenizer)
 
 
-def import_into(run: Run, source: Path, report: Callable[[str], object] = print) -> Checkpoint:
+def import_into(run: Run, source: Path, report: Callable[[str], object] = lambda line: None) -> Checkpoint:
     """Make a new run of the model in a Hugging Face directory, which can generate and be tuned at once.
 
     `report` takes a line about embeddings that have no token, if there are any.

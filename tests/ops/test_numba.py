@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_numpy_trains_if_compiled_code_cannot_be_cached_and_a_note_says_so(anew,
 
 def with_cache(monkeypatch, folder):
     """The notes of NumbaOps, with numba's cache in `folder`."""
-    monkeypatch.setattr(loops, "linear", type("Linear", (), {"stats": type("Stats", (), {"cache_path": str(folder)})}))
+    stats = SimpleNamespace(cache_path=str(folder))
+    monkeypatch.setattr(loops.linear, "dispatcher", SimpleNamespace(stats=stats))
     return NumbaOps().notes
 
 
