@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,10 +71,11 @@ def _drawing(saved: "Checkpoint") -> Callable[[Path], object] | None:
     from gpt.metrics import picture
     from gpt.metrics.curves import LOSSES, curve
 
+    try:
+        import_module("matplotlib.figure")
+    except ImportError:
+        return None
     lines = [line for line in saved.run.metrics() if line["step"] <= saved.step]
     if not any(curve(lines, key, "steps").x for key, _ in LOSSES.quantities):
-        return None
-    if find_spec("matplotlib") is None:
-        click.echo("Note: the model card shows no curves without matplotlib: pip install 'hipgpt[plot]'", err=True)
         return None
     return partial(picture.draw, {saved.run.name: lines}, "steps")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.tokenizer.characters import LETTER, SIGN, kinds
+from gpt.tokenizer.characters import COMBINING, LETTER, LOWER, SIGN, UPPER, cased_kinds, kinds
 from gpt.tokenizer.lexicon import MARGIN, MARK, Strings
 from gpt.tokenizer.spelling import ByteSpelling
 
@@ -25,8 +25,14 @@ _SHARES = 1 << 16  # outlines share so many places of a table
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # factor of the hash that gives an outline its place, as in lexicon.py
 
 
+# Bytes that end a run of letters: ASCII without its letters, and MARK
+_STOPS = np.array([chr(byte) < "\x7f" and not chr(byte).isalpha() or byte == MARK[0] for byte in range(256)])
+
+
 class Breaks:
     r"""The breaks that the pieces of a byte tokenizer leave. `whole` has words that are one token whatever merges say.
+
+    `has_case` is true if the pattern cuts words at changes of case, as GPT-4o's does.
 
     Example: this vocabulary has a token for 日本, and another for the first two bytes of 語 behind the last byte of 本.
 
@@ -37,11 +43,12 @@ class Breaks:
     ['日本語', '日本', '']
     """
 
-    def __init__(self, pieces: Sequence[str], whole: Iterable[bytes] = ()) -> None:
-        self._pieces, self._whole = pieces, list(whole)
+    def __init__(self, pieces: Sequence[str], whole: Iterable[bytes] = (), has_case: bool = False) -> None:
+        self._pieces, self._whole, self._has_case = pieces, list(whole), has_case
         self._spanned = _Pairs(*_spans(ByteSpelling.joined(pieces)))
-        kind = kinds()[:_BEYOND]
+        kind = (cased_kinds() if has_case else kinds())[:_BEYOND]
         self._letter, self._sign = kind == LETTER, kind == SIGN
+        self._is_cased, self._goes_on = (kind == UPPER) | (kind == LOWER), (kind == LETTER) | (kind == COMBINING)
         # A part of a word must not look like a whole word: no break is before its beginning or behind its end
         short = [ord(c) for word in self._whole if len(word) < _OUTLINE for c in word.decode() if ord(c) < _BEYOND]
         self._letter[short] = self._sign[short] = False
@@ -52,14 +59,16 @@ class Breaks:
 
     def __reduce__(self) -> Any:
         """Another process makes the tables sooner than it receives them."""
-        return Breaks, (self._pieces, self._whole)
+        return Breaks, (self._pieces, self._whole, self._has_case)
 
     def cut(self, strings: Strings) -> Strings:
         """The same strings, cut at the breaks too. They must follow each other without a gap, MARK among them.
 
         A break is between two letters or between a sign and a letter if no token spans them. Between a letter and a
         sign every pattern ends a word (gpt/tokenizer/splits.py), so this is a break as well. A pattern finds the same
-        words on both sides of each as in the whole text, but for the one word that is cut.
+        words on both sides of each as in the whole text, but for the one word that is cut. With a pattern that
+        `has_case`, a break between letters has no letter with a case behind it, up to the end of the run of letters:
+        such a pattern takes "aあいB" for aあい, B, and "いB" for い, B, but "いBc" for one word.
         """
         data = np.frombuffer(strings.data, np.uint8)
         (at,) = (data - np.uint8(0xE0) < 0x10).nonzero()
@@ -68,6 +77,8 @@ class Breaks:
         (first,) = (np.diff(at) == 3).nonzero()
         left, right, place = point[first], point[first + 1], at[first + 1]
         before_letter = (self._letter[left] | self._sign[left]) & ~self._spanned(left, right)
+        if self._has_case:
+            before_letter &= self._sign[left] | self._ends_without_case(data, at, point)[first + 1]
         breaks = np.where(self._letter[right], before_letter, self._letter[left] & self._sign[right])
         place = place[breaks]
         if len(self._whole):
@@ -79,6 +90,14 @@ class Breaks:
         begins[strings.start] = begins[place] = True
         (start,) = begins.nonzero()
         return Strings(strings.data, start, np.diff(start, append=len(data) - MARGIN))
+
+    def _ends_without_case(self, data: np.ndarray, at: np.ndarray, point: np.ndarray) -> np.ndarray:
+        """Whether the run of letters from each wide character on has no case, bool [n]; False if that is not known."""
+        goes_on, is_last = self._goes_on[point], np.diff(at, append=-1) != 3
+        (stop,) = (~goes_on | is_last).nonzero()
+        is_end = np.where(goes_on[stop], _STOPS[data[at[stop] + 3]], ~self._is_cased[point[stop]])
+        found: np.ndarray = np.repeat(is_end, np.diff(stop, prepend=-1))
+        return found
 
 
 class _Pairs:

@@ -18,6 +18,7 @@ from gpt.tokenizer.vocabulary import SPLITS
 # Letters that share their first, second or last bytes, a mark of vowels, signs, digits, and what may be beside them
 CHARACTERS = "あいヂ日本ㅂ한กा。、（５\u3000" + "aA7é's! \n\r" + "😀"
 texts = st.lists(st.text(CHARACTERS, max_size=8), max_size=8).map("".join)
+runs_of_letters = st.text("あい゙。ａＡaA'", max_size=12)
 
 
 @st.composite
@@ -43,23 +44,36 @@ def vocabularies(draw):
     return list(number), Merges(256, pairs, made), whole
 
 
-@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2"])
+@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2", "gpt4o"])
 @settings(max_examples=150)
 @given(vocabulary=vocabularies(), text=texts)
 def test_breaks_do_not_change_the_ids(split, vocabulary, text):
     pieces, merges, whole = vocabulary
     words_to_ids = WordsToIds(ByteSpelling(), merges, np.arange(len(pieces)), whole)
-    breaks = Breaks([ByteSpelling.piece_of(piece) for piece in pieces], whole)
+    breaks = Breaks([ByteSpelling.piece_of(piece) for piece in pieces], whole, has_case=split == "gpt4o")
     (cut,), (uncut,) = (
         Encoder(SPLITS[split], Marks(()), words_to_ids, each).encode([text]) for each in (breaks, None)
     )  # fmt: skip
     assert cut[0].tolist() == uncut[0].tolist()
 
 
-def parts(text, pieces, whole=()):
+@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2", "gpt4o"])
+@settings(max_examples=300)
+@given(text=texts | runs_of_letters)
+def test_words_end_at_the_breaks_and_where_they_end_without_them(split, text):
+    def ends(strings):
+        return set(np.cumsum([len(string) for string in strings.joined().split(MARK)[:-1]]).tolist())
+
+    pattern, breaks = SPLITS[split], Breaks([], has_case=split == "gpt4o")
+    chunks = pattern.chunks(text.encode())
+    parts = breaks.cut(chunks)
+    assert ends(pattern.cut(parts.joined())[0]) == ends(pattern.cut(chunks.joined())[0]) | ends(parts)
+
+
+def parts(text, pieces, whole=(), **options):
     data = text.encode()
     strings = Strings(data + bytes(MARGIN), np.array([0]), np.array([len(data)]))
-    breaks = Breaks([ByteSpelling.piece_of(piece) for piece in pieces], whole)
+    breaks = Breaks([ByteSpelling.piece_of(piece) for piece in pieces], whole, **options)
     return [part.decode() for part in breaks.cut(strings).joined().split(MARK)[:-1]]
 
 
@@ -81,6 +95,15 @@ def test_signs_stay_with_the_letters_behind_them_if_a_piece_has_both():
 
 def test_a_part_never_looks_like_a_whole_word():
     assert parts("日本語日本", ["日本".encode(), "語日".encode()], whole=["日本".encode()]) == ["日本語日本"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("日本語", "日 本 語"), ("日本語 A", "日 本 語 A"), ("日本語5", "日 本 語5"), ("日本。語本A", "日 本 。 語本A"),
+     ("日本語A", "日本語A"), ("日本Ａ語本", "日本Ａ語 本"), ("日本é語本", "日本é語 本"), ("กันก", "กัน ก")],
+)  # fmt: skip
+def test_if_case_matters_no_letter_with_a_case_is_behind_a_break_in_a_run_of_letters(text, expected):
+    assert " ".join(parts(text, [], has_case=True)) == expected
 
 
 def test_breaks_travel_to_another_process_without_their_tables():
