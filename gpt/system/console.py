@@ -31,8 +31,8 @@ class Console:
         self._terminal: RichConsole | None = None
         self._output = _Output(None if silent else sys.stdout)
         self._silent = silent
-        # A thread may print while another one ends the bar. rich would draw the bar once more, before the next line.
-        self._bar_ends = threading.RLock()
+        # A thread may print while another one begins or ends a bar. rich would draw that twice, and a line beside it.
+        self._bar_changes = threading.RLock()
         if not silent and sys.stdout and sys.stdout.isatty():
             from rich.console import Console as Terminal  # imported here, because a piped run and `--help` need no rich
 
@@ -48,7 +48,7 @@ class Console:
         if self._terminal:
             from rich.text import Text  # keeps "[bold]" and ":cat:" as they are
 
-            with self._bar_ends:
+            with self._bar_changes:
                 self._terminal.print(Text(text))
         else:
             print(text, file=self._output, flush=True)
@@ -84,12 +84,13 @@ class Console:
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )  # fmt: skip
         bar = Progress(*columns, console=self._terminal, transient=True, expand=True)
-        bar.start()
         try:
-            task = bar.add_task(name, total=total, completed=completed, status="")
+            with self._bar_changes:
+                bar.start()
+                task = bar.add_task(name, total=total, completed=completed, status="")
             yield lambda done, **changes: bar.update(task, completed=done, **changes)
         finally:
-            with self._bar_ends:
+            with self._bar_changes:
                 bar.stop()
 
 

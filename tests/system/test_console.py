@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_of_another_thread_are_never_beside_a_bar_that_ends(monkeypatch):
+def test_lines_of_another_thread_are_never_beside_a_bar_that_begins_or_ends(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     console, is_over = Console(), threading.Event()
