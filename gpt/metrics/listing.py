@@ -15,7 +15,7 @@ HEADER = (
     "SIZE",
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
-# Left out where there is no room, in turn
+# Columns that are left out, one after the other, if the terminal is too narrow
 _LEAST = ("SIZE", "PARAMETERS", "DEVICE", "LAST VALIDATION", "TOKENS", "TIME")
 
 

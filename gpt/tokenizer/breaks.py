@@ -133,7 +133,7 @@ class _Pairs:
 
 
 def _spans(pieces: bytes) -> tuple[np.ndarray, np.ndarray]:
-    r"""What the pieces have before and behind each place between wide characters, int32 [n] each.
+    r"""The neighbors at each place between wide characters in the pieces: (left, right), int32 [n] each.
 
     A character that is there whole is its code point. If only an end of the left one is there, this is the last six
     bits. If two bytes of the right one are there, or one, these are its upper ten or four bits. All these are less than

@@ -10,7 +10,7 @@ It is GPT-4's pattern but for four things:
   not join a letter without a case before them.
 - A contraction belongs to the word before it.
 - Slashes may follow line ends that follow other signs.
-- A combining mark is a letter, unless it is in a run of signs that is no single sign before letters.
+- A combining mark is a letter. In a run of signs it is a sign, unless the run is one sign before letters.
 """
 
 import numpy as np

@@ -173,7 +173,7 @@ class Gpt4:
         return _beginning(begins, white, data, padded, self._never_begins(array))
 
     def _never_begins(self, array: np.ndarray) -> np.ndarray | None:
-        """The bytes at which no chunk begins because of what is before them, bool [n], if there are some."""
+        """The bytes that begin no chunk, because they may belong to what is before them, bool [n]; None: no such."""
         return None
 
     def cut(self, chunks: bytes) -> tuple[Strings, np.ndarray]:

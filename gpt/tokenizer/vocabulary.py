@@ -86,7 +86,6 @@ class Vocabulary:
     def encoder(self) -> Encoder:
         whole = self._exceptions() if self.whole_words else {}
         words_to_ids = WordsToIds(self.spelling, self.merges, self.ids, whole)
-        # GPT-4o's pattern cuts at a capital because of letters far before it, so it has to see words whole
         breaks = Breaks(self.symbols, whole, has_case=self.split == "gpt4o") if self.kind == "byte" else None
         return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids, breaks)
 

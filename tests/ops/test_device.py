@@ -420,7 +420,7 @@ def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, f
 def test_a_cupy_that_is_broken_is_named_and_auto_takes_the_cpu(tmp_path, monkeypatch, source, said):
     (tmp_path / "cupy.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "cupy", None)  # at the end, what was there is put back, or nothing
+    monkeypatch.setitem(sys.modules, "cupy", None)  # so that the test's end restores what was there
     del sys.modules["cupy"]
     with pytest.raises(UserError, match="^CuPy does not load .*pip uninstall it") as error:
         cupy_device.import_cupy()

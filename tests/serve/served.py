@@ -127,7 +127,7 @@ def client_of(root: Path, **options: Any) -> Iterator[Any]:
 
 
 def asking(app: Any) -> Any:
-    """A client of an app, which is at work inside its `with`; skips if there is no httpx."""
+    """A client of an app, which runs inside the client's `with`. Skips if there is no httpx."""
     pytest.importorskip("httpx", reason="a client for tests needs httpx: pip install 'hipgpt[test]'")
     from starlette.testclient import TestClient
 

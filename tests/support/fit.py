@@ -9,8 +9,8 @@ At the end is a digest of all that the code and the judgement depend on: the sou
 without their comments, the compiler's version, and the text of the module that calls it and judges. A line is written
 as soon as all instances of the file have been found fit. A line whose digest is another one counts for nothing.
 
-The lines might be wrong, for example because the digest lacks something that matters. So a twentieth of what has not
-changed, taken at random, is compiled too. `--all` compiles everything.
+A line may be wrong, for example if the digest misses something. So a random twentieth of what has not changed is
+compiled too. `--all` compiles everything.
 """
 
 import hashlib
