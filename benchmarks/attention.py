@@ -3,11 +3,12 @@
     python benchmarks/attention.py hipgpt 32 12 1024 64
     python benchmarks/attention.py cudnn 32 12 1024 64 --dropout 0.1
     python benchmarks/attention.py efficient 4 16 2048 64 --precision tf32
-    python benchmarks/attention.py --grid
+    python benchmarks/attention.py --grid | tee grid.txt
+    python benchmarks/attention_picture.py grid.txt docs/attention.svg
     python benchmarks/attention.py --grid --precision fp32 --head-dims 32,64,80,96,112,128 --seqs 2048
 
 The first three print one JSON object, {"ms": …}: the median over groups of replays of a recorded graph. Groups are
-timed by events of the device, so that the host's own work does not count. The others print a table, a line for each
+timed by events of the device, so that the host's own work does not count. --grid prints a table, a line for each
 point as soon as it is measured: every head size, sequences of 128 to 8,192, 16 to 512 heads in a batch, with and
 without dropout, and the times of FlashAttention-2 and cuDNN as multiples of hipgpt's. With --precision fp32 or tf32 it
 is the time of PyTorch's memory-efficient attention, which has no rival there. Needs a GPU, and PyTorch for all but
@@ -27,6 +28,7 @@ from gpt.timing import time_groups
 WARM_UP = 20  # replays
 GRID_WARM_UP, GRID_SECONDS = 3, 0.03  # of each side of a point
 HEAD_DIMS, SEQS, HEADS, RATES = range(8, 129, 8), (128, 512, 2048, 8192), (16, 64, 512), (0.0, 0.1)
+DRAWN = 2**22  # random numbers, which fill larger arrays again and again: the host draws 40 million a second
 MOST_ELEMENTS = 2**28  # of an array of a point: 512 MiB in bf16
 GRID_PEERS = {"bf16": ("fa2", "cudnn"), "tf32": ("efficient",), "fp32": ("efficient",)}
 PEERS = {
@@ -63,8 +65,12 @@ def hipgpt(shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> 
     qkv, dqkv = (ops.empty((rows, 3 * width)) for _ in range(2))
     out, dout = (ops.empty((rows, width)) for _ in range(2))
     lse = ops.empty((batch, heads, seq), "float32")
-    for array in (qkv, dout):
-        ops.copy(rng.standard_normal(array.shape, np.float32), out=array)
+    drawn = ops.empty(min(DRAWN, dout.size))
+    ops.copy(rng.standard_normal(drawn.shape, np.float32), out=drawn)
+    for flat in (qkv.reshape(-1), dout.reshape(-1)):
+        for start in range(0, flat.size, drawn.size):
+            part = flat[start : start + drawn.size]
+            ops.copy(drawn[: part.size], out=part)
     dropout = Dropout(rate, ops.zeros(2, "uint32"), 0) if rate else None
 
     def step() -> None:
@@ -125,7 +131,7 @@ def print_grid(head_dims: list[int], seqs: list[int], precision: str) -> None:
     titles = "".join(f"{side.upper():>11}" for side in ("hipgpt ms", *sides))
     click.echo(f"{'HEAD':>5}{'SEQ':>6}{'HEADS':>7}{'DROPOUT':>9}{titles}")
     timed = Timed(GRID_WARM_UP, GRID_SECONDS)
-    for head_dim, seq, heads, rate in itertools.product(head_dims, seqs, HEADS, RATES):
+    for seq, heads, head_dim, rate in itertools.product(seqs, HEADS, head_dims, RATES):
         if heads * seq * head_dim > MOST_ELEMENTS:
             continue
         shape = heads // 16, 16, seq, head_dim
