@@ -116,9 +116,10 @@ def _last_line(text: str) -> str:
 # ---- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def training(name: str, precision: str, *measures: str) -> Comparison:
-    preset = () if name == "default" else ("--preset", name)
-    chosen = (*preset, "--precision", precision)
+def training(name: str, precision: str, *measures: str, flags: str = "") -> Comparison:
+    """A step of a preset, or of the default model; or of a model that `flags` make of gpt2-124M."""
+    preset = () if name == "default" else ("--preset", "gpt2-124M" if flags else name)
+    chosen = (*preset, "--precision", precision, *flags.split())
     ours = (*HIPGPT, "bench", "--device", "gpu", "--json", "--optimizer", "adamw")  # PyTorch's too
     sides: dict[str, Side] = {OURS: partial(printed, *ours, *chosen)}
     for mode in ("eager", "compile", "graphs"):
@@ -151,11 +152,23 @@ def start_up() -> Comparison:
 COMPARISONS = [
     training("default", "bf16", "generated_tokens_per_second"),
     training("gpt2-124M", "bf16", "held_bytes", "generated_tokens_per_second"),
+    training("gpt2-124M with dropout", "bf16", flags="--dropout 0.1"),
     training("gpt2-350M", "bf16", "held_bytes"),
+    training("36 layers of 1280", "bf16", "held_bytes", flags="--dim 1280 --heads 20 --ff 5120 --layers 36 --batch 4"),
+    training(
+        "24 layers of 2048",
+        "bf16",
+        "held_bytes",
+        flags="--dim 2048 --heads 16 --ff 8192 --layers 24 --seq 2048 --batch 2",
+    ),
     training("default", "tf32"),
     attention(32, 12, 1024, 64),
     attention(8, 16, 4096, 64),
     attention(32, 8, 256, 32),
+    attention(4, 16, 2048, 64),
+    attention(4, 16, 2048, 80),
+    attention(4, 16, 2048, 96),
+    attention(4, 16, 2048, 128),
     start_up(),
 ]
 

@@ -1,6 +1,7 @@
 """GPT-2 in PyTorch, trained as fast as PyTorch's users train it, and Hugging Face's to generate with: the peers.
 
     python benchmarks/pytorch_gpt2.py train --preset gpt2-124M --mode graphs
+    python benchmarks/pytorch_gpt2.py train --preset gpt2-124M --dim 1280 --heads 20 --ff 5120 --layers 36 --batch 4
     python benchmarks/pytorch_gpt2.py generate --preset gpt2-124M
 
 Each prints one JSON object with keys as of `hipgpt bench --json`. A training step is the usual one: activations by
@@ -12,6 +13,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import click
 import numpy as np
@@ -20,7 +22,9 @@ from torch import nn
 from torch.nn import functional
 
 from gpt.bench import GENERATED
-from gpt.config import PRECISIONS, PRESETS, ModelConfig, SamplingConfig, TokenizerConfig, TrainConfig
+from gpt.commands.command_line import Command, Option
+from gpt.commands.options import BATCH, MODEL, PRESET
+from gpt.config import PRECISIONS, ModelConfig, SamplingConfig, TokenizerConfig, TrainConfig
 from gpt.initialization import STD
 from gpt.optim import BETAS, EPS
 from gpt.parameters import padded_vocab
@@ -40,6 +44,7 @@ class Block(nn.Module):
         super().__init__()
         d, f = config.embed_dim, config.ff_hidden_dim
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.rate, self.dropout = config.dropout, nn.Dropout(config.dropout)
         self.ln_1, self.ln_2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attn = nn.ModuleDict({"c_attn": nn.Linear(d, 3 * d), "c_proj": nn.Linear(d, d)})
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(d, f), "c_proj": nn.Linear(f, d)})
@@ -47,9 +52,11 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         qkv = self.attn["c_attn"](self.ln_1(x)).unflatten(-1, (3, self.num_heads, self.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [batch, heads, seq, head_dim]
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.attn["c_proj"](attended.transpose(1, 2).flatten(2))
-        return x + self.mlp["c_proj"](functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
+        rate = self.rate if self.training else 0.0
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=rate)
+        x = x + self.dropout(self.attn["c_proj"](attended.transpose(1, 2).flatten(2)))
+        hidden = functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.dropout(self.mlp["c_proj"](hidden))
 
 
 class GPT2(nn.Module):
@@ -66,6 +73,7 @@ class GPT2(nn.Module):
                 "ln_f": nn.LayerNorm(d),
             }
         )
+        self.dropout = nn.Dropout(config.dropout)
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=STD)
@@ -73,7 +81,7 @@ class GPT2(nn.Module):
     def forward(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of int64 [batch, seq] ids and labels."""
         wte, wpe = self.transformer["wte"], self.transformer["wpe"]
-        x = wte(ids) + wpe.weight[: ids.shape[1]]
+        x = self.dropout(wte(ids) + wpe.weight[: ids.shape[1]])
         for block in self.transformer["h"]:
             x = block(x)
         logits = functional.linear(self.transformer["ln_f"](x), wte.weight)
@@ -124,9 +132,12 @@ class TrainStep:
         self.optimizer = _adamw(self._parameters, config)
 
     def loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean cross-entropy of int64 [rows, seq] ids and labels, without a gradient."""
+        """The mean cross-entropy of int64 [rows, seq] ids and labels, without a gradient and without dropout."""
+        self.module.eval()
         with torch.no_grad(), self._autocast:
-            return self.module(ids, labels)
+            loss: torch.Tensor = self.module(ids, labels)
+        self.module.train()
+        return loss
 
 
 def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -137,9 +148,9 @@ def _adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=config.peak_lr, betas=BETAS["adamw"], eps=EPS, fused=True)
 
 
-def shape(preset: str | None) -> tuple[ModelConfig, TrainConfig]:
-    """The model and training of `hipgpt bench` with that preset (None: the default)."""
-    model, config = settle({"optimizer": "adamw"}, preset, start=None, resume=False)
+def shape(preset: str | None, settings: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """The model and training of `hipgpt bench` with that preset (None: the default) and those settings."""
+    model, config = settle({"optimizer": "adamw", **settings}, preset, start=None, resume=False)
     return replace(model, vocab_size=TokenizerConfig.of(preset).vocab_limit), config
 
 
@@ -148,16 +159,22 @@ def main() -> None:
     """Time PyTorch and Hugging Face on the first GPU, at the same work as hipgpt."""
 
 
-PRESET = click.option("--preset", type=click.Choice(list(PRESETS)))
+# The options of `hipgpt bench` that both take.
+SHAPE = [
+    option for option in (*MODEL, *BATCH)
+    if option.name in ("embed_dim", "num_heads", "ff_hidden_dim", "num_layers", "max_seq_len", "dropout", "batch_size")
+]  # fmt: skip
+MODE = Option("--mode", type=click.Choice(list(MODES)), default="eager", help="Way to run PyTorch.")
+PRECISION = Option("--precision", type=click.Choice(PRECISIONS[1:]), default="bf16", help="Number format of products.")
 
 
-@main.command()
-@PRESET
-@click.option("--mode", type=click.Choice(list(MODES)), default="eager")
-@click.option("--precision", type=click.Choice(PRECISIONS[1:]), default="bf16")
-def train(preset: str | None, mode: str, precision: str) -> None:
+@main.command(
+    cls=Command, sections={"Options": (MODE, PRECISION, PRESET, *SHAPE)},
+    epilog="python benchmarks/pytorch_gpt2.py train --preset gpt2-124M --mode graphs",
+)  # fmt: skip
+def train(mode: str, precision: str, preset: str | None, settings: dict[str, Any]) -> None:
     """Train on random tokens. The end of the first step is told on standard error, for scripts that time it."""
-    model, config = shape(preset)
+    model, config = shape(preset, settings)
     ids, labels = torch.randint(
         model.vocab_size, (2, BATCHES, config.batch_size, model.max_seq_len), device="cuda"
     ).unbind()  # fmt: skip
@@ -177,13 +194,14 @@ def train(preset: str | None, mode: str, precision: str) -> None:
     click.echo(json.dumps({"ms_per_step": ms, "held_bytes": torch.cuda.max_memory_allocated()}))
 
 
-@main.command()
-@PRESET
+@main.command(
+    cls=Command, sections={"Options": (PRESET,)}, epilog="python benchmarks/pytorch_gpt2.py generate --preset gpt2-124M"
+)
 def generate(preset: str | None) -> None:
     """Draw tokens one by one from GPT2LMHeadModel in bf16, with its cache and hipgpt's sampling."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    model, sampling = shape(preset)[0], SamplingConfig()
+    model, sampling = shape(preset, {})[0], SamplingConfig()
     config = GPT2Config(
         vocab_size=model.vocab_size, n_positions=model.max_seq_len, n_embd=model.embed_dim, n_layer=model.num_layers,
         n_head=model.num_heads, n_inner=model.ff_hidden_dim, bos_token_id=0, eos_token_id=0, pad_token_id=0,
