@@ -18,11 +18,14 @@ hipgpt.
 import itertools
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import click
 import numpy as np
 
+from gpt.ops import select
+from gpt.ops.interface import Array, Dropout, Operations
 from gpt.timing import time_groups
 
 WARM_UP = 20  # replays
@@ -55,21 +58,25 @@ class Timed:
         return time_groups(replay, lambda: seconds_between(start, mark()), seconds=self.seconds).median * 1e3
 
 
-def hipgpt(shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> float:
-    from gpt.ops import select
-    from gpt.ops.interface import Dropout
-
+@cache  # its kernels stay loaded from one point of the grid to the next
+def operations(precision: str) -> tuple[Operations, Array]:
+    """hipgpt's operations on the GPU, and random numbers there, [DRAWN]."""
     ops = select("gpu", precision)
+    drawn = ops.empty(DRAWN)
+    ops.copy(np.random.default_rng(0).standard_normal(DRAWN, np.float32), out=drawn)
+    return ops, drawn
+
+
+def hipgpt(shape: Shape, rate: float, timed: Timed, precision: str = "bf16") -> float:
+    ops, drawn = operations(precision)
     batch, heads, seq, head_dim = shape
-    rows, width, rng = batch * seq, heads * head_dim, np.random.default_rng(0)
+    rows, width = batch * seq, heads * head_dim
     qkv, dqkv = (ops.empty((rows, 3 * width)) for _ in range(2))
     out, dout = (ops.empty((rows, width)) for _ in range(2))
     lse = ops.empty((batch, heads, seq), "float32")
-    drawn = ops.empty(min(DRAWN, dout.size))
-    ops.copy(rng.standard_normal(drawn.shape, np.float32), out=drawn)
     for flat in (qkv.reshape(-1), dout.reshape(-1)):
-        for start in range(0, flat.size, drawn.size):
-            part = flat[start : start + drawn.size]
+        for start in range(0, flat.size, DRAWN):
+            part = flat[start : start + DRAWN]
             ops.copy(drawn[: part.size], out=part)
     dropout = Dropout(rate, ops.zeros(2, "uint32"), 0) if rate else None
 
