@@ -168,23 +168,25 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
     second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
   }
   struct Fetched {
-    typename First::template Fetched<THREADS> first;
-    typename Second::template Fetched<THREADS> second;
-    static constexpr int OF_FIRST = decltype(first)::REACH, OF_SECOND = decltype(second)::REACH;
-    static constexpr int REACH = OF_FIRST > OF_SECOND ? OF_FIRST : OF_SECOND;
+    typename First::template Fetched<THREADS, HEAD_DIM> first;
+    typename Second::template Fetched<THREADS, HEAD_DIM> second;
   };
   // Only the last slices test whether rows exist. Tests in every slice took a twentieth of the time of `attention`.
   DEVICE void fetch(Fetched& fetched, int start) const {
-    if (start + Fetched::REACH <= seq) fetch<true>(fetched, start);
+    if (start + ROWS <= seq) fetch<true>(fetched, start);
     else fetch<false>(fetched, start);
   }
   template <bool WHOLE> DEVICE void fetch(Fetched& fetched, int start) const {
-    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq, HEAD_DIM);
-    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq, HEAD_DIM);
+    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq);
+    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
     second_slice(0).put(fetched.second);
+  }
+  DEVICE void clear() const {
+    first_slice(0).template clear<THREADS, HEAD_DIM>();
+    second_slice(0).template clear<THREADS, HEAD_DIM>();
   }
 };
 
@@ -197,6 +199,7 @@ template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
   DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
     if constexpr (STAGES == 2) source.copy(start, stage);
     else if constexpr (PREFETCH) source.fetch(fetched, start);
+    if constexpr (FETCH) source.clear();
   }
   // Returns the stage that holds the slices at `start` until the next call, and begins to copy the slices after them.
   DEVICE int next(int start) {

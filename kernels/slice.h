@@ -95,33 +95,50 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
   }
 
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
-  // writes them to the slice. In between the thread does other work. Rows from `rows` on become row `first`, because
-  // zeros would cost more instructions. If the slice is WHOLE, there are no such rows among the REACH from `first` on.
+  // writes them to the slice. In between the thread does other work. Only the first USED columns are read. `clear` once
+  // sets the others to 0. Rows from `rows` on become row `first`, because zeros would cost more instructions. If the slice
+  // is WHOLE, there are no such rows.
   //
   // With PAIRS a thread's vectors 2 i and 2 i + 1 are of a pair of rows, and `put` joins their elements.
-  template <int THREADS> struct Fetched {
-    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
+  template <int THREADS, int USED> struct Fetched {
+    static constexpr int GROUPS = (USED + Vector<T>::SIZE - 1) / Vector<T>::SIZE;
+    static constexpr int TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
     static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
-    // Rows that are fetched: more than ROWS if threads of the last turn are left over
-    static constexpr int REACH = TOGETHER * 8 * ((TURNS * THREADS + 8 * GROUPS - 1) / (8 * GROUPS));
     Vector<T> v[COUNT];
+
+    // The place of the thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
+    static DEVICE int row(int k) {
+      constexpr int EIGHT = 8 * GROUPS;
+      int turn = k / TOGETHER, unit_row;
+      if constexpr (THREADS % EIGHT == 0) {
+        unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
+      } else {
+        unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+      }
+      return TOGETHER * unit_row + k % TOGETHER;
+    }
+    static DEVICE int column(int k) {
+      int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / TOGETHER * THREADS;
+      return i / 8 % GROUPS * Vector<T>::SIZE;
+    }
   };
-  template <bool WHOLE, int THREADS>
-  DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
+  template <bool WHOLE, int THREADS, int USED>
+  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, Rows<const T*> from, int first, int rows) {
+    typedef Fetched<THREADS, USED> F;
     const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
-    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
-      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      bool inside = columns == COLUMNS || c < columns;
-      uint32 column = inside ? c * sizeof(T) : 0, row = r * (uint32)(from.stride * sizeof(T));
+    UNROLL for (int k = 0; k < F::COUNT; k++) {
+      // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
+      int r = F::UNITS % THREADS ? minimum(F::row(k), ROWS - 1) : F::row(k);
+      uint32 column = F::column(k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
       fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
-      if (!inside) fetched.v[k] = {};
     }
   }
-  template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
-    constexpr int TOGETHER = Fetched<THREADS>::TOGETHER, HALF = Vector<T>::SIZE / 2;
-    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k += TOGETHER) {
-      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      if (Fetched<THREADS>::UNITS % THREADS && r >= ROWS) continue;
+  template <int THREADS, int USED> DEVICE void put(const Fetched<THREADS, USED>& fetched) const {
+    typedef Fetched<THREADS, USED> F;
+    constexpr int HALF = Vector<T>::SIZE / 2;
+    UNROLL for (int k = 0; k < F::COUNT; k += F::TOGETHER) {
+      int r = F::row(k), c = F::column(k);
+      if (F::UNITS % THREADS && r >= ROWS) continue;
       if constexpr (PAIRS) {
         UNROLL for (int half = 0; half < 2; half++) {
           Vector<T> both;
@@ -136,21 +153,13 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
       }
     }
   }
-  // The place of a thread's vector number k, in the order of `copy`
-  template <int THREADS> DEVICE static int row_of(int k) {
-    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS, TOGETHER = Fetched<THREADS>::TOGETHER;
-    int turn = k / TOGETHER, unit_row;
-    if constexpr (THREADS % EIGHT == 0) {
-      unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
-    } else {
-      unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+  template <int THREADS, int USED> DEVICE void clear() const {
+    constexpr int TOGETHER = PAIRS ? 2 : 1, GROUPS = TOGETHER * (COLUMNS - USED) / Vector<T>::SIZE;
+    if constexpr (GROUPS > 0) {
+      for (int i = thread_id(); i < ROWS / TOGETHER * GROUPS; i += THREADS) {
+        p.set_vector(i / GROUPS * STRIDE + TOGETHER * USED + i % GROUPS * Vector<T>::SIZE, {});
+      }
     }
-    return TOGETHER * unit_row + k % TOGETHER;
-  }
-  template <int THREADS> DEVICE static int column_of(int k) {
-    constexpr int GROUPS = Fetched<THREADS>::GROUPS;
-    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / Fetched<THREADS>::TOGETHER * THREADS;
-    return i / 8 % GROUPS * Vector<T>::SIZE;
   }
 
 #if HOPPER
