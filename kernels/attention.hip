@@ -295,12 +295,16 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   q.wait();
   M::Acc o[CHUNKS] = {};
-  PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
   float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
+#if LAYOUT > LAYOUT_MMA
+  Softmax<M> softmax(exponent);
+#else
+  PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     m[s] = -infinity();
     l[s] = 0;
   }
+#endif
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
   uint32 hash[M::SLOTS];
@@ -318,6 +322,9 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     if (start + OTHERS - 1 > first) mask<false>(p, first, start);
 
     // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
+#if LAYOUT > LAYOUT_MMA
+    softmax.make_room(p, o);
+#else
     PerRow factors, shift;
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
       float largest = row_max<M>(p, s, m[s]);
@@ -327,13 +334,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
       shift[s] = largest * exponent;
     }
     scale_rows<M>(o, factors);
+#endif
     // P = 2^(exponent S - shift), its sum in this lane, and dropout. On NVIDIA a function compiles differently.
     UNROLL for (int i = 0; i < OTHERS / M::EDGE; i++) {
 #if DROPOUT
       QueriesMask<M> keeps(dropout, hash, start + M::EDGE * i);
 #endif
 #if LAYOUT > LAYOUT_MMA
-      l[0] += exponentials<M>(p[i], exponent, shift[0]);
+      softmax.exponentials(p[i]);
 #endif
       UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
 #if LAYOUT <= LAYOUT_MMA
@@ -354,10 +362,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   // O / l, with dropout times keep_scale, and lse. The lane that has a row's first column writes lse.
   PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
-    l[s] = M::row_sum(l[s]);
-    factors[s] = (DROPOUT ? keep_scale : 1) / l[s];
+#if LAYOUT > LAYOUT_MMA
+    float sum = softmax.sum(), log2_sum = softmax.shift + log2_of(sum);
+#else
+    float sum = M::row_sum(l[s]), log2_sum = m[s] * exponent + log2_of(sum);
+#endif
+    factors[s] = (DROPOUT ? keep_scale : 1) / sum;
     int row = first + M::slot_row(s);
-    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
+    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = log2_sum * LN2;
   }
   scale_rows<M>(o, factors);
   store<Values>(o, head.in_out(out), first, seq, q.own);
@@ -415,7 +427,8 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
 #if LAYOUT > LAYOUT_MMA
-        exponentials<M>(p[i], exponent, shift[0]);
+        Float2 unused;
+        exponentials<M>(p[i], exponent, shift[0], unused);
 #else
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
 #endif

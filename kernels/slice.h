@@ -347,21 +347,6 @@ template <class M, int N> DEVICE float row_max(const typename M::Acc (&tiles)[N]
   return M::row_max(largest);
 }
 
-#if LAYOUT > LAYOUT_MMA
-// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Returns their sum in
-// this lane. It takes two elements at a time, because CDNA has instructions for them.
-template <class M> DEVICE float exponentials(typename M::Acc& tile, float exponent, float shift) {
-  Float2 sum = {};
-  UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
-    Float2 v = fma(Float2{tile.v[e], tile.v[e + 1]}, Float2{exponent, exponent}, Float2{-shift, -shift});
-    v = Float2{exp2_fast(v[0]), exp2_fast(v[1])};
-    tile.v[e] = v[0], tile.v[e + 1] = v[1];
-    sum += v;
-  }
-  return sum[0] + sum[1];
-}
-#endif
-
 // Each row times its factor
 template <class M, int N> DEVICE void scale_rows(typename M::Acc (&tiles)[N], const float (&factors)[M::SLOTS]) {
   UNROLL for (int i = 0; i < N; i++) {
@@ -375,6 +360,45 @@ template <class M, int N> DEVICE void scale_all(typename M::Acc (&tiles)[N], flo
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factor;
   }
 }
+
+#if LAYOUT > LAYOUT_MMA
+// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Adds them to `sums`, those
+// of even elements to the first. It takes two elements at a time, because CDNA has instructions for them.
+template <class M> DEVICE void exponentials(typename M::Acc& tile, float exponent, float shift, Float2& sums) {
+  UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
+    Float2 v = fma(Float2{tile.v[e], tile.v[e + 1]}, Float2{exponent, exponent}, Float2{-shift, -shift});
+    v = Float2{exp2_fast(v[0]), exp2_fast(v[1])};
+    tile.v[e] = v[0], tile.v[e + 1] = v[1];
+    sums += v;
+  }
+}
+
+// The softmax of a strip's rows whose elements v come a slice at a time (online softmax), if a lane has elements of a
+// single row. 2^(exponent v - shift) has any `shift` that keeps the exponentials in float32's range: the results do not
+// depend on it. So it follows the row's maximum only if that has grown by a factor of more than 2^8, which is seldom
+// after the first slice, and only then the sums so far shrink.
+template <class M> struct Softmax {
+  static constexpr float GROWTH = 8;
+  float exponent, shift, limit;  // limit: the largest element that needs no larger shift
+  Float2 sums;                   // of the row's exponentials in this lane
+
+  DEVICE Softmax(float exponent) : exponent(exponent), shift(-infinity()), limit(-infinity()), sums{} {}
+  // Before `exponentials` of these tiles: `products` are the sums of the products with the exponentials so far.
+  template <int N, int P>
+  DEVICE void make_room(const typename M::Acc (&tiles)[N], typename M::Acc (&products)[P]) {
+    float largest = row_max<M>(tiles, 0, limit);
+    if (largest > limit) {
+      float before = shift;
+      shift = largest * exponent, limit = largest + GROWTH / exponent;
+      float factor = exp2_fast(before - shift);
+      sums *= Float2{factor, factor};
+      scale_all<M>(products, factor);
+    }
+  }
+  DEVICE void exponentials(typename M::Acc& tile) { gpt::exponentials<M>(tile, exponent, shift, sums); }
+  DEVICE float sum() const { return M::row_sum(sums[0] + sums[1]); }
+};
+#endif
 
 }  // namespace gpt
 
