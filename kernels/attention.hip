@@ -227,10 +227,18 @@ template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
 // Sets the products of queries with later keys to minus infinity. Rows from `row` and columns from `column` on are
 // queries and keys, or, with KEY_ROWS, keys and queries.
 template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row, int column) {
+  int ahead = row + M::row(0) - column - M::column(0);  // the lane's first row, as seen from its first column
   UNROLL for (int i = 0; i < N; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      int r = row + M::row(e), c = column + M::EDGE * i + M::column(e);
-      if (KEY_ROWS ? r > c : c > r) products[i].v[e] = -infinity();
+      bool later;
+      if constexpr (M::SLOTS == 1) {  // AMD compares a number of its instruction's own with `ahead`
+        int c = M::EDGE * i + M::column(e) - M::column(0);
+        later = KEY_ROWS ? ahead > c : c > ahead;
+      } else {
+        int r = row + M::row(e), c = column + M::EDGE * i + M::column(e);
+        later = KEY_ROWS ? r > c : c > r;
+      }
+      if (later) products[i].v[e] = -infinity();
     }
   }
 }
