@@ -303,15 +303,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   Slab<hold(1, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   q.wait();
   M::Acc o[CHUNKS] = {};
-  float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
-#if LAYOUT > LAYOUT_MMA
-  Softmax<M> softmax(exponent);
-#else
   PerRow m, l;  // the running maximum of each row, and the sum of its exponentials in this lane's columns
+  float exponent = scale() * LOG2E;  // exp(scale v) = 2^(exponent v)
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
     m[s] = -infinity();
     l[s] = 0;
   }
+#if LAYOUT > LAYOUT_MMA
+  Softmax<M> softmax(exponent);  // has both during the loop
 #endif
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
@@ -329,10 +328,10 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     products_done(p);
     if (start + OTHERS - 1 > first) mask<false>(p, first, start);
 
-    // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
 #if LAYOUT > LAYOUT_MMA
     softmax.make_room(p, o);
 #else
+    // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
     PerRow factors, shift;
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
       float largest = row_max<M>(p, s, m[s]);
@@ -367,17 +366,17 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     products_done(o);
   }
 
+#if LAYOUT > LAYOUT_MMA
+  m[0] = softmax.m, l[0] = softmax.sum();
+#endif
+
   // O / l, with dropout times keep_scale, and lse. The lane that has a row's first column writes lse.
   PerRow factors;
   UNROLL for (int s = 0; s < M::SLOTS; s++) {
-#if LAYOUT > LAYOUT_MMA
-    float sum = softmax.sum(), log2_sum = softmax.shift + log2_of(sum);
-#else
-    float sum = M::row_sum(l[s]), log2_sum = m[s] * exponent + log2_of(sum);
-#endif
-    factors[s] = (DROPOUT ? keep_scale : 1) / sum;
+    l[s] = M::row_sum(l[s]);
+    factors[s] = (DROPOUT ? keep_scale : 1) / l[s];
     int row = first + M::slot_row(s);
-    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = log2_sum * LN2;
+    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
   }
   scale_rows<M>(o, factors);
   store<Values>(o, head.in_out(out), first, seq, q.own);
@@ -435,7 +434,7 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
 #if LAYOUT > LAYOUT_MMA
-        Float2 unused;
+        Float2 unused = {};
         exponentials<M>(p[i], exponent, shift[0], unused);
 #else
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);

@@ -374,29 +374,29 @@ template <class M> DEVICE void exponentials(typename M::Acc& tile, float exponen
 }
 
 // The softmax of a strip's rows whose elements v come a slice at a time (online softmax), if a lane has elements of a
-// single row. 2^(exponent v - shift) has any `shift` that keeps the exponentials in float32's range: the results do not
-// depend on it. So it follows the row's maximum only if that has grown by a factor of more than 2^8, which is seldom
-// after the first slice, and only then the sums so far shrink.
+// single row. Its results do not depend on the number m that is taken from each element, so m need not be the row's
+// maximum: exp(v - m) only has to be in float32's range. m follows the maximum when an exponential would be larger than
+// 2^8, which is seldom after the first slice. Only then the sums so far shrink. (FlashAttention-4 does so, too.)
 template <class M> struct Softmax {
-  static constexpr float GROWTH = 8;
-  float exponent, shift, limit;  // limit: the largest element that needs no larger shift
-  Float2 sums;                   // of the row's exponentials in this lane
+  static constexpr float ROOM = 8;
+  float exponent;         // exp(v) = 2^(exponent v), because v is not scaled yet
+  float m, shift, limit;  // shift = exponent m; limit is the largest element that there is room for
+  Float2 sums;            // of the row's exponentials in this lane
 
-  DEVICE Softmax(float exponent) : exponent(exponent), shift(-infinity()), limit(-infinity()), sums{} {}
-  // Before `exponentials` of these tiles: `products` are the sums of the products with the exponentials so far.
-  template <int N, int P>
-  DEVICE void make_room(const typename M::Acc (&tiles)[N], typename M::Acc (&products)[P]) {
+  DEVICE Softmax(float exponent)
+      : exponent(exponent), m(-infinity()), shift(-infinity()), limit(-infinity()), sums{} {}
+  // Before `exponentials` of these tiles. `products` are the sums of the products with all exponentials so far.
+  template <int N, int P> DEVICE void make_room(const typename M::Acc (&tiles)[N], typename M::Acc (&products)[P]) {
     float largest = row_max<M>(tiles, 0, limit);
     if (largest > limit) {
-      float before = shift;
-      shift = largest * exponent, limit = largest + GROWTH / exponent;
-      float factor = exp2_fast(before - shift);
+      float factor = exp2_fast(shift - largest * exponent);
+      m = largest, shift = largest * exponent, limit = largest + ROOM / exponent;
       sums *= Float2{factor, factor};
       scale_all<M>(products, factor);
     }
   }
   DEVICE void exponentials(typename M::Acc& tile) { gpt::exponentials<M>(tile, exponent, shift, sums); }
-  DEVICE float sum() const { return M::row_sum(sums[0] + sums[1]); }
+  DEVICE float sum() const { return sums[0] + sums[1]; }
 };
 #endif
 
