@@ -168,23 +168,25 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
     second_slice(stage).template copy<THREADS, WIDTH>(second_rows, start, seq, HEAD_DIM);
   }
   struct Fetched {
-    typename First::template Fetched<THREADS> first;
-    typename Second::template Fetched<THREADS> second;
-    static constexpr int OF_FIRST = decltype(first)::REACH, OF_SECOND = decltype(second)::REACH;
-    static constexpr int REACH = OF_FIRST > OF_SECOND ? OF_FIRST : OF_SECOND;
+    typename First::template Fetched<THREADS, HEAD_DIM> first;
+    typename Second::template Fetched<THREADS, HEAD_DIM> second;
   };
   // Only the last slices test whether rows exist. Tests in every slice took a twentieth of the time of `attention`.
   DEVICE void fetch(Fetched& fetched, int start) const {
-    if (start + Fetched::REACH <= seq) fetch<true>(fetched, start);
+    if (start + ROWS <= seq) fetch<true>(fetched, start);
     else fetch<false>(fetched, start);
   }
   template <bool WHOLE> DEVICE void fetch(Fetched& fetched, int start) const {
-    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq, HEAD_DIM);
-    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq, HEAD_DIM);
+    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq);
+    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
     second_slice(0).put(fetched.second);
+  }
+  DEVICE void clear() const {
+    first_slice(0).template clear<THREADS, HEAD_DIM>();
+    second_slice(0).template clear<THREADS, HEAD_DIM>();
   }
 };
 
@@ -197,6 +199,7 @@ template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
   DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
     if constexpr (STAGES == 2) source.copy(start, stage);
     else if constexpr (PREFETCH) source.fetch(fetched, start);
+    if constexpr (FETCH) source.clear();
   }
   // Returns the stage that holds the slices at `start` until the next call, and begins to copy the slices after them.
   DEVICE int next(int start) {
@@ -224,10 +227,18 @@ template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
 // Sets the products of queries with later keys to minus infinity. Rows from `row` and columns from `column` on are
 // queries and keys, or, with KEY_ROWS, keys and queries.
 template <bool KEY_ROWS, int N> DEVICE void mask(M::Acc (&products)[N], int row, int column) {
+  int ahead = row + M::row(0) - column - M::column(0);  // the lane's first row, as seen from its first column
   UNROLL for (int i = 0; i < N; i++) {
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
-      int r = row + M::row(e), c = column + M::EDGE * i + M::column(e);
-      if (KEY_ROWS ? r > c : c > r) products[i].v[e] = -infinity();
+      bool later;
+      if constexpr (M::SLOTS == 1) {  // AMD compares a number of its instruction's own with `ahead`
+        int c = M::EDGE * i + M::column(e) - M::column(0);
+        later = KEY_ROWS ? ahead > c : c > ahead;
+      } else {
+        int r = row + M::row(e), c = column + M::EDGE * i + M::column(e);
+        later = KEY_ROWS ? r > c : c > r;
+      }
+      if (later) products[i].v[e] = -infinity();
     }
   }
 }
@@ -298,6 +309,9 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     m[s] = -infinity();
     l[s] = 0;
   }
+#if LAYOUT > LAYOUT_MMA
+  Softmax<M> softmax(exponent);  // has both during the loop
+#endif
 #if DROPOUT
   Dropout dropout(key, site, threshold, keep_scale);
   uint32 hash[M::SLOTS];
@@ -314,6 +328,9 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     products_done(p);
     if (start + OTHERS - 1 > first) mask<false>(p, first, start);
 
+#if LAYOUT > LAYOUT_MMA
+    softmax.make_room(p, o);
+#else
     // Softmax, online: if the maximum of a row grows from m to `largest`, its sums so far shrink by a factor.
     PerRow factors, shift;
     UNROLL for (int s = 0; s < M::SLOTS; s++) {
@@ -324,13 +341,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
       shift[s] = largest * exponent;
     }
     scale_rows<M>(o, factors);
+#endif
     // P = 2^(exponent S - shift), its sum in this lane, and dropout. On NVIDIA a function compiles differently.
     UNROLL for (int i = 0; i < OTHERS / M::EDGE; i++) {
 #if DROPOUT
       QueriesMask<M> keeps(dropout, hash, start + M::EDGE * i);
 #endif
 #if LAYOUT > LAYOUT_MMA
-      l[0] += exponentials<M>(p[i], exponent, shift[0]);
+      softmax.exponentials(p[i]);
 #endif
       UNROLL for (int e = 0; e < M::ELEMENTS; e++) {
 #if LAYOUT <= LAYOUT_MMA
@@ -347,6 +365,10 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     pair.second_slice(stage).template add_product<OTHERS>(o, p, 0);
     products_done(o);
   }
+
+#if LAYOUT > LAYOUT_MMA
+  m[0] = softmax.m, l[0] = softmax.sum();
+#endif
 
   // O / l, with dropout times keep_scale, and lse. The lane that has a row's first column writes lse.
   PerRow factors;
@@ -412,7 +434,8 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
       if (start + t + STEP - 1 > first) mask<false>(p, first, start + t);
       UNROLL for (int i = 0; i < STEP / M::EDGE; i++) {
 #if LAYOUT > LAYOUT_MMA
-        exponentials<M>(p[i], exponent, shift[0]);
+        Float2 unused = {};
+        exponentials<M>(p[i], exponent, shift[0], unused);
 #else
         UNROLL for (int e = 0; e < M::ELEMENTS; e++) p[i].v[e] = exp2_fast(p[i].v[e] * exponent - shift[M::slot(e)]);
 #endif

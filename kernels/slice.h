@@ -95,33 +95,50 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
   }
 
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
-  // writes them to the slice. In between the thread does other work. Rows from `rows` on become row `first`, because
-  // zeros would cost more instructions. If the slice is WHOLE, there are no such rows among the REACH from `first` on.
+  // writes them to the slice. In between the thread does other work. Only the first USED columns are read. `clear` once
+  // sets the others to 0. Rows from `rows` on become row `first`, because zeros would cost more instructions. If the slice
+  // is WHOLE, there are no such rows.
   //
   // With PAIRS a thread's vectors 2 i and 2 i + 1 are of a pair of rows, and `put` joins their elements.
-  template <int THREADS> struct Fetched {
-    static constexpr int GROUPS = COLUMNS / Vector<T>::SIZE, TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
+  template <int THREADS, int USED> struct Fetched {
+    static constexpr int GROUPS = (USED + Vector<T>::SIZE - 1) / Vector<T>::SIZE;
+    static constexpr int TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
     static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
-    // Rows that are fetched: more than ROWS if threads of the last turn are left over
-    static constexpr int REACH = TOGETHER * 8 * ((TURNS * THREADS + 8 * GROUPS - 1) / (8 * GROUPS));
     Vector<T> v[COUNT];
+
+    // The place of the thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
+    static DEVICE int row(int k) {
+      constexpr int EIGHT = 8 * GROUPS;
+      int turn = k / TOGETHER, unit_row;
+      if constexpr (THREADS % EIGHT == 0) {
+        unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
+      } else {
+        unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+      }
+      return TOGETHER * unit_row + k % TOGETHER;
+    }
+    static DEVICE int column(int k) {
+      int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / TOGETHER * THREADS;
+      return i / 8 % GROUPS * Vector<T>::SIZE;
+    }
   };
-  template <bool WHOLE, int THREADS>
-  DEVICE static void fetch(Fetched<THREADS>& fetched, Rows<const T*> from, int first, int rows, int columns) {
+  template <bool WHOLE, int THREADS, int USED>
+  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, Rows<const T*> from, int first, int rows) {
+    typedef Fetched<THREADS, USED> F;
     const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
-    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k++) {
-      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      bool inside = columns == COLUMNS || c < columns;
-      uint32 column = inside ? c * sizeof(T) : 0, row = r * (uint32)(from.stride * sizeof(T));
+    UNROLL for (int k = 0; k < F::COUNT; k++) {
+      // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
+      int r = F::UNITS % THREADS ? minimum(F::row(k), ROWS - 1) : F::row(k);
+      uint32 column = F::column(k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
       fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
-      if (!inside) fetched.v[k] = {};
     }
   }
-  template <int THREADS> DEVICE void put(const Fetched<THREADS>& fetched) const {
-    constexpr int TOGETHER = Fetched<THREADS>::TOGETHER, HALF = Vector<T>::SIZE / 2;
-    UNROLL for (int k = 0; k < Fetched<THREADS>::COUNT; k += TOGETHER) {
-      int r = row_of<THREADS>(k), c = column_of<THREADS>(k);
-      if (Fetched<THREADS>::UNITS % THREADS && r >= ROWS) continue;
+  template <int THREADS, int USED> DEVICE void put(const Fetched<THREADS, USED>& fetched) const {
+    typedef Fetched<THREADS, USED> F;
+    constexpr int HALF = Vector<T>::SIZE / 2;
+    UNROLL for (int k = 0; k < F::COUNT; k += F::TOGETHER) {
+      int r = F::row(k), c = F::column(k);
+      if (F::UNITS % THREADS && r >= ROWS) continue;
       if constexpr (PAIRS) {
         UNROLL for (int half = 0; half < 2; half++) {
           Vector<T> both;
@@ -136,21 +153,13 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
       }
     }
   }
-  // The place of a thread's vector number k, in the order of `copy`
-  template <int THREADS> DEVICE static int row_of(int k) {
-    constexpr int GROUPS = Fetched<THREADS>::GROUPS, EIGHT = 8 * GROUPS, TOGETHER = Fetched<THREADS>::TOGETHER;
-    int turn = k / TOGETHER, unit_row;
-    if constexpr (THREADS % EIGHT == 0) {
-      unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
-    } else {
-      unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+  template <int THREADS, int USED> DEVICE void clear() const {
+    constexpr int TOGETHER = PAIRS ? 2 : 1, GROUPS = TOGETHER * (COLUMNS - USED) / Vector<T>::SIZE;
+    if constexpr (GROUPS > 0) {
+      for (int i = thread_id(); i < ROWS / TOGETHER * GROUPS; i += THREADS) {
+        p.set_vector(i / GROUPS * STRIDE + TOGETHER * USED + i % GROUPS * Vector<T>::SIZE, {});
+      }
     }
-    return TOGETHER * unit_row + k % TOGETHER;
-  }
-  template <int THREADS> DEVICE static int column_of(int k) {
-    constexpr int GROUPS = Fetched<THREADS>::GROUPS;
-    int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / Fetched<THREADS>::TOGETHER * THREADS;
-    return i / 8 % GROUPS * Vector<T>::SIZE;
   }
 
 #if HOPPER
@@ -338,21 +347,6 @@ template <class M, int N> DEVICE float row_max(const typename M::Acc (&tiles)[N]
   return M::row_max(largest);
 }
 
-#if LAYOUT > LAYOUT_MMA
-// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Returns their sum in
-// this lane. It takes two elements at a time, because CDNA has instructions for them.
-template <class M> DEVICE float exponentials(typename M::Acc& tile, float exponent, float shift) {
-  Float2 sum = {};
-  UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
-    Float2 v = fma(Float2{tile.v[e], tile.v[e + 1]}, Float2{exponent, exponent}, Float2{-shift, -shift});
-    v = Float2{exp2_fast(v[0]), exp2_fast(v[1])};
-    tile.v[e] = v[0], tile.v[e + 1] = v[1];
-    sum += v;
-  }
-  return sum[0] + sum[1];
-}
-#endif
-
 // Each row times its factor
 template <class M, int N> DEVICE void scale_rows(typename M::Acc (&tiles)[N], const float (&factors)[M::SLOTS]) {
   UNROLL for (int i = 0; i < N; i++) {
@@ -366,6 +360,45 @@ template <class M, int N> DEVICE void scale_all(typename M::Acc (&tiles)[N], flo
     UNROLL for (int e = 0; e < M::ELEMENTS; e++) tiles[i].v[e] *= factor;
   }
 }
+
+#if LAYOUT > LAYOUT_MMA
+// 2^(exponent v - shift) in place of each element v of a tile of which a lane has a single row. Adds them to `sums`, those
+// of even elements to the first. It takes two elements at a time, because CDNA has instructions for them.
+template <class M> DEVICE void exponentials(typename M::Acc& tile, float exponent, float shift, Float2& sums) {
+  UNROLL for (int e = 0; e < M::ELEMENTS; e += 2) {
+    Float2 v = fma(Float2{tile.v[e], tile.v[e + 1]}, Float2{exponent, exponent}, Float2{-shift, -shift});
+    v = Float2{exp2_fast(v[0]), exp2_fast(v[1])};
+    tile.v[e] = v[0], tile.v[e + 1] = v[1];
+    sums += v;
+  }
+}
+
+// The softmax of a strip's rows whose elements v come a slice at a time (online softmax), if a lane has elements of a
+// single row. Its results do not depend on the number m that is taken from each element, so m need not be the row's
+// maximum: exp(v - m) only has to be in float32's range. m follows the maximum when an exponential would be larger than
+// 2^8, which is seldom after the first slice. Only then the sums so far shrink. (FlashAttention-4 does so, too.)
+template <class M> struct Softmax {
+  static constexpr float ROOM = 8;
+  float exponent;         // exp(v) = 2^(exponent v), because v is not scaled yet
+  float m, shift, limit;  // shift = exponent m; limit is the largest element that there is room for
+  Float2 sums;            // of the row's exponentials in this lane
+
+  DEVICE Softmax(float exponent)
+      : exponent(exponent), m(-infinity()), shift(-infinity()), limit(-infinity()), sums{} {}
+  // Before `exponentials` of these tiles. `products` are the sums of the products with all exponentials so far.
+  template <int N, int P> DEVICE void make_room(const typename M::Acc (&tiles)[N], typename M::Acc (&products)[P]) {
+    float largest = row_max<M>(tiles, 0, limit);
+    if (largest > limit) {
+      float factor = exp2_fast(shift - largest * exponent);
+      m = largest, shift = largest * exponent, limit = largest + ROOM / exponent;
+      sums *= Float2{factor, factor};
+      scale_all<M>(products, factor);
+    }
+  }
+  DEVICE void exponentials(typename M::Acc& tile) { gpt::exponentials<M>(tile, exponent, shift, sums); }
+  DEVICE float sum() const { return sums[0] + sums[1]; }
+};
+#endif
 
 }  // namespace gpt
 

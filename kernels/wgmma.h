@@ -11,11 +11,13 @@ namespace gpt {
 #define HOPPER 0
 #endif
 
-// The same number, which all lanes of a warp must have. A compiler for Hopper then keeps it, and all that is computed
-// from it, in the registers of the warp, where the instruction wants the places of its operands.
+// The same number, which all lanes of a warp must have. A compiler then keeps it, and all that is computed from it, in the
+// registers of the warp. There Hopper's instruction wants the places of its operands, and AMD's branches their conditions.
 DEVICE int uniform(int number) {
 #if HOPPER
   return __shfl_sync(0xffffffffu, number, 0);
+#elif defined(ON_AMD)
+  return __builtin_amdgcn_readfirstlane(number);
 #else
   return number;
 #endif

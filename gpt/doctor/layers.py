@@ -278,10 +278,16 @@ class _Attention:
     """Inputs of attention, what the reference computes from them, and the bounds."""
 
     def __init__(
-        self, trial: Trial, batch: int, heads: int, seq: int, head_dim: int, rate: float, magnitude: float = 1.0
-    ) -> None:
+        self, trial: Trial, batch: int, heads: int, seq: int, head_dim: int, rate: float, magnitude: float = 1.0,
+        growth: float = 0.0,
+    ) -> None:  # fmt: skip
         d = heads * head_dim
-        self.qkv = trial.rounded(trial.rng.standard_normal((batch * seq, 3 * d)) * magnitude)
+        qkv = trial.rng.standard_normal((batch * seq, 3 * d)) * magnitude
+        if growth:
+            first = qkv.reshape(batch, seq, 3, heads, head_dim)[..., 0]  # elements of each row
+            first[:, :, 0] = 4
+            first[:, :, 1] = growth / 4 * np.sqrt(head_dim) * np.arange(seq)[:, None]
+        self.qkv = trial.rounded(qkv)
         self.mine, self.theirs = trial.dropout(rate)
         mask = np.ones((batch * heads * seq, seq))
         if self.theirs:
@@ -295,10 +301,11 @@ class _Attention:
 
 
 def attention(
-    trial: Trial, batch: int, heads: int, seq: int, head_dim: int, rate: float, magnitude: float = 1.0
-) -> None:
-    """`magnitude` is that of queries, keys and values."""
-    case = _Attention(trial, batch, heads, seq, head_dim, rate, magnitude)
+    trial: Trial, batch: int, heads: int, seq: int, head_dim: int, rate: float, magnitude: float = 1.0,
+    growth: float = 0.0,
+) -> None:  # fmt: skip
+    """`magnitude` is that of queries, keys and values. Scores grow by `growth` from key to key, besides."""
+    case = _Attention(trial, batch, heads, seq, head_dim, rate, magnitude, growth)
     out, lse = trial.poisoned(*case.out.shape), trial.poisoned(*case.lse.shape, dtype="float32")
     trial.ops.attention(trial.of(case.qkv), out, lse, case.mine)
     trial.near("out", out, case.out, case.bounds.out())

@@ -1,5 +1,6 @@
 """Tests of the estimate of speed on AMD GPUs, with kernels whose clocks can be derived by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -257,6 +258,20 @@ def test_an_estimate_respects_what_the_gpu_can_do(target):
     )
     attention = estimate(launches["attention"], target)
     assert 0 < attention.of_matrix_peak < attention.busy.matrix <= 1
+
+
+@needs_compiler
+@needs_emulator
+@pytest.mark.amd
+def test_workgroups_that_run_at_once_share_the_bandwidth_whatever_units_they_run_on():
+    """Of 312 workgroups, 8 units of 304 have two, whose bytes do not take twice the time of those of 304 workgroups."""
+    units = CHIPS["gfx942"].units
+    config = replace(TINY, max_seq_len=units + 8, embed_dim=1024, num_heads=16)
+    launches = {launch.name: launch for launch in training_step("gfx942", config, 8)}
+    launch = launches["embedding_backward_positions"]
+    even, uneven = (estimate(launch._replace(grid=(count,)), "gfx942") for count in (units, units + 8))
+    memory = even.microseconds * even.of_bandwidth  # the time of the bytes of 304 workgroups
+    assert uneven.microseconds - even.microseconds < memory / 2
 
 
 # ---- Triton ----------------------------------------------------------------------------------------------------------

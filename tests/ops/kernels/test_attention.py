@@ -26,6 +26,12 @@ def test_attention_of_large_and_tiny_scores(trial, magnitude):
     layers.attention(trial, 1, 2, 37, 32, 0, magnitude)
 
 
+@pytest.mark.parametrize("growth", [0.02, 0.1, 2.0, -0.1])
+def test_attention_of_scores_that_grow_from_key_to_key(trial, growth):
+    """A slice of 64 keys adds 1.3, 6.4 and 128 to a row's maximum: AMD's sums shrink after 5.5 in all."""
+    layers.attention(trial, 1, 1, 300, 32, 0, growth=growth)
+
+
 @pytest.mark.parametrize(("shape", "ops", "rate"), pairs(HEADS, PRECISIONS, [0, 0.3]), indirect=["ops"])
 def test_attention_backward(trial, shape, rate):
     layers.attention_backward(trial, *shape, rate)

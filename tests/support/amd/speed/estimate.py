@@ -72,7 +72,11 @@ def _estimate(launch: Launchable, target: str, code: CodeObject, kernels: dict[s
     resident = min(math.ceil(workgroups / units), _resident(kernel, threads, target))
     at_once = workgroups <= 2 * resident * units
     total = math.ceil(workgroups / units) if at_once else 6 * resident
-    result = schedule(chip._replace(units=units), instructions, traces, resident, total, from_memory=not launch.flops)
+    # If all workgroups run at once, the unit with the most of them ends last. Memory serves workgroups, whose demands
+    # are equal, so that unit has a larger share of the bandwidth than the others.
+    share = total / workgroups if at_once else 1 / units
+    model = chip._replace(units=units, bandwidth=chip.bandwidth * share * units)
+    result = schedule(model, instructions, traces, resident, total, from_memory=not launch.flops)
     clocks = result.clocks if at_once else result.clocks / result.workgroups * workgroups / units
     seconds = clocks / chip.clock / 1e9
     needed = sum(each.needed_bytes for each in traces) / len(traces) * workgroups
