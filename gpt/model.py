@@ -288,7 +288,7 @@ class TrainableGPT(GPT):
         """
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
         dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
-        dbranch = ws.dbranch[:rows] if sites.rate else dx
+        dbranch = ws.branch[:rows] if sites.rate else dx
         ops.clear(dx)
 
         for layer in reversed(range(self.config.num_layers)):
@@ -409,9 +409,10 @@ def memory_bytes(
     def total(few: ModelConfig) -> int:
         sizes = []
 
-        def count(shape: Shape, dtype: str = "") -> None:
+        def count(shape: Shape, dtype: str = "") -> Array:
             size = shape if isinstance(shape, int) else math.prod(shape)
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
+            return np.broadcast_to(np.uint8(0), shape)  # takes no memory, whatever its shape
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
         count(place.total)

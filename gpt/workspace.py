@@ -1,6 +1,7 @@
 """The arrays that a pass through a model writes: its activations, and the gradients of activations."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from gpt.arithmetic import round_up
@@ -76,11 +77,16 @@ class Workspace:
         else:
             self.residuals = [normed()] * (layers + 1)
             self.blocks = [block(self.residuals[0])] * layers
+        of_blocks = [(rows, d)]
         if kept != "nothing":
-            self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
-            self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
-        self.branch = allocate((rows, d))
-        self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
+            self.dnormed = allocate((rows, d))
+            of_blocks += [(rows, d), (rows, 3 * d), (rows, f)]
+        logits = min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)
+        memory = allocate(max(_end(of_blocks), _end([logits])))
+        self.branch, *gradients = _side_by_side(memory, of_blocks)
+        if kept != "nothing":
+            self.dx, self.dqkv, self.dfc = gradients
+        (self.logits,) = _side_by_side(memory, [logits])
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
         if lora:
             self.inner, self.dinner = allocate((rows, lora)), allocate((rows, lora))
@@ -99,3 +105,16 @@ class Workspace:
         weight, norm_bias, bias = (self._room[:, start : start + d] for start in (0, wide, 2 * wide))
         norm, proj = Affine(weight, norm_bias), Affine(None, bias)
         return Block(norm, Affine(None, None), proj, norm, Affine(None, self._room[:, 3 * wide :][:, :f]), proj)
+
+
+def _side_by_side(memory: Array, shapes: Iterable[tuple[int, int]]) -> Iterator[Array]:
+    """Arrays of these shapes in `memory`, a flat array, one after the other. Each begins at a multiple of ALIGNMENT."""
+    end = 0
+    for shape in shapes:
+        start, end = end, end + round_up(math.prod(shape), ALIGNMENT)
+        yield memory[start : start + math.prod(shape)].reshape(shape)
+
+
+def _end(shapes: Iterable[tuple[int, int]]) -> int:
+    """Elements that `_side_by_side` needs."""
+    return sum(round_up(math.prod(shape), ALIGNMENT) for shape in shapes)
