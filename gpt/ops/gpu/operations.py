@@ -215,24 +215,19 @@ class GpuOps(Operations):
         kernel, grid = self._norm_kernel("add_layernorm", x, dropout)
         kernel(grid, (THREADS,), (x, branch, *norm, *out, _int(len(x)), *self._mask(dropout)))
 
-    def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
-        x, _, mean, rstd = normed
-        kernel, _ = self._norm_kernel("layernorm_backward", x)
-        partials = self.partial_sums(len(x))
-        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
-        sums = grads.weight[0], grads.bias[0]
-        kernel((partials,), (THREADS,), (dout, x, weight, mean, rstd, dx, *sums, *sizes))
+    def layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine) -> None:
+        kernel, _ = self._norm_kernel("layernorm_backward", dx)
+        partials = self.partial_sums(len(dx))
+        sizes = _int(len(dx)), _int(partials), _stride(grads.weight)
+        kernel((partials,), (THREADS,), (*normed, *norm, dx, grads.weight[0], grads.bias[0], *sizes))
 
-    def add_layernorm_backward(
-        self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
-    ) -> None:
-        x, _, mean, rstd = normed
-        kernel, _ = self._norm_kernel("add_layernorm_backward", x, branch.dropout)
-        partials = self.partial_sums(len(x))
-        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
+    def add_layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine, branch: Branch) -> None:
+        kernel, _ = self._norm_kernel("add_layernorm_backward", dx, branch.dropout)
+        partials = self.partial_sums(len(dx))
+        sizes = _int(len(dx)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0], branch.dbias[0]
-        arguments = (dout, x, weight, mean, rstd, dx, branch.gradient, *sums, *sizes, *self._mask(branch.dropout))
-        kernel((partials,), (THREADS,), arguments)
+        mask = self._mask(branch.dropout)
+        kernel((partials,), (THREADS,), (*normed, *norm, dx, branch.gradient, *sums, *sizes, *mask))
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
         kernel, grid = self._norm_kernel("dropout_rows", x, dropout)
@@ -241,13 +236,15 @@ class GpuOps(Operations):
     def _norm_kernel(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
-        elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
+        nvidia_backward = name.endswith("backward") and self.device.has_tf32
+        elements = NVIDIA_BACKWARD if nvidia_backward else LANE_ELEMENTS
         while lanes < THREADS and lanes * elements < d:
             lanes *= 2
         width = self._kernel.width(d)
-        # Half vectors, if whole ones would leave more of CDNA's 64 lanes idle: a lane takes 3 x 4 of 768 elements, not
-        # 2 x 8, which would be room for 1,024.
-        if self.device.warp == 64 and width > 1 and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
+        # Half vectors, if whole ones would leave more of 64 lanes idle: a lane takes 3 x 4 of 768 elements, not 2 x 8,
+        # which would be room for 1,024. That also saves registers, which NVIDIA's backward pass is short of.
+        may_halve = self.device.warp == 64 or nvidia_backward
+        if may_halve and width > 1 and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
             width //= 2
         defines = {"D": d, "WIDTH": width, "LANES": lanes, "DROPOUT": int(bool(dropout))}
         return self._kernel("layernorm.hip", name, **defines), (ceil_div(rows * lanes, THREADS),)
@@ -314,22 +311,22 @@ class GpuOps(Operations):
             self.copy(places[1], out=out[one])
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        *, adds: bool = False, fresh: bool = False,
+        self, dout: Array, weight: Array, dx: Array, dbias: Array = None, activation: Activation | None = None, *,
+        adds: bool = False,
     ) -> None:  # fmt: skip
         into = Sum(addend=dx) if adds else PLAIN
         if activation:
             self._activation_backward(dout, weight.T, dx, activation, into)
         else:
             self._products.product(dout, weight.T, dx, into)
-        if grads.weight is not None:
-            if grads.weight.flags.c_contiguous:
-                a, b, dweight = x.T, dout, grads.weight
-            else:
-                a, b, dweight = dout.T, x, grads.weight.T
-            self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
-        if grads.bias is not None:
-            self._column_sums(dout, grads.bias)
+        if dbias is not None:
+            self._column_sums(dout, dbias)
+
+    def weight_gradient(self, x: Array, dout: Array, dweight: Array, *, fresh: bool = False) -> None:
+        a, b = x.T, dout
+        if not dweight.flags.c_contiguous:
+            a, b, dweight = dout.T, x, dweight.T
+        self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
 
     def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation, into: Sum) -> None:
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
