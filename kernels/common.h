@@ -215,12 +215,10 @@ DEVICE bool is_finite(float v) { return (bits_of(v) & 0x7f800000u) != 0x7f800000
 DEVICE float absolute(float v) { return fabsf(v); }
 DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 DEVICE float minimum(float a, float b) { return fminf(a, b); }
-DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }  // a b + c, rounded once
 #else
 DEVICE float absolute(float v) { return __builtin_fabsf(v); }
 DEVICE float maximum(float a, float b) { return __builtin_fmaxf(a, b); }
 DEVICE float minimum(float a, float b) { return __builtin_fminf(a, b); }
-DEVICE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #endif
 DEVICE int minimum(int a, int b) { return a < b ? a : b; }
 DEVICE int maximum(int a, int b) { return a > b ? a : b; }

@@ -69,6 +69,15 @@ struct Place {
   }
 };
 
+// n weight + bias, rounded once: backward has to give the bits of forward, whatever else it computes.
+DEVICE float scaled(float n, float weight, float bias) {
+#if defined(ON_CUDA)
+  return fmaf(n, weight, bias);
+#else
+  return __builtin_fmaf(n, weight, bias);
+#endif
+}
+
 DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean_out, float* rstd_out, Place place) {
   SHARED(float, scratch, SCRATCH);
   float sum[1] = {}, squares[1] = {};
@@ -82,7 +91,7 @@ DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean
   row_sums(squares, scratch, 1);
   float rstd = rsqrt_of(squares[0] / D + NORM_EPS);
   Row w = Row::load(weight), b = Row::load(bias);
-  EACH(i, e) x.vectors[i].v[e] = multiply_add(x.vectors[i].v[e] * rstd, w.vectors[i].v[e], b.vectors[i].v[e]);
+  EACH(i, e) x.vectors[i].v[e] = scaled(x.vectors[i].v[e] * rstd, w.vectors[i].v[e], b.vectors[i].v[e]);
   if (!place.real) return;
   x.store(out + (index_t)place.row * D);
   if (lane_in_row() == 0) {
@@ -183,7 +192,7 @@ DEVICE void backward(const T* x, T* out, const float* mean, const float* rstd, c
     }
     total.store(dx + at);
     Row b = Row::load(bias);  // now, because registers are full before
-    EACH(i, e) n.vectors[i].v[e] = multiply_add(n.vectors[i].v[e], w.vectors[i].v[e], b.vectors[i].v[e]);  // as forward
+    EACH(i, e) n.vectors[i].v[e] = scaled(n.vectors[i].v[e], w.vectors[i].v[e], b.vectors[i].v[e]);  // as forward
     n.store(out + at);
     if constexpr (BRANCH) {
       branch(total, place.row);
