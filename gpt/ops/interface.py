@@ -460,6 +460,9 @@ class Operations(Arithmetic, Protocol):
     def free_bytes(self) -> int:
         """Bytes of arrays that could be allocated now."""
 
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        """Bytes that are needed, for a while, to read a float32 tensor of so many bytes and `copy` it."""
+
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this process holds."""
 

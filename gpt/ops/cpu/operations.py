@@ -129,6 +129,9 @@ class CpuOps(Operations):
     def free_bytes(self) -> int:
         return max(0, limits.free_memory() - BESIDE_ARRAYS - BESIDE_ARRAYS_PER_THREAD * self.threads.count)
 
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        return tensor_bytes
+
     def held_bytes(self) -> int:
         rss: int = psutil.Process().memory_info().rss
         return rss

@@ -61,7 +61,7 @@ from gpt.ops.interface import (
 HEAD_ROWS = 8192  # rows of logits at a time
 LEAST_CONTEXT = 16  # rows of a pass over a context, which is recorded
 MAX_HEAD_DIM = 128
-LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, and of those that it converts at a time
+LARGE_COPY = 2**22  # elements of a copy from which on it is done in parts, and the GPU rounds; and of such a part
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
@@ -146,19 +146,27 @@ class GpuOps(Operations):
         return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
 
     def copy(self, value: Array, out: Array) -> None:
-        if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
-            if value.dtype == np.float32 and value.size >= LARGE_COPY and value.size % CONVERT_WIDTH == 0:
-                self._copy_large(value.reshape(-1), out.reshape(-1))
-                return
+        rounds = value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype)
+        on_device = value.dtype == np.float32 and (not rounds or value.size % CONVERT_WIDTH == 0)
+        if value.size >= LARGE_COPY and on_device and out.flags.c_contiguous:
+            self._copy_large(value.reshape(-1), out.reshape(-1))
+            return
+        if rounds:
             value = self.to_host(value)
             value = _to_bf16(value) if out.dtype == np.uint16 else value
         self._xp.copyto(out, self._xp.asarray(value))
 
     def _copy_large(self, value: Array, out: Array) -> None:
-        """out = value, float32 as bf16, both [n]: the GPU rounds, which takes the host longer than to copy."""
+        """out = value, float32 or rounded to bf16, both [n]. Rounding takes the host longer than copying."""
         for start in range(0, value.size, LARGE_COPY):
             part = slice(start, start + LARGE_COPY)
-            self.convert(self._xp.asarray(value[part]), out[part])
+            if value.dtype == out.dtype:
+                self._xp.copyto(out[part], self._xp.asarray(value[part]))
+            else:
+                self.convert(self._xp.asarray(value[part]), out[part])
+
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        return min(tensor_bytes, 4 * LARGE_COPY)
 
     def clear(self, array: Array) -> None:
         self.device.clear(array)
