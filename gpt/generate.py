@@ -61,7 +61,7 @@ def _needed(config: ModelConfig, ops: Operations, places: int, batch: int = 1) -
     """Bytes for `load_model` and a decoder with so many places. Drawing a token takes some 40 bytes for each logit."""
     place = KVCache.bytes(config, ops) + 40 * padded_vocab(config, ops.vocab_multiple)
     sequences = max(batch, batch_for(config, places))
-    return memory_bytes(config, sequences, ops) + places * place + largest_tensor(config)
+    return memory_bytes(config, sequences, ops) + places * place + ops.loading_bytes(largest_tensor(config))
 
 
 def generate(

@@ -150,22 +150,22 @@ class GPT:
         ops.linear(inner, adapter.up, out, activation, adds=True)
 
     def _head(self, labels: Array, scale: Array | None = None, dhead: Array = None, fresh: bool = False) -> None:
-        """Cross-entropy of the last norm's output. With `scale` also its gradient: into `workspace.dnormed`, and added
-        to dhead [V', D], or with `fresh` written there, unless that is None.
+        """Cross-entropy of the last norm's output. With `scale` also its gradient, which replaces that output; and
+        that of the head is added to dhead [V', D], or with `fresh` written there, unless that is None.
         """
         ops, ws, head, labels = self.ops, self.workspace, self._head_layer(), labels.reshape(-1)
         losses, hits, vocab = ws.losses[: labels.size], ws.hits[: labels.size], self.config.vocab_size
         for chunk, logits in self._logits(labels.size):
             ops.softmax_cross_entropy(logits, labels[chunk], losses[chunk], hits[chunk], vocab=vocab, scale=scale)
             if scale is not None:  # logits are their own gradient now
-                out, dx = ws.residuals[-1].out[chunk], ws.dnormed[chunk]
-                grads = Affine(None if dhead is None else dhead.T, bias=None)
-                ops.linear_backward(logits, out, head.weight, dx, grads, fresh=fresh and chunk.start == 0)
+                if dhead is not None:
+                    ops.weight_gradient(ws.normed[chunk], logits, dhead.T, fresh=fresh and chunk.start == 0)
+                ops.linear_backward(logits, head.weight, ws.normed[chunk])
         ops.add_sums(losses, hits, out=self.metrics)
 
     def _logits(self, rows: int) -> Iterator[tuple[slice, Array]]:
         """Chunks of rows with their logits [chunk, V']; a chunk's array is reused by the next."""
-        out, logits = self.workspace.residuals[-1].out, self.workspace.logits
+        out, logits = self.workspace.normed, self.workspace.logits
         for start in range(0, rows, len(logits)):
             chunk = slice(start, min(start + len(logits), rows))
             self.ops.linear(out[chunk], self._head_layer(), out=logits[: chunk.stop - start])
@@ -281,69 +281,91 @@ class TrainableGPT(GPT):
     def _backward(
         self, ids: Array, order: Array, sites: "DropoutSites", fresh: bool, block_done: BlockDone | None
     ) -> None:
-        """From `workspace.dnormed`, the gradient of the last norm's output, down to the embedding.
+        """From the gradient of the last norm's output, which is in `workspace.normed`, down to the embedding.
 
-        Each line is the backward pass of a line of `_forward`, in reverse order. `dx` is the gradient of the residual
-        stream, `dnormed` of a norm's output, and `dbranch` of a branch; all are [rows, D].
+        Each line is the backward pass of a line of `_forward`, in reverse order; only the gradient of a weight may come
+        later. `dx` is the gradient of the residual stream, and `dbranch` of a branch; both are [rows, D].
         """
         ops, weights, ws, rows = self.ops, self.weights, self.workspace, ids.size
-        dx, dnormed, dqkv, dfc = ws.dx[:rows], ws.dnormed[:rows], ws.dqkv[:rows], ws.dfc[:rows]
+        dx, dqkv, dfc = ws.dx[:rows], ws.dqkv[:rows], ws.dfc[:rows]
         dbranch = ws.dbranch[:rows] if sites.rate else dx
         ops.clear(dx)
+        self._stream_backward(self.config.num_layers, dx, dbranch, sites)
 
         for layer in reversed(range(self.config.num_layers)):
-            w, g, normed = weights.blocks[layer], self._of_blocks[layer], ws.residuals[layer + 1].rows(rows)
+            w, g = weights.blocks[layer], self._of_blocks[layer]
             act = self._block_again(layer, ids, sites) if self._recompute else ws.blocks[layer].of(ids)
 
             # x + proj(gelu(fc(ln_2(x))))
-            branch = Branch(dbranch, g.mlp_proj.bias, sites.mlp_branch(layer))
-            norm_weight, norm_grads = weights.norms[layer + 1].weight, self._of_norms[layer + 1]
-            ops.add_layernorm_backward(dnormed, normed, norm_weight, dx, grads=norm_grads, branch=branch)
             activation = Activation(self.config.activation, act.pre_activation, dbias=g.mlp_fc.bias)
-            proj_grads, fc_grads = g.mlp_proj.without_bias(), g.mlp_fc.without_bias()
-            self._linear_backward(layer, "mlp_proj", dbranch, act.activated, dfc, proj_grads, fresh, activation)
-            self._linear_backward(layer, "mlp_fc", dfc, act.ln_2.out, dnormed, fc_grads, fresh)
+            self._linear_backward(layer, "mlp_proj", dbranch, dfc, activation=activation)
+            self._weight_gradient(layer, "mlp_proj", act.activated, dbranch, g.mlp_proj, fresh)
+            self._linear_backward(layer, "mlp_fc", dfc, act.ln_2.out)  # its gradient, until the next line
+            branch = Branch(dbranch, g.attn_proj.bias, sites.attention_branch(layer))
+            ops.add_layernorm_backward(act.ln_2, w.ln_2, dx, grads=g.ln_2, branch=branch)
+            self._weight_gradient(layer, "mlp_fc", act.ln_2.out, dfc, g.mlp_fc, fresh)
 
             # x + proj(attention(ln_1(x)))
-            branch = Branch(dbranch, g.attn_proj.bias, sites.attention_branch(layer))
-            ops.add_layernorm_backward(dnormed, act.ln_2, w.ln_2.weight, dx, grads=g.ln_2, branch=branch)
-            dattended = dnormed  # free until attention's own backward pass is done
-            proj_grads = g.attn_proj.without_bias()
-            self._linear_backward(layer, "attn_proj", dbranch, act.attended, dattended, proj_grads, fresh)
+            dattended = ws.normed[:rows]  # free until attention's own backward pass is done
+            self._linear_backward(layer, "attn_proj", dbranch, dattended)
+            self._weight_gradient(layer, "attn_proj", act.attended, dbranch, g.attn_proj, fresh)
             dropout = sites.attention(layer)
             ops.attention_backward(dattended, act.qkv, act.attended, act.lse, dqkv, dropout=dropout)
-            self._linear_backward(layer, "attn_qkv", dqkv, act.ln_1.out, dnormed, g.attn_qkv, fresh)
+            self._linear_backward(layer, "attn_qkv", dqkv, act.ln_1.out, g.attn_qkv.bias)
+            self._stream_backward(layer, dx, dbranch, sites)
+            self._weight_gradient(layer, "attn_qkv", act.ln_1.out, dqkv, g.attn_qkv, fresh)
             if block_done:
                 block_done(layer)
 
         if isinstance(self.gradients, Adapters):  # nothing below learns
             return
-        first, grads = ws.residuals[0].rows(rows), self.gradients
-        ops.layernorm_backward(dnormed, first, weights.norms[0].weight, dx, grads=grads.norms[0])
+        grads = self.gradients
         ops.embedding_backward(dx, ids, order, grads.wte, grads.wpe, dropout=sites.embedding())
         ops.add_partials(grads.partials[: ops.partial_sums(rows)], out=grads.vectors)
 
+    def _stream_backward(self, number: int, dx: Array, dbranch: Array, sites: "DropoutSites") -> None:
+        """The backward pass of norm `number` of the stream, and of the branch that was added before it, if any."""
+        normed, norm = self.workspace.residuals[number].rows(len(dx)), self.weights.norms[number]
+        grads = self._of_norms[number]
+        if number == 0:
+            self.ops.layernorm_backward(normed, norm, dx, grads)
+        else:
+            branch = Branch(dbranch, self._of_blocks[number - 1].mlp_proj.bias, sites.mlp_branch(number - 1))
+            self.ops.add_layernorm_backward(normed, norm, dx, grads, branch)
+
     def _linear_backward(
-        self, layer: int, module: str, dout: Array, x: Array, dx: Array, grads: Affine, fresh: bool,
-        activation: Activation | None = None,
-    ) -> None:  # fmt: skip
-        """The backward pass of `_linear`: into dx, `grads` and the gradients of the adapter, whichever there are."""
+        self, layer: int, module: str, dout: Array, dx: Array, dbias: Array = None, activation: Activation | None = None
+    ) -> None:
+        """The backward pass of `_linear`, all but the gradients of matrices."""
         ops, weight = self.ops, getattr(self.weights.blocks[layer], module).weight
         if self.adapters is None:
-            ops.linear_backward(dout, x, weight, dx, grads, activation, fresh=fresh)
+            ops.linear_backward(dout, weight, dx, dbias, activation)
+            return
+        adapter: Adapter = getattr(self.adapters.blocks[layer], module)
+        dinner = self.workspace.dinner[: len(dout)]
+        ops.linear_backward(dout, weight, dx, dbias)
+        ops.linear_backward(dout, adapter.up.weight, dinner)
+        ops.linear_backward(dinner, adapter.down.weight, dx, activation=activation, adds=True)
+
+    def _weight_gradient(self, layer: int, module: str, x: Array, dout: Array, grads: Affine, fresh: bool) -> None:
+        """The gradient of the matrix, or those of its adapter. `_linear_backward` of this layer came last."""
+        ops = self.ops
+        if self.adapters is None:
+            ops.weight_gradient(x, dout, grads.weight, fresh=fresh)
             return
         adapter, its_grads = (getattr(each.blocks[layer], module) for each in (self.adapters, self.gradients))
         inner, dinner = self.workspace.inner[: len(x)], self.workspace.dinner[: len(x)]
         ops.linear(x, adapter.down, out=inner)  # again, because all adapters share the array
-        ops.linear_backward(dout, x, weight, dx, grads)
-        ops.linear_backward(dout, inner, adapter.up.weight, dinner, its_grads.up, fresh=fresh)
-        ops.linear_backward(dinner, x, adapter.down.weight, dx, its_grads.down, activation, adds=True, fresh=fresh)
+        ops.weight_gradient(inner, dout, its_grads.up.weight, fresh=fresh)
+        ops.weight_gradient(x, dinner, its_grads.down.weight, fresh=fresh)
 
     def _block_again(self, layer: int, ids: Array, sites: "DropoutSites") -> BlockActivations:
-        """The block's activations, from the stream that enters it. The last block's are still there, but for ln_1."""
+        """The block's activations, from the stream that enters it. The last block's are still there."""
         act = self.workspace.blocks[layer].of(ids)
+        if layer == self.config.num_layers - 1:
+            return act
         self.ops.layernorm(act.ln_1, norm=self.weights.norms[layer])
-        return act if layer == self.config.num_layers - 1 else self._block(layer, ids, sites)
+        return self._block(layer, ids, sites)
 
 
 class DropoutSites(NamedTuple):
@@ -409,9 +431,10 @@ def memory_bytes(
     def total(few: ModelConfig) -> int:
         sizes = []
 
-        def count(shape: Shape, dtype: str = "") -> None:
+        def count(shape: Shape, dtype: str = "") -> Array:
             size = shape if isinstance(shape, int) else math.prod(shape)
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
+            return np.broadcast_to(np.uint8(0), shape)  # takes no memory, whatever its shape
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
         count(place.total)

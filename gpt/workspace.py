@@ -1,6 +1,7 @@
 """The arrays that a pass through a model writes: its activations, and the gradients of activations."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from gpt.arithmetic import round_up
@@ -45,6 +46,13 @@ class Workspace:
     `ln_2`. Blocks share the arrays that are not `kept`. "nothing" is for inference. If "streams" are kept, each block
     has its own `x`, `mean` and `rstd` of `residuals`, from which the rest can be computed again.
 
+    Other arrays are shared because their times do not overlap:
+
+    - `normed` is the output of every norm, until the next one. A backward pass has the gradient of a norm's output in
+      it, and then that output again (`Operations.layernorm_backward`).
+    - `logits` are the head's, chunk by chunk. They lie over the arrays that only blocks need: before the head that is
+      `branch`, and after it `branch` (if a block is computed again), `dbranch`, `dx`, `dqkv` and `dfc`.
+
     With adapters of rank `lora`, `inner` has the sums between the two products of one, `dinner` their gradient, and
     `merged`, by module, the matrices of a block after the adapters have been merged into them.
     """
@@ -54,33 +62,36 @@ class Workspace:
         lora: int | None = None,
     ) -> None:  # fmt: skip
         rows, d, f, layers = sequences * config.max_seq_len, config.embed_dim, config.ff_hidden_dim, config.num_layers
+        self.normed = allocate((rows, d))
 
-        def normed(sharing: Normed | None = None) -> Normed:
-            x, out = allocate((rows, d)), sharing.out if sharing else allocate((rows, d))
-            return Normed(x, out, mean=allocate(rows, "float32"), rstd=allocate(rows, "float32"))
+        def stream() -> Normed:
+            return Normed(allocate((rows, d)), self.normed, allocate(rows, "float32"), allocate(rows, "float32"))
 
         def block(ln_1: Normed) -> BlockActivations:
             lse = allocate(rows * config.num_heads, "float32")
             pre_activation, activated = allocate((rows, f)), allocate((rows, f))
             qkv, attended = allocate((rows, 3 * d)), allocate((rows, d))
-            return BlockActivations(ln_1, qkv, attended, lse, normed(), pre_activation, activated)
+            return BlockActivations(ln_1, qkv, attended, lse, stream(), pre_activation, activated)
 
         if kept == "everything":
-            self.residuals = [normed() for _ in range(layers + 1)]
+            self.residuals = [stream() for _ in range(layers + 1)]
             self.blocks = [block(ln_1) for ln_1 in self.residuals[:-1]]
         elif kept == "streams":
-            first = normed()
-            self.residuals = [first, *(normed(sharing=first) for _ in range(layers))]
-            shared = block(first)
+            self.residuals = [stream() for _ in range(layers + 1)]
+            shared = block(self.residuals[0])
             self.blocks = [shared._replace(ln_1=ln_1) for ln_1 in self.residuals[:-1]]
         else:
-            self.residuals = [normed()] * (layers + 1)
+            self.residuals = [stream()] * (layers + 1)
             self.blocks = [block(self.residuals[0])] * layers
+        of_blocks = [(rows, d)]
         if kept != "nothing":
-            self.dx, self.dbranch, self.dnormed = allocate((rows, d)), allocate((rows, d)), allocate((rows, d))
-            self.dqkv, self.dfc = allocate((rows, 3 * d)), allocate((rows, f))
-        self.branch = allocate((rows, d))
-        self.logits = allocate((min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)))
+            of_blocks += [(rows, d), (rows, d), (rows, 3 * d), (rows, f)]
+        logits = min(rows, ops.head_rows), padded_vocab(config, ops.vocab_multiple)
+        memory = allocate(max(_end(of_blocks), _end([logits])))
+        self.branch, *gradients = _side_by_side(memory, of_blocks)
+        if kept != "nothing":
+            self.dbranch, self.dx, self.dqkv, self.dfc = gradients
+        (self.logits,) = _side_by_side(memory, [logits])
         self.losses, self.hits = allocate(rows, "float32"), allocate(rows, "float32")
         if lora:
             self.inner, self.dinner = allocate((rows, lora)), allocate((rows, lora))
@@ -99,3 +110,16 @@ class Workspace:
         weight, norm_bias, bias = (self._room[:, start : start + d] for start in (0, wide, 2 * wide))
         norm, proj = Affine(weight, norm_bias), Affine(None, bias)
         return Block(norm, Affine(None, None), proj, norm, Affine(None, self._room[:, 3 * wide :][:, :f]), proj)
+
+
+def _side_by_side(memory: Array, shapes: Iterable[tuple[int, int]]) -> Iterator[Array]:
+    """Arrays of these shapes in `memory`, a flat array, one after the other. Each begins at a multiple of ALIGNMENT."""
+    end = 0
+    for shape in shapes:
+        start, end = end, end + round_up(math.prod(shape), ALIGNMENT)
+        yield memory[start : start + math.prod(shape)].reshape(shape)
+
+
+def _end(shapes: Iterable[tuple[int, int]]) -> int:
+    """Elements that `_side_by_side` needs."""
+    return sum(round_up(math.prod(shape), ALIGNMENT) for shape in shapes)

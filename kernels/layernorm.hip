@@ -3,8 +3,9 @@
 //
 // A row belongs to LANES threads, one warp or more of a block, and stays in their registers: one read of each input and
 // one write of each output. The variance is that of the differences from the mean, so it is right even if the mean is
-// far larger than the spread. Backward adds into dx. The gradients of weight and bias are sums over rows: each block
-// keeps the sums of its own rows in registers and leaves them as partial sums, which sums.hip adds up.
+// far larger than the spread. Backward adds into dx, and replaces the norm's gradient by the norm itself, which the next
+// product reads. The gradients of weight and bias are sums over rows: each block keeps the sums of its own rows in
+// registers and leaves them as partial sums, which sums.hip adds up.
 //
 // Set by the host: T (bf16 | float), D, WIDTH (elements per thread at a time; divides D), LANES (a power of 2, a warp
 // or more), DROPOUT (0 | 1), THREADS (a multiple of LANES).
@@ -68,6 +69,15 @@ struct Place {
   }
 };
 
+// n weight + bias, rounded once: backward has to give the bits of forward, whatever else it computes.
+DEVICE float scaled(float n, float weight, float bias) {
+#if defined(ON_CUDA)
+  return fmaf(n, weight, bias);
+#else
+  return __builtin_fmaf(n, weight, bias);
+#endif
+}
+
 DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean_out, float* rstd_out, Place place) {
   SHARED(float, scratch, SCRATCH);
   float sum[1] = {}, squares[1] = {};
@@ -81,7 +91,7 @@ DEVICE void normalize(Row x, const T* weight, const T* bias, T* out, float* mean
   row_sums(squares, scratch, 1);
   float rstd = rsqrt_of(squares[0] / D + NORM_EPS);
   Row w = Row::load(weight), b = Row::load(bias);
-  EACH(i, e) x.vectors[i].v[e] = x.vectors[i].v[e] * rstd * w.vectors[i].v[e] + b.vectors[i].v[e];
+  EACH(i, e) x.vectors[i].v[e] = scaled(x.vectors[i].v[e] * rstd, w.vectors[i].v[e], b.vectors[i].v[e]);
   if (!place.real) return;
   x.store(out + (index_t)place.row * D);
   if (lane_in_row() == 0) {
@@ -145,12 +155,13 @@ DEVICE void store_sum(const Row& mine, float* out, Shared<float> all) {
   }
 }
 
-// With n = (x - mean) rstd and g = dout weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes rows
+// `out` is its own gradient, dout, at first, and n weight + bias in the end. With n = (x - mean) rstd and g = dout
+// weight: dx += rstd (g - mean(g) - n mean(g n)). Block b of `blocks` takes rows
 // b ROWS ... (b + 1) ROWS - 1, and then each blocks-th such group. Row b of dweight and of dbias, rows `stride` apart,
 // gets the block's sums of dout n and of dout. With BRANCH, branch(row, number) may change each row of dx, and row b of
 // dbranch_bias gets their sum.
 template <bool BRANCH, class F>
-DEVICE void backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd, T* dx,
+DEVICE void backward(const T* x, T* out, const float* mean, const float* rstd, const T* weight, const T* bias, T* dx,
                      float* dweight, float* dbias, float* dbranch_bias, int rows, int blocks, int stride, F branch) {
   SHARED(float, scratch, SCRATCH);
   SHARED(float, all, ROWS > 1 ? ROWS * D : 1);
@@ -159,7 +170,7 @@ DEVICE void backward(const T* dout, const T* x, const T* weight, const float* me
   for (int first = block_x() * ROWS; first < rows; first += blocks * ROWS, half ^= 1) {
     Place place(first, rows);
     index_t at = (index_t)place.row * D;
-    Row n = Row::load(x + at), g = Row::load(dout + at), total = Row::load(dx + at);  // all loads before any use
+    Row n = Row::load(x + at), g = Row::load(out + at), total = Row::load(dx + at);  // all loads before any use
     // The sums of weight and bias grow, and g and n are ready for their means.
     float row_mean = mean[place.row], row_rstd = rstd[place.row], sums[2] = {};
     EACH(i, e) {
@@ -180,6 +191,9 @@ DEVICE void backward(const T* dout, const T* x, const T* weight, const float* me
       total.vectors[i].v[e] = to_float(from_float<T>(total.vectors[i].v[e] + change));
     }
     total.store(dx + at);
+    Row b = Row::load(bias);  // now, because registers are full before
+    EACH(i, e) n.vectors[i].v[e] = scaled(n.vectors[i].v[e], w.vectors[i].v[e], b.vectors[i].v[e]);  // as forward
+    n.store(out + at);
     if constexpr (BRANCH) {
       branch(total, place.row);
       EACH(i, e) branch_sum.vectors[i].v[e] += total.vectors[i].v[e];
@@ -192,17 +206,18 @@ DEVICE void backward(const T* dout, const T* x, const T* weight, const float* me
 }
 
 // grid: blocks, block: THREADS
-KERNEL(THREADS) layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean, const float* rstd,
-                                   T* dx, float* dweight, float* dbias, int rows, int blocks, int stride) {
+KERNEL(THREADS) layernorm_backward(const T* x, T* out, const float* mean, const float* rstd, const T* weight,
+                                   const T* bias, T* dx, float* dweight, float* dbias, int rows, int blocks,
+                                   int stride) {
   auto branch = [](Row&, int) {};
-  backward<false>(dout, x, weight, mean, rstd, dx, dweight, dbias, nullptr, rows, blocks, stride, branch);
+  backward<false>(x, out, mean, rstd, weight, bias, dx, dweight, dbias, nullptr, rows, blocks, stride, branch);
 }
 
 // The same for add_layernorm, with its x_out as x. The branch's gradient is dropout(dx), which goes to dbranch; without
 // dropout it is dx itself, and dbranch stays unwritten.
 // grid: blocks, block: THREADS
-KERNEL(THREADS) add_layernorm_backward(const T* dout, const T* x, const T* weight, const float* mean,
-                                       const float* rstd, T* dx, T* dbranch, float* dweight, float* dbias,
+KERNEL(THREADS) add_layernorm_backward(const T* x, T* out, const float* mean, const float* rstd, const T* weight,
+                                       const T* bias, T* dx, T* dbranch, float* dweight, float* dbias,
                                        float* dbranch_bias, int rows, int blocks, int stride, const uint32* key,
                                        uint32 site, uint32 threshold, float scale) {
 #if DROPOUT
@@ -215,5 +230,5 @@ KERNEL(THREADS) add_layernorm_backward(const T* dout, const T* x, const T* weigh
 #else
   auto branch = [](Row&, int) {};
 #endif
-  backward<true>(dout, x, weight, mean, rstd, dx, dweight, dbias, dbranch_bias, rows, blocks, stride, branch);
+  backward<true>(x, out, mean, rstd, weight, bias, dx, dweight, dbias, dbranch_bias, rows, blocks, stride, branch);
 }

@@ -19,7 +19,7 @@ from gpt.system.console import Console
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 MOST_SHOWN = 20  # failures of a device in the text; JSON has all
-PRODUCTS = {"linear", "norm_linear", "linear_add", "linear_backward", "muon", selftest.TRAINING}
+PRODUCTS = {"linear", "norm_linear", "linear_add", "linear_backward", "weight_gradient", "muon", selftest.TRAINING}
 
 Say = Callable[[str], object]  # prints lines
 

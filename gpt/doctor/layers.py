@@ -95,21 +95,23 @@ def add_layernorm_backward(trial: Trial, rows: int, d: int, rate: float) -> None
 def _layernorm_backward(trial: Trial, rows: int, d: int, branch: float | None) -> None:
     """`branch` is None for a norm alone, else the dropout rate of the branch that was added before it."""
     ops, U = trial.ops, trial.U
-    x, dout, dx, weight = trial.normal(rows, d), trial.normal(rows, d), trial.normal(rows, d), trial.normal(d)
-    mean, rstd = np.empty(rows), np.empty(rows)
-    REFERENCE.layernorm(Normed(x, np.empty((rows, d)), mean, rstd), Affine(weight, weight))
-    mean, rstd = (a.astype(np.float32).astype(np.float64) for a in (mean, rstd))
+    x, dout, dx, weight, bias = *(trial.normal(rows, d) for _ in range(3)), trial.normal(d), trial.normal(d)
     mine, dweight, dbias = trial.of(dx), trial.sums(rows, d), trial.sums(rows, d)
-    normed = Normed(trial.of(x), None, trial.of(mean, "float32"), trial.of(rstd, "float32"))
-    grads = Affine(dweight.partials, dbias.partials)
-    inputs = trial.of(dout), normed, trial.of(weight), mine, grads
+    norm, grads = Affine(trial.of(weight), trial.of(bias)), Affine(dweight.partials, dbias.partials)
+    statistics = (trial.poisoned(rows, dtype="float32") for _ in range(2))
+    normed = Normed(trial.of(x), trial.poisoned(rows, d), *statistics)
+    ops.layernorm(normed, norm)
+    forward = ops.to_host(normed.out).copy()
+    mean, rstd = (ops.to_host(each).astype(np.float64) for each in (normed.mean, normed.rstd))
+    ops.copy(trial.of(dout), out=normed.out)
     its_mask: Dropout | None = None
     if branch is None:
-        ops.layernorm_backward(*inputs)
+        ops.layernorm_backward(normed, norm, mine, grads)
     else:
         dbranch, dbranch_sums = trial.poisoned(rows, d) if branch else mine, trial.sums(rows, d)
         mask, its_mask = trial.dropout(branch)
-        ops.add_layernorm_backward(*inputs, Branch(dbranch, dbranch_sums.partials, mask))
+        ops.add_layernorm_backward(normed, norm, mine, grads, Branch(dbranch, dbranch_sums.partials, mask))
+    trial.require(np.array_equal(ops.to_host(normed.out), forward), "the norm has other bits than forward")
 
     # dx grows by rstd (g - mean(g) - n mean(g n)). `each` is how far the terms in parentheses may be off.
     n, g = (x - mean[:, None]) * rstd[:, None], dout * weight
@@ -118,8 +120,8 @@ def _layernorm_backward(trial: Trial, rows: int, d: int, branch: float | None) -
     each = (np.abs(g) + g_mean + np.abs(n) * gn_mean) * (d + 6) * u
     each += n_error * gn_mean + np.abs(n) * (np.abs(g) * n_error).mean(1, keepdims=True)
     weight_error = (rows * u + 3 * u) * np.abs(dout * n).sum(0) + (np.abs(dout) * n_error).sum(0)
-    before, expected = np.abs(dx), np.empty((2, 1, d))
-    REFERENCE.layernorm_backward(dout, Normed(x, None, mean, rstd), weight, dx, Affine(*expected))
+    before, expected, affine = np.abs(dx), np.empty((2, 1, d)), Affine(weight, bias)
+    REFERENCE.layernorm_backward(Normed(x, dout.copy(), mean, rstd), affine, dx, Affine(*expected))
     trial.near("dx", mine, dx, rstd[:, None] * each + (U + 2 * u) * (np.abs(dx) + before) + LEAST)
     trial.near("dweight", dweight.total(), expected[0, 0], weight_error + LEAST)
     trial.near("dbias", dbias.total(), expected[1, 0], rows * u * np.abs(dout).sum(0) + LEAST)
@@ -231,36 +233,40 @@ def _same_alone(trial: Trial, out: Array, alone: Array) -> None:
 
 
 def linear_backward(
-    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False,
-    fresh: bool = False,
-) -> None:  # fmt: skip
+    trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, activation: str | None, adds: bool = False
+) -> None:
     ops, U, before = trial.ops, trial.product_U, trial.normal(rows, d_in)
-    x, pre_activation = trial.normal(rows, d_in), trial.normal(rows, d_in)
-    dout, weight, dweight = trial.normal(rows, d_out), trial.normal(d_in, d_out), trial.exact(d_in, d_out)
-    dx, dbias = trial.poisoned(rows, d_in), None if transposed else trial.sums(rows, d_out)
-    if adds:
-        dx = trial.of(before)
+    pre_activation, dout, weight = trial.normal(rows, d_in), trial.normal(rows, d_out), trial.normal(d_in, d_out)
+    dx = trial.of(before) if adds else trial.poisoned(rows, d_in)
+    dbias = None if transposed else trial.sums(rows, d_out)
     w = trial.of(weight.T).T if transposed else trial.of(weight)
-    dw = trial.of(dweight.T, "float32").T if transposed else trial.of(dweight, "float32")
-    dx_sums, inputs = trial.sums(rows, d_in), (trial.of(dout), trial.of(x), w)
+    dx_sums = trial.sums(rows, d_in)
     its_activation = _through(activation, trial.of(pre_activation), dx_sums.partials)
-    grads = Affine(dw, dbias.partials if dbias else None)
-    ops.linear_backward(*inputs, dx, grads, its_activation, adds=adds, fresh=fresh)
-    expected, weight_size, expected_dbias = before.copy(), np.abs(dweight), np.empty((1, d_out))
+    ops.linear_backward(trial.of(dout), w, dx, dbias.partials if dbias else None, its_activation, adds=adds)
+    expected, expected_dbias = before.copy(), np.empty((1, d_out))
     activated = _through(activation, pre_activation, np.empty((1, d_in)))
-    if fresh:
-        dweight[:] = weight_size[:] = 0
-    REFERENCE.linear_backward(dout, x, weight, expected, Affine(dweight, expected_dbias), activated, adds=adds)
+    REFERENCE.linear_backward(dout, weight, expected, expected_dbias, activated, adds=adds)
     added = np.abs(before) if adds else 0.0
     size = np.abs(dout) @ np.abs(weight.T) + added  # GELU's derivative is at most 1.13, off by less than 64 u + 4 EXP
     error = 1.13 * product_bound(dout, weight.T, U, added) + (64 * u + 4 * EXP + 2 * U if activation else 0) * size
     trial.near("dx", dx, expected, error)
-    tf32 = U if ops.precision == "tf32" else 0.0  # bf16 operands are exact: they are rounded already
-    trial.near("dweight", dw, dweight, ((rows + 3) * u + tf32) * (np.abs(x.T) @ np.abs(dout) + weight_size))
     if dbias:
         trial.near("dbias", dbias.total(), expected_dbias[0], rows * u * np.abs(dout).sum(0) + LEAST)
     if activation:  # the sums are taken over dx as it was stored
         _stored_sums(trial, "the activation's dbias", dx_sums.total(), dx)
+
+
+def weight_gradient(trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool, fresh: bool) -> None:
+    """The gradient of a weight that is a transposed view is one, too."""
+    x, dout, dweight = trial.normal(rows, d_in), trial.normal(rows, d_out), trial.exact(d_in, d_out)
+    dw = trial.of(dweight.T, "float32").T if transposed else trial.of(dweight, "float32")
+    trial.ops.weight_gradient(trial.of(x), trial.of(dout), dw, fresh=fresh)
+    before = 0.0 if fresh else np.abs(dweight)
+    REFERENCE.weight_gradient(x, dout, dweight, fresh=fresh)
+    tf32 = (
+        trial.product_U if trial.ops.precision == "tf32" else 0.0
+    )  # bf16 operands are exact: they are rounded already
+    trial.near("dweight", dw, dweight, ((rows + 3) * u + tf32) * (np.abs(x.T) @ np.abs(dout) + before))
 
 
 def add_partials(trial: Trial, count: int, n: int) -> None:

@@ -18,6 +18,7 @@ ROWS = ((5, 7), (67, 136), (4, 768), (3, 1030))  # rows, width: whole vectors an
 SIZES = ((3, 5, 7), (67, 129, 71), (130, 64, 200), (1, 24, 40), (1, 24, 7))  # rows, in, out
 LAYERS = ((False, None), (False, "gelu"), (False, "relu"), (True, None))  # transposed weight; activation
 ADDED = [(True, None, True), (True, "gelu", True)]  # and whether the sum is added to what is there: beside an adapter
+GRADIENTS = ((False, False), (False, True), (True, False))  # transposed weight; whether the gradient begins anew
 # sequences, in, out: one row of each sequence
 DECODED = [(3, 5, 7), (1, 24, 40), (1, 24, 7), (3, 24, 7), (1, 776, 264), (11, 776, 264), (1, 3080, 40)]
 HEADS = ((2, 3, 5, 32), (1, 2, 64, 64), (1, 1, 67, 80), (1, 1, 33, 96), (1, 1, 130, 128))  # batch, heads, seq, head_dim
@@ -40,6 +41,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "linear_backward": [
         *((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 136, 16, *added) for added in ADDED)
     ],
+    "weight_gradient": [(*size, transposed, fresh) for size in SIZES for transposed, fresh in GRADIENTS],
     "add_partials": [(7, 30), (9, 128)],
     "attention": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_backward": [(*heads, rate) for heads in HEADS for rate in RATES],
@@ -64,6 +66,7 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
 LARGE: dict[str, list[tuple[Any, ...]]] = {
     "linear": [(512, 256, 768, *layer) for layer in LAYERS],
     "linear_backward": [(512, 256, 768, *layer) for layer in LAYERS],
+    "weight_gradient": [(512, 256, 768, *gradient) for gradient in GRADIENTS],
     "muon": [(4, 128, 256)],
 }
 # Products that are so large that the library applies GELU too, in bf16

@@ -83,10 +83,9 @@ def _timed_calls(ops: Operations) -> Iterator[TimedCall]:
     shape = f"{rows} x {d} x {wide}"
     yield TimedCall(f"linear, {shape}", lambda: ops.linear(x, layer, hidden), flops=product)
     yield TimedCall("linear with gelu", lambda: ops.linear(x, layer, hidden, activation), flops=product)
-    grads = Affine(ops.zeros((d, wide), "float32"), None)
-    yield TimedCall(
-        "linear_backward", lambda: ops.linear_backward(hidden, x, layer.weight, out, grads), flops=2 * product
-    )
+    yield TimedCall("linear_backward", lambda: ops.linear_backward(hidden, layer.weight, out), flops=product)
+    dweight = ops.zeros((d, wide), "float32")
+    yield TimedCall("weight_gradient", lambda: ops.weight_gradient(x, hidden, dweight), flops=product)
 
     qkv, dqkv = random(rows, 3 * d), ops.empty((rows, 3 * d))
     lse = ops.empty((sizes.batch, HEADS, sizes.seq), "float32")

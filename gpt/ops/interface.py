@@ -40,22 +40,19 @@ MUON_RMS = 0.2  # root mean square of a step of Muon, in units of the learning r
 class Affine(NamedTuple):
     """The two parameters of a linear layer or a layer norm, or their gradients.
 
-    A gradient of a bias is [partial_sums(rows), n]. The head has no bias, and a gradient's bias is None if another
-    operation sums it up. Gradients of a layer that does not learn are both None.
+    A gradient of a bias is [partial_sums(rows), n]. The head has no bias. The gradient of a weight that does not learn
+    is None.
     """
 
     weight: Array  # or None
     bias: Array  # or None
-
-    def without_bias(self) -> "Affine":
-        return Affine(self.weight, None)
 
 
 class Normed(NamedTuple):
     """A point of the residual stream, its layer norm, and the statistics that the norm's backward pass reads."""
 
     x: Array  # [rows, D]
-    out: Array  # [rows, D]
+    out: Array  # [rows, D]; in a backward pass its gradient at first
     mean: Array  # [rows]
     rstd: Array  # [rows], 1 / standard deviation
 
@@ -233,16 +230,16 @@ class Arithmetic(Protocol):
         x and branch are [rows, D].
         """
 
-    def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
+    def layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine) -> None:
         """Add to dx, the residual stream's gradient [rows, D], the share that comes through a layer norm of normed.x.
 
-        With n = (x - mean) · rstd and g = dout · weight: dx += rstd · (g - mean(g) - n · mean(g · n)). grads, both
-        [partial_sums(rows), D], get partial sums over rows of dout · n and of dout. normed.out is not read.
+        normed.out has its own gradient, dout, at first, and is then the norm's output once more, with the bits of
+        `layernorm`. So all norms of a model can share one array. With n = (x - mean) · rstd and g = dout · weight:
+        dx += rstd · (g - mean(g) - n · mean(g · n)). grads, both [partial_sums(rows), D], get partial sums over rows of
+        dout · n and of dout.
         """
 
-    def add_layernorm_backward(
-        self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
-    ) -> None:
+    def add_layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine, branch: Branch) -> None:
         """The backward pass of `add_layernorm`: `layernorm_backward`, and the gradient of the branch that was added.
 
         branch.gradient = dx · mask / (1 - rate), or dx itself without dropout; branch.dbias gets partial sums over its
@@ -281,15 +278,18 @@ class Arithmetic(Protocol):
         """
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        *, adds: bool = False, fresh: bool = False,
+        self, dout: Array, weight: Array, dx: Array, dbias: Array = None, activation: Activation | None = None, *,
+        adds: bool = False,
     ) -> None:  # fmt: skip
-        """dx = dout @ weight.T, or with `adds` dx +=; grads.weight += x.T @ dout, or with `fresh` =, unless it is None.
+        """dx = dout @ weight.T, or with `adds` dx +=: the gradient of a layer's input [rows, in].
 
-        grads.bias [partial_sums(rows), out] gets partial sums over the rows of dout, unless it is None. With
-        `activation`, x was activation(pre_activation), and dx is the gradient of pre_activation: dx *=
+        dbias [partial_sums(rows), out] gets partial sums over the rows of dout, unless it is None. With `activation`,
+        the input was activation(pre_activation), and dx is the gradient of pre_activation: dx *=
         activation'(pre_activation), and activation.dbias [partial_sums(rows), in] gets partial sums over its rows.
         """
+
+    def weight_gradient(self, x: Array, dout: Array, dweight: Array, *, fresh: bool = False) -> None:
+        """dweight += x.T @ dout, or with `fresh` =: the gradient of a layer's weight [in, out]."""
 
     def add_partials(self, partials: Array, out: Array) -> None:
         """out [n] += Σ partials [partial sums, n]."""
@@ -459,6 +459,9 @@ class Operations(Arithmetic, Protocol):
 
     def free_bytes(self) -> int:
         """Bytes of arrays that could be allocated now."""
+
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        """Bytes that are needed, for a while, to read a float32 tensor of so many bytes and `copy` it."""
 
     def held_bytes(self) -> int:
         """Bytes of the device's memory that this process holds."""

@@ -36,9 +36,9 @@ def memory(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks
 
 
 def _memory_needed(model: ModelConfig, train: TrainConfig, ops: Operations, ranks: Ranks) -> int:
-    """The largest tensor counts twice, as when it is loaded, so that a run that can start can also be resumed."""
+    """Room to load the largest tensor counts too, so that a run that can start can also be resumed."""
     cache = KVCache.bytes(model, ops) if train.sample_every else 0
-    kept = optimizer_bytes(model, train, ops, ranks) + cache + checkpoint.largest_tensor(model)
+    kept = optimizer_bytes(model, train, ops, ranks) + cache + ops.loading_bytes(checkpoint.largest_tensor(model))
     return kept + _memory_of_batch(model, train, ops)
 
 

@@ -25,8 +25,8 @@ SHAPE = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--b
 MODEL = ModelConfig(vocab_size=100, max_seq_len=16, embed_dim=16, num_heads=2, ff_hidden_dim=32, num_layers=2)
 CALLS = {  # calls of each operation in a step of two layers
     "embedding": 1, "layernorm": 1, "linear": 2 * 4 + 1, "attention": 2, "add_layernorm": 4, "softmax_cross_entropy": 1,
-    "linear_backward": 2 * 4 + 1, "attention_backward": 2, "add_layernorm_backward": 4, "layernorm_backward": 1,
-    "embedding_backward": 1, "global_norm": 1, "adamw": 1,
+    "linear_backward": 2 * 4 + 1, "weight_gradient": 2 * 4 + 1, "attention_backward": 2, "add_layernorm_backward": 4,
+    "layernorm_backward": 1, "embedding_backward": 1, "global_norm": 1, "adamw": 1,
 }  # fmt: skip
 
 

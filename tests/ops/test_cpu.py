@@ -137,14 +137,18 @@ def test_add_layernorm_and_its_backward(ops, rng, dropout, rows, d):
     ops.layernorm(Normed(x_out, plain, unset(rows), unset(rows)), norm)
     assert np.array_equal(plain, out)
 
-    dout, normed = rng.standard_normal(out.shape), Normed(x_out, out, mean, rstd)
+    dout = rng.standard_normal(out.shape)
+    normed = Normed(x_out, dout.copy(), mean, rstd)
     dx, grads = np.ones((rows, d)), Affine(unset(2, d), unset(2, d))
-    ops.layernorm_backward(dout, normed, a["weight"], dx, grads)
+    ops.layernorm_backward(normed, norm, dx, grads)
+    assert np.array_equal(normed.out, out), "the gradient's place has the norm's output again"
     check_gradients(formula, dout, a, {"x": dx - 1, "weight": grads.weight.sum(0), "bias": grads.bias.sum(0)}, rng)
 
     dsum, grads = np.zeros((rows, d)), Affine(unset(2, d), unset(2, d))
     branch = Branch(unset(rows, d) if dropout else dsum, unset(2, d), dropout)
-    ops.add_layernorm_backward(dout, normed, a["weight"], dsum, grads, branch)
+    normed.out[:] = dout
+    ops.add_layernorm_backward(normed, norm, dsum, grads, branch)
+    assert np.array_equal(normed.out, out)
     gradients = {"x": dsum, "branch": branch.gradient, "weight": grads.weight.sum(0), "bias": grads.bias.sum(0)}
     check_gradients(formula, dout, a, gradients, rng)
     np.testing.assert_allclose(branch.dbias.sum(0), branch.gradient.sum(0), **EXACT)
@@ -185,12 +189,13 @@ def test_linear_and_its_backward(ops, rng, rows, d, f, transposed):
 
     dout, dx, partials = rng.standard_normal(out.shape), unset(rows, d), unset(2, f)
     dweight = np.ones((f, d)).T if transposed else np.ones((d, f))
-    ops.linear_backward(dout, a["x"], weight, dx, Affine(dweight, partials))
+    ops.linear_backward(dout, weight, dx, partials)
+    ops.weight_gradient(a["x"], dout, dweight)
     dbias = np.ones(f)
     ops.add_partials(partials, dbias)
     np.testing.assert_allclose(dx, dout @ weight.T, **EXACT)
     np.testing.assert_allclose(dweight, 1 + a["x"].T @ dout, **EXACT)
-    ops.linear_backward(dout, a["x"], weight, dx, Affine(dweight, partials), fresh=True)
+    ops.weight_gradient(a["x"], dout, dweight, fresh=True)
     np.testing.assert_allclose(dweight, a["x"].T @ dout, **EXACT)
     np.testing.assert_allclose(dbias, 1 + dout.sum(0), **EXACT)
 
@@ -207,7 +212,7 @@ def test_activations_and_their_backward(ops, rng, rows, d, f, activation, formul
     w2, dout = rng.standard_normal((f, d)), rng.standard_normal((rows, d))
     gradient, dbias = unset(rows, f), unset(2, f)
     through = Activation(activation, pre_activation, dbias)
-    ops.linear_backward(dout, out, w2, gradient, Affine(np.zeros((f, d)), None), through)
+    ops.linear_backward(dout, w2, gradient, activation=through)
     np.testing.assert_allclose(dbias.sum(0), gradient.sum(0), **EXACT)
     assert activation == "gelu" or np.abs(pre_activation).min() > H, "a difference crosses the corner of relu"
     inputs, gradients = {"pre_activation": pre_activation}, {"pre_activation": gradient}

@@ -1,12 +1,10 @@
 """Linear layers of a whole batch in NumPy, forward and backward; decoding.py has those of one row of each sequence.
 
-Threads share out blocks of rows. A block goes through its product, and in chunks through bias and activation. Backward
-has two products: the gradient of x is cut by its rows, and that of the weight by its own rows, each of which sums over
-the whole batch. For example, 2 threads, 1,024 rows and a weight [256, 1024] are 2 blocks of 512 rows forward; backward
-they are these 2 and 2 blocks of 128 rows of the weight's gradient, all of them in one queue.
+Threads share out blocks of rows. A block goes through its product, and in chunks through bias and activation. The
+gradient of the weight is cut by its own rows, each of which sums over the whole batch. For example, 2 threads, 1,024
+rows and a weight [256, 1024] are 2 blocks of 512 rows forward, the same 2 for the gradient of x, and 2 blocks of 128
+rows of the weight's gradient.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -41,17 +39,16 @@ def affine(
 
 
 def affine_backward(
-    threads: Threads, dout: np.ndarray, x: np.ndarray, weight: np.ndarray, dx: np.ndarray, grads: Affine,
-    activation: Activation | None, *, adds: bool, fresh: bool,
+    threads: Threads, dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, dbias: np.ndarray | None,
+    activation: Activation | None, adds: bool,
 ) -> None:  # fmt: skip
     """As `Operations.linear_backward`."""
-    dweight, dbias = grads
-    block_rows = _block_rows(threads, len(x), weight)
-    row_blocks = blocks(slice(0, len(x)), block_rows)
-    dout_sums = threads.scratch("linear dout sums", (len(row_blocks), dout.shape[1]), dout.dtype)
-    dx_sums = threads.scratch("linear dx sums", (len(row_blocks), dx.shape[1]), dx.dtype)
+    block_rows = _block_rows(threads, len(dout), weight)
+    count = ceil_div(len(dout), block_rows)
+    dout_sums = threads.scratch("linear dout sums", (count, dout.shape[1]), dout.dtype)
+    dx_sums = threads.scratch("linear dx sums", (count, dx.shape[1]), dx.dtype)
 
-    def dx_block(r: slice) -> None:
+    def block(r: slice) -> None:
         number = r.start // block_rows
         _multiply(dout[r], weight.T, dx[r], adds, threads.scratch)
         if activation:
@@ -60,21 +57,22 @@ def affine_backward(
         if dbias is not None:
             sum_rows(dout[r], out=dout_sums[number])
 
-    tasks: list[tuple[Callable[[slice], None], slice]] = [(dx_block, r) for r in row_blocks]
-    if dweight is not None:
-        # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
-        a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
-
-        def dweight_block(r: slice) -> None:
-            _multiply(a[:, r].T, b, product[r], not fresh, threads.scratch)
-
-        rows = _gradient_rows(threads, len(x), product)
-        tasks += [(dweight_block, r) for r in blocks(slice(0, len(product)), rows)]
-    threads.run(lambda number: tasks[number][0](tasks[number][1]), len(tasks))
+    threads.run_blocks(block, len(dout), block_rows)
     if dbias is not None:
         leave_total(dout_sums, dbias)
     if activation:
         leave_total(dx_sums, activation.dbias)
+
+
+def weight_gradient(threads: Threads, x: np.ndarray, dout: np.ndarray, dweight: np.ndarray, fresh: bool) -> None:
+    """As `Operations.weight_gradient`."""
+    # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
+    a, b, product = (x, dout, dweight) if dweight.flags.c_contiguous else (dout, x, dweight.T)
+
+    def block(r: slice) -> None:
+        _multiply(a[:, r].T, b, product[r], not fresh, threads.scratch)
+
+    threads.run_blocks(block, len(product), _gradient_rows(threads, len(x), product))
 
 
 def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray, adds: bool, scratch: Scratch) -> None:

@@ -23,26 +23,26 @@ def normalize(normed: Normed, norm: Affine) -> None:
     out += norm.bias
 
 
-def normalize_backward(
-    dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, sums: Affine, scratch: Scratch
-) -> None:
-    """As `Operations.layernorm_backward`; normed.out is not read.
-
-    `sums`, both [D], get the sums over these rows of dout · n and of dout.
-    """
-    x, _, mean, rstd = normed
-    d = x.shape[1]
+def normalize_backward(normed: Normed, norm: Affine, dx: np.ndarray, sums: Affine, scratch: Scratch) -> None:
+    """As `Operations.layernorm_backward`. `sums`, both [D], get the sums over these rows of dout · n and of dout."""
+    x, out, mean, rstd = normed
+    dout, d = out, x.shape[1]
     centered = scratch("layernorm centered", x.shape, x.dtype)
     g = scratch("layernorm g", x.shape, x.dtype)
-    # With n = centered · rstd: the sums over rows of dout · n and of dout
+    # With n = centered · rstd: the sums over rows of dout · n and of dout, and over columns of g · n / rstd and of g
     np.subtract(x, mean[:, None], out=centered)
     dout_centered = np.multiply(dout, centered, out=g)
     np.matmul(rstd, dout_centered, out=sums.weight)
     sum_rows(dout, out=sums.bias)
+    g_centered_sums, g_sums = np.matmul(dout_centered, norm.weight), np.matmul(dout, norm.weight)
+    np.multiply(dout, norm.weight, out=g)
+    # dout is not needed any more: out = n · weight + bias, rounded as in `normalize`
+    np.multiply(centered, rstd[:, None], out=out)
+    out *= norm.weight
+    out += norm.bias
     # dx += rstd · (g - mean(g) - n · mean(g · n))
-    centered *= (np.matmul(dout_centered, weight) * (rstd**2 / d))[:, None]
-    np.multiply(dout, weight, out=g)
-    g -= (np.matmul(dout, weight) / d)[:, None]
+    centered *= (g_centered_sums * (rstd**2 / d))[:, None]
+    g -= (g_sums / d)[:, None]
     g -= centered
     g *= rstd[:, None]
     dx += g

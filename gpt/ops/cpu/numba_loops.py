@@ -193,14 +193,6 @@ def put(x: np.ndarray, out: np.ndarray) -> None:
 
 
 @loop
-def clear(x: np.ndarray, begin: int) -> None:
-    """x[begin:] = 0; x [rows, n]."""
-    for r in range(begin, x.shape[0]):
-        for j in range(x.shape[1]):
-            x[r, j] = ZERO
-
-
-@loop
 def scale(x: np.ndarray, factor: f4) -> None:
     """x *= factor, [n]."""
     for j in range(x.size):
@@ -264,46 +256,48 @@ def layernorm(
 
 @loop
 def _layernorm_backward(
-    dout: np.ndarray,
     x: np.ndarray,
-    weight: np.ndarray,
+    out: np.ndarray,
     mean: np.ndarray,
     rstd: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
     dx: np.ndarray,
     dweight: np.ndarray,
     dbias: np.ndarray,
     dx_sums: np.ndarray,
 ) -> None:
-    """dout, x and dx [rows, D], mean and rstd [rows], the others [D]; dx is added to."""
+    """x, out and dx [rows, D], mean and rstd [rows], the others [D]; out is its gradient at first; dx is added to."""
     rows, d = x.shape
     n, g = np.empty(d, np.float32), np.empty(d, np.float32)
     sums = np.zeros((3, d), np.float32)
     for r in range(rows):
         for j in range(d):
             n[j] = (x[r, j] - mean[r]) * rstd[r]
-            g[j] = dout[r, j] * weight[j]
-            sums[0, j] += dout[r, j] * n[j]
-            sums[1, j] += dout[r, j]
+            g[j] = out[r, j] * weight[j]
+            sums[0, j] += out[r, j] * n[j]
+            sums[1, j] += out[r, j]
         g_mean, gn_mean = total(g) / f4(d), dot(g, n) / f4(d)
         for j in range(d):
             dx[r, j] += rstd[r] * (g[j] - g_mean - n[j] * gn_mean)
             sums[2, j] += dx[r, j]
+            out[r, j] = n[j] * weight[j] + bias[j]
     put(sums[0], dweight)
     put(sums[1], dbias)
     put(sums[2], dx_sums)
 
 
-@parallel(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, MATRIX, STRIDED, STRIDED, STRIDED, WHOLE)
+@parallel(MATRIX, MATRIX, VECTOR, VECTOR, VECTOR, VECTOR, MATRIX, STRIDED, STRIDED, STRIDED, WHOLE)
 def layernorm_backward(
-    dout: np.ndarray, x: np.ndarray, weight: np.ndarray, mean: np.ndarray, rstd: np.ndarray, dx: np.ndarray,
-    dweight: np.ndarray, dbias: np.ndarray, dx_sums: np.ndarray, shares: int,
+    x: np.ndarray, out: np.ndarray, mean: np.ndarray, rstd: np.ndarray, weight: np.ndarray, bias: np.ndarray,
+    dx: np.ndarray, dweight: np.ndarray, dbias: np.ndarray, dx_sums: np.ndarray, shares: int,
 ) -> None:  # fmt: skip
     """The three sums are partial ones, [shares, D]."""
     for number in prange(shares):
         begin, end = share(len(x), shares, number)
         r = slice(begin, end)
         _layernorm_backward(
-            dout[r], x[r], weight, mean[r], rstd[r], dx[r], dweight[number], dbias[number], dx_sums[number]
+            x[r], out[r], mean[r], rstd[r], weight, bias, dx[r], dweight[number], dbias[number], dx_sums[number]
         )
 
 
@@ -400,28 +394,27 @@ def _linear_backward(
         put(sums, dbias[number])
 
 
-@parallel(MATRIX, STRIDED, MATRIX, STRIDED, STRIDED, STRIDED, WHOLE, STRIDED, MATRIX, STRIDED, WHOLE, WHOLE)
+@parallel(MATRIX, STRIDED, MATRIX, STRIDED, MATRIX, STRIDED, WHOLE, WHOLE)
 def linear_backward(
-    dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, left: np.ndarray, right: np.ndarray, dweight: np.ndarray,
-    accumulate: int, dbias: np.ndarray, pre_activation: np.ndarray, dx_sums: np.ndarray, activation: int, shares: int,
+    dout: np.ndarray, weight: np.ndarray, dx: np.ndarray, dbias: np.ndarray, pre_activation: np.ndarray,
+    dx_sums: np.ndarray, activation: int, shares: int,
 ) -> None:  # fmt: skip
-    """dx = (dout @ weightᵀ) · activation'(pre_activation), dweight = leftᵀ @ right, or += if accumulate is 1.
-
-    Even numbers are shares of dx, odd ones of dweight, so that every thread gets some of both.
+    """dx = (dout @ weightᵀ) · activation'(pre_activation).
 
     Partial sums over rows [shares, n]: dbias, unless that is empty, of dout; dx_sums of dx, unless with IDENTITY.
     """
-    clear(dbias, shares)
-    clear(dx_sums, shares)
-    for number in prange(2 * shares):
-        each = number // 2
-        if number % 2 == 0:
-            begin, end = share(len(dout), shares, each)
-            r = slice(begin, end)
-            _linear_backward(dout[r], weight, dx[r], dbias, pre_activation[r], dx_sums, activation, each)
-        else:
-            begin, end = share(len(dweight), shares, each)
-            matmul(left[:, begin:end].T, right, dweight[begin:end], accumulate)
+    for number in prange(shares):
+        begin, end = share(len(dout), shares, number)
+        r = slice(begin, end)
+        _linear_backward(dout[r], weight, dx[r], dbias, pre_activation[r], dx_sums, activation, number)
+
+
+@parallel(STRIDED, STRIDED, STRIDED, WHOLE, WHOLE)
+def weight_gradient(left: np.ndarray, right: np.ndarray, dweight: np.ndarray, accumulate: int, shares: int) -> None:
+    """dweight = leftᵀ @ right, or += if accumulate is 1; threads share out its rows."""
+    for number in prange(shares):
+        begin, end = share(len(dweight), shares, number)
+        matmul(left[:, begin:end].T, right, dweight[begin:end], accumulate)
 
 
 # ---- attention -------------------------------------------------------------------------------------------------------

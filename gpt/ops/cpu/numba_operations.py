@@ -28,7 +28,6 @@ if ALLOWED:  # again: threads that are started from here on inherit it
     with suppress(OSError):
         os.sched_setaffinity(0, ALLOWED)
 
-FEW_ROWS = 256  # a backward pass of up to so many rows has half as many shares: small products are less efficient
 ACTIVATIONS = {None: loops.IDENTITY, "relu": loops.RELU, "gelu": loops.GELU}
 
 if numba.config.DISABLE_JIT:
@@ -81,21 +80,17 @@ class NumbaOps(CpuOps):
         else:
             loops.layernorm(x, branch, *norm, *out, self._shares)
 
-    def layernorm_backward(
-        self, dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, grads: Affine
-    ) -> None:
-        x, _, mean, rstd = normed
+    def layernorm_backward(self, normed: Normed, norm: Affine, dx: np.ndarray, grads: Affine) -> None:
         dx_sums = self._scratch("dx sums", grads.weight.shape, self._dtype)
-        loops.layernorm_backward(dout, x, weight, mean, rstd, dx, *grads, dx_sums, self._shares)
+        loops.layernorm_backward(*normed, *norm, dx, *grads, dx_sums, self._shares)
 
     def add_layernorm_backward(
-        self, dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, grads: Affine, branch: Branch
+        self, normed: Normed, norm: Affine, dx: np.ndarray, grads: Affine, branch: Branch
     ) -> None:
         if branch.dropout:
-            super().add_layernorm_backward(dout, normed, weight, dx, grads, branch)
+            super().add_layernorm_backward(normed, norm, dx, grads, branch)
         else:
-            x, _, mean, rstd = normed
-            loops.layernorm_backward(dout, x, weight, mean, rstd, dx, *grads, branch.dbias, self._shares)
+            loops.layernorm_backward(*normed, *norm, dx, *grads, branch.dbias, self._shares)
 
     def linear(
         self, x: np.ndarray, layer: Affine, out: np.ndarray, activation: Activation | None = None, *, adds: bool = False
@@ -110,29 +105,26 @@ class NumbaOps(CpuOps):
     def linear_backward(
         self,
         dout: np.ndarray,
-        x: np.ndarray,
         weight: np.ndarray,
         dx: np.ndarray,
-        grads: Affine,
+        dbias: np.ndarray | None = None,
         activation: Activation | None = None,
         *,
         adds: bool = False,
-        fresh: bool = False,
     ) -> None:
-        if adds or grads.weight is None:
-            super().linear_backward(dout, x, weight, dx, grads, activation, adds=adds, fresh=fresh)
+        if adds:
+            super().linear_backward(dout, weight, dx, dbias, activation, adds=adds)
             return
+        sums = self._no_matrix if dbias is None else dbias
+        name, pre_activation, dx_sums = activation or (None, self._no_matrix, self._no_matrix)
+        loops.linear_backward(dout, weight, dx, sums, pre_activation, dx_sums, ACTIVATIONS[name], self._shares)
+
+    def weight_gradient(self, x: np.ndarray, dout: np.ndarray, dweight: np.ndarray, *, fresh: bool = False) -> None:
         # BLAS wants the rows of the product contiguous: those of the tied head's gradient are its columns.
-        left, right, product = x, dout, grads.weight
+        left, right, product = x, dout, dweight
         if not product.flags.c_contiguous:
             left, right, product = dout, x, product.T
-        dbias = self._no_matrix if grads.bias is None else grads.bias
-        name, pre_activation, dx_sums = activation or (None, self._no_matrix, self._no_matrix)
-        few = len(x) <= FEW_ROWS and self._shares % 2 == 0
-        loops.linear_backward(
-            dout, weight, dx, left, right, product, 0 if fresh else 1, dbias, pre_activation, dx_sums,
-            ACTIVATIONS[name], self._shares // 2 if few else self._shares,
-        )  # fmt: skip
+        loops.weight_gradient(left, right, product, 0 if fresh else 1, self._shares)
 
     def attention(self, qkv: np.ndarray, out: np.ndarray, lse: np.ndarray, dropout: Dropout | None = None) -> None:
         if dropout:

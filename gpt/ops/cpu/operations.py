@@ -24,7 +24,7 @@ from gpt.ops.cpu.attention import Attended, Heads, attend, attend_backward
 from gpt.ops.cpu.decoding import attend_newest, multiply
 from gpt.ops.cpu.embedding import TokenRows
 from gpt.ops.cpu.host import HostInputs, HostOutput, HostTimeline
-from gpt.ops.cpu.linear import affine, affine_backward
+from gpt.ops.cpu.linear import affine, affine_backward, weight_gradient
 from gpt.ops.cpu.loss import cross_entropy
 from gpt.ops.cpu.masks import Mask
 from gpt.ops.cpu.norm import normalize, normalize_backward
@@ -129,6 +129,9 @@ class CpuOps(Operations):
     def free_bytes(self) -> int:
         return max(0, limits.free_memory() - BESIDE_ARRAYS - BESIDE_ARRAYS_PER_THREAD * self.threads.count)
 
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        return tensor_bytes
+
     def held_bytes(self) -> int:
         rss: int = psutil.Process().memory_info().rss
         return rss
@@ -197,24 +200,16 @@ class CpuOps(Operations):
 
         self._by_rows(block, x)
 
-    def layernorm_backward(
-        self, dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, grads: Affine
-    ) -> None:
-        self._layernorm_backward(dout, normed, weight, dx, grads)
+    def layernorm_backward(self, normed: Normed, norm: Affine, dx: np.ndarray, grads: Affine) -> None:
+        self._layernorm_backward(normed, norm, dx, grads)
 
     def add_layernorm_backward(
-        self, dout: np.ndarray, normed: Normed, weight: np.ndarray, dx: np.ndarray, grads: Affine, branch: Branch
+        self, normed: Normed, norm: Affine, dx: np.ndarray, grads: Affine, branch: Branch
     ) -> None:
-        self._layernorm_backward(dout, normed, weight, dx, grads, branch)
+        self._layernorm_backward(normed, norm, dx, grads, branch)
 
     def _layernorm_backward(
-        self,
-        dout: np.ndarray,
-        normed: Normed,
-        weight: np.ndarray,
-        dx: np.ndarray,
-        grads: Affine,
-        branch: Branch | None = None,
+        self, normed: Normed, norm: Affine, dx: np.ndarray, grads: Affine, branch: Branch | None = None
     ) -> None:
         rows, d = normed.x.shape
         mask = Mask(branch.dropout, d) if branch and branch.dropout else None
@@ -224,8 +219,7 @@ class CpuOps(Operations):
         def block(r: slice) -> None:
             number = r.start // block_rows
             block_sums = Affine(weight=sums[0, number], bias=sums[1, number])
-            x, mean, rstd = normed.x[r], normed.mean[r], normed.rstd[r]
-            normalize_backward(dout[r], Normed(x, None, mean, rstd), weight, dx[r], block_sums, self._scratch)
+            normalize_backward(normed.slice(r), norm, dx[r], block_sums, self._scratch)
             if branch:  # these rows of dx are complete
                 if mask:
                     np.multiply(dx[r], self._draw(mask, r, d), out=branch.gradient[r])
@@ -284,16 +278,17 @@ class CpuOps(Operations):
     def linear_backward(
         self,
         dout: np.ndarray,
-        x: np.ndarray,
         weight: np.ndarray,
         dx: np.ndarray,
-        grads: Affine,
+        dbias: np.ndarray | None = None,
         activation: Activation | None = None,
         *,
         adds: bool = False,
-        fresh: bool = False,
     ) -> None:
-        affine_backward(self.threads, dout, x, weight, dx, grads, activation, adds=adds, fresh=fresh)
+        affine_backward(self.threads, dout, weight, dx, dbias, activation, adds)
+
+    def weight_gradient(self, x: np.ndarray, dout: np.ndarray, dweight: np.ndarray, *, fresh: bool = False) -> None:
+        weight_gradient(self.threads, x, dout, dweight, fresh)
 
     def add_partials(self, partials: np.ndarray, out: np.ndarray) -> None:
         with QUIET():

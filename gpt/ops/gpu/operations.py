@@ -61,7 +61,7 @@ from gpt.ops.interface import (
 HEAD_ROWS = 8192  # rows of logits at a time
 LEAST_CONTEXT = 16  # rows of a pass over a context, which is recorded
 MAX_HEAD_DIM = 128
-LARGE_COPY = 2**22  # elements of a copy from which on the GPU converts them, and of those that it converts at a time
+LARGE_COPY = 2**22  # elements of a copy from which on it is done in parts, and the GPU rounds; and of such a part
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
@@ -146,19 +146,27 @@ class GpuOps(Operations):
         return (host.astype(np.uint32) << 16).view(np.float32) if host.dtype == np.uint16 else host
 
     def copy(self, value: Array, out: Array) -> None:
-        if value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype):
-            if value.dtype == np.float32 and value.size >= LARGE_COPY and value.size % CONVERT_WIDTH == 0:
-                self._copy_large(value.reshape(-1), out.reshape(-1))
-                return
+        rounds = value.dtype != out.dtype and np.uint16 in (value.dtype, out.dtype)
+        on_device = value.dtype == np.float32 and (not rounds or value.size % CONVERT_WIDTH == 0)
+        if value.size >= LARGE_COPY and on_device and out.flags.c_contiguous:
+            self._copy_large(value.reshape(-1), out.reshape(-1))
+            return
+        if rounds:
             value = self.to_host(value)
             value = _to_bf16(value) if out.dtype == np.uint16 else value
         self._xp.copyto(out, self._xp.asarray(value))
 
     def _copy_large(self, value: Array, out: Array) -> None:
-        """out = value, float32 as bf16, both [n]: the GPU rounds, which takes the host longer than to copy."""
+        """out = value, float32 or rounded to bf16, both [n]. Rounding takes the host longer than copying."""
         for start in range(0, value.size, LARGE_COPY):
             part = slice(start, start + LARGE_COPY)
-            self.convert(self._xp.asarray(value[part]), out[part])
+            if value.dtype == out.dtype:
+                self._xp.copyto(out[part], self._xp.asarray(value[part]))
+            else:
+                self.convert(self._xp.asarray(value[part]), out[part])
+
+    def loading_bytes(self, tensor_bytes: int) -> int:
+        return min(tensor_bytes, 4 * LARGE_COPY)
 
     def clear(self, array: Array) -> None:
         self.device.clear(array)
@@ -215,24 +223,19 @@ class GpuOps(Operations):
         kernel, grid = self._norm_kernel("add_layernorm", x, dropout)
         kernel(grid, (THREADS,), (x, branch, *norm, *out, _int(len(x)), *self._mask(dropout)))
 
-    def layernorm_backward(self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine) -> None:
-        x, _, mean, rstd = normed
-        kernel, _ = self._norm_kernel("layernorm_backward", x)
-        partials = self.partial_sums(len(x))
-        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
-        sums = grads.weight[0], grads.bias[0]
-        kernel((partials,), (THREADS,), (dout, x, weight, mean, rstd, dx, *sums, *sizes))
+    def layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine) -> None:
+        kernel, _ = self._norm_kernel("layernorm_backward", dx)
+        partials = self.partial_sums(len(dx))
+        sizes = _int(len(dx)), _int(partials), _stride(grads.weight)
+        kernel((partials,), (THREADS,), (*normed, *norm, dx, grads.weight[0], grads.bias[0], *sizes))
 
-    def add_layernorm_backward(
-        self, dout: Array, normed: Normed, weight: Array, dx: Array, grads: Affine, branch: Branch
-    ) -> None:
-        x, _, mean, rstd = normed
-        kernel, _ = self._norm_kernel("add_layernorm_backward", x, branch.dropout)
-        partials = self.partial_sums(len(x))
-        sizes = _int(len(x)), _int(partials), _stride(grads.weight)
+    def add_layernorm_backward(self, normed: Normed, norm: Affine, dx: Array, grads: Affine, branch: Branch) -> None:
+        kernel, _ = self._norm_kernel("add_layernorm_backward", dx, branch.dropout)
+        partials = self.partial_sums(len(dx))
+        sizes = _int(len(dx)), _int(partials), _stride(grads.weight)
         sums = grads.weight[0], grads.bias[0], branch.dbias[0]
-        arguments = (dout, x, weight, mean, rstd, dx, branch.gradient, *sums, *sizes, *self._mask(branch.dropout))
-        kernel((partials,), (THREADS,), arguments)
+        mask = self._mask(branch.dropout)
+        kernel((partials,), (THREADS,), (*normed, *norm, dx, branch.gradient, *sums, *sizes, *mask))
 
     def dropout(self, x: Array, out: Array, dropout: Dropout) -> None:
         kernel, grid = self._norm_kernel("dropout_rows", x, dropout)
@@ -241,13 +244,15 @@ class GpuOps(Operations):
     def _norm_kernel(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
         (rows, d), lanes = x.shape, self.device.warp
-        elements = NVIDIA_BACKWARD if name.endswith("backward") and self.device.has_tf32 else LANE_ELEMENTS
+        nvidia_backward = name.endswith("backward") and self.device.has_tf32
+        elements = NVIDIA_BACKWARD if nvidia_backward else LANE_ELEMENTS
         while lanes < THREADS and lanes * elements < d:
             lanes *= 2
         width = self._kernel.width(d)
-        # Half vectors, if whole ones would leave more of CDNA's 64 lanes idle: a lane takes 3 x 4 of 768 elements, not
-        # 2 x 8, which would be room for 1,024.
-        if self.device.warp == 64 and width > 1 and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
+        # Half vectors, if whole ones would leave more of 64 lanes idle: a lane takes 3 x 4 of 768 elements, not 2 x 8,
+        # which would be room for 1,024. That also saves registers, which NVIDIA's backward pass is short of.
+        may_halve = self.device.warp == 64 or nvidia_backward
+        if may_halve and width > 1 and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
             width //= 2
         defines = {"D": d, "WIDTH": width, "LANES": lanes, "DROPOUT": int(bool(dropout))}
         return self._kernel("layernorm.hip", name, **defines), (ceil_div(rows * lanes, THREADS),)
@@ -314,22 +319,22 @@ class GpuOps(Operations):
             self.copy(places[1], out=out[one])
 
     def linear_backward(
-        self, dout: Array, x: Array, weight: Array, dx: Array, grads: Affine, activation: Activation | None = None,
-        *, adds: bool = False, fresh: bool = False,
+        self, dout: Array, weight: Array, dx: Array, dbias: Array = None, activation: Activation | None = None, *,
+        adds: bool = False,
     ) -> None:  # fmt: skip
         into = Sum(addend=dx) if adds else PLAIN
         if activation:
             self._activation_backward(dout, weight.T, dx, activation, into)
         else:
             self._products.product(dout, weight.T, dx, into)
-        if grads.weight is not None:
-            if grads.weight.flags.c_contiguous:
-                a, b, dweight = x.T, dout, grads.weight
-            else:
-                a, b, dweight = dout.T, x, grads.weight.T
-            self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
-        if grads.bias is not None:
-            self._column_sums(dout, grads.bias)
+        if dbias is not None:
+            self._column_sums(dout, dbias)
+
+    def weight_gradient(self, x: Array, dout: Array, dweight: Array, *, fresh: bool = False) -> None:
+        a, b = x.T, dout
+        if not dweight.flags.c_contiguous:
+            a, b, dweight = dout.T, x, dweight.T
+        self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
 
     def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation, into: Sum) -> None:
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""

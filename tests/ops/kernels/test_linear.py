@@ -75,9 +75,14 @@ def test_linear_backward(trial, size, layer):
     layers.linear_backward(trial, *size, *layer)
 
 
+@pytest.mark.parametrize(("size", "transposed", "ops"), pairs(SIZES, [False, True], PRECISIONS), indirect=["ops"])
+def test_the_gradient_of_a_weight(trial, size, transposed):
+    layers.weight_gradient(trial, *size, transposed, fresh=False)
+
+
 @pytest.mark.parametrize(("size", "transposed", "ops"), pairs(SIZES[:6], [False, True], PRECISIONS), indirect=["ops"])
 def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, size, transposed):
-    layers.linear_backward(trial, *size, transposed, None, fresh=True)
+    layers.weight_gradient(trial, *size, transposed, fresh=True)
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])

@@ -51,6 +51,19 @@ def test_large_copies_are_rounded_on_the_device_as_small_ones_on_the_host(trial,
     assert np.array_equal(trial.ops.to_host(large), trial.ops.to_host(small), equal_nan=True)
 
 
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", ""])
+def test_a_large_copy_takes_little_of_the_devices_memory_besides(ops, dtype, monkeypatch):
+    x, seen = np.arange(800, dtype=np.float32).reshape(4, 200) % 256, []  # bf16 has these numbers
+    out, asarray = ops.empty(x.shape, dtype), ops._xp.asarray
+    with monkeypatch.context() as patched:
+        patched.setattr(operations, "LARGE_COPY", 256)
+        patched.setattr(ops._xp, "asarray", lambda part: seen.append(part.nbytes) or asarray(part))
+        ops.copy(x, out=out)
+        assert max(seen) == ops.loading_bytes(x.nbytes) == 1024
+    assert np.array_equal(ops.to_host(out), x)
+
+
 @pytest.mark.parametrize("ops", ["bf16"], indirect=True)  # only ranks that compute in bf16 exchange gradients in it
 def test_gradients_are_converted_to_bf16_and_back(trial):
     updates.convert(trial, 128 * 9)
