@@ -89,8 +89,14 @@ class Run:
     @property
     def options(self) -> str:
         """The options that name this run on the command line: "--run-name r", with --runs-dir if that is needed."""
-        elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
-        return f"--run-name {self.name}{elsewhere}"
+        return f"--run-name {self.name}{self.elsewhere}"
+
+    @property
+    def elsewhere(self) -> str:
+        """The option that commands need to find this run by its name: " --runs-dir DIR", or "" if they need none."""
+        directory = self.path.parent
+        is_usual = os.path.realpath(directory) == os.path.realpath(default_root())
+        return "" if is_usual else f" --runs-dir {shlex.quote(str(directory))}"
 
     def trial(self, best: bool) -> str:
         """The command that tries the model, or its `best` checkpoint: a chat, if it has learned from conversations."""

@@ -149,7 +149,7 @@ def _checkpoints(run: Run) -> Iterator[str]:
 
 def _next(run: Run, it: Summary) -> str:
     if it.state == "training":
-        return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
+        return f"hipgpt plot {run.name}{run.elsewhere}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "damaged":
         return "mend the damage that is named above, or use an earlier checkpoint: --step, --ckpt"
     if it.state == "tokenized":

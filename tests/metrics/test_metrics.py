@@ -198,6 +198,7 @@ def test_a_run_that_trains_is_where_its_log_is_also_before_its_first_checkpoint(
         it = summary(run)
         assert (it.state, it.step, it.steps, it.model) == ("training", 30, None, None)
         assert "  30/?  " in listing.table([it])[1]
+        assert listing.page(run, it)[-1].endswith(f"hipgpt plot r --runs-dir {run.path.parent}")
         config = TrainConfig(total_steps=40, device="CPU, 2 threads")
         checkpoint.save_best(run, 20, MODEL, config, dict(initial_weights(MODEL, 0)), val_loss=4.25)
         it = summary(run)
