@@ -258,9 +258,10 @@ def log_line(line: bytes) -> dict[str, Any] | None:
 
 
 def is_run(directory: str) -> bool:
-    """Whether a directory holds a run: tokens or a checkpoint."""
+    """Whether a directory holds a run: tokens, or the tokenizer of ready-made ones, or a checkpoint."""
     own = Run.at(Path(directory))
-    return own.tokens_info_path.exists() and own.tokens_path.exists() or os.path.lexists(own.latest_config_path)
+    has_tokens = own.tokens_info_path.exists() and (own.tokens_path.exists() or own.tokenizer_path.exists())
+    return has_tokens or os.path.lexists(own.latest_config_path)
 
 
 def _name_fault(name: str) -> str | None:
