@@ -19,7 +19,7 @@ from gpt import chat_template, provenance
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.constants import NORM_EPS
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.history import validation_losses
 from gpt.parameters import parameter_count
 from gpt.system.files import atomic_directory, write_atomically
@@ -91,11 +91,8 @@ def _check_new(out: Path) -> None:
 @contextmanager
 def _written(out: Path) -> Iterator[Path]:
     """Inside the `with`, a directory to write to, which is `out` afterwards. Raises UserError if that fails."""
-    try:
-        with atomic_directory(out) as made:
-            yield made
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    with cannot(f"write {out}", even_if_missing=True), atomic_directory(out) as made:
+        yield made
 
 
 def _adapter_config(rank: int, base: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 
 OWN = ("config", "save_config")  # names of the two options themselves
 
@@ -50,10 +50,8 @@ def save(context: click.Context, path: Path) -> None:
             lines.append(
                 f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
             )  # JSON's strings, numbers and booleans are TOML's
-    try:
+    with cannot(f"write --save-config {path}", even_if_missing=True):
         write_atomically(path, "".join(lines))
-    except OSError as error:
-        raise UserError(f"cannot write --save-config {path}: {error.strerror}") from None
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
