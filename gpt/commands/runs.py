@@ -34,7 +34,7 @@ def list_runs(runs_dir: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([each.to_json() for each in found], indent=2))
     elif found:
-        click.echo("\n".join(listing.table(found, _width() if sys.stdout.isatty() else None)))
+        click.echo("\n".join(listing.table(found, _width_to_fit())))
     else:
         click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
 
@@ -56,7 +56,8 @@ def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
     found = summary(run)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found)))
+    page = json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found, _width_to_fit()))
+    click.echo(page)
 
 
 @command(
@@ -94,6 +95,11 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
     if out is None or terminal:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         click.echo(text.drawn(logs, over, _width(), color))
+
+
+def _width_to_fit() -> int | None:
+    """The columns that lines must not exceed: those of the terminal. A pipe or a file takes lines of any length."""
+    return _width() if sys.stdout.isatty() else None
 
 
 def _width() -> int:
