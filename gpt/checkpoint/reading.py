@@ -25,7 +25,7 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     together; and for a step together with `best`.
     """
     if best and step is not None:
-        raise UserError("--best and --step exclude each other: the best checkpoint is of the step that was best")
+        raise UserError(f"--best has a step of its own, but --step {step} names one: leave one of them out")
     return _settled(run, lambda: _load(run, step, best))
 
 

@@ -96,9 +96,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read(path, SMALL).decode())
     except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist") from None
+        raise UserError(f"--config {path} does not exist: give the path of a TOML file with options") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from None
+        raise UserError(f"--config {path} is not TOML ({error}): mend it") from None
 
 
 def _given(context: click.Context, option: click.Option) -> str | int | float | bool | list[str]:
