@@ -163,7 +163,8 @@ def _prompts(prompt: str | None, file: str | None) -> list[tuple[str, str]]:
             # Bytes that are not UTF-8 are refused with the line that they stand in, as those of standard input are.
             text = read(Path(file), LARGE).decode("utf-8", "surrogateescape")
         except FileNotFoundError:
-            raise UserError(f"--prompts {file}: there is no such file") from None
+            advice = "give the path of a file with a text on each line"
+            raise UserError(f"--prompts {file} does not exist: {advice}") from None
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
