@@ -86,6 +86,8 @@ def _check_new(out: Path) -> None:
     """Raise UserError if a directory `out` cannot be made."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
+    if out.exists() and out.samefile(os.curdir):  # it would be replaced, and the user's shell left in one that is gone
+        raise UserError(f"--out {out} is the directory in which this command runs: name another one")
 
 
 @contextmanager
