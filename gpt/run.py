@@ -270,7 +270,10 @@ def _name_fault(name: str) -> str | None:
         return f"has {len(name)} characters, but must have at most {NAME_LIMIT}"
     if not _NAME.fullmatch(name):
         wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
-        return f"is {name!r}, but must consist of {wanted}"
+        directory, _, last = name.rstrip("/").rpartition("/")
+        is_path = directory and _NAME.fullmatch(last)
+        advice = f": give {last} with --runs-dir {shlex.quote(directory)}" if is_path else ""
+        return f"is {name!r}, but must consist of {wanted}{advice}"
     if _DEVICE.fullmatch(name):
         return f"is {name!r}, but must not be the name of a device on Windows: take {name}_run, say"
     return None

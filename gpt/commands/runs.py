@@ -5,12 +5,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import JSON, RUNS, complete_run
 from gpt.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt.run import Run
 
 
 @command(
@@ -50,9 +54,8 @@ def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
     """Tell all about one run: its state, model, data, losses, settings and checkpoints, and what to do next."""
     from gpt.metrics import listing
     from gpt.metrics.summary import summary
-    from gpt.run import Run
 
-    run = Run(name, runs_dir)
+    run = _named(name, runs_dir)
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
     found = summary(run)
@@ -86,15 +89,24 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
     """
     from gpt.metrics import curves, picture
     from gpt.metrics import terminal as text
-    from gpt.run import Run
 
-    logs = curves.logs([Run(name, runs_dir) for name in dict.fromkeys(names)], over)
+    logs = curves.logs([_named(name, runs_dir) for name in dict.fromkeys(names)], over)
     if out is not None:
         picture.draw(logs, over, out)
         click.echo(f"Saved to {out}")
     if out is None or terminal:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         click.echo(text.drawn(logs, over, _width(), color))
+
+
+def _named(name: str, runs_dir: Path) -> "Run":
+    """The run of the argument RUN. An error is said of that, because these commands have no --run-name."""
+    from gpt.run import Run
+
+    try:
+        return Run(name, runs_dir)
+    except UserError as error:
+        raise UserError(str(error).replace("--run-name", "RUN", 1)) from None
 
 
 def _width_to_fit() -> int | None:

@@ -58,6 +58,18 @@ def test_any_other_name_is_refused_in_one_line(name):
 
 
 @pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("checkpoints/first", "give first with --runs-dir checkpoints"),
+        ("../some where/a/", "give a with --runs-dir '../some where'"),
+    ],
+)
+def test_a_path_in_the_place_of_a_name_is_refused_with_the_options_that_it_stands_for(path, advice):
+    with pytest.raises(UserError, match=f"^--run-name is '{path}', but must consist of .*: {advice}$"):
+        Run(path)
+
+
+@pytest.mark.parametrize(
     ("path", "options"),
     [
         ("checkpoints/r", "--run-name r"),
