@@ -271,8 +271,9 @@ def _name_fault(name: str) -> str | None:
     if not _NAME.fullmatch(name):
         wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
         directory, _, last = name.rstrip("/").rpartition("/")
-        is_path = directory and _NAME.fullmatch(last)
-        advice = f": give {last} with --runs-dir {shlex.quote(directory)}" if is_path else ""
+        advice = ""
+        if _NAME.fullmatch(last) and not name.startswith("/" + last):
+            advice = f": give {last}" + (f" with --runs-dir {shlex.quote(directory)}" if directory else "")
         return f"is {name!r}, but must consist of {wanted}{advice}"
     if _DEVICE.fullmatch(name):
         return f"is {name!r}, but must not be the name of a device on Windows: take {name}_run, say"

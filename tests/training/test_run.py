@@ -62,6 +62,7 @@ def test_any_other_name_is_refused_in_one_line(name):
     [
         ("checkpoints/first", "give first with --runs-dir checkpoints"),
         ("../some where/a/", "give a with --runs-dir '../some where'"),
+        ("first/", "give first"),
     ],
 )
 def test_a_path_in_the_place_of_a_name_is_refused_with_the_options_that_it_stands_for(path, advice):
