@@ -341,7 +341,7 @@ def test_training_cannot_go_on_from_an_import_and_says_how_to_start(directory, r
     for go_on in (["--resume", "--run-name", "new"], ["--ckpt", str(run.latest_weights_path), "--steps", "3"]):
         result = CliRunner().invoke(main, ["train", *go_on, *runs])
         assert result.exit_code == 2
-        assert "--from new" in result.output
+        assert f"--from new --runs-dir {run.path.parent}\n" in result.output
 
 
 # ---- beside transformers -------------------------------------------------------------------------------------------
