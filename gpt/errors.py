@@ -71,13 +71,14 @@ def shown(value: object, *, quoted: bool = True) -> str:
 
 
 def reason(error: Exception) -> str:
-    """The cause of an error, in one line of bounded length.
+    """The cause of an error, in one line of bounded length; its type if it says nothing.
 
     Example:
-        >>> reason(OSError(28, "No space left on device"))
-        'No space left on device'
+        >>> reason(OSError(28, "No space left on device")), reason(NotImplementedError())
+        ('No space left on device', 'NotImplementedError')
     """
-    return shown(" ".join((getattr(error, "strerror", None) or str(error)).split()), quoted=False)
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(" ".join(words.split()), quoted=False)
 
 
 def first_line(error: BaseException) -> str:

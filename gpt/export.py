@@ -19,7 +19,7 @@ from gpt import chat_template, provenance
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.constants import NORM_EPS
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.history import validation_losses
 from gpt.parameters import parameter_count
 from gpt.system.files import atomic_directory, write_atomically
@@ -86,16 +86,15 @@ def _check_new(out: Path) -> None:
     """Raise UserError if a directory `out` cannot be made."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists already: name a directory that does not, or an empty one")
+    if out.exists() and out.samefile(os.curdir):  # it would be replaced, and the user's shell left in one that is gone
+        raise UserError(f"--out {out} is the directory in which this command runs: name another one")
 
 
 @contextmanager
 def _written(out: Path) -> Iterator[Path]:
     """Inside the `with`, a directory to write to, which is `out` afterwards. Raises UserError if that fails."""
-    try:
-        with atomic_directory(out) as made:
-            yield made
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
+    with cannot(f"write {out}", even_if_missing=True), atomic_directory(out) as made:
+        yield made
 
 
 def _adapter_config(rank: int, base: str | None) -> dict[str, Any]:

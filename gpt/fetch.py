@@ -19,7 +19,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.system.files import make_directory, missing, remove, remove_empty
 from gpt.system.filesystem import sync, sync_directory, try_lock
 
@@ -78,7 +78,7 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
     """
     target = directory / source.file
     part = target.with_name(f"{target.name}.part")
-    try:
+    with cannot(f"write {target}", even_if_missing=True):
         if target.is_file() and _digest(target) == source.sha256:
             return target
         with _directory(target.parent), open(part, "ab+") as file:
@@ -100,8 +100,6 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
         sync(part)
         os.replace(part, target)
         sync_directory(target.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
     return target
 
 

@@ -15,7 +15,7 @@ from gpt import chat_template
 from gpt.checkpoint import Checkpoint, largest_tensor
 from gpt.config import ModelConfig
 from gpt.constants import NORM_EPS
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.parameters import POSITIONS, parameter_shapes
 from gpt.system.files import atomic_path, discard_leftovers, make_directory
 from gpt.system.limits import free_memory, require_memory
@@ -58,7 +58,7 @@ def export_gguf(checkpoint: Checkpoint, out: Path, type_name: str = "f32") -> Pa
     _check_tokenizer(run.tokenizer_path, tokenizer, document)
     advice = "close other programs, or export on another machine"
     require_memory("exporting", 3 * largest_tensor(config), free_memory(), advice)
-    try:
+    with cannot(f"write {out}", even_if_missing=True):
         make_directory(out.absolute().parent)
         discard_leftovers(out)
         with atomic_path(out) as temporary:
@@ -67,8 +67,6 @@ def export_gguf(checkpoint: Checkpoint, out: Path, type_name: str = "f32") -> Pa
             _add_vocabulary(writer, tokenizer, document)
             _write_tensors(gguf, writer, temporary, checkpoint, type_name)
             writer.close()
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
     return out
 
 

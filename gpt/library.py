@@ -143,8 +143,8 @@ def load(
 def train(
     data_path: Paths = (), run_name: str | None = None, *,
     runs_dir: str | PathLike[str] | None = None, preset: str | None = None, device: str = "auto", blas: str = "auto",
-    resume: bool = False, ckpt: str | None = None, source: str | None = None, reset: bool = False, quiet: bool = False,
-    track: str | None = None, **settings: Any,
+    resume: bool = False, ckpt: str | PathLike[str] | None = None, source: str | PathLike[str] | None = None,
+    reset: bool = False, quiet: bool = False, track: str | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Train as `hipgpt train` does, and return the model of the last step, which is on disk.
 
@@ -166,7 +166,8 @@ def train(
     asked = Asked(
         run_name=run_name, runs_dir=Path(typed_path(runs_dir or default_root(), "runs_dir")), preset=preset,
         device=device, blas=blas, resume=resume,
-        ckpt=ckpt and typed_path(ckpt, "ckpt"), source=source and typed_path(source, "source"),
+        ckpt=None if ckpt is None else typed_path(ckpt, "ckpt"),
+        source=None if source is None else typed_path(source, "source"),
         reset=reset, track=track, settings=_settings({"data_path": data_path, **settings}),
     )  # fmt: skip
     _free_circles()

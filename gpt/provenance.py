@@ -288,7 +288,7 @@ def check_text(
     """
     _check_reading(run, asked, info, otherwise)
     before = paths_of(run, info)
-    groups = {name: named(name) for name in asked.data_path or before}
+    groups = {name: named(name, option) for name in asked.data_path or before}
     names = [str(group.paths[0]) if group.by_itself else name for name, group in groups.items()]
     if list(map(os.path.abspath, names)) != list(map(os.path.abspath, before)):
         return _check_moved(run, names, info, otherwise, option)
@@ -331,7 +331,7 @@ def _check_reading(run: Run, asked: DataConfig, info: Info, otherwise: str) -> N
 def _check_moved(run: Run, names: Sequence[str], info: Info, otherwise: str, option: str) -> Info:
     """The section of the text if the same files lie elsewhere. Raises UserError if they are not the same."""
     corpus = info.get("corpus", {"encoding": UTF_8, "text_field": None, "documents": False})
-    sources = find(names, corpus["encoding"], corpus["text_field"]).sources
+    sources = find(names, corpus["encoding"], corpus["text_field"], option).sources
     before, then, now = ", ".join(paths_of(run, info)), files_of(info), sources.files
     complaint = f"{option} is {sources.name}, but run {run.name} was made from {before}, and they differ"
     advice = f"leave it out, or {otherwise}"

@@ -89,8 +89,14 @@ class Run:
     @property
     def options(self) -> str:
         """The options that name this run on the command line: "--run-name r", with --runs-dir if that is needed."""
-        elsewhere = "" if self.path.parent == default_root() else f" --runs-dir {shlex.quote(str(self.path.parent))}"
-        return f"--run-name {self.name}{elsewhere}"
+        return f"--run-name {self.name}{self.elsewhere}"
+
+    @property
+    def elsewhere(self) -> str:
+        """The option that commands need to find this run by its name: " --runs-dir DIR", or "" if they need none."""
+        directory = self.path.parent
+        is_usual = os.path.realpath(directory) == os.path.realpath(default_root())
+        return "" if is_usual else f" --runs-dir {shlex.quote(str(directory))}"
 
     def trial(self, best: bool) -> str:
         """The command that tries the model, or its `best` checkpoint: a chat, if it has learned from conversations."""
@@ -252,9 +258,10 @@ def log_line(line: bytes) -> dict[str, Any] | None:
 
 
 def is_run(directory: str) -> bool:
-    """Whether a directory holds a run: tokens or a checkpoint."""
+    """Whether a directory holds a run: tokens, or the tokenizer of ready-made ones, or a checkpoint."""
     own = Run.at(Path(directory))
-    return own.tokens_info_path.exists() and own.tokens_path.exists() or os.path.lexists(own.latest_config_path)
+    has_tokens = own.tokens_info_path.exists() and (own.tokens_path.exists() or own.tokenizer_path.exists())
+    return has_tokens or os.path.lexists(own.latest_config_path)
 
 
 def _name_fault(name: str) -> str | None:
@@ -263,7 +270,11 @@ def _name_fault(name: str) -> str | None:
         return f"has {len(name)} characters, but must have at most {NAME_LIMIT}"
     if not _NAME.fullmatch(name):
         wanted = "letters, digits, '.', '_' and '-', and not start with '.' or '-' or end with '.'"
-        return f"is {name!r}, but must consist of {wanted}"
+        directory, _, last = name.rstrip("/").rpartition("/")
+        advice = ""
+        if _NAME.fullmatch(last) and not name.startswith("/" + last):
+            advice = f": give {last}" + (f" with --runs-dir {shlex.quote(directory)}" if directory else "")
+        return f"is {name!r}, but must consist of {wanted}{advice}"
     if _DEVICE.fullmatch(name):
         return f"is {name!r}, but must not be the name of a device on Windows: take {name}_run, say"
     return None

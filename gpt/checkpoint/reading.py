@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt.checkpoint.contents import ADVICE, CONFIG_SCHEMA, Checkpoint, opened, trained_layout
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError, reason
-from gpt.run import CONFIG, Run
+from gpt.run import CONFIG, OPTIMIZER, WEIGHTS, Run
 from gpt.system.reading import read_json
 
 
@@ -25,7 +25,7 @@ def load(run: Run, step: int | None = None, best: bool = False) -> Checkpoint:
     together; and for a step together with `best`.
     """
     if best and step is not None:
-        raise UserError("--best and --step exclude each other: the best checkpoint is of the step that was best")
+        raise UserError(f"--best has a step of its own, but --step {step} names one: leave one of them out")
     return _settled(run, lambda: _load(run, step, best))
 
 
@@ -59,7 +59,12 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
     links = {run.latest_weights_path: run.latest_config_path, run.best_weights_path: run.best_config_path}
     if path in links:  # a plain file: the run was copied by a program that follows links
         return read(run, links[path])
-    return read(run, path.with_name(f"{path.stem}{CONFIG}"), path)
+    config_path = path.with_name(f"{path.stem}{CONFIG}")
+    if not config_path.exists() and (path.name.endswith(OPTIMIZER) or path.suffix != WEIGHTS):
+        raise UserError(
+            f"--ckpt {given} is not a checkpoint's weights: name those, its config or a latest_* link in a run"
+        )
+    return read(run, config_path, path)
 
 
 def _settled(run: Run, read: Callable[[], Checkpoint]) -> Checkpoint:

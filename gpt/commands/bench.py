@@ -41,7 +41,11 @@ def bench_model(preset: str | None, device: str, blas: str, as_json: bool, setti
 
     model, train = plan.settle(settings, preset, start=None, resume=False)
     model = replace(model, vocab_size=settings.get("vocab_limit", TokenizerConfig.of(preset).vocab_limit))
-    with Console().progress("Measuring", 4) as advance:
+    console = Console()
+    with console.progress("Measuring", 4) as advance:
         ops = select(device, train.precision, training=True, blas=blas)
         report = bench.measure(model, train, ops, steps=settings.get("total_steps"), began=began, advance=advance)
-    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        console.line(str(report))

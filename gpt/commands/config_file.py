@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 
 OWN = ("config", "save_config")  # names of the two options themselves
 
@@ -50,10 +50,8 @@ def save(context: click.Context, path: Path) -> None:
             lines.append(
                 f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
             )  # JSON's strings, numbers and booleans are TOML's
-    try:
+    with cannot(f"write --save-config {path}", even_if_missing=True):
         write_atomically(path, "".join(lines))
-    except OSError as error:
-        raise UserError(f"cannot write --save-config {path}: {error.strerror}") from None
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
@@ -98,9 +96,9 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read(path, SMALL).decode())
     except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist") from None
+        raise UserError(f"--config {path} does not exist: give the path of a TOML file with options") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--config {path} is not TOML: {error}") from None
+        raise UserError(f"--config {path} is not TOML ({error}): mend it") from None
 
 
 def _given(context: click.Context, option: click.Option) -> str | int | float | bool | list[str]:

@@ -11,7 +11,7 @@ from gpt.commands.options import DEVICE, JSON
 
 @command(
     "doctor",
-    short_help="Test this machine: list it, check every operation, time some.",
+    short_help="Test this machine: list its parts, check every operation.",
     sections={
         "Options": (DEVICE, JSON),
     },

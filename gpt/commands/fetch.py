@@ -10,7 +10,7 @@ from gpt.config import DATA_PATH
 
 @command(
     "fetch",
-    short_help="Download a well-known text or GPT-2.",
+    short_help="Download a well-known text, GPT-2 or its tokenizer.",
     sections={"Options": ()},
     epilog="""
     hipgpt fetch shakespeare

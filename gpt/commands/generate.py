@@ -72,16 +72,16 @@ def generate_text(
         Session(Settings(num_tokens, sampling, stops, seed), _Writer(model, tokenizer, options)).run()
         return
     options |= {"num_tokens": num_tokens, "sampling": sampling, "stops": stops, "seed": seed}
-    streams = prompts is None and num_samples == 1 and not as_json
-    pieces = generate(model, tokenizer, starts[0][1], **options) if streams else None
-    texts = () if streams else generate_many(
-        model, tokenizer, starts, num_samples=num_samples, places=places, **options
-    )  # fmt: skip
-    for name, text in starts:
-        note_unknown(name, tokenizer, text)
-    if pieces is not None:
-        click.echo(starts[0][1], nl=False)
+    if prompts is None and num_samples == 1 and not as_json:
+        ((name, start),) = starts
+        pieces = generate(model, tokenizer, start, **options)
+        note_unknown(name, tokenizer, start)
+        click.echo(start, nl=False)
         print_stream(pieces)
+        return
+    texts = generate_many(model, tokenizer, starts, num_samples=num_samples, places=places, **options)
+    for name, start in starts:
+        note_unknown(name, tokenizer, start)
     for number, sample, continuation in texts:
         start = starts[number][1]
         if as_json:
@@ -163,7 +163,8 @@ def _prompts(prompt: str | None, file: str | None) -> list[tuple[str, str]]:
             # Bytes that are not UTF-8 are refused with the line that they stand in, as those of standard input are.
             text = read(Path(file), LARGE).decode("utf-8", "surrogateescape")
         except FileNotFoundError:
-            raise UserError(f"--prompts {file}: there is no such file") from None
+            advice = "give the path of a file with a text on each line"
+            raise UserError(f"--prompts {file} does not exist: {advice}") from None
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():

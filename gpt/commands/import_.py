@@ -37,4 +37,5 @@ def import_model(source: Path, run_name: str, runs_dir: Path) -> None:
     if template:
         click.echo(f"Note: {template} has a chat template, which is not imported: hipgpt has one of its own")
     click.echo(f"Imported {describe(made.model_config)} to {run.path}")
-    click.echo(f'Next: hipgpt generate {run.options} --prompt "…", or hipgpt train --from {run_name} --data-path FILE')
+    tuning = f"hipgpt train --from {run.name}{run.elsewhere} --data-path FILE"
+    click.echo(f'Next: hipgpt generate {run.options} --prompt "…", or {tuning}')

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gpt.commands.command_line import PATH, PATH_NAME, Option, Setting
+from gpt.commands.command_line import PATH_NAME, Option, PathType, Setting
 from gpt.config import (
     DATA_PATH,
     NUM_TOKENS,
@@ -32,8 +32,8 @@ NEW_RUN = Option(
     help="Name of the run, and of its directory in --runs-dir.",
 )  # fmt: skip
 RUNS = Option(
-    "--runs-dir", default=RUNS_DIR, show_envvar=True, metavar="DIR", type=PATH,
-    help="Directory that holds the runs.",
+    "--runs-dir", default=RUNS_DIR, show_envvar=True, metavar="DIR",
+    type=PathType(path_type=Path, readable=False, file_okay=False), help="Directory that holds the runs.",
 )  # fmt: skip
 PRESET = Option("--preset", type=click.Choice(list(PRESETS)), help="Named set of defaults; explicit flags override it.")
 DEVICE = Option(

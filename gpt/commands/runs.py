@@ -5,12 +5,16 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gpt.commands.command_line import PATH, Option, command
 from gpt.commands.options import JSON, RUNS, complete_run
 from gpt.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt.run import Run
 
 
 @command(
@@ -34,7 +38,7 @@ def list_runs(runs_dir: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([each.to_json() for each in found], indent=2))
     elif found:
-        click.echo("\n".join(listing.table(found, _width() if sys.stdout.isatty() else None)))
+        click.echo("\n".join(listing.table(found, _width_to_fit())))
     else:
         click.echo(f"No runs in {runs_dir}/ yet: hipgpt train makes one")
 
@@ -50,13 +54,13 @@ def show_run(name: str, runs_dir: Path, as_json: bool) -> None:
     """Tell all about one run: its state, model, data, losses, settings and checkpoints, and what to do next."""
     from gpt.metrics import listing
     from gpt.metrics.summary import summary
-    from gpt.run import Run
 
-    run = Run(name, runs_dir)
+    run = _named(name, runs_dir)
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}: `hipgpt runs` lists those there are")
     found = summary(run)
-    click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found)))
+    page = json.dumps(found.to_json(), indent=2) if as_json else "\n".join(listing.page(run, found, _width_to_fit()))
+    click.echo(page)
 
 
 @command(
@@ -85,15 +89,29 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
     """
     from gpt.metrics import curves, picture
     from gpt.metrics import terminal as text
-    from gpt.run import Run
 
-    logs = curves.logs([Run(name, runs_dir) for name in dict.fromkeys(names)], over)
+    logs = curves.logs([_named(name, runs_dir) for name in dict.fromkeys(names)], over)
     if out is not None:
         picture.draw(logs, over, out)
         click.echo(f"Saved to {out}")
     if out is None or terminal:
         color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         click.echo(text.drawn(logs, over, _width(), color))
+
+
+def _named(name: str, runs_dir: Path) -> "Run":
+    """The run of the argument RUN. An error is said of that, because these commands have no --run-name."""
+    from gpt.run import Run
+
+    try:
+        return Run(name, runs_dir)
+    except UserError as error:
+        raise UserError(str(error).replace("--run-name", "RUN", 1)) from None
+
+
+def _width_to_fit() -> int | None:
+    """The columns that lines must not exceed: those of the terminal. A pipe or a file takes lines of any length."""
+    return _width() if sys.stdout.isatty() else None
 
 
 def _width() -> int:

@@ -34,7 +34,7 @@ class ModelConfig:
             check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
         check(self.num_layers <= LAYER_LIMIT, "num_layers", self.num_layers, f"at most {LAYER_LIMIT}")
         if self.embed_dim % self.num_heads:
-            raise UserError(f"--dim {self.embed_dim} is not a multiple of --heads {self.num_heads}")
+            raise UserError(f"--dim {self.embed_dim} is not a multiple of --heads {self.num_heads}: change one of them")
         check_choice(self, "activation")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
 

@@ -404,17 +404,17 @@ class Found(NamedTuple):
     left_out: list[Path]
 
 
-def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None) -> Found:
-    """The sources that one or more --data-path stand for. `field` is None if the user has named none.
+def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None, option: str = "--data-path") -> Found:
+    """The sources that `names`, which come from `option`, stand for. `field` is None if the user has named none.
 
     Raises UserError if one cannot be used, if a file is named twice, and if no text is found.
     """
-    groups = [named(name) for name in names]
+    groups = [named(name, option) for name in names]
     files, left_out, seen = [], [], set()
     for name, (paths, by_itself) in zip(names, groups, strict=True):
         for path, real in zip(paths, absolute(paths), strict=True):
             if real in seen:
-                raise UserError(f"--data-path {name} names {path} a second time: name each file once")
+                raise UserError(f"{option} {name} names {path} a second time: name each file once")
             seen.add(real)
             try:
                 files.append(Source.of(path, encoding, field, in_folder=not by_itself))

@@ -1,7 +1,8 @@
 """`hipgpt doctor`: the GPUs and libraries of this machine, a check of every operation, and the times of some.
 
-inventory.py lists what is there. selftest.py runs checks of every operation (layers.py, updates.py) within bounds that
-follow from the roundings (bounds.py), and some training steps. speed.py times a few operations.
+inventory.py lists what is there. selftest.py runs checks of every operation (layers.py, updates.py), each as a trial
+(trial.py) within bounds that follow from the roundings (bounds.py), and some training steps. speed.py times a few
+operations.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,5 +1,6 @@
 """Summaries of runs in words: the table of `hipgpt runs`, and the page of `hipgpt show`."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,14 +17,14 @@ HEADER = (
 )  # fmt: skip
 _LEFT = 2  # columns whose cells stand on the left: names and states
 # Columns that are left out, one after the other, if the terminal is too narrow
-_LEAST = ("SIZE", "PARAMETERS", "DEVICE", "LAST VALIDATION", "TOKENS", "TIME")
+_LEAST = ("SIZE", "PARAMETERS", "DEVICE", "LAST VALIDATION", "TOKENS", "TIME", "BEST VALIDATION")
 
 
 def table(summaries: Sequence[Summary], width: int | None = None) -> list[str]:
     """The lines of the table, the header first. "-" stands for whatever a run does not have.
 
-    If they are wider than `width` characters, columns are left out, the least important ones first, and a last line
-    names them.
+    If they are wider than `width` characters, columns are left out, the least important ones first, and the last lines
+    name them.
     """
     columns = [_aligned(column) for column in zip(HEADER, *map(_row, summaries), strict=True)]
     left_out: list[str] = []
@@ -34,7 +35,8 @@ def table(summaries: Sequence[Summary], width: int | None = None) -> list[str]:
         left_out.append(name)
     lines = ["  ".join(cells) for cells in zip(*columns, strict=True)]
     if left_out:
-        lines += ["", f"A wider terminal shows {', '.join(sorted(left_out, key=HEADER.index))} too"]
+        note = f"A wider terminal shows {', '.join(sorted(left_out, key=HEADER.index))} too"
+        lines += ["", *_wrapped(note, width)]
     return lines
 
 
@@ -45,8 +47,12 @@ def _aligned(column: tuple[str, ...]) -> list[str]:
     return [cell.ljust(width) if is_left else cell.rjust(width) for cell in column]
 
 
-def page(run: Run, it: Summary) -> list[str]:
-    """The lines of `hipgpt show`: state, model, data, losses, settings, checkpoints, and what to do next."""
+def page(run: Run, it: Summary, width: int | None = None) -> list[str]:
+    """The lines of `hipgpt show`: state, model, data, losses, settings, checkpoints, and what to do next.
+
+    A fact that is wider than `width` characters goes on in further lines. What to do next stays in one, because a
+    command that is broken cannot be copied.
+    """
     facts = [
         ("Run", f"{run.path} ({size(it.disk_bytes)})"),
         ("State", _state(it)),
@@ -60,10 +66,21 @@ def page(run: Run, it: Summary) -> list[str]:
         ("Held out", _held_out(it)),
         ("Settings", ", ".join(_settings(it)) or None),
         ("Checkpoints", ", ".join(_checkpoints(run)) or None),
-        ("Next", _next(run, it)),
     ]
-    width = max(len(name) for name, _ in facts) + 2
-    return [f"{name + ':':{width}}{fact}" for name, fact in facts if fact]
+    indent = max(len(name) for name, _ in facts) + 2
+    lines = []
+    for name, fact in facts:
+        if fact:
+            first, *rest = _wrapped(fact, width and width - indent)
+            lines += [f"{name + ':':{indent}}{first}", *(f"{'':{indent}}{line}" for line in rest)]
+    return [*lines, f"{'Next:':{indent}}{_next(run, it)}"]
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    """A text in lines of at most `width` characters (None: in one), broken between words alone."""
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(1, width), break_long_words=False, break_on_hyphens=False)
 
 
 def _row(it: Summary) -> tuple[str, ...]:
@@ -149,7 +166,7 @@ def _checkpoints(run: Run) -> Iterator[str]:
 
 def _next(run: Run, it: Summary) -> str:
     if it.state == "training":
-        return f"hipgpt plot {run.name}" if it.loss is not None else "wait until it has logged a step"
+        return f"hipgpt plot {run.name}{run.elsewhere}" if it.loss is not None else "wait until it has logged a step"
     if it.state == "damaged":
         return "mend the damage that is named above, or use an earlier checkpoint: --step, --ckpt"
     if it.state == "tokenized":

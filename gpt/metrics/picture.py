@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.arithmetic import ceil_div
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.metrics.curves import LOSSES, PANELS, UNITS, Panel, curve, in_view, loss_text
 from gpt.system.files import atomic_path
 
@@ -45,11 +45,12 @@ def draw(logs: Mapping[str, Sequence[dict[str, Any]]], axis: str, out: Path) -> 
     lines = [Line2D([], [], label=name, **_style(number)) for number, name in enumerate(logs)]
     lines += [Line2D([], [], color="gray", label=name, alpha=alpha) for name, alpha in _LOSSES.items()]
     figure.legend(handles=lines, loc="outside upper left", ncols=columns, frameon=False, fontsize="small")
-    try:
-        with atomic_path(out) as temporary, rc_context({"svg.fonttype": "none"}):  # text stays text
-            figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
+    with (
+        cannot(f"write {out}", even_if_missing=True),
+        atomic_path(out) as temporary,
+        rc_context({"svg.fonttype": "none"}),  # text stays text
+    ):
+        figure.savefig(temporary, format=out.suffix[1:].lower(), dpi=150)
 
 
 def _draw_panel(axes: Any, panel: Panel, logs: Mapping[str, Sequence[dict[str, Any]]], axis: str) -> None:

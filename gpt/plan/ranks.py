@@ -68,7 +68,9 @@ def select_ops(
         ops = select(device, training=True, processes=ranks.sharing_cpus, blas=blas)
         train = replace(train, precision="auto").resolved()
     if train.reduce_precision == "bf16" and not ops.low_precision:
-        raise UserError(f"--reduce-precision bf16 needs --precision bf16, but the ranks compute in {ops.precision}")
+        raise UserError(
+            f"--reduce-precision bf16 needs --precision bf16, but the ranks compute in {ops.precision}: leave it out"
+        )
     return ops, train.computing_in(ops.precision)
 
 

@@ -52,7 +52,7 @@ def _trained_here(start: Checkpoint) -> Checkpoint:
     if start.imported:
         raise UserError(
             f"run {start.run.name} has imported weights, without an optimizer's state that training could go on with: "
-            f"start a new run from them with --from {start.run.name}"
+            f"start a new run from them with --from {start.run.name}{start.run.elsewhere}"
         )
     return start
 

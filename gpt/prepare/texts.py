@@ -53,10 +53,11 @@ def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, r
         )
     held = None
     if data.val_path:
-        held = find(data.val_path, encoding, field)
+        held = find(data.val_path, encoding, field, "--val-path")
     elif info and "held_out" in info:
         then, val_names = info["held_out"], provenance.paths_of(run, {"corpus": info["held_out"]})
-        held = find(val_names, data.encoding or then["encoding"], data.text_field or then["text_field"])
+        encoding, field = data.encoding or then["encoding"], data.text_field or then["text_field"]
+        held = find(val_names, encoding, field, "--val-path")
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
     if held and (

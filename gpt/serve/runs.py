@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import UserError, shown
+from gpt.errors import UserError, cannot, shown
 from gpt.metrics.summary import summary
 from gpt.run import Run, list_runs, log_line
 from gpt.serve.errors import RequestError
@@ -82,7 +82,7 @@ class Runs:
         """
         path = self._existing(name).metrics_path
         try:
-            with open(path, "rb") as file:
+            with cannot(f"read {path}"), open(path, "rb") as file:
                 status = os.fstat(file.fileno())
                 inode, _, position = place.partition("-")
                 is_new = inode != str(status.st_ino) or not position.isdecimal() or int(position) > status.st_size
@@ -91,8 +91,6 @@ class Runs:
                 block = file.read(SMALL)
         except FileNotFoundError:
             return {"lines": [], "next": "", "is_new": True, "has_more": False}
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from None
         is_full = len(block) == SMALL
         end = block.rfind(b"\n") + 1  # the line behind is still being written
         if is_full and not end:  # no line is so long

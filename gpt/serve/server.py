@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt.errors import UserError
+from gpt.errors import UserError, cannot
 from gpt.serve.channel import Channel, ChannelClosedError
 from gpt.serve.engine import Engine
 from gpt.serve.errors import ENDING
@@ -129,11 +129,8 @@ def _started(address: Address, channel: socket.socket, root: Path, served: Seque
     """Start the front. It is told everything through its standard input, because others can see its arguments."""
     command = [sys.executable, str(Path(__file__).parent), address.url]
     shared = () if sys.platform == "win32" else (channel.fileno(), address.listener.fileno())
-    with _signals_kept():
-        try:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=shared, creationflags=_GROUP)
-        except OSError as error:
-            raise UserError(f"cannot start the process that speaks HTTP: {error.strerror}") from None
+    with _signals_kept(), cannot("start the process that speaks HTTP", even_if_missing=True):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=shared, creationflags=_GROUP)
     start = Start(
         handle(channel, process.pid),
         handle(address.listener, process.pid),

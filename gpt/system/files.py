@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from gpt.errors import naming
+from gpt.errors import naming, reason
 from gpt.system.filesystem import (
     IS_WINDOWS,
     note,
-    reason,
     sync,
     sync_directory,
     sync_tree,

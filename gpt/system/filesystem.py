@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.errors import naming
+from gpt.errors import naming, reason
 
 # How file systems answer a call that they do not support.
 LACKING = frozenset({
@@ -32,11 +32,6 @@ def note(topic: str, text: str) -> None:
         _noted.add(topic)
         with suppress(OSError, AttributeError):  # a closed standard error
             print(f"Note: {text}", file=sys.stderr, flush=True)
-
-
-def reason(error: Exception) -> str:
-    """The system's words for an error, such as "No space left on device"."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def try_lock(handle: int) -> bool:

@@ -183,7 +183,7 @@ class Trainer:
     def _farewell(self) -> str:
         if self.saved is None:
             return "Stopped at once. Nothing was saved"
-        return f"Stopped at once. Go on from step {self.saved}: hipgpt train --run-name {self.run.name} --resume"
+        return f"Stopped at once. Go on from step {self.saved}: hipgpt train {self.run.options} --resume"
 
     def _evaluate_and_sample(self, only_missing: bool = False) -> None:
         """Evaluate and sample if this step is one for it; with `only_missing` only if the log lacks the result."""

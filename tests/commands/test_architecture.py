@@ -55,6 +55,11 @@ def test_every_module_stands_on_exactly_one_floor_of_the_table():
     assert sorted(name for name, _ in floors()) == sorted({room(module) for module in FILES} - {"gpt"})
 
 
+def test_readme_lists_every_room_and_no_other():
+    listed = re.findall(r"^gpt/(\w+)(?:\.py|/) ", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted({room(module) for module in FILES} - {"gpt", "ops.interface"})
+
+
 def test_a_module_imports_only_from_its_own_room_and_from_floors_below():
     wrong = []
     for module in sorted(FILES.keys() - {"gpt"}):

@@ -170,6 +170,13 @@ def test_show_and_plot_tell_about_a_run(hipgpt, run):
     assert "must end in" in hipgpt("plot", run, "--out", "a.gif", status=2).stderr
 
 
+@pytest.mark.parametrize("command", ["show", "plot"])
+def test_a_wrong_name_of_a_run_is_not_said_of_an_option_that_the_command_lacks(hipgpt, command):
+    refused = hipgpt(command, "checkpoints/r", status=2).stderr
+    assert refused.startswith("Error: RUN is 'checkpoints/r', but must consist of ")
+    assert refused.endswith(": give r with --runs-dir checkpoints\n")
+
+
 def test_the_log_is_what_hipgpts_own_plotting_reads(hipgpt):
     """scripts/plot_training.py of HipGPT, the C++ program, searches each line of a log for this."""
     Path("text.txt").write_text(TEXT)

@@ -101,8 +101,8 @@ def test_every_option_has_an_environment_variable_of_its_name(command):
         ("steps = true", "c.toml has steps = true, but it must be a text or a number"),
         ("[steps]\na = 1", 'c.toml has steps = {"a": 1}, but it must be a text or a number'),
         ("steps = 1979-05-27", 'c.toml has steps = "1979-05-27", but it must be a text or a number'),
-        ("steps", "--config c.toml is not TOML: "),
-        ("steps = 1\nsteps = 2", "--config c.toml is not TOML: "),
+        ("steps", "--config c.toml is not TOML ("),
+        ("steps = 1\nsteps = 2", "--config c.toml is not TOML ("),
     ],
 )
 def test_a_mistake_in_a_file_is_named(text, complaint):

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,18 @@ def test_an_empty_directory_is_used_and_any_other_is_refused(saved, tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     with pytest.raises(UserError, match="exists already"):
         export(found, out / "config.json")
+
+
+@pytest.mark.parametrize("name", [".", "{here}"])
+def test_the_directory_in_which_the_command_runs_is_refused_because_it_would_be_replaced(
+    saved, tmp_path, monkeypatch, name
+):
+    found, here = saved(), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(UserError, match=r"^--out \S+ is the directory in which this command runs: name another one$"):
+        export(found, Path(name.format(here=here)))
+    assert not any(here.iterdir())
 
 
 def test_a_failing_export_leaves_nothing_behind(saved, tmp_path, monkeypatch):

@@ -263,7 +263,7 @@ def test_samples_are_printed_with_headings_or_as_json(hipgpt, run):
     [
         ((), "give a text to continue"),
         (("--prompt", "the", "--prompts", "prompts.txt"), "--prompt and --prompts are both given"),
-        (("--prompts", "absent.txt"), "--prompts absent.txt: there is no such file"),
+        (("--prompts", "absent.txt"), "--prompts absent.txt does not exist: give the path of a file"),
         (("--prompts", "checkpoints"), "is a directory"),
         (("--prompts", "gap.txt"), "--prompts gap.txt: line 2 is empty"),
         (("--prompts", "void.txt"), "--prompts void.txt: line 1 is empty"),

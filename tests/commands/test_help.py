@@ -1,7 +1,11 @@
 """The help and the README describe the program as it is: its commands and options, and examples that work."""
 
+import ast
+import io
 import re
 import shlex
+import tokenize
+from pathlib import Path
 
 import click
 import pytest
@@ -102,3 +106,26 @@ def test_flags_in_the_readme_belong_to_some_command():
     known = {name for command in main.commands.values() for option in command.params for name in option.opts}
     known |= {"--help", "--version"}
     assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= known
+
+
+def code_lines(path: Path) -> int:
+    """The lines of a Python file that hold more than a comment or a docstring."""
+    source, docstrings, code = path.read_text(encoding="utf-8"), set[int](), set[int]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.update(range(node.lineno, node.end_lineno + 1))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP):
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - docstrings)
+
+
+def test_the_readme_is_right_about_the_lines_of_the_program_to_a_twentieth():
+    said = re.search(r"about ([\d,]+) lines of Python and ([\d,]+) lines of kernels", README)
+    python = sum(map(code_lines, (ROOT / "gpt").rglob("*.py")))
+    sources = [
+        path.read_text(encoding="utf-8") for path in (ROOT / "kernels").iterdir() if path.suffix in (".h", ".hip")
+    ]
+    kernels = sum(bool(line.partition("//")[0].strip()) for source in sources for line in source.splitlines())
+    for words, count in zip(said.groups(), (python, kernels), strict=True):
+        assert abs(int(words.replace(",", "")) - count) <= count / 20, count

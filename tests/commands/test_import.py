@@ -94,7 +94,7 @@ def test_the_command_makes_a_run_that_generates_at_once(directory, tmp_path):
     result = call("import", directory, "--run-name", "x")
     assert result.exit_code == 0, result.output
     assert result.output.startswith("Imported ")
-    assert "hipgpt train --from x" in result.output
+    assert f"hipgpt train --from x --runs-dir {tmp_path / 'runs'} --data-path" in result.output
     written = call("generate", "--run-name", "x", "--prompt", "the cat", "--device", "cpu", "--num-tokens", 5)
     assert written.output.startswith("the cat")
     assert " imported " in CliRunner().invoke(main, ["runs", "--runs-dir", str(tmp_path / "runs")]).output
@@ -341,7 +341,7 @@ def test_training_cannot_go_on_from_an_import_and_says_how_to_start(directory, r
     for go_on in (["--resume", "--run-name", "new"], ["--ckpt", str(run.latest_weights_path), "--steps", "3"]):
         result = CliRunner().invoke(main, ["train", *go_on, *runs])
         assert result.exit_code == 2
-        assert "--from new" in result.output
+        assert f"--from new --runs-dir {run.path.parent}\n" in result.output
 
 
 # ---- beside transformers -------------------------------------------------------------------------------------------

@@ -134,6 +134,8 @@ def test_a_path_begins_at_home_after_a_tilde(run, monkeypatch):
         (lambda root: gpt.train(root / "my.txt", resume=True), gpt.UserError, "--resume needs --run-name"),
         (lambda root: gpt.load(root / "r").generate("the", heat=1), TypeError, "no option heat"),
         (lambda root: gpt.train("", **SMALL), gpt.UserError, "data_path is empty, but must be a path"),
+        (lambda root: gpt.train(ckpt="", steps=1), gpt.UserError, "ckpt is empty, but must be a path"),
+        (lambda root: gpt.train(source=root / "none"), gpt.UserError, "none is neither a run"),
         (
             lambda root: gpt.train(root / "my.txt", preset="big"),
             gpt.UserError,

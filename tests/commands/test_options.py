@@ -72,6 +72,14 @@ def test_an_empty_path_is_not_the_current_folder(command, parameter):
         parameter.type.convert("", parameter, None)
 
 
+@pytest.mark.parametrize(("command", "parameter"), [each for each in paths() if each[1].name == "runs_dir"])
+def test_a_directory_of_runs_is_no_file(command, parameter, tmp_path):
+    (tmp_path / "text.txt").touch()
+    with pytest.raises(click.BadParameter, match=r"Directory '.*text\.txt' is a file\."):
+        parameter.type.convert(str(tmp_path / "text.txt"), parameter, None)
+    assert parameter.type.convert(str(tmp_path / "new"), parameter, None) == tmp_path / "new"
+
+
 @pytest.mark.parametrize("address", ["https://a.b/c.txt", "s3://a/b", "hf://gpt2"])
 def test_an_address_is_no_path(address):
     with pytest.raises(UserError, match=f"^--data-path is {address}, but must be a path: download the file"):

@@ -76,6 +76,8 @@ def test_tokens_without_a_held_out_text_get_none_later(held):
     [
         ("data", "is a part of both --data-path and --val-path"),
         ("nowhere.txt", "nowhere.txt does not exist"),
+        ("no*.txt", "--val-path no*.txt matches no file"),
+        (("data/held.txt", "data/held.txt"), "--val-path data/held.txt names data/held.txt a second time"),
         ("data/greek.txt", "characters of data/greek.txt are not in the vocabulary"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import gpt.provenance
 import gpt.readymade
 from gpt.batches import Batches
+from gpt.corpus.sources import find
 from gpt.corpus.token_files import recognized
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
@@ -72,6 +73,12 @@ def test_the_held_out_tokens_are_the_last_ones(made):
     batches = Batches(corpus.tokens, 2, 8, sampling="shuffled", seed=0, val_fraction=corpus.val_fraction)
     assert (batches.train_tokens, batches.val_tokens) == (300, 40)
     assert corpus.tokens[300:].tolist() == IDS[:40].tolist()
+
+
+def test_a_run_of_them_in_a_folder_of_texts_is_passed_over_before_its_first_checkpoint_too(made):
+    (made.run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 5.5}\n')
+    Path("a.txt").write_text("the cat sat")
+    assert [str(source.path) for source in find(["a.txt", "checkpoints"]).sources.files] == ["a.txt"]
 
 
 def test_raw_ids_of_a_large_vocabulary_have_four_bytes(files):

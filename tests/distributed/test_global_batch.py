@@ -23,7 +23,7 @@ MODEL += ("--steps", 2, "--run-name", "r")
         ),
         (
             ("--reduce-precision", "bf16"),
-            "--reduce-precision bf16 needs --precision bf16, but the ranks",
+            "--reduce-precision bf16 needs --precision bf16, but the ranks compute in fp32: leave it out",
         ),
     ],
 )

@@ -198,6 +198,7 @@ def test_a_run_that_trains_is_where_its_log_is_also_before_its_first_checkpoint(
         it = summary(run)
         assert (it.state, it.step, it.steps, it.model) == ("training", 30, None, None)
         assert "  30/?  " in listing.table([it])[1]
+        assert listing.page(run, it)[-1].endswith(f"hipgpt plot r --runs-dir {run.path.parent}")
         config = TrainConfig(total_steps=40, device="CPU, 2 threads")
         checkpoint.save_best(run, 20, MODEL, config, dict(initial_weights(MODEL, 0)), val_loss=4.25)
         it = summary(run)
@@ -247,6 +248,17 @@ def test_the_page_names_the_settings_that_are_not_the_defaults_as_flags(run):
     assert page.endswith(f"hipgpt train {run.options} --resume")
 
 
+def test_a_narrow_terminal_gets_facts_that_go_on_below_their_beginning_and_a_command_that_can_be_copied(run):
+    save(run, 20, optimizer="muon", recompute=True, batch_size=3)
+    it = summary(run)
+    whole, page = listing.page(run, it), listing.page(run, it, 40)
+    start = page.index("Settings:    --batch 3, --recompute,")
+    assert page[start + 1 : start + 3] == [f"{'':13}--steps 30, --optimizer", f"{'':13}muon, --eval-every 0, --seq"]
+    assert page[-1] == whole[-1]
+    assert all(len(line) <= 40 for line in page[1:-1])
+    assert " ".join(" ".join(page).split()) == " ".join(" ".join(whole).split())
+
+
 def test_the_device_on_which_a_run_trained_last_is_told(run):
     save(run, 10, device="CPU, 2 threads")
     save(run, 20, device="4 x NVIDIA H200 (sm_90a), bf16")
@@ -277,9 +289,11 @@ def test_a_narrow_terminal_gets_the_most_important_columns_and_the_names_of_the_
     *rows, _, note = listing.table([it], width - 1)
     assert [row.rstrip() for row in rows] == [row.rpartition("  ")[0].rstrip() for row in whole]
     assert note == "A wider terminal shows SIZE too"
-    header, *_, note = listing.table([it], 1)
-    assert re.split("  +", header) == ["RUN", "STATE", "STEP", "LOSS", "BEST VALIDATION"]
-    assert note == "A wider terminal shows LAST VALIDATION, TOKENS, TIME, DEVICE, PARAMETERS, SIZE too"
+    header, _, _, *note = listing.table([it], 40)
+    assert re.split("  +", header) == ["RUN", "STATE", "STEP", "LOSS"]
+    assert note == [
+        "A wider terminal shows BEST VALIDATION,", "LAST VALIDATION, TOKENS, TIME, DEVICE,", "PARAMETERS, SIZE too",
+    ]  # fmt: skip
 
 
 def test_the_table_has_a_dash_for_whatever_is_not_there(run):

@@ -105,7 +105,8 @@ def test_generate_and_export_take_the_best_and_done_names_it(train, hipgpt):
     exported, kept = (load_file(path) for path in ("hf/model.safetensors", directory() / "best_checkpoint.safetensors"))
     assert all(np.array_equal(exported[name], kept[name]) for name in kept)
     for command in (generate, ("export", "--run-name", "r", "--out", "other")):
-        assert "--best and --step exclude each other" in hipgpt(*command, "--best", "--step", 10, status=2).stderr
+        refused = hipgpt(*command, "--best", "--step", 10, status=2).stderr
+        assert refused == "Error: --best has a step of its own, but --step 10 names one: leave one of them out\n"
     assert not Path("other").exists()
 
 

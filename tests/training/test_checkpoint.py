@@ -240,6 +240,14 @@ def test_a_path_that_is_not_a_file_is_refused(run, file):
         checkpoint.find(run.path / file)
 
 
+@pytest.mark.parametrize("file", ["a.b_step5_optimizer.safetensors", "metrics.jsonl"])
+def test_another_file_of_a_run_is_refused_as_what_it_is(run, file):
+    save(run, 5)
+    run.metrics_path.touch()
+    with pytest.raises(UserError, match=rf"^--ckpt .*{file} is not a checkpoint's weights: name those, its config or "):
+        checkpoint.find(run.path / file)
+
+
 def test_a_weights_file_without_a_config_is_refused(run):
     save(run, 5)
     run.config_path(5).unlink()

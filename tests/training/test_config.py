@@ -13,7 +13,7 @@ from gpt.errors import UserError
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"embed_dim": 100, "num_heads": 3}, "--dim 100 is not a multiple of --heads 3"),
+        ({"embed_dim": 100, "num_heads": 3}, "--dim 100 is not a multiple of --heads 3: change one of them"),
         ({"embed_dim": 0}, "--dim is 0, but must be at least 1"),
         ({"num_heads": 0}, "--heads is 0, but must be at least 1"),
         ({"ff_hidden_dim": 0}, "--ff is 0, but must be at least 1"),

@@ -205,6 +205,18 @@ def test_a_second_press_leaves_a_terminal_with_its_cursor(hipgpt, text):
     assert b"Stopped at once. Nothing was saved" in shown
 
 
+def test_a_second_press_names_the_command_that_goes_on_in_a_directory_of_runs_of_ones_own(start, train):
+    train("--steps", 1, "--runs-dir", "there")
+    process = start("--runs-dir", "there", "--resume", "--steps", 4, "--accumulate", 10**9)
+    wait_for(process, "Disk:")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    wait_for(process, "Finishing step 2")
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert error == "Stopped at once. Go on from step 1: hipgpt train --run-name r --runs-dir there --resume\n"
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
 def test_a_signal_that_was_ignored_at_the_start_stays_ignored(start, name):
     number = getattr(signal, name)

@@ -57,6 +57,36 @@ def test_any_other_name_is_refused_in_one_line(name):
         Run(name)
 
 
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("checkpoints/first", "give first with --runs-dir checkpoints"),
+        ("../some where/a/", "give a with --runs-dir '../some where'"),
+        ("first/", "give first"),
+    ],
+)
+def test_a_path_in_the_place_of_a_name_is_refused_with_the_options_that_it_stands_for(path, advice):
+    with pytest.raises(UserError, match=f"^--run-name is '{path}', but must consist of .*: {advice}$"):
+        Run(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("checkpoints/r", "--run-name r"),
+        ("{here}/checkpoints/r", "--run-name r"),
+        ("linked/r", "--run-name r"),
+        ("some where/r", "--run-name r --runs-dir 'some where'"),
+        ("r", "--run-name r --runs-dir ."),
+    ],
+)
+def test_commands_for_a_run_name_its_directory_only_if_they_would_not_find_it(tmp_path, monkeypatch, path, options):
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").mkdir()
+    Path("linked").symlink_to("checkpoints")
+    assert Run.at(Path(path.format(here=tmp_path))).options == options
+
+
 def test_the_longest_name_leaves_room_for_the_longest_temporary_file(tmp_path):
     run = Run("x" * NAME_LIMIT, tmp_path)
     run.path.mkdir()

@@ -11,11 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import UserError
+from gpt.errors import UserError, reason
 from gpt.metrics.trackers import PACKAGES
 from gpt.run import Run
 from gpt.system.console import Console
-from gpt.system.filesystem import reason
 
 PATIENCE = 30.0  # seconds that a follower gets after the end of the training
 LONG = 3.0  # seconds of them after which the user is told
