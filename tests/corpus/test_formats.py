@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import random
+import re
 import sys
 from functools import partial
 from itertools import chain
@@ -307,9 +309,40 @@ def test_a_parquet_file_without_texts_is_refused(tmp_path, columns, message):
 def test_a_damaged_parquet_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     (tmp_path / "texts").write_bytes(b"PAR1 and nothing more")
-    assert "texts is not a parquet file (" in refused(tmp_path / "texts")
+    assert "texts is damaged or cut short (parquet: " in refused(tmp_path / "texts")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert 'which needs pyarrow: pip install "hipgpt[parquet]"' in refused(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("place", ["footer", "pages"])
+def test_a_parquet_file_with_wrong_bytes_is_read_or_refused_in_one_line(tmp_path, place):
+    path, chance = tmp_path / "texts.parquet", random.Random(7)
+    parquet_of(path, {"text": [f"text number {number}, and more of it" for number in range(200)]}, row_group_size=50)
+    whole, complaints = path.read_bytes(), set()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(60):
+        data = bytearray(whole)
+        if place == "footer":  # from its beginning on, because pyarrow ends the process for some wrong columns
+            data[footer : footer + 30] = chance.randbytes(30)
+        else:
+            for _ in range(chance.choice([1, 3, 30])):
+                data[chance.randrange(4, footer)] = chance.randrange(256)
+        path.write_bytes(data)
+        try:
+            text_of(path)
+        except UserError as error:
+            complaints.add(
+                re.search(r"is damaged or cut short \(parquet: |, row \d+, is not UTF-8", str(error))[0][:20]
+            )
+    assert "is damaged or cut sh" in complaints
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_a_row_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path, rows):
+    parquet_of(tmp_path / "texts", {"text": DOCUMENTS}, row_group_size=rows, compression="none", use_dictionary=False)
+    data = (tmp_path / "texts").read_bytes()
+    (tmp_path / "texts").write_bytes(data.replace("日".encode(), b"\xff\xff\xff"))
+    assert f"{tmp_path / 'texts'}, row 4, is not UTF-8 (" in refused(tmp_path / "texts")
 
 
 def test_ranges_of_any_sources_join_to_their_text(tmp_path, monkeypatch):
