@@ -195,7 +195,7 @@ def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
     try:
         if "\0" not in codecs.getincrementaldecoder(encoding)().decode(head):
             return
-    except UnicodeDecodeError:
+    except UnicodeError:
         pass
     raise NotTextError(f"{path} is not text in {encoding}")
 

@@ -137,6 +137,14 @@ def test_a_byte_that_cannot_be_decoded_is_named_with_its_offset_and_line(
     assert "--encoding" in told
 
 
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "text.csv"])
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_utf16_without_the_mark_that_its_encoding_asks_for_is_refused_at_any_size(tmp_path, name, size):
+    (tmp_path / name).write_bytes(("text\nthe cat " + "sat " * (size // 8)).encode("utf-16-le"))
+    message = refused(tmp_path / name, encoding="utf-16", field="text")
+    assert f"{name} is not UTF-16 (UTF-16 stream does not start with BOM): convert the file to UTF-8, or" in message
+
+
 @pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex"])
 def test_an_encoding_that_is_none_is_refused(encoding):
     with pytest.raises(UserError, match=f"--encoding is {encoding}, but must be that of a text, such as latin-1"):
