@@ -119,9 +119,13 @@ class Source:
         return self.size <= _BUFFER and self.format == "plain" and self.compression is None
 
     def _whole(self, watch: Watch) -> str | None:
-        """The text of a small file, read at once. None if that cannot be done; `_texts` will say why."""
+        """The text of a small file, read at once. None if that cannot be done, and `_texts` has to do it or say why.
+
+        Some file systems do not know the size of a file: in /proc it is 0.
+        """
         try:
-            data = first_bytes(self.path, self.size + 1)
+            if len(data := first_bytes(self.path, self.size + 1)) != self.size:
+                return None
             text = codecs.getincrementaldecoder(self.encoding)().decode(data, final=True)  # as a large one is decoded
         except (OSError, UnicodeError):
             return None
