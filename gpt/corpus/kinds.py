@@ -24,9 +24,10 @@ from gpt.errors import UserError, cannot
 from gpt.system.reading import irregular
 
 HEAD = 4096  # bytes at the beginning of a file that show its kind
+_UNPACKED = 1 << 16  # bytes that are decompressed at a time
 
 _COMPRESSIONS = re.compile(
-    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)"
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
 )
 _SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
 _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's

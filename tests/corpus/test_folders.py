@@ -144,6 +144,14 @@ def test_links_are_followed_and_loops_of_them_are_read_once(books, tmp_path):
     assert text_of("data/books") == joined(books, *IN_ORDER, "z/o.txt")
 
 
+@pytest.mark.parametrize("name", ["data/books", "data/books/**"])
+def test_a_link_to_itself_is_left_out(books, name):
+    os.symlink("self", books / "self")
+    found = find([name])
+    assert "".join(found.sources.blocks()) == joined(books, *IN_ORDER)
+    assert "self" in [path.name for path in found.left_out]
+
+
 def test_a_pipe_in_a_folder_is_left_out_unread(books):
     os.mkfifo(books / "pipe")
     assert [path.name for path in find(["data/books"]).left_out] == ["empty.txt", "image.png", "latin.txt", "pipe"]
