@@ -5,6 +5,7 @@ Files of other formats, such as archives and PDF, are refused with advice.
 
 import bz2
 import codecs
+import errno
 import gzip
 import importlib
 import io
@@ -87,7 +88,9 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
                 raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotTextError(f"{path} is a link that leads in a circle: give the path of a text file") from None
         with cannot(f"read {path}"):
             raise
     if not head:
@@ -144,10 +147,42 @@ def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     """The content of a compressed file, as a stream. Raises UserError if a package is missing for that."""
     if compression == "zstd":
         return cast(BinaryIO, _zstd().ZstdFile(file))
-    openers: dict[str, Callable[[Any], Any]] = {
-        "gzip": lambda file: gzip.GzipFile(fileobj=file, mode="rb"), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile
-    }  # fmt: skip
-    return io.BufferedReader(openers[compression](file), 1 << 16)
+    raw: Any = (
+        gzip.GzipFile(fileobj=file, mode="rb") if compression == "gzip" else
+        _Streams(file, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)
+    )  # fmt: skip
+    return cast(BinaryIO, io.BufferedReader(raw, _UNPACKED))
+
+
+class _Streams(io.RawIOBase):
+    """The content of compressed streams that follow each other, perhaps with zeros between them and at the end.
+
+    BZ2File and LZMAFile take anything that is not a stream for the end, so they would leave out a damaged one, and all
+    that follows. This raises the decompressor's error, and EOFError if the file ends within a stream.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self._file, self._decompressor, self._current = file, decompressor, decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            data = b""
+            if self._current.eof:
+                data = self._current.unused_data.lstrip(b"\0")
+                while not data:
+                    if not (data := self._file.read(_UNPACKED)):
+                        return 0
+                    data = data.lstrip(b"\0")
+                self._current = self._decompressor()
+            elif self._current.needs_input and not (data := self._file.read(_UNPACKED)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            content = self._current.decompress(data, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _zstd() -> Any:

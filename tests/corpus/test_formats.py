@@ -80,6 +80,29 @@ def test_damaged_compression_is_named(tmp_path, name, damage):
     assert f"{tmp_path / 'text'} is damaged or cut short ({name}: " in refused(tmp_path / "text")
 
 
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_streams_one_after_the_other_are_one_text_and_a_later_one_that_is_damaged_is_named(tmp_path, name):
+    """As parallel compressors write them. A damaged beginning of the second must not pass for the end of the file."""
+    path, first = tmp_path / "text", COMPRESSORS[name](TEXT.encode())
+    path.write_bytes(first + COMPRESSORS[name](b"and more"))
+    assert text_of(path) == TEXT + "and more"
+    path.write_bytes(first + b"?" + COMPRESSORS[name](b"and more")[1:])
+    assert f"{path} is damaged or cut short ({name}: " in refused(path)
+
+
+@pytest.mark.parametrize("name", ["gzip", "bzip2", "xz"])
+def test_zeros_may_fill_up_a_compressed_file(tmp_path, name):
+    packed = COMPRESSORS[name](TEXT.encode())
+    (tmp_path / "text").write_bytes(packed + bytes(512) + packed + bytes(512))
+    assert text_of(tmp_path / "text") == TEXT * 2
+
+
+def test_zstd_may_begin_with_a_frame_that_is_to_be_skipped(tmp_path):
+    """As pzstd writes it."""
+    (tmp_path / "text").write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + COMPRESSORS["zstd"](TEXT.encode()))
+    assert text_of(tmp_path / "text") == TEXT
+
+
 def test_zstd_without_its_package_names_the_extra(tmp_path, monkeypatch):
     path = tmp_path / "text"
     path.write_bytes(b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00")
