@@ -51,7 +51,7 @@ Info = dict[str, Any]
 """The content of tokens.json. It has these keys:
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
-- the section text, if one UTF-8 text was named by itself: path, size, mtime_ns, sha256;
+- the section text, if one UTF-8 text was named by itself, without --text-field: path, size, mtime_ns, sha256;
 - otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
   documents (whether the end-of-text mark stands behind each document), shuffle_documents (a seed, if they are
   shuffled), and sources, a list of such sections for all files in their order;
@@ -143,7 +143,7 @@ def to_json(info: Info) -> str:
 
 def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
     """The section of tokens.json about a text, `text` or `corpus`. `digests` are those of its files in their order."""
-    if not sources.marks and sources.encoding == UTF_8:
+    if not sources.marks and sources.encoding == UTF_8 and sources.field is None:
         return {"text": _files(run, sources, digests)[0]}
     return {"corpus": corpus_of(run, sources, digests)}
 

@@ -37,7 +37,8 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
 }  # fmt: skip
 _ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
 TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+_WITH_FIELD = {".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}  # formats if the user has named a field, else plain text
 
 _UNPACK = "unpack it, and give the texts that were in it"
 _CONVERT = "write the texts in it to a UTF-8 file"
@@ -49,7 +50,7 @@ _OTHERS = (
     (rb"(ARROW1)", "an Arrow file", _CONVERT),
     (rb"(%PDF-)", "a PDF file", _CONVERT),
 )
-_JSON = re.compile(rb'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
+_JSON = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
 _ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
 
 
@@ -72,7 +73,8 @@ class Kind(NamedTuple):
 def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tuple[Kind, os.stat_result]:
     """The kind of a file, and its state before it was read. `encoding` is that of texts without a byte order mark.
 
-    CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text.
+    CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text. A file
+    `.json` is JSON Lines if `has_field` and its first line is an object; else it is plain text.
     A folder may have very many files, so each is looked at once: one `stat`, and one reading of its first bytes.
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
@@ -113,25 +115,41 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
             f"{path} is not UTF-8, but looks like UTF-{width} without its mark: give --encoding utf-{width}-le or "
             f"utf-{width}-be"
         )  # fmt: skip
-    name, suffix = os.path.splitext(str(path).lower())
-    by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
+    suffix = suffix_of(path)
+    by_name = _FORMATS.get(suffix) or (_WITH_FIELD.get(suffix, "plain") if has_field else "plain")
     if by_name != "jsonl":
-        return Kind(by_name if has_field else "plain", compression, encoding), state
-    has_conversations = not has_field and _begins_with_conversation(path, compression, encoding)
+        return Kind(by_name, compression, encoding), state
+    if suffix in _FORMATS and has_field:
+        return Kind("jsonl", compression, encoding), state
+    first = _first_record(path, compression, encoding)
+    if has_field:
+        return Kind("jsonl" if first else "plain", compression, encoding), state
+    has_conversations = first is not None and conversations.are_among(first, TEXT_FIELD)
     return Kind("jsonl", compression, encoding, has_conversations), state
 
 
-def _begins_with_conversation(path: Path, compression: str | None, encoding: str) -> bool:
+def suffix_of(path: Path) -> str:
+    """The end of a file's name that says how its documents lie, in small letters.
+
+    >>> suffix_of(Path("web/A.JSON.gz")), suffix_of(Path("notes.txt"))
+    ('.json', '.txt')
+    """
+    name, suffix = os.path.splitext(str(path).lower())
+    return os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix
+
+
+def _first_record(path: Path, compression: str | None, encoding: str) -> dict[str, Any] | None:
+    """The object on the first line that is not empty; None if there is none."""
     with cannot(f"read {path}"), damage_named(path, compression), open(path, "rb") as file:
         content = decompressed(cast(BinaryIO, file), compression) if compression else file
         try:
             for line in documents.lines(content, encoding, "\n"):
                 if not line.isspace():
                     record = json.loads(line)
-                    return isinstance(record, dict) and conversations.are_among(record, TEXT_FIELD)
+                    return record if isinstance(record, dict) else None
         except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
             pass
-    return False
+    return None
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -236,6 +254,6 @@ def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
     raise NotTextError(f"{path} is not text in {encoding}")
 
 
-def looks_like_json(path: Path) -> bool:
+def looks_like_json(text: str) -> bool:
     """Whether a text begins as JSON does that has records: with an object that has a key, or a list of such objects."""
-    return bool(_JSON.match(first_bytes(path, HEAD)))
+    return bool(_JSON.match(text))

@@ -237,6 +237,24 @@ def test_tokens_are_not_taken_for_utf_16(tmp_path):
     assert refused(path) == f"{path} looks like tokens that another program has made: name them with --tokens"
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('\n{"body": "a", "n": 1}\n{"body": "b"}\n', f"a{MARK}b{MARK}"),
+        ('{\n "body": "a"\n}\n', None),  # one object on many lines
+        ('[{"body": "a"}]\n', None),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.JSON.gz"])
+def test_a_json_file_is_json_lines_if_the_user_names_a_field_and_its_first_line_is_an_object(
+    tmp_path, content, text, name
+):
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert text_of(tmp_path / name) == content
+    assert text_of(tmp_path / name, field="body") == (content if text is None else text)
+
+
 def test_documents_that_are_all_empty_are_refused(project):
     project.text.with_suffix(".jsonl").write_text('{"text": ""}\n' * 3)
     said = project.refused(data_path="data/data.jsonl", kind="byte", vocab_limit=300)
