@@ -10,7 +10,6 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -366,14 +365,19 @@ def _check_in_place(run: Run, info: Info, otherwise: str, report: Report) -> lis
 
 
 def _added(run: Run, now: Sequence[Path], info: Info) -> list[Path]:
-    """The texts among the files `now` from which no tokens were made."""
+    """The texts among the files `now` from which no tokens were made. Those that cannot be read count as texts."""
     known = set(absolute(locate(run, file["path"]) for file in files_of(info)))
     encoding = info.get("corpus", {}).get("encoding", UTF_8)
     added = []
     for path, real in zip(now, absolute(now), strict=True):
         if real not in known:
-            with suppress(NotTextError):
-                added.append(Source.of(path, encoding, in_folder=True).path)
+            try:
+                Source.of(path, encoding, in_folder=True)
+            except NotTextError:
+                continue
+            except UserError:  # the run does not need it
+                pass
+            added.append(path)
     return added
 
 
