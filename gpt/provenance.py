@@ -10,7 +10,6 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
@@ -51,7 +50,7 @@ Info = dict[str, Any]
 """The content of tokens.json. It has these keys:
 
 - dtype, count (tokens), vocab_size, characters (of the text), dropped (characters that the vocabulary lacks);
-- the section text, if one UTF-8 text was named by itself: path, size, mtime_ns, sha256;
+- the section text, if one UTF-8 text was named by itself, without --text-field: path, size, mtime_ns, sha256;
 - otherwise the section corpus: paths (what --data-path named), encoding, text_field (null if nobody named one),
   documents (whether the end-of-text mark stands behind each document), shuffle_documents (a seed, if they are
   shuffled), and sources, a list of such sections for all files in their order;
@@ -143,7 +142,7 @@ def to_json(info: Info) -> str:
 
 def described(run: Run, sources: Sources, digests: Sequence[str]) -> Info:
     """The section of tokens.json about a text, `text` or `corpus`. `digests` are those of its files in their order."""
-    if not sources.marks and sources.encoding == UTF_8:
+    if not sources.marks and sources.encoding == UTF_8 and sources.field is None:
         return {"text": _files(run, sources, digests)[0]}
     return {"corpus": corpus_of(run, sources, digests)}
 
@@ -366,14 +365,19 @@ def _check_in_place(run: Run, info: Info, otherwise: str, report: Report) -> lis
 
 
 def _added(run: Run, now: Sequence[Path], info: Info) -> list[Path]:
-    """The texts among the files `now` from which no tokens were made."""
+    """The texts among the files `now` from which no tokens were made. Those that cannot be read count as texts."""
     known = set(absolute(locate(run, file["path"]) for file in files_of(info)))
     encoding = info.get("corpus", {}).get("encoding", UTF_8)
     added = []
     for path, real in zip(now, absolute(now), strict=True):
         if real not in known:
-            with suppress(NotTextError):
-                added.append(Source.of(path, encoding, in_folder=True).path)
+            try:
+                Source.of(path, encoding, in_folder=True)
+            except NotTextError:
+                continue
+            except UserError:  # the run does not need it
+                pass
+            added.append(path)
     return added
 
 

@@ -9,10 +9,11 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt.errors import UserError, shown
+from gpt.errors import UserError, reason, shown
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
 _ROWS = 1024  # of a parquet file that become strings at a time
@@ -113,7 +114,7 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
 class Parquet:
     """A parquet file, read row group by row group.
 
-    Raises UserError if pyarrow is missing, or if the file is damaged.
+    Everything here raises UserError if the file is damaged, and the constructor also if pyarrow is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,32 +123,41 @@ class Parquet:
             import pyarrow.parquet as parquet
         except ImportError:
             raise UserError(f'{path} is a parquet file, which needs pyarrow: pip install "hipgpt[parquet]"') from None
-        self._path, self._types = path, arrow.types
-        try:
+        self._path, self._arrow = path, arrow
+        with self._damage_named():
             self._file = parquet.ParquetFile(path)
-        except arrow.ArrowInvalid as error:
-            raise UserError(f"{path} is not a parquet file ({shown(str(error), quoted=False)}): get it again") from None
+            self._schema = self._file.schema_arrow
+            self.columns: list[str] = self._schema.names
 
-    @property
-    def columns(self) -> list[str]:
-        names: list[str] = self._file.schema_arrow.names
-        return names
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        """Turn pyarrow's errors inside the `with` into a UserError. One of the system has a number, and passes through.
+
+        They are ArrowException and OSError, and UnicodeDecodeError if a name is damaged.
+        """
+        try:
+            yield
+        except (self._arrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            if getattr(error, "errno", None) is not None or isinstance(error, MemoryError):
+                raise
+            raise UserError(f"{self._path} is damaged or cut short (parquet: {reason(error)}): get it again") from None
 
     def starts(self) -> list[int]:
         """The first byte of each row group, ascending; 0 for the first one."""
-        metadata = self._file.metadata
         starts = [0]
-        for number in range(1, metadata.num_row_groups):
-            group = metadata.row_group(number)
-            columns = [group.column(each) for each in range(group.num_columns)]
-            starts.append(min(each.dictionary_page_offset or each.data_page_offset for each in columns))
+        with self._damage_named():
+            metadata = self._file.metadata
+            for number in range(1, metadata.num_row_groups):
+                group = metadata.row_group(number)
+                columns = [group.column(each) for each in range(group.num_columns)]
+                starts.append(min(each.dictionary_page_offset or each.data_page_offset for each in columns))
         return starts
 
     def text_column(self, name: str) -> TextOf:
         """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
         _raise_unless_one(self._path, name, self.columns)
-        kind: Any = self._file.schema_arrow.field(name).type
-        values = kind.value_type if self._types.is_dictionary(kind) else kind  # texts that repeat may be numbered
+        kind: Any = self._schema.field(name).type
+        values = kind.value_type if self._arrow.types.is_dictionary(kind) else kind  # texts that repeat may be numbered
         if str(values) not in ("string", "large_string", "string_view"):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
 
@@ -164,17 +174,39 @@ class Parquet:
 
         Raises UserError, which names the row, if it can take none.
         """
-        row = sum(self._file.metadata.row_group(before).num_rows for before in range(group))
-        for batch in self._file.iter_batches(_ROWS, row_groups=[group], columns=columns):
-            for record in batch.to_pylist():
-                row += 1
+        for row, record in enumerate(self._records(group, columns), self._rows_before(group) + 1):
+            try:
+                text = text_of({name: value for name, value in record.items() if value is not None})
+            except ValueError as error:
+                raise UserError(f"{self._path}, row {row}{error}") from None
+            if text:
+                yield text
+                yield mark
+
+    def _rows_before(self, group: int) -> int:
+        with self._damage_named():
+            return sum(self._file.metadata.row_group(before).num_rows for before in range(group))
+
+    def _records(self, group: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows of a row group. Raises UserError, which names the row, for one that is not UTF-8."""
+        row = self._rows_before(group)
+        with self._damage_named():
+            for batch in self._file.iter_batches(_ROWS, row_groups=[group], columns=columns):
                 try:
-                    text = text_of({name: value for name, value in record.items() if value is not None})
-                except ValueError as error:
-                    raise UserError(f"{self._path}, row {row}{error}") from None
-                if text:
-                    yield text
-                    yield mark
+                    records = batch.to_pylist()
+                except UnicodeDecodeError:
+                    records = self._one_by_one(batch, row)
+                yield from records
+                row += batch.num_rows
+
+    def _one_by_one(self, batch: Any, row: int) -> Iterator[dict[str, Any]]:
+        """The rows of a batch that has one which is not UTF-8. `row` are before it. Raises UserError for that one."""
+        for number in range(batch.num_rows):
+            try:
+                yield from batch.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                where = f"{self._path}, row {row + number + 1}, is not UTF-8 ({reason(error)})"
+                raise UserError(f"{where}: get it again, or repair it") from None
 
 
 def lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:

@@ -79,7 +79,15 @@ def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         with os.scandir(folder) as entries:
             visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda each: each.name)
     for entry in visible:
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(entry.path, seen)
         else:
             yield entry.path
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """False for a link that cannot be followed; whoever reads the file says so."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -5,6 +5,7 @@ Files of other formats, such as archives and PDF, are refused with advice.
 
 import bz2
 import codecs
+import errno
 import gzip
 import importlib
 import io
@@ -24,9 +25,10 @@ from gpt.errors import UserError, cannot
 from gpt.system.reading import irregular
 
 HEAD = 4096  # bytes at the beginning of a file that show its kind
+_UNPACKED = 1 << 16  # bytes that are decompressed at a time
 
 _COMPRESSIONS = re.compile(
-    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd)"
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
 )
 _SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
 _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's
@@ -35,7 +37,8 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
 }  # fmt: skip
 _ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
 TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl"}
+_WITH_FIELD = {".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}  # formats if the user has named a field, else plain text
 
 _UNPACK = "unpack it, and give the texts that were in it"
 _CONVERT = "write the texts in it to a UTF-8 file"
@@ -47,7 +50,7 @@ _OTHERS = (
     (rb"(ARROW1)", "an Arrow file", _CONVERT),
     (rb"(%PDF-)", "a PDF file", _CONVERT),
 )
-_JSON = re.compile(rb'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
+_JSON = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
 _ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
 
 
@@ -70,7 +73,8 @@ class Kind(NamedTuple):
 def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tuple[Kind, os.stat_result]:
     """The kind of a file, and its state before it was read. `encoding` is that of texts without a byte order mark.
 
-    CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text.
+    CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text. A file
+    `.json` is JSON Lines if `has_field` and its first line is an object; else it is plain text.
     A folder may have very many files, so each is looked at once: one `stat`, and one reading of its first bytes.
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
@@ -86,7 +90,9 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
                 raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotTextError(f"{path} is a link that leads in a circle: give the path of a text file") from None
         with cannot(f"read {path}"):
             raise
     if not head:
@@ -109,25 +115,41 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
             f"{path} is not UTF-8, but looks like UTF-{width} without its mark: give --encoding utf-{width}-le or "
             f"utf-{width}-be"
         )  # fmt: skip
-    name, suffix = os.path.splitext(str(path).lower())
-    by_name = _FORMATS.get(os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix, "plain")
+    suffix = suffix_of(path)
+    by_name = _FORMATS.get(suffix) or (_WITH_FIELD.get(suffix, "plain") if has_field else "plain")
     if by_name != "jsonl":
-        return Kind(by_name if has_field else "plain", compression, encoding), state
-    has_conversations = not has_field and _begins_with_conversation(path, compression, encoding)
+        return Kind(by_name, compression, encoding), state
+    if suffix in _FORMATS and has_field:
+        return Kind("jsonl", compression, encoding), state
+    first = _first_record(path, compression, encoding)
+    if has_field:
+        return Kind("jsonl" if first else "plain", compression, encoding), state
+    has_conversations = first is not None and conversations.are_among(first, TEXT_FIELD)
     return Kind("jsonl", compression, encoding, has_conversations), state
 
 
-def _begins_with_conversation(path: Path, compression: str | None, encoding: str) -> bool:
+def suffix_of(path: Path) -> str:
+    """The end of a file's name that says how its documents lie, in small letters.
+
+    >>> suffix_of(Path("web/A.JSON.gz")), suffix_of(Path("notes.txt"))
+    ('.json', '.txt')
+    """
+    name, suffix = os.path.splitext(str(path).lower())
+    return os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix
+
+
+def _first_record(path: Path, compression: str | None, encoding: str) -> dict[str, Any] | None:
+    """The object on the first line that is not empty; None if there is none."""
     with cannot(f"read {path}"), damage_named(path, compression), open(path, "rb") as file:
         content = decompressed(cast(BinaryIO, file), compression) if compression else file
         try:
             for line in documents.lines(content, encoding, "\n"):
                 if not line.isspace():
                     record = json.loads(line)
-                    return isinstance(record, dict) and conversations.are_among(record, TEXT_FIELD)
+                    return record if isinstance(record, dict) else None
         except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
             pass
-    return False
+    return None
 
 
 def first_bytes(path: Path, count: int) -> bytes:
@@ -143,10 +165,42 @@ def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     """The content of a compressed file, as a stream. Raises UserError if a package is missing for that."""
     if compression == "zstd":
         return cast(BinaryIO, _zstd().ZstdFile(file))
-    openers: dict[str, Callable[[Any], Any]] = {
-        "gzip": lambda file: gzip.GzipFile(fileobj=file, mode="rb"), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile
-    }  # fmt: skip
-    return io.BufferedReader(openers[compression](file), 1 << 16)
+    raw: Any = (
+        gzip.GzipFile(fileobj=file, mode="rb") if compression == "gzip" else
+        _Streams(file, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)
+    )  # fmt: skip
+    return cast(BinaryIO, io.BufferedReader(raw, _UNPACKED))
+
+
+class _Streams(io.RawIOBase):
+    """The content of compressed streams that follow each other, perhaps with zeros between them and at the end.
+
+    BZ2File and LZMAFile take anything that is not a stream for the end, so they would leave out a damaged one, and all
+    that follows. This raises the decompressor's error, and EOFError if the file ends within a stream.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self._file, self._decompressor, self._current = file, decompressor, decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            data = b""
+            if self._current.eof:
+                data = self._current.unused_data.lstrip(b"\0")
+                while not data:
+                    if not (data := self._file.read(_UNPACKED)):
+                        return 0
+                    data = data.lstrip(b"\0")
+                self._current = self._decompressor()
+            elif self._current.needs_input and not (data := self._file.read(_UNPACKED)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            content = self._current.decompress(data, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _zstd() -> Any:
@@ -195,11 +249,11 @@ def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
     try:
         if "\0" not in codecs.getincrementaldecoder(encoding)().decode(head):
             return
-    except UnicodeDecodeError:
+    except UnicodeError:
         pass
     raise NotTextError(f"{path} is not text in {encoding}")
 
 
-def looks_like_json(path: Path) -> bool:
+def looks_like_json(text: str) -> bool:
     """Whether a text begins as JSON does that has records: with an object that has a key, or a list of such objects."""
-    return bool(_JSON.match(first_bytes(path, HEAD)))
+    return bool(_JSON.match(text))

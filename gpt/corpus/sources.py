@@ -25,13 +25,14 @@ from gpt.arithmetic import ceil_div
 from gpt.corpus import conversations, documents
 from gpt.corpus.finding import absolute, named
 from gpt.corpus.kinds import TEXT_FIELD, NotTextError, damage_named, decompressed, first_bytes, kind_of
-from gpt.errors import UserError, cannot, naming
+from gpt.errors import UserError, cannot, naming, reason
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, seam_behind
 
 _BUFFER = 1 << 20  # bytes of a file that are read at a time
 _STRETCH = 1 << 20  # bytes of a sample that stand together
 _MOST_NAMED = 5  # files that a message names
+_CONVERT = "convert the file to UTF-8, or name its encoding with --encoding"
 
 UTF_8 = "utf-8"
 
@@ -89,6 +90,8 @@ class Source:
             raise UserError(f"{self.path} does not exist: give the path of a text file") from None
         except UnicodeDecodeError:
             raise UserError(self._undecodable()) from None
+        except UnicodeError as error:  # of a decoder that names no byte: UTF-16's, if the byte order mark is missing
+            raise UserError(f"{self.path} is not {self.encoding.upper()} ({reason(error)}): {_CONVERT}") from None
 
     def _texts(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
         if self.format == "parquet":
@@ -116,11 +119,15 @@ class Source:
         return self.size <= _BUFFER and self.format == "plain" and self.compression is None
 
     def _whole(self, watch: Watch) -> str | None:
-        """The text of a small file, read at once. None if that cannot be done; `_texts` will say why."""
+        """The text of a small file, read at once. None if that cannot be done, and `_texts` has to do it or say why.
+
+        Some file systems do not know the size of a file: in /proc it is 0.
+        """
         try:
-            data = first_bytes(self.path, self.size + 1)
-            text = data.decode(self.encoding)
-        except (OSError, UnicodeDecodeError):
+            if len(data := first_bytes(self.path, self.size + 1)) != self.size:
+                return None
+            text = codecs.getincrementaldecoder(self.encoding)().decode(data, final=True)  # as a large one is decoded
+        except (OSError, UnicodeError):
             return None
         watch(data)
         return text
@@ -160,7 +167,7 @@ class Source:
 
     def _undecodable(self) -> str:
         """One line about the first byte that cannot be decoded. The file is read once more, to find it."""
-        name, advice = self.encoding.upper(), "convert the file to UTF-8, or name its encoding with --encoding"
+        name = self.encoding.upper()
         decoder = codecs.getincrementaldecoder(self.encoding)()
         place, line, data = 0, 1, b"-"
         with open(self.path, "rb", buffering=0) as raw:
@@ -177,10 +184,10 @@ class Source:
                     byte, value = place - held + error.start, error.object[error.start]
                     return (
                         f"{self.path} is not {name}: byte {byte} ({value:#04x}) in line {line} is not part of a "
-                        f"character: {advice}"
+                        f"character: {_CONVERT}"
                     )
                 place += len(data)
-        return f"{self.path} is not {name}: {advice}"
+        return f"{self.path} is not {name}: {_CONVERT}"
 
 
 class _Watched(io.RawIOBase):

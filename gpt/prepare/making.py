@@ -18,7 +18,7 @@ import numpy as np
 from gpt import provenance
 from gpt.corpus import Sources
 from gpt.corpus.conversations import write_counted
-from gpt.corpus.kinds import looks_like_json
+from gpt.corpus.kinds import looks_like_json, suffix_of
 from gpt.corpus.shuffling import shuffle_documents
 from gpt.corpus.sources import Texts, few
 from gpt.distributed.ranks import Ranks
@@ -234,12 +234,13 @@ class Maker:
             said = lost_note(text.name, lost, info["characters"])
             self.report(f"Note: {said}; --tokenizer byte would keep every character")
         plain = [file.path for file in text.files if file.format == "plain"]
-        if records := [path for path in plain if path.suffix == ".json" or (not text.marks and looks_like_json(path))]:
+        is_json = not text.marks and looks_like_json(next(text.blocks()))
+        if records := [path for path in plain if is_json or suffix_of(path) == ".json"]:
             self.report(
                 f"Note: learned as they stand, with keys, quotes and escapes: {few(records)}; for the texts in JSON, "
                 'write an object such as {"text": "…"} on each line of a file whose name ends in .jsonl'
             )
-        if tables := [path for path in plain if path.suffix in (".csv", ".tsv")]:
+        if tables := [path for path in plain if suffix_of(path) in (".csv", ".tsv")]:
             self.report(
                 f"Note: learned as they stand, with all columns: {few(tables)}; --text-field NAME would take one column"
             )

@@ -58,6 +58,12 @@ def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, r
         then, val_names = info["held_out"], provenance.paths_of(run, {"corpus": info["held_out"]})
         encoding, field = data.encoding or then["encoding"], data.text_field or then["text_field"]
         held = find(val_names, encoding, field, "--val-path")
+    texts = [each.sources for each in (train, held) if each]
+    if data.text_field is not None and all(file.format == "plain" for text in texts for file in text.files):
+        raise UserError(
+            f"--text-field is {data.text_field}, but {', '.join(text.name for text in texts)} has no fields: leave it "
+            "out, or give JSON Lines, a table or parquet, in a file whose name says so (.jsonl, .csv, .tsv)"
+        )
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
     if held and (

@@ -1,5 +1,6 @@
 """Several files, folders and patterns become one text, and a run notices what has changed in them."""
 
+import gzip
 import json
 import os
 import shutil
@@ -144,6 +145,14 @@ def test_links_are_followed_and_loops_of_them_are_read_once(books, tmp_path):
     assert text_of("data/books") == joined(books, *IN_ORDER, "z/o.txt")
 
 
+@pytest.mark.parametrize("name", ["data/books", "data/books/**"])
+def test_a_link_to_itself_is_left_out(books, name):
+    os.symlink("self", books / "self")
+    found = find([name])
+    assert "".join(found.sources.blocks()) == joined(books, *IN_ORDER)
+    assert "self" in [path.name for path in found.left_out]
+
+
 def test_a_pipe_in_a_folder_is_left_out_unread(books):
     os.mkfifo(books / "pipe")
     assert [path.name for path in find(["data/books"]).left_out] == ["empty.txt", "image.png", "latin.txt", "pipe"]
@@ -254,6 +263,14 @@ def test_a_new_file_is_refused_if_the_folder_is_named_again_and_noted_if_it_is_n
     assert tokenized.snapshot() == before
     corpus = tokenized.prepare(data_path="data/books", reset=True)
     assert corpus.tokens[:].tolist() == ids_of(tokenized, joined(books, "a.txt", "a/z.md", "a/é.py", "b.txt", "c.txt"))
+
+
+def test_a_new_file_that_is_damaged_does_not_keep_a_run_from_going_on(tokenized, books):
+    (books / "new.gz").write_bytes(gzip.compress(b"a new text " * 99)[:40])
+    (books / "new.parquet").write_bytes(b"PAR1 and nothing more")
+    tokenized.prepare()
+    assert "data/books has 2 files that run r was not made from: data/books/new.gz, data/" in " ".join(tokenized.notes)
+    assert "has 2 files that run r was not made from" in tokenized.refused(data_path="data/books")
 
 
 def test_files_that_are_gone_are_counted_and_training_goes_on(tokenized, books):

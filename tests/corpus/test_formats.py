@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import random
+import re
 import sys
 from functools import partial
 from itertools import chain
@@ -78,6 +80,29 @@ def test_damaged_compression_is_named(tmp_path, name, damage):
     assert f"{tmp_path / 'text'} is damaged or cut short ({name}: " in refused(tmp_path / "text")
 
 
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_streams_one_after_the_other_are_one_text_and_a_later_one_that_is_damaged_is_named(tmp_path, name):
+    """As parallel compressors write them. A damaged beginning of the second must not pass for the end of the file."""
+    path, first = tmp_path / "text", COMPRESSORS[name](TEXT.encode())
+    path.write_bytes(first + COMPRESSORS[name](b"and more"))
+    assert text_of(path) == TEXT + "and more"
+    path.write_bytes(first + b"?" + COMPRESSORS[name](b"and more")[1:])
+    assert f"{path} is damaged or cut short ({name}: " in refused(path)
+
+
+@pytest.mark.parametrize("name", ["gzip", "bzip2", "xz"])
+def test_zeros_may_fill_up_a_compressed_file(tmp_path, name):
+    packed = COMPRESSORS[name](TEXT.encode())
+    (tmp_path / "text").write_bytes(packed + bytes(512) + packed + bytes(512))
+    assert text_of(tmp_path / "text") == TEXT * 2
+
+
+def test_zstd_may_begin_with_a_frame_that_is_to_be_skipped(tmp_path):
+    """As pzstd writes it."""
+    (tmp_path / "text").write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + COMPRESSORS["zstd"](TEXT.encode()))
+    assert text_of(tmp_path / "text") == TEXT
+
+
 def test_zstd_without_its_package_names_the_extra(tmp_path, monkeypatch):
     path = tmp_path / "text"
     path.write_bytes(b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00")
@@ -133,6 +158,14 @@ def test_a_byte_that_cannot_be_decoded_is_named_with_its_offset_and_line(
     told = refused(tmp_path / "text.txt", encoding=encoding)
     assert f"text.txt is not {encoding.upper()}: byte {byte} ({data[byte]:#04x}) in line {line} is not part of" in told
     assert "--encoding" in told
+
+
+@pytest.mark.parametrize("name", ["text.txt", "text.jsonl", "text.csv"])
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_utf16_without_the_mark_that_its_encoding_asks_for_is_refused_at_any_size(tmp_path, name, size):
+    (tmp_path / name).write_bytes(("text\nthe cat " + "sat " * (size // 8)).encode("utf-16-le"))
+    message = refused(tmp_path / name, encoding="utf-16", field="text")
+    assert f"{name} is not UTF-16 (UTF-16 stream does not start with BOM): convert the file to UTF-8, or" in message
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex"])
@@ -202,6 +235,24 @@ def test_tokens_are_not_taken_for_utf_16(tmp_path):
     path = tmp_path / "train.bin"
     path.write_bytes(b"a\0\0b" * 99)
     assert refused(path) == f"{path} looks like tokens that another program has made: name them with --tokens"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ('\n{"body": "a", "n": 1}\n{"body": "b"}\n', f"a{MARK}b{MARK}"),
+        ('{\n "body": "a"\n}\n', None),  # one object on many lines
+        ('[{"body": "a"}]\n', None),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.JSON.gz"])
+def test_a_json_file_is_json_lines_if_the_user_names_a_field_and_its_first_line_is_an_object(
+    tmp_path, content, text, name
+):
+    data = content.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert text_of(tmp_path / name) == content
+    assert text_of(tmp_path / name, field="body") == (content if text is None else text)
 
 
 def test_documents_that_are_all_empty_are_refused(project):
@@ -307,9 +358,40 @@ def test_a_parquet_file_without_texts_is_refused(tmp_path, columns, message):
 def test_a_damaged_parquet_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     (tmp_path / "texts").write_bytes(b"PAR1 and nothing more")
-    assert "texts is not a parquet file (" in refused(tmp_path / "texts")
+    assert "texts is damaged or cut short (parquet: " in refused(tmp_path / "texts")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert 'which needs pyarrow: pip install "hipgpt[parquet]"' in refused(tmp_path / "texts")
+
+
+@pytest.mark.parametrize("place", ["footer", "pages"])
+def test_a_parquet_file_with_wrong_bytes_is_read_or_refused_in_one_line(tmp_path, place):
+    path, chance = tmp_path / "texts.parquet", random.Random(7)
+    parquet_of(path, {"text": [f"text number {number}, and more of it" for number in range(200)]}, row_group_size=50)
+    whole, complaints = path.read_bytes(), set()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for _ in range(60):
+        data = bytearray(whole)
+        if place == "footer":  # from its beginning on, because pyarrow ends the process for some wrong columns
+            data[footer : footer + 30] = chance.randbytes(30)
+        else:
+            for _ in range(chance.choice([1, 3, 30])):
+                data[chance.randrange(4, footer)] = chance.randrange(256)
+        path.write_bytes(data)
+        try:
+            text_of(path)
+        except UserError as error:
+            complaints.add(
+                re.search(r"is damaged or cut short \(parquet: |, row \d+, is not UTF-8", str(error))[0][:20]
+            )
+    assert "is damaged or cut sh" in complaints
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_a_row_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path, rows):
+    parquet_of(tmp_path / "texts", {"text": DOCUMENTS}, row_group_size=rows, compression="none", use_dictionary=False)
+    data = (tmp_path / "texts").read_bytes()
+    (tmp_path / "texts").write_bytes(data.replace("日".encode(), b"\xff\xff\xff"))
+    assert f"{tmp_path / 'texts'}, row 4, is not UTF-8 (" in refused(tmp_path / "texts")
 
 
 def test_ranges_of_any_sources_join_to_their_text(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import random
 import re
+from pathlib import Path
 
 import pytest
 import regex
@@ -126,8 +127,14 @@ def test_a_file_that_is_not_text_is_named_by_its_first_bytes(tmp_path, name):
         (" \n" * 9999, False),
     ],
 )
-def test_json_is_recognized(tmp_path, text, is_json):
-    assert looks_like_json(written(tmp_path / "text", text)) == is_json
+def test_json_is_recognized(text, is_json):
+    assert looks_like_json(text) == is_json
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/version"), reason="the system has no files whose size it does not say")
+def test_a_file_is_read_to_its_end_whatever_the_system_says_of_its_size():
+    assert os.path.getsize("/proc/version") == 0
+    assert "".join(read_blocks("/proc/version")) == Path("/proc/version").read_text()
 
 
 def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):

@@ -1,5 +1,6 @@
 """Untrustworthy tokens, unusable texts, and texts that lose characters."""
 
+import gzip
 import json
 import os
 import random
@@ -142,6 +143,26 @@ def test_json_in_a_folder_is_learned_unchanged_with_a_note(project):
     project.text.with_suffix(".json").write_text('[{"text": "a b a b"}]')
     project.prepare(data_path="data")
     assert any("data/data.json; for the texts in JSON" in note for note in project.notes)
+
+
+def test_json_and_tables_get_their_notes_if_they_are_compressed_too(project):
+    project.text.write_bytes(gzip.compress(b'{"text": "a b a b"}\n' * 50))
+    project.prepare()
+    assert any("data/data.txt; for the texts in JSON" in note for note in project.notes)
+    project.text.unlink()
+    project.text.with_name("a.json.gz").write_bytes(gzip.compress(b'{"text": "a b a b"}\n' * 50))
+    project.text.with_name("b.csv.gz").write_bytes(gzip.compress(b"text\na b\n" * 50))
+    project.prepare(data_path="data", reset=True)
+    assert any("data/a.json.gz; for the texts in JSON" in note for note in project.notes)
+    assert any("with all columns: data/b.csv.gz; --text-field" in note for note in project.notes)
+
+
+def test_a_field_that_no_file_has_is_refused_and_one_that_only_a_held_out_file_has_is_taken(project):
+    said = project.refused(text_field="body")
+    assert said.startswith("--text-field is body, but data/data.txt has no fields: leave it out, or give JSON Lines")
+    project.text.with_name("held.jsonl").write_text('{"body": "the cat sat"}\n' * 9)
+    corpus = project.prepare(text_field="body", val_path="data/held.jsonl")
+    assert project.prepare(text_field="body", val_path="data/held.jsonl").info == corpus.info
 
 
 def test_a_text_too_large_for_memory_gets_advice_that_fits(project, monkeypatch):
