@@ -21,6 +21,7 @@ from gpt.export import export
 from gpt.generate import load_model
 from gpt.model import memory_bytes
 from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import COUNTERS, optimizer_bytes, optimizer_shapes
 from gpt.parameters import parameter_shapes
 from gpt.plan import space
@@ -29,6 +30,7 @@ from gpt.system import limits
 from gpt.system.console import size
 from gpt.tokenizer import Tokenizer
 from tests.support import ROOT
+from tests.support.instances import NotingDevice
 
 MIB = 2**20
 V2 = "30 1 0:28 {root} /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -183,6 +185,17 @@ def test_memory_for_resuming_is_counted_from_the_first_start_on():
     ops, train = CpuOps(1), TrainConfig()
     arrays = memory_bytes(MODEL, train.batch_size, ops, "everything") + optimizer_bytes(MODEL, train, ops)
     assert plan.memory(MODEL, train, ops)[0] - arrays == 12 * 32 * 8 + 4 * 100 * 16  # the batch, and the embedding
+
+
+def test_gpt2_124m_trains_in_11_gib_of_a_gpu(monkeypatch):
+    """Of an H100, in bf16, with AdamW and 32 x 1,024 tokens; no array is allocated."""
+    model, train = plan.settle({"optimizer": "adamw"}, "gpt2-124M", start=None, resume=False)
+    device = NotingDevice("sm_90", 32, True)
+    device.multiprocessors = 132
+    monkeypatch.setattr(device, "free_bytes", lambda: 2**40)
+    monkeypatch.setattr(space, "free_memory", lambda: 2**40)  # of the host
+    needed, _ = plan.memory(replace(model, vocab_size=50_257), train, GpuOps(device, "bf16"))
+    assert 10.5 * 2**30 < needed < 11 * 2**30
 
 
 class Whole(CpuOps):
