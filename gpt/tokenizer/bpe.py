@@ -305,7 +305,7 @@ class Merges:
         self._square = self._made_square()
         # An entry of the queue has no sign, so that an UNKNOWN rank, which is -1, makes larger ones than any merge
         self._entry = np.dtype(np.uint32 if len(self.pairs) < _MOST_IN_32_BITS else np.uint64)
-        self._never = self._entries(np.array(UNKNOWN), np.array(0))
+        self._never = self._entries(np.array([UNKNOWN]), np.array([0]))[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the square, which another process makes sooner than it receives it."""
