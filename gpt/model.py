@@ -431,10 +431,9 @@ def memory_bytes(
     def total(few: ModelConfig) -> int:
         sizes = []
 
-        def count(shape: Shape, dtype: str = "") -> Array:
+        def count(shape: Shape, dtype: str = "") -> None:
             size = shape if isinstance(shape, int) else math.prod(shape)
             sizes.append(size * (np.dtype(dtype).itemsize if dtype else itemsize))
-            return np.broadcast_to(np.uint8(0), shape)  # takes no memory, whatever its shape
 
         place, sequences = layout(few, ops.vocab_multiple), ops.sequences(batch, few.max_seq_len)
         count(place.total)

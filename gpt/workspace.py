@@ -113,11 +113,14 @@ class Workspace:
 
 
 def _side_by_side(memory: Array, shapes: Iterable[tuple[int, int]]) -> Iterator[Array]:
-    """Arrays of these shapes in `memory`, a flat array, one after the other. Each begins at a multiple of ALIGNMENT."""
+    """Arrays of these shapes in `memory`, a flat array, one after the other. Each begins at a multiple of ALIGNMENT.
+
+    They are None if there is no memory, because it is only counted.
+    """
     end = 0
     for shape in shapes:
         start, end = end, end + round_up(math.prod(shape), ALIGNMENT)
-        yield memory[start : start + math.prod(shape)].reshape(shape)
+        yield None if memory is None else memory[start : start + math.prod(shape)].reshape(shape)
 
 
 def _end(shapes: Iterable[tuple[int, int]]) -> int:
