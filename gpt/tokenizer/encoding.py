@@ -6,8 +6,10 @@ ids of each chunk. It hands chunks that it has never seen to the function that i
 this is `WordsToIds`, which spells and merges them; for `byte` it is `Encoder._encode_chunks`, which cuts them into
 words and looks these up in a second table, whose function is `WordsToIds`.
 
-Threads do the work that each block needs by itself, because NumPy releases the interpreter lock. In between, the
-calling thread alone puts new strings into the tables, so the order of the threads changes nothing.
+Threads share what works on large arrays, because NumPy releases the interpreter lock there: the blocks, the size
+classes of new strings (gpt/tokenizer/lexicon.py), and parts of the new chunks that are cut. None of their results
+depends on the order of the threads. The calling thread alone merges words, because this works on short arrays, and
+threads would wait for the interpreter.
 """
 
 import math
@@ -18,10 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt.arithmetic import ceil_div
 from gpt.system.threads import ahead, available_threads
 from gpt.tokenizer.bpe import GAP, Merges
 from gpt.tokenizer.breaks import Breaks
-from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Lexicon, Strings
+from gpt.tokenizer.lexicon import MARGIN, MARK, Found, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
 from gpt.tokenizer.spelling import Spelling
 from gpt.tokenizer.splits import Cut, Split
@@ -29,7 +32,8 @@ from gpt.tokenizer.splits import Cut, Split
 _TABLE_LIMIT = 1 << 23  # strings and ids that a table holds: 200 to 300 MB, and `byte` has two tables
 _MAX_THREADS = 8  # threads at most: the calling thread cannot keep more of them busy
 _A_MARK = -1  # id of every mark until it gets its own
-_GROUP = 4  # blocks per thread in a group, as threads wait for one another twice a group; each takes some 10 MB
+_GROUP = 4  # blocks per thread in a group, as threads wait for one another several times a group; each takes some 10 MB
+_LEAST_PART = 1 << 16  # bytes of new strings that are worth a part of their own
 
 
 class Ids(NamedTuple):
@@ -77,14 +81,15 @@ class Encoder:
 
         A mark has its own id wherever it stands. Raises ValueError for a lone surrogate.
         """
-        threads = min(available_threads(), _MAX_THREADS)
-        remaining = iter(blocks)
-        while group := list(islice(remaining, _GROUP * threads)):
+        threads = _threads()
+        remaining, size = iter(blocks), threads  # few blocks at first, so that most strings of later ones are known
+        while group := list(islice(remaining, size)):
             chunks, marks = zip(*ahead(self._chunks_and_marks, group, threads), strict=True)
-            for found, ids in zip(self._chunks.look_up(chunks, threads), marks, strict=True):
+            for found, ids in zip(self._chunks.look_up(chunks), marks, strict=True):
                 if len(ids):
                     found.ids[found.ids == _A_MARK] = ids
                 yield found.ids, int(found.lost.sum())
+            size = min(2 * size, _GROUP * threads)
 
     def _chunks_and_marks(self, block: str) -> tuple[Strings, np.ndarray]:
         data, marks = self._marks.encoded(block)
@@ -99,8 +104,9 @@ class Encoder:
         Example: chunks of 2 and 1 words have their first words at 0 and 2. Words with 1, 3 and 2 ids make chunks with
         4 and 2.
         """
-        words, count = cut(chunks)
-        (found,) = self._words.look_up([words])
+        words, counts = zip(*ahead(cut, _parts(chunks, _threads()), _threads()), strict=True)
+        found = Ids(*map(np.concatenate, zip(*self._words.look_up(words), strict=True)))
+        count = np.concatenate(counts)
         first = np.cumsum(count) - count
         return Ids(found.ids, np.add.reduceat(found.lengths, first), np.add.reduceat(found.lost, first))
 
@@ -189,39 +195,47 @@ class _Table:
 
     def _clear(self) -> None:
         self._lexicon = Lexicon()
-        self._lexicon.add(Strings(MARK + bytes(MARGIN), np.array([0]), np.array([1])))
+        self._lexicon.add([self._lexicon.find(Strings(MARK + bytes(MARGIN), np.array([0]), np.array([1])))])
         self._known = Ids(np.full(1, _A_MARK, np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
         self._start = np.zeros(1, np.int32)
 
-    def look_up(self, texts: Sequence[Strings], threads: int = 1) -> Iterator[Ids]:
-        """Yields the ids of the strings of each text. The threads find them; adding happens in the calling thread."""
+    def look_up(self, texts: Sequence[Strings]) -> Iterator[Ids]:
+        """Yields the ids of the strings of each text. `encode_new` is called in the calling thread."""
         if len(self._known.ids) + len(self) > self._limit:
             self._clear()
-        if len(self) > 1:
-            numbers = list(ahead(self._lexicon.find, texts, threads))
-        else:  # nothing but MARK is known
-            numbers = [np.full(len(strings.start), UNKNOWN, np.int32) for strings in texts]
+        found = list(ahead(self._lexicon.find, texts, _threads()))
         try:
-            self._add(texts, numbers)
+            self._add(found)
         except BaseException:  # Ctrl-C too: a string that has a number but no ids would later get another one's
             self._clear()
             raise
-        return ahead(partial(_gathered, self._known, self._start), numbers, threads)
+        return ahead(partial(_gathered, self._known, self._start), [each.number for each in found], _threads())
 
-    def _add(self, texts: Sequence[Strings], numbers: Sequence[np.ndarray]) -> None:
-        """Number and encode the strings whose number is UNKNOWN, and write their numbers into `numbers`.
-
-        A string that is new in two texts is UNKNOWN in both, but added with the first and found with the second.
-        """
-        new = []
-        for strings, number in zip(texts, numbers, strict=True):
-            (unknown,) = (number == UNKNOWN).nonzero()
-            if len(unknown):
-                number[unknown], added = self._lexicon.add(strings.take(unknown))
-                new.append(added.joined())
-        if joined := b"".join(new):
-            self._known = Ids(*map(np.concatenate, zip(self._known, self._encode_new(joined), strict=True)))
+    def _add(self, texts: Sequence[Found]) -> None:
+        """Number and encode the strings whose number is UNKNOWN."""
+        if new := self._lexicon.add(texts, _threads()):
+            encoded = self._encode_new(b"".join(ahead(Strings.joined, new, _threads())))
+            self._known = Ids(*map(np.concatenate, zip(self._known, encoded, strict=True)))
             self._start = np.cumsum(self._known.lengths, dtype=np.int32) - self._known.lengths
+
+
+def _threads() -> int:
+    return min(available_threads(), _MAX_THREADS)
+
+
+def _parts(strings: bytes, count: int) -> list[bytes]:
+    r"""Strings with MARK behind each, in at most `count` parts of about the same size. Small ones are not divided.
+
+    >>> _parts(b"a\xff" * 80_000, 2) == [b"a\xff" * 40_000] * 2, _parts(b"a\xffb\xff", 2)
+    (True, [b'a\xffb\xff'])
+    """
+    size = max(_LEAST_PART, ceil_div(len(strings), count))
+    parts, begin = [], 0
+    while begin < len(strings):
+        end = strings.find(MARK, begin + size - 1) + 1 or len(strings)
+        parts.append(strings[begin:end])
+        begin = end
+    return parts
 
 
 def _gathered(known: Ids, start: np.ndarray, number: np.ndarray) -> Ids:

@@ -4,31 +4,31 @@ A word of a text is not a Python string here, but a place in the text's bytes an
 unsigned integer, so most words are compared and hashed as one or two integers, all words of a block side by side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from gpt.system.threads import ahead
 
 MARK = b"\xff"  # byte that UTF-8 never has: the end-of-text mark within a text, and the end of each of several words
 UNKNOWN = -1  # number of a string that has none
 MARGIN = 8  # bytes that must follow the last string, because strings are read eight bytes at a time
 
 _LANES = 4  # 64-bit integers of the longest key; a longer string is looked up in a dictionary
-_ONES = np.uint64(0xFFFFFFFFFFFFFFFF)  # contents of a lane that a key does not have
 # Masks, by the bytes that a string has in its last lane, that set all other bytes of that lane to 0xFF
 _PADDING = np.array([0xFFFFFFFFFFFFFFFF << 8 * length & 0xFFFFFFFFFFFFFFFF for length in range(8)], np.uint64)
-_ADDED_AT_ONCE = 1 << 16  # strings that are added before the others are looked up again
-_NO_NUMBER = 1 << 48  # number of a long string that the dictionary lacks: larger than any, and << 8 still fits
+_ADDED_AT_ONCE = 1 << 17  # keys that are added before the others are looked up again; more are worth a second thread
 _NONE = np.zeros(0, np.intp)  # array of no places, so that there is always something to concatenate
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # factor of the hash: 2^64 over the golden ratio
 
 
 class Numbering:
-    """Keys of up to `lanes` unsigned 64-bit integers → 0, 1, 2 … by open addressing (Knuth, volume 3, section 6.4).
+    """Keys of `lanes` unsigned 64-bit integers → 0, 1, 2 … by open addressing (Knuth, volume 3, section 6.4).
 
-    Keys come as one array per lane, uint64 [n]. They may differ in how many lanes they have, as long as no key is the
-    beginning of another. There are at least `slots` slots for each key: the larger this is, the fewer steps a search
-    takes, and the more memory the table.
+    Keys come as one array per lane, uint64 [n]. There are at least `slots` slots for each key: the larger this is, the
+    fewer steps a search takes, and the more memory the table.
 
     Example: a key gets the next number when it is added for the first time. Among equal keys in one call the last
     one counts, so 90 at index 1 is number 0, and 70 at index 2 is number 1.
@@ -85,8 +85,7 @@ class Numbering:
         # Give every key a number and a slot as if all were new
         before, behind = self.count, self.count + len(keys[0])
         self._reserve(behind)
-        self._keys[:, before:behind] = _ONES
-        for lane, key in zip(self._keys, keys, strict=False):
+        for lane, key in zip(self._keys, keys, strict=True):
             lane[before:behind] = key
         self._hash[before:behind] = _hashed(keys)
         number, slot = self._settle(np.arange(before, behind, dtype=np.int32))
@@ -150,7 +149,7 @@ class Numbering:
     def _differ(self, number: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Whether the keys that have these numbers differ from `keys`, one by one, bool [n]."""
         differ: np.ndarray = self._keys[0][number] != keys[0]
-        for lane, key in zip(self._keys[1:], keys[1:], strict=False):
+        for lane, key in zip(self._keys[1:], keys[1:], strict=True):
             differ |= lane[number] != key
         return differ
 
@@ -209,86 +208,146 @@ class Strings(NamedTuple):
         return joined.tobytes()
 
 
+class _Dictionary:
+    """The same as `Numbering` for strings of any length, one by one. The only lane of keys has `bytes`, object [n]."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+
+    def find(self, keys: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([self._numbers.get(key, UNKNOWN) for key in keys[0].tolist()], np.int32)
+
+    def add(self, keys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        before, numbers = len(self._numbers), self._numbers
+        number = np.array([numbers.setdefault(key, len(numbers)) for key in keys[0].tolist()], np.int32)
+        _, index = np.unique(number, return_index=True)
+        return number, index[number[index] >= before]
+
+
+class Keys(NamedTuple):
+    """Strings of one size class: their indices, intp [n], and their keys, one array [n] per lane."""
+
+    which: np.ndarray
+    lanes: list[np.ndarray]
+
+    def take(self, index: np.ndarray | slice) -> "Keys":
+        """The keys that an index array or a slice selects."""
+        return Keys(self.which[index], [lane[index] for lane in self.lanes])
+
+
+class Found(NamedTuple):
+    """The numbers of strings, int32 [n], UNKNOWN for those without one, and the keys of these, by size class."""
+
+    strings: Strings
+    number: np.ndarray
+    unknown: list[Keys]
+
+
 class Lexicon:
     r"""Byte strings → 0, 1, 2 …
 
-    Strings that are added together get their numbers in no documented order (shorter ones tend to come first), but the
-    same sequence of `add` calls always gives the same numbers.
+    Each size class has a numbering of its own: strings of 1, 2, 3 and 4 lanes, and longer ones. So a key has no more
+    lanes than it needs, and threads can add strings of different classes. `_numbers` has the string's number for each
+    number of such a class, and UNKNOWN at the end, for UNKNOWN.
+
+    Strings that are added together get their numbers in no documented order (shorter ones come first), but the same
+    sequence of `add` calls always gives the same numbers.
 
     Example: "cat" occurs twice; "at" is not added and has no number. Among equal strings the last one counts.
 
     >>> lexicon = Lexicon()
-    >>> number, new = lexicon.add(Strings(b"cat the cat" + bytes(MARGIN), np.array([0, 4, 8]), np.array([3, 3, 3])))
-    >>> number.tolist(), new.joined()
-    ([1, 0, 1], b'the\xffcat\xff')
-    >>> lexicon.find(Strings(b"the at" + bytes(MARGIN), np.array([0, 4]), np.array([3, 2]))).tolist()
+    >>> found = lexicon.find(Strings(b"cat the cat" + bytes(MARGIN), np.array([0, 4, 8]), np.array([3, 3, 3])))
+    >>> found.number.tolist(), [new.joined() for new in lexicon.add([found])], found.number.tolist()
+    ([-1, -1, -1], [b'the\xffcat\xff'], [1, 0, 1])
+    >>> lexicon.find(Strings(b"the at" + bytes(MARGIN), np.array([0, 4]), np.array([3, 2]))).number.tolist()
     [0, -1]
     """
 
     def __init__(self) -> None:
-        self._numbering = Numbering(_LANES, slots=2)
-        self._long: dict[bytes, int] = {}  # strings that have more than _LANES lanes
+        self._count = 0
+        self._numberings: list[Numbering | _Dictionary] = [
+            *(Numbering(lanes, slots=2) for lanes in range(1, _LANES + 1)),
+            _Dictionary(),
+        ]
+        self._numbers = [np.array([UNKNOWN], np.int32) for _ in self._numberings]
 
     def __len__(self) -> int:
-        return self._numbering.count
+        return self._count
 
-    def find(self, strings: Strings) -> np.ndarray:
-        """The numbers of strings, int32 [n], UNKNOWN for those without one.
+    def find(self, strings: Strings) -> Found:
+        """Look strings up. Several threads may call this at the same time, as long as nothing is added."""
+        number, unknown = np.empty(len(strings.start), np.int32), []
+        for numbering, numbers, keys in zip(self._numberings, self._numbers, _keys(strings), strict=True):
+            number[keys.which] = some = numbers[numbering.find(keys.lanes)]
+            unknown.append(keys.take((some == UNKNOWN).nonzero()[0]))
+        return Found(strings, number, unknown)
 
-        Several threads may call this at the same time, as long as nothing is added.
+    def add(self, texts: Sequence[Found], threads: int = 1) -> list[Strings]:
+        """Number the unknown strings of several texts, and write their numbers into `number` of each.
+
+        Returns the new strings, in the order of their numbers. Several texts may have the same unknown strings.
         """
-        number = np.empty(len(strings.start), np.int32)
-        for some, keys in self._keys(strings, lambda string: self._long.get(string, _NO_NUMBER)):
-            number[some] = self._numbering.find(keys)
-        return number
+        classes, add_class, new = range(len(self._numberings)), partial(self._add_class, texts), []
+        is_much = sum(len(keys.which) for text in texts for keys in text.unknown) > _ADDED_AT_ONCE
+        for size, found in enumerate(ahead(add_class, classes, threads) if is_much else map(add_class, classes)):
+            count = sum(len(added) for _, added in found)
+            numbers = np.arange(self._count, self._count + count + 1, dtype=np.int32)
+            numbers[-1] = UNKNOWN
+            self._numbers[size] = np.concatenate([self._numbers[size][:-1], numbers])
+            self._count += count
+            for text, (number, added) in zip(texts, found, strict=True):
+                index = text.unknown[size].which
+                text.number[index] = self._numbers[size][number]
+                if len(added):
+                    new.append(text.strings.take(index[added]))
+        return new
 
-    def add(self, strings: Strings) -> tuple[np.ndarray, Strings]:
-        """Number the strings: (their numbers, int32 [n]; the new ones among them, in the order of their numbers).
+    def _add_class(self, texts: Sequence[Found], size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Add the unknown strings of a size class: (their numbers in it, int32 [n]; the new ones' indices) by text.
 
         They are added bit by bit, because most strings of a text are there again further on, and finding them is
         quicker than adding them.
         """
-        number = np.empty(len(strings.start), np.int32)
-        new = [_NONE]
-        for first in range(0, len(number), _ADDED_AT_ONCE):
-            some = slice(first, first + _ADDED_AT_ONCE)
-            number[some] = self.find(strings.take(some))
-            unknown = (number[some] == UNKNOWN).nonzero()[0] + first
-            for index, keys in self._keys(strings.take(unknown), lambda s: self._long.setdefault(s, len(self._long))):
-                index = unknown[index]
-                number[index], added = self._numbering.add(keys)
-                new.append(index[added])
-        return number, strings.take(np.concatenate(new))
+        numbering, found = self._numberings[size], []
+        for text in texts:
+            keys = text.unknown[size]
+            number, new = np.empty(len(keys.which), np.int32), [_NONE]
+            for first in range(0, len(number), _ADDED_AT_ONCE):
+                lanes = keys.take(slice(first, first + _ADDED_AT_ONCE)).lanes
+                some = numbering.find(lanes)
+                (unknown,) = (some == UNKNOWN).nonzero()
+                some[unknown], added = numbering.add([lane[unknown] for lane in lanes])
+                number[first : first + len(some)] = some
+                new.append(unknown[added] + first)
+            found.append((number, np.concatenate(new)))
+        return found
 
-    @staticmethod
-    def _keys(strings: Strings, number: Callable[[bytes], int]) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        r"""Yields the strings with 1, 2 … lanes: (their indices, intp [n]; their keys, one uint64 [n] per lane).
 
-        The last lane of a string is filled up with at least one 0xFF, so that no key is the beginning of another. The
-        only lane of a long string is a 0xFF and then `number(string)`.
+def _keys(strings: Strings) -> list[Keys]:
+    r"""The keys of strings, by size class.
 
-        Example: "cat" has one lane. "elephant" has two, because its eighth byte leaves no room for a 0xFF.
+    The last lane of a string is filled up with at least one 0xFF, so that all strings of a class have different keys.
 
-        >>> strings = Strings(b"cat elephant" + bytes(MARGIN), np.array([0, 4]), np.array([3, 8]))
-        >>> for index, keys in Lexicon._keys(strings, number=len):
-        ...     print(index.tolist(), [lane.tobytes() for lane in keys])
-        [0] [b'cat\xff\xff\xff\xff\xff']
-        [1] [b'elephant', b'\xff\xff\xff\xff\xff\xff\xff\xff']
-        """
-        data, start, length = strings
-        integers = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
-        # integers[i] is made of the bytes i … i + 7, the first one lowest
-        lanes = np.minimum(length >> 3, _LANES).astype(np.uint8)
-        for last in range(_LANES):
-            (some,) = (lanes == last).nonzero()
-            if len(some):
-                begin = start[some]
-                keys = [integers[begin + 8 * lane] for lane in range(last + 1)]
-                keys[last] |= _PADDING[length[some] & 7]
-                yield some, keys
-        # Strings of 32 bytes and more
-        (some,) = (lanes == _LANES).nonzero()
-        if len(some):
-            begins, ends = start[some].tolist(), (start[some] + length[some]).tolist()
-            long = [number(data[begin:end]) for begin, end in zip(begins, ends, strict=True)]
-            yield some, [np.array(long, np.uint64) << np.uint64(8) | np.uint64(MARK[0])]
+    Example: "cat" has one lane. "elephant" has two, because its eighth byte leaves no room for a 0xFF.
+
+    >>> found = _keys(Strings(b"cat elephant" + bytes(MARGIN), np.array([0, 4]), np.array([3, 8])))
+    >>> [(keys.which.tolist(), [lane.tobytes() for lane in keys.lanes]) for keys in found[:2]]
+    [([0], [b'cat\xff\xff\xff\xff\xff']), ([1], [b'elephant', b'\xff\xff\xff\xff\xff\xff\xff\xff'])]
+    """
+    data, start, length = strings
+    integers = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
+    # integers[i] is made of the bytes i … i + 7, the first one lowest
+    size = np.minimum(length >> 3, _LANES).astype(np.uint8)
+    found = []
+    for last in range(_LANES):
+        (some,) = (size == last).nonzero()
+        begin = start[some]
+        lanes = [integers[begin + 8 * lane] for lane in range(last + 1)]
+        lanes[last] |= _PADDING[length[some] & 7]
+        found.append(Keys(some, lanes))
+    # Strings of 32 bytes and more
+    (some,) = (size == _LANES).nonzero()
+    long = np.empty(len(some), object)
+    ends = start[some] + length[some]
+    long[:] = [data[begin:end] for begin, end in zip(start[some].tolist(), ends.tolist(), strict=True)]
+    return [*found, Keys(some, [long])]
