@@ -32,6 +32,16 @@ constexpr bool NORMS = SEQUENCES == 1 || (SEQUENCES <= NORM_ROWS && SEQUENCES * 
 
 DEVICE float none(float v) { return v; }
 
+// a b + c, rounded once. Left to itself, a compiler rounds some products and not others, and which ones depends on
+// SEQUENCES, so that a sequence's bits would, too.
+DEVICE float multiply_add(float a, float b, float c) {
+#if defined(ON_CUDA)
+  return fmaf(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
 // The sequences of a block: those from `first` on, but not beyond `count`. The last one stands in for those.
 DEVICE int sequence(int s, int count) { return minimum(block_y() * SEQUENCES + s, count - 1); }
 
@@ -65,7 +75,8 @@ DEVICE void normalize(const T* x, const T* weight, const T* bias, int count, Sha
   UNROLL for (int s = 0; s < SEQUENCES; s++) {
     means[s] /= K;
     UNROLL for (int i = 0; i < MINE; i++) {
-      if (thread_id() + i * THREADS_HERE < K) squares[s] += (v[s][i] - means[s]) * (v[s][i] - means[s]);
+      float apart = v[s][i] - means[s];
+      if (thread_id() + i * THREADS_HERE < K) squares[s] = multiply_add(apart, apart, squares[s]);
     }
   }
   block_totals(squares, variances, scratch + SEQUENCES * WARPS_HERE);
@@ -73,7 +84,7 @@ DEVICE void normalize(const T* x, const T* weight, const T* bias, int count, Sha
     float rstd = rsqrt_of(variances[s] / K + NORM_EPS);
     UNROLL for (int i = 0; i < MINE; i++) {
       int at = thread_id() + i * THREADS_HERE;
-      if (at < K) factors[s * K + at] = (v[s][i] - means[s]) * rstd * scale[i] + shift[i];
+      if (at < K) factors[s * K + at] = multiply_add((v[s][i] - means[s]) * rstd, scale[i], shift[i]);
     }
   }
   sync();
@@ -111,7 +122,9 @@ DEVICE void by_columns(const T* w, int n, int count, Fill fill, Factor factor, A
         int row = first + j * DEPTH + start;
         UNROLL for (int s = 0; s < SEQUENCES; s++) {
           float its_factor = row < K ? factor(s, row) : 0;
-          UNROLL for (int e = 0; e < WIDTH; e++) sum[s][e] += its_factor * to_float(vectors[j].v[e]);
+          UNROLL for (int e = 0; e < WIDTH; e++) {
+            sum[s][e] = multiply_add(its_factor, to_float(vectors[j].v[e]), sum[s][e]);
+          }
         }
       }
     }
@@ -202,7 +215,9 @@ KERNEL(ROW_THREADS) norm_linear_transposed(const T* x, const T* norm_weight, con
         UNROLL for (int s = 0; s < SEQUENCES; s++) {
           Vector<float> factor = factors.vector(s * K + column + e);
           UNROLL for (int r = 0; r < ROWS; r++) {
-            UNROLL for (int f = 0; f < 4; f++) sums[s][r] += factor.v[f] * to_float(vectors[j][r].v[e + f]);
+            UNROLL for (int f = 0; f < 4; f++) {
+              sums[s][r] = multiply_add(factor.v[f], to_float(vectors[j][r].v[e + f]), sums[s][r]);
+            }
           }
         }
       }
