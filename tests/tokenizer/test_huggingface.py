@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.huggingface import _PATTERNS
-from tests.tokenizer.test_tokenizer import CORPUS, assert_same, texts
+from tests.tokenizer.samples import CORPUS, assert_same, texts
 
 MARKS = ["<|endoftext|>", "<s>", "<s>>", "<|im_start|>"]
 

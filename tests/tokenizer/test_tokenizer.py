@@ -1,187 +1,23 @@
-"""gpt/tokenizer/tokenizer.py: its own promises; Hugging Face reads its file and gives the same ids."""
+"""gpt/tokenizer/tokenizer.py: what it learns, what it encodes and decodes, and what it refuses."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import threading
-import unicodedata
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import pytest
-import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import gpt.tokenizer.encoding
 from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
-from gpt.tokenizer.vocabulary import SPLITS
 from tests.support import ROOT
-
-CORPUS = (
-    "the cat sat on the mat, the rat sat that's it; we'll see: it's 2024\r\n"
-    "日本語の文 日本語 العربية عربي ünï e\u0301te\u0301 e\u0301 👩‍👩‍👧‍👦 👩‍👩‍👧 👍🏽\n\n\n"
-    "x</w>y a </w></w> </w </w> x</w> <a> a<|endoftext|>b  <|endoftext|>\tba ab abab aaa\u00a0aaaa\u200bb\x1cab\ufeff"
-) * 3
-FRAGMENTS = [
-    "a", "b", "ab", "the", "it's", "'", "'s", "'ll", "12", "٣", "²", ",", "</w>", "</w", "<", "/", "w", ">",
-    END_OF_TEXT, "<|endoftext", "|>", " ", "  ", "\n", "\n\n\n", "\r\n", "\t", "\v", "\f", "\x00", "\x1c", "\x1d",
-    "\x1e", "\x1f", "\x85", "\xa0", "\xad", "\u1680", "\u180e", "\u2003", "\u200b", "\u200d", "\u2028", "\u2029",
-    "\u202f", "\u205f", "\u3000", "\ufeff", "日本", "語", "العربية", "e\u0301", "\u0301", "ñ", "👩‍👩‍👧", "👍🏽", "Ⅷ",
-    "X", "ſ", "İ", "\uffff", "<user>", "語|", "'S", "'ſ",
-]  # fmt: skip
-# Hugging Face's classes are those of Unicode 14; with a newer Python, draw only from a range without later ones
-NEWEST = 0x10FFFF if tuple(map(int, unicodedata.unidata_version.split("."))) <= (14, 0, 0) else 0x7FF
-characters = st.characters(exclude_categories=("Cs", "Cn"), max_codepoint=NEWEST)
-texts = st.lists(st.sampled_from(FRAGMENTS) | characters).map("".join)
-
-
-KINDS = {
-    "word": {"kind": "word"},
-    "lines": {"kind": "word", "keep_newlines": True},
-    "char": {"kind": "char"},
-    "byte": {"kind": "byte"},
-    "gpt4": {"kind": "byte", "split": "gpt4"},
-    "qwen2": {"kind": "byte", "split": "qwen2", "special_tokens": ["<user>", "<|endoftext|>.", "語|"]},
-    "gpt4o": {"kind": "byte", "split": "gpt4o"},
-}
-
-
-def trained(kind, text=CORPUS, vocab_limit=400):
-    tokenizer = Tokenizer(vocab_limit, **KINDS[kind])
-    tokenizer.train_bpe(text)
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def pairs(tmp_path_factory):
-    """kind → (ours, Hugging Face's from our file)."""
-    path = tmp_path_factory.mktemp("tokenizers") / "tokenizer.json"
-    both = {}
-    for kind in KINDS:
-        trained(kind).save(path)
-        both[kind] = Tokenizer.load(path), tokenizers.Tokenizer.from_file(str(path))
-    return both
-
-
-def assert_same(ours, theirs, text):
-    ids = ours.encode(text)
-    encoding = theirs.encode(text)
-    assert ids == encoding.ids
-    assert [ours.piece(id) for id in ids] == encoding.tokens
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
-
-
-both_kinds = pytest.mark.parametrize("kind", ["word", "byte"])
-every_kind = pytest.mark.parametrize("kind", KINDS)
-of_each = settings(max_examples=40)  # 280 in all: the kinds share nearly all of their code
-
-
-# Hugging Face
-
-
-@every_kind
-@of_each
-@given(text=texts)
-def test_hugging_face_gives_the_same_ids_and_strings(pairs, kind, text):
-    assert_same(*pairs[kind], text)
-
-
-@every_kind
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", " ", "abXab", "aX", "Xa", "X", "aX b", "x</w>y a", "</w>", "</w></w> a", "a<|endoftext|>b", "a\n\n\nb",
-        "a <|endoftext|> b", "a  <|endoftext|>", "<|endoftext|><|endoftext|>", "<|<|endoftext|>|>",
-        "<|endoftext|>\n\nab", "<|endoftext| >", "<|endoXftext|>", "aX<|endoftext|>'s",
-        "a\u200bb\x1cab \x1f a\xa0b\x85c", "a\r\nb\r\n\r\n",
-        "\ufeffa",
-    ],
-)  # fmt: skip
-def test_hugging_face_agrees_on_the_odd_ones(pairs, kind, text):
-    assert_same(*pairs[kind], text)
-
-
-@every_kind
-@of_each
-@given(data=st.data())
-def test_hugging_face_decodes_any_ids_to_the_same_text(pairs, kind, data):
-    ours, theirs = pairs[kind]
-    ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1)))
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
-
-
-@both_kinds
-@settings(max_examples=60)  # each of which trains a tokenizer
-@given(corpus=st.lists(st.sampled_from(FRAGMENTS), min_size=1), text=texts, vocab_limit=st.integers(257, 300))
-def test_hugging_face_agrees_for_any_training_text(tmp_path_factory, kind, corpus, text, vocab_limit):
-    path = tmp_path_factory.getbasetemp() / "any.json"
-    ours = trained(kind, "a" + "".join(corpus * 2), vocab_limit)
-    ours.save(path)
-    assert_same(ours, tokenizers.Tokenizer.from_file(str(path)), text)
-
-
-def test_white_space_is_that_of_hugging_face_for_every_character_up_to_the_last_white_one():
-    ours = trained("word", "日 日")
-    theirs = tokenizers.pre_tokenizers.WhitespaceSplit()
-    characters = [*map(chr, range(0x3100))]
-    pieces = [ours.piece(id) for id in ours.encode(" ".join(f"日{c}日" for c in characters))]
-    ends_before = {c for c, piece in zip(characters, pieces[::2], strict=True) if piece == "日</w>"}
-    assert set(pieces) == {"日", "日</w>"}
-    assert ends_before == {c for c in characters if len(theirs.pre_tokenize_str(f"日{c}日")) == 2}
-
-
-def byte_pieces(text, split="gpt2"):
-    words, _ = SPLITS[split].cut(SPLITS[split].chunks(text.encode()).joined())
-    return words.joined().decode(errors="surrogateescape").split("\udcff")[:-1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("split", ["gpt2", "gpt4", "qwen2", "gpt4o"])
-def test_byte_pieces_are_hugging_faces_for_every_code_point(pairs, split):
-    pre_tokenizer = pairs["byte" if split == "gpt2" else split][1].pre_tokenizer
-    assigned = *range(0xD800), *range(0xE000, 0x40000)  # and of the planes beyond, that have no letters, some
-    every = [*map(chr, (*assigned, *range(0x40000, 0x110000, 31)))]
-    for first in range(0, len(every), 1 << 16):
-        text = "".join(f"x{c}5{c}!{c} {c}'{c}\n" for c in every[first : first + (1 << 16)])
-        theirs = pre_tokenizer.pre_tokenize_str(text)
-        assert byte_pieces(text, split) == [text[start:end] for _, (start, end) in theirs]
-
-
-def test_byte_pieces_of_characters_newer_than_the_table_are_those_of_other_signs():
-    letter = "\U00033479"  # a letter of Unicode 17
-    assert byte_pieces(f"a{letter}a 1{letter}") == ["a", letter, "a", " 1", letter]
-
-
-@both_kinds
-def test_tiny_shakespeare_has_hugging_faces_ids(tmp_path, shakespeare, kind):
-    ours = Tokenizer(5000, kind)
-    ours.train_bpe(read_blocks(shakespeare))
-    ours.save(tmp_path / "tokenizer.json")
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    text = shakespeare.read_bytes().decode()
-    ids = ours.encode(text)
-    assert ids == theirs.encode(text).ids
-    assert ours.vocab_size == 5000
-    assert ours.decode(ids) == (text if kind == "byte" else " ".join(text.split()))
-    assert ours.decode(ours.encode("Iraq is")) == "Iraq is", "no word of the training text ends in q"
-
-
-@every_kind
-def test_a_file_that_hugging_face_has_saved_again_loads(tmp_path, kind):
-    ours = trained(kind)
-    ours.save(tmp_path / "ours.json")
-    tokenizers.Tokenizer.from_file(str(tmp_path / "ours.json")).save(str(tmp_path / "theirs.json"))
-    again = Tokenizer.load(tmp_path / "theirs.json")
-    assert again.config == replace(ours.config, vocab_limit=ours.vocab_size), (
-        "Hugging Face's file does not keep the limit"
-    )
-    assert again.encode(CORPUS) == ours.encode(CORPUS)
+from tests.tokenizer.samples import CORPUS, both_kinds, every_kind, of_each, texts, trained
 
 
 @pytest.mark.parametrize("granted", [0, 1])
@@ -510,79 +346,3 @@ def test_an_id_outside_the_vocabulary_is_named(id):
 def test_a_text_of_white_space_alone_has_no_words_to_train_on():
     with pytest.raises(UserError, match="no word"):
         trained("word", " \n<|endoftext|>\t")
-
-
-@every_kind
-def test_saving_and_loading_keep_everything_and_leave_no_other_file(tmp_path, kind):
-    ours = trained(kind, vocab_limit=5000)
-    ours.save(tmp_path / "tokenizer.json")
-    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert (loaded, loaded.config, loaded.vocab_limit) == (ours, ours.config, 5000)
-    assert loaded.encode(CORPUS) == ours.encode(CORPUS)
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-
-
-def assert_refused(path, words):
-    with pytest.raises(UserError, match=words) as error:
-        Tokenizer.load(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (None, "does not exist"),
-        (b"", "is not valid JSON"),
-        (b'{"version": "1.0", ', "is not valid JSON"),
-        (b"\xff", "is not valid JSON"),
-        (b"[" * 100_000, "is nested too deeply"),
-        (b"[]", "not a tokenizer that hipgpt can use|asks for what hipgpt does not do"),
-        (b"{}", "not a tokenizer that hipgpt can use|asks for what hipgpt does not do"),
-        (
-            b'{"model": {"vocab": {}, "merges": [], "end_of_word_suffix": null}}',
-            "not a tokenizer that hipgpt can use|asks for what hipgpt does not do",
-        ),
-    ],
-)
-def test_missing_and_broken_files_are_refused_in_one_line(tmp_path, data, words):
-    if data is not None:
-        (tmp_path / "tokenizer.json").write_bytes(data)
-    assert_refused(tmp_path / "tokenizer.json", words)
-
-
-def test_a_directory_is_refused(tmp_path):
-    assert_refused(tmp_path, "is a directory")
-
-
-@both_kinds
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (["normalizer"], {"type": "Lowercase"}),
-        (["pre_tokenizer"], {"type": "Whitespace"}),
-        (["decoder"], None),
-        (["added_tokens"], []),
-        (["model", "byte_fallback"], True),
-        (["model", "vocab", "a"], 7000),
-        (["model", "vocab_limit"], 3),
-        (["model", "vocab_limit"], "many"),
-        (["model", "merges", 0], ["a", "nowhere"]),
-        (["model", "merges", 0], ["a"]),
-        (["model", "merges"], []),
-        (["model", "vocab", "a"], True),
-        (["model", "vocab_limit"], 2**31),
-        (["model", "vocab_limit"], 400.0),
-        (["truncation"], {"max_length": 5}),
-        (["padding"], {"pad_id": 0}),
-    ],
-)
-def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value):
-    path = tmp_path / "tokenizer.json"
-    trained(kind).save(path)
-    document = section = json.loads(path.read_bytes())
-    for key in keys[:-1]:
-        section = section[key]
-    section[keys[-1]] = value
-    path.write_text(json.dumps(document))
-    assert_refused(path, "not a tokenizer that hipgpt can use|asks for what hipgpt does not do")
