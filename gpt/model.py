@@ -2,7 +2,7 @@
 
 A block is x + proj(attention(ln_1(x))), then x + proj(gelu(fc(ln_2(x)))): pre-LN, learned positions, biases everywhere.
 Read `GPT._forward` first, then `TrainableGPT._backward`. The arithmetic is that of an `Operations` object
-(gpt/ops/interface.py); this file only says in which order. Five choices shape it:
+(gpt/ops/interface.py); this file only says in which order. Six choices shape it:
 
 - All parameters are in one flat buffer (gpt/parameters.py), and so are their gradients: clipping and AdamW are one pass
   over it, and Muon and saving take views of it.

@@ -115,7 +115,7 @@ class Workspace:
 def _side_by_side(memory: Array, shapes: Iterable[tuple[int, int]]) -> Iterator[Array]:
     """Arrays of these shapes in `memory`, a flat array, one after the other. Each begins at a multiple of ALIGNMENT.
 
-    They are None if there is no memory, because it is only counted.
+    They are None if `memory` is, which is so while memory is only counted.
     """
     end = 0
     for shape in shapes:

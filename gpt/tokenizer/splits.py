@@ -173,7 +173,7 @@ class Gpt4:
         return _beginning(begins, white, data, padded, self._never_begins(array))
 
     def _never_begins(self, array: np.ndarray) -> np.ndarray | None:
-        """The bytes that begin no chunk, because they may belong to what is before them, bool [n]; None: no such."""
+        """Which bytes begin no chunk, because they may belong to those before them: bool [n], or None if none do so."""
         return None
 
     def cut(self, chunks: bytes) -> tuple[Strings, np.ndarray]:

@@ -1,4 +1,4 @@
-"""gpt/tokenizer/tokenizer.py: what it learns, what it encodes and decodes, and what it refuses."""
+"""gpt/tokenizer/tokenizer.py: learning, encoding, decoding, and what is refused."""
 
 import os
 import re

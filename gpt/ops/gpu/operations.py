@@ -61,7 +61,7 @@ from gpt.ops.interface import (
 HEAD_ROWS = 8192  # rows of logits at a time
 LEAST_CONTEXT = 16  # rows of a pass over a context, which is recorded
 MAX_HEAD_DIM = 128
-LARGE_COPY = 2**22  # elements of a copy from which on it is done in parts, and the GPU rounds; and of such a part
+LARGE_COPY = 2**22  # a copy of at least so many elements is done in parts of so many, and the GPU rounds
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
 # Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
