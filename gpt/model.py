@@ -189,7 +189,8 @@ class GPT:
         its own ids alone: not on the other sequences, nor on its place among them.
         """
         ops, weights, ws, batch = self.ops, self.weights, self.workspace, len(ids)
-        x, logits, start = ws.residuals[0].x[:batch], ws.logits[:batch], cache.start[:batch]
+        x = ops.stream(ws.residuals[0].x[:batch], self.config.ff_hidden_dim)
+        logits, start = ws.logits[:batch], cache.start[:batch]
         ops.embedding(ids[:, None], weights.wte, weights.wpe, out=x, start=start)
         for layer, act in enumerate(ws.blocks):
             w = self._merged(layer)

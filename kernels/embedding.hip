@@ -7,7 +7,7 @@
 // and the block at place 2 returns at once. Positions are simpler: a block per position goes through the batch.
 //
 // Set by the host: T (bf16 | float), WIDTH (elements per thread at a time; divides d), DROPOUT, STARTED (0 | 1),
-// THREADS.
+// THREADS; STREAM and PARTS (`embedding` writes a stream in parts, as skinny.hip describes it; else T and 1).
 #include "common.h"
 
 constexpr int AHEAD = 8;  // rows whose loads begin together: a frequent token has thousands
@@ -22,9 +22,9 @@ template <int COUNT, class Row> DEVICE void add_rows(Floats<WIDTH>& sum, Row row
 }
 
 // out [rows, d] = wte[ids] + wpe[row % seq], or, if STARTED, wpe[start[row / seq] + row % seq]. A row whose id is not in
-// the vocabulary becomes NaN.
+// the vocabulary becomes NaN. In parts, out is [rows, PARTS, d]: the row is the first part, and the others are 0.
 // grid: rows, block: THREADS
-KERNEL(THREADS) embedding(const int* ids, const T* wte, const T* wpe, T* out, int vocab, int d, int seq,
+KERNEL(THREADS) embedding(const int* ids, const T* wte, const T* wpe, STREAM* out, int vocab, int d, int seq,
                           const int* start, const uint32* key, uint32 site, uint32 threshold, float scale) {
   int row = block_x(), id = ids[row];
   const T* token = wte + (index_t)id * d;
@@ -45,7 +45,9 @@ KERNEL(THREADS) embedding(const int* ids, const T* wte, const T* wpe, T* out, in
 #if DROPOUT
     UNROLL for (int e = 0; e < WIDTH; e++) sum.v[e] *= dropout.factor(hash, i + e);
 #endif
-    sum.store(out + (index_t)row * d + i);
+    STREAM* its = out + (index_t)row * PARTS * d + i;
+    sum.store(its);
+    UNROLL for (int part = 1; part < PARTS; part++) Floats<WIDTH>{}.store(its + part * d);
   }
 }
 

@@ -14,9 +14,15 @@
 // K alone sets. The norm in front has the same rule: a warp makes the mean and the variance of a row. A row that is alone
 // is normalized by each block for itself; several are normalized by a launch of `normalize` before.
 //
+// On CDNA the residual stream, into which linear_add adds, is in parts: float [count, PARTS, columns], whose sum over the
+// parts is the stream. PARTS blocks then share the rows of W between them, and each adds to a part of its own: they need
+// not wait for each other. A compute unit reads few lines of W, and there are enough blocks for all units. Whoever reads
+// the stream next, a norm, adds up the parts in their order.
+//
 // Traffic: W once for each SEQUENCES rows of x, all else from the cache.
 //
-// Set by the host: T (bf16), K (a multiple of 8), SLOTS, BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a
+// Set by the host: T (bf16), STREAM and PARTS (float and the number of parts; T and 1 if the stream is not in parts), K (a
+// multiple of 8), SLOTS (of a block), BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a
 // block: 1, 16, 32 or 64), THREADS (a warp for each slot, or fewer), ONLY (the kernel that is asked for; the others are
 // left empty, because a compiler takes long for each).
 #include "tile.h"
@@ -44,7 +50,8 @@ constexpr bool IN_ORDER = LAYOUT != LAYOUT_MMA;
 // From a chunk of a warp to its next one, its chunks, and those of them that are on their way at once. There are at most
 // as many as registers have room for.
 constexpr bool BY_ROWS = ONLY == NORM_LINEAR_TRANSPOSED;
-constexpr int STRIDE = BY_ROWS ? 1 : SLOTS, MINE = (CHUNKS + STRIDE - 1) / STRIDE;
+constexpr int SPLIT = ONLY == LINEAR_ADD ? PARTS : 1;  // blocks that share the rows of W
+constexpr int STRIDE = BY_ROWS ? 1 : SLOTS * SPLIT, MINE = (CHUNKS + STRIDE - 1) / STRIDE;
 constexpr int MOST_AHEAD = BY_ROWS ? 3 : (THREADS > 512 ? 24 : IN_ORDER && GROUPS > 2 ? 32 : 48) / RUN;
 constexpr int ROUNDS = (MINE + MOST_AHEAD - 1) / MOST_AHEAD;
 constexpr int AHEAD = IN_ORDER ? (MINE + ROUNDS - 1) / ROUNDS : MINE < MOST_AHEAD ? MINE : MOST_AHEAD;
@@ -97,17 +104,60 @@ struct Run {
   }
 };
 
+// N neighbors of a row of the stream that is in parts, and their sums in bf16
+template <int N> struct InParts {
+  Floats<N> parts[PARTS];
+
+  DEVICE void load(const float* row, int k) {
+    UNROLL for (int part = 0; part < PARTS; part++) parts[part] = Floats<N>::load(row + part * K + k);
+  }
+  DEVICE Words<N / 2> sum() const {
+    float sums[N];
+    UNROLL for (int e = 0; e < N; e++) {
+      sums[e] = parts[0].v[e];
+      UNROLL for (int part = 1; part < PARTS; part++) sums[e] += parts[part].v[e];
+    }
+    Words<N / 2> words;
+    UNROLL for (int i = 0; i < N / 2; i++) words.w[i] = pack_results(sums[2 * i], sums[2 * i + 1]);
+    return words;
+  }
+};
+
+// A row [K] of the stream, by vectors of eight neighbors: as it lies in memory, or the sum of its parts.
+struct WholeRow {
+  const T* p;
+
+  DEVICE Vector<T> vector(int i) const { return ((const Vector<T>*)p)[i]; }
+  DEVICE Words<4> words(int i) const { return eight(p + 8 * i); }
+};
+struct SharedRow {
+  Shared<T> p;
+
+  DEVICE Vector<T> vector(int i) const { return p.vector(8 * i); }
+  DEVICE Words<4> words(int i) const { return eight(p + 8 * i); }
+};
+struct RowInParts {
+  const float* p;
+
+  DEVICE Vector<T> vector(int i) const { return __builtin_bit_cast(Vector<T>, words(i)); }
+  DEVICE Words<4> words(int i) const {
+    InParts<8> parts;
+    parts.load(p, 8 * i);
+    return parts.sum();
+  }
+};
+DEVICE WholeRow stream_row(const T* stream, int row) { return {stream + (index_t)row * K}; }
+DEVICE RowInParts stream_row(const float* stream, int row) { return {stream + (index_t)row * PARTS * K}; }
+
 // A lane's vectors of a row [K]. Registers hold them on AMD, if they can: each pass over them would wait for memory.
-struct Share {
+template <class Row> struct Share {
   static constexpr int VECTORS = (K / 8 + WARP - 1) / WARP;
   static constexpr bool HELD = IN_ORDER && VECTORS <= 8;
-  const T* row;
+  Row row;
   Vector<T> held[HELD ? VECTORS : 1];
 
-  DEVICE Share(const T* row) : row(row) {
-    UNROLL for (int i = 0; HELD && i < VECTORS; i++) {
-      held[i] = ((const Vector<T>*)row)[minimum(i * WARP + lane_id(), K / 8 - 1)];
-    }
+  DEVICE Share(Row row) : row(row) {
+    UNROLL for (int i = 0; HELD && i < VECTORS; i++) held[i] = row.vector(minimum(i * WARP + lane_id(), K / 8 - 1));
   }
 
   // The sum of f(v) over all elements of the row
@@ -121,7 +171,7 @@ struct Share {
         if (i * WARP + lane_id() < K / 8) add(held[i]);
       }
     } else {
-      for (int vector = lane_id(); vector < K / 8; vector += WARP) add(((const Vector<T>*)row)[vector]);
+      for (int vector = lane_id(); vector < K / 8; vector += WARP) add(row.vector(vector));
     }
     return warp_sum(sum);
   }
@@ -131,7 +181,7 @@ struct Share {
 struct Statistics {
   float mean, rstd;
 
-  DEVICE Statistics(const Share& row) {
+  template <class Row> DEVICE Statistics(const Share<Row>& row) {
     mean = row.sum_of([](float v) { return v; }) / K;
     float center = mean;
     rstd = rsqrt_of(row.sum_of([=](float v) { return (v - center) * (v - center); }) / K + NORM_EPS);
@@ -172,11 +222,15 @@ template <int COUNT> struct Part {
 
   DEVICE Part(int self) : self(self) {}
 
-  DEVICE void load(const T* x, const T* weight, const T* bias) {  // all of them are on their way at once
+  DEVICE int vector(int i) const { return minimum(i * COUNT + self, K / 8 - 1); }
+
+  template <class Row> DEVICE void load(Row row, const T* weight, const T* bias) {  // all are on their way at once
     UNROLL for (int i = 0; i < VECTORS; i++) {
-      int k = 8 * minimum(i * COUNT + self, K / 8 - 1);
-      values[i] = eight(x + k), weights[i] = eight(weight + k), biases[i] = eight(bias + k);
+      values[i] = row.words(vector(i)), load_norm(i, weight, bias);
     }
+  }
+  DEVICE void load_norm(int i, const T* weight, const T* bias) {
+    weights[i] = eight(weight + 8 * vector(i)), biases[i] = eight(bias + 8 * vector(i));
   }
 
   template <class Store> DEVICE void norms(const Statistics& statistics, Store store) const {  // store(k, norms)
@@ -190,13 +244,14 @@ template <int COUNT> struct Part {
 // The layer norm of the only row of x, which a block makes: factors() is the row in shared memory.
 struct Norming {
   static constexpr bool IN_MEMORY = false;
-  const T *x, *weight, *bias;
-  Share share;
+  WholeRow x;
+  const T *weight, *bias;
+  Share<WholeRow> share;
   Part<THREADS> part;
 
   DEVICE Norming(const T* x, const T* weight, const T* bias)
-      : x(x), weight(weight), bias(bias), share(x), part(thread_id()) {
-    if (IN_ORDER) part.load(x, weight, bias);
+      : x{x}, weight(weight), bias(bias), share(this->x), part(thread_id()) {
+    if (IN_ORDER) part.load(this->x, weight, bias);
   }
 
   DEVICE NormedRow factors() {
@@ -209,7 +264,36 @@ struct Norming {
   }
 };
 
-// What the factors of the kernels with a norm come from. With several sequences x is normalized already.
+// The same if the row is in parts. Each thread adds up those of a few elements, and the sums meet in shared memory.
+struct NormingParts {
+  static constexpr bool IN_MEMORY = false;
+  static constexpr int FEW = 4, COUNT = (K / FEW + THREADS - 1) / THREADS;
+  InParts<FEW> mine[COUNT];
+  Part<THREADS> part;
+
+  DEVICE NormingParts(const float* x, const T* weight, const T* bias) : part(thread_id()) {
+    UNROLL for (int i = 0; i < COUNT; i++) mine[i].load(x, minimum(FEW * (i * THREADS + thread_id()), K - FEW));
+    UNROLL for (int i = 0; i < part.VECTORS; i++) part.load_norm(i, weight, bias);
+  }
+
+  DEVICE NormedRow factors() {
+    SHARED(T, sums, K);
+    SHARED(T, row, K);
+    UNROLL for (int i = 0; i < COUNT; i++) {
+      int k = FEW * (i * THREADS + thread_id());
+      if (k < K) mine[i].sum().store(sums + k);
+    }
+    sync();
+    SharedRow x{sums};
+    UNROLL for (int i = 0; i < part.VECTORS; i++) part.values[i] = x.words(part.vector(i));
+    Statistics statistics(Share<SharedRow>{x});
+    part.norms(statistics, [&](int k, Words<4> norms) { norms.store(row + k); });
+    sync();
+    return NormedRow{row};
+  }
+};
+
+// What the factors of the kernels with a norm come from. With several sequences x is normalized already, and in T.
 DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
   if constexpr (SEQUENCES > 1) {
     return Rows{x, count};
@@ -217,6 +301,7 @@ DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
     return Norming(x, weight, bias);
   }
 }
+DEVICE auto normed(const float* x, const T* weight, const T* bias, int) { return NormingParts(x, weight, bias); }
 
 // The factors of a lane in a chunk, for a group of sequences
 struct Runs {
@@ -288,13 +373,13 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
   constexpr int OUTPUTS = SIDE * FILLED;  // of a tile
   static_assert(OUTPUTS <= THREADS, "a thread finishes one element of each tile");
   SHARED(float, meeting, 2 * WARPS * OUTPUTS);
-  int self = thread_id(), first_column = block_x() * COLUMNS;
+  int self = thread_id(), first_column = block_x() / SPLIT * COLUMNS, part = block_x() % SPLIT;
   int lane_column = minimum(first_column + Product::lane_row() * PER, n - PER);
   uint32 words[AHEAD][RUN];
   auto source = begin();
   Coming<decltype(source)> coming;
   auto load_chunks = [&](int slot, int first) {
-    auto chunk_of = [&](int j) { return slot + (first + j) * STRIDE; };
+    auto chunk_of = [&](int j) { return slot * SPLIT + part + (first + j) * STRIDE; };
     coming.load(source, chunk_of);
     UNROLL for (int j = 0; j < AHEAD; j++) {
       int chunk = minimum(chunk_of(j), CHUNKS - 1), k = first_k(IN_ORDER ? 0 : chunk);
@@ -342,7 +427,7 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
     NO_UNROLL for (int first = 0; first < MINE; first += AHEAD) {
       if (turn + first > 0) load_chunks(slot, first);
       UNROLL for (int j = 0; j < AHEAD; j++) {
-        int chunk = slot + (first + j) * STRIDE;
+        int chunk = slot * SPLIT + part + (first + j) * STRIDE;
         if (!IN_ORDER && chunk >= CHUNKS) continue;
         auto runs_of = [&](int group) { return coming.get(factors, j, group, chunk); };
         add_chunk(sums, runs_of, [&](int tile, int half, int pair) {
@@ -378,14 +463,14 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
 
 // out [count, K] = layernorm(x), x [count, K].
 // grid: ceil(count / WARPS), block: THREADS
-KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, int count) {
+KERNEL(THREADS) normalize(const STREAM* x, const T* weight, const T* bias, T* out, int count) {
   if (ONLY != NORMALIZE) return;
   int row = block_x() * WARPS + warp_id();
   if (row >= count) return;
-  const T* its = x + (index_t)row * K;
-  Share share(its);
+  auto its = stream_row(x, row);
+  Share<decltype(its)> share(its);
   auto store = [&](int k, Words<4> norms) { *(Words<4>*)(out + (index_t)row * K + k) = norms; };
-  if constexpr (Share::HELD) {  // all that the row needs arrives together
+  if constexpr (share.HELD) {  // all that the row needs arrives together
     Part<WARP> part(lane_id());
     part.load(its, weight, bias);
     separate_accesses();
@@ -393,23 +478,28 @@ KERNEL(THREADS) normalize(const T* x, const T* weight, const T* bias, T* out, in
   } else {
     Statistics statistics(share);
     for (int k = 8 * lane_id(); k < K; k += 8 * WARP) {
-      store(k, statistics.norms(eight(its + k), eight(weight + k), eight(bias + k)));
+      store(k, statistics.norms(its.words(k / 8), eight(weight + k), eight(bias + k)));
     }
   }
 }
 
-// out [count, n] += x W + bias, x [count, K].
-// grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
-KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, T* out, int n, int count) {
+// out += x W + bias, x [count, K]; out is [count, n] or, in parts, [count, PARTS, n]. The first part gets the bias.
+// grid: PARTS * ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
+KERNEL(THREADS) linear_add(const T* x, const T* w, const T* bias, STREAM* out, int n, int count) {
   if (ONLY != LINEAR_ADD) return;
-  auto added = [&](int s, int column) { return to_float(out[(index_t)s * n + column]) + to_float(bias[column]); };
-  auto finish = [&](int s, int column, float sum) { out[(index_t)s * n + column] = from_float<T>(sum); };
+  int part = block_x() % SPLIT;
+  auto place = [&](int s, int column) { return ((index_t)s * SPLIT + part) * n + column; };
+  auto added = [&](int s, int column) {
+    float its_bias = to_float(bias[column]);
+    return to_float(out[place(s, column)]) + (SPLIT == 1 ? its_bias : its_bias * (part == 0));
+  };
+  auto finish = [&](int s, int column, float sum) { out[place(s, column)] = from_float<STREAM>(sum); };
   by_columns(w, n, count, [&] { return Rows{x, count}; }, added, finish);
 }
 
 // out [count, n] = activation(layernorm(x) W + bias), x [count, K].
 // grid: ceil(n / COLUMNS) x ceil(count / SEQUENCES), block: THREADS
-KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
+KERNEL(THREADS) norm_linear(const STREAM* x, const T* norm_weight, const T* norm_bias, const T* w, const T* bias, T* out,
                             int n, int count) {
   if (ONLY != NORM_LINEAR) return;
   auto added = [&](int, int column) { return BIAS ? to_float(bias[column]) : 0; };
@@ -420,7 +510,7 @@ KERNEL(THREADS) norm_linear(const T* x, const T* norm_weight, const T* norm_bias
 
 // The same for W [n, K]: out [count, n] = activation(layernorm(x) Wᵀ + bias).
 // grid: ceil(n / (SIDE * WARPS)) x ceil(count / SEQUENCES), block: THREADS
-KERNEL(THREADS) norm_linear_transposed(const T* x, const T* norm_weight, const T* norm_bias, const T* w,
+KERNEL(THREADS) norm_linear_transposed(const STREAM* x, const T* norm_weight, const T* norm_bias, const T* w,
                                        const T* bias, T* out, int n, int count) {
   if (ONLY != NORM_LINEAR_TRANSPOSED) return;
   int first_column = (block_x() * WARPS + warp_id()) * SIDE;

@@ -4,11 +4,13 @@ Each takes a Trial and the shape of the case. `hipgpt doctor` runs them on a few
 tests on many. gpt/doctor/bounds.py says how the bounds are derived.
 """
 
+from typing import Any
+
 import numpy as np
 
 from gpt.batches import token_order
 from gpt.doctor.bounds import EXP, LEAST, TF32, TF32X3, AttentionBounds, activation_bound, norm_bound, product_bound, u
-from gpt.doctor.trial import REFERENCE, Trial
+from gpt.doctor.trial import REFERENCE, Trial, difference
 from gpt.ops.interface import Activation, Affine, Array, Branch, Dropout, Normed
 
 # ---- embedding -------------------------------------------------------------------------------------------------------
@@ -22,10 +24,11 @@ def embedding(trial: Trial, batch: int, seq: int, d: int, start: int, rate: floa
     place = np.arange(start, start + batch, dtype=np.int32) if start else None
     REFERENCE.embedding(ids, wte, wpe, expected, place, theirs)
     out = trial.poisoned(batch * seq, d)
-    trial.ops.embedding(
-        trial.of(ids), trial.of(wte), trial.of(wpe), out, None if place is None else trial.of(place), mine
-    )
-    trial.near("out", out, expected, (trial.U + 4 * u) * (np.abs(expected) + 1e-6))
+    shape = trial.ops.stream(out, d).shape
+    for array in [out] if shape == out.shape else [out, trial.poisoned(*shape, dtype="float32")]:
+        start_of = None if place is None else trial.of(place)
+        trial.ops.embedding(trial.of(ids), trial.of(wte), trial.of(wpe), array, start_of, mine)
+        _near_stream(trial, array, expected, (trial.U + 4 * u) * (np.abs(expected) + 1e-6))
 
 
 def embedding_backward(trial: Trial, batch: int, seq: int, d: int, rate: float) -> None:
@@ -199,14 +202,14 @@ def norm_linear(trial: Trial, rows: int, d_in: int, d_out: int, transposed: bool
     REFERENCE.layernorm(Normed(x, normed, mean, rstd), norm)
     expected, pre_activation = np.empty((rows, d_out)), np.empty((rows, d_out))
     REFERENCE.linear(normed, Affine(weight, bias), expected, _through(activation, pre_activation))
-    out, inputs = trial.poisoned(rows, d_out), trial.of(x)
+    out, stream = trial.poisoned(rows, d_out), _stream(trial, x, d_out)
     its_norm, layer = Affine(trial.of(norm.weight), trial.of(norm.bias)), _layer(trial, weight, bias)
-    trial.ops.norm_linear(inputs, its_norm, layer, out, activation)
+    trial.ops.norm_linear(stream, its_norm, layer, out, activation)
     error = product_bound(normed, weight, trial.product_U, _size(bias))
     error += norm_bound(x, *norm, mean, rstd, trial.U) @ np.abs(weight)
     trial.near("out", out, expected, activation_bound(pre_activation, error, trial.U) if activation else error)
     alone = trial.poisoned(1, d_out)
-    trial.ops.norm_linear(inputs[-1:], its_norm, layer, alone, activation)
+    trial.ops.norm_linear(stream[-1:], its_norm, layer, alone, activation)
     _same_alone(trial, out, alone)
 
 
@@ -215,15 +218,36 @@ def linear_add(trial: Trial, rows: int, d_in: int, d_out: int) -> None:
     x, weight, stream = trial.normal(rows, d_in), trial.normal(d_in, d_out), trial.normal(rows, d_out)
     bias = trial.normal(d_out)
     size = np.abs(stream) + np.abs(bias)
-    out, expected = trial.of(stream), stream.copy()
+    out, expected = _stream(trial, stream, d_in), stream.copy()
+    alone = trial.ops.empty(out[-1:].shape, str(out.dtype))
+    trial.ops.copy(out[-1:], out=alone)
     REFERENCE.linear_add(x, Affine(weight, bias), expected)
     layer, inputs = _layer(trial, weight, bias), trial.of(x)
     trial.ops.linear_add(inputs, layer, out)
     again = trial.U * (np.abs(x) @ np.abs(weight) + size)
-    trial.near("out", out, expected, product_bound(x, weight, trial.product_U, size) + again)
-    alone = trial.of(stream[-1:])
+    _near_stream(trial, out, expected, product_bound(x, weight, trial.product_U, size) + again)
     trial.ops.linear_add(inputs[-1:], layer, alone)
     _same_alone(trial, out, alone)
+
+
+def _stream(trial: Trial, rows: np.ndarray, inner: int) -> Array:
+    """A stream on the device that holds `rows` [sequences, D]: see `Operations.stream`.
+
+    Its parts, if it has any, are random but for the first, which makes their sum the rows within float32's rounding.
+    """
+    shape = trial.ops.stream(trial.of(rows), inner).shape
+    if len(shape) == 2:
+        return trial.of(rows)
+    parts = trial.exact(*shape)
+    parts[:, 0] = rows - parts[:, 1:].sum(1)
+    return trial.of(parts, "float32")
+
+
+def _near_stream(trial: Trial, stream: Array, reference: np.ndarray, bound: Any) -> None:
+    """Compare a stream with the rows that it should hold."""
+    host = trial.ops.to_host(stream).astype(np.float64)
+    found = difference(host.sum(1) if host.ndim == 3 else host, reference, bound)
+    trial.require(not found, f"out is {found}")
 
 
 def _same_alone(trial: Trial, out: Array, alone: Array) -> None:

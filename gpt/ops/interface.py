@@ -200,7 +200,8 @@ class Arithmetic(Protocol):
     def embedding(
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
-        """out[b·seq + s] = wte[ids[b, s]] + wpe[start[b] + s], then dropout; ids int32 [batch, seq], out [rows, D].
+        """out[b·seq + s] = wte[ids[b, s]] + wpe[start[b] + s], then dropout; ids int32 [batch, seq], out [rows, D] or
+        a `stream`.
 
         start is int32 [batch], or None for zeros. For an id outside of wte a CPU raises IndexError; a GPU, which
         cannot, makes the row NaN.
@@ -267,14 +268,14 @@ class Arithmetic(Protocol):
     def norm_linear(self, x: Array, norm: Affine, layer: Affine, out: Array, activation: str | None = None) -> None:
         """out = activation(layernorm(x) @ weight + bias): `layernorm` and `linear` if no backward pass follows.
 
-        x [sequences, in], out [sequences, out]: a row of each sequence; activation is "gelu", "relu" or None. A row's
-        bits do not depend on the other rows, nor on its place among them.
+        x [sequences, in] or a `stream`, out [sequences, out]: a row of each sequence; activation is "gelu", "relu" or
+        None. A row's bits do not depend on the other rows, nor on its place among them.
         """
 
     def linear_add(self, x: Array, layer: Affine, out: Array) -> None:
         """out += x @ weight + bias: the last layer of a branch, added into the residual stream.
 
-        x [sequences, in], out [sequences, out], and each row has bits of its own, as in `norm_linear`.
+        x [sequences, in], out [sequences, out] or a `stream`, and each row has bits of its own, as in `norm_linear`.
         """
 
     def linear_backward(
@@ -435,6 +436,14 @@ class Operations(Arithmetic, Protocol):
 
     def zeros(self, shape: Shape, dtype: str = "") -> Array:
         """As `empty`, filled with 0."""
+
+    def stream(self, rows: Array, inner: int) -> Array:
+        """The array for the residual stream of `GPT.decode`, of undefined content.
+
+        It is `rows`, [sequences, D]. Or, if the device adds to it faster so, it is float32 [sequences, parts, D], and
+        the sum over the parts is the stream. `embedding` may write it, `norm_linear` read it as its x, and `linear_add`
+        add to it. `inner` is the number of columns of the MLP's first layer. The memory is the same for all calls.
+        """
 
     def from_host(self, array: np.ndarray) -> Array:
         """A NumPy array as one of the device's; it may share memory."""

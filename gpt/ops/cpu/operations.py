@@ -102,6 +102,9 @@ class CpuOps(Operations):
     def zeros(self, shape: Shape, dtype: str = "") -> np.ndarray:
         return np.zeros(shape, self._dtype if dtype in ("", "float32") else dtype)
 
+    def stream(self, rows: np.ndarray, inner: int) -> np.ndarray:
+        return rows
+
     def from_host(self, array: np.ndarray) -> np.ndarray:
         return array
 

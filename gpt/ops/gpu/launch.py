@@ -44,6 +44,7 @@ MATVEC_NORMED = 6144  # elements of these rows: 24 KiB
 SKINNY_THREADS = ((2048, 256), (8192, 512), (math.inf, 1024))  # (longest row, threads of a block for it)
 SKINNY_SIDE = 16  # sequences of a tile
 SKINNY_MOST = 64  # most sequences of a block
+STREAM_PARTS = 4  # of the residual stream on CDNA, and blocks that share the rows of a weight
 
 # softmax.hip: (bytes of a row of logits up to, threads of a block), the smallest block with which the rows of all
 # resident blocks stay in a multiprocessor's cache (measured on an H100)
@@ -53,15 +54,16 @@ LOGITS_THREADS = ((12 * 1024, 128), (64 * 1024, 512), (math.inf, 768))
 ATTENTION_SIDE = 64  # rows of a block whose warps have 16 each
 WGMMA_SLICE = 64  # rows of the other side that a block takes at a time with Hopper's instruction for four warps
 
-FILE_DEFINES = {  # macros that all kernels of a file get, besides those of the launch
+FILE_DEFINES: dict[str, dict[str, object]] = {  # macros that all kernels of a file get, besides those of the launch
     "adamw.hip": {"WIDTH": ADAMW_WIDTH},
     "attention_cached.hip": {"THREADS": CACHED_THREADS},
     "convert.hip": {"WIDTH": CONVERT_WIDTH},
-    "embedding.hip": {"THREADS": EMBEDDING_THREADS},
+    "embedding.hip": {"THREADS": EMBEDDING_THREADS, "STREAM": "T", "PARTS": 1},
     "matvec.hip": {"ROW_THREADS": THREADS, "NORM_ROWS": MATVEC_NORM_ROWS, "NORMED": MATVEC_NORMED},
     "muon.hip": {"BLOCKS": MUON_BLOCKS},
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
+    "skinny.hip": {"STREAM": "T", "PARTS": 1},
     "sums.hip": {"LANES": SUM_LANES},
 }
 

@@ -137,6 +137,9 @@ class GpuOps(Operations):
     def zeros(self, shape: Shape, dtype: str = "") -> Array:
         return self._memory.zeros(shape, dtype)
 
+    def stream(self, rows: Array, inner: int) -> Array:
+        return self._row_layers.stream(rows, inner)
+
     def from_host(self, array: np.ndarray) -> Array:
         self.device.use()
         return self._xp.asarray(array)
@@ -196,7 +199,11 @@ class GpuOps(Operations):
         self, ids: Array, wte: Array, wpe: Array, out: Array, start: Array | None = None, dropout: Dropout | None = None
     ) -> None:
         d = out.shape[-1]
-        defines = {"WIDTH": self._kernel.width(d), "DROPOUT": int(bool(dropout)), "STARTED": int(start is not None)}
+        defines: dict[str, Any] = {
+            "WIDTH": self._kernel.width(d), "DROPOUT": int(bool(dropout)), "STARTED": int(start is not None)
+        }  # fmt: skip
+        if out.ndim == 3:
+            defines |= {"STREAM": "float", "PARTS": out.shape[1]}
         sizes = map(_int, (len(wte), d, ids.shape[1]))
         arguments = (ids, wte, wpe, out, *sizes, ids if start is None else start, *self._mask(dropout))
         self._kernel("embedding.hip", "embedding", **defines)((ids.size,), (EMBEDDING_THREADS,), arguments)

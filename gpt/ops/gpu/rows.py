@@ -11,6 +11,7 @@ from gpt.ops.gpu.launch import (
     MATVEC_LONGEST,
     MATVEC_ROWS,
     SKINNY_SIDE,
+    STREAM_PARTS,
     THREADS,
     Kernels,
     matvec_block,
@@ -23,11 +24,21 @@ from gpt.ops.interface import Affine, Array
 class RowLayers:
     """out = activation(layernorm(x) W + bias), or out += x W + bias if there is no norm.
 
-    x is [sequences, K], out [sequences, n], and W lies in memory as [K, n] or, with a norm, as [n, K].
+    x is [sequences, K], out [sequences, n], and W lies in memory as [K, n] or, with a norm, as [n, K]. The stream,
+    which is x with a norm and out without one, may be in parts: see `Operations.stream`.
     """
 
     def __init__(self, kernel: Kernels, device: Device, memory: Memory) -> None:
         self._kernel, self._device, self._memory = kernel, device, memory
+
+    def stream(self, rows: Array, inner: int) -> Array:
+        """As `Operations.stream`. On CDNA it is in parts, if skinny.hip has all layers that read it or add to it."""
+        is_cdna = self._device.warp == 64 and not self._device.has_tf32
+        widths = [self._kernel.width(size) for size in (rows.shape[1], inner)]
+        if not (self._kernel.is_bf16 and is_cdna and min(widths) > 1):
+            return rows
+        count, columns = rows.shape
+        return self._memory.scratch("stream", count * STREAM_PARTS * columns).reshape(count, STREAM_PARTS, columns)
 
     def launch(self, x: Array, norm: Affine | None, layer: Affine, activation: str | None, out: Array) -> bool:
         """Launch a kernel, if there is one for these sizes. Returns whether there is.
@@ -35,7 +46,7 @@ class RowLayers:
         The rows of W must be whole vectors. In bf16 those of x must be, too; in float32 they may have MATVEC_LONGEST
         elements at most.
         """
-        (count, k), n, by_columns = x.shape, layer.weight.shape[1], layer.weight.flags.c_contiguous
+        (count, k), n, by_columns = (len(x), x.shape[-1]), layer.weight.shape[1], layer.weight.flags.c_contiguous
         if self._kernel.width(n if by_columns else k) == 1:
             return False
         name = "linear_add" if norm is None else "norm_linear" if by_columns else "norm_linear_transposed"
@@ -52,29 +63,33 @@ class RowLayers:
         self, name: str, x: Array, norm: Affine | None, n: int, defines: dict[str, Any], arguments: tuple[Any, ...]
     ) -> bool:
         """On the matrix unit. Several rows are normalized by a launch of their own."""
-        count, k = x.shape
+        count, k = len(x), x.shape[-1]
         if self._kernel.width(k) == 1:
             return False
         warps = THREADS // self._device.warp
+        stream: Array = x if norm else arguments[2]
+        parts = stream.shape[1] if stream.ndim == 3 else 1
+        in_parts: dict[str, Any] = {"STREAM": "float", "PARTS": parts} if parts > 1 else {}
+        sharing = 1 if norm else parts  # blocks that share the rows of W
         if name == "norm_linear_transposed":
             columns = warps * SKINNY_SIDE
             block = skinny_block(k, count, ceil_div(n, columns), self._device)._replace(threads=THREADS, slots=warps)
         else:
             columns = SKINNY_SIDE if self._device.has_tf32 else 2 * SKINNY_SIDE  # a tile on NVIDIA, two on AMD
-            block = skinny_block(k, count, ceil_div(n, columns), self._device)
+            block = skinny_block(ceil_div(k, sharing), count, sharing * ceil_div(n, columns), self._device)
         if norm and count > 1:
-            normed = self._memory.scratch("normed", x.size, "uint16")
+            normed = self._memory.scratch("normed", count * k, "uint16")
             kernel = self._kernel(
                 "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps,
-                SEQUENCES=SKINNY_SIDE, ONLY="NORMALIZE",
+                SEQUENCES=SKINNY_SIDE, ONLY="NORMALIZE", **in_parts,
             )  # fmt: skip
             kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, np.int32(count)))
-            x = normed
+            x, in_parts = normed, {}
         kernel = self._kernel(
             "skinny.hip", name, **defines, THREADS=block.threads, SLOTS=block.slots, SEQUENCES=block.sequences,
-            ONLY=name.upper(),
+            ONLY=name.upper(), **in_parts,
         )  # fmt: skip
-        grid = ceil_div(n, columns), ceil_div(count, block.sequences)
+        grid = sharing * ceil_div(n, columns), ceil_div(count, block.sequences)
         kernel(grid, (block.threads,), (x, *(norm or ()), *arguments))
         return True
 
