@@ -124,19 +124,23 @@ template <int N> struct InParts {
 };
 
 // A row [K] of the stream, by vectors of eight neighbors: as it lies in memory, or the sum of its parts.
+// TOGETHER of them are on their way at once, for which registers have room.
 struct WholeRow {
+  static constexpr int TOGETHER = 8;
   const T* p;
 
   DEVICE Vector<T> vector(int i) const { return ((const Vector<T>*)p)[i]; }
   DEVICE Words<4> words(int i) const { return eight(p + 8 * i); }
 };
 struct SharedRow {
+  static constexpr int TOGETHER = 8;
   Shared<T> p;
 
   DEVICE Vector<T> vector(int i) const { return p.vector(8 * i); }
   DEVICE Words<4> words(int i) const { return eight(p + 8 * i); }
 };
 struct RowInParts {
+  static constexpr int TOGETHER = 4;
   const float* p;
 
   DEVICE Vector<T> vector(int i) const { return __builtin_bit_cast(Vector<T>, words(i)); }
@@ -157,7 +161,10 @@ template <class Row> struct Share {
   Vector<T> held[HELD ? VECTORS : 1];
 
   DEVICE Share(Row row) : row(row) {
-    UNROLL for (int i = 0; HELD && i < VECTORS; i++) held[i] = row.vector(minimum(i * WARP + lane_id(), K / 8 - 1));
+    UNROLL for (int i = 0; HELD && i < VECTORS; i++) {
+      if (i > 0 && i % Row::TOGETHER == 0) separate();
+      held[i] = row.vector(minimum(i * WARP + lane_id(), K / 8 - 1));
+    }
   }
 
   // The sum of f(v) over all elements of the row
@@ -472,7 +479,9 @@ KERNEL(THREADS) normalize(const STREAM* x, const T* weight, const T* bias, T* ou
   auto store = [&](int k, Words<4> norms) { *(Words<4>*)(out + (index_t)row * K + k) = norms; };
   if constexpr (share.HELD) {  // all that the row needs arrives together
     Part<WARP> part(lane_id());
-    part.load(its, weight, bias);
+    UNROLL for (int i = 0; i < share.VECTORS; i++) {
+      part.values[i] = __builtin_bit_cast(Words<4>, share.held[i]), part.load_norm(i, weight, bias);
+    }
     separate_accesses();
     part.norms(Statistics(share), store);
   } else {
