@@ -4,8 +4,8 @@
 // A block of `attention_cached` has a sequence and a head. LANES lanes hold a row of HEAD_DIM, so a warp takes several
 // positions at once, and loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an
 // online softmax (maximum, sum, weighted values) of its own positions; the groups are merged at the end, in a fixed
-// order. The block writes the new key and value into the cache, and reads them from qkv. The order of sums depends on
-// the position alone. Traffic: the sequence's part of the cache once.
+// order, with the new position, whose key and value come from qkv. The block writes these into the cache. The order of sums
+// depends on the position alone. Traffic: the sequence's part of the cache once.
 //
 // A block of `fill_cache` has a row of qkv. The place is read from memory, so that one recorded graph of a pass over a
 // prompt serves all places. Traffic: keys and values once each way.
@@ -37,6 +37,11 @@ struct Row {
     }
     return row;
   }
+  DEVICE void store(T* p) const {  // by a group of lanes
+    UNROLL for (int i = 0; i < VECTORS; i++) {
+      if (column(i) < HEAD_DIM) vectors[i].store(p + column(i));
+    }
+  }
 };
 
 // WIDTH neighbors of a row as they lie in memory
@@ -51,44 +56,47 @@ struct alignas(WIDTH * sizeof(T)) Neighbors {
   UNROLL for (int i = 0; i < VECTORS; i++) \
     UNROLL for (int e = 0; e < WIDTH; e++)
 
+// The product of two rows that a group of lanes holds. Sums of even and odd elements are apart, because CDNA has
+// instructions for two floats.
+DEVICE float product(const Row& a, const Row& b) {
+  float sums[2] = {};
+  EACH(i, e) sums[e % 2] += a.vectors[i].v[e] * b.vectors[i].v[e];
+  float sum = sums[0] + sums[1];
+  for (int mask = 1; mask < LANES; mask *= 2) sum += shuffle_xor(sum, mask);
+  return sum;
+}
+
 // grid: sequences x heads, block: THREADS
 KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int heads, int capacity, const int* start) {
-  SHARED(float, maxima, WARPS);
-  SHARED(float, totals, WARPS);
-  SHARED(float, sums, WARPS * HEAD_DIM);
-  int sequence = block_x(), head = block_y();
-  int newest = start[sequence], end = newest + 1;
+  constexpr int PARTIES = WARPS + 1;  // the warps, each with its positions, and the new position
+  SHARED(float, maxima, PARTIES);
+  SHARED(float, totals, PARTIES);
+  SHARED(float, sums, PARTIES * HEAD_DIM);
+  int sequence = block_x(), head = block_y(), newest = start[sequence];
   index_t step = (index_t)heads * HEAD_DIM;  // from the query to the key, and from there to the value
   const T* own = qkv + 3 * step * sequence + head * HEAD_DIM;
   T* head_keys = keys + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
   T* head_values = values + ((index_t)sequence * heads + head) * capacity * HEAD_DIM;
 
-  // All of these are on their way together. What enters the cache is stored at the end, because on CDNA a load waits for
-  // the stores before it, and by the last threads, because the first ones have more to do.
-  static_assert(HEAD_DIM <= THREADS * WIDTH, "a thread stores neighbors of the new key, and of the new value");
-  int entering = (THREADS - 1 - thread_id()) * WIDTH, inside = minimum(entering, HEAD_DIM - WIDTH);
-  Row query = Row::load(own);
-  Neighbors new_key = Neighbors::load(own + step + inside), new_value = Neighbors::load(own + 2 * step + inside);
+  // All of these are on their way together.
+  Row query = Row::load(own), new_key = Row::load(own + step), new_value = Row::load(own + 2 * step);
   separate_accesses();
   EACH(i, e) query.vectors[i].v[e] *= rsqrt_of((float)HEAD_DIM) * LOG2E;
 
   // Each group of lanes goes over its positions, AHEAD at a time: loads, scores, softmax.
   float m = LOWEST, l = 0;
   Row sum = {};
-  for (int first = warp_id() * POSITIONS * AHEAD; first < end; first += THREADS / LANES * AHEAD) {
+  for (int first = warp_id() * POSITIONS * AHEAD; first < newest; first += THREADS / LANES * AHEAD) {
     Row key[AHEAD], value[AHEAD];
     float score[AHEAD], largest = m, added = 0;
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      int position = minimum(first + j * POSITIONS + lane_id() / LANES, newest);
-      index_t at = (index_t)position * HEAD_DIM;
-      key[j] = Row::load(position < newest ? head_keys + at : own + step);
-      value[j] = Row::load(position < newest ? head_values + at : own + 2 * step);
+      int position = minimum(first + j * POSITIONS + lane_id() / LANES, newest - 1);
+      key[j] = Row::load(head_keys + position * HEAD_DIM);
+      value[j] = Row::load(head_values + position * HEAD_DIM);
     }
     UNROLL for (int j = 0; j < AHEAD; j++) {
-      score[j] = 0;
-      EACH(i, e) score[j] += query.vectors[i].v[e] * key[j].vectors[i].v[e];
-      for (int mask = 1; mask < LANES; mask *= 2) score[j] += shuffle_xor(score[j], mask);
-      if (first + j * POSITIONS + lane_id() / LANES >= end) score[j] = -infinity();
+      score[j] = product(query, key[j]);
+      if (first + j * POSITIONS + lane_id() / LANES >= newest) score[j] = -infinity();
       largest = maximum(largest, score[j]);
     }
     // The maximum may have grown: the sums so far shrink by `factor`.
@@ -103,7 +111,10 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int h
     m = largest;
   }
 
-  // The groups of a warp are merged by shuffles, then the warps through shared memory.
+  // The groups of a warp are merged by shuffles, then the warps through shared memory. There the last warp puts the new
+  // position, too.
+  bool is_last = warp_id() == WARPS - 1;
+  float new_score = is_last ? product(query, new_key) : 0;
   float largest = m;
   for (int mask = LANES; mask < WARP; mask *= 2) largest = maximum(largest, shuffle_xor(largest, mask));
   float factor = exp2_fast(m - largest);
@@ -120,18 +131,24 @@ KERNEL(THREADS) attention_cached(const T* qkv, T* keys, T* values, T* out, int h
     maxima[warp_id()] = largest;
     totals[warp_id()] = l;
   }
+  if (is_last && lane_id() < LANES) {
+    EACH(i, e) {
+      if (column(i) < HEAD_DIM) sums[WARPS * HEAD_DIM + column(i) + e] = new_value.vectors[i].v[e];
+    }
+    if (lane_id() == 0) maxima[WARPS] = new_score, totals[WARPS] = 1;
+  }
   sync();
-  if (entering < HEAD_DIM) {
-    new_key.store(head_keys + (index_t)newest * HEAD_DIM + entering);
-    new_value.store(head_values + (index_t)newest * HEAD_DIM + entering);
+  if (is_last && lane_id() < LANES) {  // at the end, because on CDNA a load waits for the stores before it
+    new_key.store(head_keys + newest * HEAD_DIM);
+    new_value.store(head_values + newest * HEAD_DIM);
   }
   for (int d = thread_id(); d < HEAD_DIM; d += THREADS) {
     float most = maxima[0], total = 0, weights = 0;
-    for (int warp = 1; warp < WARPS; warp++) most = maximum(most, maxima[warp]);
-    for (int warp = 0; warp < WARPS; warp++) {
-      float weight = exp2_fast(maxima[warp] - most);
-      weights += weight * totals[warp];
-      total += weight * sums[warp * HEAD_DIM + d];
+    for (int party = 1; party < PARTIES; party++) most = maximum(most, maxima[party]);
+    for (int party = 0; party < PARTIES; party++) {
+      float weight = exp2_fast(maxima[party] - most);
+      weights += weight * totals[party];
+      total += weight * sums[party * HEAD_DIM + d];
     }
     out[((index_t)block_x() * heads + head) * HEAD_DIM + d] = from_float<T>(total / weights);
   }
