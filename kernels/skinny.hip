@@ -469,11 +469,10 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
 }
 
 // out [count, K] = layernorm(x), x [count, K].
-// grid: ceil(count / WARPS), block: THREADS
-KERNEL(THREADS) normalize(const STREAM* x, const T* weight, const T* bias, T* out, int count) {
+// grid: count, block: a warp
+KERNEL(THREADS) normalize(const STREAM* x, const T* weight, const T* bias, T* out) {
   if (ONLY != NORMALIZE) return;
-  int row = block_x() * WARPS + warp_id();
-  if (row >= count) return;
+  int row = block_x();
   auto its = stream_row(x, row);
   Share<decltype(its)> share(its);
   auto store = [&](int k, Words<4> norms) { *(Words<4>*)(out + (index_t)row * K + k) = norms; };

@@ -83,7 +83,7 @@ class RowLayers:
                 "skinny.hip", "normalize", K=k, BIAS=0, ACTIVATION="none", THREADS=THREADS, SLOTS=warps,
                 SEQUENCES=SKINNY_SIDE, ONLY="NORMALIZE", **in_parts,
             )  # fmt: skip
-            kernel((ceil_div(count, warps),), (THREADS,), (x, *norm, normed, np.int32(count)))
+            kernel((count,), (self._device.warp,), (x, *norm, normed))
             x, in_parts = normed, {}
         kernel = self._kernel(
             "skinny.hip", name, **defines, THREADS=block.threads, SLOTS=block.slots, SEQUENCES=block.sequences,
