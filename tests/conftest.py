@@ -1,5 +1,6 @@
 """Fixtures of several test files: the real text, the devices, and the command as a user runs it."""
 
+import gc
 import os
 import shutil
 import signal
@@ -194,6 +195,12 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items[:] = one_layout_each(errors.few(items))
+
+
+def pytest_collection_finish():
+    """Let the garbage collector look no more through thousands of tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):
