@@ -47,7 +47,7 @@ else:
     FLAGS += ["-Wframe-larger-than=32768"]
     KERNEL_FLAGS += ["-nostdlib"]  # this process has the libraries, and it takes the linker 40 ms to look through them
 TILE = '#line 1 "tile.h"'
-# Only one or two kernels of these files are asked for with the same macros. Compiling the others takes half of the time.
+# Tests ask for one or two kernels of these files with the same macros. Compiling the others takes half of the time.
 ALONE = ("layernorm.hip", "matvec.hip", "skinny.hip")
 
 # {NumPy's name for the type of an argument: executor.h's letter for the way it is passed}
