@@ -1,5 +1,6 @@
 """Fixtures of several test files: the real text, the devices, and the command as a user runs it."""
 
+import gc
 import os
 import shutil
 import signal
@@ -171,12 +172,20 @@ def made(project):
     return project
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)  # there is no such hook without pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """One process more than xdist's one for each core, because tests wait for a seventh of their time."""
+    return (yield) + ("PYTEST_XDIST_AUTO_NUM_WORKERS" not in os.environ)
+
+
 def pytest_configure():
     """Handle signals that nohup or a shell's `&` made this process ignore, because commands would inherit that.
 
     And keep the folders of tests in memory if there is room: a command that trains syncs some thirty files and folders,
-    and waits some 5 ms for a disk each time.
+    and waits some 5 ms for a disk each time. And let the Pythons that tests start write bytecode, whatever the shell
+    says: each of the hundred would compile anew what it imports, and each process of xdist the tests.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
@@ -186,6 +195,12 @@ def pytest_configure():
 
 def pytest_collection_modifyitems(items):
     items[:] = one_layout_each(errors.few(items))
+
+
+def pytest_collection_finish():
+    """Let the garbage collector look no more through thousands of tests, which stay until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -174,10 +174,9 @@ def test_a_stopped_run_saves_says_how_to_resume_and_ends_as_if_it_had_not_been_s
 
 def test_a_second_interrupt_exits_at_once_without_saving(hipgpt, text):
     """One step of this model takes far longer than the time between the two signals."""
-    large = ("--dim", 256, "--heads", 8, "--ff", 1024, "--layers", 8, "--seq", 256, "--batch", 64)
-    process = start(hipgpt, "--data-path", text, *large, "--vocab-size", 200, "--run-name", "r")
-    wait_for_line(process, "Memory:")
-    time.sleep(1)  # wait until the first step is under way
+    large = ("--dim", 256, "--heads", 8, "--ff", 1024, "--layers", 8, "--seq", 256, "--batch", 4)
+    process = start(hipgpt, "--data-path", text, *large, "--vocab-size", 200, "--log-every", 1, "--run-name", "r")
+    wait_for_line(process, "[Step 1]")  # then the second step is under way
     process.send_signal(signal.SIGINT)
     wait_for_line(process, "Finishing")  # two that the process has not noticed yet would be one
     process.send_signal(signal.SIGINT)
