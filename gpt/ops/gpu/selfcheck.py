@@ -15,7 +15,6 @@ they are about 1, which is where GELU bends.
 import hashlib
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -39,10 +38,9 @@ FORMAT = 1  # of a verdict's file, and of this check: a verdict of another numbe
 PERIOD = 131_101  # random numbers of an operand before they repeat; a prime, so that rows begin at different ones
 COMPARED = 2**19  # elements of a result, about, that are compared
 ROUNDING = {2: 2.0**-8, 4: 2.0**-23}  # relative error of a result: one rounding, even if it is towards 0; by itemsize
-PATIENCE = 60.0  # seconds of a check, with the compilation of its kernels, after which the library may hang
-HUNG = (
-    f"Note: the check of hipBLASLt has taken {PATIENCE:.0f} s by now; if it hangs, press Ctrl-C twice or kill the "
-    "program, and start again with --blas own"
+FIRST_TIME = (
+    "Checking hipBLASLt's products, once for this model. If the program crashes or hangs here, start it again with "
+    "--blas own."
 )
 SECOND_LOOK = 0.1  # seconds until a temporary file that is new has its lock
 GELU_ERROR = 2.0**-10  # of the library's tanh, relative to tanh's factor; hardware's own has 2^-11
@@ -145,14 +143,10 @@ def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     insists = device.blas_choice == "vendor"
     compare = partial(_Check(ops, products, device.blas).fault, cases, compares=not insists)
     verdict = _Verdict(Path(device.cache), [FORMAT, device.blas_card, ops.precision, cases])
-    hint = threading.Timer(PATIENCE, ending.say, [HUNG])
-    hint.start()
     try:
         fault = compare() if insists else verdict.fault(compare)
     except RuntimeError as error:  # it may have other reasons than the library, so the next start tries again
         fault = f"hipBLASLt fails on this GPU: {error}"
-    finally:
-        hint.cancel()
     if not fault:
         return
     if insists:
@@ -221,8 +215,11 @@ class _Check:
     def fault(self, cases: Iterable[Case], compares: bool) -> str:
         """The first thing that is wrong with the library, in a few words, or "". Raises RuntimeError if it fails.
 
-        Without `compares` only a library that accepts no product has a fault.
+        Without `compares` only a library that accepts no product has a fault. A line says first that it is checked, as
+        a library may crash the program or hang.
         """
+        if compares:
+            ending.say(FIRST_TIME)
         accepted, waiting = False, list(cases)
         while waiting:
             case = waiting.pop(0)
