@@ -147,6 +147,8 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 @pytest.mark.parametrize("hip", [True, False])
 def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variable_that_may_hide_them(monkeypatch, hip):
+    monkeypatch.setattr(cupy_device, "DRIVER", os.devnull)
+    monkeypatch.setattr(cupy_device, "RENDERERS", os.devnull)
     machine(monkeypatch, hip=hip, count=0)
     for make in (CupyDevice, CupyDevice.best):
         message = refusal(make)
@@ -269,6 +271,26 @@ def test_each_of_two_gpus_gets_the_work_of_its_own_model_from_any_thread(monkeyp
         thread.start()
         thread.join()
         assert used == [(f"GPU {number}", thread.ident), (f"stream {number}", thread.ident)]
+
+
+@pytest.mark.parametrize(
+    ("there", "closed", "remedy"),
+    [
+        ([], [], "there is no {driver}, so load Linux's driver amdgpu, or give the device to this container, or, for"),
+        (["kfd"], ["kfd"], "you may not open {driver}, so type sudo usermod -aG render,video $USER, and log in again"),
+        (["kfd", "renderD128"], ["renderD128"], "you may not open {folder}/renderD128, so type sudo usermod"),
+        (["kfd", "renderD128"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
+    ],
+)
+def test_if_rocm_finds_no_gpu_the_device_files_tell_what_to_do(monkeypatch, tmp_path, there, closed, remedy):
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cupy_device, "DRIVER", str(tmp_path / "kfd"))
+    monkeypatch.setattr(cupy_device, "RENDERERS", str(tmp_path / "renderD*"))
+    monkeypatch.setattr(cupy_device.os, "access", lambda path, mode: os.path.basename(path) not in closed)
+    machine(monkeypatch, hip=True, failure="hipErrorNoDevice: no ROCm-capable device is detected")
+    expected = remedy.format(driver=tmp_path / "kfd", folder=tmp_path)
+    assert f"(hipErrorNoDevice: no ROCm-capable device is detected): {expected}" in refusal()
 
 
 @pytest.mark.parametrize("target", ["gfx803", "gfx1250", "gfx1310"])

@@ -3,6 +3,7 @@
 import atexit
 import ctypes
 import functools
+import glob
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from gpt.ops.interface import Array, Work
 
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
+DRIVER, RENDERERS = "/dev/kfd", "/dev/dri/renderD*"  # the files that a user of ROCm must be allowed to open
 # Beginnings of the names of environment variables that change the results of hipBLASLt
 BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
@@ -252,11 +254,21 @@ def _count(cupy: Any) -> int:
             return count
     except runtime.CUDARuntimeError as error:
         reason = first_line(error)
-    hiding = "HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES" if runtime.is_hip else "CUDA_VISIBLE_DEVICES"
     raise UserError(
-        f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): check the driver and {hiding}, or, for "
+        f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): "
+        f"{_remedy_on_rocm() if runtime.is_hip else 'check the driver and CUDA_VISIBLE_DEVICES'}, or, for "
         f"the other vendor's GPU, pip uninstall it and {install_advice()}"
     )
+
+
+def _remedy_on_rocm() -> str:
+    """What to do if ROCm finds no GPU. It always says that there is none, but device files tell more."""
+    if not os.path.exists(DRIVER):
+        return f"there is no {DRIVER}, so load Linux's driver amdgpu, or give the device to this container"
+    for file in (DRIVER, *sorted(glob.glob(RENDERERS))):
+        if not os.access(file, os.R_OK | os.W_OK):
+            return f"you may not open {file}, so type sudo usermod -aG render,video $USER, and log in again"
+    return "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
 
 
 def _said(passed_over: Mapping[int, str]) -> str:
