@@ -5,6 +5,7 @@ checks of every operation (layers.py, updates.py), each as a trial (trial.py) wi
 roundings (bounds.py), and some training steps. speed.py times a few operations.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,14 @@ from gpt.doctor import inventory, products, selftest
 from gpt.doctor.inventory import private
 from gpt.doctor.selftest import Failure
 from gpt.doctor.speed import Speed, measure
-from gpt.errors import UserError, first_line
+from gpt.errors import UserError, first_line, shown
 from gpt.ops.interface import Operations
 from gpt.system.console import Console
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 MOST_SHOWN = 20  # failures of a device in the text; JSON has all
+
+OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"  # lets ROCm take a GPU for another
 
 Say = Callable[[str], object]  # prints lines
 
@@ -188,6 +191,8 @@ def advice(patients: Sequence[Patient], fatal_library: bool = False) -> str:
         return ""
     ways = []
     on_gpu = [patient for patient in ill if not patient.ops.is_cpu]
+    if (on_gpu or fatal_library) and (other := os.environ.get(OVERRIDE)):
+        ways.append(f"unset {OVERRIDE} ({shown(other, quoted=False)}), which hipgpt does not need")
     if fatal_library or any(patient.ops.has_vendor_blas and patient.wrong <= selftest.PRODUCTS for patient in on_gpu):
         ways.append("use hipgpt's own matrix products, by --blas own")
     sound = {patient.ops.precision for patient in patients if not patient.ops.is_cpu and not patient.failures}

@@ -399,6 +399,16 @@ def test_advice_fits_the_failures():
     assert doctor.advice([ill(cpu, "linear")]).startswith("install NumPy and numba anew; and report")
 
 
+def test_advice_for_a_gpu_that_poses_as_another_is_to_end_that_first(monkeypatch):
+    """Many set it for programs without kernels for their GPU. If it names another family, no kernel runs."""
+    monkeypatch.setenv("HSA_OVERRIDE_GFX_VERSION", "10.3.0")
+    expected = "unset HSA_OVERRIDE_GFX_VERSION (10.3.0), which hipgpt does not need, or use --device cpu; and report"
+    assert doctor.advice([ill(Gpu("fp32"), "adamw")]).startswith(expected)
+    assert doctor.advice([ill(Gpu("fp32"))], fatal_library=True).startswith("unset HSA_OVERRIDE_GFX_VERSION (10.3.0)")
+    assert "HSA" not in doctor.advice([ill(CpuOps(threads=1), "linear")])
+    assert doctor.advice([ill(Gpu("fp32"))]) == ""
+
+
 def test_the_times_are_few_and_their_rates_follow(monkeypatch):
     monkeypatch.setattr(doctor.speed, "GROUP_SECONDS", 0)
     monkeypatch.setattr(doctor.speed, "ON_CPU", doctor.speed.Sizes(1, 32, 100, 1000))
