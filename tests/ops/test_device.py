@@ -118,6 +118,7 @@ def test_the_names_in_the_advice_are_those_that_the_extras_bring():
     [("libamdhip64.so.7", "hip-runtime-amd"), ("libhipfft.so.0", "hipfft"), ("librccl.so.1", "rccl")],
 )
 def test_a_missing_rocm_library_names_its_package(monkeypatch, library, package):
+    monkeypatch.setattr(cupy_device, "find_library", lambda name: None)
     failing_import(monkeypatch, ImportError(f"{library}: cannot open shared object file: No such file or directory"))
     assert f"install {package}," in refusal()
 
@@ -199,6 +200,23 @@ def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_nam
     assert "CUPY_CACHE_DIR" in note
     assert os.environ["CUPY_CACHE_DIR"] != str(cache)
     assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+
+
+@pytest.mark.parametrize("place", ["ROCM_HOME", "the loader"])
+def test_an_older_rocm_is_named_with_the_version_that_cupy_needs(monkeypatch, tmp_path, place):
+    """ROCm 6 has libamdhip64.so.6, and to install its packages again would not help."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libhipfft.so").touch()
+    if place == "ROCM_HOME":
+        (tmp_path / "lib" / "libamdhip64.so.6").touch()
+        (tmp_path / "lib" / "libamdhip64.so.6.4.60403").touch()
+    found = {"amdhip64": "libamdhip64.so.6"} if place == "the loader" else {}
+    monkeypatch.setattr(cupy_device, "find_library", found.get)
+    monkeypatch.setenv("ROCM_HOME", str(tmp_path))
+    failing_import(monkeypatch, ImportError("libamdhip64.so.7: cannot open shared object file"))
+    assert "): install ROCm 7, because the ROCm here has libamdhip64.so.6, or, if it was made" in refusal()
+    failing_import(monkeypatch, ImportError("libhipfft.so.0: cannot open shared object file"))
+    assert "): install hipfft, or" in refusal()
 
 
 def test_a_disk_that_fills_up_later_is_a_one_line_error(monkeypatch):
@@ -441,6 +459,7 @@ def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, f
 )
 def test_a_cupy_that_is_broken_is_named_and_auto_takes_the_cpu(tmp_path, monkeypatch, source, said):
     (tmp_path / "cupy.py").write_text(source)
+    monkeypatch.setattr(cupy_device, "find_library", lambda name: None)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "cupy", None)  # so that the test's end restores what was there
     del sys.modules["cupy"]

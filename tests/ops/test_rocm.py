@@ -145,7 +145,7 @@ def test_no_hipcc_is_one_line(simulation):
 
 @pytest.mark.parametrize(
     ("library", "package"),
-    [("libamdhip64.so.7", "hip-runtime-amd"), ("librocfft.so.0", "rocfft"), ("libroctracer64.so.4", "roctracer")],
+    [("libhiprand.so.1", "hiprand"), ("librocfft.so.0", "rocfft"), ("libroctracer64.so.4", "roctracer")],
 )
 def test_a_library_that_cupy_lacks_is_one_line_with_its_package(simulation, library, package):
     line = refused(simulation, "train", "fp32", without=library)

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -298,14 +299,26 @@ def import_cupy() -> Any:
         reason = error.__cause__ or error  # CuPy wraps it into a page of advice
         library = re.search(r"lib(\w+?)\.so[.\d]*", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
-        folder = Path(os.environ.get("ROCM_HOME", "/opt/rocm"), "lib")
-        there = library and (folder / library[0]).exists()
-        remedy = f"add {folder} to LD_LIBRARY_PATH" if there else f"install {package}"
+        remedy = library and _remedy_for_a_library(*library.group(0, 1)) or f"install {package}"
         raise UserError(
             f"CuPy does not load ({first_line(reason)}): {remedy}, or, if it was made for another vendor's "
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
+
+
+def _remedy_for_a_library(file: str, name: str) -> str:
+    """What to do about a file of ROCm's that the loader does not find, such as libamdhip64.so.7, if the file or another
+    version of it is there; else "".
+    """
+    folder = Path(os.environ.get("ROCM_HOME", "/opt/rocm"), "lib")
+    if (folder / file).exists():
+        return f"add {folder} to LD_LIBRARY_PATH"
+    others = sorted(path.name for path in folder.glob(f"lib{name}.so.*"))
+    other = others[0] if others else find_library(name)
+    if other and re.match("amdhip|hip|roc|rccl", name):
+        return f"install ROCm 7, because the ROCm here has {other}"
+    return ""
 
 
 def _first_error(log: str) -> str:
