@@ -298,12 +298,14 @@ def test_each_of_two_gpus_gets_the_work_of_its_own_model_from_any_thread(monkeyp
         (["kfd"], ["kfd"], "you may not open {driver}, so type sudo usermod -aG render,video $USER, and log in again"),
         (["kfd", "renderD128"], ["renderD128"], "you may not open {folder}/renderD128, so type sudo usermod"),
         (["kfd", "renderD128"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
+        (["dxg"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
     ],
 )
 def test_if_rocm_finds_no_gpu_the_device_files_tell_what_to_do(monkeypatch, tmp_path, there, closed, remedy):
     for name in there:
         (tmp_path / name).touch()
     monkeypatch.setattr(cupy_device, "DRIVER", str(tmp_path / "kfd"))
+    monkeypatch.setattr(cupy_device, "WINDOWS_DRIVER", str(tmp_path / "dxg"))
     monkeypatch.setattr(cupy_device, "RENDERERS", str(tmp_path / "renderD*"))
     monkeypatch.setattr(cupy_device.os, "access", lambda path, mode: os.path.basename(path) not in closed)
     machine(monkeypatch, hip=True, failure="hipErrorNoDevice: no ROCm-capable device is detected")

@@ -27,6 +27,7 @@ from gpt.ops.interface import Array, Work
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
 DRIVER, RENDERERS = "/dev/kfd", "/dev/dri/renderD*"  # the files that a user of ROCm must be allowed to open
+WINDOWS_DRIVER = "/dev/dxg"  # in DRIVER's place in a Linux inside of Windows
 # Beginnings of the names of environment variables that change the results of hipBLASLt
 BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
@@ -264,10 +265,10 @@ def _count(cupy: Any) -> int:
 
 def _remedy_on_rocm() -> str:
     """What to do if ROCm finds no GPU. It always says that there is none, but device files tell more."""
-    if not os.path.exists(DRIVER):
+    if not os.path.exists(DRIVER) and not os.path.exists(WINDOWS_DRIVER):
         return f"there is no {DRIVER}, so load Linux's driver amdgpu, or give the device to this container"
     for file in (DRIVER, *sorted(glob.glob(RENDERERS))):
-        if not os.access(file, os.R_OK | os.W_OK):
+        if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             return f"you may not open {file}, so type sudo usermod -aG render,video $USER, and log in again"
     return "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
 
