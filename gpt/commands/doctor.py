@@ -1,5 +1,6 @@
 """`hipgpt doctor`: tests this machine."""
 
+import faulthandler
 import json
 import sys
 
@@ -27,6 +28,7 @@ def examine_machine(device: str, as_json: bool) -> None:
     from gpt import doctor
     from gpt.system.console import Console
 
+    faulthandler.enable(2)  # so that a crash in a driver or a library says at which check it was
     console = Console()
     diagnosis = doctor.examine(device, (lambda text: None) if as_json else console.line, console)
     if as_json:

@@ -1,26 +1,28 @@
 """`hipgpt doctor`: the GPUs and libraries of this machine, a check of every operation, and the times of some.
 
-inventory.py lists what is there. selftest.py runs checks of every operation (layers.py, updates.py), each as a trial
-(trial.py) within bounds that follow from the roundings (bounds.py), and some training steps. speed.py times a few
-operations.
+inventory.py lists what is there. products.py tries out whether the vendor's library crashes a program. selftest.py runs
+checks of every operation (layers.py, updates.py), each as a trial (trial.py) within bounds that follow from the
+roundings (bounds.py), and some training steps. speed.py times a few operations.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from gpt import ops as operations
-from gpt.doctor import inventory, selftest
+from gpt.doctor import inventory, products, selftest
 from gpt.doctor.inventory import private
 from gpt.doctor.selftest import Failure
 from gpt.doctor.speed import Speed, measure
-from gpt.errors import UserError, first_line
+from gpt.errors import UserError, first_line, shown
 from gpt.ops.interface import Operations
 from gpt.system.console import Console
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 MOST_SHOWN = 20  # failures of a device in the text; JSON has all
-PRODUCTS = {"linear", "norm_linear", "linear_add", "linear_backward", "weight_gradient", "muon", selftest.TRAINING}
+
+OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"  # lets ROCm take a GPU for another
 
 Say = Callable[[str], object]  # prints lines
 
@@ -59,23 +61,29 @@ class Diagnosis:
     inventory: dict[str, dict[str, str]]
     chosen: str = ""  # the device that --device takes
     notes: list[str] = field(default_factory=list)  # why, and what else its user should know
+    library: str = ""  # how the vendor's library for products ends a program; then nothing else was done with it
     patients: list[Patient] = field(default_factory=list)
     speeds: list[Speed] = field(default_factory=list)
     not_timed: str = ""  # why the remaining operations were not timed
 
     @property
     def failed(self) -> int:
-        return sum(len(patient.failures) for patient in self.patients)
+        return bool(self.library) + sum(len(patient.failures) for patient in self.patients)
 
     @property
     def verdict(self) -> str:
-        count = sum(patient.checks for patient in self.patients)
+        count = bool(self.library) + sum(patient.checks for patient in self.patients)
         return f"{self.failed} of {count} checks FAILED" if self.failed else f"all {count} checks passed"
+
+    @property
+    def advice(self) -> str:
+        return advice(self.patients, bool(self.library))
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.inventory,
             "Device": {"chosen": self.chosen, "notes": self.notes},
+            "library": self.library,
             "Self-test": [
                 {
                     "device": patient.name,
@@ -87,7 +95,7 @@ class Diagnosis:
             "Speed": [speed.to_json() for speed in self.speeds],
             "not_timed": self.not_timed,
             "verdict": self.verdict,
-            "advice": advice(self.patients),
+            "advice": self.advice,
         }
 
 
@@ -105,11 +113,13 @@ def examine(device: str, say: Say, console: Console) -> Diagnosis:
     devices = _devices(device)
     found.chosen, found.notes = private(devices[0].description), list(map(private, devices[0].notes))
     say("\n".join(["Device:", *(f"  {line}" for line in (found.chosen, *found.notes))]))
+    say("Self-test:")
+    devices = _without_a_fatal_library(found, device, devices, say)
     _test(found, devices, say, console)
     _time(found, devices[0], say)
     say(f"\nVerdict: {found.verdict}")
     if found.failed:
-        say(f"What to do: {advice(found.patients)}")
+        say(f"What to do: {found.advice}")
     return found
 
 
@@ -129,9 +139,19 @@ def _devices(device: str) -> list[Operations]:
     return [*chosen, numpy] if chosen[-1].is_cpu and type(chosen[-1]) is not type(numpy) else chosen
 
 
-def _select(device: str, precision: str = "auto", training: bool = False) -> Operations:
+def _without_a_fatal_library(found: Diagnosis, device: str, devices: list[Operations], say: Say) -> list[Operations]:
+    """The devices, without the vendor's library for products if that crashes a program or hangs."""
+    with_library = [ops.precision for ops in devices if ops.has_vendor_blas]
+    if with_library and (fault := products.fault(device, with_library)):
+        found.library = fault
+        say(f"  the vendor's library for matrix products FAILED: {fault}; all else is done without it")
+        return [ops if ops.is_cpu else _select(device, ops.precision, blas="own") for ops in devices]
+    return devices
+
+
+def _select(device: str, precision: str = "auto", training: bool = False, blas: str = "auto") -> Operations:
     try:
-        return operations.select(device, precision, training=training)
+        return operations.select(device, precision, training=training, blas=blas)
     except UserError:
         raise
     except Exception as error:  # CuPy and drivers may raise any
@@ -139,7 +159,6 @@ def _select(device: str, precision: str = "auto", training: bool = False) -> Ope
 
 
 def _test(found: Diagnosis, devices: Sequence[Operations], say: Say, console: Console) -> None:
-    say("Self-test:")
     total, done = sum(1 for ops in devices for _ in selftest.checks(ops)), 0
     for ops in devices:
         patient = Patient(ops)
@@ -165,14 +184,16 @@ def _time(found: Diagnosis, ops: Operations, say: Say) -> None:
         say(f"  the rest is not timed: {found.not_timed}")
 
 
-def advice(patients: Sequence[Patient]) -> str:
-    """What to do about the failures of the devices; "" without any."""
+def advice(patients: Sequence[Patient], fatal_library: bool = False) -> str:
+    """What to do about the failures of the devices, or about a library that crashes the program; "" without any."""
     ill = [patient for patient in patients if patient.failures]
-    if not ill:
+    if not ill and not fatal_library:
         return ""
     ways = []
     on_gpu = [patient for patient in ill if not patient.ops.is_cpu]
-    if any(patient.ops.has_vendor_blas and patient.wrong <= PRODUCTS for patient in on_gpu):
+    if (on_gpu or fatal_library) and (other := os.environ.get(OVERRIDE)):
+        ways.append(f"unset {OVERRIDE} ({shown(other, quoted=False)}), which hipgpt does not need")
+    if fatal_library or any(patient.ops.has_vendor_blas and patient.wrong <= selftest.PRODUCTS for patient in on_gpu):
         ways.append("use hipgpt's own matrix products, by --blas own")
     sound = {patient.ops.precision for patient in patients if not patient.ops.is_cpu and not patient.failures}
     if on_gpu and "fp32" in sound:

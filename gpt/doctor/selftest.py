@@ -79,6 +79,8 @@ CHECKS: dict[str, Callable[..., None]] = {name: getattr(layers, name, None) or g
 BF16_ALONE = "convert"  # gradients travel in bf16 only among ranks that compute in bf16
 
 TRAINING = "training"  # the name of the last check
+# The checks that ask the vendor's library for products
+PRODUCTS = {"linear", "norm_linear", "linear_add", "linear_backward", "weight_gradient", "muon", TRAINING}
 MODEL = ModelConfig(
     vocab_size=100, max_seq_len=33, embed_dim=64, num_heads=2, ff_hidden_dim=136, num_layers=2, dropout=0.1
 )

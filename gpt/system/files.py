@@ -138,12 +138,21 @@ def _put_into_place(source: Path, place: Path) -> None:
         remove(temporary)  # it is still there if `place` was a name of this file already
 
 
-def discard_leftovers(target: Path) -> None:
-    """Remove temporary files that killed processes left beside `target`, as far as the system lets us."""
+def leftovers(target: Path) -> list[Path]:
+    """The temporary files that killed processes left beside `target`, as far as the system lets us see them."""
+    found = []
     with suppress(OSError):
         for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-            if not _is_being_written(path):
-                remove(path)
+            with suppress(OSError):  # its writer has just put it into its place, or it is another user's
+                if not _is_being_written(path):
+                    found.append(path)
+    return found
+
+
+def discard_leftovers(target: Path) -> None:
+    """Remove temporary files that killed processes left beside `target`, as far as the system lets us."""
+    for path in leftovers(target):
+        remove(path)
 
 
 def remove(path: Path) -> None:

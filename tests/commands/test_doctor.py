@@ -1,8 +1,13 @@
 """`hipgpt doctor`: it finds every operation that computes wrongly, and says what is installed whatever is missing."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from click.testing import CliRunner
 from gpt import cli, doctor, timing
 from gpt import ops as operations
 from gpt.config import ModelConfig
-from gpt.doctor import inventory, selftest
+from gpt.doctor import inventory, products, selftest
 from gpt.doctor.bounds import product_bound
 from gpt.doctor.selftest import CASES, FUSED, Failure
 from gpt.doctor.trial import Trial, difference
@@ -244,10 +249,11 @@ def test_a_device_that_does_not_exist_is_refused_in_one_line(hipgpt, device, com
 def on_executor(monkeypatch, spoil=lambda ops: ops):
     """Let --device auto take an executor in place of a GPU."""
 
-    def select(device="auto", precision="auto", training=False, processes=1):
+    def select(device="auto", precision="auto", training=False, processes=1, blas="auto"):
         if device == "cpu":
             return CpuOps(threads=1)
-        return spoil(GpuOps(executor("mma"), "bf16" if precision == "auto" else precision))
+        ops = GpuOps(executor("mma"), "bf16" if precision == "auto" else precision)
+        return spoil(ops) if blas == "auto" else ops
 
     monkeypatch.setattr(operations, "select", select)
 
@@ -288,6 +294,85 @@ def test_a_gpu_whose_kernels_cannot_be_loaded_fails_all_checks_but_not_the_docto
     assert re.search(r"CPU, .*: \d+ checks passed", result.stdout)
 
 
+class WithLibrary:
+    """Operations whose library for products must not be asked for one."""
+
+    has_vendor_blas = True
+
+    def __init__(self, ops):
+        self._ops = ops
+
+    def __getattr__(self, name):
+        assert name not in selftest.PRODUCTS
+        return getattr(self._ops, name)
+
+
+@pytest.mark.parametrize(
+    ("program", "fault"),
+    [
+        ("os.abort()", "it ends the program by SIGABRT"),
+        ("os.kill(os.getpid(), 11)", "it ends the program by SIGSEGV"),
+        ("time.sleep(60)", "it does not answer within 1 s"),
+    ],
+)
+def test_a_library_that_crashes_or_hangs_is_told_from_one_that_does_not(monkeypatch, program, fault):
+    monkeypatch.setattr(products, "COMMAND", [sys.executable, "-c", f"import os, time; {program}"])
+    monkeypatch.setattr(products, "PATIENCE", 1.0 if "sleep" in program else 60.0)
+    assert products.fault("gpu", ["bf16"]) == fault
+
+
+def test_a_library_that_crashes_is_a_finding_and_the_rest_is_tested_without_it(few, monkeypatch):
+    monkeypatch.setattr(products, "COMMAND", [sys.executable, "-c", "import os; os.abort()"])
+    on_executor(monkeypatch, WithLibrary)
+    result = run()
+    assert result.exit_code == 1, result.output
+    fault = "it ends the program by SIGABRT"
+    assert f"  the vendor's library for matrix products FAILED: {fault}; all else is done without it" in result.stdout
+    assert len(re.findall(r"^  executor-mma, \w+: \d checks passed$", result.stdout, re.MULTILINE)) == 3
+    assert re.search(r"^Verdict: 1 of \d+ checks FAILED$", result.stdout, re.MULTILINE)
+    assert "What to do: use hipgpt's own matrix products, by --blas own, or use --device cpu; and" in result.stdout
+
+
+def test_json_has_the_crash_of_a_library():
+    told = doctor.Diagnosis({}, library="it ends the program by SIGABRT").to_json()
+    assert (told["library"], told["verdict"]) == ("it ends the program by SIGABRT", "1 of 1 checks FAILED")
+    assert "--blas own" in told["advice"]
+
+
+def test_a_library_is_asked_for_the_products_of_each_precision_in_another_process(few, monkeypatch, tmp_path):
+    """Whether they are right is left to the self-test."""
+    noted = tmp_path / "noted"
+    program = f"import sys; open({str(noted)!r}, 'w').write(' '.join(sys.argv[1:])); sys.exit(1)"
+    monkeypatch.setattr(products, "COMMAND", [sys.executable, "-c", program])
+    assert products.fault("gpu:1", ["bf16", "fp32"]) == ""
+    assert noted.read_text() == "gpu:1 bf16 fp32"
+
+
+def test_the_other_process_asks_for_every_product_and_nothing_else(few, monkeypatch):
+    asked = []
+    monkeypatch.setattr(selftest.Check, "finding", lambda check: asked.append(check.operation))
+    products.main("cpu", "auto")
+    assert set(asked) == {"linear", selftest.TRAINING}
+    assert subprocess.run([*products.COMMAND, "cpu", "fp32"], check=False).returncode == 0
+
+
+def test_a_crash_says_at_which_check_it_was(few, monkeypatch, tmp_path):
+    monkeypatch.setitem(selftest.CHECKS, "adamw", lambda trial, *case: os.abort())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest-xdist has a thread, which the child does not use
+        child = os.fork()
+    if not child:
+        try:
+            os.dup2(os.open(tmp_path / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+            run("--device", "cpu")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT
+    told = (tmp_path / "stderr").read_text()
+    assert "Fatal Python error: Aborted" in told
+    assert re.search(r'gpt/doctor/selftest.py", line \d+ in _trial', told)
+
+
 class Gpu:
     """What the advice needs to know of an operations object."""
 
@@ -309,8 +394,19 @@ def test_advice_fits_the_failures():
     assert products.startswith("use hipgpt's own matrix products, by --blas own, or use --precision fp32, or use --dev")
     assert "--blas" not in doctor.advice([ill(Gpu("bf16", True), "linear", "attention")])
     assert "--blas" not in doctor.advice([ill(Gpu("bf16"), "linear")])
+    assert doctor.advice([ill(Gpu("fp32"))], fatal_library=True).startswith("use hipgpt's own matrix products, by --bl")
     assert "--precision" not in doctor.advice([ill(Gpu("bf16"), "adamw"), ill(Gpu("fp32"), "adamw")])
     assert doctor.advice([ill(cpu, "linear")]).startswith("install NumPy and numba anew; and report")
+
+
+def test_advice_for_a_gpu_that_poses_as_another_is_to_end_that_first(monkeypatch):
+    """Many set it for programs without kernels for their GPU. If it names another family, no kernel runs."""
+    monkeypatch.setenv("HSA_OVERRIDE_GFX_VERSION", "10.3.0")
+    expected = "unset HSA_OVERRIDE_GFX_VERSION (10.3.0), which hipgpt does not need, or use --device cpu; and report"
+    assert doctor.advice([ill(Gpu("fp32"), "adamw")]).startswith(expected)
+    assert doctor.advice([ill(Gpu("fp32"))], fatal_library=True).startswith("unset HSA_OVERRIDE_GFX_VERSION (10.3.0)")
+    assert "HSA" not in doctor.advice([ill(CpuOps(threads=1), "linear")])
+    assert doctor.advice([ill(Gpu("fp32"))]) == ""
 
 
 def test_the_times_are_few_and_their_rates_follow(monkeypatch):

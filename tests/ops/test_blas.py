@@ -4,12 +4,17 @@ A library on the CPU stands in for cuBLASLt and hipBLASLt. It computes the produ
 """
 
 import ctypes
+import inspect
+import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
+from gpt.ops.gpu import blas as blas_module
 from gpt.ops.gpu import products as gpu_products
-from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError, Epilogue, Sum
+from gpt.ops.gpu.blas import FUNCTIONS, Blas, BlasError, BlasMissingError, Epilogue, Sum
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Activation, Affine
 from tests.support.blas import aligned, build
@@ -187,6 +192,46 @@ def test_a_missing_library_names_its_package(kind, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     with pytest.raises(BlasMissingError, match={"cuda": "nvidia-cublas", "rocm": "hipblaslt"}[kind]):
         Blas(kind, 0, 0)
+
+
+@pytest.fixture
+def compiled(tmp_path):
+    """Compile a library that stands for one whose file has this name: compiled(name, source, *options)."""
+    if not shutil.which("gcc"):
+        pytest.skip("no C compiler")
+
+    def compiled(name, source="", *options):
+        command = ["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(tmp_path / name), *options]
+        subprocess.run(command, input=source, text=True, check=True)
+        return str(tmp_path / name)
+
+    return compiled
+
+
+def test_a_library_that_lacks_another_one_names_that(kind, compiled, monkeypatch, tmp_path):
+    compiled("libother.so.3")
+    whole = compiled("whole.so.1", "", "-Wl,--no-as-needed", f"-L{tmp_path}", "-l:libother.so.3")
+    (tmp_path / "libother.so.3").unlink()
+    monkeypatch.setattr("gpt.ops.gpu.blas._candidates", lambda vendor: [str(tmp_path / "absent.so.2"), whole])
+    with pytest.raises(BlasMissingError, match=r"libother\.so\.3: cannot open shared object file") as error:
+        Blas(kind, 0, 0)
+    assert "install" in str(error.value)
+    assert "is not there" not in str(error.value)
+
+
+def test_the_list_of_functions_is_that_of_the_calls():
+    source = inspect.getsource(blas_module)
+    called = set(re.findall(r'_call\(\s*"(\w+)"', source)) | set(re.findall(r"vendor\.prefix\}(\w+)\"", source))
+    assert called == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("missing", FUNCTIONS)
+def test_a_library_that_lacks_a_function_is_too_old(kind, compiled, missing):
+    prefix = {"cuda": "cublasLt", "rocm": "hipblasLt"}[kind]
+    source = "".join(f"int {prefix}{name}(void) {{ return 0; }}\n" for name in FUNCTIONS if name != missing)
+    library = ctypes.CDLL(compiled("old.so", source))
+    with pytest.raises(BlasMissingError, match=f"lacks {prefix}{missing}, so it is too old: install a newer "):
+        Blas(kind, 0, 0, library)
 
 
 @pytest.fixture(params=["fp32", "tf32", "bf16"])

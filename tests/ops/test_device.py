@@ -118,6 +118,7 @@ def test_the_names_in_the_advice_are_those_that_the_extras_bring():
     [("libamdhip64.so.7", "hip-runtime-amd"), ("libhipfft.so.0", "hipfft"), ("librccl.so.1", "rccl")],
 )
 def test_a_missing_rocm_library_names_its_package(monkeypatch, library, package):
+    monkeypatch.setattr(cupy_device, "find_library", lambda name: None)
     failing_import(monkeypatch, ImportError(f"{library}: cannot open shared object file: No such file or directory"))
     assert f"install {package}," in refusal()
 
@@ -147,6 +148,8 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 @pytest.mark.parametrize("hip", [True, False])
 def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variable_that_may_hide_them(monkeypatch, hip):
+    monkeypatch.setattr(cupy_device, "DRIVER", os.devnull)
+    monkeypatch.setattr(cupy_device, "RENDERERS", os.devnull)
     machine(monkeypatch, hip=hip, count=0)
     for make in (CupyDevice, CupyDevice.best):
         message = refusal(make)
@@ -197,6 +200,23 @@ def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_nam
     assert "CUPY_CACHE_DIR" in note
     assert os.environ["CUPY_CACHE_DIR"] != str(cache)
     assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+
+
+@pytest.mark.parametrize("place", ["ROCM_HOME", "the loader"])
+def test_an_older_rocm_is_named_with_the_version_that_cupy_needs(monkeypatch, tmp_path, place):
+    """ROCm 6 has libamdhip64.so.6, and to install its packages again would not help."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libhipfft.so").touch()
+    if place == "ROCM_HOME":
+        (tmp_path / "lib" / "libamdhip64.so.6").touch()
+        (tmp_path / "lib" / "libamdhip64.so.6.4.60403").touch()
+    found = {"amdhip64": "libamdhip64.so.6"} if place == "the loader" else {}
+    monkeypatch.setattr(cupy_device, "find_library", found.get)
+    monkeypatch.setenv("ROCM_HOME", str(tmp_path))
+    failing_import(monkeypatch, ImportError("libamdhip64.so.7: cannot open shared object file"))
+    assert "): install ROCm 7, because the ROCm here has libamdhip64.so.6, or, if it was made" in refusal()
+    failing_import(monkeypatch, ImportError("libhipfft.so.0: cannot open shared object file"))
+    assert "): install hipfft, or" in refusal()
 
 
 def test_a_disk_that_fills_up_later_is_a_one_line_error(monkeypatch):
@@ -269,6 +289,28 @@ def test_each_of_two_gpus_gets_the_work_of_its_own_model_from_any_thread(monkeyp
         thread.start()
         thread.join()
         assert used == [(f"GPU {number}", thread.ident), (f"stream {number}", thread.ident)]
+
+
+@pytest.mark.parametrize(
+    ("there", "closed", "remedy"),
+    [
+        ([], [], "there is no {driver}, so load Linux's driver amdgpu, or give the device to this container, or, for"),
+        (["kfd"], ["kfd"], "you may not open {driver}, so type sudo usermod -aG render,video $USER, and log in again"),
+        (["kfd", "renderD128"], ["renderD128"], "you may not open {folder}/renderD128, so type sudo usermod"),
+        (["kfd", "renderD128"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
+        (["dxg"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
+    ],
+)
+def test_if_rocm_finds_no_gpu_the_device_files_tell_what_to_do(monkeypatch, tmp_path, there, closed, remedy):
+    for name in there:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(cupy_device, "DRIVER", str(tmp_path / "kfd"))
+    monkeypatch.setattr(cupy_device, "WINDOWS_DRIVER", str(tmp_path / "dxg"))
+    monkeypatch.setattr(cupy_device, "RENDERERS", str(tmp_path / "renderD*"))
+    monkeypatch.setattr(cupy_device.os, "access", lambda path, mode: os.path.basename(path) not in closed)
+    machine(monkeypatch, hip=True, failure="hipErrorNoDevice: no ROCm-capable device is detected")
+    expected = remedy.format(driver=tmp_path / "kfd", folder=tmp_path)
+    assert f"(hipErrorNoDevice: no ROCm-capable device is detected): {expected}" in refusal()
 
 
 @pytest.mark.parametrize("target", ["gfx803", "gfx1250", "gfx1310"])
@@ -419,6 +461,7 @@ def test_a_gpu_that_only_lacks_cupy_is_not_passed_over_in_silence(monkeypatch, f
 )
 def test_a_cupy_that_is_broken_is_named_and_auto_takes_the_cpu(tmp_path, monkeypatch, source, said):
     (tmp_path / "cupy.py").write_text(source)
+    monkeypatch.setattr(cupy_device, "find_library", lambda name: None)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "cupy", None)  # so that the test's end restores what was there
     del sys.modules["cupy"]

@@ -4,9 +4,12 @@ The GPU is the CPU executor, so matmul.hip is real. The commands at the end run 
 """
 
 import ctypes
+import faulthandler
 import math
+import os
 import signal
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +216,77 @@ def test_a_verdict_that_cannot_be_read_is_made_again(library, cache, damage):
     path.write_text(damage, encoding="utf-8")
     let(library, wrong=BIAS)
     assert not checked(Card(library, cache)).has_vendor_blas
+
+
+def ends_by(number, library, cache):
+    """Whether a start whose library raises this signal in its first product ends by it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest-xdist has a thread, which the child does not use
+        child = os.fork()
+    if not child:
+        try:
+            faulthandler.disable()  # pytest's, which would print where it was
+            let(library, crash=number)
+            checked(Card(library, cache))
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number
+
+
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL])
+def test_a_library_that_ended_the_program_in_its_check_is_not_used_again(library, cache, number):
+    """A GPU's memory fault makes ROCm abort, and a library that hangs can only be killed."""
+    assert ends_by(number, library, cache)
+    for _ in range(2):
+        device = Card(library, cache)
+        checked(device)
+        assert (device.blas, device.products()) == (None, 0)
+        (note,) = device.notes
+        assert note.startswith("Note: the last check of hipBLASLt on this GPU crashed, hung or was killed")
+        assert f"remove {next(cache.iterdir())} to repeat it" in note
+    next(cache.iterdir()).unlink()
+    assert checked(Card(library, cache)).has_vendor_blas
+
+
+def test_vendor_insists_on_a_library_that_ended_the_program(library, cache):
+    assert ends_by(signal.SIGABRT, library, cache)
+    assert checked(Card(library, cache, "vendor")).has_vendor_blas
+
+
+def test_a_check_that_another_process_is_at_has_not_ended_it(library, cache, monkeypatch):
+    first, seen = Card(library, cache), []
+
+    def meanwhile(*_):
+        if not seen:
+            seen.append(None)
+            seen[0] = checked(Card(library, cache)).notes
+        return ""
+
+    monkeypatch.setattr(selfcheck, "_worst", meanwhile)
+    assert checked(first).has_vendor_blas
+    assert seen == [[]]
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_check_that_is_interrupted_is_made_again(library, cache, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(selfcheck, "_worst", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            checked(Card(library, cache))
+    assert list(cache.iterdir()) == []
+    assert checked(Card(library, cache)).has_vendor_blas
+
+
+def test_a_line_says_that_the_check_begins_but_only_the_first_time(library, cache, capfd):
+    """A crash or a hang would have no other explanation."""
+    for expected in (1, 0):
+        checked(Card(library, cache))
+        assert capfd.readouterr().err.count("If the program crashes or hangs here, start it again") == expected
+    checked(Card(library, cache, "vendor", card="gfx1200"))
+    assert capfd.readouterr().err == ""
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_time(library, tmp_path):

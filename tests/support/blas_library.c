@@ -4,8 +4,10 @@
  * With -DROCM the functions have hipBLASLt's names and the constants have the numbers of hipblaslt.h. Without it names
  * and numbers are those of cuBLASLt and cublasLt.h. `refuse` is an epilogue for which it has no algorithm (or -1, and it has none for any
  * product). `failure` is the status that every product ends with. `wrong` is an epilogue (1: none), or -1 for products that
- * are added to something: `deviation` is added to the last element of their results. `products` counts the products. */
+ * are added to something: `deviation` is added to the last element of their results. `products` counts the products. `crash` is the
+ * signal by which the first product ends the program. */
 #include <math.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +26,7 @@ enum { F32 = 0, BF16 = 14, E_BIAS = 4, E_GELU = 32, E_GELU_AUX_BIAS = 164, E_DGE
 typedef struct { int compute, transa, transb, epilogue, bias_type; void *bias, *aux; int64_t aux_ld; } Desc;
 typedef struct { int type; uint64_t rows, columns; int64_t ld; int count; int64_t apart; } Layout;
 
-int refuse = 0, failure = 0, heuristics = 0, last_compute = 0, wrong = 0, products = 0;
+int refuse = 0, failure = 0, heuristics = 0, last_compute = 0, wrong = 0, products = 0, crash = 0;
 float deviation = 0.125f;
 
 int NAME(Create)(void** handle) { *handle = (void*)0x1234; return 0; }
@@ -77,6 +79,7 @@ int NAME(Matmul)(void* h, Desc* d, const float* alpha, const void* a, Layout* la
                  const void* c, Layout* lc, void* o, Layout* lo, const void* algorithm, void* workspace, size_t bytes, void* stream) {
   if (h != (void*)0x1234 || *(const unsigned char*)algorithm != 0x5a) return INVALID;
   last_compute = d->compute, products++;
+  if (crash) raise(crash);
   if (failure) return failure;
   uint64_t m = lo->rows, n = lo->columns, k = d->transa == OP_N ? la->columns : la->rows;
   if ((d->transa == OP_N ? la->rows : la->columns) != m || (d->transb == OP_N ? lb->columns : lb->rows) != n) return INVALID;

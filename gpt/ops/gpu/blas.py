@@ -18,10 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpt.errors import first_line
+
 FLOAT32, BF16 = 0, 14  # CUDA_R_32F, CUDA_R_16BF and HIP_R_32F, HIP_R_16BF are the same
 MAX_WORKSPACE_BYTES = 1  # the preference's number, in both
 HEURISTIC_BYTES = 512  # more than either library's result, which begins with the algorithm
 ALIGNMENT = 256  # bytes: cuBLASLt takes it for granted unless told otherwise
+FUNCTIONS = (  # all that are called, without the prefix
+    "Create", "Matmul", "MatmulAlgoGetHeuristic", "MatmulDescCreate", "MatmulDescSetAttribute", "MatrixLayoutCreate",
+    "MatrixLayoutSetAttribute", "MatmulPreferenceCreate", "MatmulPreferenceDestroy", "MatmulPreferenceSetAttribute",
+)  # fmt: skip
 EPILOGUES = {"none": 1, "bias": 4, "gelu": 164, "dgelu": 192}  # gelu: GELU_AUX_BIAS; the same in both
 
 
@@ -83,7 +89,7 @@ _VENDORS = {"cuda": _CUDA, "rocm": _ROCM}
 
 
 class BlasMissingError(OSError):
-    """The library is missing; the message names the package to install."""
+    """The library is missing, does not load or is too old; the message names the package to install."""
 
 
 class BlasError(RuntimeError):
@@ -93,12 +99,18 @@ class BlasError(RuntimeError):
 class Blas:
     """The library of `kind` "cuda" or "rocm", with `workspace_bytes` of device memory at `workspace` to work in.
 
-    `library` is a loaded one to use instead. Raises BlasMissingError if there is none.
+    `library` is a loaded one to use instead. Raises BlasMissingError if there is none that can be used.
     """
 
     def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL | None = None) -> None:
         self._vendor = _VENDORS[kind]
         self._library = library or load_library(kind)
+        for name in FUNCTIONS:
+            if not hasattr(self._library, self._vendor.prefix + name):
+                raise BlasMissingError(
+                    f"the library for matrix products lacks {self._vendor.prefix}{name}, so it is too old: "
+                    f"install a newer version of {self._vendor.package}"
+                )
         self._workspace, self._workspace_bytes = ctypes.c_void_p(workspace), ctypes.c_size_t(workspace_bytes)
         self._handle = ctypes.c_void_p()
         self._call("Create", ctypes.byref(self._handle))
@@ -302,13 +314,14 @@ def _address(array: Any) -> int:
 
 def load_library(kind: str) -> ctypes.CDLL:
     """The library of `kind` "cuda" or "rocm". Raises BlasMissingError, which names the package to install."""
-    vendor = _VENDORS[kind]
+    vendor, fault = _VENDORS[kind], ""
     for name in _candidates(vendor):
         try:
             return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise BlasMissingError(f"{vendor.libraries[0]} is not there: install {vendor.package}")
+        except OSError as error:  # the library is not there, or it is, and does not load
+            if not str(error).startswith(f"{name}: cannot open"):
+                fault = fault or f"{name} does not load ({first_line(error)}): install what it lacks, or reinstall"
+    raise BlasMissingError(f"{fault or f'{vendor.libraries[0]} is not there: install'} {vendor.package}")
 
 
 def _candidates(vendor: _Vendor) -> Iterator[str]:

@@ -3,12 +3,14 @@
 import atexit
 import ctypes
 import functools
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from gpt.ops.interface import Array, Work
 
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
+DRIVER, RENDERERS = "/dev/kfd", "/dev/dri/renderD*"  # the files that a user of ROCm must be allowed to open
+WINDOWS_DRIVER = "/dev/dxg"  # in DRIVER's place in a Linux inside of Windows
 # Beginnings of the names of environment variables that change the results of hipBLASLt
 BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
@@ -252,11 +256,21 @@ def _count(cupy: Any) -> int:
             return count
     except runtime.CUDARuntimeError as error:
         reason = first_line(error)
-    hiding = "HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES" if runtime.is_hip else "CUDA_VISIBLE_DEVICES"
     raise UserError(
-        f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): check the driver and {hiding}, or, for "
+        f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): "
+        f"{_remedy_on_rocm() if runtime.is_hip else 'check the driver and CUDA_VISIBLE_DEVICES'}, or, for "
         f"the other vendor's GPU, pip uninstall it and {install_advice()}"
     )
+
+
+def _remedy_on_rocm() -> str:
+    """What to do if ROCm finds no GPU. It always says that there is none, but device files tell more."""
+    if not os.path.exists(DRIVER) and not os.path.exists(WINDOWS_DRIVER):
+        return f"there is no {DRIVER}, so load Linux's driver amdgpu, or give the device to this container"
+    for file in (DRIVER, *sorted(glob.glob(RENDERERS))):
+        if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
+            return f"you may not open {file}, so type sudo usermod -aG render,video $USER, and log in again"
+    return "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
 
 
 def _said(passed_over: Mapping[int, str]) -> str:
@@ -286,14 +300,26 @@ def import_cupy() -> Any:
         reason = error.__cause__ or error  # CuPy wraps it into a page of advice
         library = re.search(r"lib(\w+?)\.so[.\d]*", str(reason))
         package = ROCM_PACKAGES.get(library[1], library[1]) if library else "ROCm's or CUDA's libraries"
-        folder = Path(os.environ.get("ROCM_HOME", "/opt/rocm"), "lib")
-        there = library and (folder / library[0]).exists()
-        remedy = f"add {folder} to LD_LIBRARY_PATH" if there else f"install {package}"
+        remedy = library and _remedy_for_a_library(*library.group(0, 1)) or f"install {package}"
         raise UserError(
             f"CuPy does not load ({first_line(reason)}): {remedy}, or, if it was made for another vendor's "
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
+
+
+def _remedy_for_a_library(file: str, name: str) -> str:
+    """What to do about a file of ROCm's that the loader does not find, such as libamdhip64.so.7, if the file or another
+    version of it is there; else "".
+    """
+    folder = Path(os.environ.get("ROCM_HOME", "/opt/rocm"), "lib")
+    if (folder / file).exists():
+        return f"add {folder} to LD_LIBRARY_PATH"
+    others = sorted(path.name for path in folder.glob(f"lib{name}.so.*"))
+    other = others[0] if others else find_library(name)
+    if other and re.match("amdhip|hip|roc|rccl", name):
+        return f"install ROCm 7, because the ROCm here has {other}"
+    return ""
 
 
 def _first_error(log: str) -> str:

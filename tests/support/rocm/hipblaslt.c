@@ -5,6 +5,7 @@
 //   promises    it has an algorithm for every product, and then says that it is not supported
 //   wrong       as whole, but every product with a bias is wrong in its first element
 //   broken      hipblasLtCreate fails
+//   crashes     the first product ends the program
 // Numbers are those of hipblaslt.h and hipblas-common.h. Any other number is an invalid value.
 #include <math.h>
 #include <stdint.h>
@@ -120,6 +121,7 @@ int hipblasLtMatmul(void* handle, const Product* product, const float* alpha, co
                     const void* b, const Layout* b_layout, const float* beta, const void* c, const Layout* c_layout,
                     void* d, const Layout* d_layout, const int* algorithm, void* workspace, size_t workspace_size,
                     void* stream) {
+  if (is("crashes")) abort();
   if (is("promises")) return NOT_SUPPORTED;
   int a_transposed = product->transposed[0] == OP_T, b_transposed = product->transposed[1] == OP_T;
   int64_t m = d_layout->rows, n = d_layout->columns, k = a_transposed ? a_layout->rows : a_layout->columns;

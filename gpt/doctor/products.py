@@ -1,0 +1,47 @@
+"""The vendor's matrix products, tried in a process of their own: python -m gpt.doctor.products DEVICE PRECISION ….
+
+Some versions of hipBLASLt end the program, or hang, on GPUs that they do not know. The doctor
+would have no report then.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt import ops as operations
+from gpt.doctor import selftest
+
+PATIENCE = 300.0  # seconds for all products, with the compilation of what they need
+COMMAND = [sys.executable, "-m", "gpt.doctor.products"]
+_ROOT = Path(__file__).parents[2]  # the folder that has the package gpt
+
+
+def fault(device: str, precisions: Sequence[str]) -> str:
+    """How the library ends or stops a program that asks for all products of the self-test; "" if it does not.
+
+    For example "it ends the program by SIGABRT". Wrong results, and errors, are left to the self-test.
+    """
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        status = subprocess.run(
+            [*COMMAND, device, *precisions], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
+        ).returncode  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it does not answer within {PATIENCE:.0f} s"
+    return f"it ends the program by {signal.Signals(-status).name}" if status < 0 else ""
+
+
+def main(device: str, *precisions: str) -> None:
+    """Ask for the products of the self-test, whatever the results are."""
+    for precision in precisions:
+        for check in selftest.checks(operations.select(device, precision)):
+            if check.operation in selftest.PRODUCTS:
+                check.finding()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
