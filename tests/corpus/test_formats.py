@@ -298,12 +298,26 @@ def test_each_row_of_a_table_is_a_document_if_the_user_names_the_column(tmp_path
     assert "has no column 'text', only 'id', 'body': name the column of the text with --text-field" in refused(
         path, field="text"
     )
+    path.write_bytes(b"\n\nid,body,\n1,a\n\n".replace(b",", delimiter.encode()))
+    assert text_of(path, field="body") == f"a{MARK}"
     path.write_bytes(b"id,body\n1,a\n2\n".replace(b",", delimiter.encode()))
-    assert "line 3: the row has 1 of 2 cells" in refused(path, field="body")
+    assert "line 3: the row has 1 of 2 cells: repair it" in refused(path, field="body")
     path.write_bytes(b'id,body\n1,"a\n'.replace(b",", delimiter.encode()))
     assert "line 2, is not a row of a table (unexpected end of data)" in refused(path, field="body")
     path.write_bytes(b"body,id,body\na,1,b\n".replace(b",", delimiter.encode()))
     assert "has 2 columns 'body': rename all but the one with the text" in refused(path, field="body")
+
+
+@pytest.mark.parametrize(("suffix", "separators"), [(".csv", "commas"), (".tsv", "tabs")])
+def test_a_table_whose_cells_are_not_what_its_first_row_says_is_refused(tmp_path, suffix, separators):
+    """Of a text with commas that are not quoted, all behind the first one would be lost."""
+    path = tmp_path / f"texts{suffix}"
+    path.write_text("id,body\n1,a b\n2,a, b\n".replace(",", {"commas": ",", "tabs": "\t"}[separators]))
+    wanted = f"{path}, line 3: the row has 3 cells, but the first row 2: quote a cell that has {separators} in it"
+    assert refused(path, field="body") == wanted
+    path.write_text("id;body\n1;a b\n")
+    wanted = f"{path} has the columns 'id;body' in one cell: separate cells with {separators}"
+    assert refused(path, field="body") == wanted
 
 
 def test_a_table_without_a_named_column_is_learned_as_it_stands_with_a_note(project):
