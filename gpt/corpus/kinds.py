@@ -28,8 +28,9 @@ HEAD = 4096  # bytes at the beginning of a file that show its kind
 _UNPACKED = 1 << 16  # bytes that are decompressed at a time
 
 _COMPRESSIONS = re.compile(
-    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
-)
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|"
+    rb"(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
+)  # a stream of bzip2 begins with a block, or ends at once if it is empty
 _SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
 _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
@@ -164,7 +165,9 @@ def first_bytes(path: Path, count: int) -> bytes:
 def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     """The content of a compressed file, as a stream. Raises UserError if a package is missing for that."""
     if compression == "zstd":
-        return cast(BinaryIO, _zstd().ZstdFile(file))
+        zstd = _zstd()
+        widest = zstd.DecompressionParameter.window_log_max  # of 2^27 without it; `zstd --long=31` writes more
+        return cast(BinaryIO, zstd.ZstdFile(file, options={widest: widest.bounds()[1]}))
     raw: Any = (
         gzip.GzipFile(fileobj=file, mode="rb") if compression == "gzip" else
         _Streams(file, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)

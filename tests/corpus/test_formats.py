@@ -30,9 +30,13 @@ DOCUMENTS = [
 ]
 
 
+def zstd_module():
+    return pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+
+
 def zstd_compressed(data):
     """Two frames, one after the other, as `cat a.zst b.zst` makes them."""
-    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    zstd = zstd_module()
     return zstd.compress(data[: len(data) // 2]) + zstd.compress(data[len(data) // 2 :])
 
 
@@ -100,6 +104,25 @@ def test_zeros_may_fill_up_a_compressed_file(tmp_path, name):
 def test_zstd_may_begin_with_a_frame_that_is_to_be_skipped(tmp_path):
     """As pzstd writes it."""
     (tmp_path / "text").write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0size" + COMPRESSORS["zstd"](TEXT.encode()))
+    assert text_of(tmp_path / "text") == TEXT
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_compressed_file_may_begin_with_nothing_or_hold_nothing(tmp_path, name):
+    """As a program writes it that adds to a file, and has had nothing to write at first."""
+    path = tmp_path / "text"
+    path.write_bytes(COMPRESSORS[name](b"") + COMPRESSORS[name](TEXT.encode()))
+    assert text_of(path) == TEXT
+    path.write_bytes(COMPRESSORS[name](b""))
+    assert refused(path) == f"{path} is empty: give a text file with something in it"
+
+
+def test_zstd_may_look_back_as_far_as_it_can(tmp_path):
+    """`zstd --long=31`, as archives of the web are compressed."""
+    zstd = zstd_module()
+    farthest = zstd.CompressionParameter.window_log.bounds()[1]
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: farthest})
+    (tmp_path / "text").write_bytes(packer.compress(TEXT.encode()) + packer.flush())
     assert text_of(tmp_path / "text") == TEXT
 
 
