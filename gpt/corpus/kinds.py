@@ -134,7 +134,7 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
 
 
 def _unmarked_encoding(head: bytes) -> str | None:
-    """The one of UTF-16 and UTF-32 in which the beginning of a file without a mark is text, with letters as Europe's."""
+    """The one of UTF-16 and UTF-32 in which the beginning of a file without a mark is text, mostly of Latin letters."""
     for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
         with suppress(UnicodeError):
             text = codecs.getincrementaldecoder(name)().decode(head)

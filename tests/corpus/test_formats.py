@@ -191,9 +191,10 @@ def test_utf16_without_the_mark_that_its_encoding_asks_for_is_refused_at_any_siz
     assert f"{name} is not UTF-16 (UTF-16 stream does not start with BOM): convert the file to UTF-8, or" in message
 
 
-@pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex"])
+@pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex", "punycode", "idna", ""])
 def test_an_encoding_that_is_none_is_refused(encoding):
-    with pytest.raises(UserError, match=f"--encoding is {encoding}, but must be that of a text, such as latin-1"):
+    said = f"--encoding is {encoding or 'empty'}, but must be that of a text, such as latin-1"
+    with pytest.raises(UserError, match=said):
         DataConfig(encoding=encoding)
 
 
