@@ -175,7 +175,7 @@ def _beyond_gpt2(path: Path, ids: Mapping[str, Any]) -> str | None:
 
 def _of_gpt2(ids: dict[str, Any], merges: Path) -> dict[str, Any]:
     try:
-        lines = reading.read(merges, reading.LARGE).decode().split("\n")
+        lines = [line.removesuffix("\r") for line in reading.read(merges, reading.LARGE).decode().split("\n")]
     except UnicodeDecodeError:
         raise UserError(f"{merges} is not UTF-8: put the right file in its place") from None
     marks = [{"id": ids[END_OF_TEXT], "content": END_OF_TEXT, "special": True}] if END_OF_TEXT in ids else []

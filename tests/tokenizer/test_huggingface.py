@@ -130,15 +130,17 @@ def test_the_end_of_a_text_is_the_mark_that_says_so(tmp_path, marks, end):
 
 
 @pytest.mark.parametrize(("vocab", "merges"), [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
-@pytest.mark.parametrize("first_line", ["#version: 0.2\n", ""])
+@pytest.mark.parametrize("first_line", ["#version: 0.2\n", "", "#version: 0.2\r\n"])
 def test_gpt2s_own_files_are_a_tokenizer_too(tmp_path, vocab, merges, first_line):
+    """Also with the line ends of Windows, which git gives them there."""
     document = scattered(of_hugging_face("gpt2", MARKS[:1]))
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     expected = Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / vocab).write_text(json.dumps(document["model"]["vocab"]), encoding="utf-8")
     lines = "".join(f"{left} {right}\n" for left, right in document["model"]["merges"])
-    (tmp_path / merges).write_text(first_line + lines, encoding="utf-8")
+    lines = lines.replace("\n", "\r\n" if "\r" in first_line else "\n")
+    (tmp_path / merges).write_bytes((first_line + lines).encode())
     assert Tokenizer.load(tmp_path) == expected
     config = tmp_path / "tokenizer_config.json"  # as transformers 4.57 writes it
     added = {"0": {"content": "<|endoftext|>", "special": True}}
