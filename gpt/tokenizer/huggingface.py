@@ -224,6 +224,12 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
         raise UnsupportedError(f"has no id for {shown(lacking[0])}, which is a byte or made by a merge")
     if rest := ids.keys() - set(symbols) - {mark.text for mark in marks}:
         raise UnsupportedError(f"has {len(rest)} tokens that no merge makes, such as {shown(min(rest))}")
+    # Hugging Face numbers the added tokens that the model lacks in their order, whatever the file says.
+    for theirs, mark in enumerate((mark for mark in marks if mark.text not in ids), len(ids)):
+        if mark.id != theirs:
+            raise UnsupportedError(
+                f"has the id {mark.id} for {shown(mark.text)}, but Hugging Face's tokenizers give it {theirs}"
+            )
     size = max([*ids.values(), *(mark.id for mark in marks)]) + 1
     limit = model.get("vocab_limit", size)
     if type(limit) is not int or not size <= limit < LIMIT:

@@ -208,6 +208,10 @@ def assert_refused(path, words):
         (lambda d: d["added_tokens"][0].update(lstrip=True), "with lstrip"),
         (lambda d: d["added_tokens"][0].update(content="a b"), "'a b', which has white space in it"),
         (lambda d: d["added_tokens"][0].update(content="<s><|end"), "which has the beginning of <|endoftext|> in it"),
+        (
+            lambda d: d["added_tokens"][3].update(id=700),
+            "it has the id 700 for '<|im_start|>', but Hugging Face's tokenizers give it 303",
+        ),
         (lambda d: d["added_tokens"][0].update(id=1), "it has the id 1 for '<|endoftext|>' and for another token"),
         (lambda d: d["added_tokens"][1].update(normalized=True), "looks for the added token '<s>>' before '<s>' (norm"),
         (
