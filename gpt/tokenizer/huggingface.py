@@ -204,7 +204,7 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     _check_keys(found, (*known, "model"), "it")
     for name in ("truncation", "padding"):
         if found.get(name) is not None:
-            raise UnsupportedError(f"has {name}")
+            raise UnsupportedError(f"has {name} (not so a copy in which {name} is null)")
     model = found["model"]
     _check_model(model)
     if model.get("end_of_word_suffix"):

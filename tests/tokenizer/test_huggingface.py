@@ -190,7 +190,7 @@ def assert_refused(path, words):
         (lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+"), r"split pattern '\\w+'"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "with the behavior 'Removed'"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "(add_prefix_space)"),
-        (lambda d: d.update(truncation={"max_length": 5}), "it has truncation"),
+        (lambda d: d.update(truncation={"max_length": 5}), "has truncation (not so a copy in which truncation is"),
         (lambda d: d.update(padding={"pad_id": 0}), "it has padding"),
         (lambda d: d.update(whatever=1), "it has the unknown key 'whatever'"),
         (lambda d: d["model"].update(whatever=1), "it has the unknown key 'whatever' in its model"),
