@@ -163,7 +163,11 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         shapes = parameter_shapes(config)
-        found = {_our_name(name): (name, file) for name, file in _tensors(directory).items()}
+        found: dict[str, tuple[str, _Shard]] = {}
+        for theirs, shard in _tensors(directory).items():
+            other, _ = found.setdefault(_our_name(theirs), (theirs, shard))
+            if other != theirs:
+                raise UserError(f"{directory} has {other} and {theirs}, which are one tensor: leave one of them out")
         self._places: dict[str, tuple[str, _Shard]] = {}
         for name, shape in shapes.items():
             if name not in found:

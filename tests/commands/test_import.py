@@ -119,6 +119,12 @@ def test_names_without_the_prefix_and_stored_masks_are_read_too(directory, run):
     assert all(np.array_equal(tensor, before[name]) for name, tensor in weights_of(run).items())
 
 
+def test_a_tensor_under_two_names_is_refused(directory, run):
+    """One of them would be left out without a word."""
+    rewrite(directory, lambda tensors: tensors | {"wte.weight": tensors["transformer.wte.weight"] + 1})
+    assert "has transformer.wte.weight and wte.weight, which are one tensor" in refused(run, directory)
+
+
 def test_shards_are_read_by_their_index(directory, run):
     before = load_file(directory / WEIGHTS)
     shard(directory)
