@@ -57,7 +57,7 @@ _KINDS: Schema = {
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), NUMBER),
 }
 _MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
-_MULTIPLE, _MOST_UNUSED = 64, 1024  # a padded vocabulary is a multiple of the one, with less than the other unused
+_MULTIPLE, _MOST_UNUSED = 8, 1024  # a padded vocabulary is a multiple of the one, with less than the other unused
 _UNUSED = "<|unused{}|>"  # the special token of an id without a token
 
 
@@ -109,8 +109,8 @@ def _tokenizer(directory: Path) -> Tokenizer:
 def _filled(tokenizer: Tokenizer, size: int) -> Tokenizer:
     """The tokenizer with a special token for each embedding of a model that has no token, if they are padding.
 
-    A model may have more embeddings than tokens, up to a size that suits a GPU. nanoGPT's GPT-2 has 50,304, so the ids
-    from 50,257 on become <|unused50257|> and so on.
+    A model may have more embeddings than tokens, up to a size that suits a GPU: a multiple of 64, or of 8 for tensor
+    cores. nanoGPT's GPT-2 has 50,304, so the ids from 50,257 on become <|unused50257|> and so on.
     """
     if size % _MULTIPLE or not 0 < size - tokenizer.vocab_size < _MOST_UNUSED:
         return tokenizer
