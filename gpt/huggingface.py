@@ -24,6 +24,7 @@ from gpt.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", WEIGHTS, INDEX)
+ADAPTERS = "adapter_config.json"  # PEFT's file about adapters, beside which there is no model
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "relu": "relu"}  # theirs → ours
 
@@ -77,6 +78,9 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
         )
     if path.name in PICKLES:
         raise _refused_pickle(path)
+    if (directory / ADAPTERS).exists() and not (directory / "config.json").exists():
+        merge = "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OTHER)"
+        raise UserError(f"{directory} has the adapters of a model alone: merge them with it, with PEFT (`{merge}`)")
     config = read_config(directory / "config.json")
     weights = Weights(directory, config)
     tokenizer = _filled(_tokenizer(directory), config.vocab_size)

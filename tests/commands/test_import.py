@@ -17,7 +17,7 @@ from gpt.errors import UserError
 from gpt.export import export
 from gpt.generate import draw, load_model
 from gpt.ops.cpu.operations import CpuOps
-from gpt.pretrained import import_into
+from gpt.pretrained import find, import_into
 from gpt.run import Run
 from gpt.system.tensors import TensorFile
 from gpt.tokenizer import Tokenizer
@@ -295,6 +295,13 @@ def test_a_shard_that_is_missing_or_lacks_a_tensor_is_named(directory, run):
     index["weight_map"]["transformer.wte.weight"] = "../elsewhere.safetensors"
     (directory / INDEX).write_text(json.dumps(index))
     assert "no safetensors file beside it" in refused(run, directory)
+
+
+def test_adapters_without_their_model_are_named(directory, run):
+    (directory / "config.json").rename(directory / "adapter_config.json")
+    assert f"{directory} has the adapters of a model alone: merge them with it" in refused(run, directory)
+    with pytest.raises(UserError, match="has the adapters of a model alone"):
+        find(str(directory), run.path.parent)
 
 
 def test_a_pickle_is_never_opened(directory, run):
