@@ -129,7 +129,7 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     first = _first_record(path, compression, encoding)
     if has_field:
         return Kind("jsonl" if first else "plain", compression, encoding), state
-    has_conversations = first is not None and conversations.are_among(first, TEXT_FIELD)
+    has_conversations = first is not None and conversations.has_one(first, TEXT_FIELD)
     return Kind("jsonl", compression, encoding, has_conversations), state
 
 
