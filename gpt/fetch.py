@@ -10,6 +10,7 @@ published by several projects that pin them, and agree; the server's own header 
 
 import hashlib
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,8 @@ TIMEOUT = 30  # seconds without a byte after which a connection has failed
 BREAKS = 5  # broken connections in a row after which a download gives up; one that brought bytes does not count
 PAUSE = 1.0  # seconds before the next attempt
 _BLOCK = 1 << 16  # bytes that are read at a time
+_RANGE = re.compile(r"bytes (?P<first>\d+)-\d*(?:/(?P<size>\d+))?")  # a header Content-Range
+_LATER = (408, 429)  # answers to a request that came too slowly or too often
 
 Progress = Callable[..., None]  # takes the bytes done, and `total`, the bytes in all, which are 0 if unknown
 
@@ -173,20 +176,29 @@ def _stream(url: str, begin: int) -> Iterator[tuple[bytes, int, int]]:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # there is nothing behind `begin`: the file is whole, and its digest decides
             return
-        is_final = error.code < 500
-        raise _BrokenError(f"{url} answers {error.code} {error.reason}: {instead}", is_final) from None
+        is_final = error.code < 500 and error.code not in _LATER
+        later = "" if is_final else "try again later, or "
+        raise _BrokenError(f"{url} answers {error.code} {_said(error)}: {later}{instead}", is_final) from None
     except (OSError, HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
         is_final = begin == 0 and isinstance(error, urllib.error.URLError)  # it was never reached
         raise _BrokenError(
-            f"{url} cannot be downloaded ({reason}): check the network and try again, or {instead}", is_final
+            f"{url} cannot be downloaded ({_said(error)}): check the network and try again, or {instead}", is_final
         ) from None
 
 
+def _said(error: Exception) -> str:
+    """What an error of the network says, in one line; its type if it says nothing."""
+    return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
+
+
 def _extent(response: HTTPResponse, begin: int) -> tuple[int, int]:
-    """The place at which a response begins, and the size of the whole file, 0 if unknown."""
+    """The place at which a response begins, and the size of the whole file, 0 if unknown.
+
+    A part may end before the file does: `Content-Range: bytes 100-199/500`.
+    """
     length = response.headers.get("Content-Length", "")
     size = int(length) if length.isdecimal() else 0
-    if response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
-        return begin, begin + size if size else 0
+    part = _RANGE.match(response.headers.get("Content-Range", ""))
+    if response.status == 206 and part and int(part["first"]) == begin:
+        return begin, int(part["size"]) if part["size"] else begin + size if size else 0
     return 0, size

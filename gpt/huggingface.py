@@ -24,6 +24,7 @@ from gpt.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", WEIGHTS, INDEX)
+ADAPTERS = "adapter_config.json"  # PEFT's file about adapters, beside which there is no model
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "relu": "relu"}  # theirs → ours
 
@@ -57,7 +58,7 @@ _KINDS: Schema = {
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), NUMBER),
 }
 _MASK = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
-_MULTIPLE, _MOST_UNUSED = 64, 1024  # a padded vocabulary is a multiple of the one, with less than the other unused
+_MULTIPLE, _MOST_UNUSED = 8, 1024  # a padded vocabulary is a multiple of the one, with less than the other unused
 _UNUSED = "<|unused{}|>"  # the special token of an id without a token
 
 
@@ -77,6 +78,9 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
         )
     if path.name in PICKLES:
         raise _refused_pickle(path)
+    if (directory / ADAPTERS).exists() and not (directory / "config.json").exists():
+        merge = "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OTHER)"
+        raise UserError(f"{directory} has the adapters of a model alone: merge them with it, with PEFT (`{merge}`)")
     config = read_config(directory / "config.json")
     weights = Weights(directory, config)
     tokenizer = _filled(_tokenizer(directory), config.vocab_size)
@@ -109,8 +113,8 @@ def _tokenizer(directory: Path) -> Tokenizer:
 def _filled(tokenizer: Tokenizer, size: int) -> Tokenizer:
     """The tokenizer with a special token for each embedding of a model that has no token, if they are padding.
 
-    A model may have more embeddings than tokens, up to a size that suits a GPU. nanoGPT's GPT-2 has 50,304, so the ids
-    from 50,257 on become <|unused50257|> and so on.
+    A model may have more embeddings than tokens, up to a size that suits a GPU: a multiple of 64, or of 8 for tensor
+    cores. nanoGPT's GPT-2 has 50,304, so the ids from 50,257 on become <|unused50257|> and so on.
     """
     if size % _MULTIPLE or not 0 < size - tokenizer.vocab_size < _MOST_UNUSED:
         return tokenizer
@@ -163,7 +167,11 @@ class Weights(Mapping[str, np.ndarray]):
 
     def __init__(self, directory: Path, config: ModelConfig) -> None:
         shapes = parameter_shapes(config)
-        found = {_our_name(name): (name, file) for name, file in _tensors(directory).items()}
+        found: dict[str, tuple[str, _Shard]] = {}
+        for theirs, shard in _tensors(directory).items():
+            other, _ = found.setdefault(_our_name(theirs), (theirs, shard))
+            if other != theirs:
+                raise UserError(f"{directory} has {other} and {theirs}, which are one tensor: leave one of them out")
         self._places: dict[str, tuple[str, _Shard]] = {}
         for name, shape in shapes.items():
             if name not in found:

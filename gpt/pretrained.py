@@ -101,14 +101,16 @@ def find(source: str, root: Path) -> Pretrained:
     path = Path(source)
     if path.name == source and (root / source).is_dir() and (run := Run(source, root)).has_weights:
         return _of_checkpoint(checkpoint.load(run))
-    if (path / "config.json").exists() or path.name in (*huggingface.FILES, *huggingface.PICKLES):
+    of_theirs = ("config.json", huggingface.ADAPTERS)
+    if any((path / name).exists() for name in of_theirs) or path.name in (*huggingface.FILES, *huggingface.PICKLES):
         return of_directory(path)
-    if path.is_dir():
-        return _of_checkpoint(checkpoint.load(Run.at(path.resolve())))
+    if path.is_dir() and (run := Run.at(path.resolve())).has_weights:
+        return _of_checkpoint(checkpoint.load(run))
     if path.is_file() and path.suffix in (".safetensors", ".json"):
         return _of_checkpoint(checkpoint.find(path))
     raise UserError(
-        f"--from {source} is neither a run (`hipgpt runs` lists them), nor a checkpoint's file, nor a directory"
+        f"--from {source} is neither a run with a checkpoint (`hipgpt runs` lists them), nor a checkpoint's file, nor "
+        "a directory with a model of Hugging Face's"
     )
 
 

@@ -9,6 +9,8 @@ from gpt.config.presets import PRESETS
 DATA_PATH = "data/data.txt"
 RUNS_DIR, RUNS_DIR_VARIABLE = "checkpoints", "HIPGPT_RUNS_DIR"
 
+_SAMPLE = "the cat sat on the mat, and the dog sat on the cat, and so on and on\n"  # no host name is that long
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -30,11 +32,18 @@ class DataConfig:
     def __post_init__(self) -> None:
         check(self.sample is None or self.sample >= 1, "sample", self.sample, "at least 1")
         if self.encoding is not None:
-            try:
-                "".encode(self.encoding)  # LookupError for a codec of something else than text, too
-                object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
-            except (LookupError, UnicodeError):
-                check(False, "encoding", self.encoding, "that of a text, such as latin-1, cp1252 or gb18030")
+            is_one = _is_of_texts(self.encoding)
+            check(is_one, "encoding", self.encoding or "empty", "that of a text, such as latin-1, cp1252 or gb18030")
+            object.__setattr__(self, "encoding", codecs.lookup(self.encoding).name)
+
+
+def _is_of_texts(encoding: str) -> bool:
+    """Whether Python knows an encoding that decodes a text bit by bit. Those of host names do not: punycode, idna."""
+    try:
+        data = _SAMPLE.encode(encoding)  # LookupError for a codec of something else than text, too
+        return "".join(codecs.iterdecode((data[i : i + 1] for i in range(len(data))), encoding)) == _SAMPLE
+    except (LookupError, UnicodeError):
+        return False
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ A line is one of these, and its other fields are passed over:
     {"prompt": "What is 2 + 2?", "completion": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
 
-A row of a parquet file has these fields as columns, and those that are null are not there. A file is read so if its
-first line, or its columns, have one of these fields and no field `text`.
+A row of a parquet file has these fields as columns. A field that is null is not there. A file is read so if its first
+line, or its columns, have one of these fields and no field `text`.
 """
 
 import hashlib
@@ -24,8 +24,13 @@ FIELDS = ("messages", *_PAIR)
 _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
 
 
+def has_one(record: Mapping[str, Any], usual_field: str) -> bool:
+    """Whether a file whose first line is this record has conversations."""
+    return are_among({field for field, value in record.items() if value is not None}, usual_field)
+
+
 def are_among(names: Container[str], usual_field: str) -> bool:
-    """Whether the fields of a file's first line, or the columns of a table, are those of conversations."""
+    """Whether fields, or the columns of a table, are those of conversations."""
     return usual_field not in names and any(field in names for field in FIELDS)
 
 
@@ -35,6 +40,7 @@ def text_of(record: Mapping[str, Any]) -> str:
     >>> text_of({"prompt": "What is 2 + 2?", "completion": "4"})
     '<|user|>What is 2 + 2?<|assistant|>4'
     """
+    record = {field: record[field] for field in FIELDS if record.get(field) is not None}
     try:
         messages = messages_of(record["messages"]) if "messages" in record else _pair(record)
     except ValueError as error:

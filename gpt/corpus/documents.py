@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from gpt.errors import UserError, reason, shown
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
 _ROWS = 1024  # of a parquet file that become strings at a time
 _MOST_NAMED = 12  # fields or columns that a message names
+_SEPARATORS = {",": "commas", "\t": "tabs"}  # of the cells of a table
+_ANY_SEPARATOR = re.compile(r"[,;|\t]")  # those that other programs write too
 
 
 def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -> Iterator[str]:
@@ -91,24 +94,31 @@ def text_field(field: str) -> TextOf:
 def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, delimiter: str) -> Iterator[str]:
     """The documents of a CSV or TSV file: the cells of the column that is called `field` in the first row.
 
-    Raises UserError, which names the line, for a row that is too short and for one that is not CSV.
+    Empty lines are passed over. Raises UserError, which names the line, for a row that is too short for this column,
+    for one that has more cells than the first row, as a text has whose commas are not quoted, and for one that is not
+    CSV.
     """
     csv.field_size_limit(_LONGEST_FIELD)
-    rows = csv.reader(lines(file, encoding, ""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(file, encoding, ""), delimiter=delimiter, strict=True)
+    rows, separators = filter(None, reader), _SEPARATORS[delimiter]
     try:
         header = next(rows, [])
+        if field not in header and len(header) == 1 and field in _ANY_SEPARATOR.split(header[0]):
+            raise UserError(f"{path} has the columns {shown(header[0])} in one cell: separate cells with {separators}")
         _raise_unless_one(path, field, header)
         column = header.index(field)
         for row in rows:
-            if row and len(row) <= column:
-                raise UserError(
-                    f"{path}, line {rows.line_num}: the row has {len(row)} of {len(header)} cells: repair it"
-                )
-            if row and row[column]:
+            if not column < len(row) <= len(header):
+                wrong = (
+                    f"{len(row)} of {len(header)} cells: repair it" if len(row) < len(header) else
+                    f"{len(row)} cells, but the first row {len(header)}: quote a cell that has {separators} in it"
+                )  # fmt: skip
+                raise UserError(f"{path}, line {reader.line_num}: the row has {wrong}")
+            if row[column]:
                 yield row[column]
                 yield mark
     except csv.Error as error:
-        raise UserError(f"{path}, line {rows.line_num}, is not a row of a table ({error}): repair it") from None
+        raise UserError(f"{path}, line {reader.line_num}, is not a row of a table ({error}): repair it") from None
 
 
 class Parquet:

@@ -16,7 +16,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -28,8 +28,9 @@ HEAD = 4096  # bytes at the beginning of a file that show its kind
 _UNPACKED = 1 << 16  # bytes that are decompressed at a time
 
 _COMPRESSIONS = re.compile(
-    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9]1AY&SY)|(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
-)
+    rb"(?P<gzip>\x1f\x8b)|(?P<xz>\xfd7zXZ\x00)|(?P<bzip2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|"
+    rb"(?P<zstd>\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)"
+)  # a stream of bzip2 begins with a block, or ends at once if it is empty
 _SUFFIXES = {".gz", ".xz", ".bz2", ".zst"}  # of a compressed file; the name before them says how its documents lie
 _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
@@ -44,11 +45,14 @@ _UNPACK = "unpack it, and give the texts that were in it"
 _CONVERT = "write the texts in it to a UTF-8 file"
 # Formats of files that people give instead of a text: the first bytes, the kind, advice
 _OTHERS = (
-    (rb"(PK\x03\x04|PK\x05\x06)", "a zip archive", _UNPACK),
+    (rb"(PK\x03\x04|PK\x05\x06)", "a zip archive, such as a .docx or .epub", "unpack it, or save its text in UTF-8"),
     (rb"(7z\xbc\xaf\x27\x1c)", "a 7z archive", _UNPACK),
     (rb"(.{257}ustar)", "a tar archive", _UNPACK),
-    (rb"(ARROW1)", "an Arrow file", _CONVERT),
+    (rb"(Rar!\x1a\x07)", "a rar archive", _UNPACK),
+    (rb"(ARROW1|\xff{4}.{3}\0)", "an Arrow file", _CONVERT),  # a file, or a stream as the package datasets writes it
     (rb"(%PDF-)", "a PDF file", _CONVERT),
+    (rb"(\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1)", "a document of an old Microsoft Office", _CONVERT),
+    (rb"(SQLite format 3\0)", "a SQLite database", _CONVERT),
 )
 _JSON = re.compile(r'\s*(\[\s*)?\{\s*"[^"]*"\s*:')
 _ANY_OTHER = re.compile(b"|".join(beginning for beginning, *_ in _OTHERS), re.DOTALL)
@@ -107,13 +111,14 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         encoding = _MARKS[mark[0]]
     if in_folder:
         _raise_unless_text(path, head, encoding)
-    elif encoding == "utf-8" and (zeros := head.count(0) / len(head)) > 1 / 4:
-        width = 32 if zeros > 5 / 8 else 16  # most letters have one byte that is not 0, of four or of two
+    elif encoding == "utf-8" and head.count(0) / len(head) > 1 / 4:
+        unmarked = _unmarked_encoding(head)
         raise NotTextError(
+            f"{path} is not UTF-8, but looks like {unmarked.upper()} without its mark: give --encoding {unmarked}"
+            if unmarked else
             f"{path} looks like tokens that another program has made: name them with --tokens"
             if path.suffix == ".bin" else
-            f"{path} is not UTF-8, but looks like UTF-{width} without its mark: give --encoding utf-{width}-le or "
-            f"utf-{width}-be"
+            f"{path} is not text, as many of its bytes are 0: give a text file"
         )  # fmt: skip
     suffix = suffix_of(path)
     by_name = _FORMATS.get(suffix) or (_WITH_FIELD.get(suffix, "plain") if has_field else "plain")
@@ -124,8 +129,18 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     first = _first_record(path, compression, encoding)
     if has_field:
         return Kind("jsonl" if first else "plain", compression, encoding), state
-    has_conversations = first is not None and conversations.are_among(first, TEXT_FIELD)
+    has_conversations = first is not None and conversations.has_one(first, TEXT_FIELD)
     return Kind("jsonl", compression, encoding, has_conversations), state
+
+
+def _unmarked_encoding(head: bytes) -> str | None:
+    """The one of UTF-16 and UTF-32 in which the beginning of a file without a mark is text, mostly of Latin letters."""
+    for name in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        with suppress(UnicodeError):
+            text = codecs.getincrementaldecoder(name)().decode(head)
+            if text and "\0" not in text and sum(letter < "\u0100" for letter in text) > len(text) / 2:
+                return name
+    return None
 
 
 def suffix_of(path: Path) -> str:
@@ -164,7 +179,9 @@ def first_bytes(path: Path, count: int) -> bytes:
 def decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     """The content of a compressed file, as a stream. Raises UserError if a package is missing for that."""
     if compression == "zstd":
-        return cast(BinaryIO, _zstd().ZstdFile(file))
+        zstd = _zstd()
+        widest = zstd.DecompressionParameter.window_log_max  # of 2^27 without it; `zstd --long=31` writes more
+        return cast(BinaryIO, zstd.ZstdFile(file, options={widest: widest.bounds()[1]}))
     raw: Any = (
         gzip.GzipFile(fileobj=file, mode="rb") if compression == "gzip" else
         _Streams(file, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor)

@@ -175,7 +175,7 @@ def _beyond_gpt2(path: Path, ids: Mapping[str, Any]) -> str | None:
 
 def _of_gpt2(ids: dict[str, Any], merges: Path) -> dict[str, Any]:
     try:
-        lines = reading.read(merges, reading.LARGE).decode().split("\n")
+        lines = [line.removesuffix("\r") for line in reading.read(merges, reading.LARGE).decode().split("\n")]
     except UnicodeDecodeError:
         raise UserError(f"{merges} is not UTF-8: put the right file in its place") from None
     marks = [{"id": ids[END_OF_TEXT], "content": END_OF_TEXT, "special": True}] if END_OF_TEXT in ids else []
@@ -204,7 +204,7 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
     _check_keys(found, (*known, "model"), "it")
     for name in ("truncation", "padding"):
         if found.get(name) is not None:
-            raise UnsupportedError(f"has {name}")
+            raise UnsupportedError(f"has {name} (not so a copy in which {name} is null)")
     model = found["model"]
     _check_model(model)
     if model.get("end_of_word_suffix"):
@@ -224,6 +224,12 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
         raise UnsupportedError(f"has no id for {shown(lacking[0])}, which is a byte or made by a merge")
     if rest := ids.keys() - set(symbols) - {mark.text for mark in marks}:
         raise UnsupportedError(f"has {len(rest)} tokens that no merge makes, such as {shown(min(rest))}")
+    # Hugging Face numbers the added tokens that the model lacks in their order, whatever the file says.
+    for theirs, mark in enumerate((mark for mark in marks if mark.text not in ids), len(ids)):
+        if mark.id != theirs:
+            raise UnsupportedError(
+                f"has the id {mark.id} for {shown(mark.text)}, but Hugging Face's tokenizers give it {theirs}"
+            )
     size = max([*ids.values(), *(mark.id for mark in marks)]) + 1
     limit = model.get("vocab_limit", size)
     if type(limit) is not int or not size <= limit < LIMIT:

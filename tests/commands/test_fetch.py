@@ -25,7 +25,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers with the text.
 
     /breaks ends every answer after 100,000 bytes; /cut after 1,000, and at once if it is asked for the rest. /stubborn
-    does not know ranges. /down fails.
+    does not know ranges, and /bits gives 100,000 bytes of one. /down fails, /busy does so twice, and /circle leads to
+    itself.
     """
 
     def do_GET(self):
@@ -35,14 +36,20 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(404)
         if self.path == "/down":
             return self.send_error(503)
+        if self.path == "/busy" and len(self.server.asked) < 3:
+            return self.send_error(429)
+        if self.path == "/circle":
+            self.send_response(302)
+            self.send_header("Location", "/circle")
+            return self.end_headers()
         start = int(asked[6:-1]) if asked and self.path != "/stubborn" else 0
         if start >= len(self.server.text):
             return self.send_error(416)
-        rest = self.server.text[start:]
+        rest = self.server.text[start:][: 100_000 if start and self.path == "/bits" else None]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", "?" if self.path == "/unknown" else str(len(rest)))
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(self.server.text) - 1}/{len(self.server.text)}")
+            self.send_header("Content-Range", f"bytes {start}-{start + len(rest) - 1}/{len(self.server.text)}")
         self.end_headers()
         if self.path == "/silent":
             self.server.released.wait(10)
@@ -107,6 +114,19 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shakespeare.txt"]
 
 
+def test_a_server_may_give_less_of_a_file_than_it_was_asked_for(server, tmp_path):
+    (tmp_path / "shakespeare.txt.part").write_bytes(TEXT[:777])
+    seen = []
+    fetch(server.offer("/bits"), tmp_path, lambda done, total: seen.append((done, total)))
+    assert server.asked == ["bytes=777-", "bytes=100777-", "bytes=200777-", "bytes=300777-"]
+    assert {total for _, total in seen} == {len(TEXT)}
+
+
+def test_a_server_that_is_asked_too_often_is_asked_again(server, tmp_path):
+    assert fetch(server.offer("/busy"), tmp_path).read_bytes() == TEXT
+    assert server.asked == [None] * 3
+
+
 def test_the_next_call_goes_on_too_and_a_server_without_ranges_begins_anew(server, tmp_path):
     part = tmp_path / "shakespeare.txt.part"
     part.write_bytes(TEXT[:777])
@@ -165,7 +185,8 @@ def test_the_published_digest_is_that_of_tiny_shakespeare(shakespeare):
     ("offer", "complaint"),
     [
         ({"path": "/missing"}, "answers 404 Not Found"),
-        ({"path": "/down"}, "answers 503 Service Unavailable"),
+        ({"path": "/down"}, "answers 503 Service Unavailable: try again later, or download"),
+        ({"path": "/circle"}, "answers 302 .*infinite loop"),
         ({"path": "/cut"}, f"only 1000 of {len(TEXT)} bytes came|more expected"),
         ({"path": "/silent"}, "timed out"),
         ({"sha256": "0" * 64}, f"its SHA-256 is {SHA256}, not {'0' * 64}"),

@@ -17,7 +17,7 @@ from gpt.errors import UserError
 from gpt.export import export
 from gpt.generate import draw, load_model
 from gpt.ops.cpu.operations import CpuOps
-from gpt.pretrained import import_into
+from gpt.pretrained import find, import_into
 from gpt.run import Run
 from gpt.system.tensors import TensorFile
 from gpt.tokenizer import Tokenizer
@@ -119,6 +119,12 @@ def test_names_without_the_prefix_and_stored_masks_are_read_too(directory, run):
     assert all(np.array_equal(tensor, before[name]) for name, tensor in weights_of(run).items())
 
 
+def test_a_tensor_under_two_names_is_refused(directory, run):
+    """One of them would be left out without a word."""
+    rewrite(directory, lambda tensors: tensors | {"wte.weight": tensors["transformer.wte.weight"] + 1})
+    assert "has transformer.wte.weight and wte.weight, which are one tensor" in refused(run, directory)
+
+
 def test_shards_are_read_by_their_index(directory, run):
     before = load_file(directory / WEIGHTS)
     shard(directory)
@@ -159,9 +165,10 @@ def pad(directory: Path, size: int) -> None:
     change(directory, vocab_size=size)
 
 
-def test_embeddings_that_pad_a_vocabulary_get_special_tokens_and_keep_their_bits(directory, run, tmp_path):
+@pytest.mark.parametrize("multiple", [8, 64])  # as transformers resizes, with pad_to_multiple_of, and as nanoGPT has it
+def test_embeddings_that_pad_a_vocabulary_get_special_tokens_and_keep_their_bits(directory, run, tmp_path, multiple):
     before = Tokenizer.load(directory / "tokenizer.json")
-    size = -(-before.vocab_size // 64) * 64
+    size = (before.vocab_size // multiple + 1) * multiple
     pad(directory, size)
     notes = []
     made = import_into(run, directory, notes.append)
@@ -288,6 +295,13 @@ def test_a_shard_that_is_missing_or_lacks_a_tensor_is_named(directory, run):
     index["weight_map"]["transformer.wte.weight"] = "../elsewhere.safetensors"
     (directory / INDEX).write_text(json.dumps(index))
     assert "no safetensors file beside it" in refused(run, directory)
+
+
+def test_adapters_without_their_model_are_named(directory, run):
+    (directory / "config.json").rename(directory / "adapter_config.json")
+    assert f"{directory} has the adapters of a model alone: merge them with it" in refused(run, directory)
+    with pytest.raises(UserError, match="has the adapters of a model alone"):
+        find(str(directory), run.path.parent)
 
 
 def test_a_pickle_is_never_opened(directory, run):

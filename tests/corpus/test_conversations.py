@@ -78,6 +78,16 @@ def test_lines_of_both_forms_are_recognized_and_become_texts(tmp_path, pack, siz
     assert "".join(texts) == PAIR_TEXT + TALK_TEXT + PAIR_TEXT
 
 
+def test_a_field_that_is_null_is_not_there(tmp_path):
+    """As in lines that were made of a table in which each row has each column."""
+    path = tmp_path / "chat.jsonl"
+    none = dict.fromkeys(["text", "messages", "prompt", "completion"])
+    path.write_text(lines(none | PAIR, none | TALK))
+    sources = find([str(path)]).sources
+    assert sources.with_conversations == [path]
+    assert "".join(sources.blocks()) == PAIR_TEXT + TALK_TEXT
+
+
 def parquet_of(path, rows, **how):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.Table.from_pylist(rows), path, **how)

@@ -30,9 +30,13 @@ DOCUMENTS = [
 ]
 
 
+def zstd_module():
+    return pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+
+
 def zstd_compressed(data):
     """Two frames, one after the other, as `cat a.zst b.zst` makes them."""
-    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    zstd = zstd_module()
     return zstd.compress(data[: len(data) // 2]) + zstd.compress(data[len(data) // 2 :])
 
 
@@ -103,6 +107,25 @@ def test_zstd_may_begin_with_a_frame_that_is_to_be_skipped(tmp_path):
     assert text_of(tmp_path / "text") == TEXT
 
 
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_a_compressed_file_may_begin_with_nothing_or_hold_nothing(tmp_path, name):
+    """As a program writes it that adds to a file, and has had nothing to write at first."""
+    path = tmp_path / "text"
+    path.write_bytes(COMPRESSORS[name](b"") + COMPRESSORS[name](TEXT.encode()))
+    assert text_of(path) == TEXT
+    path.write_bytes(COMPRESSORS[name](b""))
+    assert refused(path) == f"{path} is empty: give a text file with something in it"
+
+
+def test_zstd_may_look_back_as_far_as_it_can(tmp_path):
+    """`zstd --long=31`, as archives of the web are compressed."""
+    zstd = zstd_module()
+    farthest = zstd.CompressionParameter.window_log.bounds()[1]
+    packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: farthest})
+    (tmp_path / "text").write_bytes(packer.compress(TEXT.encode()) + packer.flush())
+    assert text_of(tmp_path / "text") == TEXT
+
+
 def test_zstd_without_its_package_names_the_extra(tmp_path, monkeypatch):
     path = tmp_path / "text"
     path.write_bytes(b"\x28\xb5\x2f\xfd\x24\x06\x31\x00\x00")
@@ -168,9 +191,10 @@ def test_utf16_without_the_mark_that_its_encoding_asks_for_is_refused_at_any_siz
     assert f"{name} is not UTF-16 (UTF-16 stream does not start with BOM): convert the file to UTF-8, or" in message
 
 
-@pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex"])
+@pytest.mark.parametrize("encoding", ["klingon", "rot13", "undefined", "hex", "punycode", "idna", ""])
 def test_an_encoding_that_is_none_is_refused(encoding):
-    with pytest.raises(UserError, match=f"--encoding is {encoding}, but must be that of a text, such as latin-1"):
+    said = f"--encoding is {encoding or 'empty'}, but must be that of a text, such as latin-1"
+    with pytest.raises(UserError, match=said):
         DataConfig(encoding=encoding)
 
 
@@ -298,12 +322,26 @@ def test_each_row_of_a_table_is_a_document_if_the_user_names_the_column(tmp_path
     assert "has no column 'text', only 'id', 'body': name the column of the text with --text-field" in refused(
         path, field="text"
     )
+    path.write_bytes(b"\n\nid,body,\n1,a\n\n".replace(b",", delimiter.encode()))
+    assert text_of(path, field="body") == f"a{MARK}"
     path.write_bytes(b"id,body\n1,a\n2\n".replace(b",", delimiter.encode()))
-    assert "line 3: the row has 1 of 2 cells" in refused(path, field="body")
+    assert "line 3: the row has 1 of 2 cells: repair it" in refused(path, field="body")
     path.write_bytes(b'id,body\n1,"a\n'.replace(b",", delimiter.encode()))
     assert "line 2, is not a row of a table (unexpected end of data)" in refused(path, field="body")
     path.write_bytes(b"body,id,body\na,1,b\n".replace(b",", delimiter.encode()))
     assert "has 2 columns 'body': rename all but the one with the text" in refused(path, field="body")
+
+
+@pytest.mark.parametrize(("suffix", "separators"), [(".csv", "commas"), (".tsv", "tabs")])
+def test_a_table_whose_cells_are_not_what_its_first_row_says_is_refused(tmp_path, suffix, separators):
+    """Of a text with commas that are not quoted, all behind the first one would be lost."""
+    path = tmp_path / f"texts{suffix}"
+    path.write_text("id,body\n1,a b\n2,a, b\n".replace(",", {"commas": ",", "tabs": "\t"}[separators]))
+    wanted = f"{path}, line 3: the row has 3 cells, but the first row 2: quote a cell that has {separators} in it"
+    assert refused(path, field="body") == wanted
+    path.write_text("id;body\n1;a b\n")
+    wanted = f"{path} has the columns 'id;body' in one cell: separate cells with {separators}"
+    assert refused(path, field="body") == wanted
 
 
 def test_a_table_without_a_named_column_is_learned_as_it_stands_with_a_note(project):

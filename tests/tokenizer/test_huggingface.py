@@ -130,15 +130,17 @@ def test_the_end_of_a_text_is_the_mark_that_says_so(tmp_path, marks, end):
 
 
 @pytest.mark.parametrize(("vocab", "merges"), [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
-@pytest.mark.parametrize("first_line", ["#version: 0.2\n", ""])
+@pytest.mark.parametrize("first_line", ["#version: 0.2\n", "", "#version: 0.2\r\n"])
 def test_gpt2s_own_files_are_a_tokenizer_too(tmp_path, vocab, merges, first_line):
+    """Also with the line ends of Windows, which git gives them there."""
     document = scattered(of_hugging_face("gpt2", MARKS[:1]))
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
     expected = Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / vocab).write_text(json.dumps(document["model"]["vocab"]), encoding="utf-8")
     lines = "".join(f"{left} {right}\n" for left, right in document["model"]["merges"])
-    (tmp_path / merges).write_text(first_line + lines, encoding="utf-8")
+    lines = lines.replace("\n", "\r\n" if "\r" in first_line else "\n")
+    (tmp_path / merges).write_bytes((first_line + lines).encode())
     assert Tokenizer.load(tmp_path) == expected
     config = tmp_path / "tokenizer_config.json"  # as transformers 4.57 writes it
     added = {"0": {"content": "<|endoftext|>", "special": True}}
@@ -188,7 +190,7 @@ def assert_refused(path, words):
         (lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\w+"), r"split pattern '\\w+'"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "with the behavior 'Removed'"),
         (lambda d: d["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "(add_prefix_space)"),
-        (lambda d: d.update(truncation={"max_length": 5}), "it has truncation"),
+        (lambda d: d.update(truncation={"max_length": 5}), "has truncation (not so a copy in which truncation is"),
         (lambda d: d.update(padding={"pad_id": 0}), "it has padding"),
         (lambda d: d.update(whatever=1), "it has the unknown key 'whatever'"),
         (lambda d: d["model"].update(whatever=1), "it has the unknown key 'whatever' in its model"),
@@ -206,6 +208,10 @@ def assert_refused(path, words):
         (lambda d: d["added_tokens"][0].update(lstrip=True), "with lstrip"),
         (lambda d: d["added_tokens"][0].update(content="a b"), "'a b', which has white space in it"),
         (lambda d: d["added_tokens"][0].update(content="<s><|end"), "which has the beginning of <|endoftext|> in it"),
+        (
+            lambda d: d["added_tokens"][3].update(id=700),
+            "it has the id 700 for '<|im_start|>', but Hugging Face's tokenizers give it 303",
+        ),
         (lambda d: d["added_tokens"][0].update(id=1), "it has the id 1 for '<|endoftext|>' and for another token"),
         (lambda d: d["added_tokens"][1].update(normalized=True), "looks for the added token '<s>>' before '<s>' (norm"),
         (

@@ -132,6 +132,7 @@ def test_flags_that_agree_are_accepted_and_rates_are_those_of_tuning(source, tmp
         (["--reset"], "--reset would make another tokenizer than that of --from"),
         (["--from", "nothing"], "--from nothing is neither a run"),
         (["--from", "text.txt"], "--from text.txt is neither a run"),
+        (["--from", "."], "--from . is neither a run"),
     ],
 )
 def test_what_does_not_go_with_from_is_refused_in_one_line(source, arguments, complaint, tmp_path, monkeypatch):
