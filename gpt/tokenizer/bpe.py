@@ -362,8 +362,7 @@ class Merges:
             word_ids = self._apply_to_one(row[at : at + length[word]].tolist())
             merged[at : at + len(word_ids)] = word_ids
             kept[at : at + len(word_ids)] = True
-        left: np.ndarray = merged[kept]
-        return left
+        return merged.compress(kept)
 
     def _apply_abreast(self, row: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Merge words of about the same length side by side: (their ids one after the other, ids per word).
@@ -406,21 +405,21 @@ class Merges:
             if not len(word):
                 break
             best = best[word]
-            place, made = (best & ((1 << _PLACE_BITS) - 1)).astype(np.intp), self._made_by[best >> _PLACE_BITS]
+            place, made = (best & ((1 << _PLACE_BITS) - 1)).astype(np.intp), self._made_by.take(best >> _PLACE_BITS)
             # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
-            middle = start + width[flat_ids[start]] * columns
-            end = start + width[made] * columns
-            before, after = flat_ids[start - columns], flat_ids[end]
+            middle = start + width.take(flat_ids.take(start)) * columns
+            end = start + width.take(made) * columns
+            before, after = flat_ids.take(start - columns), flat_ids.take(end)
             flat_stays[middle] = False
             flat_queue[middle] = self._never
             flat_ids[start] = flat_ids[end - columns] = made
             # The new symbol makes two new pairs, with the symbol before it and with the one after it
-            place_before = place - width[before]
+            place_before = place - width.take(before)
             both = np.concatenate([place_before * columns + word, start])
             rank = self._ranks_of(np.concatenate([before, made]), np.concatenate([made, after]))
             flat_queue[both] = self._entries(rank, np.concatenate([place_before, place]))
-        return ids.T[stays.T], stays.sum(axis=0)
+        return ids.T.ravel().compress(stays.T.ravel()), stays.sum(axis=0)
 
     def _entries(self, rank: np.ndarray, place: np.ndarray) -> np.ndarray:
         """The entries of the queue for merges of these ranks at these places of their words."""
@@ -435,7 +434,8 @@ class Merges:
         """The same if all symbols are of the alphabet, for arrays of any shape."""
         if self._square is None:
             return self._ranks_of(left.ravel(), right.ravel()).reshape(left.shape)
-        rank: np.ndarray = self._square[left, right]
+        # GAP's row is the last one, and its column too: GAP is -1, the last index before that of the left symbol's row
+        rank: np.ndarray = self._square.take(left * len(self._square) + right)
         return rank
 
     def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
