@@ -404,8 +404,8 @@ class Merges:
             (word,) = (best < self._never).nonzero()
             if not len(word):
                 break
-            best = best[word]
-            place, made = (best & ((1 << _PLACE_BITS) - 1)).astype(np.intp), self._made_by.take(best >> _PLACE_BITS)
+            best = best[word].astype(np.intp)
+            place, made = best & ((1 << _PLACE_BITS) - 1), self._made_by.take(best >> _PLACE_BITS)
             # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
             middle = start + width.take(flat_ids.take(start)) * columns
