@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -140,12 +140,10 @@ def _encode_piece(
     """
     part, (begin, end) = _part_path(run, number), pieces[number]
     unfinished = part.with_name(f"{part.name}.unfinished")
-    before, digest = text.bytes_before(begin), hashlib.sha256()
+    before, digest = text.bytes_before(begin), _PieceDigest()
     with naming(unfinished), open(unfinished, "wb") as file:
-        made = _encode_range(
-            text, begin, end, tokenizer, file, lambda read: advance(before + read), digest.update, lambda: None
-        )
-    report = Report(rank, made.tokens, made.characters, made.lost, digest.hexdigest())
+        made = _encode_range(text, (begin, end), tokenizer, digest, file.write, lambda read: advance(before + read))
+    report = Report(rank, made.tokens, made.characters, made.lost, digest.of_all.hexdigest())
     _report_path(part).write_text(json.dumps(report), encoding="utf-8")
     os.replace(unfinished, part)
 
@@ -159,13 +157,12 @@ class Encoded(NamedTuple):
 
 
 def _encode_range(
-    text: Sources, begin: Place, end: Place, tokenizer: Tokenizer, file: BinaryIO, advance: Callable[[int], None],
-    watch: Callable[[bytes], object], watch_end: Callable[[], object],
-    watch_tokens: Callable[[bytes], object] = lambda data: None,
+    text: Sources, piece: tuple[Place, Place], tokenizer: Tokenizer, digest: "_PieceDigest | Digests",
+    write: Callable[[bytes], object], advance: Callable[[int], None],
 ) -> Encoded:  # fmt: skip
-    """Write the tokens of a piece of the text to an open file, block by block.
+    """Encode a piece of the text block by block: `digest` takes the bytes that are read, `write` those of the tokens.
 
-    `watch` and `watch_end` learn what is read, as `Sources.blocks` says, and `watch_tokens` what is written.
+    `advance` is called with the number of bytes of the piece that have been read.
     """
     characters = read = tokens = 0
     lost_before, mark = tokenizer.lost.copy(), end_mark(text, tokenizer)
@@ -173,20 +170,18 @@ def _encode_range(
     def count(data: bytes) -> None:
         nonlocal read
         read += len(data)
-        watch(data)
+        digest.take(data)
 
     def blocks() -> Iterator[str]:
         nonlocal characters
-        for block in text.blocks(begin, end, count, watch_end, mark=mark):
+        for block in text.blocks(*piece, count, digest.end_file, mark=mark):
             characters += len(block)
             yield block
 
     dtype = dtype_of(tokenizer)
     with enough_memory(text.name):
         for ids in tokenizer.encode_blocks(blocks()):
-            data = ids.astype(dtype).tobytes()
-            file.write(data)
-            watch_tokens(data)
+            write(ids.astype(dtype).tobytes())
             tokens += len(ids)
             advance(read)
     return Encoded(tokens, characters, tokenizer.lost - lost_before)
@@ -219,6 +214,19 @@ def _part_path(run: Run, number: int) -> Path:
 
 def _report_path(part: Path) -> Path:
     return part.with_suffix(".json")
+
+
+class _PieceDigest:
+    """The SHA-256 of a piece of a text, `of_all` its files together."""
+
+    def __init__(self) -> None:
+        self.of_all = hashlib.sha256()
+
+    def take(self, data: bytes) -> None:
+        self.of_all.update(data)
+
+    def end_file(self) -> None:
+        """The bytes of the next file go on."""
 
 
 class Digests:
@@ -289,10 +297,14 @@ class Joined:
         """
         before, size = self._text.bytes_before(self.place), self._text.size
         with naming(self._target), open(self._target, "ab") as file:
+
+            def write(tokens: bytes) -> None:
+                file.write(tokens)
+                self.tokens_digest.update(tokens)
+
             made = _encode_range(
-                self._text, *self.pieces[self.count], self._tokenizer, file,
-                lambda read: advance(min(size, before + read * times)), self.digests.take, self.digests.end_file,
-                self.tokens_digest.update,
+                self._text, self.pieces[self.count], self._tokenizer, self.digests, write,
+                lambda read: advance(min(size, before + read * times)),
             )  # fmt: skip
         self._grow(made.tokens, made.characters, made.lost)
 
@@ -316,14 +328,14 @@ class Joined:
         Raises UserError if the rank has read another text, and OSError if the file is not as the rank has written it.
         """
         report = Report(*json.loads(_report_path(part).read_text(encoding="utf-8")))
-        piece = hashlib.sha256()
+        piece = _PieceDigest()
 
         def take(data: bytes) -> None:
-            piece.update(data)
+            piece.take(data)
             self.digests.take(data)
 
         self._text.feed(*self.pieces[self.count], take, self.digests.end_file)
-        if report.text_digest != piece.hexdigest():
+        if report.text_digest != piece.of_all.hexdigest():
             raise UserError(
                 f"rank {report.rank} has read another {self._text.name} than the first rank has at the end: try again "
                 "when nothing writes to it, and keep it on a file system that all ranks share"

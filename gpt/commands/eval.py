@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from gpt.commands.command_line import PATH, PATH_NAME, Option, command
-from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, JSON, PRECISION, RUNS, complete_run
-from gpt.config import TrainConfig
+from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, JSON, PRECISION, READING, RUNS, complete_run
+from gpt.config import DataConfig, TrainConfig, pick
 from gpt.errors import UserError
 
 
@@ -26,6 +26,7 @@ from gpt.errors import UserError
                    default_text="the text that the run held out",
                    help="Text to predict, from beginning to end: a file, a folder or a quoted pattern of names. May be "
                         "given more than once."),
+            *READING,
             Option("--hellaswag", metavar="FILE", type=PATH,
                    help="JSON Lines file of HellaSwag, such as hellaswag_val.jsonl, to answer in place of a text."),
             JSON,
@@ -47,7 +48,7 @@ def evaluate_model(
     """
     from gpt import checkpoint, scoring
     from gpt import hellaswag as questions
-    from gpt.corpus.sources import find, left_out_words
+    from gpt.corpus.sources import UTF_8, check_field, find, left_out_words
     from gpt.generate import load_model
     from gpt.ops import select
     from gpt.run import Run
@@ -58,12 +59,18 @@ def evaluate_model(
         raise UserError(
             f"--data-path {data_path[0]} and --hellaswag {hellaswag} exclude each other: give them one by one"
         )
+    for flag, key in (("--encoding", "encoding"), ("--text-field", "text_field")):
+        if key in settings and not data_path:
+            raise UserError(f"{flag} {settings[key]} says how to read --data-path, which is missing: give it too")
+    reading = DataConfig(**pick(DataConfig, settings))
     run = Run(run_name, runs_dir)
     saved = checkpoint.load(run, step, best)
     asked = questions.read_questions(hellaswag) if hellaswag else []
-    text = find(data_path) if data_path else None
-    if text and text.left_out:
-        click.echo(f"Note: {left_out_words(text.left_out)}", err=True)
+    text = find(data_path, reading.encoding or UTF_8, reading.text_field) if data_path else None
+    if text:
+        check_field([text.sources], reading.text_field)
+        if text.left_out:
+            click.echo(f"Note: {left_out_words(text.left_out)}", err=True)
     ops = select(device, settings.pop("precision", TrainConfig.precision), blas=blas)
     batch = max([scoring.BATCH, *(len(question.endings) for question in asked)])
     model, tokenizer = load_model(saved, ops, batch=batch), Tokenizer.load(run.tokenizer_path)

@@ -49,6 +49,12 @@ PRECISION = Setting(
     TrainConfig, "precision", "--precision",
     help="Number format of activations and matrix products. auto: bf16 if the GPU has matrix units for it, else fp32.",
 )  # fmt: skip
+READING = (
+    Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
+            help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
+    Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
+            help="Field of JSON Lines, or column of a table, that has the text of a document."),
+)  # fmt: skip
 DATA = (
     Setting(DataConfig, "data_path", "--data-path", metavar="PATH", type=PATH_NAME, multiple=True,
             help="Text to learn from: a file, a folder, a quoted pattern of names, or - for standard input. May be "
@@ -59,10 +65,7 @@ DATA = (
             help="Text to hold out for validation, named as in --data-path. May be given more than once."),
     Setting(DataConfig, "shuffle_documents", "--shuffle-documents", metavar="SEED", default_text="their order",
             help="Shuffle the documents, by an order that the seed decides."),
-    Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
-            help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
-    Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
-            help="Field of JSON Lines, or column of a table, that has the text of a document."),
+    *READING,
 )  # fmt: skip
 TOKENS = (
     Setting(DataConfig, "tokens", "--tokens", metavar="PATH", type=PATH_NAME, multiple=True,

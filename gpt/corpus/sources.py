@@ -435,6 +435,15 @@ def find(names: Sequence[str], encoding: str = UTF_8, field: str | None = None, 
     return Found(Sources(called, files, encoding, field), left_out)
 
 
+def check_field(texts: Sequence[Sources], field: str | None) -> None:
+    """Raises UserError if the user has named a field, but none of the texts has fields."""
+    if field is not None and all(file.format == "plain" for text in texts for file in text.files):
+        raise UserError(
+            f"--text-field is {field}, but {', '.join(text.name for text in texts)} has no fields: leave it "
+            "out, or give JSON Lines, a table or parquet, in a file whose name says so (.jsonl, .csv, .tsv)"
+        )
+
+
 def left_out_words(paths: Sequence[Path], before: str = "") -> str:
     """Words about files that were left out; none if there are none.
 

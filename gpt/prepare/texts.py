@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig
 from gpt.corpus.finding import absolute
-from gpt.corpus.sources import UTF_8, Texts, find, left_out_words
+from gpt.corpus.sources import UTF_8, Texts, check_field, find, left_out_words
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
 from gpt.run import Run
@@ -59,11 +59,7 @@ def found(run: Run, names: Sequence[str], data: DataConfig, info: Info | None, r
         encoding, field = data.encoding or then["encoding"], data.text_field or then["text_field"]
         held = find(val_names, encoding, field, "--val-path")
     texts = [each.sources for each in (train, held) if each]
-    if data.text_field is not None and all(file.format == "plain" for text in texts for file in text.files):
-        raise UserError(
-            f"--text-field is {data.text_field}, but {', '.join(text.name for text in texts)} has no fields: leave it "
-            "out, or give JSON Lines, a table or parquet, in a file whose name says so (.jsonl, .csv, .tsv)"
-        )
+    check_field(texts, data.text_field)
     if left_out := [*train.left_out, *(held.left_out if held else ())]:
         report(f"Note: {left_out_words(left_out)}")
     if held and (

@@ -11,7 +11,8 @@ of its left symbols in the row: here (a, b) has the places 2 and 5.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any
@@ -25,7 +26,7 @@ Pair = tuple[int, int]
 GAP = -1  # id that separates words
 GONE = -2  # id at the positions inside a merged symbol
 
-_PLACE_BITS = 7  # bits of a place within a word, below the rank in an entry of the queue
+_PLACE_BITS = 8  # bits of a place within a word, below the rank in an entry of the queue
 _LONGEST_ABREAST = (1 << _PLACE_BITS) - 2  # symbols of a word; a longer word is merged by itself
 _WORDS_ABREAST = 8192  # words merged side by side, few enough for most to stay in the CPU's cache
 _FEWEST_CANDIDATES = 1000  # pairs that enter the queue of learning at the first search
@@ -281,7 +282,8 @@ def _widths(size: int, left: np.ndarray, right: np.ndarray, made: np.ndarray) ->
 class Merges:
     """Merges over an alphabet of `size` ids, ready to be applied.
 
-    Merge number k joins `pairs[k]` into the id `made[k]`; without `made`, into size + k. No pair may occur twice.
+    Merge number k joins `pairs[k]` into the id `made[k]`; without `made`, into size + k. No pair may occur twice. Both
+    may be arrays, int32 [merges, 2] and int32 [merges], which takes less time if there are many.
 
     Example: "abc" can come about in two ways, as ab c or as a bc.
 
@@ -290,22 +292,31 @@ class Merges:
     [-1, 5, -1]
     """
 
-    def __init__(self, size: int, pairs: Iterable[Pair] = (), made: Sequence[int] | None = None):
+    def __init__(
+        self, size: int, pairs: Sequence[Pair] | np.ndarray = (), made: Sequence[int] | np.ndarray | None = None
+    ):
         self.size = size
-        self.pairs = list(pairs)
-        self.made = list(range(size, size + len(self.pairs))) if made is None else list(made)
-        self._rank = {pair: rank for rank, pair in enumerate(self.pairs)}
-        self._made_by = np.array(self.made, np.int32)
-        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
+        left, right = self._left, self._right = np.array(pairs, np.int32).reshape(-1, 2).T
+        self._made_by = np.arange(size, size + len(left), dtype=np.int32) if made is None else np.array(made, np.int32)
         self._widths = _widths(size, left, right, self._made_by)
-        self._width = self._widths.tolist()
         self._stride = len(self._widths)  # one more than there are ids: keys of pairs stay unique if a symbol is GAP
         self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
         self._ranks.add([self._key(left, right)])
         self._square = self._made_square()
         # An entry of the queue has no sign, so that an UNKNOWN rank, which is -1, makes larger ones than any merge
-        self._entry = np.dtype(np.uint32 if len(self.pairs) < _MOST_IN_32_BITS else np.uint64)
+        self._entry = np.dtype(np.uint32 if len(left) < _MOST_IN_32_BITS else np.uint64)
         self._never = self._entries(np.array([UNKNOWN]), np.array([0]))[0]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The pairs that are joined, by rank."""
+        return list(zip(self._left.tolist(), self._right.tolist(), strict=True))
+
+    @cached_property
+    def _listed(self) -> tuple[dict[int, int], list[int], list[int], list[int], list[int]]:
+        """For single words: the ranks by key, as `_key` makes it, and lists of `pairs`' two sides, ids and widths."""
+        ranks = dict(zip(self._key(self._left, self._right).tolist(), range(len(self._left)), strict=True))
+        return ranks, self._left.tolist(), self._right.tolist(), self._made_by.tolist(), self._widths.tolist()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the square, which another process makes sooner than it receives it."""
@@ -320,9 +331,8 @@ class Merges:
         if self.size > _SMALL_ALPHABET:
             return None
         square = np.full((self.size + 1, self.size + 1), UNKNOWN, np.int32)
-        left, right = np.array(self.pairs, np.int32).reshape(-1, 2).T
-        (rank,) = ((left < self.size) & (right < self.size)).nonzero()
-        square[left[rank], right[rank]] = rank
+        (rank,) = ((self._left < self.size) & (self._right < self.size)).nonzero()
+        square[self._left[rank], self._right[rank]] = rank
         return square
 
     def apply(self, row: np.ndarray) -> np.ndarray:
@@ -352,14 +362,13 @@ class Merges:
             word_ids = self._apply_to_one(row[at : at + length[word]].tolist())
             merged[at : at + len(word_ids)] = word_ids
             kept[at : at + len(word_ids)] = True
-        left: np.ndarray = merged[kept]
-        return left
+        return merged.compress(kept)
 
     def _apply_abreast(self, row: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Merge words of about the same length side by side: (their ids one after the other, ids per word).
 
         The words begin at `begin` in the row. Each is a column of a grid, with GAP above it and below it. An entry of
-        `queue` is rank << 7 | place if the merge of that rank joins the symbol at that place with the next one, else
+        `queue` is rank << 8 | place if the merge of that rank joins the symbol at that place with the next one, else
         `_never` or more. So the least entry of a column is the next merge of that word, and one round does the next
         merge of every word. As in _Words, a merged symbol has its id at its first and last place.
 
@@ -395,22 +404,22 @@ class Merges:
             (word,) = (best < self._never).nonzero()
             if not len(word):
                 break
-            best = best[word]
-            place, made = (best & ((1 << _PLACE_BITS) - 1)).astype(np.intp), self._made_by[best >> _PLACE_BITS]
+            best = best[word].astype(np.intp)
+            place, made = best & ((1 << _PLACE_BITS) - 1), self._made_by.take(best >> _PLACE_BITS)
             # Merge: the right symbol goes, and the new id stands at the first and last place of the two
             start = place * columns + word
-            middle = start + width[flat_ids[start]] * columns
-            end = start + width[made] * columns
-            before, after = flat_ids[start - columns], flat_ids[end]
+            middle = start + width.take(flat_ids.take(start)) * columns
+            end = start + width.take(made) * columns
+            before, after = flat_ids.take(start - columns), flat_ids.take(end)
             flat_stays[middle] = False
             flat_queue[middle] = self._never
             flat_ids[start] = flat_ids[end - columns] = made
             # The new symbol makes two new pairs, with the symbol before it and with the one after it
-            place_before = place - width[before]
+            place_before = place - width.take(before)
             both = np.concatenate([place_before * columns + word, start])
             rank = self._ranks_of(np.concatenate([before, made]), np.concatenate([made, after]))
             flat_queue[both] = self._entries(rank, np.concatenate([place_before, place]))
-        return ids.T[stays.T], stays.sum(axis=0)
+        return ids.T.ravel().compress(stays.T.ravel()), stays.sum(axis=0)
 
     def _entries(self, rank: np.ndarray, place: np.ndarray) -> np.ndarray:
         """The entries of the queue for merges of these ranks at these places of their words."""
@@ -425,11 +434,12 @@ class Merges:
         """The same if all symbols are of the alphabet, for arrays of any shape."""
         if self._square is None:
             return self._ranks_of(left.ravel(), right.ravel()).reshape(left.shape)
-        rank: np.ndarray = self._square[left, right]
+        # GAP's row is the last one, and its column too: GAP is -1, the last index before that of the left symbol's row
+        rank: np.ndarray = self._square.take(left * len(self._square) + right)
         return rank
 
     def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """One integer per pair, uint64 [n]."""
+        """One integer per pair, uint64 [n]: left * _stride + right. With GAP on either side it is no merge's."""
         key = left.astype(np.int64)
         key *= self._stride
         key += right
@@ -443,24 +453,25 @@ class Merges:
         >>> Merges(2, [(0, 1), (0, 2)])._apply_to_one([0, 0, 1])
         [3]
         """
-        rank_of, width = self._rank, self._width
-        row = [GAP, *ids, GAP]
+        ranks, lefts, rights, made_by, width = self._listed
+        row, stride = [GAP, *ids, GAP], self._stride
         span = len(row)  # rank * span + start sorts like (rank, start) and takes half the memory
-        queue = [rank_of[pair] * span + at for at, pair in enumerate(pairwise(row)) if pair in rank_of]
+        found = (ranks.get(left * stride + right) for left, right in pairwise(row))
+        queue = [rank * span + at for at, rank in enumerate(found) if rank is not None]
         heapify(queue)
         while queue:
             rank, start = divmod(heappop(queue), span)
-            (left, right), made = self.pairs[rank], self.made[rank]
+            left, right, made = lefts[rank], rights[rank], made_by[rank]
             middle, end = start + width[left], start + width[made]
             if row[start] != left or row[middle] != right:  # one of the two has been merged since
                 continue
             before, after = row[start - 1], row[end]
             row[middle - 1] = row[middle] = GONE
             row[start] = row[end - 1] = made
-            if (before, made) in rank_of:
-                heappush(queue, rank_of[before, made] * span + start - width[before])
-            if (made, after) in rank_of:
-                heappush(queue, rank_of[made, after] * span + start)
+            if (new := ranks.get(before * stride + made)) is not None:
+                heappush(queue, new * span + start - width[before])
+            if (new := ranks.get(made * stride + after)) is not None:
+                heappush(queue, new * span + start)
         # Step from symbol to symbol
         merged, at = [], 1
         while at <= len(ids):

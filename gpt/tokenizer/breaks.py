@@ -76,16 +76,16 @@ class Breaks:
         # The places between two wide characters: they are three bytes apart
         (first,) = (np.diff(at) == 3).nonzero()
         left, right, place = point[first], point[first + 1], at[first + 1]
-        before_letter = (self._letter[left] | self._sign[left]) & ~self._spanned(left, right)
+        before_letter = (self._letter.take(left) | self._sign.take(left)) & ~self._spanned(left, right)
         if self._has_case:
-            before_letter &= self._sign[left] | self._ends_without_case(data, at, point)[first + 1]
-        breaks = np.where(self._letter[right], before_letter, self._letter[left] & self._sign[right])
-        place = place[breaks]
+            before_letter &= self._sign.take(left) | self._ends_without_case(data, at, point)[first + 1]
+        breaks = np.where(self._letter.take(right), before_letter, self._letter.take(left) & self._sign.take(right))
+        place = place.compress(breaks)
         if len(self._whole):
             integers = np.ndarray(len(data) - 7, "<u8", strings.data, strides=(1,))
             begins = self._begins[_shared(integers[place])]
             ends = self._ends[_shared(integers[np.maximum(place - _OUTLINE, 0)])]
-            place = place[~(begins | ends)]
+            place = place.compress(~(begins | ends))
         begins = np.zeros(len(data), bool)
         begins[strings.start] = begins[place] = True
         (start,) = begins.nonzero()
@@ -93,9 +93,9 @@ class Breaks:
 
     def _ends_without_case(self, data: np.ndarray, at: np.ndarray, point: np.ndarray) -> np.ndarray:
         """Whether the run of letters from each wide character on has no case, bool [n]; False if that is not known."""
-        goes_on, is_last = self._goes_on[point], np.diff(at, append=-1) != 3
+        goes_on, is_last = self._goes_on.take(point), np.diff(at, append=-1) != 3
         (stop,) = (~goes_on | is_last).nonzero()
-        is_end = np.where(goes_on[stop], _STOPS[data[at[stop] + 3]], ~self._is_cased[point[stop]])
+        is_end = np.where(goes_on[stop], _STOPS.take(data[at[stop] + 3]), ~self._is_cased.take(point[stop]))
         found: np.ndarray = np.repeat(is_end, np.diff(stop, prepend=-1))
         return found
 
@@ -127,8 +127,9 @@ class _Pairs:
 
     def __call__(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Whether a piece may span these pairs of wide characters, bool [n]."""
-        row, column = self._row[left], self._column[right]
-        spanned: np.ndarray = self._bits[row, column >> 3] >> (column & 7).astype(np.uint8) & 1 != 0
+        row, column = self._row.take(left), self._column.take(right)
+        byte = self._bits.take(row * self._bits.shape[1] + (column >> 3))
+        spanned: np.ndarray = byte >> (column & 7).astype(np.uint8) & 1 != 0
         return spanned
 
 

@@ -132,7 +132,7 @@ class WordsToIds:
         row, lost = self._spelling.spell([words])
         row = self._merges.apply(row)
         is_gap = row == GAP
-        found = Ids(self._ids[row[~is_gap]], np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
+        found = Ids(self._ids.take(row.compress(~is_gap)), np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
         return self._with_whole_words(found, words) if self._whole else found
 
     def _with_whole_words(self, found: Ids, words: bytes) -> Ids:
@@ -247,8 +247,8 @@ def _gathered(known: Ids, start: np.ndarray, number: np.ndarray) -> Ids:
     >>> _gathered(known, start=np.array([0, 1]), number=np.array([1, 0, 1])).ids.tolist()
     [5, 6, 7, 5, 6]
     """
-    lengths = known.lengths[number]
+    lengths = known.lengths.take(number)
     end = np.cumsum(lengths)
-    place = np.repeat(start[number] - (end - lengths), lengths)
+    place = np.repeat(start.take(number) - (end - lengths), lengths)
     place += np.arange(len(place))
-    return Ids(known.ids[place], lengths, known.lost[number])
+    return Ids(known.ids.take(place), lengths, known.lost.take(number))

@@ -46,7 +46,7 @@ class Gpt4o(Gpt4):
         ([b' get', b"Item's", b':\n/', b'HTTP'], [3, 1])
         """
         points = padded_points(chunks)
-        cased = cased_kinds()[points]
+        cased = cased_kinds().take(points)
         kind = _without_case(cased, points)
         begins = self._begins(kind)
         # Contractions belong to the letters before them, and begin no word
@@ -94,10 +94,11 @@ def _without_case(cased: np.ndarray, points: np.ndarray) -> np.ndarray:
     if not has_marks and not (is_slash & (before == NEWLINE)).any():
         return kind
     while True:
-        found = kind.copy()
+        found = kind
         if has_marks:
-            found[is_mark] = np.where(_in_signs(kind, is_mark), np.uint8(SIGN), np.uint8(LETTER))[is_mark]
-        found[is_slash] = np.where(_behind_line_ends(found, is_slash), np.uint8(NEWLINE), np.uint8(SIGN))[is_slash]
+            found = np.where(is_mark, np.where(_in_signs(kind, is_mark), np.uint8(SIGN), np.uint8(LETTER)), found)
+        of_slash = np.where(_behind_line_ends(found, is_slash), np.uint8(NEWLINE), np.uint8(SIGN))
+        found = np.where(is_slash, of_slash, found)
         if np.array_equal(found, kind):
             return kind
         kind = found

@@ -6,9 +6,10 @@ a file from elsewhere stay as they are. What we cannot do is refused by name (`U
 GPT-2's own two files, vocab.json and merges.txt, are read as the tokenizer.json that says the same.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ def vocabulary(found: Mapping[str, Any]) -> Vocabulary:
         raise ValueError("a limit that is none")
     _check_post_processor(found.get("post_processor"))  # last: its advice is of use only if all else is supported
     return Vocabulary(
-        "byte", split, ByteSpelling(), symbols, merges, np.array([ids[piece] for piece in symbols], np.int32), marks,
+        "byte", split, ByteSpelling(), symbols, merges, np.fromiter(map(ids.__getitem__, symbols), np.int32), marks,
         nfc, bool(model.get("ignore_merges")), limit,
     )  # fmt: skip
 
@@ -380,15 +381,25 @@ def _marks(added: Sequence[Mapping[str, Any]], ids: Mapping[str, int], nfc: bool
 
 def _merges(found: Sequence[Any]) -> tuple[list[str], Merges]:
     """The symbols, bytes first, and the merges. A merge is written "a b" or ["a", "b"]."""
-    pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in found]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise ValueError("a merge that is no pair")
-    if len(set(pairs)) < len(pairs):
-        raise UnsupportedError(f"has the merge {shown(' '.join(Counter(pairs).most_common(1)[0][0]))} twice")
-    number = {piece: number for number, piece in enumerate(ByteSpelling.alphabet)}
-    made = [number.setdefault(left + right, len(number)) for left, right in pairs]
-    for piece in (piece for pair in pairs for piece in pair):
-        if piece not in number:
-            raise UnsupportedError(f"has a merge of {shown(piece)}, which is no byte and made by no merge")
-    numbered = [(number[left], number[right]) for left, right in pairs]
-    return list(number), Merges(len(ByteSpelling.alphabet), numbered, made)
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in found]
+    lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]  # ValueError if one is no pair
+    if not (all(lefts) and all(rights)):
+        raise ValueError("a merge of nothing")
+    pieces = list(map(operator.add, lefts, rights))
+    "".join(pieces)  # TypeError if one is no text: numbers could make one another without end
+    number = dict(zip(dict.fromkeys(chain(ByteSpelling.alphabet, pieces)), count(), strict=False))
+    left, right, made = (_numbers_of(some, number) for some in (lefts, rights, pieces))
+    _, first = np.unique(left.astype(np.int64) * len(number) + right, return_index=True)
+    if len(first) < len(pairs):
+        again = np.setdiff1d(np.arange(len(pairs)), first)[0]
+        raise UnsupportedError(f"has the merge {shown(f'{lefts[again]} {rights[again]}')} twice")
+    return list(number), Merges(len(ByteSpelling.alphabet), np.stack([left, right], axis=1), made)
+
+
+def _numbers_of(pieces: Sequence[str], number: Mapping[str, int]) -> np.ndarray:
+    """The numbers of pieces, int32 [n]. Raises UnsupportedError for a piece that has none."""
+    try:
+        return np.fromiter(map(number.__getitem__, pieces), np.int32, len(pieces))
+    except KeyError as lacking:
+        piece = lacking.args[0]
+    raise UnsupportedError(f"has a merge of {shown(piece)}, which is no byte and made by no merge")

@@ -98,8 +98,8 @@ class Numbering:
         self._slots[slot[new]] = np.arange(before, self.count)
         # The numbers of all keys follow
         renumbered = before - 1 + np.cumsum(is_new, dtype=np.int32)
-        added = number >= before
-        number[added] = renumbered[number[added] - before]
+        (added,) = (number >= before).nonzero()
+        number[added] = renumbered.take(number[added] - before)
         return number, new
 
     def _reserve(self, count: int) -> None:
@@ -131,7 +131,7 @@ class Numbering:
         >>> [array.tolist() for array in numbering._settle(np.arange(3, dtype=np.int32))]
         [[2, 1, 2], [5, 6, 5]]
         """
-        slot = self._slot(self._hash[number])
+        slot = self._slot(self._hash.take(number))
         found = number.copy()
         rest, at = np.arange(len(number)), slot
         while len(rest):
@@ -141,16 +141,16 @@ class Numbering:
             found[rest] = there = self._slots[at]
             # Keys that find neither themselves nor an equal go on to the next slot
             (other,) = (there != number[rest]).nonzero()
-            other = other[self._differ(there[other], list(self._keys[:, number[rest[other]]]))]
+            other = other[self._differ(there[other], list(self._keys.take(number[rest[other]], axis=1)))]
             rest, at = rest[other], self._next(at[other])
             slot[rest] = at
         return found, slot
 
     def _differ(self, number: np.ndarray, keys: Sequence[np.ndarray]) -> np.ndarray:
         """Whether the keys that have these numbers differ from `keys`, one by one, bool [n]."""
-        differ: np.ndarray = self._keys[0][number] != keys[0]
+        differ: np.ndarray = self._keys[0].take(number) != keys[0]
         for lane, key in zip(self._keys[1:], keys[1:], strict=True):
-            differ |= lane[number] != key
+            differ |= lane.take(number) != key
         return differ
 
     def _slot(self, hash: np.ndarray) -> np.ndarray:
@@ -278,7 +278,7 @@ class Lexicon:
         """Look strings up. Several threads may call this at the same time, as long as nothing is added."""
         number, unknown = np.empty(len(strings.start), np.int32), []
         for numbering, numbers, keys in zip(self._numberings, self._numbers, _keys(strings), strict=True):
-            number[keys.which] = some = numbers[numbering.find(keys.lanes)]
+            number[keys.which] = some = numbers.take(numbering.find(keys.lanes))
             unknown.append(keys.take((some == UNKNOWN).nonzero()[0]))
         return Found(strings, number, unknown)
 
@@ -297,7 +297,7 @@ class Lexicon:
             self._count += count
             for text, (number, added) in zip(texts, found, strict=True):
                 index = text.unknown[size].which
-                text.number[index] = self._numbers[size][number]
+                text.number[index] = self._numbers[size].take(number)
                 if len(added):
                     new.append(text.strings.take(index[added]))
         return new

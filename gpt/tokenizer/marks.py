@@ -14,6 +14,14 @@ from gpt.tokenizer.lexicon import MARK
 END_OF_TEXT = "<|endoftext|>"
 ENDS = (END_OF_TEXT, "<|end_of_text|>")  # marks that end a text, the first of those that a tokenizer has
 
+# Ranges of code points that Unicode 9 lacks, among them all characters of Unicode 10 to 17 that NFC moves or composes
+_NEWER_POINTS = """
+5c8-5cf 7fb-7ff 85f-89f 8be-8d3 9fc-a00 c3a-c3c d3b-d3c eba 1715-171f 1abf-1aff 1df6-1dfa a82c-a82f 10570-105ff
+10d00-10e5f 10e7f-10fff 11070-1107e 1133a-1133b 11375-113ff 1145e-1147f 11740-1189f 11900-11abf 11cb7-11fff 14647-167ff
+16b90-16eff 16fe1-16fff 1d127-1d128 1d246-1d2ff 1e02b-1e7ff
+"""
+_NEWER = re.compile(f"([{''.join(re.sub('[0-9a-f]+', lambda c: chr(int(c[0], 16)), _NEWER_POINTS).split())}]+)")
+
 
 class Mark(NamedTuple):
     """A mark: its text, and its id. Hugging Face's decoding leaves out those that are `special`, if it is asked to."""
@@ -57,14 +65,28 @@ class Marks:
             parts = self._pattern.split(text)
         between, marks = parts[::2], parts[1::2]
         try:
-            data = MARK.join(part.encode() for part in (map(self._composed, between) if self._nfc else between))
+            data = MARK.join(part.encode() for part in (map(composed, between) if self._nfc else between))
             return data, np.array([self._ids[mark] for mark in marks], np.int32)
         except UnicodeEncodeError:
             raise ValueError(f"the text holds a lone surrogate at character {_lone_surrogate(text)}") from None
 
-    @staticmethod
-    def _composed(text: str) -> str:
-        return unicodedata.normalize("NFC", text)
+
+def composed(text: str) -> str:
+    r"""The text in NFC, as Unicode 9 has it. So have Hugging Face's tokenizers 0.23, and the ids of a model are theirs.
+
+    A character that Unicode 9 lacks neither moves nor composes, so the text on each side of it is composed by itself.
+    A text that is in NFC by a newer Unicode is in NFC by Unicode 9 too, because all of its parts are.
+
+    Example: by newer versions, U+07FD would stand behind the acute accent, and let it compose with the letter.
+
+    >>> composed("a\u0301"), composed("a\u07fd\u0301") == "a\u07fd\u0301"
+    ('á', True)
+    """
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    parts = _NEWER.split(text)
+    parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def _lone_surrogate(text: str) -> int:

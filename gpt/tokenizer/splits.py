@@ -41,13 +41,14 @@ from gpt.tokenizer.lexicon import MARGIN, MARK, Strings
 Cut = Callable[[bytes], tuple[Strings, np.ndarray]]  # chunks → (their words; how many each chunk has)
 
 # Kinds of bytes: ASCII's letters and digits (LETTER), its other signs (SIGN), space and tab (SPACE), the rest (END)
-_BYTE_KINDS = np.full(0x100, END, np.uint8)
+_kinds_of_bytes = np.full(0x100, END, np.uint8)
 for _kind, _characters_of in (
     (LETTER, string.ascii_letters + string.digits),
     (SIGN, string.punctuation),
     (SPACE, " \t"),
 ):
-    _BYTE_KINDS[[*map(ord, _characters_of)]] = _kind
+    _kinds_of_bytes[[*map(ord, _characters_of)]] = _kind
+_BYTE_KINDS = _kinds_of_bytes.tobytes()
 _LONG_S = 0x17F  # ſ, which equals s if upper and lower case do not matter
 
 
@@ -122,7 +123,7 @@ class Gpt2:
         ([b'it', b"'s", b' ', b' 12', b'!'], [2, 3])
         """
         points = padded_points(chunks)
-        kind = kinds()[points]
+        kind = kinds().take(points)
         before, after = neighbors(kind)
         # A word begins at the first and last white space of a run (at the first only, if the chunk ends there); and at
         # a change of kind, unless a space goes before it, which then has begun the word. Marks are words for now.
@@ -188,7 +189,7 @@ class Gpt4:
         ([b'\tit', b"'S", b':\n\n', b' ', b'123', b'4'], [3, 3])
         """
         points = padded_points(chunks)
-        kind = kinds()[points]
+        kind = kinds().take(points)
         begins = self._begins(kind)
         _begin_contractions(begins, points, any_case=True)
         return words(begins, kind, chunks)
@@ -237,11 +238,11 @@ def _beginning(
     `never` has bytes that stay with those before them.
     """
     array = np.frombuffer(data, np.uint8)
-    kind = _BYTE_KINDS[array]
+    kind = np.frombuffer(data.translate(_BYTE_KINDS), np.uint8)
     begins[1:] |= (kind[:-1] == LETTER) & (kind[1:] == SIGN)
     begins[1:-1] |= (kind[1:-1] == SPACE) & white[:-2] & ~white[2:] & (array[2:] != MARK[0])
     if never is not None:
-        begins[never] = False
+        begins &= ~never
     begins[:1] = True
     if MARK in data:
         (mark,) = (array == MARK[0]).nonzero()
@@ -309,4 +310,4 @@ def words(begins: np.ndarray, kind: np.ndarray, chunks: bytes) -> tuple[Strings,
     start = first_bytes[begin]
     # Drop the marks; the number of words between two of them is that of a chunk
     words = Strings(chunks + bytes(MARGIN), start, np.diff(start, append=len(chunks)))
-    return words.take(~is_end), np.diff(is_end.nonzero()[0], prepend=-1) - 1
+    return words.take((~is_end).nonzero()[0]), np.diff(is_end.nonzero()[0], prepend=-1) - 1

@@ -94,14 +94,16 @@ class Vocabulary:
 
         Pieces that are not UTF-8 are none, because they are no words.
         """
-        words = [word for piece in self.symbols if _is_word(word := ByteSpelling.bytes_of(piece))]
-        ids = {ByteSpelling.bytes_of(piece): id for piece, id in zip(self.symbols, self.ids.tolist(), strict=True)}
-        found = WordsToIds(self.spelling, self.merges, self.ids)(b"".join(word + MARK for word in words))
+        data = ByteSpelling.joined(self.symbols)[1:]
+        end = np.cumsum(list(map(len, self.symbols))) + np.arange(len(self.symbols))
+        words = [data[a:b] for a, b in zip([0, *(end[:-1] + 1).tolist()], end.tolist(), strict=True)]
+        numbered = [(word, id) for word, id in zip(words, self.ids.tolist(), strict=True) if MARK not in word]
+        found = WordsToIds(self.spelling, self.merges, self.ids)(b"".join(word + MARK for word, _ in numbered))
         first = np.cumsum(found.lengths) - found.lengths
         return {
-            word: ids[word]
-            for word, length, id in zip(words, found.lengths.tolist(), found.ids[first].tolist(), strict=True)
-            if length > 1 or id != ids[word]
+            word: own
+            for (word, own), length, id in zip(numbered, found.lengths.tolist(), found.ids[first].tolist(), strict=True)
+            if (length > 1 or id != own) and _is_word(word)
         }
 
 

@@ -137,6 +137,21 @@ def test_several_files_are_scored_as_documents_one_after_the_other(run_eval, mod
         assert str(expected.metrics) in said
 
 
+def test_a_text_is_read_with_the_encoding_and_the_field_that_the_command_names(run_eval):
+    Path("text.txt").write_text("naïve\n" + TEXT, encoding="utf-8")
+    expected = json.loads(run_eval("--data-path", "text.txt", "--json"))
+    Path("wide.txt").write_text("naïve\n" + TEXT, encoding="utf-16-le")
+    wide = json.loads(run_eval("--data-path", "wide.txt", "--encoding", "utf-16-le", "--json"))
+    assert wide == {**expected, "text": "wide.txt"}
+    Path("documents.jsonl").write_text(json.dumps({"text": "no", "story": TEXT}), encoding="utf-8")
+    Path("plain.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
+    named, plain = (
+        json.loads(run_eval("--json", "--data-path", *arguments))
+        for arguments in (["documents.jsonl", "--text-field", "story"], ["plain.jsonl"])
+    )
+    assert named == {**plain, "text": "documents.jsonl"}
+
+
 def test_in_conversations_what_the_assistant_says_is_scored(model):
     tokenizer = Tokenizer(kind="byte", special_tokens=tuple(MARKERS.values()))
     ids = np.array(tokenizer.encode("<|user|>ab<|assistant|>cde<|endoftext|>xy"), np.int32)
@@ -172,10 +187,15 @@ def test_without_a_text_the_held_out_part_of_the_runs_own_is_scored(hipgpt, tmp_
         (("--hellaswag", "missing.jsonl"), "missing.jsonl does not exist"),
         (("--hellaswag", "empty.txt"), "empty.txt is empty"),
         (("--step", "4"), "no checkpoint of step 4"),
+        (("--encoding", "latin-1"), "--encoding latin-1 says how to read --data-path, which is missing"),
+        (("--hellaswag", "b", "--text-field", "story"), "--text-field story says how to read --data-path, which is"),
+        (("--data-path", "plain.txt", "--text-field", "story"), "--text-field is story, but plain.txt has no fields"),
+        (("--data-path", "plain.txt", "--encoding", "rot13"), "encoding is rot13, but must be"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(run_eval, arguments, complaint):
     Path("empty.txt").write_text("")
+    Path("plain.txt").write_text(TEXT, encoding="utf-8")
     Path("latin.txt").write_bytes("naïve".encode("latin-1"))
     error = run_eval(*arguments, status=2)
     assert complaint in error

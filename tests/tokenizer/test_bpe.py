@@ -79,7 +79,7 @@ def test_learning_equals_recounting_for_every_merge(words, most):
 @pytest.mark.parametrize(
     ("limit", "value"),
     [
-        ("_LONGEST_ABREAST", 126),
+        ("_LONGEST_ABREAST", 254),
         ("_LONGEST_ABREAST", 3),
         ("_LONGEST_ABREAST", 0),
         ("_SMALL_ALPHABET", 0),

@@ -1,6 +1,7 @@
 """gpt/tokenizer/huggingface.py: tokenizers from elsewhere keep their ids, and what we cannot do is refused by name."""
 
 import json
+import unicodedata
 
 import pytest
 import tokenizers
@@ -11,9 +12,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.huggingface import _PATTERNS
+from gpt.tokenizer.marks import composed
 from tests.tokenizer.samples import CORPUS, assert_same, texts
 
 MARKS = ["<|endoftext|>", "<s>", "<s>>", "<|im_start|>"]
+NEIGHBORS = [("a", "\u0301"), ("a\u0301", ""), ("a\u0323", "\u0323"), ("a\u05b0", "\u05b0")]
 
 
 def splitting(split):
@@ -92,6 +95,30 @@ def test_the_ids_of_a_tokenizer_from_elsewhere_stay_its_own(pair, text):
     assert ids == theirs.encode(text).ids == of_our_file.encode(text).ids
     assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
     assert ours.decode(ids) == of_our_file.decode(ids, skip_special_tokens=False)
+
+
+MOVING = [chr(point) for point in range(0x110000) if unicodedata.combining(chr(point))]
+COMPOSING = [
+    parts
+    for point in range(0x110000)
+    if (
+        parts := "".join(
+            chr(int(part, 16)) for part in unicodedata.decomposition(chr(point)).split() if "<" not in part
+        )
+    )
+]
+
+
+def test_text_is_composed_as_hugging_face_does_whatever_pythons_unicode_is():
+    """Each character that some version of Unicode moves or composes, between such that all versions do."""
+    theirs = normalizers.NFC()
+    for text in COMPOSING + [f"{before}{mark}{after}" for mark in MOVING for before, after in NEIGHBORS]:
+        assert composed(text) == theirs.normalize_str(text), ascii(text)
+
+
+@given(text=st.lists(st.sampled_from([*MOVING, *COMPOSING, "a", "e", "\u0301"])).map("".join))
+def test_any_text_is_composed_as_hugging_face_does(text):
+    assert composed(text) == normalizers.NFC().normalize_str(text)
 
 
 @settings(max_examples=60)

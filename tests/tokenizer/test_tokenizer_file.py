@@ -83,3 +83,23 @@ def test_a_file_that_would_give_other_ids_is_refused(tmp_path, kind, keys, value
     section[keys[-1]] = value
     path.write_text(json.dumps(document))
     assert_refused(path, "not a tokenizer that hipgpt can use|asks for what hipgpt does not do")
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        [[2, -1], [1, 1], [1, -2], [-1, -1]],  # each of these numbers is the sum of two others
+        [["a", 1]],
+        [["a", ""]],
+        [["a", "b", "c"]],
+        ["a b c"],
+        [5],
+    ],
+)
+def test_merges_that_are_no_pairs_of_texts_are_refused(tmp_path, merges):
+    path = tmp_path / "tokenizer.json"
+    trained("byte").save(path)
+    document = json.loads(path.read_bytes())
+    document["model"]["merges"] = merges
+    path.write_text(json.dumps(document))
+    assert_refused(path, "not a tokenizer that hipgpt can use")
