@@ -469,8 +469,8 @@ DEVICE void by_columns(const T* w, int n, int count, Begin begin, Added added, F
 }
 
 // out [count, K] = layernorm(x), x [count, K].
-// grid: count, block: a warp
-KERNEL(THREADS) normalize(const STREAM* x, const T* weight, const T* bias, T* out) {
+// grid: count, block: WARP
+KERNEL(WARP) normalize(const STREAM* x, const T* weight, const T* bias, T* out) {
   if (ONLY != NORMALIZE) return;
   int row = block_x();
   auto its = stream_row(x, row);
