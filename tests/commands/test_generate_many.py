@@ -100,7 +100,14 @@ def test_a_text_does_not_depend_on_who_joins_and_leaves_beside_it(monkeypatch, p
         assert ids == (whole[: len(ids)] if number in left else whole)
 
 
-@pytest.mark.parametrize("device", [GPU, *(pytest.param(partial(executor, each), id=each) for each in ("mma", "mfma"))])
+@pytest.mark.parametrize(
+    "device",
+    [
+        GPU,
+        pytest.param(partial(executor, "mma"), id="mma"),
+        pytest.param(partial(executor, "mfma"), id="mfma", marks=pytest.mark.slow),  # the stream is in parts there
+    ],
+)
 def test_on_a_gpu_a_text_does_not_depend_on_the_others_either(device):
     model = model_on(GpuOps(device(), "bf16"))
     some = [Request([number, 3], 9, SamplingConfig(temperature=1.5), -1, Stream(1, number), 6) for number in range(3)]
