@@ -63,6 +63,19 @@ def tokenized(project):
     return prepare
 
 
+def status_of_first_rank(work):
+    """The exit status of a fork that does `work`, which starts ranks, when these have ended, too."""
+    ended, held = os.pipe()  # every process of the work holds one end, until it ends
+    if (child := os.fork()) == 0:
+        work()
+        os._exit(1)
+    os.close(held)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.read(ended, 1)
+    os.close(ended)
+    return status
+
+
 def described(info):
     """tokens.json without the time at which tokens.bin was written."""
     return {**info, "tokens": {**info["tokens"], "mtime_ns": None}}
@@ -238,11 +251,12 @@ def test_a_first_rank_that_is_killed_leaves_parts_that_the_next_start_removes(pr
         os.kill(os.getpid(), signal.SIGKILL)
 
     parts = {"tokens.bin", "tokens.1.bin", "tokens.2.bin"}
-    if (child := os.fork()) == 0:
+
+    def killed():
         gpt.encode.move_to_end = kill
         on_ranks(3, work)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert status_of_first_rank(killed) == -signal.SIGKILL
     assert parts <= set(os.listdir(project.run.staged_path))
     project.prepare()
     assert not project.run.staged_path.exists()
@@ -261,11 +275,11 @@ def test_ranks_go_on_behind_the_last_piece_that_a_killed_first_rank_has_appended
             os.kill(os.getpid(), signal.SIGKILL)
         return move(*arguments)
 
-    if (child := os.fork()) == 0:
+    def killed():
         gpt.encode.move_to_end = kill
         tokenized(3)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    assert status_of_first_rank(killed) == -signal.SIGKILL
     tokenized(2)
     assert "were there from an interrupted command" in project.notes[1]
     assert project.snapshot()["tokens.bin"] == alone["tokens.bin"]
