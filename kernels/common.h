@@ -52,9 +52,9 @@
 #define __shared__ __attribute__((shared))
 #endif
 // CDNA has accumulation registers, which plain arithmetic cannot reach. If sums of products lie there, they are moved
-// in and out around each product. clang up to 20 puts them there unless two waves must fit, because one wave alone has
-// twice the registers. From 21 on clang chooses by other rules, and the attribute would do harm.
-#if LAYOUT == LAYOUT_MFMA && __clang_major__ <= 20
+// in and out around each product. clang up to 22's first versions puts them there unless two waves must fit, because one
+// wave alone has twice the registers.
+#if LAYOUT == LAYOUT_MFMA
 #define TWO_WAVES __attribute__((amdgpu_waves_per_eu(2)))
 #else
 #define TWO_WAVES

@@ -18,7 +18,7 @@ if not sys.platform.startswith("linux"):
 
 HOST = re.escape(socket.gethostname())
 SIZE = 3
-AT_ONCE = 15  # seconds: enough on a busy machine, and less than the 20 s of silence after which a rank hangs
+AT_ONCE = 40  # seconds: enough on a busy machine, and less than the 60 s of silence after which a rank hangs
 
 
 def only_line(ends: list[tuple[int, str]]) -> str:

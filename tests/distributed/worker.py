@@ -41,7 +41,7 @@ def scenario(function):
         click.Option(["--out"], type=click.Path(path_type=Path)),
         click.Option(["--gpus"], type=int),
         click.Option(["--patience"], default=20.0),
-        click.Option(["--silence"], default=20.0),
+        click.Option(["--silence"], default=60.0),
         click.Option(["--absent"], type=int),  # the one that ends before it comes
         click.Option(["--rank"], type=int),  # the one that does something special
     )

@@ -2,7 +2,7 @@
 
 CDNA has accumulation registers, and whether sums of products lie there is up to LLVM, whose rules have changed often.
 If a loop moves sums in and out, a kernel takes much longer. ROCm 6 has LLVM 17 to 19, and ROCm 7 has 20 to 22. For
-each kernel the command prints the moves in loops, the registers, and the spilled ones. From version 21 on it does so a
+each kernel the command prints the moves in loops, the registers, and the spilled ones. From version 22 on it does so a
 second time, with an option of LLVM that keeps sums out of the accumulation registers. The exit status is 1 if a kernel
 has moves or spilled registers without the option, or if no clang is installed.
 """
@@ -20,7 +20,7 @@ from tests.support.instances import instances
 TARGET = "gfx942"
 VERSIONS = range(17, 31)  # the first that knows gfx942, and some that are to come
 VGPR_FORM = ("-mllvm", "-amdgpu-mfma-vgpr-form")
-HAS_VGPR_FORM = 21  # the first version with the option
+HAS_VGPR_FORM = 22  # the first version with the option
 KERNELS = {
     "attention": ("attention.hip", "wide_bf16"),
     "attention_backward_queries": ("attention.hip", "wide_bf16"),
