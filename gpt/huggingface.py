@@ -24,7 +24,7 @@ from gpt.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", WEIGHTS, INDEX)
-ADAPTERS = "adapter_config.json"  # PEFT's file about adapters, beside which there is no model
+ADAPTERS = "adapter_config.json"  # a directory of PEFT's has this file, adapters, and no model
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "relu": "relu"}  # theirs → ours
 

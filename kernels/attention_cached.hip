@@ -4,8 +4,8 @@
 // A block of `attention_cached` has a sequence and a head. LANES lanes hold a row of HEAD_DIM, so a warp takes several
 // positions at once, and loads AHEAD times as many. A score then needs only shuffles. Each group of lanes keeps an
 // online softmax (maximum, sum, weighted values) of its own positions; the groups are merged at the end, in a fixed
-// order, with the new position, whose key and value come from qkv. The block writes these into the cache. The order of sums
-// depends on the position alone. Traffic: the sequence's part of the cache once.
+// order, with the new position, whose key and value come from qkv. The block writes these into the cache. The order of
+// sums depends on the position alone. Traffic: the sequence's part of the cache once.
 //
 // A block of `fill_cache` has a row of qkv. The place is read from memory, so that one recorded graph of a pass over a
 // prompt serves all places. Traffic: keys and values once each way.

@@ -22,9 +22,9 @@
 // Traffic: W once for each SEQUENCES rows of x, all else from the cache.
 //
 // Set by the host: T (bf16), STREAM and PARTS (float and the number of parts; T and 1 if the stream is not in parts), K (a
-// multiple of 8), SLOTS (of a block), BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a
-// block: 1, 16, 32 or 64), THREADS (a warp for each slot, or fewer), ONLY (the kernel that is asked for; the others are
-// left empty, because a compiler takes long for each).
+// multiple of 8), SLOTS (of a block), BIAS (0 | 1), ACTIVATION (gelu | relu | none), SEQUENCES (of a block: 1, 16, 32 or
+// 64), THREADS (a warp for each slot, or fewer), ONLY (the kernel that is asked for; the others are left empty, because
+// a compiler takes long for each).
 #include "tile.h"
 
 constexpr int NORMALIZE = 0, LINEAR_ADD = 1, NORM_LINEAR = 2, NORM_LINEAR_TRANSPOSED = 3;  // for ONLY
@@ -300,7 +300,7 @@ struct NormingParts {
   }
 };
 
-// What the factors of the kernels with a norm come from. With several sequences x is normalized already, and in T.
+// The source of the factors in kernels with a norm. Several sequences are normalized already, and their type is T.
 DEVICE auto normed(const T* x, const T* weight, const T* bias, int count) {
   if constexpr (SEQUENCES > 1) {
     return Rows{x, count};

@@ -1,7 +1,7 @@
 """`hipgpt doctor`: the GPUs and libraries of this machine, a check of every operation, and the times of some.
 
-inventory.py lists what is there. products.py tries out whether the vendor's library crashes a program. selftest.py runs
-checks of every operation (layers.py, updates.py), each as a trial (trial.py) within bounds that follow from the
+inventory.py lists what is there. products.py finds out whether the vendor's library crashes the program. selftest.py
+runs checks of every operation (layers.py, updates.py), each as a trial (trial.py) within bounds that follow from the
 roundings (bounds.py), and some training steps. speed.py times a few operations.
 """
 

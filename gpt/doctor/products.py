@@ -1,7 +1,7 @@
 """The vendor's matrix products, tried in a process of their own: python -m gpt.doctor.products DEVICE PRECISION ….
 
-Some versions of hipBLASLt end the program, or hang, on GPUs that they do not know. The doctor
-would have no report then.
+Some versions of hipBLASLt end the program, or hang, on GPUs that they do not know. The doctor would have no report
+then.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt import ops as operations
 from gpt.doctor import selftest
 
-PATIENCE = 300.0  # seconds for all products, with the compilation of what they need
+PATIENCE = 300.0  # seconds for all products, and for compiling the kernels that they need
 COMMAND = [sys.executable, "-m", "gpt.doctor.products"]
 _ROOT = Path(__file__).parents[2]  # the folder that has the package gpt
 

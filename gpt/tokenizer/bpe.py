@@ -439,7 +439,7 @@ class Merges:
         return rank
 
     def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """One integer per pair, uint64 [n]: left * _stride + right. With GAP on either side it is no merge's."""
+        """One integer per pair, uint64 [n]: left * _stride + right. If a side is GAP, no merge has this integer."""
         key = left.astype(np.int64)
         key *= self._stride
         key += right

@@ -382,11 +382,11 @@ def _marks(added: Sequence[Mapping[str, Any]], ids: Mapping[str, int], nfc: bool
 def _merges(found: Sequence[Any]) -> tuple[list[str], Merges]:
     """The symbols, bytes first, and the merges. A merge is written "a b" or ["a", "b"]."""
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in found]
-    lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]  # ValueError if one is no pair
+    lefts, rights = [left for left, _ in pairs], [right for _, right in pairs]  # ValueError if one is not a pair
     if not (all(lefts) and all(rights)):
         raise ValueError("a merge of nothing")
     pieces = list(map(operator.add, lefts, rights))
-    "".join(pieces)  # TypeError if one is no text: numbers could make one another without end
+    "".join(pieces)  # TypeError unless all are texts: numbers could be made of each other without end
     number = dict(zip(dict.fromkeys(chain(ByteSpelling.alphabet, pieces)), count(), strict=False))
     left, right, made = (_numbers_of(some, number) for some in (lefts, rights, pieces))
     _, first = np.unique(left.astype(np.int64) * len(number) + right, return_index=True)
@@ -402,4 +402,4 @@ def _numbers_of(pieces: Sequence[str], number: Mapping[str, int]) -> np.ndarray:
         return np.fromiter(map(number.__getitem__, pieces), np.int32, len(pieces))
     except KeyError as lacking:
         piece = lacking.args[0]
-    raise UnsupportedError(f"has a merge of {shown(piece)}, which is no byte and made by no merge")
+    raise UnsupportedError(f"has a merge of {shown(piece)}, which is neither a byte nor made by a merge")

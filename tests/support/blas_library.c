@@ -2,10 +2,10 @@
  * nothing else. Matrices are column-major, as in both libraries.
  *
  * With -DROCM the functions have hipBLASLt's names and the constants have the numbers of hipblaslt.h. Without it names
- * and numbers are those of cuBLASLt and cublasLt.h. `refuse` is an epilogue for which it has no algorithm (or -1, and it has none for any
- * product). `failure` is the status that every product ends with. `wrong` is an epilogue (1: none), or -1 for products that
- * are added to something: `deviation` is added to the last element of their results. `products` counts the products. `crash` is the
- * signal by which the first product ends the program. */
+ * and numbers are those of cuBLASLt and cublasLt.h. `refuse` is an epilogue for which it has no algorithm (or -1, and it
+ * has none for any product). `failure` is the status that every product ends with. `wrong` is an epilogue (1: none), or
+ * -1 for products that are added to something: `deviation` is added to the last element of their results. `products`
+ * counts the products. `crash` is the signal by which the first product ends the program. */
 #include <math.h>
 #include <signal.h>
 #include <stdint.h>

@@ -132,8 +132,8 @@ def muon_cases(shapes: Sequence[StackShape]) -> Iterator[Case]:
 def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     """Give up the vendor's library, with a note, if it computes one of these products wrongly.
 
-    The verdict is remembered in a file, for the card, the library, the precision and the products. It is a fault, too,
-    if the program does not survive the check. A device that needs no check has no `blas_card`. If the user insists on
+    The verdict is remembered in a file, for the card, the library, the precision and the products. A check that
+    ended the program is a fault, too. A device that needs no check has no `blas_card`. If the user insists on
     the library (`--blas vendor`), only a library without any kernel for this GPU is refused, by a UserError.
     """
     device = products.device
