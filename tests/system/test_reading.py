@@ -202,7 +202,7 @@ def test_merges_that_double_again_and_again_cost_no_memory(tmp_path):
     document["model"]["vocab"] = pieces
     document["model"]["merges"] = [["a", "a"], *([str(i), str(i)] for i in range(59))]
     path.write_text(json.dumps(document))
-    refused(lambda: Tokenizer.load(path), "it has a merge of '10', which is no byte")
+    refused(lambda: Tokenizer.load(path), "it has a merge of '10', which is neither a byte nor made by a merge")
 
 
 def test_a_tokenizer_that_hugging_face_made_is_refused_by_the_name_of_what_is_amiss(tmp_path):
