@@ -97,8 +97,10 @@ def _message(number: int, value: object) -> Message:
     role, content = value["role"], value["content"]
     if role not in ROLES:
         raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
-    if value.get("weight") not in (None, 1):
+    if role == ASSISTANT and value.get("weight") not in (None, 1):  # the others are not learned, whatever they weigh
         raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
+    if value.get("tool_calls"):
+        raise ValueError(f"has tool calls in message {number}, which hipgpt does not do")
     return Message(role, plain_content(content, f"the content of message {number}"))
 
 

@@ -1,12 +1,16 @@
-"""Conversations in JSON Lines and parquet: what people tune models on. gpt/chat_template.py makes them texts.
+"""Conversations in JSON and parquet: what people tune models on. gpt/chat_template.py makes them texts.
 
-A line is one of these, and its other fields are passed over:
+A record, that is, a line or a row, has one of these forms. Its other fields are passed over. They are those of OpenAI,
+ShareGPT, TRL (twice) and Alpaca:
 
-    {"prompt": "What is 2 + 2?", "completion": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    {"conversations": [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": "4"}]}
+    {"prompt": "What is 2 + 2?", "completion": "4"}
+    {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
+    {"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"}
 
 A row of a parquet file has these fields as columns. A field that is null is not there. A file is read so if its first
-line, or its columns, have one of these fields and no field `text`.
+record, or its columns, have one of the fields with which a form begins and no field `text`.
 """
 
 import hashlib
@@ -14,35 +18,40 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt.chat_template import ASSISTANT, USER, Learned, Message, messages_of, plain_content, rendered
+from gpt.chat_template import ASSISTANT, USER, Learned, messages_of, plain_content, rendered
 from gpt.errors import naming
 from gpt.tokenizer import Tokenizer
 from gpt.tokens import Tokens
 
-_PAIR = ("prompt", "completion")
-FIELDS = ("messages", *_PAIR)
+_LISTS = ("messages", "conversations")
+_PAIRS = ((("prompt",), "completion"), (("instruction", "input"), "output"))  # what is asked, what is answered
+_SIGNS = (*_LISTS, "prompt", "completion", "instruction")  # a record with one of these is meant to be a conversation
+FIELDS = (*_LISTS, *(field for asked, answered in _PAIRS for field in (*asked, answered)))
+FORMS = "messages, conversations, prompt and completion, or instruction and output"
+_ROLES = {"human": USER, "gpt": ASSISTANT}  # ShareGPT's names
 _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
 
 
 def has_one(record: Mapping[str, Any], usual_field: str) -> bool:
-    """Whether a file whose first line is this record has conversations."""
+    """Whether a file whose first record is this one has conversations."""
     return are_among({field for field, value in record.items() if value is not None}, usual_field)
 
 
 def are_among(names: Container[str], usual_field: str) -> bool:
     """Whether fields, or the columns of a table, are those of conversations."""
-    return usual_field not in names and any(field in names for field in FIELDS)
+    return usual_field not in names and any(field in names for field in _SIGNS)
 
 
 def text_of(record: Mapping[str, Any]) -> str:
-    """The text of a conversation. Raises ValueError with what follows the line's number in a message, if it is none.
+    """The text of a conversation. Raises ValueError with what follows the record's number in a message, if it is none.
 
     >>> text_of({"prompt": "What is 2 + 2?", "completion": "4"})
     '<|user|>What is 2 + 2?<|assistant|>4'
+    >>> text_of({"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"})
+    '<|user|>Compute the sum.\\n\\n2 + 2<|assistant|>4'
     """
-    record = {field: record[field] for field in FIELDS if record.get(field) is not None}
     try:
-        messages = messages_of(record["messages"]) if "messages" in record else _pair(record)
+        messages = messages_of(_listed({field: record[field] for field in FIELDS if record.get(field) is not None}))
     except ValueError as error:
         raise ValueError(f": the conversation {error}") from None
     if not any(message.role == ASSISTANT for message in messages):
@@ -50,11 +59,41 @@ def text_of(record: Mapping[str, Any]) -> str:
     return rendered(messages)
 
 
-def _pair(record: Mapping[str, Any]) -> list[Message]:
-    if missing := [key for key in _PAIR if key not in record]:
-        raise ValueError(f"has no {missing[0]}, but must have {' and '.join(_PAIR)}, or messages")
-    prompt, completion = (plain_content(record[key], f"its {key}") for key in _PAIR)
-    return [Message(USER, prompt), Message(ASSISTANT, completion)]
+def _listed(record: Mapping[str, Any]) -> object:
+    """The messages of a record as OpenAI's interface has them, not checked yet. Raises ValueError as `text_of` does."""
+    for field in _LISTS:
+        if field in record:
+            turns = record[field]
+            return list(map(_as_openai, turns)) if isinstance(turns, list) else turns
+    for asked, answered in _PAIRS:
+        missing = [field for field in (asked[0], answered) if field not in record]
+        if len(missing) == 1:
+            raise ValueError(f"has no {missing[0]}, but must have {asked[0]} and {answered}")
+        if not missing:
+            question, answer = _said(USER, record, *asked), _said(ASSISTANT, record, answered)
+            if not any(map(_is_the_assistants, answer)):
+                raise ValueError(f"has no message of the assistant in its {answered}")
+            return question + answer
+    raise ValueError(f"has no field of one, but must have {FORMS}")
+
+
+def _as_openai(turn: object) -> object:
+    """A message in OpenAI's form, if it is one in ShareGPT's, with `from` and `value`."""
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("from"), str) or "value" not in turn:
+        return turn
+    return {"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"], "weight": turn.get("weight")}
+
+
+def _said(role: str, record: Mapping[str, Any], *fields: str) -> list[Any]:
+    """The messages in a field, if it is a list of them; else the one message of this role that is in some fields."""
+    if len(fields) == 1 and isinstance(record[fields[0]], list):
+        return list(record[fields[0]])
+    parts = [plain_content(record[field], f"its {field}") for field in fields if field in record]
+    return [{"role": role, "content": "\n\n".join(filter(None, parts))}]
+
+
+def _is_the_assistants(message: object) -> bool:
+    return isinstance(message, Mapping) and message.get("role") == ASSISTANT
 
 
 def write_counted(tokens: Tokens, target: Path, tokenizer: Tokenizer) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt.corpus.conversations import FORMS
 from gpt.errors import UserError, reason, shown
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
@@ -77,7 +78,7 @@ def text_field(field: str) -> TextOf:
 
     def text_of(record: dict[str, Any]) -> str:
         if field not in record:
-            conversations = "; conversations need messages, or prompt and completion"
+            conversations = f"; conversations need {FORMS}"
             raise ValueError(f", {_no_field('field', field, record)}{conversations}")
         text = record[field]
         if not isinstance(text, str):

@@ -59,11 +59,17 @@ def test_a_text_that_begins_with_no_marker_is_no_conversation(text):
         ([{"role": "user", "content": "<|endoftext|>"}], "has <|endoftext|> in the content of message 1"),
         ([{"role": "user", "content": "\ud800"}], "has half of a surrogate pair in the content of message 1"),
         ([{"role": "assistant", "content": "a", "weight": 0}], "has the weight 0 in message 1, which hipgpt does not"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}], "has tool calls in message 1, which"),
     ],
 )
 def test_values_that_are_no_messages_are_refused(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         messages_of(values)
+
+
+def test_what_others_say_may_have_any_weight_because_it_is_not_learned():
+    values = [{"role": "user", "content": "a", "weight": 0.0}, {"role": "assistant", "content": "b", "weight": 1.0}]
+    assert messages_of(values) == [Message("user", "a"), Message("assistant", "b")]
 
 
 @pytest.mark.parametrize("kind", ["word", "byte", "char"])

@@ -47,10 +47,11 @@ def test_a_run_is_tried_in_the_way_that_it_has_learned(chat):
 
 
 def test_records_that_are_neither_text_nor_conversation_are_told_what_one_needs(chat):
-    chat.text.with_name("chat.jsonl").write_text(lines({"conversations": []}))
+    chat.text.with_name("chat.jsonl").write_text(lines({"dialog": []}))
     said = chat.refused(data_path="data/chat.jsonl")
     assert said.endswith(
-        "name the field of the text with --text-field; conversations need messages, or prompt and completion"
+        "name the field of the text with --text-field; conversations need messages, conversations, prompt and "
+        "completion, or instruction and output"
     )
 
 
@@ -86,6 +87,33 @@ def test_a_field_that_is_null_is_not_there(tmp_path):
     sources = find([str(path)]).sources
     assert sources.with_conversations == [path]
     assert "".join(sources.blocks()) == PAIR_TEXT + TALK_TEXT
+
+
+WEIGHTS = {"system": None, "human": 0.0, "gpt": 1.0}
+NAMES = {"system": "system", "user": "human", "assistant": "gpt"}
+SHAREGPT = {"conversations": [{"from": NAMES[each["role"]], "value": each["content"]} for each in TALK["messages"]]}
+FORMS = [
+    (SHAREGPT, TALK_TEXT),
+    ({"conversations": [each | {"weight": WEIGHTS[each["from"]]} for each in SHAREGPT["conversations"]]}, TALK_TEXT),
+    ({"conversations": TALK["messages"]}, TALK_TEXT),
+    ({"prompt": TALK["messages"][:-1], "completion": TALK["messages"][-1:]}, TALK_TEXT),
+    ({"prompt": TALK["messages"][:2], "completion": TALK["messages"][2:]}, TALK_TEXT),
+    ({"prompt": "2 + 2?", "completion": [{"role": "assistant", "content": "four"}]}, PAIR_TEXT),
+    ({"instruction": "2 + 2?", "input": "", "output": "four"}, PAIR_TEXT),
+    ({"instruction": "2 + 2?", "output": "four"}, PAIR_TEXT),
+    ({"instruction": "2 +", "input": "2?", "output": "four"}, PAIR_TEXT.replace("2 + 2?", "2 +\n\n2?")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "text"), FORMS)
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_every_form_of_a_conversation_becomes_the_same_text(tmp_path, kind, record, text):
+    path = tmp_path / f"chat.{kind}"
+    write = parquet_of if kind == "parquet" else lambda path, rows: path.write_text(lines(*rows))
+    write(path, [{"id": 1, **record}] * 3)
+    sources = find([str(path)]).sources
+    assert sources.with_conversations == [path]
+    assert "".join(sources.blocks()) == text * 3
 
 
 def parquet_of(path, rows, **how):
@@ -141,11 +169,19 @@ def test_lines_with_a_text_or_a_field_that_the_user_names_are_no_conversations(t
     ("record", "message"),
     [
         (
-            {"prompt": "a"},
-            "line 3: the conversation has no completion, but must have prompt and completion, or messages",
+            {"question": "a"},
+            "line 3: the conversation has no field of one, but must have messages, conversations, prompt and",
         ),
+        ({"prompt": "a"}, "line 3: the conversation has no completion, but must have prompt and completion"),
+        ({"output": "a"}, "line 3: the conversation has no instruction, but must have instruction and output"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "line 3: the conversation has ['b'] as its input, but"),
+        ({"prompt": TALK["messages"], "completion": []}, "line 3: the conversation has no message of the assistant in"),
+        ({"conversations": [{"from": "tool", "value": "a"}]}, "line 3: the conversation has the role 'tool' in"),
+        ({"conversations": [{"from": "gpt"}]}, "line 3: the conversation has {'from': 'gpt'} as message 1, but must"),
+        ({"conversations": "a"}, "line 3: the conversation is 'a', but must be a list of messages"),
         ({"completion": "a"}, "line 3: the conversation has no prompt, but must have prompt and completion"),
-        ({"prompt": "a", "completion": ["b"]}, "line 3: the conversation has ['b'] as its completion, but must have"),
+        ({"prompt": "a", "completion": 5}, "line 3: the conversation has 5 as its completion, but must have"),
+        ({"prompt": "a", "completion": [TALK["messages"][2], "b"]}, "line 3: the conversation has 'b' as message 3"),
         ({"prompt": "a", "completion": "<|user|>"}, "line 3: the conversation has <|user|> in its completion, which"),
         ({"messages": []}, "line 3: the conversation is [], but must be a list of messages"),
         ({"messages": [{"role": "boss", "content": "a"}]}, "line 3: the conversation has the role 'boss' in message 1"),
