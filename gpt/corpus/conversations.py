@@ -33,8 +33,8 @@ _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
 
 
 def has_one(record: Mapping[str, Any], usual_field: str) -> bool:
-    """Whether a file whose first record is this one has conversations."""
-    return are_among({field for field, value in record.items() if value is not None}, usual_field)
+    """Whether a file whose first record is this one has conversations. None of their fields holds an object."""
+    return are_among({field for field, value in record.items() if isinstance(value, str | list)}, usual_field)
 
 
 def are_among(names: Container[str], usual_field: str) -> bool:

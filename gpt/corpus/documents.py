@@ -12,15 +12,20 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from gpt.corpus.conversations import FORMS
 from gpt.errors import UserError, reason, shown
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
+_PART = 1 << 20  # characters of a JSON list that are read at a time
 _ROWS = 1024  # of a parquet file that become strings at a time
 _MOST_NAMED = 12  # fields or columns that a message names
 _SEPARATORS = {",": "commas", "\t": "tabs"}  # of the cells of a table
+_FIRST, _NEXT = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # what stands before an object of a list
+_LAST = re.compile(r"\s*\]\s*\Z")
+_BROKEN_OFF = re.compile(r"\s*[\[,\]]?\s*\Z")  # such a beginning or end of which more may follow
+_NEAR = 16  # characters before the end of a part in which JSON that is broken off there may seem to be wrong
 _ANY_SEPARATOR = re.compile(r"[,;|\t]")  # those that other programs write too
 
 
@@ -60,6 +65,51 @@ def json_lines(
         if text:
             yield text
             yield mark
+
+
+def json_list(file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str) -> Iterator[str]:
+    """The documents of a JSON file that is a list of objects: the text that `text_of` takes from each of them.
+
+    Raises UserError, which names the object by its number, for one from which none can be taken.
+    """
+    for number, record in enumerate(objects(lines(file, encoding, "\n"), path), 1):
+        try:
+            text = text_of(record)
+        except ValueError as error:
+            raise UserError(f"{path}, object {number}{error}") from None
+        if text:
+            yield text
+            yield mark
+
+
+def objects(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON list. The file at `path` is never held as a whole. Raises UserError if it is no such list.
+
+    A part of the file ends anywhere. If the rest of it is the beginning of an object, it is tried again with the next
+    part, twice as long each time, so that a long object is tried few times.
+    """
+    decode, before = json.JSONDecoder().raw_decode, _FIRST
+    text, place, number = "", 0, 0
+    while True:
+        wrong = f"the list does not go on behind object {number}"
+        if found := before.match(text, place):
+            try:
+                record, place = decode(text, found.end())
+            except (json.JSONDecodeError, RecursionError) as error:  # the latter has no message and no place
+                message, where = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
+                wrong = f"object {number + 1}, is not JSON ({message})"
+                may_go_on = where >= len(text) - _NEAR or message.startswith("Unterminated")  # where a string begins
+            else:
+                before, number = _NEXT, number + 1
+                yield record
+                continue
+        else:
+            may_go_on = bool(_BROKEN_OFF.match(text, place))
+        if not may_go_on or not (part := file.read(max(_PART, len(text) - place))):
+            break
+        text, place = text[place:] + part, 0
+    if not number or not _LAST.match(text, place):
+        raise UserError(f"{path}, {wrong}: repair it")
 
 
 def _record(line: str) -> dict[str, Any]:

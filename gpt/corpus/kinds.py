@@ -38,8 +38,8 @@ _MARKS = {  # byte order marks → encodings that take them away; UTF-32's begin
 }  # fmt: skip
 _ANY_MARK = re.compile(b"|".join(map(re.escape, _MARKS)))
 TEXT_FIELD = "text"  # the field or column of a document, unless --text-field names another
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl"}
-_WITH_FIELD = {".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}  # formats if the user has named a field, else plain text
+_LINES = {".jsonl", ".ndjson"}
+_TABLES = {".csv": "csv", ".tsv": "tsv"}
 
 _UNPACK = "unpack it, and give the texts that were in it"
 _CONVERT = "write the texts in it to a UTF-8 file"
@@ -63,9 +63,9 @@ class NotTextError(UserError):
 
 
 class Kind(NamedTuple):
-    """How a file is to be read. `format` is "plain", "jsonl", "csv", "tsv" or "parquet".
+    """How a file is to be read. `format` is "plain", "json" (a list), "jsonl", "csv", "tsv" or "parquet".
 
-    With `conversations`, the lines or rows are conversations, not texts.
+    With `conversations`, the records in it are conversations, not texts.
     """
 
     format: str
@@ -78,7 +78,8 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     """The kind of a file, and its state before it was read. `encoding` is that of texts without a byte order mark.
 
     CSV and TSV are tables if `has_field`, that is, if the user has named a column; else they are plain text. A file
-    `.json` is JSON Lines if `has_field` and its first line is an object; else it is plain text.
+    `.json` is plain text, except if its first line is an object, or it is a list of objects, and either `has_field`, or
+    the first object is a conversation.
     A folder may have very many files, so each is looked at once: one `stat`, and one reading of its first bytes.
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
@@ -121,16 +122,17 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
             f"{path} is not text, as many of its bytes are 0: give a text file"
         )  # fmt: skip
     suffix = suffix_of(path)
-    by_name = _FORMATS.get(suffix) or (_WITH_FIELD.get(suffix, "plain") if has_field else "plain")
-    if by_name != "jsonl":
-        return Kind(by_name, compression, encoding), state
-    if suffix in _FORMATS and has_field:
+    if suffix in _TABLES and has_field:
+        return Kind(_TABLES[suffix], compression, encoding), state
+    if suffix in _LINES and has_field:
         return Kind("jsonl", compression, encoding), state
-    first = _first_record(path, compression, encoding)
-    if has_field:
-        return Kind("jsonl" if first else "plain", compression, encoding), state
-    has_conversations = first is not None and conversations.has_one(first, TEXT_FIELD)
-    return Kind("jsonl", compression, encoding, has_conversations), state
+    if suffix not in _LINES and suffix != ".json":
+        return Kind("plain", compression, encoding), state
+    form, first = _first_record(path, compression, encoding, may_be_list=suffix == ".json")
+    has_conversations = not has_field and conversations.has_one(first, TEXT_FIELD)
+    if suffix == ".json" and not has_conversations and not (has_field and first):
+        form = "plain"
+    return Kind(form, compression, encoding, has_conversations), state
 
 
 def _unmarked_encoding(head: bytes) -> str | None:
@@ -153,18 +155,27 @@ def suffix_of(path: Path) -> str:
     return os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix
 
 
-def _first_record(path: Path, compression: str | None, encoding: str) -> dict[str, Any] | None:
-    """The object on the first line that is not empty; None if there is none."""
+def _first_record(path: Path, compression: str | None, encoding: str, may_be_list: bool) -> tuple[str, dict[str, Any]]:
+    """The format of a file of records, "json" or "jsonl", and its first object; an empty one if there is none.
+
+    What is wrong with the file, whoever reads all of it can say better. A list may be one very long line.
+    """
+    if may_be_list:
+        with _content(path, compression, encoding) as content, suppress(UserError, ValueError):
+            return "json", next(documents.objects(content, path))
+    with _content(path, compression, encoding) as content, suppress(ValueError, RecursionError):
+        for line in content:
+            if not line.isspace():
+                record = json.loads(line)
+                return "jsonl", record if isinstance(record, dict) else {}
+    return "jsonl", {}
+
+
+@contextmanager
+def _content(path: Path, compression: str | None, encoding: str) -> Iterator[io.TextIOWrapper]:
+    """The lines of a file, decompressed."""
     with cannot(f"read {path}"), damage_named(path, compression), open(path, "rb") as file:
-        content = decompressed(cast(BinaryIO, file), compression) if compression else file
-        try:
-            for line in documents.lines(content, encoding, "\n"):
-                if not line.isspace():
-                    record = json.loads(line)
-                    return record if isinstance(record, dict) else None
-        except (ValueError, RecursionError):  # whoever reads the whole file can say more about it
-            pass
-    return None
+        yield documents.lines(decompressed(cast(BinaryIO, file), compression) if compression else file, encoding, "\n")
 
 
 def first_bytes(path: Path, count: int) -> bytes:

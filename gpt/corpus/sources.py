@@ -104,11 +104,13 @@ class Source:
                 yield from documents.plain(watched.chunk, self.encoding, mark, end is None)
                 return
             file = _unpacked(watched, self.compression)
+            text_of = conversations.text_of if self.conversations else documents.text_field(self.field)
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
+            elif self.format == "json":
+                yield from documents.json_list(file, self.path, self.encoding, text_of, mark)
             elif self.format == "jsonl":
                 before = partial(self._lines_before, begin)
-                text_of = conversations.text_of if self.conversations else documents.text_field(self.field)
                 yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","

@@ -238,7 +238,7 @@ class Maker:
         if records := [path for path in plain if is_json or suffix_of(path) == ".json"]:
             self.report(
                 f"Note: learned as they stand, with keys, quotes and escapes: {few(records)}; for the texts in JSON, "
-                'write an object such as {"text": "…"} on each line of a file whose name ends in .jsonl'
+                "--text-field NAME takes this field of each object in a list or on a line of a file named .json"
             )
         if tables := [path for path in plain if suffix_of(path) in (".csv", ".tsv")]:
             self.report(

@@ -121,6 +121,29 @@ def parquet_of(path, rows, **how):
     parquet.write_table(arrow.Table.from_pylist(rows), path, **how)
 
 
+@pytest.mark.parametrize(
+    "write", [lines, lambda *records: json.dumps(records), lambda *records: json.dumps(records, indent=1)]
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_json_file_may_have_conversations_as_a_list_or_as_lines(tmp_path, write, pack):
+    path = tmp_path / "chat.json"
+    path.write_bytes(pack(write(*[PAIR, SHAREGPT] * 3).encode()))
+    sources = find([str(path)]).sources
+    assert sources.with_conversations == [path]
+    assert "".join(sources.blocks()) == (PAIR_TEXT + TALK_TEXT) * 3
+
+
+@pytest.mark.parametrize(
+    "content", ['{"messages": {"hello": "Guten Tag"}}', '{\n "prompt": "a"\n}', '[{"text": "a"}]', "[1]"]
+)
+def test_other_json_files_are_plain_text(tmp_path, content):
+    path = tmp_path / "chat.json"
+    path.write_text(content)
+    sources = find([str(path)]).sources
+    assert sources.with_conversations == []
+    assert "".join(sources.blocks()) == content
+
+
 @pytest.mark.parametrize("rows", [1, 2, 100])
 def test_the_rows_of_a_parquet_file_are_the_same_conversations_as_json_lines(chat, rows):
     records = [PAIR, {**TALK, "id": None}, {"messages": [{**each, "weight": 1} for each in TALK["messages"]]}, PAIR] * 9

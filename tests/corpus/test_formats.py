@@ -15,6 +15,7 @@ import pytest
 import gpt.corpus.kinds
 import gpt.corpus.sources
 from gpt.config import DataConfig
+from gpt.corpus import documents
 from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
@@ -266,17 +267,68 @@ def test_tokens_are_not_taken_for_utf_16(tmp_path):
     [
         ('\n{"body": "a", "n": 1}\n{"body": "b"}\n', f"a{MARK}b{MARK}"),
         ('{\n "body": "a"\n}\n', None),  # one object on many lines
-        ('[{"body": "a"}]\n', None),
+        ('[{"body": "a"}, {"n": 1, "body": "b"}]', f"a{MARK}b{MARK}"),
+        ('\n[\n {\n "body": "a"\n },{"body":"b"}\n]\n', f"a{MARK}b{MARK}"),
+        ('["a", {"body": "b"}]\n', None),
+        ("[]\n", None),
     ],
 )
 @pytest.mark.parametrize("name", ["a.json", "a.JSON.gz"])
-def test_a_json_file_is_json_lines_if_the_user_names_a_field_and_its_first_line_is_an_object(
+def test_a_json_file_has_records_if_the_user_names_a_field_and_it_begins_with_an_object_or_is_a_list_of_them(
     tmp_path, content, text, name
 ):
     data = content.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
     assert text_of(tmp_path / name) == content
     assert text_of(tmp_path / name, field="body") == (content if text is None else text)
+
+
+def test_a_json_list_is_read_wherever_its_parts_end(tmp_path, monkeypatch):
+    """Also within the pairs of surrogates, numbers, words and spaces that JSON has."""
+    records = [
+        {"body": f"ä\U0001f600 \\ {n}", "n": [-1.5e-30, None, True, {"a": "]}"}], "more": "x" * n} for n in range(9)
+    ]
+    content = "\ufeff \n" + json.dumps(records[:4]).replace(", ", " ,\n ")[:-1] + ",\n"
+    (tmp_path / "a.json").write_text(content + json.dumps(records[4:], indent=2)[1:] + "\n", encoding="utf-8")
+    expected = "".join(f"{record['body']}{MARK}" for record in records)
+    for size in (1, 2, 3, 7, 64, 1 << 20):
+        monkeypatch.setattr(documents, "_PART", size)
+        assert text_of(tmp_path / "a.json", field="body") == expected
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"body": "a"}, {"body": "b" "c"}, {"body": "d"}' + " " * 20, "object 2, is not JSON (Expecting ',' del"),
+        ('[{"body": "a"}, {"body": "b', "object 2, is not JSON (Unterminated string starting at): repair it"),
+        ('[{"body": "a"}', "the list does not go on behind object 1: repair it"),
+        ('[{"body": "a"}, ', "the list does not go on behind object 1: repair it"),
+        ('[{"body": "a"}] [{"body": "b"}]', "the list does not go on behind object 1: repair it"),
+        ('[{"body": "a"}, "b"]', "the list does not go on behind object 1: repair it"),
+        ('[{"body": "a"}, {"text": "b"}]', "object 2, has no field 'body', only 'text': name the field"),
+        ('[{"body": "a"}, {"body": 5}]', "object 2: the field 'body' is 5, but must be text"),
+        ('[{"body": "a"}, {"body": ' + "[" * 100_000, "object 2, is not JSON ("),
+    ],
+)
+def test_an_object_of_a_json_list_that_is_no_document_is_named(tmp_path, monkeypatch, content, message, size):
+    monkeypatch.setattr(documents, "_PART", size)
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError) as error:
+        text_of(tmp_path / "a.json", field="body")
+    assert f"a.json, {message}" in str(error.value)
+
+
+def test_a_mistake_in_a_long_json_list_is_found_where_it_is(tmp_path):
+    """And not only when all that follows has been read, which might not fit the memory."""
+    (tmp_path / "a.json").write_text('[{"body": "a"}, {"body": b}' + ', {"body": "c"}' * 1_000_000 + "]")
+    read = []
+    with pytest.raises(UserError, match="object 2, is not JSON"):
+        for _ in find([str(tmp_path / "a.json")], field="body").sources.blocks(
+            watch=lambda data: read.append(len(data))
+        ):
+            pass
+    assert sum(read) < 3 << 20
 
 
 def test_documents_that_are_all_empty_are_refused(project):
