@@ -155,6 +155,20 @@ def suffix_of(path: Path) -> str:
     return os.path.splitext(name)[1] if suffix in _SUFFIXES else suffix
 
 
+def suffix_for(path: Path, encoding: str, has_field: bool) -> str:
+    """The end of a name for a file that has none, so that `kind_of` knows how its documents lie: by its content.
+
+    It is JSON Lines if `has_field`, or if the first line is an object that has a text or is a conversation.
+    """
+    known = _COMPRESSIONS.match(first_bytes(path, HEAD))
+    form, first = "jsonl", dict[str, Any]()
+    with suppress(UserError):  # of damaged compression, which whoever reads the whole file names
+        form, first = _first_record(path, known.lastgroup if known else None, encoding, may_be_list=True)
+    if form == "json":
+        return ".json"
+    return ".jsonl" if has_field or TEXT_FIELD in first or conversations.has_one(first, TEXT_FIELD) else ".txt"
+
+
 def _first_record(path: Path, compression: str | None, encoding: str, may_be_list: bool) -> tuple[str, dict[str, Any]]:
     """The format of a file of records, "json" or "jsonl", and its first object; an empty one if there is none.
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt.config import DataConfig
+from gpt.corpus.kinds import suffix_for
+from gpt.corpus.sources import UTF_8
 from gpt.errors import UserError, naming
 from gpt.run import COPIES, Run
 from gpt.system.files import remove
@@ -27,8 +29,9 @@ _NAMED = 16  # hexadecimal digits of the digest that the copy's name has
 def copied(run: Run, data: DataConfig) -> Iterator[DataConfig]:
     """Copy standard input into the run if `data` names it; yields `data` with the copy's path in its place.
 
-    With --text-field, standard input is JSON Lines. If the block ends with a UserError, a copy that was made for it is
-    removed. If it succeeds, the copies of other texts are. Raises UserError if there is nothing to read.
+    The copy's name says whether it is JSON, as its content does (`gpt.corpus.kinds.suffix_for`). If the block ends with
+    a UserError, a copy that was made for it is removed. If it succeeds, the copies of other texts are. Raises UserError
+    if there is nothing to read.
     """
     if STANDARD_INPUT not in data.data_path:
         yield data
@@ -36,7 +39,7 @@ def copied(run: Run, data: DataConfig) -> Iterator[DataConfig]:
     if data.data_path.count(STANDARD_INPUT) > 1:
         raise UserError("--data-path - is given twice, but standard input can be read once: give it once")
     before = set(run.input_copies())
-    copy = _copy(run, ".txt" if data.text_field is None else ".jsonl")
+    copy = _copy(run, data)
     try:
         yield replace(data, data_path=tuple(str(copy) if name == STANDARD_INPUT else name for name in data.data_path))
     except UserError:
@@ -47,9 +50,9 @@ def copied(run: Run, data: DataConfig) -> Iterator[DataConfig]:
         other.unlink(missing_ok=True)
 
 
-def _copy(run: Run, suffix: str) -> Path:
+def _copy(run: Run, data: DataConfig) -> Path:
     """Copy standard input to a file of the run, which stays as it is if it is there already. Returns its path."""
-    temporary, digest = run.path / f".stdin{suffix}.tmp", hashlib.sha256()
+    temporary, digest = run.path / ".stdin.tmp", hashlib.sha256()
     try:
         with naming(temporary), open(temporary, "wb") as file:
             while chunk := sys.stdin.buffer.read(_COPIED):
@@ -57,6 +60,7 @@ def _copy(run: Run, suffix: str) -> Path:
                 file.write(chunk)
             if not file.tell():
                 raise UserError("--data-path is -, but nothing comes from standard input: pipe a text into the command")
+        suffix = suffix_for(temporary, data.encoding or UTF_8, data.text_field is not None)
         copy = run.path / f"{COPIES}{digest.hexdigest()[:_NAMED]}{suffix}"
         if not copy.exists():
             sync(temporary)

@@ -1,9 +1,12 @@
 """`--data-path -` copies standard input into the run, and the copy is the text."""
 
+import gzip
 import io
+import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from gpt.tokenizer import Tokenizer
@@ -47,6 +50,40 @@ def test_standard_input_is_json_lines_if_a_field_is_named(project, piped):
     corpus = piped(b'{"body": "the cat"}\n{"body": "a dog"}\n' * 20, text_field="body")
     text = "the cat<|endoftext|>a dog<|endoftext|>" * 20
     assert corpus.tokens[:].tolist() == Tokenizer.load(project.run.tokenizer_path).encode(text)
+
+
+TALK = {"messages": [{"role": "user", "content": "the dog ?"}, {"role": "assistant", "content": "the cat"}]}
+LINES = json.dumps(TALK).encode() + b"\n" + b'{"prompt": "the dog ?", "completion": "the cat"}\n'
+
+
+@pytest.mark.parametrize(
+    "data", [LINES * 20, b"\xef\xbb\xbf" + LINES * 20, gzip.compress(LINES * 20), json.dumps([TALK] * 40).encode()]
+)
+def test_conversations_are_recognized_by_their_content(project, piped, data):
+    corpus = piped(data, kind="byte", vocab_limit=300)
+    text = "<|user|>the dog ?<|assistant|>the cat<|endoftext|>" * 40
+    assert corpus.tokens[:].tolist() == Tokenizer.load(project.run.tokenizer_path).encode(text)
+    assert project.info()["counted"]["count"] == np.count_nonzero(corpus.counted) < len(corpus.tokens)
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "text"),
+    [
+        (b'{"text": "the cat"}\n' * 40, ".jsonl", "the cat<|endoftext|>" * 40),
+        (b'{"body": "the cat"}\n' * 40, ".txt", None),
+        (b'[{"body": "the cat"}]\n', ".json", None),
+        (b'{"text": "the cat"} is JSON .\n' * 40, ".txt", None),
+    ],
+)
+def test_objects_with_a_text_are_json_lines_and_others_are_learned_as_they_stand(project, piped, data, suffix, text):
+    corpus = piped(data, kind="byte", vocab_limit=300)
+    (copy,) = project.run.input_copies()
+    assert copy.suffix == suffix
+    assert Tokenizer.load(project.run.tokenizer_path).decode(corpus.tokens[:].tolist()) == (text or data.decode())
+
+
+def test_damaged_compression_is_named(piped):
+    assert "is damaged or cut short (gzip: " in piped(gzip.compress(LINES)[:-9], refused=True)
 
 
 def test_input_that_cannot_be_used_leaves_nothing(project, piped):
