@@ -21,7 +21,8 @@ from gpt.config import ModelConfig
 from gpt.constants import NORM_EPS
 from gpt.errors import UserError, cannot
 from gpt.history import validation_losses
-from gpt.parameters import parameter_count
+from gpt.lora import PREFIX
+from gpt.parameters import OF_VOCAB, parameter_count
 from gpt.system.files import atomic_directory, write_atomically
 from gpt.system.limits import free_memory, require_memory
 from gpt.system.tensors import write_tensors
@@ -44,8 +45,7 @@ def export(checkpoint: Checkpoint, out: Path, draw: Callable[[Path], object] | N
     tokenizer is missing or is not the model's, or if the memory does not suffice.
     """
     _check_new(out)
-    tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
-    checkpoint.model_config.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
+    tokenizer = _tokenizer(checkpoint)
     needed = largest_tensor(checkpoint.model_config)
     require_memory("exporting", needed, free_memory(), "close other programs, or export on another machine")
     weights = checkpoint.weights()
@@ -55,8 +55,7 @@ def export(checkpoint: Checkpoint, out: Path, draw: Callable[[Path], object] | N
         _write_json(made / "config.json", _model_config(checkpoint.model_config) | end)
         stops = sorted(chat_template.stop_ids(tokenizer)) if chat_template.is_used_by(tokenizer) else None
         _write_json(made / "generation_config.json", end | ({"eos_token_id": stops} if stops else {}))
-        tokenizer.save(made / "tokenizer.json")
-        _write_json(made / "tokenizer_config.json", _tokenizer_config(checkpoint.model_config, tokenizer))
+        _write_tokenizer(made, checkpoint.model_config, tokenizer)
         if draw:
             draw(made / CURVES)
         write_atomically(made / "README.md", model_card(checkpoint, has_curves=draw is not None))
@@ -67,19 +66,40 @@ def export_adapters(checkpoint: Checkpoint, out: Path) -> list[Path]:
     """Write the adapters of a run with `--lora` into the directory `out`, which must be new or empty, as PEFT does.
 
     Returns the paths of its files, adapter_model.safetensors and adapter_config.json. PEFT puts them beside a model of
-    transformers: the one that the run began with, or an export of it.
+    transformers: the one that the run began with, or an export of it. That model may lack the markers of conversations.
+    If the run has them, its embeddings are among the adapters, as PEFT saves those of a vocabulary that has grown, and
+    its tokenizer is beside them. The model must get as many embeddings first.
 
-    Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, or if the run
-    has no adapters.
+    Raises UserError, leaving `out` as it was, if it is neither new nor empty, if it cannot be written, if the run has
+    no adapters, or as `export` does for its tokenizer.
     """
     _check_new(out)
     train = checkpoint.train_config
     if train.lora is None:
         raise UserError(f"run {checkpoint.run.name} has no adapters, as it was trained without --lora: use --format hf")
+    tokenizer, tensors = _tokenizer(checkpoint), checkpoint.trained()
+    with_markers = chat_template.is_used_by(tokenizer)
+    if with_markers:
+        base = checkpoint.base()
+        tensors = {**tensors, **{f"{PREFIX}{name}": base[name] for name in OF_VOCAB if name in base}}
     with _written(out) as made:
-        write_tensors(made / "adapter_model.safetensors", checkpoint.trained())
+        write_tensors(made / "adapter_model.safetensors", tensors)
+        if with_markers:
+            _write_tokenizer(made, checkpoint.model_config, tokenizer)
         _write_json(made / "adapter_config.json", _adapter_config(train.lora, train.base))
     return [out / name for name in sorted(os.listdir(out))]
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a run. Raises UserError if it is missing, or is not the model's."""
+    tokenizer = Tokenizer.load(checkpoint.run.tokenizer_path)
+    checkpoint.model_config.check_tokenizer(checkpoint.run.tokenizer_path, tokenizer.vocab_size)
+    return tokenizer
+
+
+def _write_tokenizer(directory: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    tokenizer.save(directory / "tokenizer.json")
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(model, tokenizer))
 
 
 def _check_new(out: Path) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from gpt import checkpoint, plan, pretrained
 from gpt.batches import Batches, token_order
+from gpt.chat_template import JINJA
 from gpt.cli import main
 from gpt.config import LORA, ModelConfig, TrainConfig
 from gpt.distributed.ranks import ALONE
@@ -22,10 +23,11 @@ from gpt.model import KVCache, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import Optimizer
-from gpt.parameters import matrix_names
+from gpt.parameters import OF_VOCAB, matrix_names
 from gpt.plan import space
 from gpt.run import Run
 from gpt.system.tensors import open_file
+from gpt.tokenizer import Tokenizer
 from gpt.trainer import TrainStep
 from tests.support.instances import NotingDevice
 from tests.support.pretrained import TEXT, saved_run
@@ -240,9 +242,9 @@ def test_774_million_parameters_are_tuned_on_8_gib(batch, recompute):
 
 
 @pytest.fixture
-def source(tmp_path):
-    """A run `r` to start from, and a text."""
-    found = saved_run(tmp_path / "checkpoints", dropout=0.1, ff_hidden_dim=48)
+def source(tmp_path, request):
+    """A run `r` to start from, and a text. The parameter, if there is one, has further settings of the model."""
+    found = saved_run(tmp_path / "checkpoints", dropout=0.1, ff_hidden_dim=48, **getattr(request, "param", {}))
     (tmp_path / "text.txt").write_text(TEXT * 20, encoding="utf-8")
     return found
 
@@ -328,6 +330,29 @@ def test_adapters_are_exported_in_pefts_names(tune):
     assert len(layout) == 2 * 4 * 2
 
 
+def on_conversations(tune):
+    """Tunes the model `r` on conversations, for whose markers its vocabulary grows."""
+    line = json.dumps({"prompt": "the cat", "completion": "sat on the mat"})
+    Path("chat.jsonl").write_text((line + "\n") * 40)
+    tune("--data-path", "chat.jsonl")
+
+
+@pytest.mark.parametrize("source", [{}, {"tie_embeddings": False}], ids=["tied", "untied"], indirect=True)
+def test_adapters_for_conversations_come_with_the_embeddings_of_the_markers_and_the_tokenizer(tune, source):
+    on_conversations(tune)
+    paths = export_adapters(saved(), Path("adapters"))
+    assert [path.name for path in paths] == [
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
+    found, base = open_file(paths[1], ""), saved().base()
+    embeddings = [name for name in OF_VOCAB if name in base]
+    assert len(embeddings) == 2 - source.model_config.tie_embeddings
+    assert all(np.array_equal(found[f"base_model.model.{name}"], base[name]) for name in embeddings)
+    assert len(found.layout) == 2 * 4 * 2 + len(embeddings)
+    assert "<|assistant|>" in Tokenizer.load(paths[2]).special_tokens
+    assert json.loads(paths[3].read_text())["chat_template"] == JINJA
+
+
 def test_a_run_without_adapters_has_none_to_export(source, tmp_path):
     with pytest.raises(UserError, match="run r has no adapters, as it was trained without --lora: use --format hf"):
         export_adapters(source, tmp_path / "out")
@@ -350,6 +375,25 @@ def test_peft_loads_the_adapters_and_computes_the_same(tune):
         merged = model.merge_and_unload()(torch.from_numpy(ids).long()).logits.numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_allclose(merged, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("source", [{}, {"tie_embeddings": False}], ids=["tied", "untied"], indirect=True)
+def test_peft_computes_the_same_once_the_model_has_as_many_embeddings_as_the_tokenizer(tune, source):
+    peft, transformers, torch = map(pytest.importorskip, ("peft", "transformers", "torch"))
+    on_conversations(tune)
+    export(checkpoint.load(Run("r", Path("checkpoints"))), Path("base"))
+    export_adapters(saved(), Path("adapters"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained("adapters")
+    talk = [{"role": "user", "content": "the cat"}]
+    ids = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
+    expected = load_model(saved(), CpuOps(threads=1)).logits(np.array([ids], np.int32))
+    base = transformers.AutoModelForCausalLM.from_pretrained("base")
+    base.resize_token_embeddings(len(tokenizer))
+    model = peft.PeftModel.from_pretrained(base, "adapters").eval()
+    with torch.no_grad():
+        found = model(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
