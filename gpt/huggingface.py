@@ -78,6 +78,10 @@ def read_directory(path: Path) -> tuple[ModelConfig, Mapping[str, np.ndarray], T
         )
     if path.name in PICKLES:
         raise _refused_pickle(path)
+    if path.is_file() and path.name not in FILES:  # what is beside it may be another model, or an older one
+        raise UserError(f"{path} is not read: name {WEIGHTS}, or the directory with {WEIGHTS} and config.json")
+    if not (directory / "config.json").exists() and (cached := sorted(directory.glob("snapshots/*/config.json"))):
+        raise UserError(f"{directory} is where Hugging Face's cache has a model: name {cached[-1].parent}")
     if (directory / ADAPTERS).exists() and not (directory / "config.json").exists():
         merge = "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OTHER)"
         raise UserError(f"{directory} has the adapters of a model alone: merge them with it, with PEFT (`{merge}`)")
@@ -178,7 +182,11 @@ class Weights(Mapping[str, np.ndarray]):
                 raise UserError(f"{directory} has no tensor {name}, which its config.json asks for: {_ADVICE}")
             theirs, shard = found.pop(name)
             dtype, its_shape = shard.file.layout[theirs]
-            if its_shape != shape or dtype not in FLOATS:
+            if dtype not in FLOATS:
+                convert = "AutoModelForCausalLM.from_pretrained(DIR).float().save_pretrained(OTHER)"
+                raise UserError(f"{shard.path} has {dtype} in {theirs}, but hipgpt reads {', '.join(FLOATS)}: convert "
+                                f"the model with transformers (`{convert}`)")  # fmt: skip
+            if its_shape != shape:
                 wanted = f"{' or '.join(FLOATS)} {list(shape)}"
                 raise UserError(f"{shard.path} does not fit config.json: {theirs} is {words(dtype, its_shape)}, "
                                 f"but must be {wanted}: {_ADVICE}")  # fmt: skip

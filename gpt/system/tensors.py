@@ -25,9 +25,12 @@ from gpt.system.reading import COUNT, TEXT, Kind, check, parse, raise_unless_reg
 # The dtypes that can be read and written: those of a checkpoint.
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Bytes of an element, for all dtypes that a file may have.
-_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4,
-          "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8}  # fmt: skip
+# Bits of an element, for all dtypes that a file may have.
+_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
 # From the 16 bits of each number to float32. BF16 is the upper half of a float32.
 _WIDENED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "F16": lambda bits: bits.view("<f2").astype(np.float32),
@@ -199,7 +202,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, _Entry], int]:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         size = entry.stop - entry.start
-        if entry.dtype not in _BYTES or size != math.prod(entry.shape) * _BYTES[entry.dtype]:
+        if entry.dtype not in _BITS or 8 * size != math.prod(entry.shape) * _BITS[entry.dtype]:
             said = words(entry.dtype, entry.shape)
             raise ValueError(f"{shown(name)} is {said}, a shape that its {size} bytes do not have")
         if entry.start != end:

@@ -1,6 +1,7 @@
 """`hipgpt import` makes a run of a Hugging Face directory, with the same weights, logits and texts."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -302,6 +303,43 @@ def test_adapters_without_their_model_are_named(directory, run):
     assert f"{directory} has the adapters of a model alone: merge them with it" in refused(run, directory)
     with pytest.raises(UserError, match="has the adapters of a model alone"):
         find(str(directory), run.path.parent)
+
+
+def test_a_file_beside_the_weights_does_not_stand_for_them(directory, run):
+    """Someone who names the TensorFlow file, or other weights, wants that model, which may be another one."""
+    for name in ("tf_model.h5", "model.gguf", "consolidated.safetensors", "README.md"):
+        shutil.copy(directory / WEIGHTS, directory / name)
+        assert f"{name} is not read: name model.safetensors, or the directory with" in refused(run, directory / name)
+    import_into(run, directory / "config.json")
+
+
+def test_a_model_in_hugging_faces_cache_is_read_and_the_folder_above_it_names_it(directory, run, tmp_path):
+    """There the files of a snapshot are links to blobs."""
+    entry = tmp_path / "models--openai-community--gpt2"
+    snapshot = entry / "snapshots" / "607a30d7"
+    snapshot.mkdir(parents=True)
+    directory.rename(entry / "blobs")
+    for file in (entry / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert f"{entry} is where Hugging Face's cache has a model: name {snapshot}" in refused(run, entry)
+    import_into(run, snapshot)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("F64", 64), ("F8_E4M3", 8), ("F8_E8M0", 8), ("I8", 8), ("F4", 4)])
+def test_numbers_of_another_kind_are_named_with_a_way_out(directory, run, dtype, bits):
+    """A file of 8-bit numbers, say, is neither damaged nor better the next time."""
+    content = (directory / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"][0])
+    start = header[last]["data_offsets"][0]
+    end = start + bits * math.prod(header[last]["shape"]) // 8
+    header[last] |= {"dtype": dtype, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    body = content[8 + length :][:start] + bytes(end - start)
+    (directory / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + body)
+    said = refused(run, directory)
+    assert f"model.safetensors has {dtype} in {last}, but hipgpt reads F32, F16, BF16: convert the model with" in said
 
 
 def test_a_pickle_is_never_opened(directory, run):

@@ -80,8 +80,8 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         (with_header({"x": entry(offsets=(4, 8))}, b"\0" * 8), "gaps"),
         (with_header({"x": entry(offsets=(4, 0))}, b""), "do not have"),
         (with_header({"x": entry(), "y": entry()}), "overlap"),
-        (with_header({"x": entry("F4", (8,))}), "do not have"),
-        (with_header({"x": entry("F4", (2**62,) * 20)}), "do not have"),
+        (with_header({"x": entry("F2", (8,))}), "do not have"),
+        (with_header({"x": entry("F2", (2**62,) * 20)}), "do not have"),
     ],
 )  # fmt: skip
 def test_messages_about_damaged_files_are_short(tmp_path, content, complaint):
