@@ -20,7 +20,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from gpt.errors import UserError, cannot
+from gpt.errors import UserError, cannot, shown
 from gpt.system.files import make_directory, missing, remove, remove_empty
 from gpt.system.filesystem import sync, sync_directory, try_lock
 
@@ -42,7 +42,8 @@ class Source(NamedTuple):
     file: str
 
 
-_GPT2 = "https://huggingface.co/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/"
+_HUB, _MIRROR = "https://huggingface.co", "HF_ENDPOINT"  # the Hub, and the variable that names a mirror of it to use
+_GPT2 = f"{_HUB}/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/"
 _GPT2_VOCABULARY = (
     Source(_GPT2 + "vocab.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783", "gpt2/vocab.json"),
     Source(_GPT2 + "merges.txt", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5", "gpt2/merges.txt"),
@@ -76,10 +77,12 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
     If the file exists with the right digest, nothing is downloaded. Any other file is replaced, but only once the right
     bytes have arrived whole.
 
-    Raises UserError if the file cannot be downloaded, if its digest is wrong, or if it cannot be written. The bytes
-    that arrived before a break are kept for the next call.
+    The variable HF_ENDPOINT names a mirror from which files of Hugging Face are downloaded, as for its own programs.
+
+    Raises UserError if that is no address, if the file cannot be downloaded, if its digest is wrong, or if it cannot be
+    written. The bytes that arrived before a break are kept for the next call.
     """
-    target = directory / source.file
+    target, url = directory / source.file, _address(source.url)
     part = target.with_name(f"{target.name}.part")
     with cannot(f"write {target}", even_if_missing=True):
         if target.is_file() and _digest(target) == source.sha256:
@@ -89,12 +92,12 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
                 if not try_lock(file.fileno()):
                     raise UserError(f"another process is downloading {target}: wait for it")
             try:
-                _download(source.url, file, progress)
+                _download(url, target, file, progress)
                 file.flush()
                 if (found := _digest(part)) != source.sha256:
                     file.truncate(0)
                     raise UserError(
-                        f"{source.url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing "
+                        f"{url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing "
                         "was written, try again later"
                     )
             finally:
@@ -104,6 +107,16 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
         os.replace(part, target)
         sync_directory(target.parent)
     return target
+
+
+def _address(url: str) -> str:
+    """The address at which a file is asked for: that of a mirror, if the user has named one."""
+    mirror = os.environ.get(_MIRROR, "").strip().rstrip("/")
+    if not mirror or not url.startswith(f"{_HUB}/"):
+        return url
+    if not re.fullmatch(r"https?://[!-~]+", mirror):
+        raise UserError(f"{_MIRROR} is {shown(mirror)}, but must be an address such as {_HUB}: change it, or unset it")
+    return mirror + url.removeprefix(_HUB)
 
 
 @contextmanager
@@ -125,16 +138,17 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _download(url: str, file: BinaryIO, progress: Progress) -> None:
+def _download(url: str, target: Path, file: BinaryIO, progress: Progress) -> None:
     """Append to `file` the bytes at `url` that it does not have yet. Raises UserError, and OSError if it cannot write.
 
-    A connection that breaks is opened again, unless the last ones brought no byte.
+    A connection that breaks is opened again, unless the last ones brought no byte. Messages name `target` as the place
+    for a file that the user gets in another way.
     """
     breaks = 0
     while True:
         before = file.seek(0, os.SEEK_END)
         try:
-            for data, start, total in _stream(url, before):
+            for data, start, total in _stream(url, target, before):
                 if start < file.tell():  # the server begins at the beginning
                     file.truncate(start)
                     file.seek(start)
@@ -157,13 +171,13 @@ class _BrokenError(Exception):
         self.is_final = is_final
 
 
-def _stream(url: str, begin: int) -> Iterator[tuple[bytes, int, int]]:
+def _stream(url: str, target: Path, begin: int) -> Iterator[tuple[bytes, int, int]]:
     """The bytes at `url` from `begin` on, in blocks: each with its place in the file, and the size of all.
 
     A server that cannot begin there begins at 0. The size is 0 if unknown. Raises _BrokenError for every failure of the
     network, so that any OSError that the caller sees is the disk's.
     """
-    instead = f"download {url} yourself"
+    instead = f"download it yourself to {target}"
     headers = {"User-Agent": "hipgpt"} | ({"Range": f"bytes={begin}-"} if begin else {})
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
@@ -179,8 +193,8 @@ def _stream(url: str, begin: int) -> Iterator[tuple[bytes, int, int]]:
         is_final = error.code < 500 and error.code not in _LATER
         later = "" if is_final else "try again later, or "
         raise _BrokenError(f"{url} answers {error.code} {_said(error)}: {later}{instead}", is_final) from None
-    except (OSError, HTTPException) as error:
-        is_final = begin == 0 and isinstance(error, urllib.error.URLError)  # it was never reached
+    except (OSError, HTTPException, ValueError) as error:  # the latter for an address that is none, such as http://[
+        is_final = begin == 0 and isinstance(error, urllib.error.URLError | ValueError)  # it was never reached
         raise _BrokenError(
             f"{url} cannot be downloaded ({_said(error)}): check the network and try again, or {instead}", is_final
         ) from None

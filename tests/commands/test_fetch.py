@@ -203,9 +203,28 @@ def test_a_failed_download_changes_nothing_and_gives_its_reason_in_one_line(
     with pytest.raises(UserError, match=complaint) as error:
         fetch(server.offer(**offer), tmp_path)
     assert "\n" not in str(error.value)
+    if "sha256" not in offer:
+        assert str(error.value).endswith(f"download it yourself to {before}")
     kept = ["shakespeare.txt.part"] if offer.get("path") == "/cut" else []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shakespeare.txt", *kept]
     assert before.read_bytes() == b"old"
+
+
+def test_a_mirror_of_hugging_faces_is_asked_in_its_place_and_for_its_files_alone(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.offer("/").url)
+    hub = server.offer(url="https://huggingface.co")
+    assert fetch(hub, tmp_path).read_bytes() == TEXT
+    assert fetch(server.offer()._replace(file="other.txt"), tmp_path).read_bytes() == TEXT
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1/hub")
+    with pytest.raises(UserError, match="^http://127.0.0.1:1/hub/text cannot be downloaded"):
+        fetch(hub._replace(file="more.txt"), tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://[")
+    with pytest.raises(UserError, match=r"^http://\[/text cannot be downloaded \(Invalid IPv6 URL\)"):
+        fetch(hub._replace(file="more.txt"), tmp_path)
+    for wrong in ("hf-mirror.com", "file:///etc", "http://a b", "http://ä"):
+        monkeypatch.setenv("HF_ENDPOINT", wrong)
+        with pytest.raises(UserError, match=f"^HF_ENDPOINT is '{wrong}', but must be an address such as https:"):
+            fetch(hub._replace(file="more.txt"), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gpt2/vocab.json", "shakespeare.txt"])
