@@ -1,9 +1,11 @@
 """Files of token ids that another program has made, as --tokens names them. They are mapped where they lie.
 
-Two formats are known:
+Three formats are known:
 
 - raw: ids one after the other with no header, as nanoGPT writes them, and hipgpt. They are little-endian uint16, or
-  uint32 if the vocabulary has more than 65,536 tokens, as in tokens.bin.
+  uint32 if the vocabulary has more than 65,536 tokens, as in tokens.bin, or if every second uint16 at the beginning is
+  0. (Ids of 1 and 2 are the numbers 1, 2 in uint16, and 1, 0, 2, 0 in uint32, if these are read as uint16.)
+- NumPy's .npy with one row of uint16 or uint32, as build-nanogpt writes it.
 - with a header of 256 little-endian int32, as llm.c and modded-nanogpt write them: a number that names the format, its
   version, and how many ids follow. 20240520, version 1, has uint16; 20240801, version 7, has uint32, for Llama 3.
 
@@ -13,11 +15,13 @@ The first bytes tell which one it is. To be taken for the other kind, a raw file
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.lib.format as npy
 
 from gpt.corpus.finding import named
 from gpt.errors import UserError, cannot, naming
@@ -26,9 +30,17 @@ from gpt.system.reading import raise_unless_regular
 
 _HEADER = 256  # int32 of a header
 _FORMATS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}  # by its first number: the version, and the type of an id
+_TYPES = ("<u2", "<u4")
 _QUESTIONS = 20240522  # the first number of llm.c's files of questions, such as HellaSwag's
 _HEAD = 4096  # bytes in which a text shows that it is one
 _TEXT = bytes({*range(0x20, 0x7F), *b"\t\n\r\f"})  # ASCII that stands in texts
+_FEW = 16  # pairs of numbers whose second ones may all be 0 by chance
+_OTHERS = {  # first bytes of files that people give instead; hardly any raw ids begin so
+    rb"\x1f\x8b\x08|\xfd7zXZ\x00|BZh[1-9]1AY&SY|\x28\xb5\x2f\xfd": "compressed: unpack it",
+    rb"PK\x03\x04": "a zip archive, such as .npz: write the ids in it with numpy.save",
+    rb"PAR1": "a parquet file: write the ids in it as uint16, one after the other",
+    rb"MMIDIDX\x00": "the index of a file of Megatron's: name the file .bin beside it",
+}
 _IDS_AT_ONCE = 1 << 22  # ids that are checked at a time
 
 
@@ -66,13 +78,45 @@ def recognized(path: Path, vocab_size: int) -> TokenFile:
         return _with_header(path, size, magic, version, count)
     if head and not head.translate(None, _TEXT):
         raise UserError(f"{path} is a text, not a file of tokens: name it with --data-path")
-    dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-    if not size or size % dtype.itemsize:
+    if head.startswith(npy.MAGIC_PREFIX):
+        return _of_numpy(path, size)
+    for beginning, what in _OTHERS.items():
+        if re.match(beginning, head):
+            raise UserError(f"{path} is {what}")
+    if not size:
+        raise UserError(f"{path} is empty: leave it out")
+    dtype = np.dtype("<u4" if vocab_size > 1 << 16 or _are_wider(head, "<u2") else "<u2")
+    if dtype.itemsize == 4 and _are_wider(head, "<u4"):
+        raise UserError(f"{path} has ids of 64 bits, but known are 16 and 32: write it anew, as uint16 or uint32")
+    if size % dtype.itemsize:
         raise UserError(
             f"{path} has {size:,} bytes, which are no {dtype.name} ids: give a file of tokens as nanoGPT or llm.c "
             "writes it"
         )
     return TokenFile(path, dtype, 0, size // dtype.itemsize)
+
+
+def _are_wider(head: bytes, dtype: str) -> bool:
+    """Whether the numbers at the beginning of a file are twice as wide as `dtype`: every second one would be 0."""
+    pairs = np.frombuffer(head[: len(head) // 8 * 8], dtype).reshape(-1, 2)
+    return len(pairs) >= _FEW and bool(pairs[:, 0].any()) and not pairs[:, 1].any()
+
+
+def _of_numpy(path: Path, size: int) -> TokenFile:
+    """The ids in a file .npy. Raises UserError if it is damaged, or has other numbers than ids in a row."""
+    advice = "write one row of uint16 or uint32 with numpy.save"
+    with cannot(f"read {path}"), open(path, "rb") as file:
+        try:
+            read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except ValueError:
+            raise UserError(f"{path} has a damaged header: {advice}") from None
+        first = file.tell()
+    if len(shape) != 1 or dtype.str not in _TYPES:
+        raise UserError(f"{path} has {dtype.name} {list(shape)}, which are no ids in a row: {advice}")
+    if not shape[0] or size != first + shape[0] * dtype.itemsize:
+        raise UserError(f"{path} should have {shape[0]:,} ids in {size - first:,} bytes: get it again, or leave it out")
+    return TokenFile(path, dtype, first, shape[0])
 
 
 def _with_header(path: Path, size: int, magic: int, version: int, count: int) -> TokenFile:

@@ -1,5 +1,7 @@
 """`--tokens`: tokens that another program has made are read where they lie."""
 
+import gzip
+import io
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +28,13 @@ def shard(path, ids, magic=20240520, version=1, dtype="<u2", count=None):
     header = np.zeros(256, "<i4")
     header[:3] = magic, version, len(ids) if count is None else count
     path.write_bytes(header.tobytes() + np.asarray(ids, dtype).tobytes())
+
+
+def npy(ids):
+    """The content of a file .npy."""
+    file = io.BytesIO()
+    np.save(file, ids)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -88,11 +97,39 @@ def test_raw_ids_of_a_large_vocabulary_have_four_bytes(files):
     assert len(recognized(path, vocab_size=1 << 16).mapped()) == 600
 
 
+def test_raw_ids_of_32_bits_are_told_by_their_zeros_whatever_the_vocabulary(tmp_path):
+    """Read as uint16, every second id would be 0, and nothing would say so."""
+    path = tmp_path / "train.bin"
+    raw(path, IDS, "<u4")
+    assert recognized(path, vocab_size=257).mapped().tolist() == IDS.tolist()
+    for few in ([5, 0] * 15, [0, 0] * 400, [0] * 31 + [5] * 300):
+        raw(path, few)
+        assert recognized(path, vocab_size=257).mapped().tolist() == few
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_a_file_of_numpys_is_mapped_behind_its_header(files, dtype):
+    (files.text.parent / "train.npy").write_bytes(npy(IDS.astype(dtype)))
+    corpus = files.prepare(tokens="data/train.npy", kind="tokenizer.json")
+    assert corpus.tokens[:].tolist() == IDS.tolist()
+    assert corpus.tokens[:].dtype == dtype
+    assert files.prepare().tokens[:].tolist() == IDS.tolist()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"\x01\x02\x03", "data/train.bin has 3 bytes, which are no uint16 ids: give a file of tokens as nanoGPT or"),
-        (b"", "data/train.bin has 0 bytes, which are no uint16 ids"),
+        (b"", "data/train.bin is empty: leave it out"),
+        (IDS.astype("<i8").tobytes(), "data/train.bin has ids of 64 bits, but known are 16 and 32: write it anew"),
+        (gzip.compress(IDS.astype("<u2").tobytes()), "data/train.bin is compressed: unpack it"),
+        (b"MMIDIDX\0\0" + bytes(31), "data/train.bin is the index of a file of Megatron's: name the file .bin beside"),
+        (b"PAR1" + bytes(32), "data/train.bin is a parquet file: write the ids in it as uint16"),
+        (npy(IDS.astype("<i8")), "data/train.bin has int64 [300], which are no ids in a row: write one row of uint16"),
+        (npy(IDS.astype("<u2").reshape(2, 150)), "data/train.bin has uint16 [2, 150], which are no ids in a row"),
+        (npy(IDS.astype("<u2"))[:-2], "data/train.bin should have 300 ids in 598 bytes: get it again, or leave it"),
+        (npy(IDS[:0].astype("<u2")), "data/train.bin should have 0 ids in 0 bytes: get it again, or leave it out"),
+        (npy(IDS.astype("<u2"))[:50], "data/train.bin has a damaged header"),
         (b"some words\n" * 9, "data/train.bin is a text, not a file of tokens: name it with --data-path"),
         ({"magic": 20240522}, "data/train.bin has the questions of a test (llm.c's format 20240522), not a text"),
         ({"magic": 20250101}, "begins with a header of the format 20250101, but known are 20240520 and 20240801"),
