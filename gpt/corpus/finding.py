@@ -16,6 +16,8 @@ from typing import NamedTuple
 from gpt.errors import UserError, cannot
 from gpt.run import is_run
 
+STANDARD_INPUT = "-"
+
 
 class Named(NamedTuple):
     """The files that one --data-path stands for. If it is the name of a file, this is named `by_itself`."""
@@ -27,7 +29,8 @@ class Named(NamedTuple):
 def named(name: str, option: str = "--data-path") -> Named:
     """The files that `name`, which comes from `option`, stands for; a file named by itself need not exist.
 
-    Raises UserError for a pattern that no file matches, and for a folder that cannot be read.
+    Raises UserError for a pattern that no file matches, for a folder that cannot be read, and for standard input, of
+    which the caller has a copy if it may be named.
 
     Example: a folder with b.txt, a/z.txt and .hidden.
 
@@ -41,6 +44,10 @@ def named(name: str, option: str = "--data-path") -> Named:
     (['a/z.txt', 'b.txt'], False)
     """
     path = _behind(Path(name))
+    if name == STANDARD_INPUT and not os.path.lexists(path):
+        raise UserError(
+            f"{option} is -, but only --data-path of train and tokenize copies standard input: write it to a file"
+        )
     if os.path.isdir(path):  # False if a folder above may not be read; whoever reads the file says so
         return Named(_ordered(_walk(str(path), set())), by_itself=False)
     if glob.has_magic(name) and not os.path.lexists(path):

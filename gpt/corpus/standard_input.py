@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt.config import DataConfig
+from gpt.corpus.finding import STANDARD_INPUT
 from gpt.corpus.kinds import suffix_for
 from gpt.corpus.sources import UTF_8
 from gpt.errors import UserError, naming
@@ -20,7 +21,6 @@ from gpt.run import COPIES, Run
 from gpt.system.files import remove
 from gpt.system.filesystem import sync, sync_directory
 
-STANDARD_INPUT = "-"
 _COPIED = 1 << 20  # bytes that are read at a time
 _NAMED = 16  # hexadecimal digits of the digest that the copy's name has
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_objects_with_a_text_are_json_lines_and_others_are_learned_as_they_stand
 
 def test_damaged_compression_is_named(piped):
     assert "is damaged or cut short (gzip: " in piped(gzip.compress(LINES)[:-9], refused=True)
+
+
+def test_where_standard_input_is_not_copied_it_is_refused(project):
+    Tokenizer(kind="byte").save("tokenizer.json")
+    for flags in ({"data_path": "data/data.txt", "val_path": "-"}, {"tokens": "-", "kind": "tokenizer.json"}):
+        assert " is -, but only --data-path of train and tokenize copies standard" in project.refused(**flags)
+    Path("-").write_text("a file of this name")
+    assert project.prepare(data_path="data/data.txt", val_path="-").info["held_out"]
 
 
 def test_input_that_cannot_be_used_leaves_nothing(project, piped):
