@@ -1,7 +1,7 @@
 """Conversations in JSON and parquet: what people tune models on. gpt/chat_template.py makes them texts.
 
-A record, that is, a line or a row, has one of these forms. Its other fields are passed over. They are those of OpenAI,
-ShareGPT, TRL (twice) and Alpaca:
+A record, that is, a line, an object of a list or a row, has one of these forms, which are those of OpenAI, ShareGPT,
+TRL (twice) and Alpaca. Its other fields are passed over:
 
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}, {"role": "assistant", "content": "4"}]}
     {"conversations": [{"from": "human", "value": "What is 2 + 2?"}, {"from": "gpt", "value": "4"}]}
@@ -9,8 +9,9 @@ ShareGPT, TRL (twice) and Alpaca:
     {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
     {"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"}
 
-A row of a parquet file has these fields as columns. A field that is null is not there. A file is read so if its first
-record, or its columns, have one of the fields with which a form begins and no field `text`.
+A field `system` is a message of the system before these. One with a `history` is refused, because what was said before
+would be lost. A row of a parquet file has these fields as columns. A field that is null is not there. A file is read so
+if its first record, or its columns, have one of the fields with which a form begins and no field `text`.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt.chat_template import ASSISTANT, USER, Learned, messages_of, plain_content, rendered
+from gpt.chat_template import ASSISTANT, SYSTEM, USER, Learned, Message, messages_of, plain_content, rendered
 from gpt.errors import naming
 from gpt.tokenizer import Tokenizer
 from gpt.tokens import Tokens
@@ -26,7 +27,8 @@ from gpt.tokens import Tokens
 _LISTS = ("messages", "conversations")
 _PAIRS = ((("prompt",), "completion"), (("instruction", "input"), "output"))  # what is asked, what is answered
 _SIGNS = (*_LISTS, "prompt", "completion", "instruction")  # a record with one of these is meant to be a conversation
-FIELDS = (*_LISTS, *(field for asked, answered in _PAIRS for field in (*asked, answered)))
+_HISTORY = "history"  # what was said before, in a form that LLaMA-Factory has added to Alpaca's
+FIELDS = (*_LISTS, SYSTEM, _HISTORY, *(field for asked, answered in _PAIRS for field in (*asked, answered)))
 FORMS = "messages, conversations, prompt and completion, or instruction and output"
 _ROLES = {"human": USER, "gpt": ASSISTANT}  # ShareGPT's names
 _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
@@ -51,12 +53,20 @@ def text_of(record: Mapping[str, Any]) -> str:
     '<|user|>Compute the sum.\\n\\n2 + 2<|assistant|>4'
     """
     try:
-        messages = messages_of(_listed({field: record[field] for field in FIELDS if record.get(field) is not None}))
+        messages = _messages({field: record[field] for field in FIELDS if record.get(field) is not None})
     except ValueError as error:
         raise ValueError(f": the conversation {error}") from None
     if not any(message.role == ASSISTANT for message in messages):
         raise ValueError(": the conversation has no message of the assistant, so there is nothing to learn")
     return rendered(messages)
+
+
+def _messages(record: Mapping[str, Any]) -> list[Message]:
+    """The messages of a record without nulls. Raises ValueError as `text_of` does."""
+    if record.get(_HISTORY):
+        raise ValueError(f"has a {_HISTORY}, which would be lost: put what was said before into messages")
+    before = plain_content(record.get(SYSTEM, ""), f"its {SYSTEM}")
+    return [*([Message(SYSTEM, before)] if before else []), *messages_of(_listed(record))]
 
 
 def _listed(record: Mapping[str, Any]) -> object:

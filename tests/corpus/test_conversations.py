@@ -100,7 +100,9 @@ FORMS = [
     ({"prompt": TALK["messages"][:2], "completion": TALK["messages"][2:]}, TALK_TEXT),
     ({"prompt": "2 + 2?", "completion": [{"role": "assistant", "content": "four"}]}, PAIR_TEXT),
     ({"instruction": "2 + 2?", "input": "", "output": "four"}, PAIR_TEXT),
-    ({"instruction": "2 + 2?", "output": "four"}, PAIR_TEXT),
+    ({"instruction": "2 + 2?", "output": "four", "system": "", "history": []}, PAIR_TEXT),
+    ({"system": "Be brief.", "messages": TALK["messages"][1:]}, TALK_TEXT),
+    ({"system": "Be brief.", "prompt": "2 + 2?", "completion": "four"}, "<|system|>Be brief." + PAIR_TEXT),
     ({"instruction": "2 +", "input": "2?", "output": "four"}, PAIR_TEXT.replace("2 + 2?", "2 +\n\n2?")),
 ]  # fmt: skip
 
@@ -201,6 +203,8 @@ def test_lines_with_a_text_or_a_field_that_the_user_names_are_no_conversations(t
         ({"prompt": TALK["messages"], "completion": []}, "line 3: the conversation has no message of the assistant in"),
         ({"conversations": [{"from": "tool", "value": "a"}]}, "line 3: the conversation has the role 'tool' in"),
         ({"conversations": [{"from": "gpt"}]}, "line 3: the conversation has {'from': 'gpt'} as message 1, but must"),
+        ({**PAIR, "history": [["a", "b"]]}, "line 3: the conversation has a history, which would be lost: put what"),
+        ({**PAIR, "system": ["a"]}, "line 3: the conversation has ['a'] as its system, but must have text"),
         ({"conversations": "a"}, "line 3: the conversation is 'a', but must be a list of messages"),
         ({"completion": "a"}, "line 3: the conversation has no prompt, but must have prompt and completion"),
         ({"prompt": "a", "completion": 5}, "line 3: the conversation has 5 as its completion, but must have"),
