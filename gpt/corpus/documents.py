@@ -272,7 +272,12 @@ class Parquet:
 
 def lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:
     """The lines of a file, without the byte order mark that may stand before the first one."""
-    return io.TextIOWrapper(file, "utf-8-sig" if encoding == "utf-8" else encoding, newline=newline)
+    return io.TextIOWrapper(file, without_mark(encoding), newline=newline)
+
+
+def without_mark(encoding: str) -> str:
+    """The encoding that takes a byte order mark away, if there is one."""
+    return "utf-8-sig" if encoding == "utf-8" else encoding
 
 
 def _encodes(text: str) -> bool:

@@ -84,15 +84,11 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
     """
-    compression = None
     try:
         _raise_if_irregular(path, state := os.stat(path))
-        head = first_bytes(path, HEAD)
-        if (known := _COMPRESSIONS.match(head)) and (compression := known.lastgroup):
-            with damage_named(path, compression), open(path, "rb", buffering=0) as file:
-                head = decompressed(cast(BinaryIO, file), compression).read(HEAD)
-            if twice := _COMPRESSIONS.match(head):
-                raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
+        head, compression = _head(path)
+        if compression and (twice := _COMPRESSIONS.match(head)):
+            raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
     except FileNotFoundError:
         raise NotTextError(f"{path} does not exist: give the path of a text file") from None
     except OSError as error:
@@ -128,7 +124,7 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         return Kind("jsonl", compression, encoding), state
     if suffix not in _LINES and suffix != ".json":
         return Kind("plain", compression, encoding), state
-    form, first = _first_record(path, compression, encoding, may_be_list=suffix == ".json")
+    form, first = _first_record(path, head, compression, encoding, may_be_list=suffix == ".json")
     has_conversations = not has_field and conversations.has_one(first, TEXT_FIELD)
     if suffix == ".json" and not has_conversations and not (has_field and first):
         form = "plain"
@@ -160,29 +156,42 @@ def suffix_for(path: Path, encoding: str, has_field: bool) -> str:
 
     It is JSON Lines if `has_field`, or if the first line is an object that has a text or is a conversation.
     """
-    known = _COMPRESSIONS.match(first_bytes(path, HEAD))
     form, first = "jsonl", dict[str, Any]()
     with suppress(UserError):  # of damaged compression, which whoever reads the whole file names
-        form, first = _first_record(path, known.lastgroup if known else None, encoding, may_be_list=True)
+        form, first = _first_record(path, *_head(path), encoding, may_be_list=True)
     if form == "json":
         return ".json"
     return ".jsonl" if has_field or TEXT_FIELD in first or conversations.has_one(first, TEXT_FIELD) else ".txt"
 
 
-def _first_record(path: Path, compression: str | None, encoding: str, may_be_list: bool) -> tuple[str, dict[str, Any]]:
+def _first_record(
+    path: Path, head: bytes, compression: str | None, encoding: str, may_be_list: bool
+) -> tuple[str, dict[str, Any]]:
     """The format of a file of records, "json" or "jsonl", and its first object; an empty one if there is none.
 
-    What is wrong with the file, whoever reads all of it can say better. A list may be one very long line.
+    It is mostly in the `head`. Then the file is not opened, because a folder may have very many. What is wrong with the
+    file, whoever reads all of it can say better.
     """
-    if may_be_list:
-        with _content(path, compression, encoding) as content, suppress(UserError, ValueError):
-            return "json", next(documents.objects(content, path))
-    with _content(path, compression, encoding) as content, suppress(ValueError, RecursionError):
-        for line in content:
-            if not line.isspace():
-                record = json.loads(line)
-                return "jsonl", record if isinstance(record, dict) else {}
-    return "jsonl", {}
+    try:
+        beginning = codecs.getincrementaldecoder(documents.without_mark(encoding))().decode(head).lstrip()
+        is_list = may_be_list and beginning.startswith("[")
+        if is_list:
+            with suppress(UserError):
+                return "json", next(documents.objects(io.StringIO(beginning), path))
+        elif "\n" in beginning or len(head) < HEAD:
+            return "jsonl", _object(beginning.partition("\n")[0])
+        with _content(path, compression, encoding) as content:
+            if is_list:
+                return "json", next(documents.objects(content, path))
+            return "jsonl", _object(next((line for line in content if not line.isspace()), ""))
+    except (UserError, ValueError, RecursionError):
+        return "jsonl", {}
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The object in a line of JSON; an empty one if there is something else. Raises ValueError if it is not JSON."""
+    record = json.loads(line)
+    return record if isinstance(record, dict) else {}
 
 
 @contextmanager
@@ -190,6 +199,15 @@ def _content(path: Path, compression: str | None, encoding: str) -> Iterator[io.
     """The lines of a file, decompressed."""
     with cannot(f"read {path}"), damage_named(path, compression), open(path, "rb") as file:
         yield documents.lines(decompressed(cast(BinaryIO, file), compression) if compression else file, encoding, "\n")
+
+
+def _head(path: Path) -> tuple[bytes, str | None]:
+    """The first bytes of a file, decompressed, and the compression. Raises OSError, and UserError if it is damaged."""
+    head = first_bytes(path, HEAD)
+    if (known := _COMPRESSIONS.match(head)) is None:
+        return head, None
+    with damage_named(path, compression := str(known.lastgroup)), open(path, "rb", buffering=0) as file:
+        return decompressed(cast(BinaryIO, file), compression).read(HEAD), compression
 
 
 def first_bytes(path: Path, count: int) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 from gpt import pretrained
 from gpt.batches import Batches
 from gpt.chat_template import MARKERS, is_used_by
-from gpt.corpus import conversations
+from gpt.corpus import conversations, kinds
 from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
@@ -133,6 +133,20 @@ def test_a_json_file_may_have_conversations_as_a_list_or_as_lines(tmp_path, writ
     sources = find([str(path)]).sources
     assert sources.with_conversations == [path]
     assert "".join(sources.blocks()) == (PAIR_TEXT + TALK_TEXT) * 3
+
+
+@pytest.mark.parametrize("name", ["chat.json", "chat.jsonl", "lines.json", "chat.json.gz"])
+@pytest.mark.parametrize("long", [False, True])
+def test_a_first_object_is_found_at_any_length_and_a_short_one_without_opening_the_file_again(
+    tmp_path, monkeypatch, name, long
+):
+    record = {"id": "ä" * 3000 * long, **PAIR}
+    text = json.dumps([record] * 2, ensure_ascii=False) if name.startswith("chat.json") else lines(record)
+    text = lines(record, record) if name == "chat.jsonl" else text
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+    if not long:
+        monkeypatch.setattr(kinds, "_content", None)
+    assert find([str(tmp_path / name)]).sources.with_conversations == [tmp_path / name]
 
 
 @pytest.mark.parametrize(
