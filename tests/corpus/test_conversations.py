@@ -141,8 +141,8 @@ def test_a_first_object_is_found_at_any_length_and_a_short_one_without_opening_t
     tmp_path, monkeypatch, name, long
 ):
     record = {"id": "ä" * 3000 * long, **PAIR}
-    text = json.dumps([record] * 2, ensure_ascii=False) if name.startswith("chat.json") else lines(record)
-    text = lines(record, record) if name == "chat.jsonl" else text
+    is_list = name in ("chat.json", "chat.json.gz")
+    text = json.dumps([record] * 2, ensure_ascii=False) if is_list else lines(record, record)
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
     if not long:
         monkeypatch.setattr(kinds, "_content", None)
