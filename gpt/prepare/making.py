@@ -246,8 +246,8 @@ class Maker:
             )
         if "counted" in info:
             self.report(
-                f"Note: {few(texts.with_conversations)} holds conversations: the model learns what the assistant says, "
-                f"{info['counted']['count']:,} of {len(corpus.tokens):,} tokens"
+                f"Note: there are conversations in {few(texts.with_conversations)}: the model learns what the "
+                f"assistant says, {info['counted']['count']:,} of {len(corpus.tokens):,} tokens"
             )
         return corpus
 

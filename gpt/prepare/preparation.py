@@ -101,7 +101,7 @@ class Preparation:
             return self.maker.with_own(found, tokenizer, self.info)
         if self.is_trained or not self.may_grow:
             raise UserError(
-                f"{few(found.with_conversations)} holds conversations, but the tokenizer of the model lacks "
+                f"there are conversations in {few(found.with_conversations)}, but the tokenizer of the model lacks "
                 f"{', '.join(MARKERS)}: begin a new run with --from, whose model gets them"
             )
         return self.maker.with_given(found, with_markers)

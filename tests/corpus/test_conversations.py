@@ -170,7 +170,7 @@ def test_the_rows_of_a_parquet_file_are_the_same_conversations_as_json_lines(cha
     second = chat.prepare(data_path="data/chat", kind="byte", vocab_limit=300, reset=True)
     assert second.tokens[:].tolist() == first.tokens[:].tolist()
     assert second.counted.tolist() == first.counted.tolist()
-    assert "data/chat holds conversations" in chat.notes[-1]
+    assert "there are conversations in data/chat" in chat.notes[-1]
 
 
 def test_a_parquet_file_with_a_text_or_a_column_that_the_user_names_has_no_conversations(tmp_path):
@@ -247,7 +247,7 @@ def test_a_learned_tokenizer_gets_the_markers_and_the_assistants_words_count(cha
     assert [text.replace(" ", "") for text in learned[:3]] == ["four<|endoftext|>", "two<|user|>", "three<|endoftext|>"]
     assert len(learned) == 60
     assert chat.info()["counted"]["count"] == np.count_nonzero(corpus.counted)
-    assert "data/chat.jsonl holds conversations: the model learns what the assistant says, " in chat.notes[-1]
+    assert "there are conversations in data/chat.jsonl: the model learns what the assistant says, " in chat.notes[-1]
     again = chat.prepare(data_path="data/chat.jsonl", kind=kind, vocab_limit=300)
     assert again.counted.tolist() == corpus.counted.tolist()
     assert chat.notes == []
@@ -304,7 +304,7 @@ def test_the_tokenizer_of_a_model_that_cannot_grow_is_refused(chat, trained):
     if trained:
         chat.add_checkpoint()
     error = chat.refused(data_path="data/chat.jsonl", may_grow=trained)
-    assert "data/chat.jsonl holds conversations, but the tokenizer of the model lacks <|system|>" in error
+    assert "there are conversations in data/chat.jsonl, but the tokenizer of the model lacks <|system|>" in error
     assert "begin a new run with --from" in error
 
 
@@ -330,7 +330,7 @@ def test_a_model_is_tuned_on_conversations_and_its_vocabulary_grows(hipgpt, tmp_
     hipgpt("train", *text, *model, "--device", "cpu", "--steps", 1, "--run-name", "base")
     tune = ("train", "--from", "base", "--data-path", "chat.jsonl", "--run-name", "tuned", "--device", "cpu")
     out = hipgpt(*tune, "--steps", 2, "--batch", 2, "--eval-every", 1, "--val-fraction", 0.2).stdout
-    assert "chat.jsonl holds conversations" in out
+    assert "there are conversations in" in out
     assert "of them learned" in out
     assert "Validation Loss" in out
     base, tuned = (pretrained.find(name, tmp_path / "checkpoints") for name in ("base", "tuned"))
