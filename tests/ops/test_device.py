@@ -70,7 +70,7 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.RawModule = module
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: None)
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda *_: None)
     return cupy
 
 
@@ -390,7 +390,7 @@ def test_a_missing_library_for_products_is_a_note_or_with_vendor_an_error(monkey
     load = CupyDevice._load_blas
     cupy = machine(monkeypatch, hip=hip)
     monkeypatch.setattr(CupyDevice, "_load_blas", load)
-    monkeypatch.setattr(cupy_device, "Blas", missing)
+    monkeypatch.setattr(cupy_device, "load_library", missing)
     monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
     workspace = types.SimpleNamespace(data=types.SimpleNamespace(ptr=0))
     cupy.empty = lambda shape, dtype: workspace
@@ -406,7 +406,7 @@ def test_a_missing_library_for_products_is_a_note_or_with_vendor_an_error(monkey
 
 def test_own_does_not_even_load_the_library(monkeypatch):
     machine(monkeypatch)
-    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: pytest.fail("it loads the library"))
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda *_: pytest.fail("it loads the library"))
     chosen = ops.select("gpu", blas="own")
     assert (chosen.notes, chosen.has_vendor_blas) == ([], False)
 
