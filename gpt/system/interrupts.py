@@ -174,7 +174,8 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
 def caught() -> Iterator[Caught]:
     """Inside the `with`, which stands inside that of `raised`, Ctrl-C asks for no end of the command, however often.
 
-    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals work as usual.
+    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals work as
+    usual.
     """
     global _caught
     _caught = Caught()
