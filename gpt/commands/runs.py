@@ -100,7 +100,7 @@ def plot_runs(names: tuple[str, ...], runs_dir: Path, out: Path | None, over: st
 
 
 def _named(name: str, runs_dir: Path) -> "Run":
-    """The run of the argument RUN. An error is said of that, because these commands have no --run-name."""
+    """The run of the argument RUN. Errors name this argument, because these commands have no --run-name."""
     from gpt.run import Run
 
     try:

@@ -90,7 +90,7 @@ class Control:
         meeting = meeting_point(place)
         self._children = meeting.children
         atexit.register(self._at_exit)
-        ending.others(self._tell)
+        ending.others(self._tell, is_first=place.rank == 0)
         if meeting.listener is not None:
             self._listener = meeting.listener
             self._members = [me]

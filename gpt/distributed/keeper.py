@@ -1,7 +1,7 @@
 """A process between mpirun and its rank, so that the ranks themselves can say which of them was killed.
 
 MPICH's mpirun kills all ranks within a millisecond after one was killed. That is too early for them to say which, and
-mpirun names any of them. So the process that it starts forks. The child is the rank, the parent is its keeper:
+mpirun may name another one. So the process that it starts forks. The child is the rank, the parent is its keeper:
 
     mpirun ─┬─ keeper ── rank 0
             └─ keeper ── rank 1

@@ -110,11 +110,14 @@ def examine(device: str, say: Say, console: Console) -> Diagnosis:
         width = max(map(len, facts), default=0)
         lines = [f"  {label:<{width}}  {fact}" for label, fact in facts.items()]
         say("\n".join([f"{section}:", *lines] if lines else [f"{section}: nothing that matters is set"]))
-    devices = _devices(device)
+    # Another process tries the vendor's library before this one starts it, because it may end a program.
+    found.library = products.fault(device, PRECISIONS) if device != "cpu" else ""
+    devices = _devices(device, "own" if found.library else "auto")
     found.chosen, found.notes = private(devices[0].description), list(map(private, devices[0].notes))
     say("\n".join(["Device:", *(f"  {line}" for line in (found.chosen, *found.notes))]))
     say("Self-test:")
-    devices = _without_a_fatal_library(found, device, devices, say)
+    if found.library:
+        say(f"  the vendor's library for matrix products FAILED: {found.library}; all else is done without it")
     _test(found, devices, say, console)
     _time(found, devices[0], say)
     say(f"\nVerdict: {found.verdict}")
@@ -123,30 +126,23 @@ def examine(device: str, say: Say, console: Console) -> Diagnosis:
     return found
 
 
-def _devices(device: str) -> list[Operations]:
-    """The device to be examined in its own precision, then in its others; with auto, the CPU too."""
-    chosen = [_select(device, training=True)]
+def _devices(device: str, blas: str) -> list[Operations]:
+    """The device to be examined in its own precision, then in its others; with auto, the CPU too.
+
+    `blas` says what computes a GPU's products, as --blas does.
+    """
+    chosen = [_select(device, training=True, blas=blas)]
     if not chosen[0].is_cpu:
         for precision in PRECISIONS:
             if precision != chosen[0].precision:
                 try:
-                    chosen.append(_select(device, precision))
+                    chosen.append(_select(device, precision, blas=blas))
                 except UserError:  # the GPU lacks it
                     continue
         if device == "auto":
             chosen.append(_select("cpu", training=True))
     numpy = _select("cpu")  # numba's operations are for training alone
     return [*chosen, numpy] if chosen[-1].is_cpu and type(chosen[-1]) is not type(numpy) else chosen
-
-
-def _without_a_fatal_library(found: Diagnosis, device: str, devices: list[Operations], say: Say) -> list[Operations]:
-    """The devices, without the vendor's library for products if that crashes a program or hangs."""
-    with_library = [ops.precision for ops in devices if ops.has_vendor_blas]
-    if with_library and (fault := products.fault(device, with_library)):
-        found.library = fault
-        say(f"  the vendor's library for matrix products FAILED: {fault}; all else is done without it")
-        return [ops if ops.is_cpu else _select(device, ops.precision, blas="own") for ops in devices]
-    return devices
 
 
 def _select(device: str, precision: str = "auto", training: bool = False, blas: str = "auto") -> Operations:

@@ -1,7 +1,7 @@
 """The vendor's matrix products, tried in a process of their own: python -m gpt.doctor.products DEVICE PRECISION ….
 
-Some versions of hipBLASLt end the program, or hang, on GPUs that they do not know. The doctor would have no report
-then.
+Some versions of hipBLASLt end the program, or hang, on GPUs that they do not know, as soon as they start or in a
+product. The doctor would have no report then.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gpt import ops as operations
 from gpt.doctor import selftest
+from gpt.errors import UserError
 
 PATIENCE = 300.0  # seconds for all products, and for compiling the kernels that they need
 COMMAND = [sys.executable, "-m", "gpt.doctor.products"]
@@ -22,7 +23,8 @@ _ROOT = Path(__file__).parents[2]  # the folder that has the package gpt
 def fault(device: str, precisions: Sequence[str]) -> str:
     """How the library ends or stops a program that asks for all products of the self-test; "" if it does not.
 
-    For example "it ends the program by SIGABRT". Wrong results, and errors, are left to the self-test.
+    Precisions that the device lacks are passed over. For example "it ends the program by SIGABRT". Wrong results, and
+    errors, are left to the self-test.
     """
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
@@ -36,9 +38,13 @@ def fault(device: str, precisions: Sequence[str]) -> str:
 
 
 def main(device: str, *precisions: str) -> None:
-    """Ask for the products of the self-test, whatever the results are."""
+    """Ask the library, if there is one, for the products of the self-test, whatever the results are."""
     for precision in precisions:
-        for check in selftest.checks(operations.select(device, precision)):
+        try:
+            ops = operations.select(device, precision)
+        except UserError:  # there is no such device, or it lacks this precision
+            continue
+        for check in selftest.checks(ops) if ops.has_vendor_blas else ():
             if check.operation in selftest.PRODUCTS:
                 check.finding()
 

@@ -8,12 +8,17 @@ from contextlib import suppress
 from typing import NoReturn
 
 _tell: Callable[[str, int, bool], None] | None = None
+_is_first = True  # of the ranks
+_said: set[str] = set()
 
 
-def others(tell: Callable[[str, int, bool], None] | None) -> None:
-    """Set the function that tells the other ranks (see `tell_others`). None: this process works alone."""
-    global _tell
-    _tell = tell
+def others(tell: Callable[[str, int, bool], None] | None, is_first: bool = True) -> None:
+    """Set the function that tells the other ranks (see `tell_others`). None: this process works alone.
+
+    `is_first` says whether this process is the first rank.
+    """
+    global _tell, _is_first
+    _tell, _is_first = tell, is_first
 
 
 def has_others() -> bool:
@@ -35,6 +40,13 @@ def say(line: str) -> None:
     """Print a line on standard error from any thread, above a progress bar. Waits a second at most."""
     clear = "\r\x1b[K" if sys.stderr and sys.stderr.isatty() else ""
     aside(lambda: os.write(2, f"{clear}{line}\n".encode(errors="backslashreplace")))
+
+
+def say_once(line: str) -> None:
+    """As `say`, but only the first rank prints the line, and only the first time."""
+    if _is_first and line not in _said:
+        _said.add(line)
+        say(line)
 
 
 def at_once(status: int) -> NoReturn:

@@ -174,7 +174,8 @@ def deferred(announce: Callable[[], object], farewell: Callable[[], str]) -> Ite
 def caught() -> Iterator[Caught]:
     """Inside the `with`, which stands inside that of `raised`, Ctrl-C asks for no end of the command, however often.
 
-    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals do as ever.
+    It is noted in the yielded object, so that the command ends what it is doing, and goes on. Other signals work as
+    usual.
     """
     global _caught
     _caught = Caught()
@@ -317,7 +318,7 @@ def _insists(number: int, now: float, first: int, since: float) -> bool:
 
 
 def _nudge_after(seconds: float) -> None:
-    """Wake the main thread then, so that it runs the handlers of all signals that have come.
+    """Wake the main thread after so many seconds, so that it runs the handlers of all signals that have come.
 
     There are two reasons: `_handle_nudge` gives up work whose GRACE is over. And a Ctrl-C that arrives just before
     `input` begins to wait for a key does not wake it, so that nothing would happen until the user presses a key.

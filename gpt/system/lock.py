@@ -109,7 +109,10 @@ class Lock:
         return True
 
     def _take_over(self, mine: Owner, text: str) -> bool:
-        """Put this process's name in the place of one that is gone. False if that one is not, or another was later."""
+        """Put this process's name in the place of one that is gone.
+
+        False if that process still runs, or if yet another one has put its own name there meanwhile.
+        """
         candidate = self._owner_path.with_name(f".{OWNER}.{os.getpid()}.tmp")
         candidate.write_text(text, encoding="utf-8")
         try:

@@ -19,7 +19,7 @@ class Clock:
         self._shown = 0.0
 
     def seconds(self) -> float:
-        """How long the run has trained so far, or if the clock is paused: had trained until then."""
+        """How long the run has trained: until now, or until the clock was paused."""
         now = time.perf_counter() if self._pause_start is None else self._pause_start
         return now - self._run_start
 

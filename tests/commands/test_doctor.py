@@ -16,13 +16,12 @@ from click.testing import CliRunner
 from gpt import cli, doctor, timing
 from gpt import ops as operations
 from gpt.config import ModelConfig
-from gpt.doctor import inventory, products, selftest
+from gpt.doctor import products, selftest
 from gpt.doctor.bounds import product_bound
 from gpt.doctor.selftest import CASES, FUSED, Failure
 from gpt.doctor.trial import Trial, difference
 from gpt.errors import UserError
 from gpt.ops.cpu.operations import CpuOps
-from gpt.ops.gpu import device as cupy_device
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.products import CACHE_BYTES
 from gpt.ops.interface import Arithmetic
@@ -185,6 +184,12 @@ def test_a_difference_is_told_with_its_place_and_size():
     assert difference(np.array([1.0, 2.0]), np.array([1.0, 2.0]), 0) == ""
 
 
+def test_a_trial_marks_what_was_not_written():
+    trial = Trial(CpuOps(threads=1))
+    trial.near("out", trial.poisoned(3), np.zeros(3), 1.0)
+    assert trial.findings == ["out is 3 of 3 elements are not finite, or were not written"]
+
+
 def test_the_bound_of_a_product_is_the_one_of_its_docstring():
     ones = np.ones((64, 64))
     assert product_bound(ones, ones, 2.0**-24)[0, 0] == pytest.approx(0.00026, rel=0.01)
@@ -294,19 +299,6 @@ def test_a_gpu_whose_kernels_cannot_be_loaded_fails_all_checks_but_not_the_docto
     assert re.search(r"CPU, .*: \d+ checks passed", result.stdout)
 
 
-class WithLibrary:
-    """Operations whose library for products must not be asked for one."""
-
-    has_vendor_blas = True
-
-    def __init__(self, ops):
-        self._ops = ops
-
-    def __getattr__(self, name):
-        assert name not in selftest.PRODUCTS
-        return getattr(self._ops, name)
-
-
 @pytest.mark.parametrize(
     ("program", "fault"),
     [
@@ -323,7 +315,7 @@ def test_a_library_that_crashes_or_hangs_is_told_from_one_that_does_not(monkeypa
 
 def test_a_library_that_crashes_is_a_finding_and_the_rest_is_tested_without_it(few, monkeypatch):
     monkeypatch.setattr(products, "COMMAND", [sys.executable, "-c", "import os; os.abort()"])
-    on_executor(monkeypatch, WithLibrary)
+    on_executor(monkeypatch, lambda ops: pytest.fail("the library is started"))
     result = run()
     assert result.exit_code == 1, result.output
     fault = "it ends the program by SIGABRT"
@@ -350,9 +342,18 @@ def test_a_library_is_asked_for_the_products_of_each_precision_in_another_proces
 
 def test_the_other_process_asks_for_every_product_and_nothing_else(few, monkeypatch):
     asked = []
+
+    def select(device, precision):
+        if precision == "tf32":
+            raise UserError("the GPU lacks it")
+        asked.append(precision)
+        return types.SimpleNamespace(has_vendor_blas=precision == "bf16", low_precision=True)
+
+    monkeypatch.setattr(operations, "select", select)
     monkeypatch.setattr(selftest.Check, "finding", lambda check: asked.append(check.operation))
-    products.main("cpu", "auto")
-    assert set(asked) == {"linear", selftest.TRAINING}
+    products.main("gpu", "fp32", "tf32", "bf16")
+    assert asked[:2] == ["fp32", "bf16"]
+    assert set(asked[2:]) == {"linear", selftest.TRAINING}
     assert subprocess.run([*products.COMMAND, "cpu", "fp32"], check=False).returncode == 0
 
 
@@ -422,110 +423,3 @@ def test_the_times_are_few_and_their_rates_follow(monkeypatch):
 def test_the_length_of_a_group_can_be_given():
     clock = iter(range(100))
     assert timing.time_groups(lambda: None, lambda: next(clock), seconds=5).calls == 5
-
-
-# ---- what is there --------------------------------------------------------------------------------------------------
-
-
-class Entered:
-    """CuPy's context of a device."""
-
-    def __init__(self, index):
-        self.index = index
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-
-def facts(monkeypatch, **kwargs):
-    """The section about GPUs on a machine that stands in for one with GPUs."""
-    cupy = machine(monkeypatch, **kwargs)
-    cupy.__version__, cupy.cuda.Device = "14.0.1", Entered
-    cupy.cuda.nvrtc = types.SimpleNamespace(getVersion=lambda: (12, 9))
-    hip = kwargs.get("hip")
-    cupy.cuda.runtime.driverGetVersion = lambda: 70051831 if hip else 13000
-    cupy.cuda.runtime.runtimeGetVersion = lambda: 60443482 if hip else 12090
-    return inventory._gpu()
-
-
-def test_a_gpu_is_told_with_name_target_memory_and_kind(monkeypatch):
-    found = facts(monkeypatch, hip=True, gpus=[{"name": b"Radeon", "gcnArchName": b"gfx1151", "integrated": 1}])
-    assert found["GPU 0"] == "Radeon (gfx1151), 1.0 GiB free of 16.0 GiB, integrated"
-    assert found["CuPy"] == "14.0.1, for ROCm"
-    assert found["driver"].endswith("supports ROCm 7.0.51831")
-    assert found["ROCm runtime"] == "6.4.43482"
-    assert found["hiprtc"] == "12.9"
-    found = facts(monkeypatch, gpus=[{"name": b"H100"}])
-    assert found["GPU 0"] == "H100 (sm_90), 1.0 GiB free of 16.0 GiB"
-    assert found["driver"].endswith("supports CUDA 13.0")
-    assert found["CUDA runtime"] == "12.9"
-
-
-def test_what_cannot_be_found_out_is_said_with_the_reason_in_one_line(monkeypatch):
-    found = facts(monkeypatch, hip=True, failure="no device is detected\nor so")
-    assert found["GPU"] == "not known: no device is detected"
-    monkeypatch.setenv("PATH", "")
-    cupy = machine(monkeypatch, hip=True)
-    del cupy.cuda.runtime.memGetInfo
-    found = inventory._gpu()
-    assert found["GPU 0"].endswith("its memory cannot be asked for")
-    assert found["ROCm runtime"].startswith("not known: ")
-    assert found["hipcc"] == "not on the PATH"
-    assert found["products"].startswith("not known: libhipblaslt.so.1 is not there: install")
-    assert all("\n" not in fact for facet in inventory.inventory().values() for fact in facet.values())
-
-
-def test_a_cupy_that_does_not_load_is_a_line(monkeypatch):
-    def broken():
-        raise UserError("CuPy does not load")
-
-    monkeypatch.setattr(cupy_device, "import_cupy", broken)
-    monkeypatch.setattr("gpt.ops.gpu.facts.import_cupy", broken)
-    assert inventory._gpu() == {"GPU": "not known: CuPy does not load"}
-
-
-def test_a_program_that_fails_or_hangs_is_a_line(monkeypatch):
-    monkeypatch.setattr(inventory, "PATIENCE", 0.2)
-    assert inventory._known(lambda: inventory._output("sleep", "5")) == "not known: sleep does not answer within 0.2 s"
-    assert inventory._known(lambda: inventory._output("ls", "/nowhere")).startswith("not known: ls fails: ")
-    assert inventory._known(lambda: inventory._output("no-such-program")).startswith("not known: ")
-
-
-def test_names_of_user_home_and_host_are_left_out(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ada")
-    monkeypatch.setattr(inventory.getpass, "getuser", lambda: "ada")
-    monkeypatch.setattr(inventory.socket, "gethostname", lambda: "babbage.example.org")
-    assert inventory.private("/home/ada/.cupy on babbage") == "~/.cupy on HOST"
-    assert inventory.private("/home/ada: babbage.example.org, /data/ada") == "~: HOST, /data/USER"
-    assert inventory.private("/home/adam, Canada, cannot be read") == "/home/adam, Canada, cannot be read"
-
-
-def test_of_the_environment_only_what_matters_and_is_set_is_shown():
-    shown = {"HSA_OVERRIDE_GFX_VERSION": "11.0.0", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "4", "HIPGPT_RUNS_DIR": "a"}
-    hidden = {
-        "HIPGPT_RANKS_KEY": "secret",
-        "USER": "ada",
-        "PATH": "/bin",
-        "MY_CUPY_X": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    assert inventory.environment({**shown, **hidden}) == shown
-
-
-def test_a_cache_is_told_with_its_size_and_whether_it_can_be_written(monkeypatch, tmp_path):
-    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
-    assert inventory._cupy_cache() == f"{tmp_path}/cache, 0 bytes, writable"
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "a.cubin").write_bytes(bytes(2048))
-    assert inventory._cupy_cache() == f"{tmp_path}/cache, 2 KiB, writable"
-    monkeypatch.setattr(inventory.os, "access", lambda path, mode: False)
-    assert inventory._cupy_cache() == f"{tmp_path}/cache, 2 KiB, not writable"
-
-
-def test_a_trial_marks_what_was_not_written():
-    trial = Trial(CpuOps(threads=1))
-    trial.near("out", trial.poisoned(3), np.zeros(3), 1.0)
-    assert trial.findings == ["out is 3 of 3 elements are not finite, or were not written"]

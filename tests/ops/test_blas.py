@@ -14,7 +14,7 @@ import pytest
 
 from gpt.ops.gpu import blas as blas_module
 from gpt.ops.gpu import products as gpu_products
-from gpt.ops.gpu.blas import FUNCTIONS, Blas, BlasError, BlasMissingError, Epilogue, Sum
+from gpt.ops.gpu.blas import FUNCTIONS, Blas, BlasError, BlasMissingError, Epilogue, Sum, load_library
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Activation, Affine
 from tests.support.blas import aligned, build
@@ -191,7 +191,7 @@ def test_a_missing_library_names_its_package(kind, monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     with pytest.raises(BlasMissingError, match={"cuda": "nvidia-cublas", "rocm": "hipblaslt"}[kind]):
-        Blas(kind, 0, 0)
+        load_library(kind)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_library_that_lacks_another_one_names_that(kind, compiled, monkeypatch
     (tmp_path / "libother.so.3").unlink()
     monkeypatch.setattr("gpt.ops.gpu.blas._candidates", lambda vendor: [str(tmp_path / "absent.so.2"), whole])
     with pytest.raises(BlasMissingError, match=r"libother\.so\.3: cannot open shared object file") as error:
-        Blas(kind, 0, 0)
+        load_library(kind)
     assert "install" in str(error.value)
     assert "is not there" not in str(error.value)
 

@@ -4,10 +4,12 @@ A stand-in for the module cupy plays the machines.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 import types
+import warnings
 from importlib.util import find_spec
 from itertools import product
 
@@ -70,7 +72,7 @@ def machine(monkeypatch, *, hip=False, count=1, properties=None, failure=None, m
     cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: 0)
     cupy.RawModule = module
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: None)
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda *_: None)
     return cupy
 
 
@@ -390,7 +392,7 @@ def test_a_missing_library_for_products_is_a_note_or_with_vendor_an_error(monkey
     load = CupyDevice._load_blas
     cupy = machine(monkeypatch, hip=hip)
     monkeypatch.setattr(CupyDevice, "_load_blas", load)
-    monkeypatch.setattr(cupy_device, "Blas", missing)
+    monkeypatch.setattr(cupy_device, "load_library", missing)
     monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
     workspace = types.SimpleNamespace(data=types.SimpleNamespace(ptr=0))
     cupy.empty = lambda shape, dtype: workspace
@@ -404,9 +406,40 @@ def test_a_missing_library_for_products_is_a_note_or_with_vendor_an_error(monkey
     )
 
 
+def test_a_library_that_ended_the_program_when_it_started_is_not_started_again(monkeypatch, tmp_path):
+    load, library = CupyDevice._load_blas, types.SimpleNamespace()
+    cupy = machine(monkeypatch, hip=True)
+    cupy.empty = lambda shape, dtype: types.SimpleNamespace(data=types.SimpleNamespace(ptr=0))
+    cupy.cuda.runtime.runtimeGetVersion = cupy.cuda.runtime.driverGetVersion = lambda: 70051831
+    monkeypatch.setattr(CupyDevice, "_load_blas", load)
+    monkeypatch.setattr(cupy_device, "load_library", lambda kind: library)
+    monkeypatch.setattr(cupy_device, "file_of", lambda kind, library: "")
+    monkeypatch.setattr(cupy_device, "Blas", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(cupy_device.shutil, "which", lambda name: name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytest-xdist has a thread, which the child does not use
+        child = os.fork()
+    if not child:
+        try:
+            ops.select("gpu")
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.setattr(cupy_device, "Blas", lambda *_: pytest.fail("it is started again"))
+    for _ in range(2):
+        chosen = ops.select("gpu")
+        (note,) = chosen.notes
+        assert note.startswith("Note: the last start of hipBLASLt on this GPU crashed, hung or was killed (remove ")
+        assert not chosen.has_vendor_blas
+    monkeypatch.setattr(cupy_device, "Blas", lambda *_: "started")
+    assert ops.select("gpu", blas="vendor").device.blas == "started"
+    next((tmp_path / "cache").iterdir()).unlink()
+    assert ops.select("gpu").device.blas == "started"
+
+
 def test_own_does_not_even_load_the_library(monkeypatch):
     machine(monkeypatch)
-    monkeypatch.setattr(CupyDevice, "_load_blas", lambda self, kind: pytest.fail("it loads the library"))
+    monkeypatch.setattr(CupyDevice, "_load_blas", lambda *_: pytest.fail("it loads the library"))
     chosen = ops.select("gpu", blas="own")
     assert (chosen.notes, chosen.has_vendor_blas) == ([], False)
 

@@ -111,7 +111,7 @@ def test_hipblaslt_is_checked_and_given_up_if_it_is_wrong(simulation):
     note = "Note: hipBLASLt computes wrong products on this GPU: "
     assert said("whole") == ["used: True"]
     assert said("wrong") == ["used: True"]  # remembered: neither the card nor the file of the library is another
-    for verdict in simulation.folder.glob("cache-gfx1201/hipgpt-products-*.json"):
+    for verdict in simulation.folder.glob("cache-gfx1201/hipgpt-hipblaslt-check-*.json"):
         verdict.unlink()
     wrong, used = said("wrong")
     assert (wrong.startswith(note), used) == (True, "used: False")
@@ -127,6 +127,22 @@ def test_hipblaslt_is_not_used_again_if_it_ended_the_program(simulation):
     note, used = healed.stdout.splitlines()
     assert note.startswith("Note: the last check of hipBLASLt on this GPU crashed, hung or was killed (remove ")
     assert (healed.stderr, used) == ("", "used: False")
+
+
+def test_a_hipblaslt_that_ended_the_program_when_it_started_is_not_started_again(simulation):
+    runs = [simulation.run("check", "auto", target="gfx90a", hipblaslt="dies") for _ in range(3)]
+    assert runs[0].returncode == -signal.SIGABRT
+    assert "If the program crashes or hangs here, start it again with --blas own." in runs[0].stderr
+    for healed in runs[1:]:
+        note, used = healed.stdout.splitlines()
+        assert note.startswith("Note: the last start of hipBLASLt on this GPU crashed, hung or was killed (remove ")
+        assert "; matrix products run on hipgpt's own, slower kernel (--blas vendor insists" in note
+        assert (healed.stderr, used) == ("", "used: False")
+    assert simulation.run("check", "vendor", target="gfx90a", hipblaslt="dies").returncode == -signal.SIGABRT
+    (verdict,) = simulation.folder.glob("cache-gfx90a/hipgpt-hipblaslt-start-*.json")
+    assert f"(remove {verdict} to repeat it)" in note
+    verdict.unlink()
+    assert simulation.run("check", "auto", target="gfx90a", hipblaslt="whole").stdout == "used: True\n"
 
 
 def test_vendor_is_refused_if_hipblaslt_is_missing_or_has_no_kernels(simulation):

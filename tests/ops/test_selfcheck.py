@@ -22,13 +22,14 @@ from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.model import TrainableGPT
 from gpt.ops.gpu import products as gpu_products
-from gpt.ops.gpu import selfcheck
-from gpt.ops.gpu.blas import Blas
+from gpt.ops.gpu import selfcheck, verdict
+from gpt.ops.gpu.blas import Blas, file_of
 from gpt.ops.gpu.device import CupyDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Affine
 from gpt.optim import Optimizer, stacks_here
 from gpt.plan import words
+from gpt.system import ending
 from gpt.trainer import loop
 from tests.conftest import last_of_each
 from tests.support.blas import AlignedNumpy, build
@@ -268,6 +269,31 @@ def test_a_check_that_another_process_is_at_has_not_ended_it(library, cache, mon
     assert len(list(cache.iterdir())) == 1
 
 
+def test_processes_that_start_at_once_after_a_crash_all_learn_of_it(library, cache, monkeypatch):
+    """One removes the file that the crash left, just before another one looks for it."""
+    assert ends_by(signal.SIGABRT, library, cache)
+    first, second = Card(library, cache), Card(library, cache)
+    look = verdict.leftovers
+
+    def late(path):
+        monkeypatch.setattr(verdict, "leftovers", look)
+        checked(first)
+        return look(path)
+
+    monkeypatch.setattr(verdict, "leftovers", late)
+    checked(second)
+    for device in (first, second):
+        assert (device.blas, device.products()) == (None, 0)
+
+
+def test_a_file_that_a_crash_left_is_there_until_the_verdict_is(library, cache, monkeypatch):
+    assert ends_by(signal.SIGABRT, library, cache)
+    seen = []
+    monkeypatch.setattr(verdict, "discard_leftovers", lambda path: seen.append(path.exists()))
+    checked(Card(library, cache))
+    assert seen == [True]
+
+
 def test_a_check_that_is_interrupted_is_made_again(library, cache, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -280,13 +306,29 @@ def test_a_check_that_is_interrupted_is_made_again(library, cache, monkeypatch):
     assert checked(Card(library, cache)).has_vendor_blas
 
 
-def test_a_line_says_that_the_check_begins_but_only_the_first_time(library, cache, capfd):
+def test_a_line_says_that_the_check_begins_but_only_the_first_time(library, cache, capfd, monkeypatch):
     """A crash or a hang would have no other explanation."""
+    monkeypatch.setattr(ending, "_said", set())
     for expected in (1, 0):
         checked(Card(library, cache))
         assert capfd.readouterr().err.count("If the program crashes or hangs here, start it again") == expected
     checked(Card(library, cache, "vendor", card="gfx1200"))
     assert capfd.readouterr().err == ""
+
+
+def test_of_several_ranks_and_models_the_first_alone_says_it(library, cache, capfd, monkeypatch):
+    monkeypatch.setattr(ending, "_said", set())
+    said = []
+    for is_first in (False, True):
+        ending.others(lambda *_: None, is_first)
+        try:
+            for card in ("gfx1100", "gfx1101"):
+                next(cache.iterdir(), cache / "none").unlink(missing_ok=True)
+                assert checked(Card(library, cache, card=card)).device.products() > 0
+                said.append(capfd.readouterr().err.count("\n"))
+        finally:
+            ending.others(None)
+    assert said == [0, 0, 1, 0]
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_time(library, tmp_path):
@@ -309,14 +351,15 @@ def test_a_card_is_told_from_another_by_all_that_changes_its_products(library, t
     properties = {"gcnArchName": b"gfx1030", "name": b"Radeon"}
     for name in ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_TENSILE_LIBPATH"):
         monkeypatch.delenv(name, raising=False)
-    cards = [_card(Runtime(), properties, Blas("rocm", 0, 0, library))]
-    assert cards[0] == _card(Runtime(), properties, Blas("rocm", 0, 0, library))
+    path = file_of("rocm", library)
+    cards = [_card(Runtime(), properties, path)]
+    assert cards[0] == _card(Runtime(), properties, path)
     assert "gfx1030" in cards[0]
     for name in ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_TENSILE_LIBPATH"):
         monkeypatch.setenv(name, "10.3.0")
-        cards.append(_card(Runtime(), properties, Blas("rocm", 0, 0, library)))
-    cards.append(_card(Runtime(), properties | {"name": b"Another"}, Blas("rocm", 0, 0, library)))
-    cards.append(_card(Runtime(), properties, Blas("rocm", 0, 0, build("rocm", tmp_path / "upgraded.so"))))
+        cards.append(_card(Runtime(), properties, path))
+    cards.append(_card(Runtime(), properties | {"name": b"Another"}, path))
+    cards.append(_card(Runtime(), properties, file_of("rocm", build("rocm", tmp_path / "upgraded.so"))))
     assert len(set(cards)) == 5
 
 
@@ -471,8 +514,8 @@ def test_generating_prints_the_note_beside_the_text_and_names_the_option(run_on,
     assert right.exit_code == 0, right.output
     assert card.blas is not None
     assert right.stderr == ""
-    for verdict in cache.iterdir():
-        verdict.unlink()
+    for path in cache.iterdir():
+        path.unlink()
     wrong, card = run_on(library, *write, wrong=BIAS)
     assert card.blas is None
     assert wrong.stdout == right.stdout

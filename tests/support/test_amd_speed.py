@@ -13,7 +13,7 @@ from tests.support.amd.speed import banks, steps, triton_peer
 from tests.support.amd.speed.chips import CHIPS
 from tests.support.amd.speed.estimate import estimate
 from tests.support.amd.speed.instructions import VCC, Unit, Waits, disassembled, parsed
-from tests.support.amd.speed.launches import training_step, written_token
+from tests.support.amd.speed.launches import products, training_step, written_tokens
 from tests.support.amd.speed.schedule import schedule
 from tests.support.amd.speed.trace import STEP, Trace, trace
 from tests.support.executor import compiler
@@ -182,10 +182,19 @@ def test_no_launch_changes_the_plan_of_another_ones_step():
     assert not launches["adamw"].arguments[5].any()
 
 
-def test_the_launches_of_a_token_have_one_row():
-    launches = {launch.name: launch for launch in written_token("gfx1100", TINY)}
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_the_launches_of_tokens_have_a_row_for_each_sequence(sequences):
+    launches = {launch.name: launch for launch in written_tokens("gfx1100", TINY, sequences)}
     assert {"attention_cached", "norm_linear", "sample"} <= launches.keys()
-    assert launches["attention_cached"].grid == (1, 2)
+    assert launches["attention_cached"].grid == (sequences, 2)
+    assert launches["sample"].grid == (sequences,)
+
+
+def test_the_launches_of_products_are_of_all_transposes():
+    launches = products("gfx942", 256)
+    defines = [dict(launch.instance.defines) for launch in launches]
+    assert [each["A_TRANSPOSED"] + each["B_TRANSPOSED"] for each in defines] == ["00", "01", "10", "11"]
+    assert {launch.flops for launch in launches} == {2 * 256**3}
 
 
 def test_a_step_adds_up_its_launches_and_takes_products_from_the_vendor(monkeypatch):

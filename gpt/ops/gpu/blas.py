@@ -97,14 +97,13 @@ class BlasError(RuntimeError):
 
 
 class Blas:
-    """The library of `kind` "cuda" or "rocm", with `workspace_bytes` of device memory at `workspace` to work in.
+    """A loaded `library` of `kind` "cuda" or "rocm", with `workspace_bytes` of device memory at `workspace` to work in.
 
-    `library` is a loaded one to use instead. Raises BlasMissingError if there is none that can be used.
+    Raises BlasMissingError if it is too old, and BlasError if it does not start.
     """
 
-    def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL | None = None) -> None:
-        self._vendor = _VENDORS[kind]
-        self._library = library or load_library(kind)
+    def __init__(self, kind: str, workspace: int, workspace_bytes: int, library: ctypes.CDLL) -> None:
+        self._vendor, self._library = _VENDORS[kind], library
         for name in FUNCTIONS:
             if not hasattr(self._library, self._vendor.prefix + name):
                 raise BlasMissingError(
@@ -116,17 +115,6 @@ class Blas:
         self._call("Create", ctypes.byref(self._handle))
         self._matmul = getattr(self._library, f"{self._vendor.prefix}Matmul")
         self._plans: dict[_Problem, _Plan | None] = {}
-
-    @property
-    def identity(self) -> str:
-        """The library's file with its size and time, which tell one version or build from another."""
-        found = _SymbolInfo()
-        address = ctypes.cast(self._matmul, ctypes.c_void_p)
-        if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)):
-            return ""
-        path = os.path.realpath(os.fsdecode(found.file))
-        status = os.stat(path)
-        return f"{path} {status.st_size} {status.st_mtime_ns}"
 
     def product(
         self,
@@ -322,6 +310,17 @@ def load_library(kind: str) -> ctypes.CDLL:
             if not str(error).startswith(f"{name}: cannot open"):
                 fault = fault or f"{name} does not load ({first_line(error)}): install what it lacks, or reinstall"
     raise BlasMissingError(f"{fault or f'{vendor.libraries[0]} is not there: install'} {vendor.package}")
+
+
+def file_of(kind: str, library: ctypes.CDLL) -> str:
+    """The path of the library of `kind`, links resolved; "" if the system cannot tell."""
+    name, found = f"{_VENDORS[kind].prefix}Create", _SymbolInfo()
+    if not hasattr(library, name):
+        return ""
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)):
+        return ""
+    return os.path.realpath(os.fsdecode(found.file))
 
 
 def _candidates(vendor: _Vendor) -> Iterator[str]:

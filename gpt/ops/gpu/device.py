@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError, first_line
-from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError
+from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError, file_of, load_library
 from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.targets import has_bf16, has_tf32, has_wgmma, unsupported, warp_size
 from gpt.ops.gpu.timeline import CupyTimeline
+from gpt.ops.gpu.verdict import Verdict, given_up
 from gpt.ops.interface import Array, Work
 
 CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of a model take some 300 KiB
@@ -105,9 +106,7 @@ class CupyDevice(Device):
         self.timeline = CupyTimeline(cupy)
         self.blas, self.blas_card = None, ""
         if self.blas_choice != "own":
-            self.blas = self._load_blas("rocm" if runtime.is_hip else "cuda")
-        if self.blas and runtime.is_hip:
-            self.blas_card = _card(runtime, properties, self.blas)
+            self._load_blas("rocm" if runtime.is_hip else "cuda", properties)
         self._modules: dict[Instance, Any] = {}
         # CUDA's own stream cannot be recorded. CuPy, the kernels and the libraries all use this one.
         self._stream = _stream(cupy, index)
@@ -132,14 +131,28 @@ class CupyDevice(Device):
             os.environ["CUPY_CACHE_DIR"] = self.cache = tempfile.mkdtemp(prefix="hipgpt-kernels-")
             atexit.register(shutil.rmtree, self.cache, ignore_errors=True)
 
-    def _load_blas(self, kind: str) -> Blas | None:
+    def _load_blas(self, kind: str, properties: Mapping[str, Any]) -> None:
+        """Start the vendor's library, but on ROCm not if that has ended a program, unless the user insists on it."""
         self._workspace = self.xp.empty(BLAS_WORKSPACE, np.uint8)
+        fault = ""
         try:
-            return Blas(kind, self._workspace.data.ptr, BLAS_WORKSPACE)
+            library = load_library(kind)
+
+            def start() -> str:
+                self.blas = Blas(kind, self._workspace.data.ptr, BLAS_WORKSPACE, library)
+                return ""
+
+            if kind == "rocm":
+                self.blas_card = _card(self.xp.cuda.runtime, properties, file_of(kind, library))
+                if self.blas_choice != "vendor":
+                    fault = Verdict(Path(self.cache), "start", [self.blas_card]).fault(start)
+            if fault:
+                self.notes.append(given_up(fault))
+            elif self.blas is None:
+                start()
         except (BlasMissingError, BlasError) as error:
             self.blas_missing = str(error)
             self.notes.append(f"Note: {error}; until then matrix products run on hipgpt's own, slower kernel")
-            return None
 
     def use(self) -> None:
         self._gpu.use()
@@ -234,14 +247,18 @@ def count_gpus() -> int:
     return _count(import_cupy())
 
 
-def _card(runtime: Any, properties: Mapping[str, Any], blas: Blas) -> str:
+def _card(runtime: Any, properties: Mapping[str, Any], library: str) -> str:
     """A GPU with its driver and its library for products, as JSON: everything that the library's results depend on.
+
+    Size and time of the library's file tell one version or build from another.
 
     A user may let the library take one GPU for another (HSA_OVERRIDE_GFX_VERSION), or give it kernels from elsewhere.
     """
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(BLAS_SETTINGS)}
     parts = [properties["gcnArchName"].decode(), properties["name"].decode(), runtime.runtimeGetVersion()]
-    return json.dumps([*parts, runtime.driverGetVersion(), blas.identity, settings])
+    status = os.stat(library) if library else None
+    build = [library, status.st_size, status.st_mtime_ns] if status else []
+    return json.dumps([*parts, runtime.driverGetVersion(), build, settings])
 
 
 def _vendor(cupy: Any) -> str:

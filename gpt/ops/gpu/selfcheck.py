@@ -12,11 +12,8 @@ For example, sums of 768 products of such numbers have a standard deviation of 2
 they are about 1, which is where GELU bends.
 """
 
-import hashlib
-import json
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,19 +27,12 @@ from gpt.errors import UserError, first_line
 from gpt.ops.gpu import muon
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, Blas, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.products import Products
+from gpt.ops.gpu.verdict import Verdict, given_up
 from gpt.ops.interface import ALIGNMENT, Array, Operations, StackShape
-from gpt.system import ending
-from gpt.system.files import atomic_path, discard_leftovers, leftovers
 
-FORMAT = 1  # of a verdict's file, and of this check: a verdict of another number is not used
 PERIOD = 131_101  # random numbers of an operand before they repeat; a prime, so that rows begin at different ones
 COMPARED = 2**19  # elements of a result, about, that are compared
 ROUNDING = {2: 2.0**-8, 4: 2.0**-23}  # relative error of a result: one rounding, even if it is towards 0; by itemsize
-FIRST_TIME = (
-    "Checking hipBLASLt's products, once for this model. If the program crashes or hangs here, start it again with "
-    "--blas own."
-)
-SECOND_LOOK = 0.1  # seconds until a temporary file that is new has its lock
 GELU_ERROR = 2.0**-10  # of the library's tanh, relative to tanh's factor; hardware's own has 2^-11
 
 
@@ -132,8 +122,8 @@ def muon_cases(shapes: Sequence[StackShape]) -> Iterator[Case]:
 def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     """Give up the vendor's library, with a note, if it computes one of these products wrongly.
 
-    The verdict is remembered in a file, for the card, the library, the precision and the products. A check that
-    ended the program is a fault, too. A device that needs no check has no `blas_card`. If the user insists on
+    The verdict is remembered for the card, the library, the precision and the products. A check that ended the
+    program is a fault, too. A device that needs no check has no `blas_card`. If the user insists on
     the library (`--blas vendor`), only a library without any kernel for this GPU is refused, by a UserError.
     """
     device = products.device
@@ -142,7 +132,7 @@ def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     cases = list(dict.fromkeys(cases))
     insists = device.blas_choice == "vendor"
     compare = partial(_Check(ops, products, device.blas).fault, cases, compares=not insists)
-    verdict = _Verdict(Path(device.cache), [FORMAT, device.blas_card, ops.precision, cases])
+    verdict = Verdict(Path(device.cache), "check", [device.blas_card, ops.precision, cases])
     try:
         fault = compare() if insists else verdict.fault(compare)
     except RuntimeError as error:  # it may have other reasons than the library, so the next start tries again
@@ -152,56 +142,7 @@ def check(ops: Operations, products: Products, cases: Iterable[Case]) -> None:
     if insists:
         raise UserError(f"--blas vendor: {fault}; use --blas own")
     device.blas = None
-    device.notes.append(
-        f"Note: {fault}; matrix products run on hipgpt's own, slower kernel (--blas vendor insists on the library)"
-    )
-
-
-class _Verdict:
-    """The file that remembers the fault of a library, or "" if it has none; `key` is everything that it depends on.
-
-    As long as a check runs, it has a temporary file. If the program dies meanwhile, because the library crashes it or
-    hangs, the file is left behind, and the next start knows.
-    """
-
-    def __init__(self, folder: Path, key: Sequence[Any]) -> None:
-        self._key = json.dumps(key)
-        self._path = folder / f"hipgpt-products-{hashlib.sha256(self._key.encode()).hexdigest()[:20]}.json"
-
-    def fault(self, check: Callable[[], str]) -> str:
-        """The fault that is known, or else the one that `check` finds."""
-        known = self._read()
-        if known is not None:
-            return known
-        if self._was_cut_short():
-            discard_leftovers(self._path)
-            check = self._cut_short
-        found = None
-        try:
-            with atomic_path(self._path) as temporary:
-                found = check()
-                temporary.write_text(json.dumps({"key": self._key, "fault": found}), encoding="utf-8")
-        except OSError:  # the folder cannot be written to, so the next start checks again
-            if found is None:
-                found = check()
-        return found
-
-    def _cut_short(self) -> str:
-        return f"the last check of hipBLASLt on this GPU crashed, hung or was killed (remove {self._path} to repeat it)"
-
-    def _read(self) -> str | None:
-        try:
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-            return str(known["fault"]) if known["key"] == self._key else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def _was_cut_short(self) -> bool:
-        """Whether a process has died in its check. A file counts after a second look, because its lock comes later."""
-        left = leftovers(self._path)
-        if left:
-            time.sleep(SECOND_LOOK)
-        return not set(left).isdisjoint(leftovers(self._path))
+    device.notes.append(given_up(fault))
 
 
 class _Check:
@@ -215,11 +156,8 @@ class _Check:
     def fault(self, cases: Iterable[Case], compares: bool) -> str:
         """The first thing that is wrong with the library, in a few words, or "". Raises RuntimeError if it fails.
 
-        Without `compares` only a library that accepts no product has a fault. A line says first that it is checked, as
-        a library may crash the program or hang.
+        Without `compares` only a library that accepts no product has a fault.
         """
-        if compares:
-            ending.say(FIRST_TIME)
         accepted, waiting = False, list(cases)
         while waiting:
             case = waiting.pop(0)

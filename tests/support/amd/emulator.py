@@ -34,8 +34,10 @@ from tests.support.amd.compile import (
 )
 from tests.support.host_device import HostDevice
 
-FAMILIES = {"gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1151": "rdna3", "gfx1201": "rdna4"}
-TARGETS = ("gfx90a", "gfx942", "gfx1100", "gfx1201")  # for tests: gfx1151 executes what gfx1100 does
+FAMILIES = {
+    "gfx90a": "cdna", "gfx942": "cdna", "gfx1100": "rdna3", "gfx1103": "rdna3", "gfx1151": "rdna3", "gfx1201": "rdna4",
+}  # fmt: skip
+TARGETS = ("gfx90a", "gfx942", "gfx1100", "gfx1201")  # for tests: gfx1103 and gfx1151 execute what gfx1100 does
 # Let clang avoid unaligned stores, because the emulator writes only a part of them.
 ALIGNED = ("-Xclang", "-target-feature", "-Xclang", "-unaligned-access-mode")
 # The mask of the bits that identify an instruction, and their value on gfx942 for the same one or the fused one.

@@ -5,6 +5,7 @@
 //   promises    it has an algorithm for every product, and then says that it is not supported
 //   wrong       as whole, but every product with a bias is wrong in its first element
 //   broken      hipblasLtCreate fails
+//   dies        hipblasLtCreate ends the program
 //   crashes     the first product ends the program
 // Numbers are those of hipblaslt.h and hipblas-common.h. Any other number is an invalid value.
 #include <math.h>
@@ -49,6 +50,7 @@ static void set(void* p, int type, int64_t i, float value) {
 }
 
 int hipblasLtCreate(void** handle) {
+  if (is("dies")) abort();
   *handle = handle;
   return is("broken") ? INTERNAL_ERROR : SUCCESS;
 }

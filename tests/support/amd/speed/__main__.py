@@ -1,8 +1,9 @@
 """`python -m tests.support.amd.speed [KERNEL …] [--target TARGET …]` prints how fast each kernel should be on AMD GPUs.
 
-The kernels are those of a training step and of writing a token with gpt2-124M. If Triton is installed (pip install
-triton), each row of attention and of a product on CDNA is followed by a row of Triton's kernel for the same work. A row
-takes up to two minutes. With --steps it prints the time of whole training steps instead.
+The kernels are those of a training step and of writing a token with gpt2-124M; with --products, matmul.hip for square
+matrices, each of which lies as it is or transposed. If Triton is installed (pip install triton), each row of attention
+and of a product on CDNA is followed by a row of Triton's kernel for the same work. A row takes up to two minutes. With
+--steps it prints the time of whole training steps instead.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from tests.support.amd.emulator import unavailable
 from tests.support.amd.speed import steps, triton_peer
 from tests.support.amd.speed.chips import CHIPS
 from tests.support.amd.speed.estimate import Estimate, estimate, estimate_triton
-from tests.support.amd.speed.launches import Launch, training_step, written_token
+from tests.support.amd.speed.launches import Launch, products, training_step, written_tokens
 
 HEADINGS = (
     "kernel", "target", "VGPRs", "LDS", "waves", "µs", "% peak", "% bandwidth", "limit",
@@ -60,19 +61,24 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, default=64, help="size of each of the 12 heads, 64 by default")
     parser.add_argument("--batch", type=int, default=8, help="sequences of 1,024 tokens in a step, 8 by default")
     parser.add_argument("--dropout", type=float, default=0, help="probability of dropout, 0 by default")
-    parser.add_argument("--steps", action="store_true", help="print whole training steps instead of kernels")
+    parser.add_argument("--sequences", type=int, default=1, help="sequences that write a token at once, 1 by default")
+    parser.add_argument("--products", type=int, metavar="N", help="print products of [N, N] matrices instead")
+    parser.add_argument("--steps", action="store_true", help="print whole training steps instead")
     return parser.parse_args()
 
 
 def _launches(options: argparse.Namespace, target: str) -> list[Launch]:
     """The largest launch of each wanted kernel and set of macros."""
+    if options.products:
+        return products(target, options.products)
     width = 12 * options.head_dim
     config = ModelConfig(
         vocab_size=50257, max_seq_len=1024, num_layers=1, embed_dim=width, num_heads=12, ff_hidden_dim=4 * width,
         dropout=options.dropout,
     )  # fmt: skip
     largest: dict[tuple[object, ...], Launch] = {}
-    for launch in (*training_step(target, config, options.batch), *written_token(target, config)):
+    tokens = written_tokens(target, config, options.sequences)
+    for launch in (*training_step(target, config, options.batch), *tokens):
         key = launch.name, launch.instance
         if options.kernel and launch.name not in options.kernel:
             continue

@@ -1,4 +1,4 @@
-"""The launches whose speed is estimated: those of a model's training step, and of writing one token.
+"""The launches whose speed is estimated: a model's training step, a token that it writes, and products of matrices.
 
 The model runs on a device that only notes its launches, so grids, threads and macros are those of gpt/ops/gpu.
 """
@@ -12,7 +12,9 @@ import numpy as np
 from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.model import KVCache, TrainableGPT
+from gpt.ops.gpu.launch import Kernels
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.interface import SamplingRule
 from gpt.optim import Optimizer
@@ -112,15 +114,26 @@ def training_step(target: str, config: ModelConfig, batch: int) -> list[Launch]:
     return device.launches
 
 
-def written_token(target: str, config: ModelConfig) -> list[Launch]:
-    """The launches that write one token after DECODED others."""
+def written_tokens(target: str, config: ModelConfig, sequences: int) -> list[Launch]:
+    """The launches that write one token of each of so many sequences, after DECODED others."""
     device = NotingDevice(target)
     ops = GpuOps(device, "bf16")
-    model = TrainableGPT(config, ops)
-    cache = KVCache.allocate(config, ops, np.full(1, DECODED, np.int32), np.zeros(1, np.int32))
-    model.decode(np.zeros(1, np.int32), cache)
-    numbers = np.random.default_rng(0).standard_normal((1, config.vocab_size)).astype(np.float32)
-    logits, seen = (numbers.view(np.uint32) >> 16).astype(np.uint16), np.zeros((1, config.vocab_size), np.uint8)
-    rules = np.array([SamplingRule(1.0, top_k=50, top_p=0.9, repetition_penalty=1.0).numbers])
-    ops.sample(logits, seen, np.full(1, 0.5), np.zeros(1, np.int32), rules, config.vocab_size)
+    model = TrainableGPT(config, ops, sequences)
+    ids, shape = np.zeros(sequences, np.int32), (sequences, config.vocab_size)
+    model.decode(ids, KVCache.allocate(config, ops, ids + DECODED, np.zeros(1, np.int32)))
+    numbers = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    logits, seen = (numbers.view(np.uint32) >> 16).astype(np.uint16), np.zeros(shape, np.uint8)
+    rules = np.tile(SamplingRule(1.0, top_k=50, top_p=0.9, repetition_penalty=1.0).numbers, (sequences, 1))
+    ops.sample(logits, seen, np.full(sequences, 0.5), ids.copy(), rules, config.vocab_size)
+    return device.launches
+
+
+def products(target: str, size: int) -> list[Launch]:
+    """The launches of matmul.hip for matrices [size, size] in bf16: of a @ b, a @ bᵀ, aᵀ @ b and aᵀ @ bᵀ."""
+    device = NotingDevice(target)
+    by_kernel = Products(device, "bf16", Kernels(device, "bf16")).by_kernel
+    a, b, out = (device.xp.zeros((size, size), np.uint16) for _ in range(3))
+    for left in (a, a.T):
+        for right in (b, b.T):
+            by_kernel(left, right, out, "STORE")
     return device.launches
