@@ -171,14 +171,13 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
     typename First::template Fetched<THREADS, HEAD_DIM> first;
     typename Second::template Fetched<THREADS, HEAD_DIM> second;
   };
-  // Only the last slices test whether rows exist. Tests in every slice took a twentieth of the time of `attention`.
-  DEVICE void fetch(Fetched& fetched, int start) const {
-    if (start + ROWS <= seq) fetch<true>(fetched, start);
-    else fetch<false>(fetched, start);
+  DEVICE void begin(Fetched& fetched) const {
+    fetched.first.begin(first_rows);
+    fetched.second.begin(second_rows);
   }
-  template <bool WHOLE> DEVICE void fetch(Fetched& fetched, int start) const {
-    First::template fetch<WHOLE>(fetched.first, first_rows, start, seq);
-    Second::template fetch<WHOLE>(fetched.second, second_rows, start, seq);
+  DEVICE void fetch(Fetched& fetched, int start) const {
+    First::fetch(fetched.first, first_rows, start, seq);
+    Second::fetch(fetched.second, second_rows, start, seq);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
@@ -197,6 +196,7 @@ template <int ROWS, bool PREFETCH, class Source> struct Pipeline {
   typename Source::Fetched fetched;
 
   DEVICE Pipeline(const Source& source, int start, int end) : source(source), end(end), stage(0) {
+    if constexpr (FETCH) source.begin(fetched);
     if constexpr (STAGES == 2) source.copy(start, stage);
     else if constexpr (PREFETCH) source.fetch(fetched, start);
     if constexpr (FETCH) source.clear();
@@ -367,7 +367,7 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
   }
 
 #if LAYOUT > LAYOUT_MMA
-  m[0] = softmax.m, l[0] = softmax.sum();
+  l[0] = softmax.sum();
 #endif
 
   // O / l, with dropout times keep_scale, and lse. The lane that has a row's first column writes lse.
@@ -376,7 +376,12 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     l[s] = M::row_sum(l[s]);
     factors[s] = (DROPOUT ? keep_scale : 1) / l[s];
     int row = first + M::slot_row(s);
-    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (m[s] * exponent + log2_of(l[s])) * LN2;
+#if LAYOUT > LAYOUT_MMA
+    float shift = softmax.shift;
+#else
+    float shift = m[s] * exponent;
+#endif
+    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (shift + log2_of(l[s])) * LN2;
   }
   scale_rows<M>(o, factors);
   store<Values>(o, head.in_out(out), first, seq, q.own);
@@ -493,9 +498,7 @@ struct Queries : Pair<OTHERS> {
     float lse, delta;
   };
   DEVICE void fetch(Fetched& fetched, int start) const {
-    // With dropout, registers have no room for both forms. With large heads, both doubled the time on gfx1100.
-    if constexpr (DROPOUT || PADDED > 96) Pair<OTHERS>::template fetch<false>(fetched, start);
-    else Pair<OTHERS>::fetch(fetched, start);
+    Pair<OTHERS>::fetch(fetched, start);
     int query = start + thread_id();
     bool inside = query < seq;
     fetched.lse = inside ? lse_from[query] : infinity();
