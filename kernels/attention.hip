@@ -154,8 +154,9 @@ template <bool HOLD> struct Slab {
   }
 };
 
-// Slices of two matrices of the other side, ROWS rows at a time, for the whole block to use.
-template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
+// Slices of two matrices of the other side, ROWS rows at a time, for the whole block to use. ALIKE: their rows are as far
+// apart, and their slices of the same type.
+template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>, bool ALIKE = false> struct Pair {
   typedef Slice<MATRIX, ROWS, PADDED> First;
   Shared<T> first, second;  // STAGES slices each
   Rows<const T*> first_rows, second_rows;
@@ -170,14 +171,21 @@ template <int ROWS, class Second = Slice<MATRIX, ROWS, PADDED>> struct Pair {
   struct Fetched {
     typename First::template Fetched<THREADS, HEAD_DIM> first;
     typename Second::template Fetched<THREADS, HEAD_DIM> second;
+    typename First::template Offsets<THREADS, HEAD_DIM> first_offsets;
+    typename Second::template Offsets<THREADS, HEAD_DIM> second_offsets;
   };
   DEVICE void begin(Fetched& fetched) const {
-    fetched.first.begin(first_rows);
-    fetched.second.begin(second_rows);
+    fetched.first_offsets.begin(first_rows);
+    if (!ALIKE) fetched.second_offsets.begin(second_rows);
   }
   DEVICE void fetch(Fetched& fetched, int start) const {
-    First::fetch(fetched.first, first_rows, start, seq);
-    Second::fetch(fetched.second, second_rows, start, seq);
+    if (start + ROWS > seq) {
+      fetched.first_offsets.end(seq - start);
+      if (!ALIKE) fetched.second_offsets.end(seq - start);
+    }
+    First::fetch(fetched.first, fetched.first_offsets, first_rows, start);
+    if constexpr (ALIKE) Second::fetch(fetched.second, fetched.first_offsets, second_rows, start);
+    else Second::fetch(fetched.second, fetched.second_offsets, second_rows, start);
   }
   DEVICE void put(const Fetched& fetched, int) const {
     first_slice(0).put(fetched.first);
@@ -401,8 +409,9 @@ KERNEL(THREADS, QUERIES_BLOCKS) attention_backward_queries(
   Head head(heads, seq);
   int warp = uniform(warp_id()), block_first = head.longest_first(), first = block_first + M::EDGE * warp;
   int end = minimum(seq, block_first + SIDE);
-  Pair<OTHERS> pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
-  Pipeline<OTHERS, prefetch(2, 1), Pair<OTHERS>> pipeline(pair, 0, end);
+  typedef Pair<OTHERS, Others, true> Slices;
+  Slices pair{keys, values, head.in_qkv(qkv, KEY), head.in_qkv(qkv, VALUE), seq};
+  Pipeline<OTHERS, prefetch(2, 1), Slices> pipeline(pair, 0, end);
   Slab<hold(2, 1)> q(head.in_qkv(qkv, QUERY), first, seq, warp, own_queries);
   Slab<hold(2, 1)> gradient(head.in_out(dout), first, seq, warp, own_gradients);
   q.wait();

@@ -105,7 +105,6 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     static constexpr int TOGETHER = PAIRS ? 2 : 1, UNITS = ROWS / TOGETHER * GROUPS;
     static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
     Vector<T> v[COUNT];
-    int offsets[COUNT];  // bytes from the first row to the vectors. Compilers would compute them again for each fetch.
 
     // The place of a thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
     static DEVICE int row(int thread, int k) {
@@ -122,28 +121,33 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
       int i = THREADS % (8 * GROUPS) == 0 ? thread : thread + k / TOGETHER * THREADS;
       return i / 8 % GROUPS * Vector<T>::SIZE;
     }
-    // Before the first slice
-    DEVICE void begin(Rows<const T*> from) {
-      UNROLL for (int k = 0; k < COUNT; k++) {
+  };
+  // Bytes from a slice's first row to each vector of a thread, kept in registers: compilers would compute them again for
+  // each slice, in 64 bits.
+  template <int THREADS, int USED> struct Offsets {
+    typedef Fetched<THREADS, USED> F;
+    int bytes[F::COUNT];
+
+    DEVICE void begin(Rows<const T*> from) {  // before the first slice
+      UNROLL for (int k = 0; k < F::COUNT; k++) {
         // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
-        int r = UNITS % THREADS ? minimum(row(thread_id(), k), ROWS - 1) : row(thread_id(), k);
-        offsets[k] = opaque((r * (int)from.stride + column(thread_id(), k)) * (int)sizeof(T));
+        int row = F::row(thread_id(), k), r = F::UNITS % THREADS ? minimum(row, ROWS - 1) : row;
+        bytes[k] = opaque((r * (int)from.stride + F::column(thread_id(), k)) * (int)sizeof(T));
       }
     }
-    // Before the last slice, of which only `rows` rows exist
-    DEVICE void end(int rows) {
+    DEVICE void end(int rows) {  // before the last slice, if it has less than ROWS rows
       int thread = opaque(thread_id());  // else every slice would test its rows, and registers would hold them
-      UNROLL for (int k = 0; k < COUNT; k++) {
-        if (row(thread, k) >= rows) offsets[k] = column(thread, k) * (int)sizeof(T);
+      UNROLL for (int k = 0; k < F::COUNT; k++) {
+        if (F::row(thread, k) >= rows) bytes[k] = F::column(thread, k) * (int)sizeof(T);
       }
     }
   };
   template <int THREADS, int USED>
-  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, Rows<const T*> from, int first, int rows) {
-    if (first + ROWS > rows) fetched.end(rows - first);
-    const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
+  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, const Offsets<THREADS, USED>& offsets,
+                           Rows<const T*> from, int first) {
+    const char* start = (const char*)(from.p + first * from.stride);  // for all threads
     UNROLL for (int k = 0; k < Fetched<THREADS, USED>::COUNT; k++) {
-      fetched.v[k] = *(const Vector<T>*)(start + (uint32)fetched.offsets[k]);
+      fetched.v[k] = *(const Vector<T>*)(start + (uint32)offsets.bytes[k]);
     }
   }
   template <int THREADS, int USED> DEVICE void put(const Fetched<THREADS, USED>& fetched) const {
