@@ -96,8 +96,8 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
 
   // The same in two halves, if copies are not asynchronous: `fetch` reads a thread's vectors into registers, and `put`
   // writes them to the slice. In between the thread does other work. Only the first USED columns are read. `clear` once
-  // sets the others to 0. Slices come in their order. Rows from `rows` on become row `first`, because zeros would cost more
-  // instructions, and only the last slice has such rows: a test in each slice took a twentieth of the time of `attention`.
+  // sets the others to 0. Rows from `rows` on become row `first`, because zeros would cost more instructions. If the slice
+  // is WHOLE, there are no such rows.
   //
   // With PAIRS a thread's vectors 2 i and 2 i + 1 are of a pair of rows, and `put` joins their elements.
   template <int THREADS, int USED> struct Fetched {
@@ -117,22 +117,36 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
       }
       return TOGETHER * unit_row + k % TOGETHER;
     }
+    // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
+    static DEVICE int row_to_read(int thread, int k) {
+      return UNITS % THREADS ? minimum(row(thread, k), ROWS - 1) : row(thread, k);
+    }
     static DEVICE int column(int thread, int k) {
       int i = THREADS % (8 * GROUPS) == 0 ? thread : thread + k / TOGETHER * THREADS;
       return i / 8 % GROUPS * Vector<T>::SIZE;
     }
   };
-  // Bytes from a slice's first row to each vector of a thread, kept in registers: compilers would compute them again for
-  // each slice, in 64 bits.
+  template <bool WHOLE, int THREADS, int USED>
+  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, Rows<const T*> from, int first, int rows) {
+    typedef Fetched<THREADS, USED> F;
+    const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
+    UNROLL for (int k = 0; k < F::COUNT; k++) {
+      int r = F::row_to_read(thread_id(), k);
+      uint32 column = F::column(thread_id(), k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
+      fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
+    }
+  }
+
+  // The same if registers keep the bytes from a slice's first row to each vector of a thread. If not, compilers compute
+  // them again for each slice, in 64 bits, and keep as many numbers for that.
   template <int THREADS, int USED> struct Offsets {
     typedef Fetched<THREADS, USED> F;
     int bytes[F::COUNT];
 
     DEVICE void begin(Rows<const T*> from) {  // before the first slice
       UNROLL for (int k = 0; k < F::COUNT; k++) {
-        // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
-        int row = F::row(thread_id(), k), r = F::UNITS % THREADS ? minimum(row, ROWS - 1) : row;
-        bytes[k] = opaque((r * (int)from.stride + F::column(thread_id(), k)) * (int)sizeof(T));
+        int element = F::row_to_read(thread_id(), k) * (int)from.stride + F::column(thread_id(), k);
+        bytes[k] = opaque(element * (int)sizeof(T));
       }
     }
     DEVICE void end(int rows) {  // before the last slice, if it has less than ROWS rows
@@ -145,7 +159,7 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
   template <int THREADS, int USED>
   DEVICE static void fetch(Fetched<THREADS, USED>& fetched, const Offsets<THREADS, USED>& offsets,
                            Rows<const T*> from, int first) {
-    const char* start = (const char*)(from.p + first * from.stride);  // for all threads
+    const char* start = (const char*)(from.p + first * from.stride);
     UNROLL for (int k = 0; k < Fetched<THREADS, USED>::COUNT; k++) {
       fetched.v[k] = *(const Vector<T>*)(start + (uint32)offsets.bytes[k]);
     }
