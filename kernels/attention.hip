@@ -396,12 +396,14 @@ KERNEL(THREADS, FORWARD_BLOCKS) attention(
     l[s] = M::row_sum(l[s]);
     factors[s] = (DROPOUT ? keep_scale : 1) / l[s];
     int row = first + M::slot_row(s);
+    if (row < seq && M::column(0) == 0) {
 #if LAYOUT > LAYOUT_MMA
-    float shift = softmax.shift;
+      float shift = softmax.shift;
 #else
-    float shift = m[s] * exponent;
+      float shift = m[s] * exponent;
 #endif
-    if (row < seq && M::column(0) == 0) lse[head.scalar(row)] = (shift + log2_of(l[s])) * LN2;
+      lse[head.scalar(row)] = (shift + log2_of(l[s])) * LN2;
+    }
   }
   scale_rows<M>(o, factors);
   store<Values>(o, head.in_out(out), first, seq, q.own);
