@@ -106,19 +106,23 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
     Vector<T> v[COUNT];
 
-    // The place of the thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
-    static DEVICE int row(int k) {
+    // The place of a thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
+    static DEVICE int row(int thread, int k) {
       constexpr int EIGHT = 8 * GROUPS;
       int turn = k / TOGETHER, unit_row;
       if constexpr (THREADS % EIGHT == 0) {
-        unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
+        unit_row = thread / EIGHT * 8 + thread % 8 + turn * (THREADS / GROUPS);
       } else {
-        unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
+        unit_row = (thread + turn * THREADS) / EIGHT * 8 + thread % 8;
       }
       return TOGETHER * unit_row + k % TOGETHER;
     }
-    static DEVICE int column(int k) {
-      int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / TOGETHER * THREADS;
+    // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
+    static DEVICE int row_to_read(int thread, int k) {
+      return UNITS % THREADS ? minimum(row(thread, k), ROWS - 1) : row(thread, k);
+    }
+    static DEVICE int column(int thread, int k) {
+      int i = THREADS % (8 * GROUPS) == 0 ? thread : thread + k / TOGETHER * THREADS;
       return i / 8 % GROUPS * Vector<T>::SIZE;
     }
   };
@@ -127,17 +131,44 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     typedef Fetched<THREADS, USED> F;
     const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
     UNROLL for (int k = 0; k < F::COUNT; k++) {
-      // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
-      int r = F::UNITS % THREADS ? minimum(F::row(k), ROWS - 1) : F::row(k);
-      uint32 column = F::column(k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
+      int r = F::row_to_read(thread_id(), k);
+      uint32 column = F::column(thread_id(), k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
       fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
+    }
+  }
+
+  // The same if registers keep the bytes from a slice's first row to each vector of a thread. If not, compilers compute
+  // them again for each slice, in 64 bits, and keep as many numbers for that.
+  template <int THREADS, int USED> struct Offsets {
+    typedef Fetched<THREADS, USED> F;
+    int bytes[F::COUNT];
+
+    DEVICE void begin(Rows<const T*> from) {  // before the first slice
+      UNROLL for (int k = 0; k < F::COUNT; k++) {
+        int element = F::row_to_read(thread_id(), k) * (int)from.stride + F::column(thread_id(), k);
+        bytes[k] = opaque(element * (int)sizeof(T));
+      }
+    }
+    DEVICE void end(int rows) {  // before the last slice, if it has less than ROWS rows
+      int thread = opaque(thread_id());  // else every slice would test its rows, and registers would hold them
+      UNROLL for (int k = 0; k < F::COUNT; k++) {
+        if (F::row(thread, k) >= rows) bytes[k] = F::column(thread, k) * (int)sizeof(T);
+      }
+    }
+  };
+  template <int THREADS, int USED>
+  DEVICE static void fetch(Fetched<THREADS, USED>& fetched, const Offsets<THREADS, USED>& offsets,
+                           Rows<const T*> from, int first) {
+    const char* start = (const char*)(from.p + first * from.stride);
+    UNROLL for (int k = 0; k < Fetched<THREADS, USED>::COUNT; k++) {
+      fetched.v[k] = *(const Vector<T>*)(start + (uint32)offsets.bytes[k]);
     }
   }
   template <int THREADS, int USED> DEVICE void put(const Fetched<THREADS, USED>& fetched) const {
     typedef Fetched<THREADS, USED> F;
     constexpr int HALF = Vector<T>::SIZE / 2;
     UNROLL for (int k = 0; k < F::COUNT; k += F::TOGETHER) {
-      int r = F::row(k), c = F::column(k);
+      int r = F::row(thread_id(), k), c = F::column(thread_id(), k);
       if (F::UNITS % THREADS && r >= ROWS) continue;
       if constexpr (PAIRS) {
         UNROLL for (int half = 0; half < 2; half++) {
@@ -379,18 +410,17 @@ template <class M> DEVICE void exponentials(typename M::Acc& tile, float exponen
 // 2^8, which is seldom after the first slice. Only then the sums so far shrink. (FlashAttention-4 does so, too.)
 template <class M> struct Softmax {
   static constexpr float ROOM = 8;
-  float exponent;         // exp(v) = 2^(exponent v), because v is not scaled yet
-  float m, shift, limit;  // shift = exponent m; limit is the largest element that there is room for
-  Float2 sums;            // of the row's exponentials in this lane
+  float exponent;      // exp(v) = 2^(exponent v), because v is not scaled yet
+  float shift, limit;  // shift = exponent m; limit is the largest element that there is room for
+  Float2 sums;         // of the row's exponentials in this lane
 
-  DEVICE Softmax(float exponent)
-      : exponent(exponent), m(-infinity()), shift(-infinity()), limit(-infinity()), sums{} {}
+  DEVICE Softmax(float exponent) : exponent(exponent), shift(-infinity()), limit(-infinity()), sums{} {}
   // Before `exponentials` of these tiles. `products` are the sums of the products with all exponentials so far.
   template <int N, int P> DEVICE void make_room(const typename M::Acc (&tiles)[N], typename M::Acc (&products)[P]) {
     float largest = row_max<M>(tiles, 0, limit);
     if (largest > limit) {
       float factor = exp2_fast(shift - largest * exponent);
-      m = largest, shift = largest * exponent, limit = largest + ROOM / exponent;
+      shift = largest * exponent, limit = largest + ROOM * reciprocal(exponent);
       sums *= Float2{factor, factor};
       scale_all<M>(products, factor);
     }
