@@ -1,12 +1,14 @@
 """Fixtures of several test files: the real text, the devices, and the command as a user runs it."""
 
 import gc
+import importlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -191,6 +193,21 @@ def pytest_configure():
     for number in (getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_sessionstart(session):
+    """Import the tests here, in each process of pytest-xdist from another file on.
+
+    The first process that comes to a file compiles it, which takes longer than all else in the collection. So each
+    compiles a part of the files. In the order of the collection all would come to all files at once.
+    """
+    if (worker := getattr(session.config, "workerinput", None)) is None:
+        return
+    files = sorted(file for each in session.config.args for file in Path(each).rglob("test_*.py"))
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in files[first:] + files[:first]:
+        with suppress(Exception, pytest.skip.Exception):  # the collection comes to it again, and reports it
+            importlib.import_module(".".join(file.resolve().relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 import functools
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -94,20 +95,20 @@ if unknown := set(TESTED) - set(LAYOUTS):
 
 
 def one_layout_each(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The tests without all but one layout of each slow case: the layout is one more axis of tests.support.grids.
+    """The tests, but each slow case on only one of AMD's layouts: the layout is one more axis of tests.support.grids.
 
-    So every pair of values is tested in each layout, and every combination of them in some. Which one it is depends on
-    the case's name alone, so that the processes of pytest-xdist choose the same.
+    So every pair of values is tested in each layout, and every combination of them in NVIDIA's and in one of AMD's.
+    Which one that is depends on the case's name alone, so that the processes of pytest-xdist choose the same.
     """
-
-    def is_kept(item: pytest.Item) -> bool:
+    cases = defaultdict(list)  # a slow case's name without the layout: its tests on AMD's layouts
+    for item in items:
         make = item.callspec.params.get("device") if hasattr(item, "callspec") else None
-        layout = make.args[0] if getattr(make, "func", None) is executor else None
-        if layout is None or not item.get_closest_marker("slow"):
-            return True
-        return TESTED[zlib.crc32(item.nodeid.replace(layout, "").encode()) % len(TESTED)] == layout
-
-    return list(filter(is_kept, items))
+        layout = make.args[0] if getattr(make, "func", None) is executor else "mma"
+        if layout != "mma" and item.get_closest_marker("slow"):
+            cases[item.nodeid.replace(layout, "")].append(item)
+    kept = {tests[zlib.crc32(case.encode()) % len(tests)] for case, tests in cases.items()}
+    dropped = {item for tests in cases.values() for item in tests} - kept
+    return [item for item in items if item not in dropped]
 
 
 # This machine's GPU; a stand-in on the CPU for each tested layout; AMD's machine code on an emulator; and numba.

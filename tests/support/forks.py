@@ -141,6 +141,11 @@ def prepare() -> None:
         with suppress(ImportError):  # of a package that is not installed
             importlib.import_module(module.name)
     importlib.import_module("numpy.ma")  # NumPy imports it when training first asks for it
+    with suppress(ImportError):  # if numba is not installed
+        from numba.core.registry import cpu_target
+
+        cpu_target.typing_context.refresh()  # numba lists all that it can compile when it is first called
+        cpu_target.target_context.refresh()
     list(blocks_of(["a text"], 1))
     gc.freeze()  # so that no fork's garbage collector touches, and thereby copies, what it shares with this process
 

@@ -99,13 +99,9 @@ def test_the_ids_of_a_tokenizer_from_elsewhere_stay_its_own(pair, text):
 
 MOVING = [chr(point) for point in range(0x110000) if unicodedata.combining(chr(point))]
 COMPOSING = [
-    parts
+    "".join(chr(int(part, 16)) for part in parts.split() if "<" not in part)
     for point in range(0x110000)
-    if (
-        parts := "".join(
-            chr(int(part, 16)) for part in unicodedata.decomposition(chr(point)).split() if "<" not in part
-        )
-    )
+    if (parts := unicodedata.decomposition(chr(point)))
 ]
 
 

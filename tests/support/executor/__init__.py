@@ -35,17 +35,16 @@ ORDERS = {"forward": 0, "reversed": 1, "seeded": 12345}  # how the threads take 
 STATIC_BYTES = 64 * 1024  # the most shared memory that a block may have on AMD GPUs, and elsewhere unless it asks
 LARGEST_GRID = (2**31 - 1, 65535, 1)  # NVIDIA's limits for x and y; kernels do not use z
 
-# -Og: the compiler takes two thirds of the time that it takes with -O1, and kernels run for a quarter longer.
-FLAGS = ["-std=c++17", "-Og", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+SANITIZED = bool(os.environ.get("HIPGPT_SANITIZE"))
+FLAGS = ["-std=c++17", "-g1", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra", "-Werror"]
+if SANITIZED:  # -O0: the compiler, which adds a check to each access, takes a third less time than with -Og
+    FLAGS += ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack, which STACK_BYTES in fiber.h gives
+else:  # -Og: the compiler takes two thirds of the time that it takes with -O1, and kernels run for a quarter longer
+    FLAGS += ["-Og", "-Wframe-larger-than=32768"]
 KERNEL_FLAGS = ["-DEXECUTOR", "-Wno-unused", "-Wno-unused-parameter", "-Wno-unknown-pragmas", "-Wno-parentheses"]
 KERNEL_FLAGS += ["-Wno-missing-field-initializers", "-Wno-ignored-qualifiers", "-Wundef"]
-SANITIZED = bool(os.environ.get("HIPGPT_SANITIZE"))  # its own code takes 7 s to compile with -O2 then
-if SANITIZED:
-    FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-    FLAGS += ["-Wframe-larger-than=131072"]  # half of a fiber's stack, which STACK_BYTES in fiber.h gives
-else:
-    FLAGS += ["-Wframe-larger-than=32768"]
-    KERNEL_FLAGS += ["-nostdlib"]  # this process has the libraries, and it takes the linker 40 ms to look through them
+KERNEL_FLAGS += ["-nostdlib"]  # this process has the libraries, and it takes the linker 40 ms to look through them
 TILE = '#line 1 "tile.h"'
 # Tests ask for one or two kernels of these files with the same macros. Compiling the others takes half of the time.
 ALONE = ("layernorm.hip", "matvec.hip", "skinny.hip")
@@ -75,11 +74,14 @@ class ExecutorDevice(HostDevice):
         self._seed = ORDERS[order]
         self.target = self.description = f"executor-{layout}"
         self.has_bf16, self.has_tf32 = self._layout != 0, layout == "mma"
+        self._kernels: dict[tuple[Instance, str, int], _Kernel] = {}
 
     def kernel(self, file: str, name: str, defines: Mapping[str, object], shared_bytes: int = 0) -> Callable[..., None]:
         """Kernel `name` of a file in kernels/, as a function of grid, block and arguments."""
-        source = Instance.of(file, defines).source
-        kernel = self.kernel_of(source, name, shared_bytes or STATIC_BYTES, alone=file in ALONE)
+        key = instance, name, shared_bytes = Instance.of(file, defines), name, shared_bytes or STATIC_BYTES
+        if key not in self._kernels:  # tests ask for it again and again, and to put its source together takes 5 ms
+            self._kernels[key] = self.kernel_of(instance.source, name, shared_bytes, alone=file in ALONE)
+        kernel = self._kernels[key]
         return lambda *launch: self.ask(partial(kernel, *launch))
 
     def kernel_of(
