@@ -22,10 +22,11 @@ import numpy as np
 
 from gpt.arithmetic import ceil_div
 from gpt.system.threads import ahead, available_threads
-from gpt.tokenizer.bpe import GAP, Merges
+from gpt.tokenizer.bpe import GAP
 from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.lexicon import MARGIN, MARK, Found, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import Spelling
 from gpt.tokenizer.splits import Cut, Split
 

@@ -18,8 +18,8 @@ import numpy as np
 from gpt.errors import UserError, shown
 from gpt.system import reading
 from gpt.system.reading import TEXT, optional, or_null
-from gpt.tokenizer.bpe import Merges
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, overlap, unfit
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
 from gpt.tokenizer.vocabulary import Vocabulary
 

@@ -9,12 +9,13 @@ from functools import cached_property
 
 import numpy as np
 
-from gpt.tokenizer.bpe import Merges, Pair
+from gpt.tokenizer.bpe import Pair
 from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.encoding import Encoder, WordsToIds
 from gpt.tokenizer.gpt4o import Gpt4o
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import Mark, Marks
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import ByteSpelling, Spelling
 from gpt.tokenizer.splits import Characters, Gpt2, Gpt4, Split, WhiteSpace
 
