@@ -24,7 +24,7 @@ from gpt.arithmetic import ceil_div
 from gpt.system.threads import ahead, available_threads
 from gpt.tokenizer.bpe import GAP
 from gpt.tokenizer.breaks import Breaks
-from gpt.tokenizer.lexicon import MARGIN, MARK, Found, Lexicon, Strings
+from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Found, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
 from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import Spelling
@@ -130,25 +130,26 @@ class WordsToIds:
         self._spelling, self._merges, self._ids, self._whole = spelling, merges, ids.astype(np.int32), whole
 
     def __call__(self, words: bytes) -> Ids:
+        if not self._whole:
+            return self._merged(words)
+        # Words that are whole keep one id and lose nothing; the others are merged, and their ids go in between
+        each = words.split(MARK)[:-1]
+        found = [self._whole.get(word, UNKNOWN) for word in each]
+        merged = self._merged(b"".join(word + MARK for word, id in zip(each, found, strict=True) if id == UNKNOWN))
+        own = np.array(found, np.int32)
+        is_whole = own != UNKNOWN
+        lengths, lost = np.ones(len(own), np.int32), np.zeros(len(own), np.int32)
+        lengths[~is_whole], lost[~is_whole] = merged.lengths, merged.lost
+        is_own = np.repeat(is_whole, lengths)
+        ids = np.empty(len(is_own), np.int32)
+        ids[is_own], ids[~is_own] = own[is_whole], merged.ids
+        return Ids(ids, lengths, lost)
+
+    def _merged(self, words: bytes) -> Ids:
         row, lost = self._spelling.spell([words])
         row = self._merges.apply(row)
         is_gap = row == GAP
-        found = Ids(self._ids.take(row.compress(~is_gap)), np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
-        return self._with_whole_words(found, words) if self._whole else found
-
-    def _with_whole_words(self, found: Ids, words: bytes) -> Ids:
-        """The ids with one for each word that `whole` has."""
-        whole = self._whole or {}
-        numbered = [(number, whole[word]) for number, word in enumerate(words.split(MARK)) if word in whole]
-        if not numbered:
-            return found
-        number, ids = np.array(numbered).T
-        start = np.cumsum(found.lengths) - found.lengths
-        stays = np.ones(len(found.ids), bool)
-        for first, length in zip(start[number].tolist(), found.lengths[number].tolist(), strict=True):
-            stays[first + 1 : first + length] = False
-        found.ids[start[number]], found.lengths[number] = ids, 1
-        return found._replace(ids=found.ids[stays])
+        return Ids(self._ids.take(row.compress(~is_gap)), np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
 
 
 def count_words(split: Split, marks: Marks, blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
