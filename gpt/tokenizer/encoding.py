@@ -127,22 +127,27 @@ class WordsToIds:
     """
 
     def __init__(self, spelling: Spelling, merges: Merges, ids: np.ndarray, whole: Mapping[bytes, int] | None = None):
-        self._spelling, self._merges, self._ids, self._whole = spelling, merges, ids.astype(np.int32), whole
+        self._spelling, self._merges, self._ids = spelling, merges, ids.astype(np.int32)
+        self._whole = Lexicon()  # the words of `whole`, but for those with the byte of MARK, which no text has
+        words = [word for word in whole or {} if MARK not in word]
+        found = self._whole.find(_strings(b"".join(word + MARK for word in words)))
+        self._whole.add([found])
+        self._own = np.zeros(len(words), np.int32)  # their ids, by number
+        self._own[found.number] = [(whole or {})[word] for word in words]
 
     def __call__(self, words: bytes) -> Ids:
-        if not self._whole:
+        if not len(self._whole):
             return self._merged(words)
         # Words that are whole keep one id and lose nothing; the others are merged, and their ids go in between
-        each = words.split(MARK)[:-1]
-        found = [self._whole.get(word, UNKNOWN) for word in each]
-        merged = self._merged(b"".join(word + MARK for word, id in zip(each, found, strict=True) if id == UNKNOWN))
-        own = np.array(found, np.int32)
-        is_whole = own != UNKNOWN
-        lengths, lost = np.ones(len(own), np.int32), np.zeros(len(own), np.int32)
+        strings = _strings(words)
+        number = self._whole.find(strings).number
+        is_whole = number != UNKNOWN
+        merged = self._merged(strings.take(~is_whole).joined())
+        lengths, lost = np.ones(len(number), np.int32), np.zeros(len(number), np.int32)
         lengths[~is_whole], lost[~is_whole] = merged.lengths, merged.lost
         is_own = np.repeat(is_whole, lengths)
         ids = np.empty(len(is_own), np.int32)
-        ids[is_own], ids[~is_own] = own[is_whole], merged.ids
+        ids[is_own], ids[~is_own] = self._own.take(number.compress(is_whole)), merged.ids
         return Ids(ids, lengths, lost)
 
     def _merged(self, words: bytes) -> Ids:
@@ -223,6 +228,17 @@ class _Table:
 
 def _threads() -> int:
     return min(available_threads(), _MAX_THREADS)
+
+
+def _strings(words: bytes) -> Strings:
+    r"""Words with MARK behind each, as strings.
+
+    >>> _strings(b"the\xffcat\xff").joined()
+    b'the\xffcat\xff'
+    """
+    (end,) = (np.frombuffer(words, np.uint8) == MARK[0]).nonzero()
+    length = np.diff(end, prepend=-1) - 1
+    return Strings(words + bytes(MARGIN), end - length, length)
 
 
 def _parts(strings: bytes, count: int) -> list[bytes]:
