@@ -10,7 +10,8 @@ which a text passes through them:
 - breaks.py: cuts chunks of Chinese, Japanese, Thai … further, at places that no token can span.
 - lexicon.py: numbers the distinct chunks and words, so that each is cut or merged only once.
 - spelling.py: spells words in symbols, and turns the pieces of tokens into text.
-- bpe.py: `learn` finds the merges, `Merges.apply` merges the symbols of words.
+- bpe.py: `learn` finds the merges.
+- merges.py: `Merges.apply` merges the symbols of words.
 - vocabulary.py: a `Vocabulary` is all that decides which ids a text has. huggingface.py keeps it in a tokenizer.json.
 
 Each function that works on arrays has an example in its docstring. tests/tokenizer/test_examples.py runs them all.

@@ -1,4 +1,4 @@
-"""Byte-pair encoding, the algorithm alone: learn merges from counted words, apply merges to words.
+"""Byte-pair encoding, the algorithm alone: learn merges from counted words. gpt/tokenizer/merges.py applies them.
 
 Symbols are numbers, called ids here. The alphabet has the ids 0 … size − 1. Merge number k, whose rank is k, joins a
 pair of ids into another. Learned merges make the ids size, size + 1 … in this order. In a vocabulary from elsewhere,
@@ -6,33 +6,24 @@ several merges may make the same id.
 
 Words come as one row of ids, int32 [n], with GAP before the first word, between any two and after the last. With the
 alphabet a = 0, b = 1, the words "aab" and "ab" are the row [-1, 0, 0, 1, -1, 0, 1, -1]. One NumPy call handles one
-merge (in learning) or one round of merges (in applying) for all words of a row. The places of a pair are the positions
-of its left symbols in the row: here (a, b) has the places 2 and 5.
+merge for all words of a row. The places of a pair are the positions of its left symbols in the row: here (a, b) has the
+places 2 and 5.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.tokenizer.lexicon import UNKNOWN, Numbering
 
 Pair = tuple[int, int]
 GAP = -1  # id that separates words
 GONE = -2  # id at the positions inside a merged symbol
 
-_PLACE_BITS = 8  # bits of a place within a word, below the rank in an entry of the queue
-_LONGEST_ABREAST = (1 << _PLACE_BITS) - 2  # symbols of a word; a longer word is merged by itself
-_WORDS_ABREAST = 8192  # words merged side by side, few enough for most to stay in the CPU's cache
 _FEWEST_CANDIDATES = 1000  # pairs that enter the queue of learning at the first search
 _POSITIONS_AT_ONCE = 1 << 20  # positions numbered at a time, so that their numbers take little memory
-_MOST_IN_32_BITS = (1 << 32 - _PLACE_BITS) - 1  # merges whose ranks leave room for a place, and for UNKNOWN
-_SMALL_ALPHABET = 1 << 10  # symbols, all pairs of which take 4 MB at most
 _FIRST = np.zeros(1, np.intp)  # index at which the first group of a sorted array begins
 
 
@@ -258,223 +249,3 @@ def _from_the_left(start: np.ndarray, width: int) -> np.ndarray:
     within_run = index - np.maximum.accumulate(np.where(begins_run, index, 0))
     kept: np.ndarray = start[within_run % 2 == 0]
     return kept
-
-
-def _widths(size: int, left: np.ndarray, right: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """How many symbols of the alphabet each id stands for, int64 [ids + 1]. The last entry is GAP's, whose id is -1.
-
-    Merge number k joins left[k] and right[k] into made[k]. Other merges make its parts: earlier ones if they were
-    learned, any if they come from elsewhere. So this goes round until all parts are known.
-
-    Example: aab = 3 comes first, but it is made of a and ab = 2.
-
-    >>> _widths(2, np.array([0, 0]), np.array([2, 1]), np.array([3, 2])).tolist()
-    [1, 1, 2, 3, 1]
-    """
-    width = np.zeros(max(size, made.max(initial=-1) + 1) + 1, np.int64)
-    width[:size] = width[GAP] = 1
-    while not width.all():
-        ready = (width[left] > 0) & (width[right] > 0)
-        width[made[ready]] = width[left[ready]] + width[right[ready]]
-    return width
-
-
-class Merges:
-    """Merges over an alphabet of `size` ids, ready to be applied.
-
-    Merge number k joins `pairs[k]` into the id `made[k]`; without `made`, into size + k. No pair may occur twice. Both
-    may be arrays, int32 [merges, 2] and int32 [merges], which takes less time if there are many.
-
-    Example: "abc" can come about in two ways, as ab c or as a bc.
-
-    >>> merges = Merges(3, [(0, 1), (1, 2), (3, 2), (0, 4)], made=[3, 4, 5, 5])
-    >>> merges.apply(np.array([GAP, 0, 1, 2, GAP], np.int32)).tolist()
-    [-1, 5, -1]
-    """
-
-    def __init__(
-        self, size: int, pairs: Sequence[Pair] | np.ndarray = (), made: Sequence[int] | np.ndarray | None = None
-    ):
-        self.size = size
-        left, right = self._left, self._right = np.array(pairs, np.int32).reshape(-1, 2).T
-        self._made_by = np.arange(size, size + len(left), dtype=np.int32) if made is None else np.array(made, np.int32)
-        self._widths = _widths(size, left, right, self._made_by)
-        self._stride = len(self._widths)  # one more than there are ids: keys of pairs stay unique if a symbol is GAP
-        self._ranks = Numbering(1, slots=16)  # 16 slots per pair, as most pairs looked up are not in it
-        self._ranks.add([self._key(left, right)])
-        self._square = self._made_square()
-        # An entry of the queue has no sign, so that an UNKNOWN rank, which is -1, makes larger ones than any merge
-        self._entry = np.dtype(np.uint32 if len(left) < _MOST_IN_32_BITS else np.uint64)
-        self._never = self._entries(np.array([UNKNOWN]), np.array([0]))[0]
-
-    @property
-    def pairs(self) -> list[Pair]:
-        """The pairs that are joined, by rank."""
-        return list(zip(self._left.tolist(), self._right.tolist(), strict=True))
-
-    @cached_property
-    def _listed(self) -> tuple[dict[int, int], list[int], list[int], list[int], list[int]]:
-        """For single words: the ranks by key, as `_key` makes it, and lists of `pairs`' two sides, ids and widths."""
-        ranks = dict(zip(self._key(self._left, self._right).tolist(), range(len(self._left)), strict=True))
-        return ranks, self._left.tolist(), self._right.tolist(), self._made_by.tolist(), self._widths.tolist()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """All but the square, which another process makes sooner than it receives it."""
-        return self.__dict__ | {"_square": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._square = self._made_square()
-
-    def _made_square(self) -> np.ndarray | None:
-        """The ranks of all pairs of a small alphabet, int32 [size + 1, size + 1]; the last row and column are GAP's."""
-        if self.size > _SMALL_ALPHABET:
-            return None
-        square = np.full((self.size + 1, self.size + 1), UNKNOWN, np.int32)
-        (rank,) = ((self._left < self.size) & (self._right < self.size)).nonzero()
-        square[self._left[rank], self._right[rank]] = rank
-        return square
-
-    def apply(self, row: np.ndarray) -> np.ndarray:
-        """Merge the words of a row, lowest rank first and leftmost first among equals. Returns the new, shorter row.
-
-        Example: the merges ab = 2 and aab = 3 turn "aab ab" into the ids 3 and 2. The words are merged by length: first
-        "ab", then "aab". Each writes its ids from the word's first position on; the positions left over are dropped.
-
-        >>> Merges(2, [(0, 1), (0, 2)]).apply(np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32)).tolist()
-        [-1, 3, -1, 2, -1]
-        """
-        gap = np.flatnonzero(row == GAP)
-        start, length = gap[:-1] + 1, np.diff(gap) - 1
-        merged, kept = row.copy(), row == GAP
-        # Short words go side by side with words of about their length, so that little is padded
-        by_length = np.argsort(length, kind="stable")
-        short = int(np.searchsorted(length[by_length], _LONGEST_ABREAST, side="right"))
-        for first in range(0, short, _WORDS_ABREAST):
-            words = by_length[first : min(first + _WORDS_ABREAST, short)]
-            ids, count = self._apply_abreast(row, start[words], length[words])
-            places = np.repeat(start[words] - (np.cumsum(count) - count), count) + np.arange(len(ids))
-            merged[places] = ids
-            kept[places] = True
-        # Long words go one by one
-        for word in by_length[short:].tolist():
-            at = start[word]
-            word_ids = self._apply_to_one(row[at : at + length[word]].tolist())
-            merged[at : at + len(word_ids)] = word_ids
-            kept[at : at + len(word_ids)] = True
-        return merged.compress(kept)
-
-    def _apply_abreast(self, row: np.ndarray, begin: np.ndarray, length: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Merge words of about the same length side by side: (their ids one after the other, ids per word).
-
-        The words begin at `begin` in the row. Each is a column of a grid, with GAP above it and below it. An entry of
-        `queue` is rank << 8 | place if the merge of that rank joins the symbol at that place with the next one, else
-        `_never` or more. So the least entry of a column is the next merge of that word, and one round does the next
-        merge of every word. As in _Words, a merged symbol has its id at its first and last place.
-
-        Example: "aab" and "ab" with the merges ab = 2 (rank 0) and aab = 3 (rank 1). The grid and the queue before each
-        round, with `.` for GAP and for no merge:
-
-            ids   queue      ids   queue      ids   queue
-            . .    .   .     . .    .  .      . .   . .
-            a a    .  0|1    a 2   1|1 .      3 2   . .
-            a b   0|2  .     2 2    .  .      2 2   . .
-            b .    .   .     2 .    .  .      3 .   . .
-            . .    .   .     . .    .  .      . .   . .
-
-        Only the places at which a symbol begins stay, so the ids 3 and 2 are left.
-
-        >>> row = np.array([GAP, 0, 0, 1, GAP, 0, 1, GAP], np.int32)
-        >>> ids, count = Merges(2, [(0, 1), (0, 2)])._apply_abreast(row, np.array([1, 5]), np.array([3, 2]))
-        >>> ids.tolist(), count.tolist()
-        ([3, 2], [1, 1])
-        """
-        # The grid [longest + 2, words]; in flat arrays, the symbol below another is `columns` further on
-        columns = len(begin)
-        line = np.arange(length.max() + 2)[:, None]
-        ids = row[np.minimum(begin - 1 + line, begin + length)]
-        stays = ids != GAP
-        queue = np.full(ids.shape, self._never, self._entry)
-        queue[:-1] = self._entries(self._alphabet_ranks(ids[:-1], ids[1:]), line[:-1])
-        flat_ids, flat_queue, flat_stays = ids.reshape(-1), queue.reshape(-1), stays.reshape(-1)
-        width = self._widths
-        while True:
-            # The next merge of each word that has one: its place in the word and the id that it makes
-            best = queue.min(axis=0)
-            (word,) = (best < self._never).nonzero()
-            if not len(word):
-                break
-            best = best[word].astype(np.intp)
-            place, made = best & ((1 << _PLACE_BITS) - 1), self._made_by.take(best >> _PLACE_BITS)
-            # Merge: the right symbol goes, and the new id stands at the first and last place of the two
-            start = place * columns + word
-            middle = start + width.take(flat_ids.take(start)) * columns
-            end = start + width.take(made) * columns
-            before, after = flat_ids.take(start - columns), flat_ids.take(end)
-            flat_stays[middle] = False
-            flat_queue[middle] = self._never
-            flat_ids[start] = flat_ids[end - columns] = made
-            # The new symbol makes two new pairs, with the symbol before it and with the one after it
-            place_before = place - width.take(before)
-            both = np.concatenate([place_before * columns + word, start])
-            rank = self._ranks_of(np.concatenate([before, made]), np.concatenate([made, after]))
-            flat_queue[both] = self._entries(rank, np.concatenate([place_before, place]))
-        return ids.T.ravel().compress(stays.T.ravel()), stays.sum(axis=0)
-
-    def _entries(self, rank: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """The entries of the queue for merges of these ranks at these places of their words."""
-        entry: np.ndarray = rank.astype(self._entry) << _PLACE_BITS | place.astype(self._entry)
-        return entry
-
-    def _ranks_of(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The ranks of the merges that join these pairs, int32 [n], UNKNOWN if none does."""
-        return self._ranks.find([self._key(left, right)])
-
-    def _alphabet_ranks(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """The same if all symbols are of the alphabet, for arrays of any shape."""
-        if self._square is None:
-            return self._ranks_of(left.ravel(), right.ravel()).reshape(left.shape)
-        # GAP's row is the last one, and its column too: GAP is -1, the last index before that of the left symbol's row
-        rank: np.ndarray = self._square.take(left * len(self._square) + right)
-        return rank
-
-    def _key(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """One integer per pair, uint64 [n]: left * _stride + right. If a side is GAP, no merge has this integer."""
-        key = left.astype(np.int64)
-        key *= self._stride
-        key += right
-        return key.view(np.uint64)
-
-    def _apply_to_one(self, ids: Sequence[int]) -> list[int]:
-        """Merge one word, in O(n log n) of its length, with a heap of the merges that can be done.
-
-        Example: with ab = 2 and aab = 3, the word "aab" becomes 3.
-
-        >>> Merges(2, [(0, 1), (0, 2)])._apply_to_one([0, 0, 1])
-        [3]
-        """
-        ranks, lefts, rights, made_by, width = self._listed
-        row, stride = [GAP, *ids, GAP], self._stride
-        span = len(row)  # rank * span + start sorts like (rank, start) and takes half the memory
-        found = (ranks.get(left * stride + right) for left, right in pairwise(row))
-        queue = [rank * span + at for at, rank in enumerate(found) if rank is not None]
-        heapify(queue)
-        while queue:
-            rank, start = divmod(heappop(queue), span)
-            left, right, made = lefts[rank], rights[rank], made_by[rank]
-            middle, end = start + width[left], start + width[made]
-            if row[start] != left or row[middle] != right:  # one of the two has been merged since
-                continue
-            before, after = row[start - 1], row[end]
-            row[middle - 1] = row[middle] = GONE
-            row[start] = row[end - 1] = made
-            if (new := ranks.get(before * stride + made)) is not None:
-                heappush(queue, new * span + start - width[before])
-            if (new := ranks.get(made * stride + after)) is not None:
-                heappush(queue, new * span + start)
-        # Step from symbol to symbol
-        merged, at = [], 1
-        while at <= len(ids):
-            merged.append(row[at])
-            at += width[row[at]]
-        return merged

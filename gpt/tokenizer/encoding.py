@@ -22,10 +22,11 @@ import numpy as np
 
 from gpt.arithmetic import ceil_div
 from gpt.system.threads import ahead, available_threads
-from gpt.tokenizer.bpe import GAP, Merges
+from gpt.tokenizer.bpe import GAP
 from gpt.tokenizer.breaks import Breaks
-from gpt.tokenizer.lexicon import MARGIN, MARK, Found, Lexicon, Strings
+from gpt.tokenizer.lexicon import MARGIN, MARK, UNKNOWN, Found, Lexicon, Strings
 from gpt.tokenizer.marks import Marks
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import Spelling
 from gpt.tokenizer.splits import Cut, Split
 
@@ -126,28 +127,34 @@ class WordsToIds:
     """
 
     def __init__(self, spelling: Spelling, merges: Merges, ids: np.ndarray, whole: Mapping[bytes, int] | None = None):
-        self._spelling, self._merges, self._ids, self._whole = spelling, merges, ids.astype(np.int32), whole
+        self._spelling, self._merges, self._ids = spelling, merges, ids.astype(np.int32)
+        self._whole = Lexicon()  # the words of `whole`, but for those with the byte of MARK, which no text has
+        words = [word for word in whole or {} if MARK not in word]
+        found = self._whole.find(_strings(b"".join(word + MARK for word in words)))
+        self._whole.add([found])
+        self._own = np.zeros(len(words), np.int32)  # their ids, by number
+        self._own[found.number] = [(whole or {})[word] for word in words]
 
     def __call__(self, words: bytes) -> Ids:
+        if not len(self._whole):
+            return self._merged(words)
+        # Words that are whole keep one id and lose nothing; the others are merged, and their ids go in between
+        strings = _strings(words)
+        number = self._whole.find(strings).number
+        is_whole = number != UNKNOWN
+        merged = self._merged(strings.take(~is_whole).joined())
+        lengths, lost = np.ones(len(number), np.int32), np.zeros(len(number), np.int32)
+        lengths[~is_whole], lost[~is_whole] = merged.lengths, merged.lost
+        is_own = np.repeat(is_whole, lengths)
+        ids = np.empty(len(is_own), np.int32)
+        ids[is_own], ids[~is_own] = self._own.take(number.compress(is_whole)), merged.ids
+        return Ids(ids, lengths, lost)
+
+    def _merged(self, words: bytes) -> Ids:
         row, lost = self._spelling.spell([words])
         row = self._merges.apply(row)
         is_gap = row == GAP
-        found = Ids(self._ids.take(row.compress(~is_gap)), np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
-        return self._with_whole_words(found, words) if self._whole else found
-
-    def _with_whole_words(self, found: Ids, words: bytes) -> Ids:
-        """The ids with one for each word that `whole` has."""
-        whole = self._whole or {}
-        numbered = [(number, whole[word]) for number, word in enumerate(words.split(MARK)) if word in whole]
-        if not numbered:
-            return found
-        number, ids = np.array(numbered).T
-        start = np.cumsum(found.lengths) - found.lengths
-        stays = np.ones(len(found.ids), bool)
-        for first, length in zip(start[number].tolist(), found.lengths[number].tolist(), strict=True):
-            stays[first + 1 : first + length] = False
-        found.ids[start[number]], found.lengths[number] = ids, 1
-        return found._replace(ids=found.ids[stays])
+        return Ids(self._ids.take(row.compress(~is_gap)), np.diff(is_gap.nonzero()[0]).astype(np.int32) - 1, lost)
 
 
 def count_words(split: Split, marks: Marks, blocks: Iterable[str]) -> tuple[list[bytes], np.ndarray]:
@@ -221,6 +228,17 @@ class _Table:
 
 def _threads() -> int:
     return min(available_threads(), _MAX_THREADS)
+
+
+def _strings(words: bytes) -> Strings:
+    r"""Words with MARK behind each, as strings.
+
+    >>> _strings(b"the\xffcat\xff").joined()
+    b'the\xffcat\xff'
+    """
+    (end,) = (np.frombuffer(words, np.uint8) == MARK[0]).nonzero()
+    length = np.diff(end, prepend=-1) - 1
+    return Strings(words + bytes(MARGIN), end - length, length)
 
 
 def _parts(strings: bytes, count: int) -> list[bytes]:

@@ -9,7 +9,7 @@ GPT-2's own two files, vocab.json and merges.txt, are read as the tokenizer.json
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, count, product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 from gpt.errors import UserError, shown
 from gpt.system import reading
 from gpt.system.reading import TEXT, optional, or_null
-from gpt.tokenizer.bpe import Merges
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, overlap, unfit
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
 from gpt.tokenizer.vocabulary import Vocabulary
 
@@ -387,8 +387,9 @@ def _merges(found: Sequence[Any]) -> tuple[list[str], Merges]:
         raise ValueError("a merge of nothing")
     pieces = list(map(operator.add, lefts, rights))
     "".join(pieces)  # TypeError unless all are texts: numbers could be made of each other without end
-    number = dict(zip(dict.fromkeys(chain(ByteSpelling.alphabet, pieces)), count(), strict=False))
-    left, right, made = (_numbers_of(some, number) for some in (lefts, rights, pieces))
+    number = dict(zip(ByteSpelling.alphabet, count(), strict=False))
+    made = np.array([number.setdefault(piece, len(number)) for piece in pieces], np.int32)
+    left, right = _numbers_of(lefts, number), _numbers_of(rights, number)
     _, first = np.unique(left.astype(np.int64) * len(number) + right, return_index=True)
     if len(first) < len(pairs):
         again = np.setdiff1d(np.arange(len(pairs)), first)[0]

@@ -1,7 +1,7 @@
 """How the kinds of tokenizer spell words in symbols, and how the pieces of tokens become text again.
 
-The symbols of an alphabet are numbers from 0 on, as gpt/tokenizer/bpe.py merges them. Several words in one `bytes` have
-MARK behind each.
+The symbols of an alphabet are numbers from 0 on, as gpt/tokenizer/merges.py merges them. Several words in one `bytes`
+have MARK behind each.
 """
 
 import codecs

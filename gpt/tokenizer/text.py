@@ -29,14 +29,17 @@ _SEARCHED = 1 << 16  # bytes that the search for a seam reads at a time
 
 @cache
 def _seam(way: str) -> Any:
-    """The pattern that finds the first seam if `way` is "", the last one if it is "(?r)".
+    """The pattern that finds the first seam if `way` is "", the last one if it is "(?r)". The match begins at the seam.
+
+    A search for the last seam reads the pattern from its end. So a character that can follow a seam comes first, and
+    the long list of letters last: a long stretch without a seam then takes a tenth of the time.
 
     Letters and digits are those of the tokenizers. \\s is White_Space in `regex`; `re` adds U+001C to U+001F.
     """
     ranges = [each.partition("-") for each in f"{LETTERS} {NUMBERS}".split()]
     letter = "".join(f"\\U{int(first, 16):08x}-\\U{int(last or first, 16):08x}" for first, _, last in ranges)
     mark = regex.escape(END_OF_TEXT)
-    return regex.compile(rf"{way}(?<=\S)(?=[^\S\r\n])|(?<=\S[\r\n])(?=[^\s/])|(?<=[{letter}])(?=[\r\n]|{mark})")
+    return regex.compile(rf"{way}(?<=\S)[^\S\r\n]|(?<=\S[\r\n])[^\s/]|(?<=[{letter}])(?<!\s)(?:[\r\n]|{mark})")
 
 
 def blocks_of(texts: Iterable[str], block_chars: int) -> Iterator[str]:

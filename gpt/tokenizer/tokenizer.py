@@ -23,9 +23,11 @@ Example:
 'the rat'
 """
 
+import gc
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,20 @@ _INSTEAD = (
     "vocab.json and merges.txt; to learn a new one, take another --run-name"
 )
 _ANOTHER = "take another tokenizer, or learn one with --tokenizer byte for a new run"
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Let no reference cycles be collected meanwhile: the collector would look through a million new objects again and
+    again, and a tokenizer.json makes no cycles.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Tokenizer:
@@ -295,6 +311,7 @@ class Tokenizer:
         write_atomically(path, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
+    @_no_collection()
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a tokenizer.json: one that `save` wrote, or one from elsewhere with byte-level BPE.
 

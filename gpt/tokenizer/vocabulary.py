@@ -3,18 +3,19 @@
 gpt/tokenizer/huggingface.py writes it to a tokenizer.json and reads it from there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from gpt.tokenizer.bpe import Merges, Pair
+from gpt.tokenizer.bpe import Pair
 from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.encoding import Encoder, WordsToIds
 from gpt.tokenizer.gpt4o import Gpt4o
 from gpt.tokenizer.lexicon import MARK
 from gpt.tokenizer.marks import Mark, Marks
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import ByteSpelling, Spelling
 from gpt.tokenizer.splits import Characters, Gpt2, Gpt4, Split, WhiteSpace
 
@@ -84,27 +85,30 @@ class Vocabulary:
         return pieces
 
     def encoder(self) -> Encoder:
-        whole = self._exceptions() if self.whole_words else {}
-        words_to_ids = WordsToIds(self.spelling, self.merges, self.ids, whole)
-        breaks = Breaks(self.symbols, whole, has_case=self.split == "gpt4o") if self.kind == "byte" else None
-        return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), words_to_ids, breaks)
+        if self.kind != "byte":
+            return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), self._merging())
+        whole = self._whole_words() if self.whole_words else {}
+        breaks = Breaks(self.symbols, self._exceptions(whole), has_case=self.split == "gpt4o")
+        return Encoder(SPLITS[self.split], Marks(self.marks, self.nfc), self._merging(whole), breaks)
 
-    def _exceptions(self) -> dict[bytes, int]:
-        """The pieces, in bytes, that merging does not make of their own bytes, with their ids.
+    def _merging(self, whole: Mapping[bytes, int] | None = None) -> WordsToIds:
+        return WordsToIds(self.spelling, self.merges, self.ids, whole)
+
+    def _whole_words(self) -> dict[bytes, int]:
+        """The pieces, in bytes, with their ids."""
+        data = ByteSpelling.joined(self.symbols)
+        end = np.cumsum([len(piece) + 1 for piece in self.symbols]).tolist()
+        words = [data[before + 1 : behind] for before, behind in zip([0, *end], end, strict=False)]
+        return dict(zip(words, self.ids.tolist(), strict=True))
+
+    def _exceptions(self, whole: Mapping[bytes, int]) -> list[bytes]:
+        """The words of `whole` that merging makes no single piece, if they have characters of three bytes or more.
 
         Pieces that are not UTF-8 are none, because they are no words.
         """
-        data = ByteSpelling.joined(self.symbols)[1:]
-        end = np.cumsum(list(map(len, self.symbols))) + np.arange(len(self.symbols))
-        words = [data[a:b] for a, b in zip([0, *(end[:-1] + 1).tolist()], end.tolist(), strict=True)]
-        numbered = [(word, id) for word, id in zip(words, self.ids.tolist(), strict=True) if MARK not in word]
-        found = WordsToIds(self.spelling, self.merges, self.ids)(b"".join(word + MARK for word, _ in numbered))
-        first = np.cumsum(found.lengths) - found.lengths
-        return {
-            word: own
-            for (word, own), length, id in zip(numbered, found.lengths.tolist(), found.ids[first].tolist(), strict=True)
-            if (length > 1 or id != own) and _is_word(word)
-        }
+        words = [word for word in whole if max(word) >= 0xE0 and _is_word(word)]
+        lengths = self._merging()(b"".join(word + MARK for word in words)).lengths.tolist()
+        return [word for word, length in zip(words, lengths, strict=True) if length > 1]
 
 
 def _is_word(word: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""gpt/tokenizer/bpe.py: learning and applying merges, compared with the simplest program that does the same."""
+"""gpt/tokenizer/bpe.py and merges.py: learning and applying merges, beside the simplest program that does the same."""
 
 import pickle
 from collections import Counter
@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.tokenizer.bpe import GAP, Merges
+from gpt.tokenizer.bpe import GAP
 from gpt.tokenizer.bpe import learn as learn_from_row
+from gpt.tokenizer.merges import Merges
 
 ALPHABET = "abc"
 words_of_ids = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -79,9 +80,9 @@ def test_learning_equals_recounting_for_every_merge(words, most):
 @pytest.mark.parametrize(
     ("limit", "value"),
     [
-        ("_LONGEST_ABREAST", 254),
-        ("_LONGEST_ABREAST", 3),
-        ("_LONGEST_ABREAST", 0),
+        ("_LONGEST_ABREAST", 256),
+        ("_LONGEST_ABREAST", 6),
+        ("_LONGEST_ABREAST", 2),
         ("_SMALL_ALPHABET", 0),
         ("_MOST_IN_32_BITS", 0),
     ],
@@ -94,8 +95,48 @@ def test_applying_equals_replacing_pair_after_pair(limit, value, words, texts):
     for rank, pair in enumerate(pairs):
         expected = [replaced(word, pair, len(ALPHABET) + rank) for word in expected]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"gpt.tokenizer.bpe.{limit}", value)
+        patch.setattr(f"gpt.tokenizer.merges.{limit}", value)
         assert applied(Merges(len(ALPHABET), pairs), texts) == expected
+
+
+def plainly_applied(ranks, word):
+    """One merge after the other: the lowest rank first, and its leftmost place. `ranks` is by pair: (rank, id)."""
+    word = list(word)
+    while able := [(ranks[pair], at) for at, pair in enumerate(pairwise(word)) if pair in ranks]:
+        (_, made), at = min(able)
+        word[at : at + 2] = [made]
+    return word
+
+
+@st.composite
+def merges_in_any_order(draw):
+    """Merges over abc in any order: {pair: (rank, id)}. Several may make the same id, and parts may be made later."""
+    number = {letter: id for id, letter in enumerate(ALPHABET)}
+    for piece in sorted(draw(st.lists(st.text(ALPHABET, min_size=2, max_size=5), max_size=20)), key=len):
+        if any(piece[:cut] in number and piece[cut:] in number for cut in range(1, len(piece))):
+            number.setdefault(piece, len(number))
+    ways = [
+        (number[piece[:cut]], number[piece[cut:]], id)
+        for piece, id in number.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in number and piece[cut:] in number
+    ]
+    return {(left, right): (rank, made) for rank, (left, right, made) in enumerate(draw(st.permutations(ways)))}
+
+
+@pytest.mark.parametrize("longest", [256, 8, 4])
+@settings(max_examples=300)  # of each
+@given(
+    ranks=merges_in_any_order(),
+    texts=st.lists(
+        st.lists(st.integers(0, 2), max_size=30) | st.lists(st.integers(0, 2), max_size=4).map(lambda w: w * 8)
+    ),
+)
+def test_applying_merges_in_any_order_equals_one_merge_after_the_other(longest, ranks, texts):
+    merges = Merges(len(ALPHABET), list(ranks), [made for _, made in ranks.values()])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpt.tokenizer.merges._LONGEST_ABREAST", longest)
+        assert applied(merges, texts) == [plainly_applied(ranks, text) for text in texts]
 
 
 @given(words=counted_words)
@@ -149,6 +190,18 @@ def test_a_word_of_a_hundred_thousand_letters_does_not_take_quadratic_time(perio
     pairs = learn([(word, 1)], ALPHABET, 500)
     (merged,) = applied(Merges(len(ALPHABET), pairs), [word])
     assert len(merged) < 20  # doubling merges leave about one symbol per binary digit of the length
+
+
+def test_windows_of_a_long_word_agree_unless_their_symbols_keep_out_of_step(monkeypatch):
+    """A run of one letter begins every window in the same way. A period of three does not."""
+    alone, by_itself = [], Merges._apply_to_one
+    monkeypatch.setattr(Merges, "_apply_to_one", lambda self, ids: alone.append(ids) or by_itself(self, ids))
+    doubling = Merges(1, [(0, 0), (1, 1), (2, 2)])
+    assert applied(doubling, [[0] * 1003]) == [[3] * 125 + [1, 0]]
+    assert not alone
+    twice_abcd = Merges(4, [(0, 1), (4, 2), (5, 3), (6, 6)])
+    assert applied(twice_abcd, [[0, 1, 2, 3] * 401, [0, 1, 2, 3] * 2]) == [[7] * 200 + [6], [7]]
+    assert list(map(len, alone)) == [3 * 401]  # a and b are certain to be merged, and then are one symbol
 
 
 def test_merges_travel_to_another_process_without_their_table_of_pairs():

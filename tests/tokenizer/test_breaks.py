@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt.tokenizer.bpe import Merges
 from gpt.tokenizer.breaks import Breaks
 from gpt.tokenizer.encoding import Encoder, WordsToIds
 from gpt.tokenizer.lexicon import MARGIN, MARK, Strings
 from gpt.tokenizer.marks import Marks
+from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import ByteSpelling
 from gpt.tokenizer.vocabulary import SPLITS
 
