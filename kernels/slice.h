@@ -106,23 +106,21 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     static constexpr int TURNS = (UNITS + THREADS - 1) / THREADS, COUNT = TOGETHER * TURNS;
     Vector<T> v[COUNT];
 
-    // The place of a thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
-    static DEVICE int row(int thread, int k) {
+    // The place of the thread's vector number k, in the order of `copy`. In the last turn threads may be left over.
+    static DEVICE int row(int k) {
       constexpr int EIGHT = 8 * GROUPS;
       int turn = k / TOGETHER, unit_row;
       if constexpr (THREADS % EIGHT == 0) {
-        unit_row = thread / EIGHT * 8 + thread % 8 + turn * (THREADS / GROUPS);
+        unit_row = thread_id() / EIGHT * 8 + thread_id() % 8 + turn * (THREADS / GROUPS);
       } else {
-        unit_row = (thread + turn * THREADS) / EIGHT * 8 + thread % 8;
+        unit_row = (thread_id() + turn * THREADS) / EIGHT * 8 + thread_id() % 8;
       }
       return TOGETHER * unit_row + k % TOGETHER;
     }
     // Threads that are left over read the last row, so that they ask for no cache line that others do not need.
-    static DEVICE int row_to_read(int thread, int k) {
-      return UNITS % THREADS ? minimum(row(thread, k), ROWS - 1) : row(thread, k);
-    }
-    static DEVICE int column(int thread, int k) {
-      int i = THREADS % (8 * GROUPS) == 0 ? thread : thread + k / TOGETHER * THREADS;
+    static DEVICE int row_to_read(int k) { return UNITS % THREADS ? minimum(row(k), ROWS - 1) : row(k); }
+    static DEVICE int column(int k) {
+      int i = THREADS % (8 * GROUPS) == 0 ? thread_id() : thread_id() + k / TOGETHER * THREADS;
       return i / 8 % GROUPS * Vector<T>::SIZE;
     }
   };
@@ -131,8 +129,8 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     typedef Fetched<THREADS, USED> F;
     const char* start = (const char*)(from.p + first * from.stride);  // for all threads; offsets of 32 bits are theirs
     UNROLL for (int k = 0; k < F::COUNT; k++) {
-      int r = F::row_to_read(thread_id(), k);
-      uint32 column = F::column(thread_id(), k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
+      int r = F::row_to_read(k);
+      uint32 column = F::column(k) * sizeof(T), row = r * (uint32)(from.stride * sizeof(T));
       fetched.v[k] = *(const Vector<T>*)(start + (WHOLE || first + r < rows ? row + column : column));
     }
   }
@@ -145,14 +143,13 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
 
     DEVICE void begin(Rows<const T*> from) {  // before the first slice
       UNROLL for (int k = 0; k < F::COUNT; k++) {
-        int element = F::row_to_read(thread_id(), k) * (int)from.stride + F::column(thread_id(), k);
-        bytes[k] = opaque(element * (int)sizeof(T));
+        bytes[k] = opaque((F::row_to_read(k) * (int)from.stride + F::column(k)) * (int)sizeof(T));
       }
     }
-    DEVICE void end(int rows) {  // before the last slice, if it has less than ROWS rows
-      int thread = opaque(thread_id());  // else every slice would test its rows, and registers would hold them
+    // Before the last slice, if it has `rows` rows and that is less than ROWS: vectors of others become its first one.
+    DEVICE void end(Rows<const T*> from, int rows) {
       UNROLL for (int k = 0; k < F::COUNT; k++) {
-        if (F::row(thread, k) >= rows) bytes[k] = F::column(thread, k) * (int)sizeof(T);
+        if (bytes[k] >= rows * (int)(from.stride * sizeof(T))) bytes[k] = 0;
       }
     }
   };
@@ -168,7 +165,7 @@ template <class Matrix, int ROWS, int COLUMNS, bool PAIRS = false> struct Slice 
     typedef Fetched<THREADS, USED> F;
     constexpr int HALF = Vector<T>::SIZE / 2;
     UNROLL for (int k = 0; k < F::COUNT; k += F::TOGETHER) {
-      int r = F::row(thread_id(), k), c = F::column(thread_id(), k);
+      int r = F::row(k), c = F::column(k);
       if (F::UNITS % THREADS && r >= ROWS) continue;
       if constexpr (PAIRS) {
         UNROLL for (int half = 0; half < 2; half++) {
