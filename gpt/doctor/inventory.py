@@ -253,4 +253,4 @@ def _output(*command: str) -> str:
     if result.returncode:
         last = (result.stderr.strip() or "no message").splitlines()[-1]
         raise RuntimeError(f"{Path(command[0]).name} fails: {last}")
-    return result.stdout.strip()
+    return result.stdout.replace("\0", "").strip()  # Open MPI's version ends with a zero byte

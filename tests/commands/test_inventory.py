@@ -1,5 +1,6 @@
 """What `hipgpt doctor` says about this machine: GPUs, libraries, caches and environment, whatever is missing."""
 
+import sys
 import types
 
 from gpt.doctor import inventory
@@ -50,6 +51,10 @@ def test_the_version_of_hipblaslt_is_that_of_its_file_so_that_it_need_not_start(
     library = build("rocm", tmp_path / "libhipblaslt.so.1.0.70002")
     monkeypatch.setattr("gpt.ops.gpu.facts.load_library", lambda kind: library)
     assert facts(monkeypatch, hip=True)["products"] == "hipBLASLt 1.0.70002"
+
+
+def test_a_program_may_print_zero_bytes_which_a_report_does_not_repeat():
+    assert inventory._output(sys.executable, "-c", r"print('Open MPI v4.1.6\0')") == "Open MPI v4.1.6"
 
 
 def test_what_cannot_be_found_out_is_said_with_the_reason_in_one_line(monkeypatch):
