@@ -9,9 +9,9 @@ TRL (twice) and Alpaca. Its other fields are passed over:
     {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
     {"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"}
 
-A field `system` is a message of the system before these. One with a `history` is refused, because what was said before
-would be lost. A row of a parquet file has these fields as columns. A field that is null is not there. A file is read so
-if its first record, or its columns, have one of the fields with which a form begins and no field `text`.
+The text of a field `system` becomes the first message. A record with a `history` is refused, because what was said
+before would be lost. A row of a parquet file has these fields as columns. A field that is null is not there. A file is
+read so if its first record, or its columns, have one of the fields with which a form begins and no field `text`.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from gpt.tokenizer import Tokenizer
 from gpt.tokens import Tokens
 
 _LISTS = ("messages", "conversations")
-_PAIRS = ((("prompt",), "completion"), (("instruction", "input"), "output"))  # what is asked, what is answered
+_EXCHANGES = ((("prompt",), "completion"), (("instruction", "input"), "output"))
 _SIGNS = (*_LISTS, "prompt", "completion", "instruction")  # a record with one of these is meant to be a conversation
 _HISTORY = "history"  # what was said before, in a form that LLaMA-Factory has added to Alpaca's
-FIELDS = (*_LISTS, SYSTEM, _HISTORY, *(field for asked, answered in _PAIRS for field in (*asked, answered)))
+FIELDS = (*_LISTS, SYSTEM, _HISTORY, *(field for asked, answered in _EXCHANGES for field in (*asked, answered)))
 FORMS = "messages, conversations, prompt and completion, or instruction and output"
 _ROLES = {"human": USER, "gpt": ASSISTANT}  # ShareGPT's names
 _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
@@ -75,7 +75,7 @@ def _listed(record: Mapping[str, Any]) -> object:
         if field in record:
             turns = record[field]
             return list(map(_as_openai, turns)) if isinstance(turns, list) else turns
-    for asked, answered in _PAIRS:
+    for asked, answered in _EXCHANGES:
         missing = [field for field in (asked[0], answered) if field not in record]
         if len(missing) == 1:
             raise ValueError(f"has no {missing[0]}, but must have {asked[0]} and {answered}")

@@ -104,8 +104,7 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
         has_conversations = not has_field and conversations.are_among(documents.Parquet(path).columns, TEXT_FIELD)
         return Kind("parquet", None, encoding, has_conversations), state
     _raise_if_other(path, head)
-    if mark := _ANY_MARK.match(head):
-        encoding = _MARKS[mark[0]]
+    encoding = _marked_encoding(head) or encoding
     if in_folder:
         _raise_unless_text(path, head, encoding)
     elif encoding == "utf-8" and head.count(0) / len(head) > 1 / 4:
@@ -129,6 +128,12 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     if suffix == ".json" and not has_conversations and not (has_field and first):
         form = "plain"
     return Kind(form, compression, encoding, has_conversations), state
+
+
+def _marked_encoding(head: bytes) -> str | None:
+    """The encoding of a file whose beginning has a byte order mark."""
+    mark = _ANY_MARK.match(head)
+    return _MARKS[mark[0]] if mark else None
 
 
 def _unmarked_encoding(head: bytes) -> str | None:
@@ -158,7 +163,9 @@ def suffix_for(path: Path, encoding: str, has_field: bool) -> str:
     """
     form, first = "jsonl", dict[str, Any]()
     with suppress(UserError):  # of damaged compression, which whoever reads the whole file names
-        form, first = _first_record(path, *_head(path), encoding, may_be_list=True)
+        head, compression = _head(path)
+        encoding = _marked_encoding(head) or encoding
+        form, first = _first_record(path, head, compression, encoding, may_be_list=True)
     if form == "json":
         return ".json"
     return ".jsonl" if has_field or TEXT_FIELD in first or conversations.has_one(first, TEXT_FIELD) else ".txt"

@@ -58,8 +58,12 @@ LINES = json.dumps(TALK).encode() + b"\n" + b'{"prompt": "the dog ?", "completio
 
 
 @pytest.mark.parametrize(
-    "data", [LINES * 20, b"\xef\xbb\xbf" + LINES * 20, gzip.compress(LINES * 20), json.dumps([TALK] * 40).encode()]
-)
+    "data",
+    [
+        LINES * 20, b"\xef\xbb\xbf" + LINES * 20, (LINES * 20).decode().encode("utf-16"), gzip.compress(LINES * 20),
+        json.dumps([TALK] * 40).encode(),
+    ],
+)  # fmt: skip
 def test_conversations_are_recognized_by_their_content(project, piped, data):
     corpus = piped(data, kind="byte", vocab_limit=300)
     text = "<|user|>the dog ?<|assistant|>the cat<|endoftext|>" * 40
