@@ -60,12 +60,22 @@ class Deferred:
     def __init__(self, announce: Callable[[], object], farewell: Callable[[], str]) -> None:
         self.received: int | None = None
         self.announce, self.farewell = announce, farewell
+        self.is_announced = False
         self._due = float("inf")  # the time from which droppable work is dropped
         self._depth = 0  # how many `droppable` blocks the main thread is in
 
     def receive(self, number: int) -> None:
         if self.received is None:
             self.received, self._due = number, time.monotonic() + GRACE
+
+    def wait_for_announcement(self) -> None:
+        """Wait until the other thread has told the user, for a second at most. Else short work could end before that.
+
+        A lock would not do: a second signal may run the same handler inside of the first one's wait.
+        """
+        until = time.monotonic() + 1.0
+        while not self.is_announced and time.monotonic() < until:
+            time.sleep(0.001)
 
     @contextmanager
     def droppable(self) -> Iterator[None]:
@@ -238,6 +248,7 @@ def _handle(number: int, _frame: object) -> None:
         _raised = _raised or number
         raise Interrupted
     _deferred.receive(number)
+    _deferred.wait_for_announcement()
     _deferred.drop_if_due()
 
 
@@ -304,6 +315,7 @@ def _receive(number: int) -> None:
         if is_first:
             ending.aside(work.announce)
             _nudge_after(GRACE + 0.01)
+        work.is_announced = True
 
 
 def _insists(number: int, now: float, first: int, since: float) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +75,24 @@ def test_a_terminal_that_is_closed_stops_training_which_is_saved_and_goes_on(hip
 def test_a_second_signal_ends_a_command_at_once_only_if_it_insists(first, second, ends):
     number = getattr(signal, second)
     assert interrupts._insists(number, now=9.0, first=getattr(signal, first), since=8.0) == ends
+
+
+def test_the_request_is_announced_before_the_work_ends_however_short_it_is():
+    """The thread that listens must wait half a second for the interpreter, and the work ends in microseconds."""
+    work = """
+import os, signal, sys
+from gpt.system import interrupts
+interrupts.begin()
+with interrupts.raised():
+    sys.setswitchinterval(0.5)
+    with interrupts.deferred(lambda: print("announced"), lambda: "") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while stop.received is None:
+            pass
+    print("ended", stop.received)
+"""
+    said = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.split() == ["announced", "ended", "15"]
 
 
 def test_sigterm_that_comes_twice_at_the_same_moment_is_one_request():
