@@ -42,10 +42,9 @@ def main(context: click.Context, /) -> None:
         click.echo(context.get_help())
 
 
-for each in (
-    train_model, tokenize_text, import_model, generate_text, chat_with_model, serve_models, export_model,
-    evaluate_model, bench_model,
-    examine_machine, list_runs, show_run, plot_runs, print_completion, fetch_files,
+for each in (  # those that are used first come first
+    train_model, generate_text, chat_with_model, tokenize_text, evaluate_model, list_runs, show_run, plot_runs,
+    serve_models, export_model, import_model, fetch_files, bench_model, examine_machine, print_completion,
 ):  # fmt: skip
     main.add_command(each)
 

@@ -132,6 +132,8 @@ class Command(_WithExample, click.Command):
 
     def __init__(self, name: str, sections: Sections, params: Sequence[click.Parameter] = (), **kwargs: Any) -> None:
         options = [option for section in sections.values() for option in section]
+        # Without it click takes the beginning of the help, and cuts it to the width of the terminal.
+        kwargs.setdefault("short_help", inspect.cleandoc(kwargs["help"]).partition("\n\n")[0])
         super().__init__(name, params=[*params, *options], **kwargs)
         self.sections = sections
         self.takes_runs = any((each.metavar or "").startswith("RUN") for each in params)
@@ -184,7 +186,13 @@ def command(name: str, **attributes: Any) -> Callable[[Callable[..., None]], Com
 
 
 class Program(_WithExample, click.Group):
-    """A group of commands whose every error is one line on standard error and exit status 2."""
+    """A group of commands whose every error is one line on standard error and exit status 2.
+
+    Its help lists them in the order in which they were added.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def main(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override] # click's returns if not standalone
         kwargs |= {"prog_name": "hipgpt", "standalone_mode": False}

@@ -78,9 +78,9 @@ TOKENS = (
 )  # fmt: skip
 TOKENIZER = (
     Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH", type=PATH_NAME,
-            help="Kind of tokenizer to train, or a tokenizer.json to take, or a directory that has one or GPT-2's "
-                 "vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched. word: splits at white space "
-                 "and decodes to single spaces. byte: lossless for any text. char: one token per character."),
+            help="Kind of tokenizer to train. word: splits at white space and decodes to single spaces; byte: lossless "
+                 "for any text; char: one token per character. Or one to take: a tokenizer.json, a directory that has "
+                 "one or GPT-2's vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched."),
     Setting(TokenizerConfig, "vocab_limit", "--vocab-size", metavar="N", help="Maximum vocabulary size."),
     Setting(DataConfig, "sample", "--sample", metavar="BYTES", default_text="the whole text",
             help="Bytes of the text to learn the tokenizer from, evenly spread over it."),
@@ -123,9 +123,10 @@ CHECKPOINT = (
     Option("--best", is_flag=True, help="Use the checkpoint with the lowest validation loss."),
 )
 WRITING = (
-    Option("--num-tokens", "--num_tokens", default=NUM_TOKENS, metavar="N", help="Number of tokens to add."),
+    Option("--num-tokens", "--num_tokens", default=NUM_TOKENS, metavar="N",
+           help="Number of tokens to write, at most."),
     Option("--stop", "stops", multiple=True, metavar="TEXT",
-           help="Text before which a continuation ends. May be given more than once."),
+           help="Text before which the model stops. May be given more than once."),
 )  # fmt: skip
 SAMPLING = (
     Setting(SamplingConfig, "temperature", "--temp", metavar="T",

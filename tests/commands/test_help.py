@@ -30,6 +30,10 @@ def help_of(*command: str, width: int = 80) -> str:
     return result.output
 
 
+def list_of_commands(width: int = 80) -> str:
+    return help_of(width=width).partition("\nCommands:\n")[2].partition("\n\n")[0]
+
+
 def parse(command_line: str) -> None:
     """Parse `hipgpt …` as a shell and click would, without running it. Raises click's exceptions."""
     program, name, *arguments = shlex.split(command_line, comments=True)
@@ -80,8 +84,13 @@ def test_error_messages_name_settings_by_flags_that_exist(command):
             assert flag(option.name) in option.opts
 
 
-def test_the_table_of_commands_in_the_readme_is_complete():
-    assert set(TABLE) == set(main.commands)
+def test_the_readme_and_the_help_list_all_commands_in_one_order():
+    listed = re.findall(r"^  (\w+) ", list_of_commands(), re.MULTILINE)
+    assert listed == list(TABLE) == list(main.commands)
+
+
+def test_a_narrow_terminal_cuts_no_command_short():
+    assert "..." not in list_of_commands(width=50)
 
 
 @pytest.mark.parametrize("command", TABLE)
