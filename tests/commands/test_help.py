@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLE = dict(re.findall(r"^\| `hipgpt (\w+)` \| (.*) \|$", README, re.MULTILINE))
-SHELL = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+SHELL = r"^```sh\n(.*?)^```"
 LAUNCHERS = "mpirun|srun|torchrun"
 STARTS = f"({LAUNCHERS}|hipgpt) "
 WIDTHS = (80, 100)
@@ -41,9 +41,15 @@ def parse(command_line: str) -> None:
     main.commands[name].make_context(name, arguments)
 
 
-def readme_commands() -> list[str]:
-    """Every `hipgpt …` in the shell blocks of the README, alone or behind a launcher of ranks."""
-    lines = "".join(SHELL).replace("\\\n", " ").splitlines()
+def shell_lines(page: Path) -> list[str]:
+    """The lines of a page's shell blocks."""
+    blocks = re.findall(SHELL, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return "".join(blocks).replace("\\\n", " ").splitlines()
+
+
+def printed_commands() -> list[str]:
+    """Every `hipgpt …` in the shell blocks of README and docs, alone or behind a launcher of ranks."""
+    lines = [line for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) for line in shell_lines(page)]
     parts = (part.strip() for line in lines for part in line.split("&&"))
     return [re.sub(f"^({LAUNCHERS}) .*?(?=hipgpt )", "", part) for part in parts if re.match(STARTS, part)]
 
@@ -99,13 +105,13 @@ def test_the_table_of_commands_names_options_that_exist(command):
     assert set(re.findall(r"--[a-z][a-z-]+", TABLE[command])) <= known
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_commands_in_the_readme_can_be_typed(command):
+@pytest.mark.parametrize("command", printed_commands())
+def test_commands_in_readme_and_docs_can_be_typed(command):
     parse(command)
 
 
 def test_the_readme_starts_ranks_in_every_way():
-    lines = "".join(SHELL).splitlines()
+    lines = shell_lines(ROOT / "README.md")
     for way in (*LAUNCHERS.split("|"), "hipgpt train --gpus"):
         assert any(line.startswith(f"{way} ") for line in lines)
 
