@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpt.commands.command_line import Option, command
-from gpt.commands.generate import loaded
 from gpt.commands.interactive import Commands, Pieces, Session, Settings
-from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, SAMPLING, WRITING, complete_run
+from gpt.commands.models import loaded, model_options
+from gpt.commands.options import SAMPLING, WRITING
 from gpt.commands.texts import note_unknown
 from gpt.config import NO_EOS, SamplingConfig, TrainConfig
 from gpt.errors import UserError
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 @command(
     "chat",
     sections={
-        "Model": (
-            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
-                   help="Run whose model to talk with."),
-            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
-        ),
+        "Model": model_options("Run whose model to talk with."),
         "Text": (
             Option("--system", metavar="TEXT", default_text="none",
                    help="Message of the system with which the conversation begins."),

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from gpt.commands.command_line import PATH, PATH_NAME, Option, command
-from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, JSON, PRECISION, READING, RUNS, complete_run
+from gpt.commands.models import model_options
+from gpt.commands.options import JSON, READING
 from gpt.config import DataConfig, TrainConfig, pick
 from gpt.errors import UserError
 
@@ -16,11 +17,7 @@ from gpt.errors import UserError
     "eval",
     short_help="Score a model on a whole text, or on HellaSwag.",
     sections={
-        "Model": (
-            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
-                   help="Run whose model to score."),
-            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
-        ),
+        "Model": model_options("Run whose model to score."),
         "Test": (
             Option("--data-path", metavar="PATH", type=PATH_NAME, multiple=True,
                    default_text="the text that the run held out",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from gpt.commands.command_line import PATH, Option, command
-from gpt.commands.options import CHECKPOINT, RUNS, complete_run
+from gpt.commands.models import run_option
+from gpt.commands.options import CHECKPOINT, RUNS
 from gpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     short_help="Write a model for transformers or llama.cpp.",
     sections={
         "Options": (
-            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
-                   help="Run whose model to export."),
+            run_option("Run whose model to export."),
             RUNS,
             Option("--out", metavar="PATH", required=True, type=PATH,
                    help="Directory to create, or file with --format gguf."),

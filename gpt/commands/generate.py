@@ -10,25 +10,21 @@ import click
 
 from gpt.commands.command_line import PATH_NAME, Option, command
 from gpt.commands.interactive import Commands, Pieces, Session, Settings, is_terminal
-from gpt.commands.options import BLAS, CHECKPOINT, DEVICE, PRECISION, RUNS, SAMPLING, WRITING, complete_run
+from gpt.commands.models import loaded, model_options
+from gpt.commands.options import SAMPLING, WRITING
 from gpt.commands.texts import given, note_unknown, print_stream
 from gpt.config import NO_EOS, SamplingConfig, TrainConfig
 from gpt.errors import UserError
 
 if TYPE_CHECKING:
     from gpt.model import GPT
-    from gpt.run import Run
     from gpt.tokenizer import Tokenizer
 
 
 @command(
     "generate",
     sections={
-        "Model": (
-            Option("--run-name", metavar="NAME", required=True, shell_complete=complete_run,
-                   help="Run whose model to use."),
-            RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS,
-        ),
+        "Model": model_options("Run whose model to use."),
         "Text": (
             Option("--prompt", metavar="TEXT", help="Text to continue; - reads standard input."),
             Option("--prompts", metavar="FILE", type=PATH_NAME,
@@ -91,23 +87,6 @@ def generate_text(
             heading = [f"prompt {number + 1}"] * (prompts is not None) + [f"sample {sample + 1}"] * (num_samples > 1)
             click.echo(f"--- {', '.join(heading)} ---\n{start}{continuation}")
         sys.stdout.flush()
-
-
-def loaded(
-    run: "Run", step: int | None, best: bool, device: str, precision: str, blas: str, texts: int = 1
-) -> tuple["GPT", "Tokenizer", int]:
-    """A run's model and tokenizer, and how many of so many texts can be written at once."""
-    from gpt import checkpoint
-    from gpt.generate import fitting, load_model
-    from gpt.ops import select
-    from gpt.tokenizer import Tokenizer
-
-    saved, ops = checkpoint.load(run, step, best), select(device, precision, blas=blas)
-    places = fitting(saved.model_config, ops, texts)
-    model = load_model(saved, ops, places)
-    for note in ops.notes:
-        click.echo(note, err=True)
-    return model, Tokenizer.load(run.tokenizer_path), places
 
 
 class _Writer:

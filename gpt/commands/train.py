@@ -129,8 +129,9 @@ def train_model(
             raise UserError(f"--gpus {gpus} takes the first GPUs, which --device {device} contradicts: leave one out")
         device = "gpu"
     asked = Asked(
-        run_name, runs_dir, preset, device, blas, resume, ckpt, source, reset, global_batch, shard_optimizer, track,
-        settings,
+        run_name=run_name, runs_dir=runs_dir, preset=preset, device=device, blas=blas, resume=resume, ckpt=ckpt,
+        source=source, reset=reset, global_batch=global_batch, shard_optimizer=shard_optimizer, track=track,
+        settings=settings,
     )  # fmt: skip
     with joined(gpus) as ranks:
         console = Console(silent=not ranks.is_first)
