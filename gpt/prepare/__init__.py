@@ -5,7 +5,8 @@ tokens.json records the origin of tokens.bin (gpt/provenance.py). Tokens that no
 returned.
 
 preparation.py decides which of these steps a run needs: texts.py finds the texts, tokenizers.py finds the tokenizer,
-tokens.py opens and checks the tokens of the run, making.py makes new ones, adoption.py takes over those of another run.
+tokens.py opens and checks the tokens of the run, making.py makes new ones, readymade.py takes those of another program,
+adoption.py those of another run.
 """
 
 from collections.abc import Callable, Iterator

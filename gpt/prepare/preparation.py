@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from gpt import provenance, readymade
+from gpt import provenance
 from gpt.config import DataConfig
 from gpt.corpus.sources import Texts, few
 from gpt.errors import UserError
-from gpt.prepare import texts, tokens
+from gpt.prepare import readymade, texts, tokens
 from gpt.prepare.making import Maker
 from gpt.prepare.tokenizers import MARKERS, Wanted, check_sample, grown
 from gpt.prepare.tokens import Corpus

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import gpt.prepare.readymade
 import gpt.provenance
-import gpt.readymade
 from gpt.batches import Batches
 from gpt.corpus.sources import find
 from gpt.corpus.token_files import recognized
@@ -192,7 +192,7 @@ def test_gpt2_is_the_tokenizer_that_was_fetched(files):
 
 
 def test_a_start_after_the_first_reads_no_file_again(made, monkeypatch):
-    for module, name in ((gpt.readymade, "checked"), (gpt.readymade, "write_atomically")):
+    for module, name in ((gpt.prepare.readymade, "checked"), (gpt.prepare.readymade, "write_atomically")):
         monkeypatch.delattr(module, name)
     monkeypatch.setattr(gpt.provenance, "sha256", lambda path: made.info()["tokenizer"]["sha256"])
     made.prepare()

@@ -1,8 +1,8 @@
 """Tokens that another program has made, as --tokens names them: the run reads them where they lie.
 
-Text becomes tokens in gpt/prepare. These are there already, so the files are read once to check that the tokenizer
-knows all of their ids, and tokens.json records them with their digests. From then on a start compares sizes and times
-alone, and maps the files. A run of such tokens has no tokens.bin.
+Other tokens are made from a text (making.py). These are there already, so the files are read once to check that the
+tokenizer knows all of their ids, and tokens.json records them with their digests. From then on a start compares sizes
+and times alone, and maps the files. A run of such tokens has no tokens.bin.
 """
 
 from collections.abc import Sequence
