@@ -1,7 +1,7 @@
 """From a text to tokenizer.json, tokens.bin and tokens.json, and checks that the three still belong together.
 
 tokens.bin is raw little-endian uint16 (uint32 once the vocabulary passes 65,536), as np.memmap and nanoGPT read it.
-tokens.json records the origin of tokens.bin (gpt/provenance.py). Tokens that no longer match are refused, never
+tokens.json records the origin of tokens.bin (gpt/provenance). Tokens that no longer match are refused, never
 returned.
 
 preparation.py decides which of these steps a run needs: texts.py finds the texts, tokenizers.py finds the tokenizer,

@@ -194,7 +194,8 @@ def test_gpt2_is_the_tokenizer_that_was_fetched(files):
 def test_a_start_after_the_first_reads_no_file_again(made, monkeypatch):
     for module, name in ((gpt.prepare.readymade, "checked"), (gpt.prepare.readymade, "write_atomically")):
         monkeypatch.delattr(module, name)
-    monkeypatch.setattr(gpt.provenance, "sha256", lambda path: made.info()["tokenizer"]["sha256"])
+    for module in (gpt.provenance, gpt.provenance.files):
+        monkeypatch.setattr(module, "sha256", lambda path: made.info()["tokenizer"]["sha256"])
     made.prepare()
     made.prepare(tokens="data/train.bin", val_tokens="data/val.bin", kind="tokenizer.json")
     assert made.notes == []
