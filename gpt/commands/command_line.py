@@ -54,22 +54,19 @@ PATH, PATH_NAME = PathType(path_type=Path, readable=False), PathType(path_type=s
 class Option(click.Option):
     """An option that is refused if it is given more than once. (A plain option of click takes the last value.)
 
-    With `multiple` it may be given more than once, and its value is a tuple. Otherwise `advice` tells the user how to
-    pass several values. `default_text` describes the default in the help, for an option whose own default is None. If
-    the command line lacks the option, an environment variable may have its value: HIPGPT_ and the option's name, such
-    as HIPGPT_VOCAB_SIZE for --vocab-size. Each line of the variable is a value, if there may be several.
+    With `multiple` it may be given more than once, and its value is a tuple. `default_text` describes the default in
+    the help, for an option whose own default is None. If the command line lacks the option, an environment variable may
+    have its value: HIPGPT_ and the option's name, such as HIPGPT_VOCAB_SIZE for --vocab-size. Each line of the variable
+    is a value, if there may be several.
     """
 
-    def __init__(
-        self, *names: str, help: str, default_text: object = None, advice: str = "give it once", **kwargs: Any
-    ) -> None:
+    def __init__(self, *names: str, help: str, default_text: object = None, **kwargs: Any) -> None:
         if default_text is not None:
             help = f"{help}  [default: {default_text}]"
         kwargs.setdefault("show_default", default_text is None and not kwargs.get("is_flag"))
         long = next(name for name in names if name.startswith("--")).partition("/")[0]
         kwargs.setdefault("envvar", origins.variable(long))
         super().__init__(names, help=help, **kwargs)
-        self.advice = advice
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         is_multiple, self.multiple = self.multiple, True  # for the parser alone, which then collects all values
@@ -91,7 +88,7 @@ class Option(click.Option):
             if len(values) > 1:
                 *first, last = map(str, values)
                 given = "" if self.is_flag else f", {', '.join(first)} and {last}"
-                raise UserError(f"{self.opts[0]} is given {len(values)} times{given}: {self.advice}")
+                raise UserError(f"{self.opts[0]} is given {len(values)} times{given}: give it once")
             opts = {**opts, name: values[0]}
         return super().handle_parse_result(ctx, opts, args)
 
