@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, TypeGuard
+from typing import Any
 
 from gpt.config import TrainConfig
 from gpt.run import Run
@@ -61,8 +61,8 @@ class History:
         self.seconds = 0.0  # of training, up to `step`
         self._counted = (0, 0)  # a step, and the tokens that were trained on up to its end
         for line in kept:
-            if _is_number(line.get("time")) and _is_number(line.get("tokens")):
-                self.seconds, self._counted = float(line["time"]), (line["step"], int(line["tokens"]))
+            if "time" in line and "tokens" in line:
+                self.seconds, self._counted = line["time"], (line["step"], line["tokens"])
 
     def passes(self, step: int) -> float:
         """How many times the run has gone over the training part of its text by the end of `step`.
@@ -166,14 +166,10 @@ def validation_losses(lines: Iterable[dict[str, Any]], val_fraction: float | Non
     if val_fraction is not None:
         evaluated = [line for line in evaluated if line.get("val_fraction") in (val_fraction, None)]
     found = [(line["step"], line["val_loss"]) for line in evaluated]
-    return [(step, float(loss) if _is_number(loss) else math.nan) for step, loss in found]
+    return [(step, math.nan if loss is None else loss) for step, loss in found]
 
 
 def lowest(evaluations: Iterable[Evaluation]) -> Evaluation | None:
     """The first evaluation with the lowest finite loss, or None if no loss is finite."""
     finite = [each for each in evaluations if math.isfinite(each[1])]
     return min(finite, key=lambda each: each[1]) if finite else None
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
