@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 from gpt.corpus.conversations import FORMS
 from gpt.errors import UserError, reason, shown
+from gpt.system.reading import TEXT
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
 _PART = 1 << 20  # characters of a JSON list that are read at a time
@@ -135,7 +136,7 @@ def text_field(field: str) -> TextOf:
             advice = "name another with --text-field, or repair the line"
             value = shown(json.dumps(text, ensure_ascii=False), quoted=False)
             raise ValueError(f": the field {field!r} is {value}, but must be text: {advice}")
-        if not _encodes(text):
+        if not TEXT.holds(text):
             raise ValueError(f": the field {field!r} has half of a surrogate pair: repair it")
         return text
 
@@ -278,13 +279,6 @@ def lines(file: BinaryIO, encoding: str, newline: str) -> io.TextIOWrapper:
 def without_mark(encoding: str) -> str:
     """The encoding that takes a byte order mark away, if there is one."""
     return "utf-8-sig" if encoding == "utf-8" else encoding
-
-
-def _encodes(text: str) -> bool:
-    try:
-        return text.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 def _raise_unless_one(path: Path, column: str, columns: list[str]) -> None:
