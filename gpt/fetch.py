@@ -8,7 +8,6 @@ The digests of GPT-2's vocabulary are those in the source of OpenAI's tiktoken. 
 published by several projects that pin them, and agree; the server's own header (X-Linked-ETag) says the same.
 """
 
-import hashlib
 import os
 import re
 import time
@@ -23,6 +22,7 @@ from typing import BinaryIO, NamedTuple
 from gpt.errors import UserError, cannot, shown
 from gpt.system.files import make_directory, missing, remove, remove_empty
 from gpt.system.filesystem import sync, sync_directory, try_lock
+from gpt.system.reading import sha256
 
 TIMEOUT = 30  # seconds without a byte after which a connection has failed
 BREAKS = 5  # broken connections in a row after which a download gives up; one that brought bytes does not count
@@ -85,7 +85,7 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
     target, url = directory / source.file, _address(source.url)
     part = target.with_name(f"{target.name}.part")
     with cannot(f"write {target}", even_if_missing=True):
-        if target.is_file() and _digest(target) == source.sha256:
+        if target.is_file() and sha256(target) == source.sha256:
             return target
         with _directory(target.parent), open(part, "ab+") as file:
             with suppress(OSError):  # a file system without locks
@@ -94,7 +94,7 @@ def fetch(source: Source, directory: Path, progress: Progress = lambda done, tot
             try:
                 _download(url, target, file, progress)
                 file.flush()
-                if (found := _digest(part)) != source.sha256:
+                if (found := sha256(part)) != source.sha256:
                     file.truncate(0)
                     raise UserError(
                         f"{url} is not the file it was: its SHA-256 is {found}, not {source.sha256}; nothing "
@@ -128,14 +128,6 @@ def _directory(path: Path) -> Iterator[None]:
         yield
     finally:
         remove_empty(new)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _download(url: str, target: Path, file: BinaryIO, progress: Progress) -> None:

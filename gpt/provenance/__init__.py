@@ -7,7 +7,7 @@ checks.py    whether they are still the same
 """
 
 from gpt.provenance.checks import check_held_out, check_text, check_tokens
-from gpt.provenance.files import check_file, locate, remember, remember_all, sha256, stamp
+from gpt.provenance.files import check_file, locate, remember, remember_all, stamp
 from gpt.provenance.opening import counted_of, texts_of, tokens_of
 from gpt.provenance.record import (
     Info,
@@ -28,5 +28,5 @@ from gpt.provenance.record import (
 __all__ = [
     "Info", "Report", "check_file", "check_held_out", "check_text", "check_tokens", "corpus_of", "counted_of",
     "described", "described_tokenizer", "identity", "locate", "moved", "pair_digest", "paths_of", "read", "remember",
-    "remember_all", "remembered", "settings_of", "sha256", "stamp", "texts_of", "to_json", "tokens_of",
+    "remember_all", "remembered", "settings_of", "stamp", "texts_of", "to_json", "tokens_of",
 ]  # fmt: skip

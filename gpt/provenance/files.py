@@ -5,7 +5,6 @@ A file inside the project (the directory that holds checkpoints/) is remembered 
 can move and be used from any working directory. A file outside it is remembered by its absolute path.
 """
 
-import hashlib
 import os
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -13,9 +12,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gpt.errors import UserError, cannot
+from gpt.errors import UserError
 from gpt.run import Run
-from gpt.system import reading
+from gpt.system.reading import sha256
 
 
 def remember(run: Run, path: Path) -> str:
@@ -44,17 +43,6 @@ def stamp(path: Path) -> dict[str, int]:
     """The size and the modification time of a file."""
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises UserError if it is no regular file, or cannot be read."""
-    digest = hashlib.sha256()
-    with cannot(f"read {path}"):
-        reading.raise_unless_regular(path)
-        with open(path, "rb") as file:
-            while data := file.read(1 << 16):
-                digest.update(data)
-    return digest.hexdigest()
 
 
 def check_file(path: Path, then: dict[str, Any], complaint: str, advice: str) -> dict[str, Any]:

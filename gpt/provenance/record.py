@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt.config import SPLITS, TOKENIZERS
 from gpt.corpus.sources import UTF_8, Sources
-from gpt.provenance.files import locate, remember, remember_all, sha256
+from gpt.provenance.files import locate, remember, remember_all
 from gpt.run import Run
 from gpt.system import reading
 from gpt.system.reading import (
@@ -27,6 +27,7 @@ from gpt.system.reading import (
     one_of,
     optional,
     or_null,
+    sha256,
 )
 from gpt.tokenizer import Tokenizer
 from gpt.tokenizer.unicode_table import UNICODE_VERSION

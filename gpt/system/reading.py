@@ -1,9 +1,10 @@
-"""JSON files that may hold anything, read with care: only regular files of a bounded size, with every value checked.
+"""Files that may hold anything, read with care: regular files alone, JSON of a bounded size with every value checked.
 
 A run's files may have been edited by hand, cut short or damaged, or come from somebody else. Reading them either gives
 values that the rest of the program can use, or fails with one line that names the file, the key and the value.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -117,6 +118,17 @@ def read(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise UserError(f"{path} is larger than {limit} bytes: its content does not fit its name")
     return content
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a regular file, in hexadecimal. Raises as `read` does, but a file may have any size."""
+    digest = hashlib.sha256()
+    with cannot(f"read {path}"):
+        raise_unless_regular(path)
+        with open(path, "rb") as file:
+            while data := file.read(1 << 16):
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def parse(text: str | bytes) -> Any:
