@@ -12,7 +12,7 @@ from gpt.checkpoint import Checkpoint
 from gpt.config import PRESETS, TrainConfig
 from gpt.distributed.ranks import ALONE, Ranks
 from gpt.errors import UserError
-from gpt.metrics.trackers.following import check, following
+from gpt.metrics.trackers.following import check_tracker, following
 from gpt.run import ROOT, Run
 from gpt.system.console import Console
 from gpt.trainer import Trainer
@@ -50,7 +50,7 @@ class Asked:
         if self.preset is not None and self.preset not in PRESETS:
             raise UserError(f"--preset is {self.preset}, but must be one of {', '.join(PRESETS)}")
         if self.track is not None:
-            check(self.track)
+            check_tracker(self.track)
 
 
 class Ended(NamedTuple):

@@ -19,7 +19,7 @@ from gpt.metrics import trackers
 from gpt.metrics.trackers import following as training_side
 from gpt.metrics.trackers import log as log_module
 from gpt.metrics.trackers.follower import alone, follow
-from gpt.metrics.trackers.following import check, following
+from gpt.metrics.trackers.following import check_tracker, following
 from gpt.metrics.trackers.interface import PROJECT, Opening
 from gpt.metrics.trackers.log import Log
 from gpt.run import Run
@@ -142,9 +142,9 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_way_to_it(monkeypat
     monkeypatch.setattr(training_side, "find_spec", lambda _: None)
     for tracker, package in trackers.PACKAGES.items():
         with pytest.raises(UserError, match=rf"--track {tracker} needs {package}: pip install 'hipgpt\[{tracker}\]'"):
-            check(tracker)
+            check_tracker(tracker)
     with pytest.raises(UserError, match="--track is mlflow, but must be one of tensorboard, wandb, trackio"):
-        check("mlflow")
+        check_tracker("mlflow")
 
 
 def test_a_tracker_that_raises_costs_one_line(run, monkeypatch):

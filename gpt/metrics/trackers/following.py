@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "gpt.metrics.trackers"]
 _ROOT = Path(__file__).parents[3]  # the folder that has the package gpt
 
 
-def check(tracker: str) -> None:
+def check_tracker(tracker: str) -> None:
     """Raise UserError if there is no such tracker, or if its package is not installed."""
     if tracker not in PACKAGES:
         raise UserError(f"--track is {tracker}, but must be one of {', '.join(PACKAGES)}")
