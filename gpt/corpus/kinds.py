@@ -84,20 +84,7 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     Raises NotTextError for a file that is missing, empty, not a regular file or of another format, and for one that was
     found `in_folder` and whose first bytes are not text. Raises UserError for one that cannot be read.
     """
-    try:
-        _raise_if_irregular(path, state := os.stat(path))
-        head, compression = _head(path)
-        if compression and (twice := _COMPRESSIONS.match(head)):
-            raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
-    except FileNotFoundError:
-        raise NotTextError(f"{path} does not exist: give the path of a text file") from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise NotTextError(f"{path} is a link that leads in a circle: give the path of a text file") from None
-        with cannot(f"read {path}"):
-            raise
-    if not head:
-        raise NotTextError(f"{path} is empty: give a text file with something in it")
+    state, head, compression = _beginning(path)
     if head.startswith(b"PAR1"):
         if compression:
             raise NotTextError(f"{path} is a parquet file compressed with {compression}: {_UNPACK}")
@@ -107,15 +94,8 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     encoding = _marked_encoding(head) or encoding
     if in_folder:
         _raise_unless_text(path, head, encoding)
-    elif encoding == "utf-8" and head.count(0) / len(head) > 1 / 4:
-        unmarked = _unmarked_encoding(head)
-        raise NotTextError(
-            f"{path} is not UTF-8, but looks like {unmarked.upper()} without its mark: give --encoding {unmarked}"
-            if unmarked else
-            f"{path} looks like tokens that another program has made: name them with --tokens"
-            if path.suffix == ".bin" else
-            f"{path} is not text, as many of its bytes are 0: give a text file"
-        )  # fmt: skip
+    elif encoding == "utf-8":
+        _raise_if_binary(path, head)
     suffix = suffix_of(path)
     if suffix in _TABLES and has_field:
         return Kind(_TABLES[suffix], compression, encoding), state
@@ -128,6 +108,25 @@ def kind_of(path: Path, encoding: str, has_field: bool, in_folder: bool) -> tupl
     if suffix == ".json" and not has_conversations and not (has_field and first):
         form = "plain"
     return Kind(form, compression, encoding, has_conversations), state
+
+
+def _beginning(path: Path) -> tuple[os.stat_result, bytes, str | None]:
+    """The state of a file, its first bytes, decompressed, and its compression. Raises as `kind_of` does."""
+    try:
+        _raise_if_irregular(path, state := os.stat(path))
+        head, compression = _head(path)
+    except FileNotFoundError:
+        raise NotTextError(f"{path} does not exist: give the path of a text file") from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotTextError(f"{path} is a link that leads in a circle: give the path of a text file") from None
+        with cannot(f"read {path}"):
+            raise
+    if compression and (twice := _COMPRESSIONS.match(head)):
+        raise NotTextError(f"{path} is compressed twice, with {twice.lastgroup}, then {compression}: {_UNPACK}")
+    if not head:
+        raise NotTextError(f"{path} is empty: give a text file with something in it")
+    return state, head, compression
 
 
 def _marked_encoding(head: bytes) -> str | None:
@@ -309,6 +308,20 @@ def _raise_if_other(path: Path, head: bytes) -> None:
     if (found := _ANY_OTHER.match(head)) and found.lastindex:
         _, what, advice = _OTHERS[found.lastindex - 1]
         raise NotTextError(f"{path} is {what}: {advice}")
+
+
+def _raise_if_binary(path: Path, head: bytes) -> None:
+    """NotTextError, with a guess at what the file is, if more of its first bytes are 0 than in any text in UTF-8."""
+    if head.count(0) / len(head) <= 1 / 4:
+        return
+    unmarked = _unmarked_encoding(head)
+    raise NotTextError(
+        f"{path} is not UTF-8, but looks like {unmarked.upper()} without its mark: give --encoding {unmarked}"
+        if unmarked else
+        f"{path} looks like tokens that another program has made: name them with --tokens"
+        if path.suffix == ".bin" else
+        f"{path} is not text, as many of its bytes are 0: give a text file"
+    )  # fmt: skip
 
 
 def _raise_unless_text(path: Path, head: bytes, encoding: str) -> None:
