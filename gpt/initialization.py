@@ -19,7 +19,6 @@ def initial_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.nd
     Tensor number i is drawn from the i-th stream of the seed's Philox generator (each has 2¹²⁸ numbers), so all cores
     can draw, and the weights are the same however many there are. Not many more tensors than cores wait to be taken.
     """
-
     shapes = parameter_shapes(config)
 
     def draw(numbered: tuple[int, str]) -> np.ndarray:

@@ -23,7 +23,8 @@ TOKENS_PER_PARAMETER = 20  # best amount of training text (Hoffmann et al. 2022,
 def announce(plan: Plan, ops: Operations, console: Console, ranks: Ranks = ALONE, sharded: bool = False) -> None:
     """Describe the training that is about to start, its memory and its disk space.
 
-    Raises UserError if the memory or the disk space is not there.
+    Before it prints anything, it has the device check the products that the training relies on, because that may add to
+    the device's notes. Raises UserError if the memory or the disk space is not there, and as `check_products` does.
     """
     model, train = plan.model_config, plan.train_config
     needed, free = memory(model, train, ops, ranks)

@@ -13,6 +13,8 @@ from gpt.ops.interface import Array, Fields, Inputs, Output, Timeline
 
 
 class HostInputs(Inputs):
+    """Arrays that the host writes where the operations read them."""
+
     def __init__(self, fields: Fields) -> None:
         self.device: dict[str, Array] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in fields.items()}
 
@@ -22,6 +24,8 @@ class HostInputs(Inputs):
 
 
 class HostOutput(Output):
+    """An array on the host; what is fetched is a copy of it."""
+
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
 
