@@ -45,7 +45,8 @@ def evaluate_model(
     """
     from gpt import checkpoint, scoring
     from gpt import hellaswag as questions
-    from gpt.corpus.sources import UTF_8, check_field, find, left_out_words
+    from gpt.corpus.sources import check_field, find, left_out_words
+    from gpt.corpus.text_file import UTF_8
     from gpt.generate import load_model
     from gpt.ops import select
     from gpt.run import Run

@@ -15,7 +15,7 @@ from pathlib import Path
 from gpt.config import DataConfig
 from gpt.corpus.finding import STANDARD_INPUT
 from gpt.corpus.kinds import suffix_for
-from gpt.corpus.sources import UTF_8
+from gpt.corpus.text_file import UTF_8
 from gpt.errors import UserError, naming
 from gpt.run import COPIES, Run
 from gpt.system.files import remove

@@ -7,7 +7,8 @@ from pathlib import Path
 from gpt import provenance
 from gpt.config import DATA_PATH, DataConfig
 from gpt.corpus.finding import absolute
-from gpt.corpus.sources import UTF_8, Texts, check_field, find, left_out_words
+from gpt.corpus.sources import Texts, check_field, find, left_out_words
+from gpt.corpus.text_file import UTF_8
 from gpt.errors import UserError
 from gpt.provenance import Info, Report
 from gpt.run import Run

@@ -12,7 +12,8 @@ from pathlib import Path
 from gpt.config import DataConfig, flag
 from gpt.corpus.finding import absolute, named
 from gpt.corpus.kinds import NotTextError
-from gpt.corpus.sources import UTF_8, Source, few, find
+from gpt.corpus.sources import few, find
+from gpt.corpus.text_file import UTF_8, Source
 from gpt.errors import UserError
 from gpt.provenance.files import check_file, locate, remember
 from gpt.provenance.opening import token_files

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.corpus.sources import Source, Sources, Texts
+from gpt.corpus.sources import Sources, Texts
+from gpt.corpus.text_file import Source
 from gpt.corpus.token_files import recognized
 from gpt.provenance.files import locate
 from gpt.provenance.record import Info, files_of, paths_of

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from gpt.config import SPLITS, TOKENIZERS
-from gpt.corpus.sources import UTF_8, Sources
+from gpt.corpus.sources import Sources
+from gpt.corpus.text_file import UTF_8
 from gpt.provenance.files import locate, remember, remember_all
 from gpt.run import Run
 from gpt.system import reading

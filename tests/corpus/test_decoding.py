@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-import gpt.corpus.sources
+import gpt.corpus.text_file
 from gpt.config import DataConfig
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ def test_text_with_a_byte_order_mark_is_decoded_without_it(tmp_path, encoding):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "gb18030", "shift_jis", "utf-16-be", "utf-7"])
 def test_the_encoding_that_the_user_names_is_decoded(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 7)  # characters are cut in two
+    monkeypatch.setattr(gpt.corpus.text_file, "_BUFFER", 7)  # characters are cut in two
     text = (
         "the cat あ漢字 日 "
         if encoding in ("gb18030", "shift_jis")
@@ -138,7 +138,7 @@ def test_the_encoding_that_the_user_names_is_decoded(tmp_path, monkeypatch, enco
 def test_a_byte_that_cannot_be_decoded_is_named_with_its_offset_and_line(
     tmp_path, monkeypatch, encoding, data, byte, line, at_once
 ):
-    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", at_once)
+    monkeypatch.setattr(gpt.corpus.text_file, "_BUFFER", at_once)
     (tmp_path / "text.txt").write_bytes(data)
     told = refused(tmp_path / "text.txt", encoding=encoding)
     assert f"text.txt is not {encoding.upper()}: byte {byte} ({data[byte]:#04x}) in line {line} is not part of" in told

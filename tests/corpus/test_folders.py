@@ -232,8 +232,8 @@ def tokenized(project, books):
 @pytest.mark.parametrize("named", [True, False])
 def test_a_folder_that_has_not_changed_is_not_read_again(tokenized, named, monkeypatch):
     monkeypatch.setattr(Tokenizer, "encode_blocks", None)
-    monkeypatch.setattr("gpt.corpus.sources.open", None, raising=False)
-    monkeypatch.setattr("gpt.corpus.sources.first_bytes", None)
+    monkeypatch.setattr("gpt.corpus.text_file.open", None, raising=False)
+    monkeypatch.setattr("gpt.corpus.text_file.first_bytes", None)
     assert len(tokenized.prepare(data_path="data/books" if named else ()).tokens)
     assert tokenized.notes == []
 

@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 
-import gpt.corpus.sources
+import gpt.corpus.text_file
 from gpt.corpus import documents
 from gpt.corpus.sources import find
 from gpt.errors import UserError
@@ -285,7 +285,7 @@ def test_a_row_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path, rows):
 
 
 def test_ranges_of_any_sources_join_to_their_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 16)
+    monkeypatch.setattr(gpt.corpus.text_file, "_BUFFER", 16)
     (tmp_path / "a.txt").write_text("the cat sat on the mat " * 9)
     (tmp_path / "b.jsonl").write_bytes(json_lines(field="body"))
     (tmp_path / "c.csv").write_bytes(csv_of(DOCUMENTS))

@@ -10,7 +10,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-import gpt.corpus.sources
+import gpt.corpus.text_file
 import gpt.tokenizer.text
 from gpt.corpus import read_blocks
 from gpt.corpus.kinds import looks_like_json
@@ -154,7 +154,7 @@ def test_a_pipe_and_a_device_are_refused_unread_and_with_a_way_out(tmp_path):
 @pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
 def test_ranges_between_seams_join_to_the_text_and_have_its_ids(tmp_path, monkeypatch, at_once):
     monkeypatch.setattr(gpt.tokenizer.text, "_SEARCHED", at_once)
-    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 8)
+    monkeypatch.setattr(gpt.corpus.text_file, "_BUFFER", 8)
     chance, tokenizer, path = random.Random(3), Tokenizer(kind="byte"), tmp_path / "text.txt"
     for _ in range(60):
         text = "".join(

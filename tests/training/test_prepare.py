@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-import gpt.corpus.sources
+import gpt.corpus.text_file
 from gpt import provenance
 from gpt.config import TokenizerConfig
 from gpt.corpus import Sources
@@ -113,7 +113,7 @@ def test_a_vocabulary_above_65536_needs_four_bytes_a_token(project):
 
 def test_memory_does_not_grow_with_the_text(project, monkeypatch):
     monkeypatch.setattr(Sources, "blocks", partialmethod(Sources.blocks, block_chars=1 << 14))
-    monkeypatch.setattr(gpt.corpus.sources, "_BUFFER", 1 << 14)
+    monkeypatch.setattr(gpt.corpus.text_file, "_BUFFER", 1 << 14)
     peaks = []
     for times in (200, 800):
         project.text.write_text(TEXT * times, encoding="utf-8")
