@@ -27,7 +27,6 @@ from gpt.prepare.tokenizers import Wanted, check_model
 from gpt.prepare.tokens import Corpus, is_text_of
 from gpt.provenance import Report
 from gpt.run import Run
-from gpt.system.reading import sha256
 from gpt.tokenizer import Tokenizer
 
 __all__ = ["Corpus", "adopt", "adopt_tokenizer", "is_text_of", "prepare"]
@@ -83,7 +82,7 @@ def _helped(run: Run, ranks: Ranks) -> Corpus:
     while "made" not in (asked := ranks.share()):
         tokenizer = encode_part(run, asked, ranks)
     info, advice = asked["made"], "put --runs-dir on a file system that all ranks share, or copy that rank's run"
-    if sha256(run.tokenizer_path) != info["tokenizer"]["sha256"]:
+    if provenance.sha256(run.tokenizer_path) != info["tokenizer"]["sha256"]:
         raise UserError(f"{run.tokenizer_path} is another tokenizer than the first rank's: {advice}")
     provenance.check_tokens(run, info, "is not the first rank's", advice)
     return tokens.opened(run, tokenizer or Tokenizer.load(run.tokenizer_path), info)

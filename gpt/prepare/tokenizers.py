@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt import chat_template
+from gpt import chat_template, provenance
 from gpt.config import DATA_PATH, TOKENIZERS, DataConfig, TokenizerConfig, flag, pick
 from gpt.corpus.sources import Texts
 from gpt.errors import UserError, shown
 from gpt.provenance import Info, Report
 from gpt.run import Run
-from gpt.system.reading import sha256
 from gpt.tokenizer import Tokenizer
 
 MARKERS = tuple(chat_template.MARKERS.values())  # the special tokens that conversations need
@@ -61,7 +60,7 @@ class Wanted:
 
         It must also be the one that tokens.json, `info`, knows.
         """
-        if info is not None and (now := sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
+        if info is not None and (now := provenance.sha256(run.tokenizer_path)) != (then := info["tokenizer"]["sha256"]):
             raise UserError(
                 f"{run.tokenizer_path} is not the tokenizer that {run.tokens_path.name} was made with "
                 f"(sha256 {then:.12}… then, {now:.12}… now): put that one back, or {otherwise}"

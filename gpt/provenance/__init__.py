@@ -24,9 +24,10 @@ from gpt.provenance.record import (
     settings_of,
     to_json,
 )
+from gpt.system.reading import sha256
 
 __all__ = [
     "Info", "Report", "check_file", "check_held_out", "check_text", "check_tokens", "corpus_of", "counted_of",
     "described", "described_tokenizer", "identity", "locate", "moved", "pair_digest", "paths_of", "read", "remember",
-    "remember_all", "remembered", "settings_of", "stamp", "texts_of", "to_json", "tokens_of",
+    "remember_all", "remembered", "settings_of", "sha256", "stamp", "texts_of", "to_json", "tokens_of",
 ]  # fmt: skip
