@@ -35,10 +35,10 @@ def print_stream(pieces: Iterable[str]) -> None:
         sys.stdout.flush()
         count += 1
     click.echo()
-    note_speed(count, time.perf_counter() - began)
+    _note_speed(count, time.perf_counter() - began)
 
 
-def note_speed(tokens: int, seconds: float) -> None:
+def _note_speed(tokens: int, seconds: float) -> None:
     """Say on standard error how fast a text was written, if that is a terminal."""
     if tokens > 0 and sys.stderr.isatty():
         click.secho(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} tokens/s", err=True, dim=True)

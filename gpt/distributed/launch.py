@@ -104,7 +104,7 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
     started = _mpi_size(environ)
     if started is None or started == 1:
         return None
-    world = mpi_world()
+    world = _mpi_world()
     rank, size = world.Get_rank(), world.Get_size()
     if size != started:
         raise UserError(
@@ -117,7 +117,7 @@ def _of_mpi(environ: Mapping[str, str]) -> Place | None:
     return Place(rank, size, local.Get_rank(), local.Get_size(), "mpi")
 
 
-def mpi_world() -> Any:
+def _mpi_world() -> Any:
     """mpi4py's communicator of all ranks. Raises UserError if mpi4py or its MPI is absent.
 
     The first import waits for all ranks, and lets no other thread run. If one has ended before, it would wait for ever:
@@ -265,7 +265,7 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def _meet_by_mpi(place: Place) -> Meeting:
-    world = mpi_world()
+    world = _mpi_world()
     if place.rank:
         return Meeting(*world.bcast(None))
     alone = place.local_size == place.size
@@ -291,7 +291,7 @@ def _own_addresses() -> tuple[str, ...]:
 def _start(size: int) -> Meeting:
     listener = _listen(LOOPBACK, 0)
     port, key = int(listener.getsockname()[1]), secrets.token_bytes(32)
-    children = start_children(size, port, key)
+    children = _start_children(size, port, key)
     _pause_together(children)
     return Meeting((LOOPBACK,), port, key, listener, tuple(children))
 
@@ -300,7 +300,7 @@ def _meet_parent(environ: Mapping[str, str]) -> Meeting:
     return Meeting((environ["MASTER_ADDR"],), _number(environ, "MASTER_PORT"), bytes.fromhex(environ[GPUS_KEY]))
 
 
-def start_children(size: int, port: int, key: bytes) -> list[subprocess.Popen[bytes]]:
+def _start_children(size: int, port: int, key: bytes) -> list[subprocess.Popen[bytes]]:
     """Start ranks 1 … size - 1, each with the command line of this process. They meet at a port of this host.
 
     Each is in a session of its own, so that Ctrl-C of the terminal reaches the first rank alone.
