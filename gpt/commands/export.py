@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     sections={
         "Options": (
             run_option("Run whose model to export."),
-            RUNS,
             Option("--out", metavar="PATH", required=True, type=PATH,
                    help="Directory to create, or file with --format gguf."),
             Option("--format", "format_name", type=click.Choice(["hf", "gguf", "peft"]), default="hf",
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
                         "llama.cpp; peft: a directory for PEFT, with the adapters of train --lora alone."),
             Option("--type", "type_name", type=click.Choice(["f32", "f16", "q8_0"]), default_text="f32",
                    help="Number format of the matrices in a GGUF file. q8_0: 8 bits, in blocks with a scale each."),
-            *CHECKPOINT,
+            *CHECKPOINT, RUNS,
         ),
     },
     epilog="""

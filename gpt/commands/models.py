@@ -20,7 +20,7 @@ def run_option(help: str) -> Option:
 
 def model_options(help: str) -> tuple[Option, ...]:
     """The options that choose a run, a checkpoint of it, and where and how its model computes."""
-    return run_option(help), RUNS, *CHECKPOINT, DEVICE, PRECISION, BLAS
+    return run_option(help), *CHECKPOINT, DEVICE, PRECISION, BLAS, RUNS
 
 
 def loaded(

@@ -63,9 +63,9 @@ DATA = (
     Setting(DataConfig, "val_path", "--val-path", metavar="PATH", type=PATH_NAME, multiple=True,
             default_text="the end of the text",
             help="Text to hold out for validation, named as in --data-path. May be given more than once."),
+    *READING,
     Setting(DataConfig, "shuffle_documents", "--shuffle-documents", metavar="SEED", default_text="their order",
             help="Shuffle the documents, by an order that the seed decides."),
-    *READING,
 )  # fmt: skip
 TOKENS = (
     Setting(DataConfig, "tokens", "--tokens", metavar="PATH", type=PATH_NAME, multiple=True,

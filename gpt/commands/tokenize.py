@@ -18,8 +18,8 @@ from gpt.errors import UserError, shown
     short_help="Train a tokenizer and encode a text, or look at ids.",
     sections={
         "Run": (NEW_RUN, RUNS),
-        "Data": (
-            *DATA,
+        "Data": DATA,
+        "Tokenizer": (
             Option("--preset", type=click.Choice(list(PRESETS)),
                    help="Preset whose kind of tokenizer and vocabulary size to use; explicit flags override it."),
             *TOKENIZER,

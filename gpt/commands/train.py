@@ -31,7 +31,7 @@ from gpt.metrics.trackers import PACKAGES
     "train",
     sections={
         "Run": (
-            NEW_RUN, RUNS, PRESET, DEVICE, PRECISION, BLAS,
+            NEW_RUN, PRESET,
             Option("--resume", is_flag=True,
                    help="Continue the latest checkpoint of --run-name, or --ckpt, on its own learning-rate schedule."),
             Option("--ckpt", metavar="FILE", type=PATH_NAME,
@@ -39,6 +39,7 @@ from gpt.metrics.trackers import PACKAGES
             Option("--from", "source", metavar="RUN|FILE|DIR", type=PATH_NAME,
                    help="Trained model with which a new run begins: a run, a file of a checkpoint or a Hugging Face "
                         "directory."),
+            DEVICE, PRECISION, BLAS, RUNS,
             Option("--config", metavar="FILE", type=PATH, is_eager=True, expose_value=False,
                    callback=config_file.apply,
                    help="TOML file with options, such as `steps = 500`; explicit flags override it."),
@@ -46,13 +47,14 @@ from gpt.metrics.trackers import PACKAGES
                    help="TOML file to write, with the options that were given."),
         ),
         "Data": (
-            *DATA, *TOKENS, *TOKENIZER,
+            *DATA, *TOKENS,
             Setting(TrainConfig, "val_fraction", "--val-fraction", metavar="P",
                     help="Fraction of the text, from its end, kept for validation."),
             Setting(TrainConfig, "sampling", "--sampling",
                     help="Order of the training windows. shuffled: each once per pass; sequential: in the order of the "
                          "text; random: drawn independently."),
         ),
+        "Tokenizer": TOKENIZER,
         "Model": MODEL,
         "Optimization": (
             Setting(TrainConfig, "total_steps", "--steps", metavar="N",
