@@ -31,7 +31,8 @@ _OPTIONS = {"token_files": "--tokens", "held_out": "--val-tokens"}  # by section
 def are_wanted(run: Run, data: DataConfig, info: Info | None, reset: bool, otherwise: str) -> bool:
     """Whether the run's tokens are ready-made. `info` is its tokens.json.
 
-    Raises UserError if the flags contradict each other, or what the run was made from, with the advice `otherwise`.
+    A new run, and one that `reset` begins anew, may have either; any other keeps what it was made from. Raises
+    UserError if the flags contradict each other, or what the run was made from, with the advice `otherwise`.
     """
     texts = {key: value for key, value in asdict(data).items() if key not in ("tokens", "val_tokens")}
     given = next((key for key, value in texts.items() if value not in (None, ())), None)
