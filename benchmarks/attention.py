@@ -164,7 +164,8 @@ def numbers(_context: Any, _parameter: Any, value: str | None) -> list[int] | No
 @click.argument("side", type=click.Choice(["hipgpt", *PEERS]), required=False)
 @click.argument("shape", type=int, nargs=-1)
 @click.option("--dropout", "rate", default=0.0, show_default=True, help="Probability that a weight is dropped.")
-@click.option("--precision", type=click.Choice(["bf16", "tf32", "fp32"]), default="bf16", show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "tf32", "fp32"]), default="bf16", show_default=True,
+              help="Precision, as in hipgpt train.")  # fmt: skip
 @click.option("--grid", is_flag=True, help="Measure the whole grid.")
 @click.option("--head-dims", callback=numbers, metavar="N,N,…", help="Head sizes of the grid, if not all.")
 @click.option("--seqs", callback=numbers, metavar="N,N,…", help="Lengths of the grid's sequences, if not all.")

@@ -57,7 +57,7 @@ ROWS = {
 
 @click.command()
 @click.argument("rows", nargs=-1, metavar="[ROW]…", type=click.Choice([*ROWS, "start"]))
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often both sides take turns.")
 @click.option("--side", hidden=True)  # of a process that takes one measurement
 def main(rows: tuple[str, ...], rounds: int, side: str | None) -> None:
     """Compare hipgpt with PyTorch and transformers on this CPU. ROW is default, medium, small, generate or start."""

@@ -40,9 +40,11 @@ MANTISSA_BITS = {"fp32": 24, "tf32": 11, "bf16": 8}  # the leading one included
 @click.option(
     "--preset", type=click.Choice(list(PRESETS)), help="Preset of hipgpt train; without it, the default model."
 )
-@click.option("--steps", default=200, show_default=True, metavar="N")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|gpu")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True)
+@click.option("--steps", default=200, show_default=True, metavar="N", help="Steps of each.")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|gpu", help="Device of both.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True, help="Precision of both."
+)
 def main(text: str, preset: str | None, steps: int, device: str, precision: str) -> None:
     """Train the same GPT-2 on TEXT with hipgpt and with PyTorch, and compare their losses."""
     try:

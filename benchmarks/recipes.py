@@ -45,8 +45,8 @@ class Result(NamedTuple):
 @click.option("--steps", type=int, required=True, help="Steps of each run.")
 @click.option("--vary", multiple=True, metavar="FLAG=A,B,…", help="A flag of hipgpt train, and values to try.")
 @click.option("--fixed", multiple=True, metavar="FLAG=A", help="A flag that differs from the preset in all runs.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--seeds", default=1, show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Device, as in hipgpt train.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of each setting, with different seeds.")
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(

@@ -82,7 +82,7 @@ class Used:
 @click.option("--clients", default=64, show_default=True, help="Clients that ask at the same time; 64 at most.")
 @click.option("--seconds", default=25.0, show_default=True, help="Time for which they ask.")
 @click.option("--num-tokens", default=100, show_default=True, help="Tokens of each text.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Device, as in hipgpt serve.")
 def main(run: Path, clients: int, seconds: float, num_tokens: int, device: str) -> None:
     """Let clients ask for texts of a RUN's model."""
     decoder = alone(Run.at(run.resolve()), clients, num_tokens, device)

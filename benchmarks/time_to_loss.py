@@ -46,7 +46,7 @@ def numbers(kind: type) -> Any:
 @click.option("--seeds", default=3, show_default=True, help="Runs of each, with different weights and batches.")
 @click.option("--mode", default="graphs", show_default=True, help="How PyTorch compiles.")
 @click.option("--baseline", is_flag=True, help="Compare with hipgpt's plain defaults instead of PyTorch.")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="Device of both.")
 def main(
     text: str, preset: str, steps: int, rates: list[float], tried: int | None, ours: list[int], seeds: int, mode: str,
     baseline: bool, device: str,

@@ -33,9 +33,11 @@ TIMED = {
 
 @click.command()
 @click.argument("text", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--vocab-size", default=16_000, show_default=True)
-@click.option("--kind", type=click.Choice(["word", "byte"]), default="word", show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--vocab-size", default=16_000, show_default=True, help="Maximum vocabulary size.")
+@click.option(
+    "--kind", type=click.Choice(["word", "byte"]), default="word", show_default=True, help="Kind of tokenizer."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often both sides take turns.")
 @click.option("--side", type=click.Choice(SIDES), hidden=True)  # one process measures one side; --saved: its tokenizer
 @click.option("--saved", type=click.Path(path_type=Path), hidden=True)
 @click.option("--load", is_flag=True, hidden=True)
