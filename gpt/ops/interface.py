@@ -414,8 +414,8 @@ class Operations(Arithmetic, Protocol):
 
         These are the products of training with `batch` sequences at a time, of all weights or of adapters of rank
         `lora`, and of Muon with stacks of these shapes; or those of a prompt. If the library is not to be relied on,
-        the device goes on without it and has one more note.
-        Only AMD GPUs take time for this, about a second once.
+        the device goes on without it and has one more note; or UserError is raised, if the user insists on it
+        (--blas vendor). Only AMD GPUs take time for this, about a second once.
         """
 
     @property
