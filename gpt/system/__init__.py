@@ -3,7 +3,7 @@
 files.py        files that are wholly there or not at all, whenever the power is cut
 filesystem.py   calls that some file systems lack (links, locks, fsync, mapping), and going on without them
 lock.py         one process at a time writes to a directory
-reading.py      JSON files that may hold anything, checked against a schema
+reading.py      files that may hold anything: regular ones alone, JSON checked against a schema
 typed_path.py   paths as users type them
 tensors.py      safetensors files, one tensor at a time
 shipped.py      the files that come with hipgpt: kernels and a text
