@@ -8,6 +8,7 @@ import io
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -143,11 +144,12 @@ class Command(_WithExample, click.Command):
             heading: [record for option in options if (record := option.get_help_record(ctx))]
             for heading, options in sections.items()
         }
-        # Names padded to one width give all sections the same columns.
-        widest = max(len(name) for rows in records.values() for name, _ in rows)
+        # All sections have the same columns.
+        widest = min(WIDEST_TERM, max(len(name) for rows in records.values() for name, _ in rows))
         for heading, rows in records.items():
             with formatter.section(heading):
-                formatter.write_dl([(name.ljust(min(widest, WIDEST_TERM)), text) for name, text in rows], WIDEST_TERM)
+                for name, text in rows:
+                    _write_option(formatter, name, text, widest)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_extra_args = True  # they are refused below, with more advice than click's
@@ -175,6 +177,19 @@ class Command(_WithExample, click.Command):
             ctx.params["settings"] = {name: value for name, value in values.items() if value not in (None, ())}
         with origins.named(ctx):
             return super().invoke(ctx)
+
+
+def _write_option(formatter: click.HelpFormatter, name: str, text: str, column: int) -> None:
+    """Write a name in a column of this width, and its help beside it. (click's `write_dl` breaks flags at hyphens.)"""
+    indent = " " * (formatter.current_indent + column + 2)
+    lines = textwrap.wrap(text, max(10, formatter.width - len(indent)), break_on_hyphens=False)
+    first = f"{'':{formatter.current_indent}}{name:{column}}  "
+    if len(name) > column:
+        formatter.write(f"{first.rstrip()}\n")
+        first = indent
+    formatter.write(f"{first}{lines[0]}\n")
+    for line in lines[1:]:
+        formatter.write(f"{indent}{line}\n")
 
 
 def command(name: str, **attributes: Any) -> Callable[[Callable[..., None]], Command]:

@@ -84,6 +84,12 @@ def test_every_option_stands_in_one_section_with_a_whole_phrase(command):
 
 
 @pytest.mark.parametrize("command", main.commands)
+def test_no_line_of_the_help_ends_within_a_flag(command):
+    for width in range(50, 111, 10):
+        assert not re.search(r"--[a-z-]+-$", help_of(command, width=width), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", main.commands)
 def test_error_messages_name_settings_by_flags_that_exist(command):
     for option in main.commands[command].params:
         if isinstance(option, Setting):
