@@ -144,12 +144,12 @@ class Command(_WithExample, click.Command):
             heading: [record for option in options if (record := option.get_help_record(ctx))]
             for heading, options in sections.items()
         }
-        # All sections have the same columns.
-        widest = min(WIDEST_TERM, max(len(name) for rows in records.values() for name, _ in rows))
+        widest = max(len(name) for rows in records.values() for name, _ in rows)
+        column = min(widest, WIDEST_TERM, formatter.width * 2 // 5)  # the same in all sections
         for heading, rows in records.items():
             with formatter.section(heading):
                 for name, text in rows:
-                    _write_option(formatter, name, text, widest)
+                    _write_option(formatter, name, text, column)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.allow_extra_args = True  # they are refused below, with more advice than click's

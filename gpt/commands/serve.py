@@ -19,13 +19,13 @@ from gpt.errors import UserError
                    shell_complete=complete_run,
                    help="Run whose model to serve; may be given more than once. Without it, the models of all runs are "
                         "served, and each is loaded when somebody asks for it."),
-            RUNS,
             Option("--best", is_flag=True, help="Use the checkpoints with the lowest validation loss."),
             Option("--reload", is_flag=True,
                    help="Follow runs that train: use each new checkpoint as soon as there is one."),
             DEVICE, PRECISION, BLAS,
             Option("--places", default=16, metavar="N",
                    help="Texts of a model that are written at once, from 1 to 64; more wait for a place."),
+            RUNS,
         ),
         "Network": (
             Option("--host", default="127.0.0.1", metavar="ADDRESS",
