@@ -13,6 +13,7 @@ from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.model import KVCache, TrainableGPT
 from gpt.ops.gpu.launch import Kernels
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.sources import Instance
@@ -131,7 +132,8 @@ def written_tokens(target: str, config: ModelConfig, sequences: int) -> list[Lau
 def products(target: str, size: int) -> list[Launch]:
     """The launches of matmul.hip for matrices [size, size] in bf16: of a @ b, a @ bᵀ, aᵀ @ b and aᵀ @ bᵀ."""
     device = NotingDevice(target)
-    by_kernel = Products(device, "bf16", Kernels(device, "bf16")).by_kernel
+    memory = Memory(device, np.dtype(np.uint16))
+    by_kernel = Products(device, "bf16", Kernels(device, "bf16"), memory).by_kernel
     a, b, out = (device.xp.zeros((size, size), np.uint16) for _ in range(3))
     for left in (a, a.T):
         for right in (b, b.T):
