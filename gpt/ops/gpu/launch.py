@@ -216,7 +216,8 @@ class Kernels:
         too) and operands of whole vectors, if there are two such blocks for each multiprocessor: one multiplies while
         the other waits for memory. On CDNA small blocks wait for shared memory, and a wide one alone is faster, if the
         depth makes up for its longer start and end. A half of a wide block would be empty if there were no more rows or
-        columns than a small one has. For example, 2048 x 3072 elements of C are 384 wide blocks, enough for 192 multiprocessors.
+        columns than a small one has. For example, 2048 x 3072 elements of C are 384 wide blocks, enough for 192
+        multiprocessors.
         """
         blocks = matrices * ceil_div(rows, WIDE_SIDE) * ceil_div(columns, WIDE_SIDE)
         has_wide = self._type == "bf16" and not self._device.has_tf32 and width > 1

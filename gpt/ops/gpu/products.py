@@ -56,11 +56,11 @@ class Products:
             self.by_kernel(a, b, out, "STORE" if into.addend is None else "ADD", into=into)
 
     def gradient(self, a: Array, b: Array, out: Array, fresh: bool) -> None:
-        """out [M, N] += a [M, K] @ b [K, N], or with `fresh` =: the gradient of a weight, float32, over K rows of a batch.
+        """out [M, N] += a [M, K] @ b [K, N], or with `fresh` =: the gradient of a weight, a sum over K rows of a batch.
 
-        a is a transposed view. If the weight is small, matmul.hip computes parts of the sum, each over some of the rows,
-        as a stack of products. For example, 8192 rows in 8 parts: [8, M, 1024] @ [8, 1024, N]. They are added up in an
-        order that their number alone sets.
+        a is a transposed view, out is float32. If the weight is small, matmul.hip computes parts of the sum, each over
+        some of the rows, as a stack of products. For example, 8192 rows in 16 parts are [16, M, 512] @ [16, 512, N].
+        The parts are added up in an order that their number alone sets.
         """
         into = PLAIN if fresh else Sum(addend=out)
         if self.try_vendor(a, b, out, into=into):

@@ -56,6 +56,11 @@ class Launch(NamedTuple):
         return 0
 
     @property
+    def adds_parts(self) -> bool:
+        """Whether it adds up the parts of a weight's gradient that matmul.hip has left."""
+        return self.name == "add_partials" and dict(self.instance.defines)["FRESH"] == "1"
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Launches with the same key take the same time."""
         return self.name, self.instance, self.grid, self.block, self.flops
@@ -110,7 +115,7 @@ def training_step(target: str, config: ModelConfig, batch: int) -> list[Launch]:
     ops = GpuOps(device, "bf16")
     model = TrainableGPT(config, ops, batch)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(batch, config.max_seq_len), dtype=np.int32)
-    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1, np.float32))
+    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1, np.float32), fresh=True)
     Optimizer(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
     return device.launches
 
