@@ -65,12 +65,13 @@ class Products:
         into = PLAIN if fresh else Sum(addend=out)
         if self.try_vendor(a, b, out, into=into):
             return
-        parts = self._kernel.gradient_parts(*out.shape, len(b))
+        (rows, columns), depth = out.shape, len(b)
+        parts = self._kernel.gradient_parts(rows, columns, depth)
         if parts == 1:
             self.by_kernel(a, b, out, "STORE" if fresh else "ADD", into=into)
             return
-        partials = self._memory.scratch("partial gradients", parts * out.size).reshape(parts, *out.shape)
-        stack_a, stack_b = (rows.reshape(parts, -1, rows.shape[1]) for rows in (a.T, b))
+        partials = self._memory.scratch("partial gradients", parts * out.size).reshape(parts, rows, columns)
+        stack_a, stack_b = (x.reshape(parts, depth // parts, x.shape[1]) for x in (a.T, b))
         self.by_kernel(stack_a.swapaxes(1, 2), stack_b, partials, "STORE")
         self.add_partials(partials.reshape(parts, out.size), out.reshape(-1), fresh)
 
