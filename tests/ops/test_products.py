@@ -24,18 +24,19 @@ def side(shape, depth=256, width=8, **others):
         ((1, 2432, 4096), WIDE_SIDE),  # 608: two for each
         ((1, 2304, 4096), TILE_SIDE),  # 576
         ((8, 1024, 1280), WIDE_SIDE),  # a stack: 8 times 80
-        ((1, 64, 2**20), TILE_SIDE),  # the half of a wide block would be empty
     ],
 )
 def test_blocks_are_wide_if_each_multiprocessor_has_two(shape, expected):
     assert side(shape) == expected
 
 
-def test_a_deep_product_on_cdna_has_wide_blocks_for_three_of_four_multiprocessors():
-    assert side((1, 1536, 2432), depth=512) == WIDE_SIDE  # 228 blocks
-    assert side((1, 1536, 2432), depth=511) == TILE_SIDE
-    assert side((1, 1536, 2304), depth=512) == TILE_SIDE  # 216
-    assert side((1, 1536, 2432), depth=512, target="gfx1100") == TILE_SIDE
+def test_a_deep_product_on_cdna_has_wide_blocks_if_they_fill_the_gpu_once():
+    assert side((1, 1536, 2432), depth=2048) == WIDE_SIDE  # 228 blocks: three for four multiprocessors
+    assert side((1, 2048, 2432), depth=2048) == WIDE_SIDE  # 304
+    assert side((1, 1536, 2432), depth=2047) == TILE_SIDE
+    assert side((1, 1536, 2304), depth=2048) == TILE_SIDE  # 216
+    assert side((1, 2048, 2560), depth=2048) == TILE_SIDE  # 320
+    assert side((1, 1536, 2432), depth=2048, target="gfx1100") == TILE_SIDE
 
 
 @pytest.mark.parametrize("other", [{"type": "float"}, {"target": "sm_90"}, {"width": 1}])

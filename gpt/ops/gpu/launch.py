@@ -29,8 +29,7 @@ PARTIAL_LANES = 8  # the same along one of many rows of partial sums on AMD, who
 TILE_SIDE = 64  # rows and columns of a block
 TILE_WARPS = 4  # warps of a block
 WIDE_SIDE = 128  # rows and columns of a block in large products on AMD's matrix units
-WIDE_BLOCKS = 2  # least wide blocks for each multiprocessor
-DEEP, DEEP_WIDE_BLOCKS = 512, 0.75  # the same on CDNA for products of at least so many columns
+DEEP = 2048  # least depth of a product on CDNA with no more than one wide block for each multiprocessor
 PART_BLOCKS = 4  # most blocks for each multiprocessor that share the gradient of a weight, if it is computed in parts
 PART_DEPTH = 256  # least rows of a batch in a part of a weight's gradient
 
@@ -215,15 +214,16 @@ class Kernels:
         A wide block reads half as much for each product. It is for the bf16 matrix units of AMD (NVIDIA's have tf32
         too) and operands of whole vectors, if there are two such blocks for each multiprocessor: one multiplies while
         the other waits for memory. On CDNA small blocks wait for shared memory, and a wide one alone is faster, if the
-        depth makes up for its longer start and end. A half of a wide block would be empty if there were no more rows or
-        columns than a small one has. For example, 2048 x 3072 elements of C are 384 wide blocks, enough for 192
-        multiprocessors.
+        depth makes up for its longer start and end. So there one block for each multiprocessor will do, or for three of
+        four, but not a few more, because some multiprocessors would have two. For example, 2048 x 3072 elements of C
+        are 384 wide blocks, enough for 192 multiprocessors.
         """
         blocks = matrices * ceil_div(rows, WIDE_SIDE) * ceil_div(columns, WIDE_SIDE)
         has_wide = self._type == "bf16" and not self._device.has_tf32 and width > 1
-        least = DEEP_WIDE_BLOCKS if self._device.warp == 64 and depth >= DEEP else WIDE_BLOCKS
-        is_large = min(rows, columns) > TILE_SIDE and blocks >= least * self._device.multiprocessors
-        return WIDE_SIDE if has_wide and is_large else TILE_SIDE
+        per_multiprocessor = blocks / self._device.multiprocessors
+        is_deep = self._device.warp == 64 and depth >= DEEP
+        are_enough = per_multiprocessor >= 2 or (is_deep and 0.75 <= per_multiprocessor <= 1)
+        return WIDE_SIDE if has_wide and are_enough else TILE_SIDE
 
     def gradient_parts(self, rows: int, columns: int, depth: int) -> int:
         """Parts of the depth, the rows of a batch, that share the gradient of a weight [rows, columns] in matmul.hip.
