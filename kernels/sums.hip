@@ -5,10 +5,11 @@
 // threads form GROUPS groups of LANES, each group takes every GROUPS-th row, and AHEAD of its rows are loaded at a
 // time. Kernels that write a gradient leave such partial sums of it as they go: layernorm.hip's, and here the one that
 // takes a gradient back through an activation. In the second stage `add_partials` adds up those of all vectors of a
-// model at once. Traffic: each matrix once; the partial sums are a small part of it.
+// model at once. Traffic: each matrix once; the partial sums are a small part of it. It also adds up the partial sums of
+// a weight's gradient, which matmul.hip leaves if the weight is small.
 //
 // Set by the host: T (bf16 | float), WIDTH (columns per thread; divides the row's length), LANES (threads side by side
-// along a row; divides THREADS), ACTIVATION (gelu | relu), THREADS.
+// along a row; divides THREADS), ACTIVATION (gelu | relu), FRESH (1 if sums do not count what was there), THREADS.
 #include "common.h"
 
 constexpr int GROUPS = THREADS / LANES, AHEAD = 4, COLUMNS = LANES * WIDTH;
@@ -74,12 +75,15 @@ KERNEL(THREADS) activation_backward(const T* pre_activation, T* dx, float* parti
   column_sums_of(first, minimum(rows, first + chunk), columns, load, take, store);
 }
 
-// out [columns] += the sum over rows of partials [rows, columns].
+// out [columns] += or, if FRESH, = the sum over rows of partials [rows, columns].
 // grid: ceil(columns / (LANES * WIDTH)), block: THREADS
 KERNEL(THREADS) add_partials(const float* partials, float* out, int rows, int columns) {
   auto load = [&](index_t at) { return Floats<WIDTH>::load(partials + at); };
   auto take = [](Floats<WIDTH> loaded, index_t) { return loaded; };
-  column_sums_of(0, rows, columns, load, take, [&](int column, float sum) { out[column] += sum; });
+  column_sums_of(0, rows, columns, load, take, [&](int column, float sum) {
+    if (FRESH) out[column] = sum;
+    else out[column] += sum;
+  });
 }
 
 constexpr int MANY = 16;  // numbers of a thread whose loads begin together, because a single block adds up all of them

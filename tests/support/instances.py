@@ -92,6 +92,10 @@ def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:
             cache = KVCache.allocate(model.config, ops, *np.zeros((2, 1), np.int32))
             model.read(ids, cache)
             model.decode(ids[:, 0], cache)
+        for rows, width in ((8, 256), (512, 256), (8192, 256), (512, 15)):  # gradients in no, few and many parts
+            x, dweight = ops.empty((rows, width)), ops.empty((width, width), "float32")
+            for fresh in (False, True):
+                ops.weight_gradient(x, x, dweight, fresh=fresh)
         for vocab in (16384, 50304):  # rows of logits for blocks of each size
             logits = ops.empty((1, vocab))
             for scale in (None, np.ones(1)):

@@ -10,7 +10,9 @@ from gpt.config import ModelConfig, TrainConfig
 from gpt.initialization import initial_weights
 from gpt.model import KVCache, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.gpu.launch import Kernels
 from gpt.optim import Optimizer
+from tests.support.devices import GPUS
 
 CONFIGS = {
     "tied": ModelConfig(vocab_size=37, max_seq_len=19, embed_dim=32, num_heads=2, ff_hidden_dim=48, num_layers=2),
@@ -83,6 +85,12 @@ def test_every_gradient_is_the_cpus(config, ops):
         # The gradient of the keys' bias is 0 apart from rounding, because softmax is invariant to that bias.
         size = np.linalg.norm(view) if "c_attn.bias" not in name else np.linalg.norm(theirs.gradients.flat) / 10
         assert np.linalg.norm(mine - view) <= bound * size, name
+
+
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+def test_every_gradient_is_the_cpus_if_its_matrices_are_computed_in_parts(config, ops, monkeypatch):
+    monkeypatch.setattr(Kernels, "gradient_parts", lambda *weight_and_depth: BATCH)
+    test_every_gradient_is_the_cpus(config, ops)
 
 
 def test_blocks_that_are_computed_again_give_the_same_bits(config, ops):

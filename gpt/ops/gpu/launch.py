@@ -23,12 +23,15 @@ NORM_WIDTH = 4  # elements that a thread takes at a time
 
 # sums.hip
 SUM_LANES = 32  # threads side by side along a row
-PARTIAL_LANES = 8  # the same along a row of partial sums on AMD, whose large GPUs want more blocks
+PARTIAL_LANES = 8  # the same along one of many rows of partial sums on AMD, whose large GPUs want more blocks
 
 # matmul.hip
 TILE_SIDE = 64  # rows and columns of a block
 TILE_WARPS = 4  # warps of a block
 WIDE_SIDE = 128  # rows and columns of a block in large products on AMD's matrix units
+DEEP = 2048  # least depth of a product on CDNA with no more than one wide block for each multiprocessor
+PART_BLOCKS = 4  # most blocks for each multiprocessor that share the gradient of a weight, if it is computed in parts
+PART_DEPTH = 256  # least rows of a batch in a part of a weight's gradient
 
 # matvec.hip
 MATVEC_LONGEST = 10_000  # elements of the longest row, which shared memory has to hold
@@ -64,7 +67,7 @@ FILE_DEFINES: dict[str, dict[str, object]] = {  # macros that all kernels of a f
     "norm.hip": {"BLOCKS": NORM_BLOCKS, "WIDTH": NORM_WIDTH},
     "sample.hip": {"THREADS": SAMPLE_THREADS},
     "skinny.hip": {"STREAM": "T", "PARTS": 1},
-    "sums.hip": {"LANES": SUM_LANES},
+    "sums.hip": {"LANES": SUM_LANES, "FRESH": 0},
 }
 
 
@@ -205,16 +208,33 @@ class Kernels:
             kernel = self._compiled[key] = self._device.kernel(file, name, defines, shared_bytes)
         return kernel
 
-    def product_side(self, matrices: int, rows: int, columns: int, width: int) -> int:
-        """Rows and columns of a block of matmul.hip for this many products [rows, columns] of operands of that width.
+    def product_side(self, matrices: int, rows: int, columns: int, depth: int, width: int) -> int:
+        """Rows and columns of a block of matmul.hip for so many products [rows, depth] @ [depth, columns].
 
         A wide block reads half as much for each product. It is for the bf16 matrix units of AMD (NVIDIA's have tf32
-        too), if there are two such blocks for each multiprocessor: one multiplies while the other waits for memory.
-        For example, 2048 x 3072 elements of C are 384 wide blocks, enough for 192 multiprocessors.
+        too) and operands of whole vectors, if there are two such blocks for each multiprocessor: one multiplies while
+        the other waits for memory. On CDNA small blocks wait for shared memory, and a wide one alone is faster, if the
+        depth makes up for its longer start and end. So there one block for each multiprocessor will do, or for three of
+        four, but not a few more, because some multiprocessors would have two. For example, 2048 x 3072 elements of C
+        are 384 wide blocks, enough for 192 multiprocessors.
         """
         blocks = matrices * ceil_div(rows, WIDE_SIDE) * ceil_div(columns, WIDE_SIDE)
         has_wide = self._type == "bf16" and not self._device.has_tf32 and width > 1
-        return WIDE_SIDE if has_wide and blocks >= 2 * self._device.multiprocessors else TILE_SIDE
+        per_multiprocessor = blocks / self._device.multiprocessors
+        is_deep = self._device.warp == 64 and depth >= DEEP
+        are_enough = per_multiprocessor >= 2 or (is_deep and 0.75 <= per_multiprocessor <= 1)
+        return WIDE_SIDE if has_wide and are_enough else TILE_SIDE
+
+    def gradient_parts(self, rows: int, columns: int, depth: int) -> int:
+        """Parts of the depth, the rows of a batch, that share the gradient of a weight [rows, columns] in matmul.hip.
+
+        A small weight has too few blocks to fill a GPU. So the depth is divided into equal parts, as many as give each
+        multiprocessor up to PART_BLOCKS blocks. For example, a weight of 256 x 1024 is 64 blocks, each of which an
+        MI300X with 304 multiprocessors computes in 16 parts if 8192 rows are so divided.
+        """
+        blocks = ceil_div(rows, TILE_SIDE) * ceil_div(columns, TILE_SIDE)
+        most = min(PART_BLOCKS * self._device.multiprocessors // blocks, depth // PART_DEPTH)
+        return next((parts for parts in range(most, 1, -1) if depth % parts == 0), 1)
 
     def width(self, columns: int) -> int:
         """Elements of a row that a thread takes at a time: a vector if `columns` are whole vectors, else one."""

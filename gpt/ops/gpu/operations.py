@@ -26,7 +26,6 @@ from gpt.ops.gpu.launch import (
     LOGITS_THREADS,
     NORM_BLOCKS,
     NORM_WIDTH,
-    PARTIAL_LANES,
     SAMPLE_THREADS,
     SUM_LANES,
     THREADS,
@@ -93,7 +92,7 @@ class GpuOps(Operations):
         self._memory = Memory(device, self._dtype)
         self._scratch = self._memory.scratch
         self._kernel = Kernels(device, self._type)
-        self._products = Products(device, precision, self._kernel)
+        self._products = Products(device, precision, self._kernel, self._memory)
         self._row_layers = RowLayers(self._kernel, device, self._memory)
         self._muon = GpuMuon(self._kernel, self._products, self._memory)
         # The type of the products of attention
@@ -341,7 +340,7 @@ class GpuOps(Operations):
         a, b = x.T, dout
         if not dweight.flags.c_contiguous:
             a, b, dweight = dout.T, x, dweight.T
-        self._products.product(a, b, dweight, PLAIN if fresh else Sum(addend=dweight))
+        self._products.gradient(a, b, dweight, fresh)
 
     def _activation_backward(self, dout: Array, weight: Array, dx: Array, activation: Activation, into: Sum) -> None:
         """dx = (dout @ weight) · activation'(pre_activation), and partial sums of it."""
@@ -384,10 +383,7 @@ class GpuOps(Operations):
         )
 
     def add_partials(self, partials: Array, out: Array) -> None:
-        width = 4 if out.size % 4 == 0 else 1  # partial sums are float32, whatever type activations have
-        lanes = SUM_LANES if self.device.has_tf32 else PARTIAL_LANES
-        kernel = self._kernel("sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu", LANES=lanes)
-        kernel((ceil_div(out.size, lanes * width),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size)))
+        self._products.add_partials(partials, out)
 
     # ---- attention ------------------------------------------------------------------------------------------------
 

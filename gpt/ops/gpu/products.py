@@ -12,7 +12,8 @@ from gpt.arithmetic import ceil_div
 from gpt.errors import UserError
 from gpt.ops.gpu.blas import NO_EPILOGUE, PLAIN, BlasError, Epilogue, Sum, is_transposed
 from gpt.ops.gpu.interface import Device
-from gpt.ops.gpu.launch import Kernels
+from gpt.ops.gpu.launch import PARTIAL_LANES, SUM_LANES, THREADS, Kernels
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.interface import Activation, Array
 
 CACHE_BYTES = 2**25  # largest array that a GPU's last cache may still hold when the next kernel reads it
@@ -23,8 +24,8 @@ _int, _long, _float = np.int32, np.int64, np.float32
 class Products:
     """The matrix products of one GPU in one precision, "fp32", "tf32" or "bf16"."""
 
-    def __init__(self, device: Device, precision: str, kernel: Kernels) -> None:
-        self.device, self._precision, self._kernel = device, precision, kernel
+    def __init__(self, device: Device, precision: str, kernel: Kernels, memory: Memory) -> None:
+        self.device, self._precision, self._kernel, self._memory = device, precision, kernel, memory
 
     def has_fused(self, activation: str, out_bytes: int) -> bool:
         """Whether the vendor's product should apply the activation. Its GELU is good to 2^-18, not to float32; it slows
@@ -54,6 +55,35 @@ class Products:
         if not self.try_vendor(a, b, out, into=into):
             self.by_kernel(a, b, out, "STORE" if into.addend is None else "ADD", into=into)
 
+    def gradient(self, a: Array, b: Array, out: Array, fresh: bool) -> None:
+        """out [M, N] += a [M, K] @ b [K, N], or with `fresh` =: the gradient of a weight, a sum over K rows of a batch.
+
+        a is a transposed view, out is float32. If the weight is small, matmul.hip computes parts of the sum, each over
+        some of the rows, as a stack of products. For example, 8192 rows in 16 parts are [16, M, 512] @ [16, 512, N].
+        The parts are added up in an order that their number alone sets.
+        """
+        into = PLAIN if fresh else Sum(addend=out)
+        if self.try_vendor(a, b, out, into=into):
+            return
+        (rows, columns), depth = out.shape, len(b)
+        parts = self._kernel.gradient_parts(rows, columns, depth)
+        if parts == 1:
+            self.by_kernel(a, b, out, "STORE" if fresh else "ADD", into=into)
+            return
+        partials = self._memory.scratch("partial gradients", parts * out.size).reshape(parts, rows, columns)
+        stack_a, stack_b = (x.reshape(parts, depth // parts, x.shape[1]) for x in (a.T, b))
+        self.by_kernel(stack_a.swapaxes(1, 2), stack_b, partials, "STORE")
+        self.add_partials(partials.reshape(parts, out.size), out.reshape(-1), fresh)
+
+    def add_partials(self, partials: Array, out: Array, fresh: bool = False) -> None:
+        """out [n] += or, with `fresh`, = Σ partials [partial sums, n], all float32."""
+        width, is_few = 4 if out.size % 4 == 0 else 1, len(partials) < THREADS // PARTIAL_LANES
+        lanes = SUM_LANES if self.device.has_tf32 or is_few else PARTIAL_LANES
+        kernel = self._kernel(
+            "sums.hip", "add_partials", WIDTH=width, ACTIVATION="gelu", LANES=lanes, FRESH=int(fresh)
+        )  # fmt: skip
+        kernel((ceil_div(out.size, lanes * width),), (THREADS,), (partials, out, _int(len(partials)), _int(out.size)))
+
     def by_kernel(
         self,
         a: Array,
@@ -70,7 +100,7 @@ class Products:
         a_transposed, b_transposed = is_transposed(a), is_transposed(b)
         row_a, row_b = m if a_transposed else k, k if b_transposed else n
         width = self._kernel.width(math.gcd(row_a, row_b, n))
-        side = self._kernel.product_side(math.prod(stack), m, n, width)
+        side = self._kernel.product_side(math.prod(stack), m, n, k, width)
         kernel = self._kernel(
             "matmul.hip", "matmul", OUT="float" if out.dtype == np.float32 else "bf16",
             A_TRANSPOSED=int(a_transposed), B_TRANSPOSED=int(b_transposed),

@@ -5,6 +5,8 @@ from itertools import product
 import pytest
 
 from gpt.doctor import layers
+from gpt.ops.gpu.launch import Kernels
+from tests.support.devices import GPUS
 from tests.support.grids import pairs
 
 PRECISIONS = ["fp32", "bf16"]
@@ -83,6 +85,25 @@ def test_the_gradient_of_a_weight(trial, size, transposed):
 @pytest.mark.parametrize(("size", "transposed", "ops"), pairs(SIZES[:6], [False, True], PRECISIONS), indirect=["ops"])
 def test_a_gradient_that_begins_anew_is_not_added_to_what_was_there(trial, size, transposed):
     layers.weight_gradient(trial, *size, transposed, fresh=True)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    ("size", "transposed", "parts", "ops"),
+    [
+        *((*case, precision) for precision in PRECISIONS for case in [
+            ((512, 72, 136), False, 2), ((512, 72, 136), True, 2), ((1500, 7, 5), False, 5), ((520, 130, 40), True, 2),
+        ]),
+        ((8192, 16, 24), False, 32, "bf16"),
+    ],
+    indirect=["ops"],
+)  # fmt: skip
+@pytest.mark.parametrize("device", GPUS, indirect=True)
+def test_the_gradient_of_a_small_weight_is_computed_in_parts(trial, size, transposed, parts, fresh, monkeypatch):
+    """That needs a GPU with many multiprocessors. The parts of 520 rows are no whole slices of shared memory."""
+    monkeypatch.setattr(trial.ops.device, "multiprocessors", 304)
+    assert Kernels(trial.ops.device, "bf16").gradient_parts(*size[1:], size[0]) == parts
+    layers.weight_gradient(trial, *size, transposed, fresh)
 
 
 @pytest.mark.parametrize(("count", "n"), [(1, 1), (7, 30), (9, 128), (256, 640)])

@@ -13,6 +13,7 @@ from gpt.batches import token_order
 from gpt.config import ModelConfig, TrainConfig
 from gpt.model import KVCache, TrainableGPT
 from gpt.ops.gpu.launch import Kernels
+from gpt.ops.gpu.memory import Memory
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.products import Products
 from gpt.ops.gpu.sources import Instance
@@ -53,6 +54,11 @@ class Launch(NamedTuple):
             pairs = math.prod(heads) * seq * (seq + 1) // 2
             return 2 * PRODUCTS[self.name] * int(dict(self.instance.defines)["HEAD_DIM"]) * pairs
         return 0
+
+    @property
+    def adds_parts(self) -> bool:
+        """Whether it adds up the parts of a weight's gradient that matmul.hip has left."""
+        return self.name == "add_partials" and dict(self.instance.defines)["FRESH"] == "1"
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -109,7 +115,7 @@ def training_step(target: str, config: ModelConfig, batch: int) -> list[Launch]:
     ops = GpuOps(device, "bf16")
     model = TrainableGPT(config, ops, batch)
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(batch, config.max_seq_len), dtype=np.int32)
-    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1, np.float32))
+    model.loss_and_gradients(ids, ids, token_order(ids), np.ones(1, np.float32), fresh=True)
     Optimizer(model, TrainConfig()).step(np.full(1, 1e-3, np.float32))
     return device.launches
 
@@ -131,7 +137,8 @@ def written_tokens(target: str, config: ModelConfig, sequences: int) -> list[Lau
 def products(target: str, size: int) -> list[Launch]:
     """The launches of matmul.hip for matrices [size, size] in bf16: of a @ b, a @ bᵀ, aᵀ @ b and aᵀ @ bᵀ."""
     device = NotingDevice(target)
-    by_kernel = Products(device, "bf16", Kernels(device, "bf16")).by_kernel
+    memory = Memory(device, np.dtype(np.uint16))
+    by_kernel = Products(device, "bf16", Kernels(device, "bf16"), memory).by_kernel
     a, b, out = (device.xp.zeros((size, size), np.uint16) for _ in range(3))
     for left in (a, a.T):
         for right in (b, b.T):
