@@ -3,6 +3,7 @@
 A stand-in for the module cupy plays the machines.
 """
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ class CompileError(Exception):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -192,16 +194,65 @@ def test_if_no_gpu_works_the_error_gives_a_reason_for_each(monkeypatch):
     assert "GPU 1 cannot be used: all devices are busy" in message
 
 
-def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_named(monkeypatch, cache):
-    machine(monkeypatch)
-    assert CupyDevice().notes == []
+def importable(monkeypatch, cupy):
+    """Let `cupy` be imported for the first time. Returns a list: the folders that it will find as its cache."""
+    found = []
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                found.append(os.environ.get("CUPY_CACHE_DIR"))
+                return importlib.util.spec_from_loader(name, self)
+            return None
+
+        def create_module(self, spec):
+            return cupy
+
+        def exec_module(self, module):
+            pass
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    return found
+
+
+def test_a_cache_that_can_be_written_is_left_alone(monkeypatch, cache):
+    found = importable(monkeypatch, machine(monkeypatch))
+    device = CupyDevice()
+    assert (device.notes, device.cache, found) == ([], str(cache), [str(cache)])
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_and_named_before_cupy_sees_it(monkeypatch, cache):
+    """CuPy 14.2 makes the folder, and remembers its name, as soon as it is imported."""
     cache.rmdir()
     cache.write_text("a file in its place")
-    note = CupyDevice().notes[0]
-    assert f"CuPy's cache {cache} cannot be written (" in note
-    assert "CUPY_CACHE_DIR" in note
-    assert os.environ["CUPY_CACHE_DIR"] != str(cache)
-    assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+    found = importable(monkeypatch, machine(monkeypatch))
+    for _ in range(2):
+        device = CupyDevice()
+        (note,) = device.notes
+        assert f"CuPy's cache {cache} cannot be written (File exists)" in note
+        assert "CUPY_CACHE_DIR" in note
+    assert found == [device.cache] == [os.environ["CUPY_CACHE_DIR"]]
+    assert os.path.isdir(device.cache)
+
+
+def test_a_cache_for_which_there_is_no_folder_at_all_is_refused(monkeypatch, cache):
+    cache.rmdir()
+    cache.write_text("a file in its place")
+    importable(monkeypatch, machine(monkeypatch))
+    monkeypatch.setattr(cupy_device.tempfile, "mkdtemp", lambda prefix: str(cache))
+    assert refusal() == (
+        f"CuPy's cache {cache} cannot be written (File exists), nor can a temporary folder (File exists): free some "
+        "space, or set CUPY_CACHE_DIR to another folder"
+    )
+
+
+def test_an_empty_name_of_the_cache_stands_for_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_CACHE_DIR", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = importable(monkeypatch, machine(monkeypatch))
+    assert CupyDevice().cache == str(tmp_path / ".cupy" / "kernel_cache")
+    assert found == [None]
 
 
 @pytest.mark.parametrize("place", ["ROCM_HOME", "the loader"])

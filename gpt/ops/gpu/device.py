@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from ctypes.util import find_library
@@ -36,6 +37,8 @@ BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 ROCM_PACKAGES = {
     "amdhip64": "hip-runtime-amd", "hiprtc": "hip-runtime-amd", "roctracer64": "roctracer", "roctx64": "roctracer",
 }  # fmt: skip
+
+_replaced: dict[str, str] = {}  # temporary folder → the note that says which cache of CuPy's it replaces, and why
 
 
 class CupyDevice(Device):
@@ -101,8 +104,8 @@ class CupyDevice(Device):
         self.multiprocessors = properties["multiProcessorCount"]
         self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
         self.has_wgmma = has_wgmma(self.target)
-        self.notes = []
-        self._check_cache()
+        self.cache = _cache()
+        self.notes = [_replaced[self.cache]] if self.cache in _replaced else []
         self.timeline = CupyTimeline(cupy)
         self.blas, self.blas_card = None, ""
         if self.blas_choice != "own":
@@ -115,21 +118,6 @@ class CupyDevice(Device):
         self._options: tuple[str, ...] = ("-std=c++17",)
         if self.has_wgmma:  # CuPy does not ask for it
             self._options += ("-arch=sm_90a",)
-
-    def _check_cache(self) -> None:
-        """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own."""
-        self.cache = cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
-        try:
-            os.makedirs(cache, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache) as file:
-                file.write(bytes(CACHE_ROOM))
-        except OSError as error:
-            self.notes.append(
-                f"Note: CuPy's cache {cache} cannot be written ({error.strerror}), so every start compiles the kernels "
-                "anew; free some space, or set CUPY_CACHE_DIR to another folder"
-            )
-            os.environ["CUPY_CACHE_DIR"] = self.cache = tempfile.mkdtemp(prefix="hipgpt-kernels-")
-            atexit.register(shutil.rmtree, self.cache, ignore_errors=True)
 
     def _load_blas(self, kind: str, properties: Mapping[str, Any]) -> None:
         """Start the vendor's library, but on ROCm not if that has ended a program, unless the user insists on it."""
@@ -307,6 +295,8 @@ def install_advice() -> str:
 
 def import_cupy() -> Any:
     """CuPy. Raises UserError, with what to install, if it is missing or does not load."""
+    if "cupy" not in sys.modules:
+        _prepare_cache()
     try:
         import cupy
 
@@ -323,6 +313,44 @@ def import_cupy() -> Any:
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
+
+
+def _prepare_cache() -> None:
+    """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own.
+
+    CuPy makes the folder, and remembers its name, as soon as it is imported. Raises UserError if no folder can be
+    written to.
+    """
+    if os.environ.get("CUPY_CACHE_DIR") == "":  # CuPy would take it for the name of a folder
+        del os.environ["CUPY_CACHE_DIR"]
+    cache = _cache()
+    try:
+        _try_cache(cache)
+    except OSError as error:
+        reason = f"CuPy's cache {cache} cannot be written ({error.strerror})"
+    else:
+        return
+    remedy = "free some space, or set CUPY_CACHE_DIR to another folder"
+    try:
+        temporary = tempfile.mkdtemp(prefix="hipgpt-kernels-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        _try_cache(temporary)
+    except OSError as error:
+        raise UserError(f"{reason}, nor can a temporary folder ({error.strerror}): {remedy}") from None
+    os.environ["CUPY_CACHE_DIR"] = temporary
+    _replaced[temporary] = f"Note: {reason}, so every start compiles the kernels anew; {remedy}"
+
+
+def _try_cache(folder: str) -> None:
+    """Raises OSError if kernels cannot be written to the folder. Makes it if it is missing."""
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(CACHE_ROOM))
+
+
+def _cache() -> str:
+    """CuPy's folder of compiled kernels."""
+    return os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
 
 
 def _remedy_for_a_library(file: str, name: str) -> str:
