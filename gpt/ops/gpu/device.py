@@ -10,14 +10,14 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError, first_line
+from gpt.errors import UserError, first_line, shown
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError, file_of, load_library
 from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.sources import Instance
@@ -30,6 +30,9 @@ CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
 DRIVER, RENDERERS = "/dev/kfd", "/dev/dri/renderD*"  # the files that a user of ROCm must be allowed to open
 WINDOWS_DRIVER = "/dev/dxg"  # in DRIVER's place in a Linux inside of Windows
+# Variables that may hide GPUs: they name those that a program sees. ROCm heeds CUDA's, too.
+CUDA_HIDES = ("CUDA_VISIBLE_DEVICES",)
+ROCM_HIDES = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", *CUDA_HIDES)
 # Beginnings of the names of environment variables that change the results of hipBLASLt
 BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
@@ -263,7 +266,7 @@ def _count(cupy: Any) -> int:
         reason = first_line(error)
     raise UserError(
         f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): "
-        f"{_remedy_on_rocm() if runtime.is_hip else 'check the driver and CUDA_VISIBLE_DEVICES'}, or, for "
+        f"{_remedy_on_rocm() if runtime.is_hip else _remedy_for_hidden_gpus(CUDA_HIDES)}, or, for "
         f"the other vendor's GPU, pip uninstall it and {install_advice()}"
     )
 
@@ -275,7 +278,13 @@ def _remedy_on_rocm() -> str:
     for file in (DRIVER, *sorted(glob.glob(RENDERERS))):
         if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             return f"you may not open {file}, so type sudo usermod -aG render,video $USER, and log in again"
-    return "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
+    return _remedy_for_hidden_gpus(ROCM_HIDES)
+
+
+def _remedy_for_hidden_gpus(variables: Sequence[str]) -> str:
+    """What to do if these variables, as far as they are set, or the driver may be why no GPU is found."""
+    hiding = [f"{name} ({shown(os.environ[name])})" for name in variables if name in os.environ]
+    return f"unset {' and '.join(hiding)}, which may hide it" if hiding else "check the driver"
 
 
 def _said(passed_over: Mapping[int, str]) -> str:
