@@ -5,8 +5,9 @@ other processes compile them, too, and begin with those that it needs last. Kern
 that appear under their names when they are whole. The self-test waits for nobody: it compiles whatever is not in the
 cache. A process that crashes, hangs, or finds no GPU or no space costs time, never a result.
 
-They are processes, and not threads, because NVRTC compiles one source at a time in a process, and because a compiler
-that crashes ends its process. Nothing runs on the GPU: a NotingDevice says which kernels the checks ask for.
+They are processes, and not threads, because hiprtc lets one thread compile at a time (HIPRTC_INIT_API in ROCm's clr
+keeps a lock), and because a compiler that crashes ends its process. Nothing runs on the GPU: a NotingDevice says which
+kernels the checks ask for.
 """
 
 import ctypes

@@ -74,9 +74,9 @@ def test_each_kernel_of_the_self_test_is_compiled_by_one_of_the_processes(monkey
     for precision in ("bf16", "fp32"):
         for check in selftest.checks(GpuOps(device, precision)):
             check.finding()
-    expected = sorted(map(str, device.instances))
+    expected, before = sorted(map(str, device.instances)), psutil.Process().children()
     with ahead.compiling("gpu:1", doctor.PRECISIONS):
-        children = psutil.Process().children()
+        children = [child for child in psutil.Process().children() if child not in before]
         assert len(children) == 2
         wait_until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in children))
     assert sorted(done.read_text().splitlines()) == expected
@@ -192,12 +192,14 @@ def test_the_report_is_the_same_if_no_process_can_be_started(cheap, monkeypatch,
     assert run("--json").exit_code == 0
 
 
-ENTERING = """
+DOCTOR = """
+from gpt import cli, ops
 from gpt.doctor import ahead
+from gpt.ops.cpu.operations import CpuOps
 ahead.count_gpus, ahead.limits.cpus, ahead.limits.free_memory = lambda: 1, lambda: 3, lambda: 2**40
 ahead.COMMAND = [sys.executable, "-c", {child!r}]
-with ahead.compiling("gpu", ["fp32"]):
-    time.sleep(600)
+ops.select = lambda *arguments, **options: time.sleep(600)
+cli.main(["doctor"])
 """
 CHILD = """
 from gpt.doctor import ahead
@@ -208,18 +210,26 @@ time.sleep(600)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_processes_end_with_the_doctor_however_that_ends(tmp_path, how):
-    program = PRELUDE + ENTERING.format(child=PRELUDE + CHILD.format(path=f"{tmp_path}/pid-"))
-    parent = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_processes_end_with_the_doctor_however_that_ends(tmp_path, how, status):
+    """Ctrl-C is sent to all of them at once."""
+    pids, temporary = tmp_path / "pids", tmp_path / "temporary"
+    pids.mkdir()
+    temporary.mkdir()
+    program = PRELUDE + DOCTOR.format(child=PRELUDE + CHILD.format(path=f"{pids}/"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
     try:
-        wait_until(lambda: len([path for path in tmp_path.iterdir() if path.read_text()]) == 2)
-        pids = [int(path.read_text()) for path in tmp_path.iterdir()]
-        parent.send_signal(how)
-        parent.wait(60)
-        wait_until(lambda: not any(map(psutil.pid_exists, pids)))
+        wait_until(lambda: len([path for path in pids.iterdir() if path.read_text()]) == 2)
+        os.killpg(parent.pid, how) if how == signal.SIGINT else parent.send_signal(how)
+        _, errors = parent.communicate(timeout=60)
+        wait_until(lambda: not any(psutil.pid_exists(int(path.name)) for path in pids.iterdir()))
     finally:
         parent.kill()
+    assert (parent.returncode, errors.strip()) == (status, "" if how == signal.SIGKILL else "Interrupted")
+    assert how == signal.SIGKILL or list(temporary.iterdir()) == []
 
 
 def test_a_process_whose_parent_has_ended_before_it_began_ends():
