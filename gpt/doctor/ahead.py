@@ -90,15 +90,20 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def main(parent: str, device: str, *precisions: str) -> None:
-    """Compile the kernels whose numbers this process gets."""
+    """Compile the kernels whose numbers this process takes from its standard input."""
     _end_with(int(parent))
-    number = -1
-    for each, (gpu, instance) in enumerate(_last_first(device, precisions)):
-        if number < each:
-            number = int.from_bytes(os.read(0, 2) or b"\xff\xff", "little")
-        if number == each:
+    mine = -1
+    for number, (gpu, instance) in enumerate(_last_first(device, precisions)):
+        if mine < number:
+            mine = _taken()
+        if mine == number:
             with suppress(Exception):  # CuPy may raise any; the self-test meets it again, and tells it
                 gpu.kernel(instance.file, instance.names[0], dict(instance.defines))
+
+
+def _taken() -> int:
+    """The next number that no process has taken, or a larger one than any kernel has."""
+    return int.from_bytes(os.read(0, 2) or b"\xff\xff", "little")
 
 
 def _end_with(parent: int) -> None:
@@ -122,13 +127,12 @@ def _last_first(device: str, precisions: Sequence[str]) -> Iterator[tuple[Device
             continue
         if not isinstance(ops, GpuOps) or ops.device.free_bytes() < GPU_BYTES:
             return
-        gpu = ops.device
-        noting = NotingDevice(gpu.target, gpu.warp, gpu.has_bf16, gpu.multiprocessors)
+        noting = NotingDevice.like(ops.device)
         for check in selftest.checks(GpuOps(noting, precision)):
             check.finding()
         new = [instance for instance in noting.instances if instance not in known]
         known.update(new)
-        yield from ((gpu, instance) for instance in reversed(new))
+        yield from ((ops.device, instance) for instance in reversed(new))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from gpt.doctor import ahead, selftest
 from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.sources import Instance
 from tests.commands.test_doctor import few, few_checks, run  # noqa: F401
 from tests.support import ROOT
+from tests.support.devices import executor
 
 PRELUDE = f"import os, sys, time; sys.path.insert(0, {str(ROOT)!r}); "
 
@@ -44,10 +46,11 @@ def wait_until(holds, seconds=60.0):
 
 COMPILING = """
 from gpt import ops
-from gpt.doctor import ahead
+from gpt.doctor import ahead, selftest
 from gpt.errors import UserError
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
+from gpt.ops.gpu.sources import Instance
 from gpt.ops.gpu.sources import Instance
 
 class Gpu(NotingDevice):
@@ -62,14 +65,16 @@ def select(device, precision, blas):
         raise UserError("the GPU lacks it")
     return GpuOps(Gpu("gfx1100", 32, True), precision)
 
+selftest.CASES = {{name: selftest.CASES[name] for name in {cases!r}}}
 ops.select = select
 ahead.main(*sys.argv[1:])
 """
 
 
 def test_each_kernel_of_the_self_test_is_compiled_by_one_of_the_processes(monkeypatch, tmp_path):
-    done = tmp_path / "done"
-    becomes(monkeypatch, COMPILING.format(path=str(done)))
+    done, cases = tmp_path / "done", ("layernorm", "linear", "attention", "adamw")
+    becomes(monkeypatch, COMPILING.format(path=str(done), cases=cases))
+    monkeypatch.setattr(selftest, "CASES", {name: selftest.CASES[name] for name in cases})
     device = NotingDevice("gfx1100", 32, True)
     for precision in ("bf16", "fp32"):
         for check in selftest.checks(GpuOps(device, precision)):
@@ -82,7 +87,24 @@ def test_each_kernel_of_the_self_test_is_compiled_by_one_of_the_processes(monkey
     assert sorted(done.read_text().splitlines()) == expected
 
 
-def test_the_last_kernels_come_first(monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_device_that_notes_kernels_is_asked_for_the_same_ones_as_one_that_runs_them(few_checks, precision):  # noqa: F811
+    device, asked = executor("mma"), {}
+
+    class Asked(type(device)):
+        def kernel(self, file, name, defines, shared_bytes=0):
+            asked[Instance.of(file, defines)] = None
+            return device.kernel(file, name, defines, shared_bytes)
+
+    noting, running = NotingDevice.like(device), Asked("mma")
+    for each in (noting, running):
+        for check in selftest.checks(GpuOps(each, precision)):
+            assert check.finding() == "" or each is noting
+    assert list(noting.instances) == list(asked)
+    assert len(asked) > 5
+
+
+def test_the_last_kernels_come_first(few_checks, monkeypatch):  # noqa: F811
     """The self-test itself begins at the other end."""
     gpu = NotingDevice("gfx1100", 32, True)
     monkeypatch.setattr(operations, "select", lambda device, precision, blas: GpuOps(gpu, precision))
@@ -102,7 +124,7 @@ def test_a_process_that_finds_no_gpu_or_little_of_its_memory_compiles_nothing(mo
     assert list(ahead._last_first("cpu", ["fp32", "tf32"])) == []
 
 
-def test_a_kernel_that_does_not_compile_does_not_end_the_process(monkeypatch, tmp_path):
+def test_a_kernel_that_does_not_compile_does_not_end_the_process(few_checks, monkeypatch, tmp_path):  # noqa: F811
     tried = []
 
     class Gpu(NotingDevice):

@@ -51,6 +51,13 @@ class NotingDevice(Device):
         self.notes = []
         self.instances: dict[Instance, None] = {}
 
+    @classmethod
+    def like(cls, device: Device) -> "NotingDevice":
+        """One that stands for this device."""
+        noting = cls(device.target, device.warp, device.has_bf16, device.multiprocessors)
+        noting.has_tf32, noting.has_wgmma = device.has_tf32, device.has_wgmma
+        return noting
+
     def use(self) -> None:
         pass
 
