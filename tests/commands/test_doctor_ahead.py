@@ -190,6 +190,7 @@ FATES = {
 @pytest.mark.parametrize("fate", FATES)
 def test_the_report_is_the_same_whatever_becomes_of_the_processes(cheap, monkeypatch, tmp_path, fate):
     """What they leave in the folder for temporary files is removed."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(ahead.tempfile, "TemporaryDirectory", partial(tempfile.TemporaryDirectory, dir=tmp_path))
     without = json.loads(run("--json").stdout)
     becomes(monkeypatch, FATES[fate])
