@@ -1,8 +1,9 @@
 """`hipgpt doctor`: the GPUs and libraries of this machine, a check of every operation, and the times of some.
 
-inventory.py lists what is there. products.py finds out whether the vendor's library crashes the program. selftest.py
-runs checks of every operation (layers.py, updates.py), each as a trial (trial.py) within bounds that follow from the
-roundings (bounds.py), and some training steps. speed.py times a few operations.
+inventory.py lists what is there. ahead.py lets other processes compile kernels. products.py finds out whether the
+vendor's library crashes the program. selftest.py runs checks of every operation (layers.py, updates.py), each as a
+trial (trial.py) within bounds that follow from the roundings (bounds.py), and some training steps. speed.py times a few
+operations.
 """
 
 import os
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt import ops as operations
-from gpt.doctor import inventory, products, selftest
+from gpt.doctor import ahead, inventory, products, selftest
 from gpt.doctor.inventory import private
 from gpt.doctor.selftest import Failure
 from gpt.doctor.speed import Speed, measure
@@ -19,7 +20,7 @@ from gpt.errors import UserError, first_line, shown
 from gpt.ops.interface import Operations
 from gpt.system.console import Console
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("bf16", "fp32", "tf32")  # in the order of the self-test
 MOST_SHOWN = 20  # failures of a device in the text; JSON has all
 
 OVERRIDE = "HSA_OVERRIDE_GFX_VERSION"  # lets ROCm take a GPU for another
@@ -110,15 +111,19 @@ def examine(device: str, say: Say, console: Console) -> Diagnosis:
         width = max(map(len, facts), default=0)
         lines = [f"  {label:<{width}}  {fact}" for label, fact in facts.items()]
         say("\n".join([f"{section}:", *lines] if lines else [f"{section}: nothing that matters is set"]))
-    # Another process tries the vendor's library before this one starts it, because it may end a program.
-    found.library = products.fault(device, PRECISIONS) if device != "cpu" else ""
-    devices = _devices(device, "own" if found.library else "auto")
-    found.chosen, found.notes = private(devices[0].description), list(map(private, devices[0].notes))
-    say("\n".join(["Device:", *(f"  {line}" for line in (found.chosen, *found.notes))]))
-    say("Self-test:")
-    if found.library:
-        say(f"  the vendor's library for matrix products FAILED: {found.library}; all else is done without it")
-    _test(found, devices, say, console)
+    with ahead.compiling(device, PRECISIONS):
+        # Another process tries the vendor's library before this one starts it, because it may end a program.
+        if device != "cpu":
+            with console.progress("Testing", 1) as advance:
+                advance(0, status="the vendor's library for matrix products")
+                found.library = products.fault(device, PRECISIONS)
+        devices = _devices(device, "own" if found.library else "auto")
+        found.chosen, found.notes = private(devices[0].description), list(map(private, devices[0].notes))
+        say("\n".join(["Device:", *(f"  {line}" for line in (found.chosen, *found.notes))]))
+        say("Self-test:")
+        if found.library:
+            say(f"  the vendor's library for matrix products FAILED: {found.library}; all else is done without it")
+        _test(found, devices, say, console)
     _time(found, devices[0], say)
     say(f"\nVerdict: {found.verdict}")
     if found.failed:

@@ -39,6 +39,8 @@ MPI = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; prin
 
 def inventory() -> dict[str, Facet]:
     """All facts, by section."""
+    # Before CuPy is imported, which may replace a cache that cannot be written
+    caches, variables = {"CuPy": _known(_cupy_cache), "numba": _known(_numba_cache)}, environment(os.environ)
     found = {
         "Program": {"hipgpt": _known(_hipgpt), "Python": f"{platform.python_version()} ({sys.platform})"},
         "Machine": {
@@ -51,8 +53,8 @@ def inventory() -> dict[str, Facet]:
             "mpi4py": _known(_mpi),
         },
         "GPU": _gpu(),
-        "Caches": {"CuPy": _known(_cupy_cache), "numba": _known(_numba_cache)},
-        "Environment": environment(os.environ),
+        "Caches": caches,
+        "Environment": variables,
     }  # fmt: skip
     return {section: {label: private(fact) for label, fact in facet.items()} for section, facet in found.items()}
 
@@ -143,7 +145,7 @@ def _cupy_packages() -> str:
 def _mpi() -> str:
     if (version := _version("mpi4py")) == "not installed":
         return version
-    return f"{version}, MPI: {_output(sys.executable, '-c', MPI).splitlines()[0]}"
+    return f"{version}, MPI: {_headline(sys.executable, '-c', MPI)}"
 
 
 # ---- GPUs ------------------------------------------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def _nccl() -> str:
 
 def _hipcc() -> str:
     path = shutil.which("hipcc")
-    return f"{path}, {_output(path, '--version').splitlines()[0]}" if path else "not on the PATH"
+    return f"{path}, {_headline(path, '--version')}" if path else "not on the PATH"
 
 
 def _rocm() -> str:
@@ -223,7 +225,11 @@ def _cache(folder: Path, files: Iterable[Path]) -> str:
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    return f"{folder}, {size(used)}, {'' if os.access(existing, os.W_OK) else 'not '}writable"
+    return f"{folder}, {size(used)}, {'' if _is_writable(existing) else 'not '}writable"
+
+
+def _is_writable(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
@@ -239,6 +245,14 @@ def _known(ask: Callable[[], str]) -> str:
 
 def _unknown(error: Exception) -> str:
     return f"not known: {first_line(error)}"
+
+
+def _headline(*command: str) -> str:
+    """The first line that another program prints. Raises as `_output` does, and RuntimeError if it prints nothing."""
+    lines = _output(*command).splitlines()
+    if not lines:
+        raise RuntimeError(f"{Path(command[0]).name} prints nothing")
+    return lines[0]
 
 
 def _output(*command: str) -> str:

@@ -4,20 +4,17 @@ Some versions of hipBLASLt end the program, or hang, on GPUs that they do not kn
 product. The doctor would have no report then.
 """
 
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from gpt import ops as operations
-from gpt.doctor import selftest
+from gpt.doctor import process, selftest
 from gpt.errors import UserError
 
 PATIENCE = 300.0  # seconds for all products, and for compiling the kernels that they need
-COMMAND = [sys.executable, "-m", "gpt.doctor.products"]
-_ROOT = Path(__file__).parents[2]  # the folder that has the package gpt
+COMMAND = process.command("gpt.doctor.products")
 
 
 def fault(device: str, precisions: Sequence[str]) -> str:
@@ -26,10 +23,9 @@ def fault(device: str, precisions: Sequence[str]) -> str:
     Precisions that the device lacks are passed over. For example "it ends the program by SIGABRT". Wrong results, and
     errors, are left to the self-test.
     """
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     try:
         status = subprocess.run(
-            [*COMMAND, device, *precisions], env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
+            [*COMMAND, device, *precisions], env=process.environment(), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
         ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:

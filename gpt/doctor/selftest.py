@@ -41,8 +41,10 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
     "linear_backward": [
         *((*size, *layer) for size in SIZES for layer in LAYERS), *((67, 136, 16, *added) for added in ADDED)
     ],
-    "weight_gradient": [(*size, transposed, fresh) for size in SIZES for transposed, fresh in GRADIENTS],
-    "add_partials": [(7, 30), (9, 128)],
+    "weight_gradient": [
+        (*size, transposed, fresh) for size in (*SIZES, (512, 40, 72)) for transposed, fresh in GRADIENTS
+    ],  # the last ones in parts, by hipgpt's own products
+    "add_partials": [(7, 30), (9, 128), (256, 640)],
     "attention": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_backward": [(*heads, rate) for heads in HEADS for rate in RATES],
     "attention_cached": [(1, 0, 2, 32), (1, 300, 2, 64), (2, 40, 1, 80), (1, 33, 1, 96), (3, 130, 1, 128)],

@@ -85,6 +85,7 @@ def test_a_program_that_fails_or_hangs_is_a_line(monkeypatch):
     assert inventory._known(lambda: inventory._output("sleep", "5")) == "not known: sleep does not answer within 0.2 s"
     assert inventory._known(lambda: inventory._output("ls", "/nowhere")).startswith("not known: ls fails: ")
     assert inventory._known(lambda: inventory._output("no-such-program")).startswith("not known: ")
+    assert inventory._known(lambda: inventory._headline("true")) == "not known: true prints nothing"
 
 
 def test_names_of_user_home_and_host_are_left_out(monkeypatch):
@@ -116,3 +117,18 @@ def test_a_cache_is_told_with_its_size_and_whether_it_can_be_written(monkeypatch
     assert inventory._cupy_cache() == f"{tmp_path}/cache, 2 KiB, writable"
     monkeypatch.setattr(inventory.os, "access", lambda path, mode: False)
     assert inventory._cupy_cache() == f"{tmp_path}/cache, 2 KiB, not writable"
+    monkeypatch.undo()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache" / "a.cubin" / "below a file"))
+    assert inventory._cupy_cache().endswith("0 bytes, not writable")
+
+
+def test_a_cache_that_is_replaced_is_told_as_the_user_named_it(monkeypatch):
+    def gpu():
+        monkeypatch.setenv("CUPY_CACHE_DIR", "a temporary folder")
+        return {}
+
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/proc/nowhere")
+    monkeypatch.setattr(inventory, "_gpu", gpu)
+    found = inventory.inventory()
+    assert found["Caches"]["CuPy"].startswith("/proc/nowhere, 0 bytes, ")
+    assert found["Environment"]["CUPY_CACHE_DIR"] == "/proc/nowhere"

@@ -15,10 +15,10 @@ import pytest
 from gpt.ops.gpu import blas as blas_module
 from gpt.ops.gpu import products as gpu_products
 from gpt.ops.gpu.blas import FUNCTIONS, Blas, BlasError, BlasMissingError, Epilogue, Sum, load_library
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Activation, Affine
 from tests.support.blas import aligned, build
-from tests.support.instances import NotingDevice
 
 
 @pytest.fixture(params=["cuda", "rocm"])

@@ -3,6 +3,7 @@
 A stand-in for the module cupy plays the machines.
 """
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ class CompileError(Exception):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -149,15 +151,19 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("hip", [True, False])
-def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variable_that_may_hide_them(monkeypatch, hip):
+def test_if_no_gpu_is_visible_the_error_says_so_and_names_the_variables_that_may_hide_them(monkeypatch, hip):
     monkeypatch.setattr(cupy_device, "DRIVER", os.devnull)
     monkeypatch.setattr(cupy_device, "RENDERERS", os.devnull)
+    for name in cupy_device.ROCM_HIDES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "")
     machine(monkeypatch, hip=hip, count=0)
+    hiding = "HIP_VISIBLE_DEVICES ('') and CUDA_VISIBLE_DEVICES ('-1')" if hip else "CUDA_VISIBLE_DEVICES ('-1')"
     for make in (CupyDevice, CupyDevice.best):
         message = refusal(make)
-        assert "finds none" in message
+        assert f"finds none (it counts 0): unset {hiding}, which may hide it, or, for the other vendor's" in message
         assert "gpu:0" not in message
-        assert ("ROCR_VISIBLE_DEVICES" if hip else "CUDA_VISIBLE_DEVICES") in message
 
 
 CARD, INTEGRATED, OLD = {"name": b"Card"}, {"name": b"Inside", "integrated": 1}, {"name": b"Old", "major": 6}
@@ -192,16 +198,65 @@ def test_if_no_gpu_works_the_error_gives_a_reason_for_each(monkeypatch):
     assert "GPU 1 cannot be used: all devices are busy" in message
 
 
-def test_a_cache_of_cupy_that_cannot_be_written_is_replaced_for_this_run_and_named(monkeypatch, cache):
-    machine(monkeypatch)
-    assert CupyDevice().notes == []
+def importable(monkeypatch, cupy):
+    """Let `cupy` be imported for the first time. Returns a list: the folders that it will find as its cache."""
+    found = []
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                found.append(os.environ.get("CUPY_CACHE_DIR"))
+                return importlib.util.spec_from_loader(name, self)
+            return None
+
+        def create_module(self, spec):
+            return cupy
+
+        def exec_module(self, module):
+            pass
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    return found
+
+
+def test_a_cache_that_can_be_written_is_left_alone(monkeypatch, cache):
+    found = importable(monkeypatch, machine(monkeypatch))
+    device = CupyDevice()
+    assert (device.notes, device.cache, found) == ([], str(cache), [str(cache)])
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_and_named_before_cupy_sees_it(monkeypatch, cache):
+    """CuPy 14.2 makes the folder, and remembers its name, as soon as it is imported."""
     cache.rmdir()
     cache.write_text("a file in its place")
-    note = CupyDevice().notes[0]
-    assert f"CuPy's cache {cache} cannot be written (" in note
-    assert "CUPY_CACHE_DIR" in note
-    assert os.environ["CUPY_CACHE_DIR"] != str(cache)
-    assert os.path.isdir(os.environ["CUPY_CACHE_DIR"])
+    found = importable(monkeypatch, machine(monkeypatch))
+    for _ in range(2):
+        device = CupyDevice()
+        (note,) = device.notes
+        assert f"CuPy's cache {cache} cannot be written (File exists)" in note
+        assert "CUPY_CACHE_DIR" in note
+    assert found == [device.cache] == [os.environ["CUPY_CACHE_DIR"]]
+    assert os.path.isdir(device.cache)
+
+
+def test_a_cache_for_which_there_is_no_folder_at_all_is_refused(monkeypatch, cache):
+    cache.rmdir()
+    cache.write_text("a file in its place")
+    importable(monkeypatch, machine(monkeypatch))
+    monkeypatch.setattr(cupy_device.tempfile, "mkdtemp", lambda prefix: str(cache))
+    assert refusal() == (
+        f"CuPy's cache {cache} cannot be written (File exists), nor can a temporary folder (File exists): free some "
+        "space, or set CUPY_CACHE_DIR to another folder"
+    )
+
+
+def test_an_empty_name_of_the_cache_stands_for_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUPY_CACHE_DIR", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = importable(monkeypatch, machine(monkeypatch))
+    assert CupyDevice().cache == str(tmp_path / ".cupy" / "kernel_cache")
+    assert found == [None]
 
 
 @pytest.mark.parametrize("place", ["ROCM_HOME", "the loader"])
@@ -299,8 +354,8 @@ def test_each_of_two_gpus_gets_the_work_of_its_own_model_from_any_thread(monkeyp
         ([], [], "there is no {driver}, so load Linux's driver amdgpu, or give the device to this container, or, for"),
         (["kfd"], ["kfd"], "you may not open {driver}, so type sudo usermod -aG render,video $USER, and log in again"),
         (["kfd", "renderD128"], ["renderD128"], "you may not open {folder}/renderD128, so type sudo usermod"),
-        (["kfd", "renderD128"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
-        (["dxg"], [], "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES, or, for"),
+        (["kfd", "renderD128"], [], "check the driver, or, for"),
+        (["dxg"], [], "check the driver, or, for"),
     ],
 )
 def test_if_rocm_finds_no_gpu_the_device_files_tell_what_to_do(monkeypatch, tmp_path, there, closed, remedy):
@@ -310,6 +365,8 @@ def test_if_rocm_finds_no_gpu_the_device_files_tell_what_to_do(monkeypatch, tmp_
     monkeypatch.setattr(cupy_device, "WINDOWS_DRIVER", str(tmp_path / "dxg"))
     monkeypatch.setattr(cupy_device, "RENDERERS", str(tmp_path / "renderD*"))
     monkeypatch.setattr(cupy_device.os, "access", lambda path, mode: os.path.basename(path) not in closed)
+    for name in cupy_device.ROCM_HIDES:
+        monkeypatch.delenv(name, raising=False)
     machine(monkeypatch, hip=True, failure="hipErrorNoDevice: no ROCm-capable device is detected")
     expected = remedy.format(driver=tmp_path / "kfd", folder=tmp_path)
     assert f"(hipErrorNoDevice: no ROCm-capable device is detected): {expected}" in refusal()

@@ -3,14 +3,12 @@
 import pytest
 
 from gpt.ops.gpu.launch import TILE_SIDE, WIDE_SIDE, Kernels
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.targets import warp_size
-from tests.support.instances import NotingDevice
 
 
 def kernels(type="bf16", target="gfx942", multiprocessors=304):
-    device = NotingDevice(target, warp_size(target), has_bf16=True)
-    device.multiprocessors = multiprocessors
-    return Kernels(device, type)
+    return Kernels(NotingDevice(target, warp_size(target), True, multiprocessors), type)
 
 
 def side(shape, depth=256, width=8, **others):

@@ -2,12 +2,16 @@
 
 import functools
 import json
+import os
+import shutil
 import signal
 from ctypes.util import find_library
 
 import numpy as np
 import pytest
 
+from gpt import doctor
+from gpt.doctor import ahead
 from gpt.ops.cpu.operations import CpuOps
 from tests.support import rocm
 from tests.support.amd.emulator import TARGETS
@@ -191,3 +195,26 @@ def test_a_kernel_that_does_not_compile_is_one_line_with_file_and_line(simulatio
     line = refused(simulation, "broken", target=target)
     assert f"do not compile for {target}: gelu.hip:" in line
     assert "error: unknown type name 'no_such_type'" in line
+
+
+# ---- the doctor ------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_compiles_none_of_the_kernels_that_another_process_has_compiled(simulation, monkeypatch, tmp_path):
+    """What it still compiles are CuPy's own kernels, which copy and convert arrays."""
+    target, checks = "gfx1201", ["clear", "layernorm", "global_norm"]
+    cache = simulation.folder / f"cache-{target}"
+    shutil.rmtree(cache, ignore_errors=True)
+    monkeypatch.setenv("SIMULATED_CHECKS", " ".join(checks))
+    numbers = tmp_path / "numbers"
+    numbers.write_bytes(ahead.NUMBERS)
+    with numbers.open("rb") as file:
+        result = simulation.run("ahead", str(os.getpid()), "gpu", *doctor.PRECISIONS, target=target, stdin=file)
+    assert result.returncode == 0, result.stderr
+    compiled = set(cache.iterdir())
+    assert {name for name in checks if any(name.encode() in path.read_bytes() for path in compiled)} == set(checks[1:])
+    result = simulation.run("doctor", "--device", "gpu", "--json", target=target)
+    assert json.loads(result.stdout)["verdict"] == "all 6 checks passed", result.stderr
+    for path in set(cache.iterdir()) - compiled:
+        assert b"cupy_" in path.read_bytes()
+        assert not any(name.encode() in path.read_bytes() for name in checks)

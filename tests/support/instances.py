@@ -12,11 +12,10 @@ from gpt.batches import token_order
 from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from gpt.generate import MOST_PLACES
 from gpt.model import GPT, KVCache, TrainableGPT
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
-from gpt.ops.gpu.targets import has_tf32, has_wgmma
 from gpt.optim import Optimizer
-from tests.support.host_device import HostDevice
 
 # Between them these models have every head size, rows that are whole vectors and rows that are not, rows for one warp
 # and rows for several, both activations, and dropout and none.
@@ -32,36 +31,6 @@ MODELS = [
     {"embed_dim": 30, "num_heads": 2, "ff_hidden_dim": 36, "activation": "relu", "dropout": 0.1},  # 15: odd
 ]
 ADAPTED = [({"embed_dim": 768, "num_heads": 12, "ff_hidden_dim": 3072}, 16)]  # models with adapters, and their rank
-
-
-class ZeroedNumpy:
-    """NumPy whose new arrays are zeros.
-
-    No kernel writes to them. If they kept what was in memory before, arithmetic on them could overflow.
-    """
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    @staticmethod
-    def empty(shape, dtype=np.float32):
-        return np.zeros(shape, dtype)
-
-
-class NotingDevice(HostDevice):
-    """A device that remembers the kernels that it is asked for, and runs none."""
-
-    description = "a device that takes notes"
-    xp = ZeroedNumpy()
-
-    def __init__(self, target: str, warp: int, has_bf16: bool) -> None:
-        self.target, self.warp, self.has_bf16, self.has_tf32 = target, warp, has_bf16, has_tf32(target)
-        self.has_wgmma = has_wgmma(target)
-        self.instances: dict[Instance, None] = {}
-
-    def kernel(self, file, name, defines, shared_bytes=0):
-        self.instances[Instance.of(file, defines)] = None
-        return lambda grid, block, arguments: None
 
 
 def instances(target: str, warp: int, has_bf16: bool) -> list[Instance]:

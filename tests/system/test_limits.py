@@ -21,6 +21,7 @@ from gpt.export import export
 from gpt.generate import load_model
 from gpt.model import memory_bytes
 from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import COUNTERS, optimizer_bytes, optimizer_shapes
 from gpt.parameters import parameter_shapes
@@ -30,7 +31,6 @@ from gpt.system import limits
 from gpt.system.console import size
 from gpt.tokenizer import Tokenizer
 from tests.support import ROOT
-from tests.support.instances import NotingDevice
 
 MIB = 2**20
 V2 = "30 1 0:28 {root} /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"

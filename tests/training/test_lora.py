@@ -21,6 +21,7 @@ from gpt.initialization import initial_weights
 from gpt.lora import adapter_names, adapter_shapes, initial_adapters, trained_count
 from gpt.model import KVCache, TrainableGPT
 from gpt.ops.cpu.operations import CpuOps
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import Optimizer
 from gpt.parameters import OF_VOCAB, matrix_names
@@ -29,7 +30,6 @@ from gpt.run import Run
 from gpt.system.tensors import open_file
 from gpt.tokenizer import Tokenizer
 from gpt.trainer import TrainStep
-from tests.support.instances import NotingDevice
 from tests.support.pretrained import TEXT, saved_run
 from tests.support.ranks import on_ranks
 from tests.training.test_recipes import files

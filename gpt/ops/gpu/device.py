@@ -8,15 +8,16 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.errors import UserError, first_line
+from gpt.errors import UserError, first_line, shown
 from gpt.ops.gpu.blas import Blas, BlasError, BlasMissingError, file_of, load_library
 from gpt.ops.gpu.interface import Device, Kernel
 from gpt.ops.gpu.sources import Instance
@@ -29,6 +30,9 @@ CACHE_ROOM = 2**20  # bytes that CuPy's cache must have room for: all kernels of
 BLAS_WORKSPACE = 32 * 2**20  # bytes that the vendors recommend for their matrix products
 DRIVER, RENDERERS = "/dev/kfd", "/dev/dri/renderD*"  # the files that a user of ROCm must be allowed to open
 WINDOWS_DRIVER = "/dev/dxg"  # in DRIVER's place in a Linux inside of Windows
+# Variables that may hide GPUs: they name those that a program sees. ROCm heeds CUDA's, too.
+CUDA_HIDES = ("CUDA_VISIBLE_DEVICES",)
+ROCM_HIDES = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", *CUDA_HIDES)
 # Beginnings of the names of environment variables that change the results of hipBLASLt
 BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 
@@ -36,6 +40,8 @@ BLAS_SETTINGS = ("HSA_OVERRIDE_GFX_VERSION", "HIPBLASLT_", "TENSILE_")
 ROCM_PACKAGES = {
     "amdhip64": "hip-runtime-amd", "hiprtc": "hip-runtime-amd", "roctracer64": "roctracer", "roctx64": "roctracer",
 }  # fmt: skip
+
+_replaced: dict[str, str] = {}  # temporary folder → the note that says which cache of CuPy's it replaces, and why
 
 
 class CupyDevice(Device):
@@ -101,8 +107,8 @@ class CupyDevice(Device):
         self.multiprocessors = properties["multiProcessorCount"]
         self.has_bf16, self.has_tf32 = has_bf16(self.target), has_tf32(self.target)
         self.has_wgmma = has_wgmma(self.target)
-        self.notes = []
-        self._check_cache()
+        self.cache = _cache()
+        self.notes = [_replaced[self.cache]] if self.cache in _replaced else []
         self.timeline = CupyTimeline(cupy)
         self.blas, self.blas_card = None, ""
         if self.blas_choice != "own":
@@ -115,21 +121,6 @@ class CupyDevice(Device):
         self._options: tuple[str, ...] = ("-std=c++17",)
         if self.has_wgmma:  # CuPy does not ask for it
             self._options += ("-arch=sm_90a",)
-
-    def _check_cache(self) -> None:
-        """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own."""
-        self.cache = cache = os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
-        try:
-            os.makedirs(cache, exist_ok=True)
-            with tempfile.TemporaryFile(dir=cache) as file:
-                file.write(bytes(CACHE_ROOM))
-        except OSError as error:
-            self.notes.append(
-                f"Note: CuPy's cache {cache} cannot be written ({error.strerror}), so every start compiles the kernels "
-                "anew; free some space, or set CUPY_CACHE_DIR to another folder"
-            )
-            os.environ["CUPY_CACHE_DIR"] = self.cache = tempfile.mkdtemp(prefix="hipgpt-kernels-")
-            atexit.register(shutil.rmtree, self.cache, ignore_errors=True)
 
     def _load_blas(self, kind: str, properties: Mapping[str, Any]) -> None:
         """Start the vendor's library, but on ROCm not if that has ended a program, unless the user insists on it."""
@@ -275,7 +266,7 @@ def _count(cupy: Any) -> int:
         reason = first_line(error)
     raise UserError(
         f"the CuPy here is for {_vendor(cupy)} GPUs and finds none ({reason}): "
-        f"{_remedy_on_rocm() if runtime.is_hip else 'check the driver and CUDA_VISIBLE_DEVICES'}, or, for "
+        f"{_remedy_on_rocm() if runtime.is_hip else _remedy_for_hidden_gpus(CUDA_HIDES)}, or, for "
         f"the other vendor's GPU, pip uninstall it and {install_advice()}"
     )
 
@@ -287,7 +278,13 @@ def _remedy_on_rocm() -> str:
     for file in (DRIVER, *sorted(glob.glob(RENDERERS))):
         if os.path.exists(file) and not os.access(file, os.R_OK | os.W_OK):
             return f"you may not open {file}, so type sudo usermod -aG render,video $USER, and log in again"
-    return "check the driver and HIP_VISIBLE_DEVICES and ROCR_VISIBLE_DEVICES"
+    return _remedy_for_hidden_gpus(ROCM_HIDES)
+
+
+def _remedy_for_hidden_gpus(variables: Sequence[str]) -> str:
+    """What to do if these variables, as far as they are set, or the driver may be why no GPU is found."""
+    hiding = [f"{name} ({shown(os.environ[name])})" for name in variables if name in os.environ]
+    return f"unset {' and '.join(hiding)}, which may hide it" if hiding else "check the driver"
 
 
 def _said(passed_over: Mapping[int, str]) -> str:
@@ -307,6 +304,8 @@ def install_advice() -> str:
 
 def import_cupy() -> Any:
     """CuPy. Raises UserError, with what to install, if it is missing or does not load."""
+    if "cupy" not in sys.modules:
+        _prepare_cache()
     try:
         import cupy
 
@@ -323,6 +322,44 @@ def import_cupy() -> Any:
             f"GPU or version, pip uninstall it and {install_advice()}"
         ) from None
     return cupy
+
+
+def _prepare_cache() -> None:
+    """Let CuPy keep compiled kernels in a temporary folder if it cannot write to its own.
+
+    CuPy makes the folder, and remembers its name, as soon as it is imported. Raises UserError if no folder can be
+    written to.
+    """
+    if os.environ.get("CUPY_CACHE_DIR") == "":  # CuPy would take it for the name of a folder
+        del os.environ["CUPY_CACHE_DIR"]
+    cache = _cache()
+    try:
+        _try_cache(cache)
+    except OSError as error:
+        reason = f"CuPy's cache {cache} cannot be written ({error.strerror})"
+    else:
+        return
+    remedy = "free some space, or set CUPY_CACHE_DIR to another folder"
+    try:
+        temporary = tempfile.mkdtemp(prefix="hipgpt-kernels-")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        _try_cache(temporary)
+    except OSError as error:
+        raise UserError(f"{reason}, nor can a temporary folder ({error.strerror}): {remedy}") from None
+    os.environ["CUPY_CACHE_DIR"] = temporary
+    _replaced[temporary] = f"Note: {reason}, so every start compiles the kernels anew; {remedy}"
+
+
+def _try_cache(folder: str) -> None:
+    """Raises OSError if kernels cannot be written to the folder. Makes it if it is missing."""
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(CACHE_ROOM))
+
+
+def _cache() -> str:
+    """CuPy's folder of compiled kernels."""
+    return os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache")
 
 
 def _remedy_for_a_library(file: str, name: str) -> str:

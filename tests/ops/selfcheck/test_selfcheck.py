@@ -9,10 +9,10 @@ from gpt.batches import token_order
 from gpt.config import OPTIMIZERS, ModelConfig, TrainConfig
 from gpt.model import TrainableGPT
 from gpt.ops.gpu import selfcheck
+from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import Optimizer, stacks_here
 from tests.ops.selfcheck.card import ADDED, BATCH, BIAS, DGELU, GELU, MODEL, PLAIN, Card, checked, let
-from tests.support.instances import NotingDevice
 
 # ---- what is found ---------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from tests.support import ROOT
 from tests.support.amd import emulator
@@ -58,7 +59,7 @@ class Simulation:
 
     def run(
         self, program: str, *arguments: str, target: str, gpus: int = 1, hipcc: bool = True, hipblaslt: str = "",
-        without: str = "",
+        without: str = "", stdin: IO[bytes] | None = None,
     ) -> subprocess.CompletedProcess:  # fmt: skip
         """Run `main` of tests/support/rocm/`program`.py on a machine with `gpus` GPUs of the kind `target`.
 
@@ -82,7 +83,9 @@ class Simulation:
             "SIMULATED_HIPBLASLT": hipblaslt,
         }
         command = [self._python, "-m", "tests.support.rocm", program, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=900, check=False, stdin=stdin
+        )
 
     def _packages(self) -> Path:
         """The folder of the packages of HIPGPT_ROCM_PYTHON."""

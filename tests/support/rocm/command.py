@@ -3,9 +3,10 @@
 import sys
 
 from gpt.cli import main as hipgpt
-from gpt.doctor import products
+from gpt.doctor import ahead, products
 
 
 def main(*arguments: str) -> None:
-    products.COMMAND = [sys.executable, "-m", "tests.support.rocm", "products"]  # the doctor's other process
+    for module in (ahead, products):  # the doctor's other processes
+        module.COMMAND = [sys.executable, "-m", "tests.support.rocm", module.__name__.rpartition(".")[2]]
     hipgpt(arguments)

@@ -17,6 +17,9 @@ TARGET = os.environ["SIMULATED_TARGET"]
 # Definitions that are built into hiprtc, and that clang lacks without HIP's headers.
 KEYWORDS = [f"-D__{word}__=__attribute__(({word}))" for word in ("global", "device", "shared", "constant")]
 KEYWORDS += ["-D__HIPCC_RTC__=1"]
+# Without it clang makes a symbol of the paths of its files, which are random, and CuPy would never find a kernel in its
+# cache. ROCm's compiler makes it of the source (getStableCUID in amd/comgr/src/comgr-compiler.cpp).
+KEYWORDS += ["-fuse-cuid=none"]
 
 launches: Counter[str] = Counter()  # {name of a kernel: how often it was launched}
 
