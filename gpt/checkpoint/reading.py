@@ -132,5 +132,6 @@ def read(run: Run, config_path: Path, weights_path: Path | None = None) -> Check
     path, described = weights_path or named, config["checkpoint"]
     return Checkpoint(
         run, described["step"], model_config, train_config, path, described.get("val_loss"),
-        described.get("imported", False), opened(path, trained_layout(model_config, train_config)),
+        described.get("imported", False), described.get("source"),
+        opened(path, trained_layout(model_config, train_config)),
     )  # fmt: skip
