@@ -102,7 +102,8 @@ def parsed(text: str) -> list[Message]:
 def messages_of(values: object) -> list[Message]:
     """The messages in a list of objects with `role` and `content`, as OpenAI's interface has them.
 
-    One of the assistant's may have a `weight` of 0, and is then not learned.
+    One of the assistant's may have a `weight` of 0, and is then not learned. A content may be a list with one part,
+    which has a text, as clients send it that know pictures too.
 
     Raises ValueError, with what follows "the conversation" in a message, if they are anything else, if there are none,
     or if a content has a marker or `<|endoftext|>` in it, which would end the message.
@@ -126,6 +127,9 @@ def _message(number: int, value: object) -> Message:
         raise ValueError(f"has the weight {shown(weight)} in message {number}, but must have 0 or 1")
     if value.get("tool_calls"):
         raise ValueError(f"has tool calls in message {number}, which hipgpt does not do")
+    match content:
+        case [{"type": "text", "text": text}]:
+            content = text
     return Message(role, plain_content(content, f"the content of message {number}"), weight != 0)
 
 

@@ -52,7 +52,7 @@ def test_a_text_that_begins_with_no_marker_is_no_conversation(text):
         ([{"role": ["user"], "content": "a"}], "has the role ['user'] in message 1"),
         ([{"role": "user", "content": None}], "has null as the content of message 1, but must have text"),
         (
-            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
             "as the content of message 1, but must have text",
         ),
         ([{"role": "user", "content": "a<|user|>"}], "has <|user|> in the content of message 1, which would end it"),
@@ -65,6 +65,16 @@ def test_a_text_that_begins_with_no_marker_is_no_conversation(text):
 def test_values_that_are_no_messages_are_refused(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         messages_of(values)
+
+
+def test_a_content_may_be_a_list_with_one_text():
+    """As OpenAI's clients and datasets have it, in parquet with the fields of pictures."""
+    parts = [{"type": "text", "text": "a", "image_url": None}]
+    assert messages_of([{"role": "user", "content": parts}]) == [Message("user", "a")]
+    with pytest.raises(ValueError, match="as the content of message 1, but must have text"):
+        messages_of([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a"}}]}])
+    with pytest.raises(ValueError, match="has null as the content of message 1, but must have text"):
+        messages_of([{"role": "user", "content": [{"type": "text", "text": None}]}])
 
 
 def test_a_message_of_the_assistants_with_a_weight_of_0_is_not_learned():
