@@ -3,6 +3,7 @@
 import doctest
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -389,6 +390,22 @@ def test_a_model_is_tuned_on_conversations_and_its_vocabulary_grows(hipgpt, tmp_
     refused = hipgpt("train", "--ckpt", "checkpoints/base/latest_checkpoint.safetensors", "--data-path", "chat.jsonl",
                      "--run-name", "other", "--steps", 1, "--device", "cpu", status=2).stderr  # fmt: skip
     assert "begin a new run with --from" in refused
+
+
+def test_a_step_without_a_token_to_learn_has_no_loss(hipgpt, tmp_path):
+    """Each step reads 16 tokens, and a question has 200."""
+    line = {"prompt": "why? " * 40, "completion": "so"}
+    (tmp_path / "chat.jsonl").write_text(lines(*[line] * 20))
+    out = hipgpt(
+        "train", "--data-path", "chat.jsonl", "--run-name", "r", "--tokenizer", "byte", "--vocab-size", 264,
+        "--steps", 20, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2, "--device", "cpu",
+        "--log-every", 1, "--sampling", "sequential", "--eval-every", 0,
+    ).stdout  # fmt: skip
+    without = [int(step) for step in re.findall(r"\[Step (\d+)\] No loss: its texts have nothing that the assist", out)]
+    logged = [json.loads(text) for text in (tmp_path / "checkpoints/r/metrics.jsonl").read_text().splitlines()]
+    assert sorted(without + [each["step"] for each in logged]) == list(range(1, 21))
+    assert all(each["loss"] > 1 for each in logged)
+    assert len(without) > len(logged) > 0
 
 
 def test_the_embedding_of_a_new_token_is_the_mean_of_its_pieces_or_of_all_if_it_has_none():
