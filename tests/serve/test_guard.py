@@ -97,7 +97,8 @@ def test_a_connection_on_which_no_request_comes_is_closed_and_one_with_a_request
         answered.sendall(HEAD + b"{}")
         said = b""
         while b"}}" not in said:  # the end of the answer; what the others have sent was read before
-            said += answered.recv(1 << 16)
+            assert (part := answered.recv(1 << 16))
+            said += part
         assert said.count(b" 400 Bad Request") == 1
         answered.sendall(HEAD[:20])  # the head of the next one
         monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
