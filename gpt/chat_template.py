@@ -7,6 +7,9 @@ behind each of them. So it also learns to stop. What others say is read, but not
     text     <|system|>Be brief.<|user|>What is 2 + 2?<|assistant|>4<|user|>And 3 + 3?<|assistant|>6<|endoftext|>
     learned                                                        4<|user|>                       6<|endoftext|>
 
+A message of the assistant's that is not to be learned, such as one of a prompt, has a sign in the text that is encoded:
+the marker of the system right behind the assistant's. `Learned` takes it away again, so no model reads it.
+
 The markers are special tokens of the tokenizer. A run whose tokenizer has all three of them uses this template
 (`is_used_by`). They get there by themselves: a tokenizer that is learned from conversations has them, and one that is
 given, or that a model brings along, gets them behind its own tokens.
@@ -16,7 +19,7 @@ To let a model answer, give it `rendered(messages, answer=True)`, and let it wri
 >>> rendered([Message("user", "What is 2 + 2?")], answer=True)
 '<|user|>What is 2 + 2?<|assistant|>'
 >>> parsed("<|user|>What is 2 + 2?<|assistant|>4<|endoftext|>")
-[Message(role='user', content='What is 2 + 2?'), Message(role='assistant', content='4')]
+[Message(role='user', content='What is 2 + 2?', learned=True), Message(role='assistant', content='4', learned=True)]
 """
 
 import re
@@ -50,16 +53,35 @@ _ROLE_OF = {marker: role for role, marker in MARKERS.items()}
 
 
 class Message(NamedTuple):
-    """What one of ROLES says in a conversation."""
+    """What one of ROLES says in a conversation. What the assistant says is learned, or only read."""
 
     role: str
     content: str
+    learned: bool = True
 
 
 def rendered(messages: Iterable[Message], answer: bool = False) -> str:
     """The text of a conversation, without an end. With `answer`, the assistant's next message begins behind it."""
-    text = "".join(f"{MARKERS[role]}{content}" for role, content in messages)
+    text = "".join(f"{MARKERS[role]}{content}" for role, content, _ in messages)
     return text + MARKERS[ASSISTANT] if answer else text
+
+
+def signed(messages: Iterable[Message]) -> str:
+    """The same with the sign in each message of the assistant's that is not learned. Only `Learned` may read it.
+
+    >>> signed([Message("user", "Hi"), Message("assistant", "Hello", learned=False)])
+    '<|user|>Hi<|assistant|><|system|>Hello'
+    """
+    return rendered(
+        message if message.learned or message.role != ASSISTANT else
+        message._replace(content=MARKERS[SYSTEM] + message.content)
+        for message in messages
+    )  # fmt: skip
+
+
+def without_signs(text: str) -> str:
+    """The text of `signed` as that of `rendered`, for a tokenizer without markers."""
+    return text.replace(MARKERS[ASSISTANT] + MARKERS[SYSTEM], MARKERS[ASSISTANT])
 
 
 def parsed(text: str) -> list[Message]:
@@ -80,11 +102,14 @@ def parsed(text: str) -> list[Message]:
 def messages_of(values: object) -> list[Message]:
     """The messages in a list of objects with `role` and `content`, as OpenAI's interface has them.
 
+    One of the assistant's may have a `weight` of 0, and is then not learned. A content may be a list with one part,
+    which has a text, as clients send it that know pictures too.
+
     Raises ValueError, with what follows "the conversation" in a message, if they are anything else, if there are none,
     or if a content has a marker or `<|endoftext|>` in it, which would end the message.
 
-    >>> messages_of([{"role": "user", "content": "Hello"}])
-    [Message(role='user', content='Hello')]
+    >>> messages_of([{"role": "assistant", "content": "Hello", "weight": 0}])
+    [Message(role='assistant', content='Hello', learned=False)]
     """
     if not isinstance(values, list) or not values:
         raise ValueError(f"is {shown(values)}, but must be a list of messages")
@@ -97,11 +122,15 @@ def _message(number: int, value: object) -> Message:
     role, content = value["role"], value["content"]
     if role not in ROLES:
         raise ValueError(f"has the role {shown(role)} in message {number}, but must have one of {', '.join(ROLES)}")
-    if role == ASSISTANT and value.get("weight") not in (None, 1):  # the others are not learned, whatever they weigh
-        raise ValueError(f"has the weight {shown(value['weight'])} in message {number}, which hipgpt does not do")
+    weight = value.get("weight")
+    if role == ASSISTANT and weight not in (None, 0, 1):  # the others are not learned, whatever they weigh
+        raise ValueError(f"has the weight {shown(weight)} in message {number}, but must have 0 or 1")
     if value.get("tool_calls"):
         raise ValueError(f"has tool calls in message {number}, which hipgpt does not do")
-    return Message(role, plain_content(content, f"the content of message {number}"))
+    match content:
+        case [{"type": "text", "text": text}]:
+            content = text
+    return Message(role, plain_content(content, f"the content of message {number}"), weight != 0)
 
 
 def plain_content(content: Any, where: str) -> str:
@@ -142,20 +171,24 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int]:
 class Learned:
     """Tells which tokens of a text a model shall learn. The text's ids come in blocks, one after the other.
 
-    These are the tokens of the assistant's messages, and the marker or mark behind each. A document that does not begin
-    with a marker is no conversation: all of its tokens are learned.
+    These are the tokens of the assistant's messages, and the marker or mark behind each, except those of messages with
+    the sign of `signed`, which is taken out of the ids. A document that does not begin with a marker is no
+    conversation: all of its tokens are learned.
 
     Example: with 0 as the mark that ends a text, and 1, 2 and 3 as the markers of the system, the user and the
-    assistant, the conversation 2 7 8 3 9 0 and the document 7 8 0.
+    assistant, the conversation 2 7 8 3 9 0, the document 7 8 0, and a conversation whose first answer is not learned.
 
     >>> learned = Learned([1, 2, 3], end=0)
-    >>> learned(np.array([2, 7, 8, 3, 9])).tolist(), learned(np.array([0, 7, 8, 0])).tolist()
-    ([0, 0, 0, 0, 1], [1, 1, 1, 1])
+    >>> for block in ([2, 7, 8, 3, 9], [0, 7, 8, 0], [2, 7, 3, 1, 8, 2, 7, 3, 9, 0]):
+    ...     print(*map(np.ndarray.tolist, learned(np.array(block))))
+    [2, 7, 8, 3, 9] [0, 0, 0, 0, 1]
+    [0, 7, 8, 0] [1, 1, 1, 1]
+    [2, 7, 3, 8, 2, 7, 3, 9, 0] [0, 0, 0, 0, 0, 0, 0, 1, 1]
     """
 
     def __init__(self, markers: Iterable[int], end: int) -> None:
-        *_, self._assistant = self._markers = tuple(markers)
-        self._end = self._last = end  # `_last` is the last marker or mark so far
+        self._system, *_, self._assistant = self._markers = tuple(markers)
+        self._end = self._last = self._before = end  # `_last` is the last marker or mark so far, `_before` the last id
 
     @classmethod
     def by(cls, tokenizer: Tokenizer) -> "Learned":
@@ -164,12 +197,15 @@ class Learned:
             raise ValueError("the tokenizer has no token that ends a text")
         return cls(_ids(tokenizer).values(), tokenizer.end_of_text)
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """1 for each of the next ids (integers [n]) that is learned, else 0: uint8 [n]."""
+    def __call__(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The next ids (integers [n]) without the signs, [m], and 1 for each of these that is learned, uint8 [m]."""
+        behind = np.concatenate([[self._before], ids])  # id number i stands behind number i of these
+        is_sign = (ids == self._system) & (behind[:-1] == self._assistant)
+        self._before = int(behind[-1])
         (places,) = np.isin(ids, (*self._markers, self._end)).nonzero()
         marks = np.concatenate([[self._last], ids[places]])  # the last one before this block, and those in it
         before = np.repeat(marks, np.diff(places, prepend=-1, append=len(ids) - 1))  # the last one before each id
         self._last = int(marks[-1])
         begins = (before == self._end) & np.isin(ids, self._markers)  # the first marker of a conversation
-        found: np.ndarray = ((before == self._assistant) | (before == self._end) & ~begins).astype(np.uint8)
-        return found
+        found = ((before == self._assistant) | (before == self._end) & ~begins).astype(np.uint8)
+        return ids[~is_sign], found[~is_sign]

@@ -1,5 +1,6 @@
 """Trained models, whoever trained them: those of runs, and those in Hugging Face directories."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,14 @@ class Pretrained(NamedTuple):
     """A trained model: its shape, its weights, each read when it is asked for, and its tokenizer.
 
     `name` is for messages. The weights are float32, with the names, order and shapes of `parameter_shapes`.
+    `directory` is the one of Hugging Face's that has the model, or had it when it was imported, if there is one.
     """
 
     name: str
     config: ModelConfig
     weights: Mapping[str, np.ndarray]
     tokenizer: Tokenizer
+    directory: str | None = None
 
     def cut(self, positions: int) -> "Pretrained":
         """The same model with the first `positions` positions alone: it computes the same on texts of that length."""
@@ -116,14 +119,15 @@ def find(source: str, root: Path) -> Pretrained:
 
 def of_directory(path: Path) -> Pretrained:
     """The model in a Hugging Face directory. Raises UserError as `huggingface.read_directory` does."""
-    return Pretrained(str(path), *huggingface.read_directory(path))
+    directory = os.path.abspath(path if path.is_dir() else path.parent)
+    return Pretrained(str(path), *huggingface.read_directory(path), directory)
 
 
 def _of_checkpoint(found: Checkpoint) -> Pretrained:
     tokenizer = Tokenizer.load(found.run.tokenizer_path)
     found.model_config.check_tokenizer(found.run.tokenizer_path, tokenizer.vocab_size)
     step = "imported" if found.imported else f"step {found.step}"
-    return Pretrained(f"{found.run.path}, {step}", found.model_config, found.weights(), tokenizer)
+    return Pretrained(f"{found.run.path}, {step}", found.model_config, found.weights(), tokenizer, found.source)
 
 
 def import_into(run: Run, source: Path, report: Callable[[str], object] = lambda line: None) -> Checkpoint:
@@ -144,4 +148,4 @@ def import_into(run: Run, source: Path, report: Callable[[str], object] = lambda
                 f"Note: {len(unused)} of the model's {found.config.vocab_size:,} embeddings have no token in {source}: "
                 f"they get special tokens, from {unused[0]} on"
             )
-        return checkpoint.save_imported(run, found.config, found.weights, found.tokenizer)
+        return checkpoint.save_imported(run, found.config, found.weights, found.tokenizer, str(found.directory))

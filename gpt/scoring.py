@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt import provenance
-from gpt.chat_template import Learned, is_used_by
+from gpt.chat_template import Learned, is_used_by, without_signs
 from gpt.checkpoint import Checkpoint
 from gpt.corpus import Sources
 from gpt.encode import end_mark
@@ -35,6 +35,8 @@ BATCH = 8  # windows that go through the model at a time
 _IDS_AT_ONCE = 1 << 20  # ids of tokens.bin that are read at a time
 
 Advance = Callable[..., None]  # takes the bytes or tokens done so far, and `total`, the number of all of them
+Counts = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Takes the next ids of a text. Returns those that a model reads, and 1 or 0 for each: whether it counts. `Learned`."""
 
 
 class Windows(NamedTuple):
@@ -61,12 +63,12 @@ class Score(NamedTuple):
 
 
 def rolling_windows(
-    blocks: Iterable[np.ndarray], seq: int, first: int | None, learned: Learned | None = None
+    blocks: Iterable[np.ndarray], seq: int, first: int | None, counts: Counts | None = None
 ) -> Iterator[Windows]:
     """The windows of a text whose ids come in blocks, integers [n] each; see the top of this file.
 
     `first` is the id that the model reads before the text. If it is None, the text's first token is not predicted.
-    Labels of tokens that are not `learned` are -1.
+    Labels of tokens that do not count are -1.
 
     Example:
 
@@ -79,8 +81,10 @@ def rolling_windows(
     stream = wanted = np.array([] if first is None else [first], np.int32)  # the ids, and the same as labels
     start = 0  # of the next window in `stream`, which keeps up to `seq` ids before it
     for block in blocks:
-        ids = block.astype(np.int32)
-        labels = ids if learned is None else np.where(learned(ids), ids, -1).astype(np.int32)
+        ids = labels = block.astype(np.int32)
+        if counts is not None:
+            ids, counted = counts(ids)
+            labels = np.where(counted, ids, -1).astype(np.int32)
         before = max(0, start - seq)
         stream, wanted = np.concatenate([stream[before:], ids]), np.concatenate([wanted[before:], labels])
         start = min(start, seq)
@@ -94,24 +98,26 @@ def rolling_windows(
         yield Windows(stream[None, begin:-1], wanted[None, begin + 1 :], left)
 
 
-def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray]) -> Score:
+def counts_of(tokenizer: Tokenizer) -> Counts | None:
+    """What counts in a text: in conversations, the tokens that a model learns (gpt/chat_template.py). None: all."""
+    return Learned.by(tokenizer) if is_used_by(tokenizer) and tokenizer.end_of_text is not None else None
+
+
+def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray], counts: Counts | None = None) -> Score:
     """The score of a model, made for BATCH sequences, on a text whose ids come in blocks (integers [n] each).
 
-    In conversations, the tokens that a model learns are the ones that are scored (gpt/chat_template.py). Raises
-    UserError if the text has no token to predict.
+    Without `counts`, all tokens count. Raises UserError if the text has no token to predict.
     """
     lengths, ops = tokenizer.byte_lengths(), model.ops
     sums, tokens, text_bytes = np.zeros(2), 0, 0
-    end = tokenizer.end_of_text
-    learned = Learned.by(tokenizer) if is_used_by(tokenizer) and end is not None else None
-    for windows in rolling_windows(blocks, model.config.max_seq_len, end, learned):
+    for windows in rolling_windows(blocks, model.config.max_seq_len, tokenizer.end_of_text, counts):
         for first in range(0, len(windows.ids), BATCH):
             ids, labels = (each[first : first + BATCH] for each in windows[:2])
             found = model.token_losses(ops.from_host(ids), ops.from_host(labels))
             predicted = labels[:, -windows.scored :]
-            counts = predicted >= 0
-            sums += [each[:, -windows.scored :].sum(dtype=np.float64, where=counts) for each in found]
-            predicted = predicted[counts]
+            scored = predicted >= 0
+            sums += [each[:, -windows.scored :].sum(dtype=np.float64, where=scored) for each in found]
+            predicted = predicted[scored]
             tokens += predicted.size
             text_bytes += int(lengths[predicted].sum())
     if not tokens:
@@ -120,8 +126,11 @@ def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray]) -> Sco
 
 
 def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance) -> Iterator[np.ndarray]:
-    """The ids of a text, block by block. Raises UserError if it cannot be read, as `Sources.blocks` does."""
-    done = 0
+    """The ids of a text, block by block, for the `counts_of` the tokenizer.
+
+    Raises UserError if it cannot be read, as `Sources.blocks` does.
+    """
+    done, as_text = 0, not is_used_by(tokenizer) and text.with_conversations
 
     def count(data: bytes) -> None:
         nonlocal done
@@ -129,14 +138,14 @@ def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance) -> Iterator[np
 
     def blocks() -> Iterator[str]:
         for block in text.blocks(watch=count, mark=end_mark(text, tokenizer)):
-            yield block
+            yield without_signs(block) if as_text else block
             advance(done, total=text.size)
 
     return tokenizer.encode_blocks(blocks())
 
 
-def held_out_ids(saved: Checkpoint, advance: Advance) -> Iterator[np.ndarray]:
-    """The ids of the text that a run held out, block by block.
+def held_out(saved: Checkpoint, advance: Advance) -> tuple[Iterator[np.ndarray], Counts | None]:
+    """The ids of the text that a run held out, block by block, and which of them count.
 
     Raises UserError if there are none, or if they are not those that the run was trained beside.
     """
@@ -155,4 +164,13 @@ def held_out_ids(saved: Checkpoint, advance: Advance) -> Iterator[np.ndarray]:
             yield tokens[start:end]
             advance(end - begin, total=len(tokens) - begin)
 
-    return blocks()
+    if (counted := provenance.counted_of(run, info)) is None:
+        return blocks(), None
+    place = begin
+
+    def counts(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal place
+        place += len(ids)
+        return ids, counted[place - len(ids) : place]
+
+    return blocks(), counts

@@ -20,7 +20,13 @@ from gpt.system.tensors import DTYPES, Layout, TensorFile, open_tensors
 CONFIG_SCHEMA: Schema = {
     "model": schema_of(ModelConfig),
     "training": schema_of(TrainConfig),
-    "checkpoint": {"latest": PATH, "step": COUNT, "val_loss": optional(NUMBER), "imported": optional(TRUTH)},
+    "checkpoint": {
+        "latest": PATH,
+        "step": COUNT,
+        "val_loss": optional(NUMBER),
+        "imported": optional(TRUTH),
+        "source": optional(PATH),
+    },
 }
 ADVICE = "restore it, or name another checkpoint"
 _MOST_STEPS = 2**53  # limit for a counter, because float64 holds larger integers inexactly
@@ -37,6 +43,7 @@ class Checkpoint:
     path: Path  # the weights file
     val_loss: float | None = None  # for a best checkpoint only
     imported: bool = False  # True if another program trained the weights; then there is no optimizer's state
+    source: str | None = None  # the directory that they were imported from
     # The open weights file. It is open from the start, so that a reader keeps it even if a trainer prunes it.
     _trained: TensorFile | None = field(default=None, repr=False, compare=False)
 
@@ -77,7 +84,7 @@ def opened(path: Path, layout: Layout) -> TensorFile:
 
 
 def config_text(
-    run: Run, step: int, model_config: ModelConfig, train_config: TrainConfig, weights_path: Path, **more: float
+    run: Run, step: int, model_config: ModelConfig, train_config: TrainConfig, weights_path: Path, **more: float | str
 ) -> str:
     """The text of a config file, with `more` keys in its section "checkpoint"."""
     sections = {

@@ -54,6 +54,7 @@ def find(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         fault = "is a directory" if path.is_dir() else "does not exist"
         raise UserError(f"--ckpt {given} {fault}: name a checkpoint's weights, its config or a latest_* link in a run")
+    _raise_if_foreign(run)
     if path.suffix == ".json":
         return read(run, path)
     links = {run.latest_weights_path: run.latest_config_path, run.best_weights_path: run.best_config_path}
@@ -114,7 +115,17 @@ def _load(run: Run, step: int | None, best: bool) -> Checkpoint:
             f"{run.path} was stopped before its first checkpoint and has only its best weights: use them with --best, "
             "or train the run anew without --resume"
         )
+    _raise_if_foreign(run)
     raise UserError(f"{run.path} has no checkpoint yet: train it first, without --resume")
+
+
+def _raise_if_foreign(run: Run) -> None:
+    """Raise UserError if a directory has a model of Hugging Face's and no checkpoint."""
+    if (run.path / "config.json").exists() and not run.steps():
+        raise UserError(
+            f"{run.path} has a model of Hugging Face's, not a checkpoint: make a run of it with `hipgpt import "
+            f"{run.path} --run-name NAME`"
+        )
 
 
 def read(run: Run, config_path: Path, weights_path: Path | None = None) -> Checkpoint:
@@ -132,5 +143,6 @@ def read(run: Run, config_path: Path, weights_path: Path | None = None) -> Check
     path, described = weights_path or named, config["checkpoint"]
     return Checkpoint(
         run, described["step"], model_config, train_config, path, described.get("val_loss"),
-        described.get("imported", False), opened(path, trained_layout(model_config, train_config)),
+        described.get("imported", False), described.get("source"),
+        opened(path, trained_layout(model_config, train_config)),
     )  # fmt: skip

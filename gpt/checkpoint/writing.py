@@ -81,10 +81,11 @@ def save_base(run: Run, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def save_imported(
-    run: Run, model_config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer
+    run: Run, model_config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer, source: str
 ) -> Checkpoint:
     """Make a new run of weights that another program trained: a checkpoint of step 0, and its tokenizer.
 
+    `source` is the directory that they are from.
     `weights` are float32 and named as in `parameter_shapes`; they are asked for one at a time. The files are made in a
     directory of their own, and one rename lets all of them take their places. The caller holds `run.lock()`.
 
@@ -92,7 +93,7 @@ def save_imported(
     """
     staged, weights_path = run.staged_path, run.path / f"{run.name}_step0{WEIGHTS}"
     config_path, train_config = run.path / f"{run.name}_step0{CONFIG}", TrainConfig()
-    config = config_text(run, 0, model_config, train_config, weights_path, imported=True)
+    config = config_text(run, 0, model_config, train_config, weights_path, imported=True, source=source)
     remove(staged)
     try:
         with cannot(f"save {weights_path}", even_if_missing=True):
@@ -104,7 +105,7 @@ def save_imported(
             _point_latest_at(run, weights_path, config_path)
     finally:
         remove(staged)
-    return Checkpoint(run, 0, model_config, train_config, weights_path, imported=True)
+    return Checkpoint(run, 0, model_config, train_config, weights_path, imported=True, source=source)
 
 
 def finish(latest: Checkpoint) -> None:

@@ -83,10 +83,11 @@ def evaluate_model(
             said = f"HellaSwag: {result.questions:,} questions\n{result}"
         else:
             if text is None:
-                name, blocks = "held out", scoring.held_out_ids(saved, advance)
+                name, (blocks, counts) = "held out", scoring.held_out(saved, advance)
             else:
                 name, blocks = text.sources.name, scoring.ids_of(text.sources, tokenizer, advance)
-            score = scoring.score(model, tokenizer, blocks)
+                counts = scoring.counts_of(tokenizer)
+            score = scoring.score(model, tokenizer, blocks, counts)
             found |= {"text": name, **score.to_json()}
             said = f"Text: {name}, {score.tokens:,} tokens, {score.text_bytes:,} bytes\n{score.metrics}"
     if tokenizer.lost:

@@ -9,17 +9,20 @@ TRL (twice) and Alpaca. Its other fields are passed over:
     {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "completion": [{"role": "assistant", "content": "4"}]}
     {"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"}
 
+A model learns what the assistant says, except in a prompt, and in a message of OpenAI's that has the `weight` 0.
 The text of a field `system` becomes the first message. A record with a `history` is refused, because what was said
 before would be lost. A row of a parquet file has these fields as columns. A field that is null is not there. A file is
 read so if its first record, or its columns, have one of the fields with which a form begins and no field `text`.
 """
 
-import hashlib
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpt.chat_template import ASSISTANT, SYSTEM, USER, Learned, Message, messages_of, plain_content, rendered
+import numpy as np
+
+from gpt.chat_template import ASSISTANT, SYSTEM, USER, Learned, Message, messages_of, plain_content, signed
 from gpt.errors import naming
 from gpt.tokenizer import Tokenizer
 from gpt.tokens import Tokens
@@ -45,7 +48,9 @@ def are_among(names: Container[str], usual_field: str) -> bool:
 
 
 def text_of(record: Mapping[str, Any]) -> str:
-    """The text of a conversation. Raises ValueError with what follows the record's number in a message, if it is none.
+    """The text of a conversation, with the signs of `signed`, which `write_counted` takes away.
+
+    Raises ValueError with what follows the record's number in a message, if it is none.
 
     >>> text_of({"prompt": "What is 2 + 2?", "completion": "4"})
     '<|user|>What is 2 + 2?<|assistant|>4'
@@ -56,9 +61,12 @@ def text_of(record: Mapping[str, Any]) -> str:
         messages = _messages({field: record[field] for field in FIELDS if record.get(field) is not None})
     except ValueError as error:
         raise ValueError(f": the conversation {error}") from None
-    if not any(message.role == ASSISTANT for message in messages):
-        raise ValueError(": the conversation has no message of the assistant, so there is nothing to learn")
-    return rendered(messages)
+    if not any(message.role == ASSISTANT and message.learned for message in messages):
+        of_weight = " with a weight" if any(message.role == ASSISTANT for message in messages) else ""
+        raise ValueError(f": the conversation has no message of the assistant{of_weight}, so there is nothing to learn")
+    if any(first[:2] == (ASSISTANT, "") and second.role == SYSTEM for first, second in pairwise(messages)):
+        raise ValueError(": the conversation has an empty message of the assistant in front of one of the system")
+    return signed(messages)
 
 
 def _messages(record: Mapping[str, Any]) -> list[Message]:
@@ -81,6 +89,7 @@ def _listed(record: Mapping[str, Any]) -> object:
             raise ValueError(f"has no {missing[0]}, but must have {asked[0]} and {answered}")
         if not missing:
             question, answer = _said(USER, record, *asked), _said(ASSISTANT, record, answered)
+            question = [{**each, "weight": 0} if isinstance(each, Mapping) else each for each in question]
             if not any(map(_is_the_assistants, answer)):
                 raise ValueError(f"has no message of the assistant in its {answered}")
             return question + answer
@@ -106,16 +115,19 @@ def _is_the_assistants(message: object) -> bool:
     return isinstance(message, Mapping) and message.get("role") == ASSISTANT
 
 
-def write_counted(tokens: Tokens, target: Path, tokenizer: Tokenizer) -> tuple[int, str]:
-    """Write a file with a byte for each token: 1 if a model learns it, else 0 (`gpt.chat_template.Learned`).
+def write_counted(
+    tokens: Tokens, target: Path, tokenizer: Tokenizer, write: Callable[[np.ndarray], object] = lambda ids: None
+) -> int:
+    """Append to a file a byte for each token: 1 if a model learns it, else 0 (`gpt.chat_template.Learned`).
 
-    Returns how many are learned, and the SHA-256 of the file. Raises OSError, which names it.
+    The signs among the tokens have none: `write` is given the ids of the others, in blocks. Returns how many are
+    learned. Raises OSError, which names the file.
     """
-    learned, digest, count = Learned.by(tokenizer), hashlib.sha256(), 0
-    with naming(target), open(target, "wb") as file:
+    learned, count = Learned.by(tokenizer), 0
+    with naming(target), open(target, "ab") as file:
         for first in range(0, len(tokens), _IDS_AT_ONCE):
-            found = learned(tokens[first : first + _IDS_AT_ONCE])
+            ids, found = learned(tokens[first : first + _IDS_AT_ONCE])
             count += int(found.sum())
-            digest.update(found.data)
             file.write(found.data)
-    return count, digest.hexdigest()
+            write(ids)
+    return count

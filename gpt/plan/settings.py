@@ -120,7 +120,7 @@ def _of_tuning(flags: Mapping[str, Any], preset: str | None, origin: Pretrained)
             f"{origin.name}: lower it"
         )
     if train.lora:
-        train = replace(train, base=origin.name)
+        train = replace(train, base=origin.directory or origin.name)
     return replace(model, **changes), train
 
 

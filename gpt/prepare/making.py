@@ -4,6 +4,7 @@ tokenizer.json, tokens.bin and tokens.json are made in a directory of their own,
 the places of older ones (`gpt.system.files.commit`).
 """
 
+import hashlib
 import json
 import os
 import re
@@ -46,6 +47,8 @@ LEARNED = "learned.json"  # lies beside a learned vocabulary, and records its te
 _HELD_OUT = "held_out.bin"  # the tokens of the held-out text, until they are appended to the others
 
 _SHUFFLED = "shuffled.bin"  # the tokens with their documents in another order, until they replace the others
+
+_UNSIGNED = "unsigned.bin"  # the tokens without the signs of conversations, until they replace the others
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,9 @@ class Maker:
         made = self._encode(texts.train, tokenizer, tokenizer_file, target)
         count, characters, dropped = made.tokens, made.characters, made.lost.total()
         sections, tokens_digest = provenance.described(run, texts.train, made.digests.finished), made.tokens_digest
+        held_out = run.staged_path / _HELD_OUT
         if texts.held_out:
-            held = self._encode(texts.held_out, tokenizer, tokenizer_file, run.staged_path / _HELD_OUT)
+            held = self._encode(texts.held_out, tokenizer, tokenizer_file, held_out)
             count, characters = count + held.tokens, characters + held.characters
             dropped += held.lost.total()
             corpus = provenance.corpus_of(run, texts.held_out, held.digests.finished)
@@ -184,8 +188,18 @@ class Maker:
             shuffled = run.staged_path / _SHUFFLED
             tokens_digest = shuffle_documents(target, shuffled, dtype_of(tokenizer), mark, texts.train.seed)
             os.replace(shuffled, target)
+        if texts.with_conversations:
+            count, learned, tokens_digest = self._unsigned(target, tokenizer)
+            if texts.held_out:
+                held_count, held_learned, _ = self._unsigned(held_out, tokenizer)
+                sections["held_out"]["count"] = held_count
+                count, learned = count + held_count, learned + held_learned
+            counted = self._file(run.counted_path)
+            sections["counted"] = {
+                "count": learned, **provenance.stamp(counted), "sha256": provenance.sha256(counted)
+            }  # fmt: skip
         if texts.held_out:
-            move_to_end(run.staged_path / _HELD_OUT, target, tokens_digest)
+            move_to_end(held_out, target, tokens_digest)
         info = {
             "dtype": dtype_of(tokenizer).name,
             "count": count,
@@ -196,11 +210,28 @@ class Maker:
             "tokenizer": provenance.described_tokenizer(tokenizer, tokenizer_file),
             "tokens": {**provenance.stamp(target), "sha256": tokens_digest.hexdigest()},
         }
-        if texts.with_conversations:
-            counted, tokens = self._file(run.counted_path), np.memmap(target, dtype_of(tokenizer), "r")
-            learned, digest = write_counted(Tokens([tokens]), counted, tokenizer)
-            info["counted"] = {"count": learned, **provenance.stamp(counted), "sha256": digest}
         return {**info, "checked": provenance.pair_digest(info)}
+
+    def _unsigned(self, target: Path, tokenizer: Tokenizer) -> tuple[int, int, "hashlib._Hash"]:
+        """Take the signs of conversations out of a token file, and append to counted.bin which tokens are learned.
+
+        Returns the number of tokens, that of learned ones, and the digest of the token file.
+        """
+        unsigned, digest, count = self.run.staged_path / _UNSIGNED, hashlib.sha256(), 0
+        remove(journal(target))  # from here on, an interrupted call has to encode the text again
+        with open(unsigned, "wb") as file:
+
+            def write(ids: np.ndarray) -> None:
+                nonlocal count
+                count += len(ids)
+                file.write(ids.data)
+                digest.update(ids.data)
+
+            tokens = Tokens([np.memmap(target, dtype_of(tokenizer), "r")])
+            learned = write_counted(tokens, self._file(self.run.counted_path), tokenizer, write)
+            del tokens  # Windows replaces no file that is mapped
+        os.replace(unsigned, target)
+        return count, learned, digest
 
     def _encode(self, text: Sources, tokenizer: Tokenizer, tokenizer_file: Path, target: Path) -> Joined:
         """Write the tokens of a text to a file in the staging folder; returns what `encode` does.

@@ -52,7 +52,7 @@ def kept(run: Run, text: str, tokenizer: Tokenizer, info: Info, current: Info, r
         f"put it back, or delete it to encode {text} again",
     )  # fmt: skip
     if "counted" in info:
-        current["counted"] = _kept_counted(run, tokenizer, info, report)
+        current["counted"] = _kept_counted(run, text, tokenizer, info, report)
     if not run.has_weights and info["dropped"]:
         raise_if_lossy(text, info["dropped"], info["characters"])
         report(
@@ -72,14 +72,22 @@ def kept(run: Run, text: str, tokenizer: Tokenizer, info: Info, current: Info, r
     return opened(run, tokenizer, current)
 
 
-def _kept_counted(run: Run, tokenizer: Tokenizer, info: Info, report: Report) -> Info:
-    """The section of tokens.json about counted.bin, which is made again if it is missing."""
+def _kept_counted(run: Run, text: str, tokenizer: Tokenizer, info: Info, report: Report) -> Info:
+    """The section of tokens.json about counted.bin, which is made again if it is missing.
+
+    Raises UserError if it is not what was written, or if the tokens do not tell what it was.
+    """
     if run.counted_path.exists():
         complaint, advice = f"{run.counted_path} is not what was written", "put it back, or delete it to make it again"
         return provenance.check_file(run.counted_path, info["counted"], complaint, advice)
     report(f"Note: {run.counted_path} is missing: making it again")
     with atomic_path(run.counted_path) as temporary:
         write_counted(provenance.tokens_of(run, info), temporary, tokenizer)
+        if provenance.sha256(temporary) != info["counted"]["sha256"]:  # some of the answers are not learned
+            raise UserError(
+                f"{run.counted_path} does not follow from {run.tokens_path} alone: put it back, or delete "
+                f"{run.tokens_path} to encode {text} again"
+            )
     return {**info["counted"], **provenance.stamp(run.counted_path)}
 
 

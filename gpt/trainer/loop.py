@@ -209,6 +209,9 @@ class Trainer:
 
     def _log(self) -> None:
         seconds_per_step = self._clock.lap(self.step)
+        if not self.train_step.counted:
+            self.console.line(f"[Step {self.step}] No loss: its texts have nothing that the assistant says")
+            return
         metrics, lr = self.train_step.metrics(), learning_rate(self.step, self.train_config)
         norm, skipped = float(self.ops.to_host(self.optimizer.norm)[0]), self.optimizer.state()["skipped"]
         speed = self.train_step.tokens / seconds_per_step

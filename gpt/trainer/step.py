@@ -38,7 +38,7 @@ class TrainStep:
         self.optimizer = Optimizer(self.model, train_config, ranks)
         shape = (train_config.batch_size, model_config.max_seq_len)
         self.tokens = train_config.accumulate * math.prod(shape)  # that a step reads, on all ranks
-        self._counted = self.tokens  # labels of the step that count
+        self.counted = self.tokens  # labels of the step that count
         self._passes = train_config.accumulate // ranks.size  # of this rank in a step
         self._inputs = ops.inputs(
             ids=(shape, "int32"), labels=(shape, "int32"), order=((math.prod(shape),), "int32"),
@@ -69,7 +69,7 @@ class TrainStep:
         """
         if self.batches.counted is not None:
             first = (number - 1 - self.train_config.text_start) * self.train_config.accumulate
-            self._counted = sum(map(self.batches.count, range(first, first + self.train_config.accumulate)))
+            self.counted = sum(map(self.batches.count, range(first, first + self.train_config.accumulate)))
         for micro_step in range(self._passes):
             with self.droppable():
                 self._write_inputs(number, micro_step)
@@ -82,7 +82,7 @@ class TrainStep:
         with self._inputs.written() as inputs:
             self.batches.train(index - config.text_start * config.accumulate, out=(inputs["ids"], inputs["labels"]))
             inputs["order"][...] = token_order(inputs["ids"], self.model.sequences)
-            inputs["scale"][...] = 1 / max(1, self._counted)
+            inputs["scale"][...] = 1 / max(1, self.counted)
             inputs["dropout_key"][...] = config.seed % 2**32, index % 2**32
             inputs["lr"][...] = learning_rate(number, config)
 
@@ -96,7 +96,7 @@ class TrainStep:
 
     def metrics(self) -> Metrics:
         """The metrics of the last step. Waits until all work so far is done."""
-        return Metrics.of(self.ops.to_host(self.model.metrics), max(1, self._counted))
+        return Metrics.of(self.ops.to_host(self.model.metrics), max(1, self.counted))
 
 
 class _Pass:

@@ -176,6 +176,36 @@ def test_without_a_text_the_held_out_part_of_the_runs_own_is_scored(hipgpt, tmp_
     assert "is not what was written" in result.output
 
 
+ASKED = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+]
+ANSWER = [{"role": "assistant", "content": "four"}]
+
+
+def test_what_the_assistant_says_in_a_prompt_is_not_scored(hipgpt, tmp_path):
+    line = json.dumps({"prompt": ASKED, "completion": ANSWER})
+    (tmp_path / "chat.jsonl").write_text(f"{line}\n" * 20, encoding="utf-8")
+    (tmp_path / "held.jsonl").write_text(f"{line}\n" * 3, encoding="utf-8")
+    hipgpt(
+        "train", "--data-path", "chat.jsonl", "--val-path", "held.jsonl", "--run-name", "own", "--dim", 8, "--heads", 2,
+        "--ff", 12, "--layers", 1, "--seq", 8, "--batch", 2, "--steps", 1, "--vocab-size", 270, "--tokenizer", "byte",
+    )  # fmt: skip
+    tokenizer = Tokenizer.load("checkpoints/own/tokenizer.json")
+    for arguments in ([], ["--data-path", "held.jsonl"]):
+        evaluate = ["eval", "--run-name", "own", "--json", "--device", "cpu", *arguments]
+        found = json.loads(CliRunner().invoke(main, evaluate).stdout)
+        assert found["tokens"] == 3 * len(tokenizer.encode("four<|endoftext|>")), arguments
+
+
+def test_a_model_without_markers_reads_a_prompt_as_the_same_messages(run_eval):
+    Path("talk.jsonl").write_text(json.dumps({"messages": ASKED + ANSWER}) + "\n", encoding="utf-8")
+    Path("pair.jsonl").write_text(json.dumps({"prompt": ASKED, "completion": ANSWER}) + "\n", encoding="utf-8")
+    talk, pair = (json.loads(run_eval("--json", "--data-path", path)) for path in ("talk.jsonl", "pair.jsonl"))
+    assert {**pair, "text": "talk.jsonl"} == talk
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

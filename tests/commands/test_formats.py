@@ -65,8 +65,9 @@ def imported(run: Path) -> Path:
 def test_every_key_of_a_run_is_described_and_no_other(run):
     absent = starting(("corpus.", "held_out.", "token_files.", "counted.", "tokenizer.sample"), "tokens.json")
     check_json(run / "tokens.json", "tokens.json", without=absent)
-    check_json(run / "best_config.json", "The config", without={"checkpoint.imported"})
-    check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", "checkpoint.imported"})
+    of_imported = {"checkpoint.imported", "checkpoint.source"}
+    check_json(run / "best_config.json", "The config", without=of_imported)
+    check_json(run / "r_step2_config.json", "The config", without={"checkpoint.val_loss", *of_imported})
     check_json(imported(run) / "r_step0_config.json", "The config", without={"checkpoint.val_loss"})
     check_metrics(run / "metrics.jsonl")
     check_weights(run / "r_step2.safetensors")

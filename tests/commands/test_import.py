@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+import gpt
 from gpt import checkpoint, huggingface
 from gpt.chat_template import JINJA
 from gpt.cli import main
@@ -296,6 +298,15 @@ def test_a_shard_that_is_missing_or_lacks_a_tensor_is_named(directory, run):
     index["weight_map"]["transformer.wte.weight"] = "../elsewhere.safetensors"
     (directory / INDEX).write_text(json.dumps(index))
     assert "no safetensors file beside it" in refused(run, directory)
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors", "config.json"])
+def test_a_directory_in_place_of_a_run_is_told_how_to_become_one(directory, name):
+    with pytest.raises(UserError, match=re.escape(f"hipgpt import {directory} --run-name NAME")):
+        gpt.load(directory / name, device="cpu")
+    result = CliRunner().invoke(main, ["eval", "--run-name", "hf", "--runs-dir", str(directory.parent)])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert f"{directory} has a model of Hugging Face's, not a checkpoint: make a run of it with" in result.output
 
 
 def test_adapters_without_their_model_are_named(directory, run):

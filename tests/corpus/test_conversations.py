@@ -3,6 +3,7 @@
 import doctest
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,12 @@ TALK = {
 }
 PAIR_TEXT = "<|user|>2 + 2?<|assistant|>four<|endoftext|>"
 TALK_TEXT = "<|system|>Be brief.<|user|>1 + 1?<|assistant|>two<|user|>1 + 2?<|assistant|>three<|endoftext|>"
+
+TALK_AS_PROMPT = {"prompt": TALK["messages"][:-1], "completion": TALK["messages"][-1:]}
+TALK_WITH_WEIGHTS = {
+    "messages": [{**each, "weight": int(each["content"] == "three")} for each in TALK["messages"]]
+}  # fmt: skip
+SIGNED_TEXT = TALK_TEXT.replace("two", "<|system|>two")  # the sign of a message that is not learned
 
 
 def lines(*records):
@@ -96,7 +103,8 @@ FORMS = [
     (SHAREGPT, TALK_TEXT),
     ({"conversations": [each | {"weight": WEIGHTS[each["from"]]} for each in SHAREGPT["conversations"]]}, TALK_TEXT),
     ({"conversations": TALK["messages"]}, TALK_TEXT),
-    ({"prompt": TALK["messages"][:-1], "completion": TALK["messages"][-1:]}, TALK_TEXT),
+    (TALK_AS_PROMPT, SIGNED_TEXT),
+    (TALK_WITH_WEIGHTS, SIGNED_TEXT),
     ({"prompt": TALK["messages"][:2], "completion": TALK["messages"][2:]}, TALK_TEXT),
     ({"prompt": "2 + 2?", "completion": [{"role": "assistant", "content": "four"}]}, PAIR_TEXT),
     ({"instruction": "2 + 2?", "input": "", "output": "four"}, PAIR_TEXT),
@@ -227,7 +235,15 @@ def test_lines_with_a_text_or_a_field_that_the_user_names_are_no_conversations(t
         ({"messages": []}, "line 3: the conversation is [], but must be a list of messages"),
         ({"messages": [{"role": "boss", "content": "a"}]}, "line 3: the conversation has the role 'boss' in message 1"),
         ({"messages": [{"role": "user", "content": 5}]}, "line 3: the conversation has 5 as the content of message 1"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "line 3: the conversation has no message of the assistant"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "line 3: the conversation has no message of the assistant,"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "weight": 0}]},
+            "line 3: the conversation has no message of the assistant with a weight, so there is nothing to learn",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": ""}, *TALK["messages"]]},
+            "line 3: the conversation has an empty message of the assistant in front of one of the system",
+        ),
         (["a"], "line 3, is not a JSON object"),
     ],
 )
@@ -251,6 +267,38 @@ def test_a_learned_tokenizer_gets_the_markers_and_the_assistants_words_count(cha
     again = chat.prepare(data_path="data/chat.jsonl", kind=kind, vocab_limit=300)
     assert again.counted.tolist() == corpus.counted.tolist()
     assert chat.notes == []
+
+
+@pytest.mark.parametrize("record", [TALK_AS_PROMPT, TALK_WITH_WEIGHTS])
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_what_the_assistant_says_in_a_prompt_or_without_a_weight_is_read_and_not_learned(chat, record, held_out, seed):
+    """The tokens are those of the same messages that are all learned."""
+    found = []
+    for each in (TALK, record):
+        chat.text.with_name("chat.jsonl").write_text(lines(*[PAIR, each] * 20))
+        chat.text.with_name("val.jsonl").write_text(lines(each, PAIR))
+        val_path = "data/val.jsonl" if held_out else None
+        corpus = chat.prepare(
+            data_path="data/chat.jsonl", val_path=val_path, shuffle_documents=seed, kind="byte", vocab_limit=300,
+            reset=bool(found),
+        )  # fmt: skip
+        assert chat.info()["counted"]["count"] == np.count_nonzero(corpus.counted)
+        assert chat.info()["count"] == len(corpus.tokens) == len(corpus.counted)
+        found.append((corpus.tokens[:].tolist(), corpus.info.get("held_out", {}).get("count"), learned_of(corpus)))
+    assert found[0][:2] == found[1][:2]
+    assert found[1][2] == [text for text in found[0][2] if text != "two<|user|>"] != found[0][2]
+    assert chat.prepare().counted.tolist() == corpus.counted.tolist()
+
+
+def test_counted_bin_is_not_made_again_if_the_tokens_do_not_tell_what_is_learned(chat):
+    chat.text.with_name("chat.jsonl").write_text(lines(*[PAIR, TALK_AS_PROMPT] * 20))
+    wanted = chat.prepare(data_path="data/chat.jsonl", kind="byte", vocab_limit=300).counted.tolist()
+    chat.run.counted_path.unlink()
+    assert "counted.bin does not follow from checkpoints/r/tokens.bin alone: put it back, or delete" in chat.refused()
+    assert not chat.run.counted_path.exists()
+    chat.run.tokens_path.unlink()
+    assert chat.prepare().counted.tolist() == wanted
 
 
 def test_labels_that_do_not_count_are_minus_one(chat):
@@ -342,6 +390,22 @@ def test_a_model_is_tuned_on_conversations_and_its_vocabulary_grows(hipgpt, tmp_
     refused = hipgpt("train", "--ckpt", "checkpoints/base/latest_checkpoint.safetensors", "--data-path", "chat.jsonl",
                      "--run-name", "other", "--steps", 1, "--device", "cpu", status=2).stderr  # fmt: skip
     assert "begin a new run with --from" in refused
+
+
+def test_a_step_without_a_token_to_learn_has_no_loss(hipgpt, tmp_path):
+    """Each step reads 16 tokens, and a question has 200."""
+    line = {"prompt": "why? " * 40, "completion": "so"}
+    (tmp_path / "chat.jsonl").write_text(lines(*[line] * 20))
+    out = hipgpt(
+        "train", "--data-path", "chat.jsonl", "--run-name", "r", "--tokenizer", "byte", "--vocab-size", 264,
+        "--steps", 20, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2, "--device", "cpu",
+        "--log-every", 1, "--sampling", "sequential", "--eval-every", 0,
+    ).stdout  # fmt: skip
+    without = [int(step) for step in re.findall(r"\[Step (\d+)\] No loss: its texts have nothing that the assist", out)]
+    logged = [json.loads(text) for text in (tmp_path / "checkpoints/r/metrics.jsonl").read_text().splitlines()]
+    assert sorted(without + [each["step"] for each in logged]) == list(range(1, 21))
+    assert all(each["loss"] > 1 for each in logged)
+    assert len(without) > len(logged) > 0
 
 
 def test_the_embedding_of_a_new_token_is_the_mean_of_its_pieces_or_of_all_if_it_has_none():

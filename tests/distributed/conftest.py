@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -17,6 +18,14 @@ TEXT = "the cat sat on the mat and saw a dog .\n" * 60
 MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 2, "--seq", 8, "--device", "cpu")
 
 
+def free_port() -> int:
+    """A port at which nobody listens. The system gives none of these to connections, which other tests open."""
+    for port in random.sample(range(15_000, 30_000), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("a hundred ports are taken")
+
+
 class Ranks:
     """Starts the ranks of tests/distributed/worker.py, and says how they end.
 
@@ -27,9 +36,7 @@ class Ranks:
     def __init__(self, out: Path, forks: Forks) -> None:
         self.out, self._forks = out, forks
         self.processes: list[Fork] = []
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.environ = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(self.port))
 
     def start(self, scenario: str, size: int, *options: object, only: list[int] | None = None, **changes: str) -> None:

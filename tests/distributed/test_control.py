@@ -118,7 +118,7 @@ def test_a_second_signal_ends_that_rank_at_once_and_with_it_all(ranks, rank):
     for other in others:  # so that the ranks cannot agree meanwhile
         ranks.send(other, signal.SIGSTOP)
     ranks.send(rank, signal.SIGINT)
-    time.sleep(0.3)
+    until((ranks.out / f"{rank}.told").exists)  # two that the process has not noticed yet would be one
     ranks.send(rank, signal.SIGINT)
     assert ranks.processes[rank].wait(timeout=AT_ONCE) == 130
     for other in others:
@@ -245,7 +245,7 @@ def test_a_second_signal_to_the_first_rank_leaves_no_child(ranks):
     ranks.began(SIZE)
     ranks.send(1, signal.SIGSTOP)  # so that the ranks cannot agree
     ranks.send(0, signal.SIGINT)
-    time.sleep(0.3)
+    until((ranks.out / "0.told").exists)
     ranks.send(0, signal.SIGINT)
     assert ranks.end(within=AT_ONCE) == [(130, "farewell 0\n")]
     until(lambda: ranks.are_gone(SIZE), seconds=AT_ONCE)
@@ -262,9 +262,9 @@ def test_a_child_that_ends_at_its_start_is_named_at_once(ranks):
 
 
 def test_ranks_that_do_not_come_are_named(ranks):
-    ranks.start("wait", 5, "--patience", 1, only=[0, 2])
-    ends = ranks.end(within=15)
-    assert re.fullmatch(r"Error: ranks 1, 3, 4 did not come within 1 s: start all 5", only_line(ends))
+    ranks.start("wait", 5, "--patience", 4, only=[2, 0])  # the second one comes by then, also on a busy machine
+    ends = ranks.end(within=AT_ONCE)
+    assert re.fullmatch(r"Error: ranks 1, 3, 4 did not come within 4 s: start all 5", only_line(ends))
     assert [status for status, _ in ends] == [2, 2]
 
 

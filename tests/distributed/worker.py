@@ -67,10 +67,10 @@ def talk(control: Control, out: Path, _rank: int) -> None:
 
 @scenario
 def steps(control: Control, out: Path, _rank: int) -> int | None:
-    """Take steps of 10 ms until a signal stops them. Rank r is about 5 r steps behind."""
+    """Take steps of 10 ms until a signal stops them. Rank r is about 5 r steps behind. `told` means: by a signal."""
     me, step = control.place.rank, 0
     control.share()
-    with interrupts.deferred(lambda: None, lambda: f"farewell {me}") as stop:
+    with interrupts.deferred((out / f"{me}.told").touch, lambda: f"farewell {me}") as stop:
         control.listen(lambda: stop.received)
         while control.may_begin(step + 1):
             step += 1

@@ -289,7 +289,7 @@ def rows(path: Path) -> Iterator[dict]:
 def test_wandb_gets_each_line_once_after_a_kill_and_all_lines_anew_if_settings_change(run, wandb):
     def taken(lines):
         """Rows of each of wandb's runs, once there are so many in all: another process writes them."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             found = {}
             for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):

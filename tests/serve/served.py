@@ -134,7 +134,7 @@ def asking(app: Any) -> Any:
     return TestClient(app, base_url=ADDRESS)
 
 
-def until(condition, seconds: float = 5) -> bool:
+def until(condition, seconds: float = 30) -> bool:
     """Whether a condition comes to hold within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:

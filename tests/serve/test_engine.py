@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -125,7 +126,7 @@ def test_at_the_end_texts_with_a_place_may_be_completed_and_others_are_told(root
         model = front.load(Run("r", root))
         front.write(model, request(300))
         written = [next(front.updates())]
-        ending.end(seconds=20)
+        ending.end(seconds=600)
         while not isinstance(message := front.hear(), messages.Ending):
             written += message
         front.write(model, request(300), number=1)
@@ -213,7 +214,7 @@ def test_a_new_checkpoint_is_used_if_that_was_asked_for(tmp_path, monkeypatch, r
         before = client.post("/v1/completions", json=fields).json()
         trained_on(run, 4)
         if reload:
-            assert until(lambda: any("now at step 4" in line for line in said), seconds=30)
+            assert until(lambda: any("now at step 4" in line for line in said))
         else:
             time.sleep(0.5)
         after = client.post("/v1/completions", json=fields).json()
@@ -235,25 +236,35 @@ def test_a_run_that_has_only_its_best_weights_yet_is_asked_for_these(tmp_path, m
         assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step2"
         optimizer, counters = saved.optimizer()
         checkpoint.save(run, 4, saved.model_config, saved.train_config, dict(saved.weights()), optimizer, counters)
-        assert until(lambda: "Run r: now at step 4" in said, seconds=30)
+        assert until(lambda: "Run r: now at step 4" in said)
         assert client.post("/v1/completions", json=fields).json()["system_fingerprint"] == "r-step4"
 
 
 def test_a_text_ends_with_the_weights_that_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_module, "LOOK", 0.05)
-    run = saved_run(tmp_path).run
+    run, step, goes_on = saved_run(tmp_path).run, model_module.Model.step, threading.Event()
+
+    def patient_step(model, admits):
+        """A step, but a text that has begun goes on only once the other one has been asked for."""
+        if not model.is_busy or goes_on.is_set():
+            step(model, admits)
+
+    monkeypatch.setattr(model_module.Model, "step", patient_step)
 
     def texts(trains: bool) -> tuple[list[int], list[int]]:
         front = Front()
         engine = engine_of(front, places=2, reload=True)
+        goes_on.clear()
         with running(engine):
             model = front.load(run)
             front.write(model, request(300))
             first = next(front.updates())
             if trains:
                 trained_on(run, 4)
-                assert until(lambda: engine._outdated, seconds=30), "it has seen the new checkpoint"
+                assert until(lambda: engine._outdated), "it has seen the new checkpoint"
             front.write(model, request(20), number=1)
+            assert until(lambda: engine._models["r"]._waiting)
+            goes_on.set()
             both = {0: first.ids, 1: []}
             ends = 0
             while ends < 2:
@@ -292,9 +303,9 @@ def test_an_answer_names_the_checkpoint_that_wrote_it_though_an_older_one_was_th
         ThreadPoolExecutor(2) as pool,
     ):
         first = pool.submit(fingerprint, 300)
-        assert until(lambda: engine.has_work, seconds=30)
+        assert until(lambda: engine.has_work)
         second = pool.submit(fingerprint, 1)
-        assert until(lambda: engine._models["r"]._waiting, seconds=30)
+        assert until(lambda: engine._models["r"]._waiting)
         trained_on(run, 4)
         assert (first.result(), second.result()) == ("r-step3", "r-step4")
 
@@ -311,7 +322,7 @@ def test_a_run_that_was_made_anew_gets_a_new_model(tmp_path, monkeypatch):
         with suppress(UserError):
             run.path.rmdir()
         saved_run(tmp_path, embed_dim=24)
-        assert until(lambda: "Run r: made anew" in said, seconds=30)
+        assert until(lambda: "Run r: made anew" in said)
         assert client.post("/v1/completions", json=fields).status_code == 200
 
 

@@ -84,8 +84,8 @@ class Job:
         os.kill(self.pids[rank], number)
 
     def wait_for(self, beginning: str) -> None:
-        """Read the output up to a line that begins like this, which must come within 30 s."""
-        timer = threading.Timer(30, self.clear)
+        """Read the output up to a line that begins like this, which must come within two minutes."""
+        timer = threading.Timer(120, self.clear)
         timer.start()
         for line in self.process.stdout:
             self._output += line

@@ -255,10 +255,10 @@ class OneByOne(Whole):
 
 @pytest.mark.parametrize("ops", [Whole(10**7), OneByOne(10**11)])
 def test_a_batch_of_billions_gets_its_advice_at_once(ops):
-    train, begin = TrainConfig(batch_size=2**31 - 1), time.monotonic()  # a prime number
+    train, begin = TrainConfig(batch_size=2**31 - 1), time.process_time()  # a prime number
     with pytest.raises(UserError, match=": --batch 1 --accumulate 2147483647 would fit and take the same steps"):
         plan.memory(MODEL, train, ops)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_without_memory_the_batches_of_one_rank_are_named():

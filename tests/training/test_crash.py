@@ -61,6 +61,22 @@ def wait_for(process: subprocess.Popen, beginning: str) -> None:
     raise AssertionError(f"no line began with {beginning}: {process.stderr.read()}")
 
 
+def wait_until_at_work(process: subprocess.Popen, seconds: float = 0.5) -> None:
+    """Wait until a process has computed for so many seconds from now on. So it is far in its work on any machine."""
+    stat = Path(f"/proc/{process.pid}/stat")
+    if not stat.exists():
+        time.sleep(seconds)
+        return
+
+    def ticks() -> int:
+        return int(stat.read_text().rpartition(")")[2].split()[11])
+
+    end = ticks() + seconds * os.sysconf("SC_CLK_TCK")
+    while ticks() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 def logged(name="r") -> list[dict]:
     lines = map(json.loads, Path(f"checkpoints/{name}/metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
@@ -122,7 +138,7 @@ def test_a_signal_is_answered_at_once_and_a_step_that_takes_long_is_dropped(star
     number = getattr(signal, name)
     process = start(*ENDLESS)
     wait_for(process, "Disk:")
-    time.sleep(0.5)
+    wait_until_at_work(process)
     process.send_signal(number)
     wait_for(process, "Finishing step 1, then saving; again to stop at once")
     out, _ = process.communicate(timeout=60)
@@ -136,7 +152,7 @@ def test_a_dropped_step_leaves_the_state_of_the_last_finished_one(start, train, 
     train("--steps", 2, "--schedule", "constant")
     process = start("--resume", "--steps", 4, "--accumulate", 10**9)
     wait_for(process, "Disk:")
-    time.sleep(0.5)
+    wait_until_at_work(process)
     process.send_signal(signal.SIGTERM)
     assert "Stopped at step 2, saved" in process.communicate(timeout=60)[0]
     assert weights(2) == weights(2, "whole")
@@ -193,7 +209,7 @@ def test_a_second_press_leaves_a_terminal_with_its_cursor(hipgpt, text):
     while data := read_terminal(main):
         shown += data
         if not sent and b"Disk:" in shown:
-            time.sleep(1)
+            wait_until_at_work(process)
             process.send_signal(signal.SIGINT)
             sent = 1
         elif sent == 1 and b"again to stop at once" in shown:
@@ -209,7 +225,7 @@ def test_a_second_press_names_the_command_that_goes_on_in_a_directory_of_runs_of
     train("--steps", 1, "--runs-dir", "there")
     process = start("--runs-dir", "there", "--resume", "--steps", 4, "--accumulate", 10**9)
     wait_for(process, "Disk:")
-    time.sleep(0.5)
+    wait_until_at_work(process)
     process.send_signal(signal.SIGINT)
     wait_for(process, "Finishing step 2")
     process.send_signal(signal.SIGINT)

@@ -26,6 +26,7 @@ from gpt.ops.gpu.operations import GpuOps
 from gpt.optim import Optimizer
 from gpt.parameters import OF_VOCAB, matrix_names
 from gpt.plan import space
+from gpt.pretrained import import_into
 from gpt.run import Run
 from gpt.system.tensors import open_file
 from gpt.tokenizer import Tokenizer
@@ -328,6 +329,31 @@ def test_adapters_are_exported_in_pefts_names(tune):
     assert layout["base_model.model.transformer.h.1.mlp.c_fc.lora_A.weight"] == ("F32", (3, 12))
     assert layout["base_model.model.transformer.h.1.mlp.c_fc.lora_B.weight"] == ("F32", (48, 3))
     assert len(layout) == 2 * 4 * 2
+
+
+@pytest.mark.parametrize("origin", ["hf", "hf/config.json", "run"])
+def test_adapters_name_the_directory_of_the_model_wherever_it_was_tuned(tune, origin):
+    export(checkpoint.load(Run("r", Path("checkpoints"))), Path("hf"))
+    if origin == "run":
+        import_into(Run("run", Path("checkpoints")), Path("hf"))
+    tune("--from", origin)
+    config, _ = export_adapters(saved(), Path("adapters"))
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(Path("hf").absolute())
+
+
+@pytest.mark.peers
+def test_peft_finds_the_model_of_the_adapters(tune):
+    peft, transformers, torch = map(pytest.importorskip, ("peft", "transformers", "torch"))
+    export(checkpoint.load(Run("r", Path("checkpoints"))), Path("hf"))
+    import_into(Run("run", Path("checkpoints")), Path("hf"))
+    tune("--from", "run")
+    export_adapters(saved(), Path("adapters"))
+    ids = np.arange(24, dtype=np.int32)[None]
+    expected = load_model(saved(), CpuOps(threads=1)).logits(ids)
+    model = peft.AutoPeftModelForCausalLM.from_pretrained("adapters").eval()
+    with torch.no_grad():
+        found = model(torch.from_numpy(ids).long()).logits.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def on_conversations(tune):

@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -214,18 +213,28 @@ def test_runs_are_the_directories_that_hold_a_tokenizer_tokens_or_a_checkpoint_b
     assert list_runs(tmp_path / "missing") == []
 
 
-def test_a_run_that_another_process_writes_to_is_refused_after_a_few_seconds(tmp_path, trainer):
-    start = time.monotonic()
+def test_a_run_that_another_process_writes_to_is_refused_after_a_few_seconds(tmp_path, trainer, monkeypatch):
+    now = 100.0
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("gpt.run.time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
     message = r"^run a is being written to by another process: .*$"
     with pytest.raises(UserError, match=message), Run("a", tmp_path).lock():
         pass
-    assert 2 < time.monotonic() - start < 5, "a refused command waits no longer than this"
+    assert 2 < now - 100 < 5, "a refused command waits no longer than this"
     with Run("b", tmp_path).lock():
         pass
 
 
-def test_a_process_that_holds_the_lock_for_a_moment_does_not_make_another_fail(tmp_path, trainer):
-    threading.Timer(1, trainer.kill).start()
+def test_a_process_that_holds_the_lock_for_a_moment_does_not_make_another_fail(tmp_path, trainer, monkeypatch):
+    def sleep(seconds):
+        trainer.kill()
+        trainer.wait()
+
+    monkeypatch.setattr("gpt.run.time", SimpleNamespace(monotonic=lambda: 100.0, sleep=sleep))
     with Run("a", tmp_path).lock():
         assert trainer.poll() is not None
 
