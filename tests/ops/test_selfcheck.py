@@ -25,7 +25,6 @@ from gpt.ops.gpu import products as gpu_products
 from gpt.ops.gpu import selfcheck, verdict
 from gpt.ops.gpu.blas import Blas, file_of
 from gpt.ops.gpu.device import CupyDevice
-from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.interface import Affine
 from gpt.optim import Optimizer, stacks_here
@@ -35,6 +34,7 @@ from gpt.trainer import loop
 from tests.conftest import last_of_each
 from tests.support.blas import AlignedNumpy, build
 from tests.support.executor import ExecutorDevice, compiler
+from tests.support.instances import NotingDevice
 
 MODEL = ModelConfig(vocab_size=40, max_seq_len=8, num_layers=2, embed_dim=16, num_heads=2, ff_hidden_dim=32)
 BATCH = 2
