@@ -3,7 +3,7 @@
 import pytest
 
 from gpt.ops.gpu.launch import TILE_SIDE, WIDE_SIDE, Kernels
-from gpt.ops.gpu.noting import NotingDevice
+from tests.support.instances import NotingDevice
 
 
 def side(shape, type="bf16", target="gfx942", width=8, multiprocessors=304):
