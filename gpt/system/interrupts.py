@@ -121,7 +121,7 @@ _ends_at_once = True  # before and after `raised`, when an exit leaves nothing h
 _deferred: Deferred | None = None  # inside `deferred`
 _caught: Caught | None = None  # inside `caught`
 _is_borrowed = False  # inside `borrowed`
-_first: tuple[int, float] | None = None  # number and time of the first signal inside `raised`
+_first: tuple[int, float] | None = None  # number of the first signal inside `raised`, and when it was announced
 _is_answered = False  # whether `deferred` work has ended because of it
 _raised: int | None = None  # number of the first signal that raised Interrupted
 _is_listening = False
@@ -314,12 +314,13 @@ def _receive(number: int) -> None:
         work.receive(number)
         if is_first:
             ending.aside(work.announce)
+            _first = number, time.monotonic()  # an echo that came meanwhile is read now
             _nudge_after(GRACE + 0.01)
         work.is_announced = True
 
 
 def _insists(number: int, now: float, first: int, since: float) -> bool:
-    """Whether signal `number`, `now`, asks for an end at once, if the `first` signal came at the time `since`.
+    """Whether signal `number`, `now`, asks for an end at once, if the `first` one is known since the time `since`.
 
     Ctrl-C does. SIGTERM does after Ctrl-C, or after another SIGTERM unless that is its echo; after a warning it is the
     request that the warning foretold. A warning never does: a terminal that is closed may send two.

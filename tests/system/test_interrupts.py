@@ -99,6 +99,27 @@ def test_sigterm_that_comes_twice_at_the_same_moment_is_one_request():
     assert not interrupts._insists(signal.SIGTERM, now=8.01, first=signal.SIGTERM, since=8.0)
 
 
+def test_an_echo_that_comes_while_the_request_is_announced_is_one_however_long_that_takes(monkeypatch):
+    """A busy machine may take long to print a line, and the thread that listens reads the second signal after it."""
+    now, ended = 8.0, []
+    monkeypatch.setattr(interrupts, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(interrupts, "_first", None)
+    monkeypatch.setattr(interrupts, "_nudge_after", lambda seconds: None)
+    monkeypatch.setattr(interrupts, "_end_at_once", ended.append)
+
+    def announce() -> None:
+        nonlocal now
+        now += 10 * interrupts.ECHO
+
+    with interrupts.deferred(announce, lambda: ""):
+        interrupts._receive(signal.SIGTERM)
+        interrupts._receive(signal.SIGTERM)
+        assert ended == []
+        now += 2 * interrupts.ECHO
+        interrupts._receive(signal.SIGTERM)
+        assert ended == [signal.SIGTERM]
+
+
 def test_the_echo_of_a_request_that_work_has_answered_ends_nothing(monkeypatch):
     """Small work may be saved before timeout(1) sends SIGTERM to the group, too; the command must still say so."""
     now = 8.0

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gpt.run import Run
+from gpt.system.interrupts import ECHO
 from tests.support import ROOT
 from tests.training.test_best import _read as read_terminal
 
@@ -192,11 +193,15 @@ def test_two_presses_inside_one_call_of_numpys_are_two(hipgpt):
 def test_sigterm_twice_at_the_same_moment_as_timeout_sends_it_is_one_request(start):
     process = start("--steps", 10**6, "--ckpt-every", 0)
     wait_for(process, "At ")
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.001)
+    first = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    apart = time.monotonic() - first
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 143
+    if apart > ECHO / 2:
+        pytest.skip("the machine let this test wait between the two signals")
     assert "saved. Go on" in out
 
 
