@@ -7,8 +7,9 @@ behind each of them. So it also learns to stop. What others say is read, but not
     text     <|system|>Be brief.<|user|>What is 2 + 2?<|assistant|>4<|user|>And 3 + 3?<|assistant|>6<|endoftext|>
     learned                                                        4<|user|>                       6<|endoftext|>
 
-A message of the assistant's that is not to be learned, such as one of a prompt, has a sign in the text that is encoded:
-the marker of the system right behind the assistant's. `Learned` takes it away again, so no model reads it.
+Some of the assistant's messages are not to be learned, such as those of a prompt. Encoding takes a text and knows
+nothing of messages, so these have a sign in the text: the system's marker right behind the assistant's. `Learned` takes
+it out of the ids, so no model reads it.
 
 The markers are special tokens of the tokenizer. A run whose tokenizer has all three of them uses this template
 (`is_used_by`). They get there by themselves: a tokenizer that is learned from conversations has them, and one that is
@@ -102,8 +103,8 @@ def parsed(text: str) -> list[Message]:
 def messages_of(values: object) -> list[Message]:
     """The messages in a list of objects with `role` and `content`, as OpenAI's interface has them.
 
-    One of the assistant's may have a `weight` of 0, and is then not learned. A content may be a list with one part,
-    which has a text, as clients send it that know pictures too.
+    One of the assistant's may have a `weight` of 0, and is then not learned. A content may be a list with one part that
+    has a text: clients that can send pictures send texts so, too.
 
     Raises ValueError, with what follows "the conversation" in a message, if they are anything else, if there are none,
     or if a content has a marker or `<|endoftext|>` in it, which would end the message.
