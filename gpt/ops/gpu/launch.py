@@ -220,9 +220,9 @@ class Kernels:
         """
         blocks = matrices * ceil_div(rows, WIDE_SIDE) * ceil_div(columns, WIDE_SIDE)
         has_wide = self._type == "bf16" and not self._device.has_tf32 and width > 1
-        per_multiprocessor = blocks / self._device.multiprocessors
+        multiprocessors = self._device.multiprocessors
         is_deep = self._device.warp == 64 and depth >= DEEP
-        are_enough = per_multiprocessor >= 2 or (is_deep and 0.75 <= per_multiprocessor <= 1)
+        are_enough = blocks >= 2 * multiprocessors or (is_deep and 0.75 * multiprocessors <= blocks <= multiprocessors)
         return WIDE_SIDE if has_wide and are_enough else TILE_SIDE
 
     def gradient_parts(self, rows: int, columns: int, depth: int) -> int:
