@@ -54,7 +54,7 @@ _ROLE_OF = {marker: role for role, marker in MARKERS.items()}
 
 
 class Message(NamedTuple):
-    """What one of ROLES says in a conversation. What the assistant says is learned, or only read."""
+    """What one of ROLES says in a conversation. `learned` tells whether a model learns it, if it is the assistant's."""
 
     role: str
     content: str
