@@ -1,13 +1,15 @@
 """Kernels of the self-test, compiled by processes beside it: python -m gpt.doctor.ahead PARENT DEVICE PRECISION ….
 
-On a machine that hipgpt is new to, the self-test waits for some two hundred kernels, which it asks for one by one. So
-other processes compile them, too, and begin with those that it needs last. Kernels go to CuPy's cache on disk, in files
-that appear under their names when they are whole. The self-test waits for nobody: it compiles whatever is not in the
-cache. A process that crashes, hangs, or finds no GPU or no space costs time, never a result.
+On a machine that hipgpt is new to, the self-test waits for some two hundred kernels, which it asks for one by one, and
+then half a minute for numba's loops. So other processes compile all that, too, and begin with what it needs last.
+Kernels and loops go to the caches of CuPy and numba on disk, in files that appear under their names when they are
+whole. The self-test waits for nobody: it compiles whatever is not in a cache. A process that crashes, hangs, or finds
+no GPU or no space costs time, never a result.
 
 They are processes, and not threads, because hiprtc lets one thread compile at a time (HIPRTC_INIT_API in ROCm's clr
 keeps a lock), and because a compiler that crashes ends its process. Nothing runs on the GPU: a NotingDevice says which
-kernels the checks ask for.
+kernels the checks ask for. numba's loops are compiled when they run, so the process that compiles them does the CPU's
+checks.
 """
 
 import ctypes
@@ -16,24 +18,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from importlib.util import find_spec
 
 from gpt import ops as operations
 from gpt.doctor import process, selftest
 from gpt.errors import UserError
 from gpt.ops.gpu.device import count_gpus
-from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
+from gpt.ops.interface import Operations
 from gpt.system import limits
 
 COMMAND = process.command("gpt.doctor.ahead")
 MOST = 7  # processes
 HOST_BYTES = 2**30  # of the host's memory for each: CuPy, the driver, and a compiler at work
 GPU_BYTES = 2**30  # of the GPU's memory that stay free for the self-test
-# The number of each kernel, two bytes for each; there are fewer kernels. A pipe takes so many bytes at once.
+# The number of each piece of work, two bytes for each; there are fewer pieces. A pipe takes so many bytes at once.
 NUMBERS = b"".join(number.to_bytes(2, "little") for number in range(2048))
 GRACE = 10.0  # seconds for a driver to let go of a process that was killed
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -67,7 +71,7 @@ def _count(device: str) -> int:
 
 
 def _started(count: int, arguments: Sequence[str], folder: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start processes that share a pipe full of numbers: whoever takes a number compiles the kernel that has it."""
+    """Start processes that share a pipe full of numbers: whoever takes a number does the work that has it."""
     reader, writer = os.pipe()
     try:
         os.write(writer, NUMBERS)
@@ -90,19 +94,19 @@ def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def main(parent: str, device: str, *precisions: str) -> None:
-    """Compile the kernels whose numbers this process takes from its standard input."""
+    """Compile what has the numbers that this process takes from its standard input."""
     _end_with(int(parent))
     mine = -1
-    for number, (gpu, instance) in enumerate(_last_first(device, precisions)):
+    for number, compile_it in enumerate(_last_first(device, precisions)):
         if mine < number:
             mine = _taken()
         if mine == number:
-            with suppress(Exception):  # CuPy may raise any; the self-test meets it again, and tells it
-                gpu.kernel(instance.file, instance.names[0], dict(instance.defines))
+            with suppress(Exception):  # CuPy and numba may raise any; the self-test meets it again, and tells it
+                compile_it()
 
 
 def _taken() -> int:
-    """The next number that no process has taken, or a larger one than any kernel has."""
+    """The next number that no process has taken, or a larger one than any piece of work has."""
     return int.from_bytes(os.read(0, 2) or b"\xff\xff", "little")
 
 
@@ -114,11 +118,14 @@ def _end_with(parent: int) -> None:
         sys.exit()
 
 
-def _last_first(device: str, precisions: Sequence[str]) -> Iterator[tuple[Device, Instance]]:
-    """The kernels that the self-test asks for, the last one first: the same ones in every process.
+def _last_first(device: str, precisions: Sequence[str]) -> Iterator[Callable[[], object]]:
+    """Functions that compile what the self-test asks for, the last first: the same ones in every process.
 
-    There are none if the device is not a GPU, or if little of its memory is left.
+    numba's loops come first, if the CPU is tested too. There are no kernels if the device is not a GPU, or if little of
+    its memory is left.
     """
+    if device == "auto" and find_spec("numba"):
+        yield _compile_loops
     known: set[Instance] = set()
     for precision in reversed(precisions):
         try:
@@ -128,11 +135,21 @@ def _last_first(device: str, precisions: Sequence[str]) -> Iterator[tuple[Device
         if not isinstance(ops, GpuOps) or ops.device.free_bytes() < GPU_BYTES:
             return
         noting = NotingDevice.like(ops.device)
-        for check in selftest.checks(GpuOps(noting, precision)):
-            check.finding()
+        _run_checks(GpuOps(noting, precision))
         new = [instance for instance in noting.instances if instance not in known]
         known.update(new)
-        yield from ((ops.device, instance) for instance in reversed(new))
+        for each in reversed(new):
+            yield partial(ops.device.kernel, each.file, each.names[0], dict(each.defines))
+
+
+def _compile_loops() -> None:
+    """Compile numba's loops, which takes one thread, by running them."""
+    _run_checks(operations.select("cpu", training=True, processes=limits.cpus()))
+
+
+def _run_checks(ops: Operations) -> None:
+    for check in selftest.checks(ops):
+        check.finding()
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ from gpt.errors import UserError
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
-from gpt.ops.gpu.sources import Instance
 
 class Gpu(NotingDevice):
     def kernel(self, file, name, defines, shared_bytes=0):
@@ -108,11 +107,33 @@ def test_the_last_kernels_come_first(few_checks, monkeypatch):  # noqa: F811
     """The self-test itself begins at the other end."""
     gpu = NotingDevice("gfx1100", 32, True)
     monkeypatch.setattr(operations, "select", lambda device, precision, blas: GpuOps(gpu, precision))
-    order = [instance for _, instance in ahead._last_first("gpu", ["fp32"])]
+    order = [Instance.of(work.args[0], work.args[2]) for work in ahead._last_first("gpu", ["fp32"])]
     device = NotingDevice("gfx1100", 32, True)
     for check in selftest.checks(GpuOps(device, "fp32")):
         check.finding()
     assert order == list(device.instances)[::-1]
+
+
+def test_the_loops_of_the_cpu_are_compiled_too_if_it_is_tested_after_the_gpu(few_checks, monkeypatch):  # noqa: F811
+    """They come first, because the self-test needs them last. They are compiled when they run, in a single thread."""
+    selected, ran = [], []
+
+    def select(device, precision="auto", **options):
+        selected.append((device, options))
+        return CpuOps(threads=1)
+
+    monkeypatch.setattr(operations, "select", select)
+    monkeypatch.setattr(ahead.limits, "cpus", lambda: 16)
+    monkeypatch.setattr(ahead, "_run_checks", ran.append)
+    monkeypatch.setattr(ahead, "find_spec", lambda name: name == "numba")
+    first = next(ahead._last_first("auto", ["fp32"]))
+    assert (selected, ran) == ([], [])
+    first()
+    assert selected == [("cpu", {"training": True, "processes": 16})]
+    assert len(ran) == 1
+    assert list(ahead._last_first("gpu", ["fp32"])) == []  # the CPU is not tested then
+    monkeypatch.setattr(ahead, "find_spec", lambda name: None)
+    assert list(ahead._last_first("auto", ["fp32"])) == []  # there is no numba
 
 
 def test_a_process_that_finds_no_gpu_or_little_of_its_memory_compiles_nothing(monkeypatch):
