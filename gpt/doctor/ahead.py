@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from gpt import ops as operations
 from gpt.doctor import process, selftest
 from gpt.errors import UserError
-from gpt.ops.gpu.device import count_gpus
+from gpt.ops.gpu.installation import count_gpus
 from gpt.ops.gpu.interface import Device
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
