@@ -34,7 +34,7 @@ from gpt.trainer import TrainStep
 from tests.support.differences import both_ways
 from tests.support.pretrained import TEXT, saved_run
 from tests.support.ranks import on_ranks
-from tests.training.test_recipes import files
+from tests.support.runs import files
 
 MODEL = ModelConfig(vocab_size=37, max_seq_len=9, embed_dim=24, num_heads=2, ff_hidden_dim=40, num_layers=2)
 LARGE = ModelConfig(

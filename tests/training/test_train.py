@@ -1,21 +1,17 @@
 """`hipgpt train` with real files and real processes, stopped and resumed."""
 
-import fcntl
 import json
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support.processes import start, wait_for_line
+from tests.support.runs import LOG_LINE, logged, moments, weights
+
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 200)
-LOG_LINE = re.compile(
-    r"\[Step (\d+)\] Loss: (\d+\.\d{4}) \| Perplexity: \d+\.\d\d \| Accuracy: \d+\.\d\d% \| LR: \d\.\d\de-\d\d"
-    r" \| Grad: \d+\.\d\d \| Time: \d+\.\d ms \| \d+ tok/s"
-)
 
 
 @pytest.fixture
@@ -36,18 +32,6 @@ def train(hipgpt, text):
 
     run.once = lambda *arguments, name: hipgpt.once("train", "--data-path", text, *MODEL, *arguments, name=name)
     return run
-
-
-def weights(run: str, step: int) -> bytes:
-    return Path(f"checkpoints/{run}/{run}_step{step}.safetensors").read_bytes()
-
-
-def moments(run: str, step: int) -> bytes:
-    return Path(f"checkpoints/{run}/{run}_step{step}_optimizer.safetensors").read_bytes()
-
-
-def logged(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines()]
 
 
 DEEP = ("--layers", 6)
@@ -223,22 +207,6 @@ def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
     assert "another process" in train("--run-name", "r", "--steps", 5, status=2).stderr
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-
-
-def start(hipgpt, *arguments) -> subprocess.Popen:
-    """Start a training that cannot get far ahead of whoever reads its log: at most 4 KiB wait in its pipe."""
-    process = hipgpt.start("train", *arguments)
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1 << 12)
-    return process
-
-
-def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if process.stdout.readline().startswith(beginning):
-            return
-    raise AssertionError(f"no line began with {beginning}")
 
 
 def test_a_run_with_checkpoints_is_not_started_again(train):
