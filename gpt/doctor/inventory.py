@@ -21,8 +21,8 @@ import threadpoolctl
 
 import gpt
 from gpt.errors import first_line
+from gpt.ops.gpu import installation
 from gpt.ops.gpu.facts import Facts, Gpu
-from gpt.ops.gpu.installation import kernel_cache
 from gpt.system import limits
 from gpt.system.console import size
 
@@ -211,7 +211,7 @@ def _rocm() -> str:
 
 
 def _cupy_cache() -> str:
-    folder = Path(kernel_cache())
+    folder = Path(installation.kernel_cache())
     return _cache(folder, folder.glob("*"))
 
 
