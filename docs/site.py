@@ -12,7 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
-PATTERNS = ("*.md", "kernels/*.md", "docs/*.md", "docs/*.svg", "docs/*.css", "docs/*.ipynb")
+PATTERNS = ("*.md", "kernels/*.md", "docs/**/*.md", "docs/*.svg", "docs/*.css", "docs/*.ipynb")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -33,7 +33,7 @@ import numpy as np
 from gpt.config import SamplingConfig
 from gpt.errors import UserError
 from gpt.model import GPT, KVCache
-from gpt.ops.interface import Array, Operations, SamplingRule, Work
+from gpt.ops.interface import Array, Operations, SamplingRule, Work, blame
 from gpt.parameters import padded_vocab
 
 
@@ -285,6 +285,7 @@ def _draw_next(model: GPT, cache: KVCache, drawn: Array, seen: Array, uniform: A
 def _checked(id: int, ops: Operations) -> int:
     """A drawn id. Raises UserError for -1, which stands for logits that are not finite."""
     if id < 0:
-        library = ", or try --blas own, in case the GPU vendor's library is at fault" if ops.has_vendor_blas else ""
-        raise UserError(f"the model's logits are not finite, as its training diverged: take an earlier --step{library}")
+        raise UserError(
+            f"the model's logits are not finite, as its training diverged: take an earlier --step{blame(ops)}"
+        )
     return id

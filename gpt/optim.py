@@ -5,6 +5,7 @@ its step is the gradient's momentum with all singular values made about 1, so th
 frequent ones. Muon moves the matrices of the blocks; AdamW moves embeddings, head, biases and layer norms.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 
@@ -112,24 +113,32 @@ class Optimizer:
         self._plan = ops.zeros(PLAN, "float64")
         self.coefficients = NEWTON_SCHULZ
         self._rule = UpdateRule(BETAS[train_config.optimizer], EPS, train_config.weight_decay, train_config.grad_clip)
-        rest = self._adamw
-        decayed = self.shares.adamw.own_before(model.trained.decayed)
-        self._buffers = AdamBuffers(
-            rest.weights, rest.gradients, self._exp_avg, self._exp_avg_sq, copy=rest.copy, decayed=decayed
-        )
-        muon, stacks_of = self._muon, model.weights.stacks_of
-        arrays = [muon.weights, muon.gradients, self._momentum]
-        stacks = [stacks_of(array) for array in arrays]
-        copies = [None] * len(stacks[0]) if muon.copy is None else stacks_of(muon.copy)
-        self._stacks = [Stack(*bundle) for bundle in zip(*stacks, copies, strict=True) if len(bundle[0])]
+        self._buffers, self._stacks = self._adam_buffers(), self._muon_stacks()
         self._reduction: Reduction | None = None
         if ranks.size > 1:
-            own = [(self.shares.muon, muon.gradients), (self.shares.adamw, rest.gradients)]
-            in_bf16 = train_config.reduce_precision == "bf16"
-            self._reduction = Reduction(
-                ops, model.gradients.flat, model.metrics, self.shares, own, ranks.collectives, in_bf16
-            )
+            self._reduction = self._made_reduction()
             self._norms, self._own_norms = ops.zeros(2 * ranks.size, "float64"), ops.zeros(2, "float64")
+
+    def _adam_buffers(self) -> AdamBuffers:
+        """What AdamW goes over: everything that Muon does not step."""
+        own, decayed = self._adamw, self.shares.adamw.own_before(self.model.trained.decayed)
+        return AdamBuffers(own.weights, own.gradients, self._exp_avg, self._exp_avg_sq, own.copy, decayed)
+
+    def _muon_stacks(self) -> list[Stack]:
+        """The matrices that Muon steps on this rank, those of one shape together; none for AdamW."""
+        own, stacks_of = self._muon, self.model.weights.stacks_of
+        weights, gradients, momenta = map(stacks_of, (own.weights, own.gradients, self._momentum))
+        copies = [None] * len(weights) if own.copy is None else stacks_of(own.copy)
+        stacks = itertools.starmap(Stack, zip(weights, gradients, momenta, copies, strict=True))
+        return [stack for stack in stacks if len(stack.weights)]
+
+    def _made_reduction(self) -> Reduction:
+        """The sum of the ranks' gradients, of which each rank keeps its own regions."""
+        own = [(each.region, each.gradients) for each in (self._muon, self._adamw)]
+        return Reduction(
+            self.ops, self.model.gradients.flat, self.model.metrics, self.shares, own, self.ranks.collectives,
+            in_bf16=self.train_config.reduce_precision == "bf16",
+        )  # fmt: skip
 
     # ---- a step ---------------------------------------------------------------------------------------------------
 

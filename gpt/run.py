@@ -280,7 +280,7 @@ def _name_fault(name: str) -> str | None:
     return None
 
 
-def list_runs(root: Path = ROOT) -> list[Run]:
+def list_runs(root: Path) -> list[Run]:
     """The runs under `root` by name: directories that hold a tokenizer, tokens or a checkpoint."""
     if not root.is_dir():
         return []

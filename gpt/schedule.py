@@ -33,7 +33,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.final_lr + (peak - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def describe_rate(config: TrainConfig, first: int = 1, before: TrainConfig | None = None) -> str:
+def describe_rate(config: TrainConfig, first: int, before: TrainConfig | None) -> str:
     """The learning rate from step `first` on, in one line.
 
     For example "0.008 from step 10 on, falling from step 60 on to 0 (trapezoid); AdamW". `before` is the training that

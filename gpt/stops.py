@@ -17,7 +17,7 @@ class Stops:
     (['the ', 'Emu. The ', ''], True)
     """
 
-    def __init__(self, texts: Iterable[str] = ()) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(texts)
         if "" in self.texts:
             raise UserError("--stop is empty, but must be a text at which to stop")

@@ -117,7 +117,7 @@ class ManyRanks(Ranks):
     def device(self, wanted: str) -> str:
         if wanted not in ("auto", "gpu") or (wanted == "auto" and self._place.launcher == "mpi" and not _has_gpu()):
             return wanted
-        from gpt.ops.gpu.device import count_gpus
+        from gpt.ops.gpu.installation import count_gpus
 
         there, local_rank = count_gpus(), self._place.local_rank
         return "gpu:0" if there == 1 else f"gpu:{local_rank}"  # some launchers show each rank its own GPU alone
@@ -150,14 +150,14 @@ def _check_gpus(wanted: int) -> None:
 
     It imports CuPy, which takes a while. All ranks do so at once, before they wait for each other.
     """
-    from gpt.ops.gpu.device import count_gpus
+    from gpt.ops.gpu.installation import count_gpus
 
     if (there := count_gpus()) < wanted:
         raise UserError(f"--gpus is {wanted}, but there {'is' if there == 1 else 'are'} only {there} here")
 
 
 def _has_gpu() -> bool:
-    from gpt.ops.gpu.device import count_gpus
+    from gpt.ops.gpu.installation import count_gpus
 
     with suppress(UserError):
         return count_gpus() > 0
@@ -207,7 +207,7 @@ def _place(gpus: str | None) -> "Place | None":
     if place:
         raise UserError(f"--gpus {gpus} starts the ranks itself, but {place.size} were started already: leave it out")
     if gpus == "all":
-        from gpt.ops.gpu.device import count_gpus
+        from gpt.ops.gpu.installation import count_gpus
 
         size = count_gpus()
     else:  # the others start at once; `_check_gpus` counts

@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from gpt import ops as operations
 from gpt.doctor import process, selftest
 from gpt.errors import UserError
-from gpt.ops.gpu.device import count_gpus
+from gpt.ops.gpu.installation import count_gpus
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance

@@ -21,6 +21,7 @@ import threadpoolctl
 
 import gpt
 from gpt.errors import first_line
+from gpt.ops.gpu import installation
 from gpt.ops.gpu.facts import Facts, Gpu
 from gpt.system import limits
 from gpt.system.console import size
@@ -210,7 +211,7 @@ def _rocm() -> str:
 
 
 def _cupy_cache() -> str:
-    folder = Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
+    folder = Path(installation.kernel_cache())
     return _cache(folder, folder.glob("*"))
 
 

@@ -13,10 +13,12 @@ REFERENCE = CpuOps(threads=1, dtype="float64")
 GUARD = 64  # elements before and after a guarded array: a multiple of the length of every vector
 # The values of guard bands, by the dtype's kind, or by its kind and size in bytes.
 UNTOUCHED = {"f": 12345.0, "u": 54321, "i": 54321, "u1": 77}
-KEY = np.array([17, 4], np.uint32)  # of dropout
+KEY, SITE = np.array([17, 4], np.uint32), 3  # of dropout
+SEED = 7  # of random inputs
 
 
 def untouched(dtype: np.dtype) -> float:
+    """The value of guard bands of this type."""
     return UNTOUCHED.get(dtype.str[1:], UNTOUCHED[dtype.kind])
 
 
@@ -90,8 +92,8 @@ class Trial:
     the call and lie between guard bands.
     """
 
-    def __init__(self, ops: Operations, seed: int = 7) -> None:
-        self.ops, self.rng, self.U = ops, np.random.default_rng(seed), ROUNDING[ops.precision]
+    def __init__(self, ops: Operations) -> None:
+        self.ops, self.rng, self.U = ops, np.random.default_rng(SEED), ROUNDING[ops.precision]
         # The vendor's products in tf32 may cut operands instead of rounding them, which doubles the error.
         self.product_U = 2 * TF32 if ops.precision == "tf32" else self.U
         self.arrays = Arrays(ops)
@@ -119,10 +121,10 @@ class Trial:
         """Normal random numbers of float32, as float64."""
         return self.rng.standard_normal(shape).astype(np.float32).astype(np.float64)
 
-    def dropout(self, rate: float, site: int = 3) -> tuple[Dropout | None, Dropout | None]:
+    def dropout(self, rate: float) -> tuple[Dropout | None, Dropout | None]:
         """The dropout for the device and for the reference; None without a rate."""
-        mine = Dropout(rate, self.ops.from_host(KEY), site) if rate else None
-        return mine, Dropout(rate, KEY, site) if rate else None
+        mine = Dropout(rate, self.ops.from_host(KEY), SITE) if rate else None
+        return mine, Dropout(rate, KEY, SITE) if rate else None
 
     def sums(self, rows: int, n: int) -> "Sums":
         return Sums(self, rows, n)

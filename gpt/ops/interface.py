@@ -477,3 +477,8 @@ class Operations(Arithmetic, Protocol):
 
     def muon_bytes(self, shapes: Sequence[StackShape]) -> int:
         """Bytes of scratch memory that `muon` takes for stacks of these shapes."""
+
+
+def blame(ops: Operations) -> str:
+    """The end of an error about numbers that are not finite: what else to try if a vendor's library multiplies."""
+    return "; or try --blas own, in case the GPU vendor's library is at fault" if ops.has_vendor_blas else ""

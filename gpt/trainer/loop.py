@@ -17,7 +17,7 @@ from gpt.evaluation import HeldOut, Samples, printable
 from gpt.history import RISES, History, owes_result
 from gpt.initialization import initial_weights
 from gpt.lora import initial_adapters
-from gpt.ops.interface import Operations
+from gpt.ops.interface import Operations, blame
 from gpt.run import Run
 from gpt.schedule import learning_rate
 from gpt.system.console import Console, duration, rate
@@ -301,13 +301,10 @@ class Trainer:
         if count := self._diverged_for():
             self._save()
             self.ranks.share()  # after the first rank has saved: an error of another would end it
-            library = ""
-            if self.ops.has_vendor_blas:
-                library = "; or try --blas own, in case the GPU vendor's library is at fault"
             raise UserError(
                 f"the loss or its gradient was not finite in the last {count} step{'s' * (count > 1)}, up to step "
                 f"{self.step} (saved); start again with a lower --lr (it is {self.train_config.peak_lr:g}), "
-                f"a longer --warmup-steps or a --grad-clip above 0{library}"
+                f"a longer --warmup-steps or a --grad-clip above 0{blame(self.ops)}"
             )
 
     def _diverged_for(self) -> int:

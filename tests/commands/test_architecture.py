@@ -13,7 +13,7 @@ FILES = {
     for path in (ROOT / "gpt").rglob("*.py")
 }
 LIBRARIES = {  # packages of one device, and the only modules that may import them
-    "cupy": {"gpt.ops.gpu.device", "gpt.distributed.nccl"},
+    "cupy": {"gpt.ops.gpu.installation", "gpt.distributed.nccl"},
     "mpi4py": {"gpt.distributed.launch", "gpt.distributed.mpi"},
     "numba": {"gpt.ops.cpu.numba_operations", "gpt.ops.cpu.numba_loops"},
     "llvmlite": {"gpt.ops.cpu.numba_operations"},

@@ -67,3 +67,26 @@ def test_the_model_of_scaling_fits_the_measurements():
     differences = [float(each) for each in re.findall(r"\| ([+-]\d\.\d) % \|$", fit, re.M)]
     assert len(differences) == 15
     assert max(map(abs, differences)) < 2.5
+
+
+def rounded_as(said: str, measured: str) -> bool:
+    """Whether a number is another one in fewer digits, as "8,800" is "8,838"."""
+    digits = len(said.replace(",", "").replace(".", "").strip("0"))
+    said_number, number = (float(each.replace(",", "")) for each in (said, measured))
+    return float(f"{number:.{digits}g}") == said_number
+
+
+def test_the_readme_rounds_the_numbers_of_the_page_on_performance():
+    page, readme = ((ROOT / path).read_text(encoding="utf-8") for path in ("docs/performance.md", "README.md"))
+    said = re.search(
+        r"step of the default model takes (\S+) ms \(PyTorch's best: (\S+)\), "
+        r"of gpt2-124M with 32 x 1,024 tokens (\S+) \((\S+)\), "
+        r"and the two models generate (\S+) and (\S+) tokens per second "
+        r"\(Hugging Face's generate: (\S+) and (\S+)\)",
+        " ".join(readme.split()),
+    ).groups()
+    rows = "default model, 32 x 256, bf16", "gpt2-124M, 32 x 1024", "generate, default model", "generate, gpt2-124M"
+    measured = [re.search(rf"^\| {row}[^|]*\| ([\d.,]+)[^|]*\| ([\d.,]+)", page, re.MULTILINE).groups() for row in rows]
+    steps, texts = [*measured[0], *measured[1]], [*zip(*measured[2:], strict=True)]
+    exact = [*steps, *texts[0], *texts[1]]  # README names both speeds of hipgpt first
+    assert [each for each in zip(said, exact, strict=True) if not rounded_as(*each)] == []

@@ -162,11 +162,14 @@ def test_runs_lists_step_loss_parameters_and_size(hipgpt, run):
     assert names == ["only_tokens", "r"]
 
 
-def test_show_and_plot_tell_about_a_run(hipgpt, run):
+def test_show_tells_the_state_of_a_run_in_words_and_as_json(hipgpt, run):
     assert "State:       done, at step 4 of 4\n" in hipgpt("show", run).stdout
     assert json.loads(hipgpt("show", run, "--json").stdout)["state"] == "done"
-    assert "Loss (nats per token)" in hipgpt("plot", run).stdout
     assert "there is no run" in hipgpt("show", "none", status=2).stderr
+
+
+def test_plot_draws_in_the_terminal_or_into_a_picture_of_a_known_kind(hipgpt, run):
+    assert "Loss (nats per token)" in hipgpt("plot", run).stdout
     assert "must end in" in hipgpt("plot", run, "--out", "a.gif", status=2).stderr
 
 
@@ -293,7 +296,7 @@ def test_the_largest_vocabulary_costs_no_memory_and_merges_as_any_other(hipgpt, 
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])
-def test_runs_may_be_kept_elsewhere(hipgpt, tmp_path, by):
+def test_every_command_finds_the_runs_that_are_kept_elsewhere(hipgpt, tmp_path, by):
     place = tmp_path / "some where" / "runs"
     given = ("--runs-dir", place) if by == "option" else ()
     if by == "variable":

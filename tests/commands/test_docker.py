@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt.ops.gpu.device import ROCM_PACKAGES
+from gpt.ops.gpu.installation import ROCM_PACKAGES
 from tests.support import ROOT
 
 DOCKERFILES = {path.stem: path.read_text() for path in sorted((ROOT / "docker").glob("*.Dockerfile"))}

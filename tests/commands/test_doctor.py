@@ -25,8 +25,8 @@ from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.products import CACHE_BYTES
 from gpt.ops.interface import Arithmetic
-from tests.ops.test_device import machine
 from tests.support.devices import executor
+from tests.support.machines import machine
 
 OPERATIONS = [name for name, method in vars(Arithmetic).items() if callable(method) and not name.startswith("_")]
 

@@ -182,7 +182,7 @@ def test_there_is_a_process_for_each_cpu_but_one(monkeypatch, cpus):
 
 
 @pytest.mark.parametrize("reason", ["the CPU alone is tested", "there is no GPU", "CuPy fails", "little memory"])
-def test_there_may_be_no_process(monkeypatch, reason):
+def test_no_process_is_started_without_a_gpu_or_memory_to_spare(monkeypatch, reason):
     def no_gpu():
         raise {"there is no GPU": doctor.UserError, "CuPy fails": RuntimeError}[reason]("no GPU")
 

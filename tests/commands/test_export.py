@@ -40,27 +40,55 @@ def saved(tmp_path):
     return save
 
 
-def test_an_export_is_six_files_that_describe_the_model(saved, tmp_path):
+@pytest.fixture
+def exported(saved, tmp_path):
+    """The directory of an exported model with ReLU and a head of its own, and the model's checkpoint."""
     found = saved(activation="relu", tie_embeddings=False)
     out = tmp_path / "deep" / "hf"
-    assert [path.name for path in export(found, out)] == FILES == sorted(path.name for path in out.iterdir())
-    config = json.loads((out / "config.json").read_text())
+    assert [path.name for path in export(found, out)] == FILES
+    return out, found
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_an_export_is_six_files_with_the_same_permissions(exported):
+    out, _ = exported
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
+
+
+def test_an_exported_config_describes_the_model(exported):
+    config = read(exported[0] / "config.json")
     assert (config["n_embd"], config["n_layer"], config["n_head"], config["n_inner"]) == (12, 2, 3, 20)
     assert (config["activation_function"], config["tie_word_embeddings"]) == ("relu", False)
     assert (config["n_positions"], config["n_ctx"]) == (24, 24)
+
+
+def test_an_exported_model_ends_texts_with_its_mark(exported):
+    out, _ = exported
     end = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    assert end.items() <= config.items()
-    assert json.loads((out / "generation_config.json").read_text()) == end
+    assert end.items() <= read(out / "config.json").items()
+    assert read(out / "generation_config.json") == end
+    described = read(out / "tokenizer_config.json")
+    assert {described[f"{which}_token"] for which in ("bos", "eos", "pad")} == {"<|endoftext|>"}
+
+
+def test_exported_weights_have_a_head_of_their_own_if_the_model_has_one(exported):
+    out, found = exported
     with safe_open(out / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_slice("lm_head.weight").get_shape() == [found.model_config.vocab_size, 12]
-    described = json.loads((out / "tokenizer_config.json").read_text())
-    assert {described[f"{which}_token"] for which in ("bos", "eos", "pad")} == {"<|endoftext|>"}
+
+
+def test_an_exported_tokenizer_encodes_as_the_runs(exported):
+    out, found = exported
+    described = read(out / "tokenizer_config.json")
     assert described["model_input_names"] == ["input_ids", "attention_mask"]
     assert (described["model_max_length"], described["clean_up_tokenization_spaces"]) == (24, False)
     ours = Tokenizer.load(found.run.tokenizer_path)
     assert Tokenizer.load(out / "tokenizer.json").encode(TEXT) == ours.encode(TEXT)
-    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one file may read all"
 
 
 def test_a_model_of_conversations_brings_their_template_and_the_ends_of_an_answer(saved, tmp_path):

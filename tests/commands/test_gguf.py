@@ -113,21 +113,32 @@ def test_numbers_beyond_float16_are_refused_and_leave_nothing(save, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
-def test_the_command_writes_a_file_and_refuses_one_that_exists(save, tmp_path):
+@pytest.fixture
+def export_run(save, tmp_path):
+    """The command `hipgpt export` for a saved run: export_run(out, "--format", "gguf")."""
     save()
     usual = ["export", "--run-name", "r", "--runs-dir", str(tmp_path / "checkpoints"), "--out"]
+    return lambda out, *options: CliRunner().invoke(main, [*usual, str(out), *options])
+
+
+def test_the_command_writes_a_file_and_refuses_one_that_exists(export_run, tmp_path):
     out = tmp_path / "deep" / "m.gguf"
-    done = CliRunner().invoke(main, [*usual, str(out), "--format", "gguf", "--type", "f16"])
+    done = export_run(out, "--format", "gguf", "--type", "f16")
     assert (done.exit_code, done.output) == (0, f"{out}\n")
     before = out.read_bytes()
-    again = CliRunner().invoke(main, [*usual, str(out), "--format", "gguf"])
+    again = export_run(out, "--format", "gguf")
     assert (again.exit_code, again.output.count("\n")) == (2, 1)
     assert "exists already" in again.output
     assert out.read_bytes() == before
     assert [path.name for path in out.parent.iterdir()] == ["m.gguf"]
-    mixed = CliRunner().invoke(main, [*usual, str(tmp_path / "hf"), "--type", "f16"])
-    assert "--type f16 is for --format gguf" in mixed.output
-    forgotten = CliRunner().invoke(main, [*usual, str(tmp_path / "forgotten.gguf")])
+
+
+def test_a_type_is_for_gguf_alone(export_run, tmp_path):
+    assert "--type f16 is for --format gguf" in export_run(tmp_path / "hf", "--type", "f16").output
+
+
+def test_a_name_that_ends_in_gguf_is_refused_without_its_format(export_run, tmp_path):
+    forgotten = export_run(tmp_path / "forgotten.gguf")
     assert "forgotten.gguf would be a directory, as --format is hf: give --format gguf" in forgotten.output
     assert not (tmp_path / "forgotten.gguf").exists()
 

@@ -49,7 +49,8 @@ def shell_lines(page: Path) -> list[str]:
 
 def printed_commands() -> list[str]:
     """Every `hipgpt …` in the shell blocks of README and docs, alone or behind a launcher of ranks."""
-    lines = [line for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) for line in shell_lines(page)]
+    pages = ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))
+    lines = [line for page in pages for line in shell_lines(page)]
     parts = (part.strip() for line in lines for part in line.split("&&"))
     return [re.sub(f"^({LAUNCHERS}) .*?(?=hipgpt )", "", part) for part in parts if re.match(STARTS, part)]
 

@@ -5,9 +5,8 @@ import types
 
 from gpt.doctor import inventory
 from gpt.errors import UserError
-from gpt.ops.gpu import device as cupy_device
-from tests.ops.test_device import machine
 from tests.support.blas import build
+from tests.support.machines import machine
 
 
 class Entered:
@@ -75,7 +74,6 @@ def test_a_cupy_that_does_not_load_is_a_line(monkeypatch):
     def broken():
         raise UserError("CuPy does not load")
 
-    monkeypatch.setattr(cupy_device, "import_cupy", broken)
     monkeypatch.setattr("gpt.ops.gpu.facts.import_cupy", broken)
     assert inventory._gpu() == {"GPU": "not known: CuPy does not load"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from gpt.distributed import ranks
 from gpt.errors import UserError
-from gpt.ops.gpu import device
+from gpt.ops.gpu import installation
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_one_gpu_is_never_replaced_by_the_cpu(hipgpt):
 
 @pytest.mark.parametrize(("there", "said"), [(1, "there is only 1 here"), (3, "there are only 3 here")])
 def test_more_gpus_than_there_are_are_refused_by_their_number(monkeypatch, there, said):
-    monkeypatch.setattr(device, "count_gpus", lambda: there)
+    monkeypatch.setattr(installation, "count_gpus", lambda: there)
     with pytest.raises(UserError, match=f"--gpus is 4, but {said}"):
         ranks._check_gpus(4)
     ranks._check_gpus(there)

@@ -22,6 +22,7 @@ from gpt.ops.cpu.operations import CpuOps
 from gpt.ops.cpu.orthogonal import orthogonalized
 from gpt.ops.interface import Activation, AdamBuffers, Affine, Branch, Dropout, Normed, Stack, UpdateRule
 from gpt.optim import NEWTON_SCHULZ
+from tests.support.differences import both_ways
 
 H = 1e-5
 EXACT = {"rtol": 1e-12, "atol": 1e-12}  # two float64 formulas with fewer than 1000 roundings of numbers of size 1
@@ -74,16 +75,9 @@ def check_gradients(forward, dout, inputs, gradients, rng):
     Σ gradient · direction has to be the derivative of Σ dout · forward() as the input of that name moves.
     """
     for name, gradient in gradients.items():
-        x = inputs[name]
-        kept, direction = x.copy(), rng.standard_normal(x.shape)
-        direction /= np.linalg.norm(direction)
-        terms = []
-        for sign in (1, -1):
-            x[...] = kept + sign * H * direction
-            terms.append(dout * forward())
-        x[...] = kept
-        difference = (terms[0].sum() - terms[1].sum()) / (2 * H)
-        tolerance = 2e-8 + 2.2e-11 * np.abs(terms[0]).sum()
+        direction, along, against = both_ways(inputs[name], rng, H, lambda: dout * forward())
+        difference = (along.sum() - against.sum()) / (2 * H)
+        tolerance = 2e-8 + 2.2e-11 * np.abs(along).sum()
         assert np.sum(gradient * direction) == pytest.approx(difference, rel=0, abs=tolerance), name
 
 

@@ -46,7 +46,7 @@ def test_it_reads_a_chat_whole_and_as_a_stream(client):
     assert "".join(event.choices[0].delta.content or "" for event in events) == whole.choices[0].message.content
 
 
-def test_its_exceptions_are_the_right_ones(client, openai):
+def test_each_mistake_raises_openais_exception_for_it(client, openai):
     with pytest.raises(openai.NotFoundError, match="there is no model 'other'"):
         client.completions.create(model="other", prompt="the cat")
     with pytest.raises(openai.BadRequestError, match="best_of is 3") as refused:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,20 @@ class Project:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Change a file together with its time, by more than the coarsest clock of a file system."""
+    later = path.stat().st_mtime_ns + 2_000_000_000
+    path.write_bytes(data)
+    os.utime(path, ns=(later, later))
+
+
+def touch(path: Path) -> None:
+    rewrite(path, path.read_bytes())
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    rewrite(path, bytes(data))

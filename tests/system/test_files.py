@@ -20,7 +20,7 @@ from gpt.system.files import (
     finish_commit,
     write_atomically,
 )
-from tests.training.test_checkpoint import in_a_child
+from tests.support.processes import in_a_child
 
 
 def names(directory) -> set[str]:

@@ -17,7 +17,7 @@ import pty
 import termios
 
 from gpt.system import interrupts
-from tests.training.test_best import _read as read_terminal
+from tests.support.processes import read_terminal
 
 TEXT = "the cat sat on the mat and saw a dog .\n" * 60
 MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2)

@@ -363,7 +363,7 @@ def test_windows_of_a_slice_of_a_map_are_announced_where_they_lie(mapped):
 
 
 @needs_hints
-def test_validation_is_announced(mapped):
+def test_each_batch_of_a_validation_is_announced(mapped):
     tokens = mapped(5_000_000)
     found = list(Batches(tokens, 8, 64, sampling="random", seed=1, val_fraction=0.1).validation())
     assert len(found) == EVAL_STEPS

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.training.test_train import LOG_LINE, start, wait_for_line
+from tests.support.processes import read_terminal, start, wait_for_line
+from tests.support.runs import LOG_LINE
 
 MODEL = ("--dim", 32, "--heads", 2, "--ff", 64, "--layers", 1, "--seq", 16, "--batch", 4, "--vocab-size", 100)
 EVERY = 10
@@ -401,7 +402,7 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_wor
     )
     os.close(side)
     shown, is_stopping = b"", False
-    while data := _read(main):
+    while data := read_terminal(main):
         shown += data
         if b", val " in shown and not is_stopping:
             is_stopping = True
@@ -417,10 +418,3 @@ def test_on_a_terminal_of_80_columns_nothing_is_wider_and_lines_wrap_between_wor
     words = " ".join(rows[log : log + 2])
     assert re.fullmatch(LOG_LINE.pattern, words), "wrapped between words"
     assert re.match(r"\[Step 10\] Loss: \S+ \| Perplexity: \S+ \| Accuracy: \d+\.\d\d%", rows[log])
-
-
-def _read(handle: int) -> bytes:
-    try:
-        return os.read(handle, 1 << 16)
-    except OSError:  # Linux's error for a terminal whose other side is closed
-        return b""

@@ -16,72 +16,15 @@ from safetensors.numpy import load_file
 from gpt import checkpoint
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
-from gpt.optim import optimizer_shapes
 from gpt.parameters import matrix_names, parameter_shapes
 from gpt.run import Run
+from tests.support.processes import in_a_child
+from tests.training.checkpoints import MODEL, TRAIN, complete, is_complete, kill_at_rename, names, run, save, state
 
-MODEL = ModelConfig(vocab_size=11, max_seq_len=4, embed_dim=6, num_heads=2, ff_hidden_dim=8, num_layers=2)
-TRAIN = TrainConfig(batch_size=2, total_steps=100, learning_rate=1e-2).resolved()
+__all__ = ["run"]  # a fixture
+
 RENAMES = 5  # weights, optimizer, config (the one that counts), and the two links
 CONFIG_RENAME = 2  # the one that counts, after those of weights and optimizer
-
-
-@pytest.fixture
-def run(tmp_path):
-    run = Run("a.b", tmp_path / "checkpoints")
-    run.path.mkdir(parents=True)
-    return run
-
-
-def tensors(seed, shapes):
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-
-
-def state(step, model=MODEL, optimizer="adamw"):
-    """Weights, the optimizer's tensors and counters, different for each step."""
-    counters = {"adam_step": step - 1, "skipped": 1, "skipped_in_a_row": step % 2}
-    return tensors(step, parameter_shapes(model)), tensors(step + 1000, optimizer_shapes(model, optimizer)), counters
-
-
-def save(run, step, model=MODEL, train=TRAIN):
-    return checkpoint.save(run, step, model, train, *state(step, model, train.optimizer))
-
-
-def same(left, right):
-    """Whether two mappings hold the same float32 arrays under the same names in the same order."""
-    return list(left) == list(right) and all(
-        left[name].dtype == right[name].dtype == np.float32 and np.array_equal(left[name], right[name]) for name in left
-    )
-
-
-def is_complete(found, step):
-    """Whether all parts of a checkpoint equal, bit for bit, those that were saved at `step`."""
-    weights, optimizer, counters = state(step, optimizer=found.train_config.optimizer)
-    moments, counts = found.optimizer()
-    return found.step == step and same(found.weights(), weights) and same(moments, optimizer) and counts == counters
-
-
-def names(run):
-    return {path.name for path in run.path.iterdir()}
-
-
-def complete(run, *steps):
-    """The names of all files of a run that has the checkpoints of `steps`."""
-    parts = {path.name for n in steps for path in (run.weights_path(n), run.optimizer_path(n), run.config_path(n))}
-    return parts | {"latest_checkpoint.safetensors", "latest_config.json"}
-
-
-def in_a_child(action):
-    """Run `action` in a forked process, which may die; return its exit status, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 # ---- what is saved comes back -------------------------------------------------------------------------------------
@@ -256,23 +199,6 @@ def test_a_weights_file_without_a_config_is_refused(run):
 
 
 # ---- kills and full disks -----------------------------------------------------------------------------------------
-
-
-def kill_at_rename(monkeypatch, work, rename, moment):
-    """Do some work in a child that is killed at this rename, counted from 0: right "before" it, or right "after"."""
-    replace, left = os.replace, [rename]
-
-    def killing_replace(source, target):
-        left[0] -= 1
-        if left[0] < 0 and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        replace(source, target)
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killing_replace)
-        assert in_a_child(work) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("rename", range(RENAMES))

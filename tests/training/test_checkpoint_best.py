@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gpt import checkpoint
-from tests.training.test_checkpoint import (
+from tests.training.checkpoints import (
     MODEL,
     TRAIN,
     complete,

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from gpt import checkpoint
 from gpt.errors import UserError
 from gpt.run import Run
-from tests.training.test_checkpoint import is_complete, run, same, save, state
+from tests.training.checkpoints import is_complete, run, same, save, state
 
 __all__ = ["run"]  # a fixture
 

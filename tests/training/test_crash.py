@@ -17,7 +17,8 @@ import pytest
 from gpt.run import Run
 from gpt.system.interrupts import ECHO
 from tests.support import ROOT
-from tests.training.test_best import _read as read_terminal
+from tests.support.processes import read_terminal
+from tests.support.runs import logged, weights
 
 MODEL = ("--vocab-size", 60, "--dim", 8, "--heads", 2, "--ff", 8, "--layers", 1, "--seq", 8, "--batch", 2)
 TEXT = "the cat sat on the mat and saw a dog .\n" * 60
@@ -78,13 +79,8 @@ def wait_until_at_work(process: subprocess.Popen, seconds: float = 0.5) -> None:
         time.sleep(0.02)
 
 
-def logged(name="r") -> list[dict]:
-    lines = map(json.loads, Path(f"checkpoints/{name}/metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in lines]
-
-
-def weights(step: int, name="r") -> bytes:
-    return Path(f"checkpoints/{name}/{name}_step{step}.safetensors").read_bytes()
+def logged_but_for_times(run: str) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in WALL_CLOCK} for line in logged(run)]
 
 
 # ---- kills and failures at every call -----------------------------------------------------------------------------
@@ -156,10 +152,10 @@ def test_a_dropped_step_leaves_the_state_of_the_last_finished_one(start, train, 
     wait_until_at_work(process)
     process.send_signal(signal.SIGTERM)
     assert "Stopped at step 2, saved" in process.communicate(timeout=60)[0]
-    assert weights(2) == weights(2, "whole")
+    assert weights("r", 2) == weights("whole", 2)
     for run in ("r", "whole"):
         hipgpt("train", "--run-name", run, "--resume", "--steps", 4, "--accumulate", 1)
-    assert weights(4) == weights(4, "whole")
+    assert weights("r", 4) == weights("whole", 4)
 
 
 LARGE_PRODUCT = """
@@ -285,7 +281,7 @@ def test_a_log_on_a_full_disk_costs_a_note_and_nothing_else(train, start):
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0
     assert error == "Note: the output cannot be written (No space left on device): going on\n"
-    assert weights(5) == weights(5, "whole")
+    assert weights("r", 5) == weights("whole", 5)
 
 
 def test_a_metrics_file_that_cannot_be_written_for_a_while_has_all_its_lines_in_the_end(tmp_path, capfd):
@@ -321,8 +317,8 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(train, start, 
         with open("checkpoints/r/metrics.jsonl", "a") as file:
             file.write('{"step": 44, "lo')  # as after a power cut
     hipgpt("train", "--run-name", "r", "--resume")
-    assert logged() == logged("whole")
-    assert weights(60) == weights(60, "whole")
+    assert logged_but_for_times("r") == logged_but_for_times("whole")
+    assert weights("r", 60) == weights("whole", 60)
 
 
 @pytest.mark.parametrize("key", ["val_loss", "sample"])
@@ -334,7 +330,7 @@ def test_a_result_of_the_last_step_that_a_signal_skipped_is_made_up_for(train, h
     cut = next(number for number, line in enumerate(lines) if key in line and '"step": 6,' in line)
     path.write_text("".join(lines[:cut]))
     assert "is done" not in hipgpt("train", "--run-name", "r", "--resume").stdout
-    assert logged() == logged("whole")
+    assert logged_but_for_times("r") == logged_but_for_times("whole")
     assert "Run r is done" in hipgpt("train", "--run-name", "r", "--resume").stdout
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpt.config import TrainConfig
 from gpt.schedule import describe_rate, learning_rate
-from tests.training.test_recipes import files, rates
+from tests.support.runs import files, logged, rates
 
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 1, "--seq", 16, "--batch", 4)
 TEXT = "".join(f"the {('red', 'blue', 'old')[i * i % 3]} fox number {i % 17} ran . " for i in range(900))
@@ -204,13 +204,13 @@ def test_a_precision_that_only_the_checkpoint_asks_for_is_dropped_if_the_device_
 # ---- texts --------------------------------------------------------------------------------------------------------
 
 
-def logged(run: str) -> list[dict]:
-    lines = map(json.loads, Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if "loss" in line]
+def trained(run: str) -> list[dict]:
+    """The lines of the log about steps of training."""
+    return [line for line in logged(run) if "loss" in line]
 
 
 def losses(run: str) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in logged(run)}
+    return {line["step"]: line["loss"] for line in trained(run)}
 
 
 @pytest.mark.parametrize("sampling", ["sequential", "shuffled"])
@@ -230,7 +230,7 @@ def test_another_text_is_read_from_its_beginning_and_the_same_one_goes_on(train,
     hipgpt("train", *checkpoint, "--run-name", "other", "--data-path", "other.txt")
     hipgpt("train", "--run-name", "other", "--resume", "--steps", 10)
     assert list(losses("other").values()) == list(losses("fresh").values())
-    assert [line["passes"] for line in logged("other")] == [line["passes"] for line in logged("fresh")]
+    assert [line["passes"] for line in trained("other")] == [line["passes"] for line in trained("fresh")]
 
 
 def test_dropout_may_change_on_the_way(train, hipgpt):

@@ -31,9 +31,10 @@ from gpt.run import Run
 from gpt.system.tensors import open_file
 from gpt.tokenizer import Tokenizer
 from gpt.trainer import TrainStep
+from tests.support.differences import both_ways
 from tests.support.pretrained import TEXT, saved_run
 from tests.support.ranks import on_ranks
-from tests.training.test_recipes import files
+from tests.support.runs import files
 
 MODEL = ModelConfig(vocab_size=37, max_seq_len=9, embed_dim=24, num_heads=2, ff_hidden_dim=40, num_layers=2)
 LARGE = ModelConfig(
@@ -87,14 +88,8 @@ def test_gradients_are_the_slopes_of_the_loss(activation, dropout):
     gradients = {name: view.copy() for name, view in model.gradients.named.items()}
     rng, h = np.random.default_rng(2), 1e-5
     for name, view in model.adapters.named.items():
-        kept, direction = view.copy(), rng.standard_normal(view.shape)
-        direction /= np.linalg.norm(direction)
-        losses = []
-        for sign in (1, -1):
-            view[...] = kept + sign * h * direction
-            losses.append(loss_and_gradients(model))
-        view[...] = kept
-        assert np.sum(gradients[name] * direction) == pytest.approx((losses[0] - losses[1]) / (2 * h), abs=3e-7), name
+        direction, along, against = both_ways(view, rng, h, lambda: loss_and_gradients(model))
+        assert np.sum(gradients[name] * direction) == pytest.approx((along - against) / (2 * h), abs=3e-7), name
         assert np.linalg.norm(gradients[name]) > 1e-4, "a gradient that is worth comparing"
 
 

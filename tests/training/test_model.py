@@ -14,6 +14,7 @@ from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import PLAN, Optimizer, optimizer_bytes
 from gpt.parameters import parameter_count, stack_shapes
 from gpt.trainer import TrainStep
+from tests.support.differences import both_ways
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
 CONFIGS = [
@@ -68,14 +69,8 @@ def test_gradients_are_the_slopes_of_the_loss(config, dropout):
     gradients = {name: view.copy() for name, view in model.gradients.named.items()}
     rng, h = np.random.default_rng(2), 1e-5
     for name, view in model.weights.named.items():
-        kept, direction = view.copy(), rng.standard_normal(view.shape)
-        direction /= np.linalg.norm(direction)
-        losses = []
-        for sign in (1, -1):
-            view[...] = kept + sign * h * direction
-            losses.append(mean_loss_and_gradients(model, ids, labels))
-        view[...] = kept
-        slope = (losses[0] - losses[1]) / (2 * h)
+        direction, along, against = both_ways(view, rng, h, lambda: mean_loss_and_gradients(model, ids, labels))
+        slope = (along - against) / (2 * h)
         assert np.sum(gradients[name] * direction) == pytest.approx(slope, rel=0, abs=2e-7), name
 
 

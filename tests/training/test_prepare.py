@@ -14,51 +14,12 @@ import pytest
 import tokenizers
 
 import gpt.corpus.text_file
-from gpt import provenance
 from gpt.config import TokenizerConfig
 from gpt.corpus import Sources
 from gpt.errors import UserError
 from gpt.run import Run
 from gpt.tokenizer import Tokenizer
-from tests.support.project import TEXT, sha256
-
-
-@pytest.fixture
-def idle(monkeypatch):
-    """Inside `with idle():`, training a tokenizer, encoding, and digesting any file but tokenizer.json are errors."""
-
-    @contextmanager
-    def nothing_is_read():
-        def refuse(*_, **__):
-            raise AssertionError("the text or the tokens were read again")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Tokenizer, "train_bpe", refuse)
-            patch.setattr(Tokenizer, "encode_blocks", refuse)
-            patch.setattr(Sources, "blocks", refuse)
-            patch.setattr(Sources, "feed", refuse)
-            patch.setattr(provenance.files, "sha256", refuse)
-            yield
-
-    return nothing_is_read
-
-
-def rewrite(path: Path, data: bytes) -> None:
-    """Change a file together with its time, by more than the coarsest clock of a file system."""
-    later = path.stat().st_mtime_ns + 2_000_000_000
-    path.write_bytes(data)
-    os.utime(path, ns=(later, later))
-
-
-def touch(path: Path) -> None:
-    rewrite(path, path.read_bytes())
-
-
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    rewrite(path, bytes(data))
-
+from tests.support.project import TEXT, flip_a_byte, sha256, touch
 
 # Making the files
 

@@ -13,10 +13,7 @@ import gpt.encode
 from gpt.corpus.sources import find
 from gpt.errors import UserError
 from gpt.tokenizer import Tokenizer
-from tests.support.project import TEXT
-from tests.training.test_prepare import flip_a_byte, idle, touch
-
-__all__ = ["idle"]  # a fixture
+from tests.support.project import TEXT, flip_a_byte, touch
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(made, monkeypatch):

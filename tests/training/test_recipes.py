@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 
 from gpt.config import PRESETS
 from tests.support import ROOT
-from tests.training.test_train import start, wait_for_line
+from tests.support.processes import start, wait_for_line
+from tests.support.runs import files, rates
 
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 300)
 MUON = ("--optimizer", "muon", "--lr", "1e-2")
@@ -24,17 +25,6 @@ def train(hipgpt, tmp_path):
         return hipgpt("train", "--data-path", text, *MODEL, *arguments, **kwargs)
 
     return run
-
-
-def files(run: str, step: int) -> list[bytes]:
-    """Weights and the optimizer's file of a step."""
-    names = (f"{run}_step{step}.safetensors", f"{run}_step{step}_optimizer.safetensors")
-    return [Path(f"checkpoints/{run}/{name}").read_bytes() for name in names]
-
-
-def rates(run: str) -> dict[int, float]:
-    lines = map(json.loads, Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["lr"] for line in lines if "lr" in line}
 
 
 def test_muon_learns_and_keeps_one_moment_of_a_blocks_matrix(train):

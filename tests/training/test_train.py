@@ -1,21 +1,17 @@
 """`hipgpt train` with real files and real processes, stopped and resumed."""
 
-import fcntl
 import json
 import re
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from tests.support.processes import start, wait_for_line
+from tests.support.runs import LOG_LINE, logged, moments, weights
+
 MODEL = ("--dim", 16, "--heads", 2, "--ff", 32, "--layers", 2, "--seq", 16, "--batch", 4, "--vocab-size", 200)
-LOG_LINE = re.compile(
-    r"\[Step (\d+)\] Loss: (\d+\.\d{4}) \| Perplexity: \d+\.\d\d \| Accuracy: \d+\.\d\d% \| LR: \d\.\d\de-\d\d"
-    r" \| Grad: \d+\.\d\d \| Time: \d+\.\d ms \| \d+ tok/s"
-)
 
 
 @pytest.fixture
@@ -38,62 +34,65 @@ def train(hipgpt, text):
     return run
 
 
-def weights(run: str, step: int) -> bytes:
-    return Path(f"checkpoints/{run}/{run}_step{step}.safetensors").read_bytes()
-
-
-def moments(run: str, step: int) -> bytes:
-    return Path(f"checkpoints/{run}/{run}_step{step}_optimizer.safetensors").read_bytes()
-
-
-def logged(run: str) -> list[dict]:
-    return [json.loads(line) for line in Path(f"checkpoints/{run}/metrics.jsonl").read_text().splitlines()]
+DEEP = ("--layers", 6)
+COMPUTED_AGAIN = "; the backward pass computes each block again"
 
 
 def test_blocks_that_are_computed_again_give_the_same_run_in_less_memory(train):
-    """And a resumed run computes them again, unless it is told not to."""
-    deep = ("--layers", 6)
-    common = ("--steps", 20, "--dropout", 0.1, "--log-every", 5, "--eval-every", 10, "--batch", 64, *deep)
+    common = ("--steps", 20, "--dropout", 0.1, "--log-every", 5, "--eval-every", 10, "--batch", 64, *DEEP)
     said = train("--run-name", "kept", *common).stdout
     again = train("--run-name", "again", *common, "--recompute").stdout
     assert weights("again", 20) == weights("kept", 20)
     assert [line["loss"] for line in logged("again") if "loss" in line] == [
         line["loss"] for line in logged("kept") if "loss" in line
     ]
-    computed_again = "; the backward pass computes each block again"
     (needed, unit), (less, same) = (re.search(r"Memory: (\S+) (\w+) needed", each).groups() for each in (said, again))
     assert (float(less), same) < (float(needed), unit)
-    assert computed_again in again
-    assert computed_again not in said
-    assert computed_again in train("--run-name", "again", "--resume", "--steps", 21, *deep).stdout
-    kept = train("--run-name", "again", "--resume", "--steps", 22, *deep, "--no-recompute").stdout
-    assert computed_again not in kept
 
 
-def test_a_run_learns_and_leaves_the_promised_directory(train):
-    out = train("--run-name", "r", "--steps", 60, "--lr", "1e-2", "--log-every", 20, "--eval-every", 30).stdout
-    lines = [match for match in map(LOG_LINE.fullmatch, out.splitlines()) if match]
-    assert [int(match[1]) for match in lines] == [20, 40, 60]
-    assert float(lines[-1][2]) < 0.6 * float(lines[0][2])
+def test_a_resumed_run_computes_blocks_again_unless_it_is_told_not_to(train):
+    assert COMPUTED_AGAIN in train("--run-name", "again", "--steps", 1, *DEEP, "--recompute").stdout
+    assert COMPUTED_AGAIN in train("--run-name", "again", "--resume", "--steps", 2, *DEEP).stdout
+    assert COMPUTED_AGAIN not in train("--run-name", "again", "--resume", "--steps", 3, *DEEP, "--no-recompute").stdout
+
+
+LEARNING = ("--steps", 60, "--lr", "1e-2", "--log-every", 20, "--eval-every", 30)
+
+
+def test_a_run_says_what_it_trains_and_its_loss_falls(train):
+    out = train("--run-name", "r", *LEARNING).stdout
     assert out.startswith("Device: ")
-    assert re.search(r"\[Step 30\] Validation Loss: \d", out)
-    assert re.search(r"\[Step 60\] Validation Loss: \d", out)
     assert re.search(r"Model: +[\d,]+ parameters", out)
     assert re.search(r"Memory: .* needed, .* free", out)
     assert re.search(r"the rest will take about \d+ s", out)
+    lines = [match for match in map(LOG_LINE.fullmatch, out.splitlines()) if match]
+    assert [int(match[1]) for match in lines] == [20, 40, 60]
+    assert float(lines[-1][2]) < 0.6 * float(lines[0][2])
+    assert re.findall(r"\[Step (\d+)\] Validation Loss: \d", out) == ["30", "60"]
 
+
+def test_a_run_leaves_the_promised_directory(train):
+    train.once(*LEARNING, name="r")
     files = {path.name for path in Path("checkpoints/r").iterdir()} - {".lock"}
     assert files == {
         "tokenizer.json", "tokens.bin", "tokens.json", "metrics.jsonl", "latest_checkpoint.safetensors",
         "latest_config.json", "r_step60.safetensors", "r_step60_optimizer.safetensors", "r_step60_config.json",
         "best_checkpoint.safetensors", "best_config.json", "r_best_step60.safetensors", "r_best_step60_config.json",
     }  # fmt: skip
+
+
+def test_the_config_of_a_run_tells_its_model_its_training_and_its_files(train):
+    train.once(*LEARNING, name="r")
     config = json.loads(Path("checkpoints/r/latest_config.json").read_text())
     assert config["model"]["embed_dim"] == 16
     assert config["training"]["steps"] == 60
     assert config["training"]["batch_size"] == 4
     assert config["checkpoint"] == {"latest": "r_step60.safetensors", "step": 60}
     assert config["tokenizer"] == {"path": "tokenizer.json", "tokens_path": "tokens.bin"}
+
+
+def test_each_logged_step_and_each_evaluation_is_a_line_of_the_log(train):
+    train.once(*LEARNING, name="r")
     assert [(line["step"], "loss" in line) for line in logged("r")] == [
         (20, True), (30, False), (40, True), (60, True), (60, False),
     ]  # fmt: skip
@@ -208,22 +207,6 @@ def test_a_second_process_cannot_train_the_same_run(train, hipgpt):
     assert "another process" in train("--run-name", "r", "--steps", 5, status=2).stderr
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
-
-
-def start(hipgpt, *arguments) -> subprocess.Popen:
-    """Start a training that cannot get far ahead of whoever reads its log: at most 4 KiB wait in its pipe."""
-    process = hipgpt.start("train", *arguments)
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 1 << 12)
-    return process
-
-
-def wait_for_line(process: subprocess.Popen, beginning: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if process.stdout.readline().startswith(beginning):
-            return
-    raise AssertionError(f"no line began with {beginning}")
 
 
 def test_a_run_with_checkpoints_is_not_started_again(train):

@@ -14,7 +14,7 @@ from gpt.errors import UserError
 from gpt.export import export
 from gpt.run import Run
 from tests.support.pretrained import SHAPE, TEXT, saved_run
-from tests.training.test_recipes import files
+from tests.support.runs import files
 
 STILL = ("--lr", "1e-30", "--min-lr", 0, "--weight-decay", 0)  # so small a rate leaves every float32 as it is
 

@@ -276,6 +276,8 @@ class _Problem(NamedTuple):
 
 
 class _Plan(NamedTuple):
+    """The library's objects for a problem: a product's descriptor, four layouts, an algorithm, two factors."""
+
     product: Any
     left: Any
     right: Any

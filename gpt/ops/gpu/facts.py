@@ -4,7 +4,7 @@ import ctypes
 from typing import NamedTuple
 
 from gpt.ops.gpu.blas import file_of, load_library
-from gpt.ops.gpu.device import import_cupy
+from gpt.ops.gpu.installation import import_cupy
 
 
 class Gpu(NamedTuple):

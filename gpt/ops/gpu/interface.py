@@ -24,7 +24,7 @@ class Device(Protocol):
     warp: int  # lanes of a warp
     multiprocessors: int  # the units that blocks of threads run on
     has_bf16: bool  # whether there are matrix units for bf16
-    has_tf32: bool
+    has_tf32: bool  # whether they take float32 rounded to tf32, as NVIDIA's do and AMD's do not
     has_wgmma: bool  # Hopper's matrix instruction for four warps
     blas: Blas | None  # None if the vendor's library is missing, has failed or is not wanted
     blas_choice: str  # --blas: "auto", "vendor" or "own"

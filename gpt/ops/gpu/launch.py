@@ -17,6 +17,10 @@ ADAMW_WIDTH = 4  # elements of a thread
 CONVERT_WIDTH = 8  # elements of a thread
 MUON_BLOCKS = 128  # most blocks that share the norm of a matrix, on every device: they set the order of the sum
 
+# layernorm.hip: elements of a row per lane, more if a row has over 6,144, because backward has seven arrays of them in
+# registers. With 24 in NVIDIA's backward pass, a multiprocessor would have registers for one block alone.
+LANE_ELEMENTS, NVIDIA_BACKWARD_ELEMENTS = 24, 20
+
 # norm.hip
 NORM_BLOCKS = 1024  # most blocks, on every device: they set the order of the sum
 NORM_WIDTH = 4  # elements that a thread takes at a time
@@ -69,6 +73,23 @@ FILE_DEFINES: dict[str, dict[str, object]] = {  # macros that all kernels of a f
     "skinny.hip": {"STREAM": "T", "PARTS": 1},
     "sums.hip": {"LANES": SUM_LANES, "FRESH": 0},
 }
+
+
+def norm_lanes(name: str, d: int, width: int, device: Device) -> tuple[int, int]:
+    """How a kernel of layernorm.hip divides a row of d elements: its lanes, and the elements that each takes at a time.
+
+    These are `width`, a vector, or half of it, if whole vectors would leave more of 64 lanes idle. For example, a lane
+    takes 3 x 4 of 768 elements, not 2 x 8, which would be room for 1,024. That also saves registers, which NVIDIA's
+    backward pass is short of.
+    """
+    nvidia_backward = name.endswith("backward") and device.has_tf32
+    elements, lanes = NVIDIA_BACKWARD_ELEMENTS if nvidia_backward else LANE_ELEMENTS, device.warp
+    while lanes < THREADS and lanes * elements < d:
+        lanes *= 2
+    may_halve = width > 1 and (device.warp == 64 or nvidia_backward)
+    if may_halve and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
+        width //= 2
+    return lanes, width
 
 
 def attention_edge(name: str, head_dim: int, is_cdna: bool) -> int:

@@ -1,4 +1,4 @@
-"""The operations' step of Muon on a GPU: matrices of one shape go through every kernel and every product together.
+"""Muon's step on a GPU: matrices of one shape go through every kernel and every product together.
 
 A polynomial a x + b x³ + c x⁵ of a stack x [n, rows, columns] takes three products: the Gram matrices of the smaller
 side, their polynomial, and that times x. The second is one product for all stacks whose smaller side is the same, which

@@ -32,6 +32,7 @@ from gpt.ops.gpu.launch import (
     Kernels,
     attention_block,
     attention_edge,
+    norm_lanes,
 )  # fmt: skip
 from gpt.ops.gpu.memory import Memory
 from gpt.ops.gpu.muon import GpuMuon, scratch_elements
@@ -63,9 +64,6 @@ MAX_HEAD_DIM = 128
 LARGE_COPY = 2**22  # a copy of at least so many elements is done in parts of so many, and the GPU rounds
 USUAL_PARTIAL_SUMS = 256  # of the gradient of a vector, a sum over rows; more on a GPU that would have idle units
 PARTIAL_ROWS = 8  # least rows in a partial sum
-# Elements of a layer norm's row per thread, more if D > 6,144: backward has seven such arrays in registers
-LANE_ELEMENTS = 24
-NVIDIA_BACKWARD = 20  # the same in NVIDIA's backward pass: with 24, registers suffice for one block a multiprocessor
 
 _int, _long, _uint, _float = np.int32, np.int64, np.uint32, np.float32
 
@@ -95,10 +93,9 @@ class GpuOps(Operations):
         self._products = Products(device, precision, self._kernel, self._memory)
         self._row_layers = RowLayers(self._kernel, device, self._memory)
         self._muon = GpuMuon(self._kernel, self._products, self._memory)
-        # The type of the products of attention
-        self.attention_type = (
-            self._type if self.low_precision or not device.has_tf32 else "tf32" if precision == "tf32" else "tf32x3"
-        )
+        self.attention_type = self._type  # of its products
+        if device.has_tf32 and not self.low_precision:
+            self.attention_type = "tf32" if precision == "tf32" else "tf32x3"
         self._no_key = self.zeros(2, "uint32")  # kernels without dropout take it as the key
 
     def check(self, config: ModelConfig) -> None:
@@ -249,17 +246,8 @@ class GpuOps(Operations):
 
     def _norm_kernel(self, name: str, x: Array, dropout: Dropout | None = None) -> tuple[Kernel, tuple[int]]:
         """A kernel of layernorm.hip, and a grid for all rows at once."""
-        (rows, d), lanes = x.shape, self.device.warp
-        nvidia_backward = name.endswith("backward") and self.device.has_tf32
-        elements = NVIDIA_BACKWARD if nvidia_backward else LANE_ELEMENTS
-        while lanes < THREADS and lanes * elements < d:
-            lanes *= 2
-        width = self._kernel.width(d)
-        # Half vectors, if whole ones would leave more of 64 lanes idle: a lane takes 3 x 4 of 768 elements, not 2 x 8,
-        # which would be room for 1,024. That also saves registers, which NVIDIA's backward pass is short of.
-        may_halve = self.device.warp == 64 or nvidia_backward
-        if may_halve and width > 1 and ceil_div(d, lanes * width // 2) < 2 * ceil_div(d, lanes * width):
-            width //= 2
+        rows, d = x.shape
+        lanes, width = norm_lanes(name, d, self._kernel.width(d), self.device)
         defines = {"D": d, "WIDTH": width, "LANES": lanes, "DROPOUT": int(bool(dropout))}
         return self._kernel("layernorm.hip", name, **defines), (ceil_div(rows * lanes, THREADS),)
 

@@ -13,10 +13,10 @@ they are about 1, which is where GELU bends.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,8 @@ PERIOD = 131_101  # random numbers of an operand before they repeat; a prime, so
 COMPARED = 2**19  # elements of a result, about, that are compared
 ROUNDING = {2: 2.0**-8, 4: 2.0**-23}  # relative error of a result: one rounding, even if it is towards 0; by itemsize
 GELU_ERROR = 2.0**-10  # of the library's tanh, relative to tanh's factor; hardware's own has 2^-11
+
+Values = Callable[[int], np.ndarray]  # so many numbers, float32
 
 
 class Case(NamedTuple):
@@ -237,7 +239,7 @@ class _Check:
         array = self._array(*shape, count, self._dtype, _wholes(self._rng, unit=unit))
         return array.swapaxes(-1, -2) if transposed else array
 
-    def _array(self, rows: int, columns: int, count: int, dtype: np.dtype, values: Any) -> Array:
+    def _array(self, rows: int, columns: int, count: int, dtype: np.dtype, values: Values) -> Array:
         """An array [rows, columns], or [count, rows, columns] as Muon's stacks lie, with numbers that repeat."""
         size = rows * columns
         stride = round_up(size, ALIGNMENT) if count else size
@@ -285,7 +287,7 @@ def _part(array: Array, number: int, rows: slice = slice(None)) -> Array:
     return (array[number] if array.ndim == 3 else array)[rows]
 
 
-def _wholes(rng: np.random.Generator, largest: int = 2, unit: float = 1.0) -> Any:
+def _wholes(rng: np.random.Generator, largest: int = 2, unit: float = 1.0) -> Values:
     """A function that draws so many whole numbers of at most `largest`, times `unit`."""
     return lambda count: rng.integers(-largest, largest, count, np.int8, endpoint=True) * np.float32(unit)
 

@@ -127,7 +127,7 @@ def test_generating_prints_the_note_beside_the_text_and_names_the_option(run_on,
     assert wrong.stderr.startswith("Note: hipBLASLt computes wrong products on this GPU")
     failing, _ = run_on(library, *write, "--blas", "vendor", wrong=BIAS, deviation=math.nan)
     assert failing.exit_code == 2
-    assert "take an earlier --step, or try --blas own, in case the GPU vendor's library is at fault" in failing.stderr
+    assert "take an earlier --step; or try --blas own, in case the GPU vendor's library is at fault" in failing.stderr
 
 
 def test_notes_about_the_gpus_of_other_ranks_are_printed_once():

@@ -11,5 +11,5 @@
 instructions.py has the unit that each instruction needs and the clocks that it takes there, banks.py the clocks of the
 shared memory, and chips.py the data of each GPU. Each number there has its source, or is called an assumption. steps.py
 adds up whole steps. triton_kernels.py has attention and products in Triton's language; triton_peer.py compiles them for
-rows beside ours. docs/performance.md says how far to believe the results.
+rows beside ours. docs/experiments/amd.md says how far to believe the results.
 """

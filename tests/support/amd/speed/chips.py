@@ -31,7 +31,7 @@ class Chip(NamedTuple):
     line: int = 64  # bytes of a cache line
     l1_bytes: int = 64  # CDNA 3 white paper: 64 bytes a clock for a CU; for RDNA an assumption
     line_clocks: float = (
-        0.25  # of the L1 for a line; CDNA: assumed; RDNA: fitted to 12 kernels, see docs/performance.md
+        0.25  # of the L1 for a line; CDNA: assumed; RDNA: fitted to 12 kernels, see docs/experiments/amd.md
     )
     cached_latency: int = 300  # clocks of a load that finds its line in a cache
     memory_latency: int = 600  # clocks of a load that goes to memory

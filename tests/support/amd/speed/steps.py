@@ -18,7 +18,7 @@ from tests.support.amd.speed.launches import PRODUCTS, training_step
 # (issue 5807 of ROCm/legacy-rocm-build)
 VENDOR = {"gfx942": 548, "gfx1100": 92, "gfx1151": 32, "gfx1201": 133}
 # A real time / its estimate, the least and the most. Products: those of 2048 x 2048 reach two thirds of the rate
-# of 4096 x 4096 (the same measurements). Attention: docs/performance.md. Memory: an MI300X copies at 4.2 of its 5.3
+# of 4096 x 4096 (the same measurements). Attention: docs/experiments/amd.md. Memory: an MI300X copies at 4.2 of its 5.3
 # TB/s (issue 5070 of ROCm/legacy-rocm-build).
 PRODUCT_ERROR, ATTENTION_ERROR, MEMORY_ERROR = (1, 1.5), (1, 2.2), (1.1, 1.5)
 GAP = (1, 6)  # µs between two launches of a recorded step: an assumption
