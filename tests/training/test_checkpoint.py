@@ -203,6 +203,15 @@ def test_a_checkpoint_is_found_by_any_of_its_files_in_any_directory(run, tmp_pat
         assert found.run.path == directory.resolve()
 
 
+def test_the_latest_weights_are_found_by_name_on_a_file_system_without_links(run):
+    save(run, 5)
+    run.latest_weights_path.unlink()
+    target = run.latest_config_path.resolve()
+    run.latest_config_path.unlink()
+    shutil.copy(target, run.latest_config_path)
+    assert is_complete(checkpoint.find(run.latest_weights_path), 5)
+
+
 def test_a_weights_file_that_was_given_another_name_is_read_itself(run):
     save(run, 5)
     for part in (".safetensors", "_optimizer.safetensors", "_config.json"):
@@ -286,6 +295,9 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monk
     assert is_complete(found, 10 if is_new else 5)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     with run.lock():
+        checkpoint.finish(found)
+        assert {run.latest_weights_path.resolve(), run.weights_path(found.step)} == {found.path}
+        assert run.latest_config_path.resolve() == run.config_path(found.step)
         checkpoint.prune(run, 1)
         assert is_complete(checkpoint.load(run), found.step)
         save(run, 15)
@@ -348,10 +360,17 @@ def test_pruning_keeps_the_checkpoint_that_latest_points_at(run, as_plain_files)
     assert names(run) == complete(run, 10, 30)
 
 
-@pytest.mark.parametrize("removals", range(3))
-def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, monkeypatch, removals):
-    save(run, 5)
-    save(run, 10)
+def test_pruning_breaks_neither_link_if_they_name_different_checkpoints(run):
+    for step in (10, 20, 30):
+        save(run, step)
+    run.latest_weights_path.unlink()
+    run.latest_weights_path.symlink_to(run.weights_path(10).name)
+    checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10, 30)
+
+
+def kill_at_removal(monkeypatch, work, removals):
+    """Do some work in a child that is killed after so many removals, right before the next one."""
     unlink, left = Path.unlink, [removals]
 
     def killing_unlink(path, missing_ok=False):
@@ -362,7 +381,14 @@ def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killing_unlink)
-        assert in_a_child(lambda: checkpoint.prune(run, 1)) == -signal.SIGKILL
+        assert in_a_child(work) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("removals", range(3))
+def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, monkeypatch, removals):
+    save(run, 5)
+    save(run, 10)
+    kill_at_removal(monkeypatch, lambda: checkpoint.prune(run, 1), removals)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     checkpoint.prune(run, 1)
     assert names(run) == complete(run, 10)

@@ -16,6 +16,7 @@ from tests.training.test_checkpoint import (
     TRAIN,
     complete,
     is_complete,
+    kill_at_removal,
     kill_at_rename,
     names,
     run,
@@ -62,6 +63,16 @@ def test_a_kill_while_the_best_is_saved_leaves_the_old_or_the_new_whole(run, mon
     assert is_complete(checkpoint.load(run), 5)
     best = {"best_checkpoint.safetensors", "best_config.json", *(path.name for path in run.best_step_paths(15))}
     assert names(run) - {".lock"} == complete(run, 5) | best
+
+
+@pytest.mark.parametrize("removals", range(4))  # the two links, config, and weights
+def test_a_kill_while_the_best_is_forgotten_breaks_no_link(run, monkeypatch, removals):
+    save_best(run, 5)
+    kill_at_removal(monkeypatch, lambda: checkpoint.forget_best(run), removals)
+    assert not [path for path in run.path.iterdir() if not path.exists()]
+    assert run.has_weights == (checkpoint.best(run) is not None) == (removals == 0)
+    checkpoint.forget_best(run)
+    assert names(run) == set()
 
 
 @pytest.mark.parametrize("follow_links", [True, False])

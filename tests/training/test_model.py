@@ -97,6 +97,22 @@ def test_a_step_takes_the_mean_over_all_of_its_labels_that_count(accumulate):
     assert results[0][0] == pytest.approx(math.log(64), rel=0.05), "a mean over fewer labels than there are"
 
 
+def test_each_batch_of_a_run_has_a_dropout_key_of_its_own():
+    model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, num_layers=1, dropout=0.5)
+    batches = Batches(np.zeros(200, np.uint16), 2, 6, sampling="sequential", seed=0, val_fraction=0)
+    step, keys = TrainStep(model, TrainConfig(batch_size=2, accumulate=3, seed=7), batches, CpuOps(threads=1)), []
+    compute = step.model.loss_and_gradients
+
+    def noted(*arguments, **kwargs):
+        keys.append(step.model.dropout_key.tolist())
+        compute(*arguments, **kwargs)
+
+    step.model.loss_and_gradients = noted
+    for number in (1, 2, 3):
+        step.run(number)
+    assert keys == [[7, index] for index in range(9)]
+
+
 def test_labels_that_do_not_count_add_nothing(config):
     """A sum with zeros in it: the roundings of 2.2e-16 of some hundred terms, in another order."""
     model, (ids, labels) = build(config), tokens(config)
