@@ -97,6 +97,24 @@ def test_a_step_takes_the_mean_over_all_of_its_labels_that_count(accumulate):
     assert results[0][0] == pytest.approx(math.log(64), rel=0.05), "a mean over fewer labels than there are"
 
 
+def test_a_text_that_a_run_turns_to_is_counted_from_its_own_beginning():
+    """The first two batches of this text have 3 and 12 labels that count."""
+    model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, num_layers=1)
+    counted = np.ones(200, np.uint8)
+    counted[:10] = 0
+    losses = []
+    for before in (0, 5):
+        batches = Batches(
+            np.arange(200, dtype=np.uint16) % 64, 2, 6, sampling="sequential", seed=0, val_fraction=0, counted=counted
+        )
+        step = TrainStep(model, TrainConfig(batch_size=2, text_start=before), batches, CpuOps(threads=1))
+        step.model.initialize(3)
+        step.run(before + 1)
+        assert step.counted == 3
+        losses.append(step.metrics().loss)
+    assert losses[0] == losses[1] == pytest.approx(math.log(64), rel=0.05)
+
+
 def test_each_batch_of_a_run_has_a_dropout_key_of_its_own():
     model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, num_layers=1, dropout=0.5)
     batches = Batches(np.zeros(200, np.uint16), 2, 6, sampling="sequential", seed=0, val_fraction=0)
