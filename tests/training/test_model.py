@@ -92,7 +92,14 @@ def test_a_step_takes_the_mean_over_all_of_its_labels_that_count(accumulate):
         step.model.initialize(3)
         step.run(2)
         results.append((step.metrics().loss, step.model.gradients.flat.copy()))
+    batch = np.zeros((4, 6), np.int32), np.zeros((4, 6), np.int32)
+    Batches(ids, 4, 6, sampling="sequential", seed=0, val_fraction=0, counted=counted).train(1, out=batch)
+    alone = TrainableGPT(model, CpuOps(threads=1), batch=4)
+    alone.initialize(3)
+    results.append((mean_loss_and_gradients(alone, *batch), alone.gradients.flat))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][0] == pytest.approx(results[2][0], rel=1e-5)
+    np.testing.assert_allclose(results[0][1], results[2][1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
     assert results[0][0] == pytest.approx(math.log(64), rel=0.05), "a mean over fewer labels than there are"
 
@@ -176,6 +183,23 @@ def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout,
     assert (whole.sequences, model.sequences) == (3, 2)
     assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(model.gradients.flat, whole.gradients.flat, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_head_in_chunks_of_rows_gives_the_same_results_as_a_whole_one(config, rows, monkeypatch):
+    """The same sums of some hundred terms in float64, in another order."""
+    ids, labels = tokens(config)
+    whole = build(config)
+    expected = mean_loss_and_gradients(whole, ids, labels)
+    monkeypatch.setattr(CpuOps, "head_rows", rows)
+    model = build(config)
+    model.gradients.flat[...] = np.nan
+    scale, order = np.array([1 / ids.size]), token_order(ids, model.sequences)
+    model.loss_and_gradients(ids, labels, order, scale, fresh=True)
+    assert model.metrics[0] / ids.size == pytest.approx(expected, rel=1e-12)
+    for name, gradient in model.gradients.named.items():
+        np.testing.assert_allclose(gradient, whole.gradients.named[name], rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
 
 
