@@ -12,7 +12,7 @@ from gpt.model import GPT, KVCache, TrainableGPT, memory_bytes
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import PLAN, Optimizer, optimizer_bytes
-from gpt.parameters import parameter_count, stack_shapes
+from gpt.parameters import MATRICES, parameter_count, stack_shapes
 from gpt.trainer import TrainStep
 
 SHAPE = ("vocab_size", "max_seq_len", "embed_dim", "num_heads", "ff_hidden_dim", "num_layers")
@@ -184,6 +184,23 @@ def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout,
     assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(model.gradients.flat, whole.gradients.flat, rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 10**6], ids=["a sequence at a time", "all sequences at once"])
+def test_a_block_is_done_once_from_the_last_to_the_first_with_its_matrices_complete(config, rows, monkeypatch):
+    monkeypatch.setattr(cpu, "PASS_ROWS", rows)
+    model, (ids, labels), done = build(config), tokens(config), {}
+
+    def block_done(layer):
+        assert layer not in done
+        done[layer] = [getattr(model.gradients.blocks[layer], each).weight.copy() for each in MATRICES]
+
+    order = token_order(ids, model.sequences)
+    model.loss_and_gradients(ids, labels, order, np.array([1 / ids.size]), block_done)
+    assert list(done) == list(reversed(range(config.num_layers)))
+    for layer, complete in done.items():
+        for each, gradient in zip(MATRICES, complete, strict=True):
+            assert np.array_equal(gradient, getattr(model.gradients.blocks[layer], each).weight)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
