@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gpt import checkpoint
+from gpt.checkpoint import pruning
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.optim import optimizer_shapes
@@ -391,6 +392,25 @@ def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, mon
     kill_at_removal(monkeypatch, lambda: checkpoint.prune(run, 1), removals)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10)
+
+
+def test_configs_are_gone_from_the_disk_before_their_checkpoints_are_removed(run, monkeypatch):
+    """After a power cut, a step whose config is on the disk is whole."""
+    save(run, 5)
+    save(run, 10)
+    synced = []
+    monkeypatch.setattr(pruning, "sync_directory", lambda path: synced.append(names(run)))
+    checkpoint.prune(run, 1)
+    assert synced == [complete(run, 5, 10) - {run.config_path(5).name}]
+    assert names(run) == complete(run, 10)
+
+
+def test_a_run_that_is_finished_anew_is_pruned(run):
+    train = replace(TRAIN, keep_last=1)
+    save(run, 5, train=train)
+    save(run, 10, train=train)  # and then the process is killed
+    checkpoint.finish(checkpoint.load(run))
     assert names(run) == complete(run, 10)
 
 

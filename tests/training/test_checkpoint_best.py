@@ -55,13 +55,16 @@ def test_a_kill_while_the_best_is_saved_leaves_the_old_or_the_new_whole(run, mon
     save_best(run, 5)
     kill_at_rename(monkeypatch, lambda: save_best(run, 10), rename, moment)
 
-    assert is_best(checkpoint.best(run), 10 if (rename, moment) == (3, "after") else 5)
+    step, links = 10 if (rename, moment) == (3, "after") else 5, {"best_checkpoint.safetensors", "best_config.json"}
+    assert is_best(checkpoint.best(run), step)
     with run.lock():
         checkpoint.prune(run, 1)
+        best = links | {path.name for path in run.best_step_paths(step)}
+        assert names(run) - {".lock"} == complete(run, 5) | best
         save_best(run, 15)
     assert is_best(checkpoint.best(run), 15)
     assert is_complete(checkpoint.load(run), 5)
-    best = {"best_checkpoint.safetensors", "best_config.json", *(path.name for path in run.best_step_paths(15))}
+    best = links | {path.name for path in run.best_step_paths(15)}
     assert names(run) - {".lock"} == complete(run, 5) | best
 
 
