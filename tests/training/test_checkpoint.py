@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gpt import checkpoint
-from gpt.checkpoint import pruning
+from gpt.checkpoint import pruning, reading
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.optim import optimizer_shapes
@@ -393,6 +393,21 @@ def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, mon
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     checkpoint.prune(run, 1)
     assert names(run) == complete(run, 10)
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_next(run, monkeypatch):
+    save(run, 5)
+    opened, trainers = reading.opened, [True]
+
+    def opened_later(path, layout):
+        if trainers:  # a training process saves and prunes, after the config was read
+            trainers.clear()
+            save(run, 10)
+            checkpoint.prune(run, 1)
+        return opened(path, layout)
+
+    monkeypatch.setattr(reading, "opened", opened_later)
+    assert is_complete(checkpoint.load(run), 10)
 
 
 def test_configs_are_gone_from_the_disk_before_their_checkpoints_are_removed(run, monkeypatch):
