@@ -24,14 +24,14 @@ from functools import partial
 from importlib.util import find_spec
 
 from gpt import ops as operations
-from gpt.doctor import process, selftest
+from gpt.doctor import selftest
 from gpt.errors import UserError
 from gpt.ops.gpu.installation import count_gpus
 from gpt.ops.gpu.noting import NotingDevice
 from gpt.ops.gpu.operations import GpuOps
 from gpt.ops.gpu.sources import Instance
 from gpt.ops.interface import Operations
-from gpt.system import limits
+from gpt.system import limits, process
 
 COMMAND = process.command("gpt.doctor.ahead")
 MOST = 7  # processes
@@ -78,7 +78,7 @@ def _started(count: int, arguments: Sequence[str], folder: str) -> Iterator[subp
         os.close(writer)
         for _ in range(count):
             yield subprocess.Popen(
-                [*COMMAND, *arguments], env=process.environment(TMPDIR=folder), stdin=reader,
+                [*COMMAND, *arguments], env={**os.environ, "TMPDIR": folder}, stdin=reader,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
     finally:

@@ -23,7 +23,7 @@ import gpt
 from gpt.errors import first_line
 from gpt.ops.gpu import installation
 from gpt.ops.gpu.facts import Facts, Gpu
-from gpt.system import limits
+from gpt.system import limits, process
 from gpt.system.console import size
 
 Facet = dict[str, str]  # label → fact
@@ -146,7 +146,7 @@ def _cupy_packages() -> str:
 def _mpi() -> str:
     if (version := _version("mpi4py")) == "not installed":
         return version
-    return f"{version}, MPI: {_headline(sys.executable, '-c', MPI)}"
+    return f"{version}, MPI: {_headline(*process.python(MPI))}"
 
 
 # ---- GPUs ------------------------------------------------------------------------------------------------------------

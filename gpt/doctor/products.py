@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from gpt import ops as operations
-from gpt.doctor import process, selftest
+from gpt.doctor import selftest
 from gpt.errors import UserError
+from gpt.system import process
 
 PATIENCE = 300.0  # seconds for all products, and for compiling the kernels that they need
 COMMAND = process.command("gpt.doctor.products")
@@ -25,8 +26,8 @@ def fault(device: str, precisions: Sequence[str]) -> str:
     """
     try:
         status = subprocess.run(
-            [*COMMAND, device, *precisions], env=process.environment(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
+            [*COMMAND, device, *precisions], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=PATIENCE, check=False,
         ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it does not answer within {PATIENCE:.0f} s"

@@ -11,5 +11,6 @@ console.py      lines and progress bars on standard output
 interrupts.py   signals: the first one asks for an end, the second one forces it
 ending.py       the end of a process, of which other ranks are told
 threads.py      a pool of threads for NumPy
+process.py      other processes that run Python
 limits.py       the memory, CPUs and disk space that this process may use
 """

@@ -39,6 +39,14 @@ def test_the_documents_are_the_same_in_another_order(records):
     assert records.info()["tokens"]["sha256"] == sha256(records.run.tokens_path)
 
 
+def test_the_seed_may_be_named_again_beside_a_text_that_is_held_out(records):
+    """That text is never shuffled, so the seed does not belong to it."""
+    named = {**NAMED, "shuffle_documents": 1, "val_path": "data/held.txt"}
+    first = records.prepare(**named).tokens[:].tolist()
+    assert records.prepare(**named).tokens[:].tolist() == first
+    assert records.notes == []
+
+
 def test_the_seed_decides_the_order_and_is_remembered(records):
     first = records.prepare(**NAMED, shuffle_documents=1).tokens[:].tolist()
     assert records.prepare(shuffle_documents=1).tokens[:].tolist() == first

@@ -350,6 +350,14 @@ def test_samples_are_shown_and_logged_and_change_nothing_else(train):
     assert (config["training"]["sample_every"], config["training"]["sample_prompt"]) == (20, "ba be")
 
 
+def test_a_resumed_run_repeats_neither_a_sample_nor_an_evaluation_of_the_step_that_it_begins_with(train):
+    train("--steps", 20, "--sample-every", 10)
+    assert "[Step 20] Sample" not in train("--resume", "--steps", 30).stdout
+    lines = [json.loads(line) for line in (directory() / "metrics.jsonl").read_text().splitlines()]
+    for key in ("sample", "val_loss"):
+        assert [line["step"] for line in lines if key in line] == [10, 20, 30]
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

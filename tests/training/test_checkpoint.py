@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from gpt import checkpoint
+from gpt.checkpoint import pruning, reading
 from gpt.config import ModelConfig, TrainConfig
 from gpt.errors import UserError
 from gpt.parameters import matrix_names, parameter_shapes
@@ -146,6 +147,15 @@ def test_a_checkpoint_is_found_by_any_of_its_files_in_any_directory(run, tmp_pat
         assert found.run.path == directory.resolve()
 
 
+def test_the_latest_weights_are_found_by_name_on_a_file_system_without_links(run):
+    save(run, 5)
+    run.latest_weights_path.unlink()
+    target = run.latest_config_path.resolve()
+    run.latest_config_path.unlink()
+    shutil.copy(target, run.latest_config_path)
+    assert is_complete(checkpoint.find(run.latest_weights_path), 5)
+
+
 def test_a_weights_file_that_was_given_another_name_is_read_itself(run):
     save(run, 5)
     for part in (".safetensors", "_optimizer.safetensors", "_config.json"):
@@ -212,6 +222,9 @@ def test_a_kill_at_any_rename_leaves_a_run_that_loads_saves_and_prunes(run, monk
     assert is_complete(found, 10 if is_new else 5)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     with run.lock():
+        checkpoint.finish(found)
+        assert {run.latest_weights_path.resolve(), run.weights_path(found.step)} == {found.path}
+        assert run.latest_config_path.resolve() == run.config_path(found.step)
         checkpoint.prune(run, 1)
         assert is_complete(checkpoint.load(run), found.step)
         save(run, 15)
@@ -274,10 +287,17 @@ def test_pruning_keeps_the_checkpoint_that_latest_points_at(run, as_plain_files)
     assert names(run) == complete(run, 10, 30)
 
 
-@pytest.mark.parametrize("removals", range(3))
-def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, monkeypatch, removals):
-    save(run, 5)
-    save(run, 10)
+def test_pruning_breaks_neither_link_if_they_name_different_checkpoints(run):
+    for step in (10, 20, 30):
+        save(run, step)
+    run.latest_weights_path.unlink()
+    run.latest_weights_path.symlink_to(run.weights_path(10).name)
+    checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10, 30)
+
+
+def kill_at_removal(monkeypatch, work, removals):
+    """Do some work in a child that is killed after so many removals, right before the next one."""
     unlink, left = Path.unlink, [removals]
 
     def killing_unlink(path, missing_ok=False):
@@ -288,9 +308,50 @@ def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killing_unlink)
-        assert in_a_child(lambda: checkpoint.prune(run, 1)) == -signal.SIGKILL
+        assert in_a_child(work) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("removals", range(3))
+def test_a_kill_while_pruning_leaves_only_whole_checkpoints_in_the_list(run, monkeypatch, removals):
+    save(run, 5)
+    save(run, 10)
+    kill_at_removal(monkeypatch, lambda: checkpoint.prune(run, 1), removals)
     assert all(is_complete(checkpoint.load(run, step), step) for step in run.steps())
     checkpoint.prune(run, 1)
+    assert names(run) == complete(run, 10)
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_gives_way_to_the_next(run, monkeypatch):
+    save(run, 5)
+    opened, trainers = reading.opened, [True]
+
+    def opened_later(path, layout):
+        if trainers:  # a training process saves and prunes, after the config was read
+            trainers.clear()
+            save(run, 10)
+            checkpoint.prune(run, 1)
+        return opened(path, layout)
+
+    monkeypatch.setattr(reading, "opened", opened_later)
+    assert is_complete(checkpoint.load(run), 10)
+
+
+def test_configs_are_gone_from_the_disk_before_their_checkpoints_are_removed(run, monkeypatch):
+    """After a power cut, a step whose config is on the disk is whole."""
+    save(run, 5)
+    save(run, 10)
+    synced = []
+    monkeypatch.setattr(pruning, "sync_directory", lambda path: synced.append(names(run)))
+    checkpoint.prune(run, 1)
+    assert synced == [complete(run, 5, 10) - {run.config_path(5).name}]
+    assert names(run) == complete(run, 10)
+
+
+def test_a_run_that_is_finished_anew_is_pruned(run):
+    train = replace(TRAIN, keep_last=1)
+    save(run, 5, train=train)
+    save(run, 10, train=train)  # and then the process is killed
+    checkpoint.finish(checkpoint.load(run))
     assert names(run) == complete(run, 10)
 
 

@@ -192,3 +192,12 @@ def test_a_checkpoint_never_reads_outside_its_directory(run, tmp_path):
     config.write_text(config.read_text().replace("a.b_step5.safetensors", "../../outside.safetensors"))
     with pytest.raises(UserError, match=rf"^{run.path}/outside\.safetensors is missing"):
         checkpoint.load(run)
+
+
+@pytest.mark.parametrize("count", [-1, 2**53 + 1, 2**63 - 1])
+def test_a_counter_out_of_range_is_damage(run, count):
+    save(run, 5)
+    path = run.optimizer_path(5)
+    save_file({**load_file(path), "adam_step": np.array(count)}, path)
+    with pytest.raises(UserError, match=rf"^{path} is damaged: adam_step is {count}, but must be from 0 to {2**53}: "):
+        checkpoint.load(run).optimizer()

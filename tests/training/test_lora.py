@@ -313,6 +313,14 @@ def test_the_best_checkpoint_and_a_run_that_begins_with_it_have_merged_weights(t
     assert not again.run.base_path.exists()
 
 
+def test_the_base_that_a_run_left_when_it_was_killed_early_goes_when_the_run_begins_anew(tune):
+    base = Path("checkpoints/tuned/base.safetensors")
+    base.parent.mkdir()
+    base.write_bytes(b"the base of adapters that were never saved")
+    tune("--lora", None)
+    assert not base.exists()
+
+
 def test_adapters_are_exported_in_pefts_names(tune):
     tune()
     paths = export_adapters(saved(), Path("adapters"))

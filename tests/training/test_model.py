@@ -12,7 +12,7 @@ from gpt.model import GPT, KVCache, TrainableGPT, memory_bytes
 from gpt.ops.cpu import operations as cpu
 from gpt.ops.cpu.operations import CpuOps
 from gpt.optim import PLAN, Optimizer, optimizer_bytes
-from gpt.parameters import parameter_count, stack_shapes
+from gpt.parameters import MATRICES, parameter_count, stack_shapes
 from gpt.trainer import TrainStep
 from tests.support.differences import both_ways
 
@@ -87,9 +87,50 @@ def test_a_step_takes_the_mean_over_all_of_its_labels_that_count(accumulate):
         step.model.initialize(3)
         step.run(2)
         results.append((step.metrics().loss, step.model.gradients.flat.copy()))
+    batch = np.zeros((4, 6), np.int32), np.zeros((4, 6), np.int32)
+    Batches(ids, 4, 6, sampling="sequential", seed=0, val_fraction=0, counted=counted).train(1, out=batch)
+    alone = TrainableGPT(model, CpuOps(threads=1), batch=4)
+    alone.initialize(3)
+    results.append((mean_loss_and_gradients(alone, *batch), alone.gradients.flat))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][0] == pytest.approx(results[2][0], rel=1e-5)
+    np.testing.assert_allclose(results[0][1], results[2][1], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-4, atol=1e-6)
     assert results[0][0] == pytest.approx(math.log(64), rel=0.05), "a mean over fewer labels than there are"
+
+
+def test_a_text_that_a_run_turns_to_is_counted_from_its_own_beginning():
+    """The first two batches of this text have 3 and 12 labels that count."""
+    model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, num_layers=1)
+    counted = np.ones(200, np.uint8)
+    counted[:10] = 0
+    losses = []
+    for before in (0, 5):
+        batches = Batches(
+            np.arange(200, dtype=np.uint16) % 64, 2, 6, sampling="sequential", seed=0, val_fraction=0, counted=counted
+        )
+        step = TrainStep(model, TrainConfig(batch_size=2, text_start=before), batches, CpuOps(threads=1))
+        step.model.initialize(3)
+        step.run(before + 1)
+        assert step.counted == 3
+        losses.append(step.metrics().loss)
+    assert losses[0] == losses[1] == pytest.approx(math.log(64), rel=0.05)
+
+
+def test_each_batch_of_a_run_has_a_dropout_key_of_its_own():
+    model = ModelConfig(vocab_size=64, max_seq_len=6, embed_dim=8, num_heads=2, num_layers=1, dropout=0.5)
+    batches = Batches(np.zeros(200, np.uint16), 2, 6, sampling="sequential", seed=0, val_fraction=0)
+    step, keys = TrainStep(model, TrainConfig(batch_size=2, accumulate=3, seed=7), batches, CpuOps(threads=1)), []
+    compute = step.model.loss_and_gradients
+
+    def noted(*arguments, **kwargs):
+        keys.append(step.model.dropout_key.tolist())
+        compute(*arguments, **kwargs)
+
+    step.model.loss_and_gradients = noted
+    for number in (1, 2, 3):
+        step.run(number)
+    assert keys == [[7, index] for index in range(9)]
 
 
 def test_labels_that_do_not_count_add_nothing(config):
@@ -137,6 +178,40 @@ def test_micro_batches_give_the_same_results_as_the_whole_batch(config, dropout,
     assert (whole.sequences, model.sequences) == (3, 2)
     assert mean_loss_and_gradients(model, ids, labels) == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(model.gradients.flat, whole.gradients.flat, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 10**6], ids=["a sequence at a time", "all sequences at once"])
+def test_a_block_is_done_once_from_the_last_to_the_first_with_its_matrices_complete(config, rows, monkeypatch):
+    monkeypatch.setattr(cpu, "PASS_ROWS", rows)
+    model, (ids, labels), done = build(config), tokens(config), {}
+
+    def block_done(layer):
+        assert layer not in done
+        done[layer] = [getattr(model.gradients.blocks[layer], each).weight.copy() for each in MATRICES]
+
+    order = token_order(ids, model.sequences)
+    model.loss_and_gradients(ids, labels, order, np.array([1 / ids.size]), block_done)
+    assert list(done) == list(reversed(range(config.num_layers)))
+    for layer, complete in done.items():
+        for each, gradient in zip(MATRICES, complete, strict=True):
+            assert np.array_equal(gradient, getattr(model.gradients.blocks[layer], each).weight)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_head_in_chunks_of_rows_gives_the_same_results_as_a_whole_one(config, rows, monkeypatch):
+    """The same sums of some hundred terms in float64, in another order."""
+    ids, labels = tokens(config)
+    whole = build(config)
+    expected = mean_loss_and_gradients(whole, ids, labels)
+    monkeypatch.setattr(CpuOps, "head_rows", rows)
+    model = build(config)
+    model.gradients.flat[...] = np.nan
+    scale, order = np.array([1 / ids.size]), token_order(ids, model.sequences)
+    model.loss_and_gradients(ids, labels, order, scale, fresh=True)
+    assert model.metrics[0] / ids.size == pytest.approx(expected, rel=1e-12)
+    for name, gradient in model.gradients.named.items():
+        np.testing.assert_allclose(gradient, whole.gradients.named[name], rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(model.logits(ids), whole.logits(ids), rtol=1e-12, atol=1e-12)
 
 

@@ -289,13 +289,15 @@ def test_a_run_that_diverges_stops_with_a_checkpoint_and_advice(train):
     assert Path("checkpoints/r/latest_config.json").exists()
 
 
-@pytest.mark.parametrize("evaluation", [(), ("--eval-every", 0)])
-def test_a_run_that_has_diverged_at_its_last_step_is_not_called_done(train, evaluation):
-    ended = train("--run-name", "r", "--steps", 4, "--lr", "1e20", "--warmup-steps", 0, *evaluation, status=2)
-    assert "not finite in the last " in ended.stderr
-    assert "up to step 4 (saved); start again with a lower --lr" in ended.stderr
+# The first step is finite, and the weights that it leaves are not.
+@pytest.mark.parametrize(("steps", "evaluation"), [(2, ()), (3, ("--eval-every", 0))])
+def test_a_run_that_has_diverged_at_its_last_step_is_not_called_done(train, steps, evaluation):
+    lr = ("--lr", "1e20", "--warmup-steps", 0)
+    ended = train("--run-name", "r", "--steps", steps, *lr, *evaluation, status=2)
+    assert f"not finite in the last {steps - 1} step" in ended.stderr
+    assert f"up to step {steps} (saved); start again with a lower --lr" in ended.stderr
     assert "Done" not in ended.stdout
-    assert Path("checkpoints/r/r_step4_config.json").exists()
+    assert Path(f"checkpoints/r/r_step{steps}_config.json").exists()
 
 
 @pytest.mark.parametrize(

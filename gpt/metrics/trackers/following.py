@@ -3,24 +3,22 @@
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from gpt.errors import UserError, reason
 from gpt.metrics.trackers import PACKAGES
 from gpt.run import Run
 from gpt.system.console import Console
+from gpt.system.process import command
 
 PATIENCE = 30.0  # seconds that a follower gets after the end of the training
 LONG = 3.0  # seconds of them after which the user is told
 FAILED = 3  # exit status of a follower that has said why
-COMMAND = [sys.executable, "-m", "gpt.metrics.trackers"]
-_ROOT = Path(__file__).parents[3]  # the folder that has the package gpt
+COMMAND = command("gpt.metrics.trackers")
 
 
 def check_tracker(tracker: str) -> None:
@@ -51,10 +49,7 @@ def _start(
     tracker: str, run: Run, settings: Mapping[str, Any], console: Console
 ) -> tuple[subprocess.Popen[str], threading.Thread] | None:
     """The follower, and the thread that prints its lines; None, after a note, if it cannot be started."""
-    environ = {
-        **os.environ, "PYTHONSAFEPATH": "1",  # no module of the user's folder comes before ours
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))),
-    }  # fmt: skip
+    environ = {**os.environ, "PYTHONSAFEPATH": "1"}  # as in COMMAND, for processes that the tracker starts
     opening = {"directory": str(run.path), "kept": len(run.metrics()), "settings": dict(settings)}
     try:
         # Ctrl-C of the terminal does not reach a session of its own.
