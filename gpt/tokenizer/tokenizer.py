@@ -315,8 +315,9 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a tokenizer.json: one that `save` wrote, or one from elsewhere with byte-level BPE.
 
-        `path` may also be a directory that has it, or that has GPT-2's vocab.json and merges.txt. The ids stay those
-        of the file. Raises UserError if it is anything else, or asks for something that hipgpt does not do.
+        `path` may also be a directory that has it, or that has GPT-2's vocab.json and merges.txt, or a vocabulary in
+        tiktoken's form (gpt/tokenizer/tiktoken.py). The ids stay those of the file. Raises UserError if it is anything
+        else, or asks for something that hipgpt does not do.
 
         Example: `Tokenizer.load("checkpoints/tales/tokenizer.json").encode("Once upon a time")`.
         """
