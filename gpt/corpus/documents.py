@@ -1,7 +1,8 @@
 """A file of some format as a stream of strings.
 
 Each function here takes a file that is open at a place, decompressed, and yields the strings of its documents, with
-`mark`, the end-of-text mark or nothing, behind each document. A document without text is passed over.
+`mark`, the end-of-text mark or nothing, behind each document. A document without text is left out: `left_out` is called
+with the number of its record, or of its line in a table.
 """
 
 import codecs
@@ -45,16 +46,20 @@ def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -
 
 
 TextOf = Callable[[dict[str, Any]], str]
-"""The text in a JSON object or a row. Raises ValueError with what follows its number in a message, if there is none."""
+"""The text in a JSON object or a row, "" if that has a place for one, but none in it. Raises ValueError with what
+follows the record's number in a message, if there is no such place."""
+
+LeftOut = Callable[[int], object]
 
 
 def json_lines(
-    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, lines_before: Callable[[], int]
-) -> Iterator[str]:
+    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, left_out: LeftOut,
+    lines_before: Callable[[], int],
+) -> Iterator[str]:  # fmt: skip
     """The documents of a JSON Lines file: the text that `text_of` takes from each line. Empty lines are passed over.
 
     Raises UserError for a line from which none can be taken. The error names the line; `lines_before` counts those in
-    front of the first one that is read here.
+    front of the first one that is read here, which `left_out` is not told of.
     """
     for number, line in enumerate(lines(file, encoding, "\n"), 1):
         if line.isspace():
@@ -66,9 +71,13 @@ def json_lines(
         if text:
             yield text
             yield mark
+        else:
+            left_out(number)
 
 
-def json_list(file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str) -> Iterator[str]:
+def json_list(
+    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, left_out: LeftOut
+) -> Iterator[str]:
     """The documents of a JSON file that is a list of objects: the text that `text_of` takes from each of them.
 
     Raises UserError, which names the object by its number, for one from which none can be taken.
@@ -81,6 +90,8 @@ def json_list(file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: 
         if text:
             yield text
             yield mark
+        else:
+            left_out(number)
 
 
 def objects(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
@@ -125,13 +136,14 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def text_field(field: str) -> TextOf:
-    """The function that takes the string in the field `field`."""
+    """The function that takes the string in the field `field`; null is an empty one."""
 
     def text_of(record: dict[str, Any]) -> str:
         if field not in record:
             conversations = f"; conversations need {FORMS}"
             raise ValueError(f", {_no_field('field', field, record)}{conversations}")
-        text = record[field]
+        if (text := record[field]) is None:
+            return ""
         if not isinstance(text, str):
             advice = "name another with --text-field, or repair the line"
             value = shown(json.dumps(text, ensure_ascii=False), quoted=False)
@@ -143,7 +155,9 @@ def text_field(field: str) -> TextOf:
     return text_of
 
 
-def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, delimiter: str) -> Iterator[str]:
+def table(
+    file: BinaryIO, path: Path, encoding: str, field: str, mark: str, left_out: LeftOut, delimiter: str
+) -> Iterator[str]:
     """The documents of a CSV or TSV file: the cells of the column that is called `field` in the first row.
 
     Empty lines are passed over. Raises UserError, which names the line, for a row that is too short for this column,
@@ -169,6 +183,8 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
             if row[column]:
                 yield row[column]
                 yield mark
+            else:
+                left_out(reader.line_num)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}, is not a row of a table ({error}): repair it") from None
 
@@ -223,27 +239,25 @@ class Parquet:
         if str(values) not in ("string", "large_string", "string_view"):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
 
-        def text_of(record: dict[str, Any]) -> str:
-            if name not in record:
-                raise ValueError(f": the column {name!r} has no text: leave the row out")
-            text: str = record[name]
-            return text
+        return lambda record: record[name] or ""
 
-        return text_of
+    def documents(
+        self, group: int, columns: Sequence[str], text_of: TextOf, mark: str, left_out: LeftOut
+    ) -> Iterator[str]:
+        """The documents of a row group: what `text_of` takes from the `columns` of each row.
 
-    def documents(self, group: int, columns: Sequence[str], text_of: TextOf, mark: str) -> Iterator[str]:
-        """The documents of a row group: what `text_of` takes from the `columns` of each row that are not null.
-
-        Raises UserError, which names the row, if it can take none.
+        Rows are numbered through the whole file. Raises UserError, which names the row, if it can take none.
         """
         for row, record in enumerate(self._records(group, columns), self._rows_before(group) + 1):
             try:
-                text = text_of({name: value for name, value in record.items() if value is not None})
+                text = text_of(record)
             except ValueError as error:
                 raise UserError(f"{self._path}, row {row}{error}") from None
             if text:
                 yield text
                 yield mark
+            else:
+                left_out(row)
 
     def _rows_before(self, group: int) -> int:
         with self._damage_named():

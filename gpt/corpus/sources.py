@@ -22,7 +22,7 @@ from typing import NamedTuple
 from gpt.arithmetic import ceil_div
 from gpt.corpus.finding import absolute, named
 from gpt.corpus.kinds import NotTextError
-from gpt.corpus.text_file import UTF_8, Source, Watch, feed, unwatched
+from gpt.corpus.text_file import UTF_8, LeftOut, Source, Watch, feed, uncounted, unwatched
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT
 from gpt.tokenizer.text import BLOCK_CHARS, blocks_of
@@ -93,15 +93,16 @@ class Sources:
     def blocks(
         self, begin: Place = START, end: Place | None = None, watch: Watch = unwatched,
         watch_end: Callable[[], object] = lambda: None, block_chars: int = BLOCK_CHARS, mark: str = END_OF_TEXT,
+        left_out: LeftOut = uncounted,
     ) -> Iterator[str]:  # fmt: skip
         """The text between two places (None: the end) in blocks, as `gpt.tokenizer.text.blocks_of` cuts them.
 
         `mark` is what ends a document, if documents have an end (`marks`).
-        `watch` is given the bytes that are read, and `watch_end` is called after the last byte of each file.
-        Raises UserError for a file that cannot be read.
+        `watch` is given the bytes that are read, and `watch_end` is called after the last byte of each file. `left_out`
+        is told of documents without text. Raises UserError for a file that cannot be read.
         """
         mark = mark if self.marks else ""
-        return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end), block_chars)
+        return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end, left_out), block_chars)
 
     @property
     def learned_size(self) -> int:
@@ -148,10 +149,10 @@ class Sources:
                 return
 
     def _texts(
-        self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object]
+        self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object], left_out: LeftOut
     ) -> Iterator[str]:
         for number, first, last in self._ranges(begin, end):
-            yield from self.files[number].texts(first, last, mark, watch)
+            yield from self.files[number].texts(first, last, mark, watch, left_out)
             if last is None:
                 watch_end()
 
