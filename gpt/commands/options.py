@@ -53,7 +53,8 @@ READING = (
     Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
             help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
     Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
-            help="Field of JSON objects, or column of a table, that has the text of a document."),
+            help="Field of JSON objects, or column of a table, that has the text of a document. data.text is the field "
+                 "text within the field data."),
 )  # fmt: skip
 DATA = (
     Setting(DataConfig, "data_path", "--data-path", metavar="PATH", type=PATH_NAME, multiple=True,

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -136,13 +136,15 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def text_field(field: str) -> TextOf:
-    """The function that takes the string in the field `field`; null is an empty one."""
+    """The function that takes the string in the field `field`, as `_value` finds it; null is an empty one."""
 
     def text_of(record: dict[str, Any]) -> str:
-        if field not in record:
+        try:
+            text = _value(record, field)
+        except KeyError:
             conversations = f"; conversations need {FORMS}"
-            raise ValueError(f", {_no_field('field', field, record)}{conversations}")
-        if (text := record[field]) is None:
+            raise ValueError(f", {_no_field('field', field, record)}{conversations}") from None
+        if text is None:
             return ""
         if not isinstance(text, str):
             advice = "name another with --text-field, or repair the line"
@@ -153,6 +155,23 @@ def text_field(field: str) -> TextOf:
         return text
 
     return text_of
+
+
+def _value(record: Mapping[str, Any], field: str) -> Any:
+    """The value of a field; for a name such as "a.b" that no field has, of the field b of the object in the field a.
+
+    A null in the place of an object stands for all that could be in it. Raises KeyError if there is no such field.
+
+    >>> record = {"data": {"text": "the cat"}, "a.b": 1, "none": None}
+    >>> _value(record, "data.text"), _value(record, "a.b"), _value(record, "none.text")
+    ('the cat', 1, None)
+    """
+    if field in record:
+        return record[field]
+    outer, dot, inner = field.partition(".")
+    if not dot or not isinstance(within := record[outer], dict | None):
+        raise KeyError(field)
+    return None if within is None else _value(within, inner)
 
 
 def table(
@@ -232,14 +251,26 @@ class Parquet:
         return starts
 
     def text_column(self, name: str) -> TextOf:
-        """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
-        _raise_unless_one(self._path, name, self.columns)
-        kind: Any = self._schema.field(name).type
+        """The function that takes the text in a column, or, for a name such as "a.b", in a field of its structs.
+
+        Raises UserError if there is no such column of texts.
+        """
+        kind = self._kind(self._schema, name)
+        if kind is None or name in self.columns:
+            _raise_unless_one(self._path, name, self.columns)
         values = kind.value_type if self._arrow.types.is_dictionary(kind) else kind  # texts that repeat may be numbered
         if str(values) not in ("string", "large_string", "string_view"):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
 
-        return lambda record: record[name] or ""
+        return lambda record: _value(record, name) or ""
+
+    def _kind(self, fields: Iterable[Any], name: str) -> Any:
+        """The type of the column or field that `_value` would find among `fields`; None if there is none."""
+        kinds = {each.name: each.type for each in fields}
+        outer, dot, inner = name.partition(".")
+        if name in kinds or not dot or outer not in kinds or not self._arrow.types.is_struct(kinds[outer]):
+            return kinds.get(name)
+        return self._kind(kinds[outer], inner)
 
     def documents(
         self, group: int, columns: Sequence[str], text_of: TextOf, mark: str, left_out: LeftOut
