@@ -179,7 +179,9 @@ def _encode_range(
 
     def blocks() -> Iterator[str]:
         nonlocal characters
-        for block in text.blocks(*piece, count, digest.end_file, mark=mark, left_out=without_text.add):
+        for block in text.blocks(
+            *piece, count, digest.end_file, mark=mark, left_out=without_text.add, cut=tokenizer.last_cut
+        ):
             characters += len(block)
             yield block
 

@@ -138,7 +138,8 @@ def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance, left_out: Left
         done += len(data)
 
     def blocks() -> Iterator[str]:
-        for block in text.blocks(watch=count, mark=end_mark(text, tokenizer), left_out=left_out):
+        mark, cut = end_mark(text, tokenizer), tokenizer.last_cut
+        for block in text.blocks(watch=count, mark=mark, left_out=left_out, cut=cut):
             yield without_signs(block) if as_text else block
             advance(done, total=text.size)
 

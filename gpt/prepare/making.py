@@ -297,7 +297,7 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
                 nonlocal read
                 read += len(data)
 
-            for block in text.learned_blocks(count):
+            for block in text.learned_blocks(count, tokenizer.last_cut):
                 yield block
                 advance(min(read, size))
 
