@@ -21,7 +21,7 @@ from gpt.system.reading import TEXT
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
 _PART = 1 << 20  # characters of a JSON list that are read at a time
-_ROWS = 1024  # of a parquet file that become strings at a time
+_ROWS = 64  # of a parquet file that become strings at a time; each may be a book
 _MOST_NAMED = 12  # fields or columns that a message names
 _SEPARATORS = {",": "commas", "\t": "tabs"}  # of the cells of a table
 _FIRST, _NEXT = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # what stands before an object of a list
