@@ -28,6 +28,7 @@ import numpy as np
 
 from gpt.arithmetic import ceil_div
 from gpt.corpus import START, Place, Source, Sources
+from gpt.corpus.without_text import WithoutText
 from gpt.distributed.ranks import Ranks
 from gpt.errors import UserError, naming
 from gpt.run import Run
@@ -54,6 +55,7 @@ class Report(NamedTuple):
     tokens: int
     characters: int
     lost: Mapping[str, int]
+    without_text: Mapping[str, Sequence[int]]
     text_digest: str
 
 
@@ -143,17 +145,20 @@ def _encode_piece(
     before, digest = text.bytes_before(begin), _PieceDigest()
     with naming(unfinished), open(unfinished, "wb") as file:
         made = _encode_range(text, (begin, end), tokenizer, digest, file.write, lambda read: advance(before + read))
-    report = Report(rank, made.tokens, made.characters, made.lost, digest.of_all.hexdigest())
+    report = Report(rank, made.tokens, made.characters, made.lost, made.without_text, digest.of_all.hexdigest())
     _report_path(part).write_text(json.dumps(report), encoding="utf-8")
     os.replace(unfinished, part)
 
 
 class Encoded(NamedTuple):
-    """A piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks."""
+    """A piece, encoded: its numbers of tokens and of characters, the characters that the vocabulary lacks, and the
+    documents that have no text, as in `WithoutText.files`.
+    """
 
     tokens: int
     characters: int
     lost: Counter[str]
+    without_text: Mapping[str, Sequence[int]]
 
 
 def _encode_range(
@@ -165,7 +170,7 @@ def _encode_range(
     `advance` is called with the number of bytes of the piece that have been read.
     """
     characters = read = tokens = 0
-    lost_before, mark = tokenizer.lost.copy(), end_mark(text, tokenizer)
+    lost_before, mark, without_text = tokenizer.lost.copy(), end_mark(text, tokenizer), WithoutText()
 
     def count(data: bytes) -> None:
         nonlocal read
@@ -174,7 +179,9 @@ def _encode_range(
 
     def blocks() -> Iterator[str]:
         nonlocal characters
-        for block in text.blocks(*piece, count, digest.end_file, mark=mark):
+        for block in text.blocks(
+            *piece, count, digest.end_file, mark=mark, left_out=without_text.add, cut=tokenizer.last_cut
+        ):
             characters += len(block)
             yield block
 
@@ -184,7 +191,7 @@ def _encode_range(
             write(ids.astype(dtype).tobytes())
             tokens += len(ids)
             advance(read)
-    return Encoded(tokens, characters, tokenizer.lost - lost_before)
+    return Encoded(tokens, characters, tokenizer.lost - lost_before, without_text.files)
 
 
 def end_mark(text: Sources, tokenizer: Tokenizer) -> str:
@@ -248,10 +255,10 @@ class Joined:
     """A token file that grows in the order of the text: by the piece that the first rank encodes, if it is the next
     one, else by the files that ranks have written.
 
-    Its `tokens`, `characters` and `lost` are those up to `place`; `digests` has all files that end before it, and
-    `tokens_digest` all bytes of the file. They are saved beside the file when it has grown, so that a process that is
-    interrupted or killed need not start over (`journal`). `digests` must take all bytes of the text in their order, so
-    a piece that another rank has encoded is read again.
+    Its `tokens`, `characters`, `lost` and `without_text` are those up to `place`; `digests` has all files that end
+    before it, and `tokens_digest` all bytes of the file. They are saved beside the file when it has grown, so that a
+    process that is interrupted or killed need not start over (`journal`). `digests` must take all bytes of the text in
+    their order, so a piece that another rank has encoded is read again.
     """
 
     def __init__(self, text: Sources, target: Path, tokenizer: Tokenizer, tokenizer_file: Path) -> None:
@@ -260,18 +267,23 @@ class Joined:
         self.pieces: Pieces = []
         self.count = 0  # pieces that this call has put into the file
         self.found = 0  # tokens that were there before
-        self._begin(START, 0, 0, Counter(), Digests())
+        self._begin(START, 0, 0, Counter(), {}, Digests())
         self.tokens_digest = hashlib.sha256()
         try:
             self._go_on()
         except (OSError, ValueError, KeyError, TypeError):  # there is nothing to go on with
-            self._begin(START, 0, 0, Counter(), Digests())
+            self._begin(START, 0, 0, Counter(), {}, Digests())
             self.tokens_digest = hashlib.sha256()
             remove(journal(target))
             open(target, "wb").close()
 
-    def _begin(self, place: Place, tokens: int, characters: int, lost: Counter[str], digests: Digests) -> None:
+    def _begin(
+        self, place: Place, tokens: int, characters: int, lost: Counter[str],
+        without_text: Mapping[str, Sequence[int]], digests: Digests,
+    ) -> None:  # fmt: skip
         self.place, self.tokens, self.characters, self.lost, self.digests = place, tokens, characters, lost, digests
+        self.without_text = WithoutText()
+        self.without_text.take(without_text)
 
     def _go_on(self) -> None:
         """Take up the work of a process that was interrupted. Raises ValueError if it is of no use, among others."""
@@ -286,7 +298,7 @@ class Joined:
             raise ValueError("other tokens than were written")
         place, lost = Place(*saved["place"]), Counter(saved["lost"])
         self.found = saved["tokens"]
-        self._begin(place, saved["tokens"], saved["characters"], lost, Digests(saved["digests"]))
+        self._begin(place, saved["tokens"], saved["characters"], lost, saved["without_text"], Digests(saved["digests"]))
         self._text.feed(Place(place.source, 0), place, self.digests.take, self.digests.end_file)
         self._tokenizer.lost.update(lost)
 
@@ -306,7 +318,7 @@ class Joined:
                 self._text, self.pieces[self.count], self._tokenizer, self.digests, write,
                 lambda read: advance(min(size, before + read * times)),
             )  # fmt: skip
-        self._grow(made.tokens, made.characters, made.lost)
+        self._grow(made)
 
     def append_finished(self, run: Run) -> None:
         """Append the next pieces, as many as are there."""
@@ -346,19 +358,21 @@ class Joined:
             raise OSError(errno.EIO, "not what its rank has written", str(part))
         if report.rank:
             self._tokenizer.lost.update(report.lost)
-        self._grow(report.tokens, report.characters, report.lost)
+        self._grow(report)
 
-    def _grow(self, tokens: int, characters: int, lost: Mapping[str, int]) -> None:
+    def _grow(self, made: "Encoded | Report") -> None:
         """Count a piece that is in the file now, and save that, unless the text is so short that it does not matter."""
         self.place = self.pieces[self.count][1]
         self.count += 1
-        self.tokens, self.characters = self.tokens + tokens, self.characters + characters
-        self.lost.update(lost)
+        self.tokens, self.characters = self.tokens + made.tokens, self.characters + made.characters
+        self.lost.update(made.lost)
+        self.without_text.take(made.without_text)
         if self._text.size > _PIECE:
             sync(self._target)
             saved = {
                 "of": self._of, "place": self.place, "tokens": self.tokens, "characters": self.characters,
-                "lost": self.lost, "digests": self.digests.finished, "tokens_digest": self.tokens_digest.hexdigest(),
+                "lost": self.lost, "without_text": self.without_text.files, "digests": self.digests.finished,
+                "tokens_digest": self.tokens_digest.hexdigest(),
             }  # fmt: skip
             write_atomically(journal(self._target), json.dumps(saved))
 

@@ -25,6 +25,7 @@ from gpt import provenance
 from gpt.chat_template import Learned, is_used_by, without_signs
 from gpt.checkpoint import Checkpoint
 from gpt.corpus import Sources
+from gpt.corpus.text_file import LeftOut
 from gpt.encode import end_mark
 from gpt.errors import UserError
 from gpt.evaluation import Metrics
@@ -125,10 +126,10 @@ def score(model: GPT, tokenizer: Tokenizer, blocks: Iterable[np.ndarray], counts
     return Score(Metrics.of(sums, tokens, text_bytes), tokens, text_bytes)
 
 
-def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance) -> Iterator[np.ndarray]:
+def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance, left_out: LeftOut) -> Iterator[np.ndarray]:
     """The ids of a text, block by block, for the `counts_of` the tokenizer.
 
-    Raises UserError if it cannot be read, as `Sources.blocks` does.
+    `left_out` is told of documents without text. Raises UserError if the text cannot be read, as `Sources.blocks` does.
     """
     done, as_text = 0, not is_used_by(tokenizer) and text.with_conversations
 
@@ -137,7 +138,8 @@ def ids_of(text: Sources, tokenizer: Tokenizer, advance: Advance) -> Iterator[np
         done += len(data)
 
     def blocks() -> Iterator[str]:
-        for block in text.blocks(watch=count, mark=end_mark(text, tokenizer)):
+        mark, cut = end_mark(text, tokenizer), tokenizer.last_cut
+        for block in text.blocks(watch=count, mark=mark, left_out=left_out, cut=cut):
             yield without_signs(block) if as_text else block
             advance(done, total=text.size)
 

@@ -47,6 +47,7 @@ def evaluate_model(
     from gpt import hellaswag as questions
     from gpt.corpus.sources import check_field, find, left_out_words
     from gpt.corpus.text_file import UTF_8
+    from gpt.corpus.without_text import WithoutText
     from gpt.generate import load_model
     from gpt.ops import select
     from gpt.run import Run
@@ -76,6 +77,7 @@ def evaluate_model(
     for note in ops.notes:
         click.echo(note, err=True)
     found: dict[str, Any] = {"run": run.name, "step": saved.step}
+    without_text = WithoutText()
     with Console().progress("Scoring", 0) as advance:
         if hellaswag:
             result = questions.evaluate(model, tokenizer, asked, advance)
@@ -85,11 +87,13 @@ def evaluate_model(
             if text is None:
                 name, (blocks, counts) = "held out", scoring.held_out(saved, advance)
             else:
-                name, blocks = text.sources.name, scoring.ids_of(text.sources, tokenizer, advance)
+                name, blocks = text.sources.name, scoring.ids_of(text.sources, tokenizer, advance, without_text.add)
                 counts = scoring.counts_of(tokenizer)
             score = scoring.score(model, tokenizer, blocks, counts)
             found |= {"text": name, **score.to_json()}
             said = f"Text: {name}, {score.tokens:,} tokens, {score.text_bytes:,} bytes\n{score.metrics}"
+    if text and without_text.files:
+        click.echo(f"Note: {without_text.words(text.sources)}", err=True)
     if tokenizer.lost:
         click.echo(f"Note: {tokenizer.dropped:,} characters were left out, which the vocabulary lacks", err=True)
     click.echo(json.dumps(found, indent=2) if as_json else f"Model: {run.path}, step {saved.step}\n{said}")

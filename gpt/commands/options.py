@@ -53,7 +53,8 @@ READING = (
     Setting(DataConfig, "encoding", "--encoding", metavar="NAME", default_text="utf-8",
             help="Encoding of the text. UTF-16 and UTF-32 with a byte order mark are recognized."),
     Setting(DataConfig, "text_field", "--text-field", metavar="NAME", default_text="text",
-            help="Field of JSON objects, or column of a table, that has the text of a document."),
+            help="Field of JSON objects, or column of a table, that has the text of a document. data.text is the field "
+                 "text within the field data."),
 )  # fmt: skip
 DATA = (
     Setting(DataConfig, "data_path", "--data-path", metavar="PATH", type=PATH_NAME, multiple=True,
@@ -80,7 +81,8 @@ TOKENIZER = (
     Setting(TokenizerConfig, "kind", "--tokenizer", metavar=f"{'|'.join(TOKENIZERS)}|PATH", type=PATH_NAME,
             help="Kind of tokenizer to train. word: splits at white space and decodes to single spaces; byte: lossless "
                  "for any text; char: one token per character. Or one to take: a tokenizer.json, a directory that has "
-                 "one or GPT-2's vocab.json and merges.txt, or gpt2 for the one that hipgpt has fetched."),
+                 "one or GPT-2's vocab.json and merges.txt, one of tiktoken's files, or gpt2 for the one that "
+                 "hipgpt has fetched."),
     Setting(TokenizerConfig, "vocab_limit", "--vocab-size", metavar="N", help="Maximum vocabulary size."),
     Setting(DataConfig, "sample", "--sample", metavar="BYTES", default_text="the whole text",
             help="Bytes of the text to learn the tokenizer from, evenly spread over it."),

@@ -5,6 +5,7 @@
 - documents.py: the documents in a file of each format, as a stream of strings.
 - conversations.py: the text of a conversation in a JSON object or a row.
 - text_file.py: `Source`, a file that is read as text, with what it takes of the above.
+- without_text.py: counts the documents that have no text.
 - sources.py: `Sources`, the files in their order, read as one text and cut into pieces.
 - standard_input.py: the copy of standard input in a run.
 - token_files.py: files of ids that another program has made.

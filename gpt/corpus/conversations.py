@@ -39,7 +39,8 @@ _IDS_AT_ONCE = 1 << 22  # ids that are looked at at a time
 
 def has_one(record: Mapping[str, Any], usual_field: str) -> bool:
     """Whether a file whose first record is this one has conversations. None of their fields holds an object."""
-    return are_among({field for field, value in record.items() if isinstance(value, str | list)}, usual_field)
+    nulls = {field for field, value in record.items() if value is None and field != usual_field}
+    return are_among(nulls | {field for field, value in record.items() if isinstance(value, str | list)}, usual_field)
 
 
 def are_among(names: Container[str], usual_field: str) -> bool:
@@ -48,7 +49,7 @@ def are_among(names: Container[str], usual_field: str) -> bool:
 
 
 def text_of(record: Mapping[str, Any]) -> str:
-    """The text of a conversation, with the signs of `signed`, which `write_counted` takes away.
+    """The text of a conversation, with the signs of `signed`, which `write_counted` takes away; "" if it has nulls.
 
     Raises ValueError with what follows the record's number in a message, if it is none.
 
@@ -57,6 +58,8 @@ def text_of(record: Mapping[str, Any]) -> str:
     >>> text_of({"instruction": "Compute the sum.", "input": "2 + 2", "output": "4"})
     '<|user|>Compute the sum.\\n\\n2 + 2<|assistant|>4'
     """
+    if _is_empty(record):
+        return ""
     try:
         messages = _messages({field: record[field] for field in FIELDS if record.get(field) is not None})
     except ValueError as error:
@@ -67,6 +70,17 @@ def text_of(record: Mapping[str, Any]) -> str:
     if any(first[:2] == (ASSISTANT, "") and second.role == SYSTEM for first, second in pairwise(messages)):
         raise ValueError(": the conversation has an empty message of the assistant in front of one of the system")
     return signed(messages)
+
+
+def _is_empty(record: Mapping[str, Any]) -> bool:
+    """Whether a record has the fields of a form, one of them null, and no other form without nulls.
+
+    >>> _is_empty({"prompt": "What is 2 + 2?", "completion": None}), _is_empty({"prompt": "What is 2 + 2?"})
+    (True, False)
+    """
+    forms = [(field,) for field in _LISTS] + [(asked[0], answered) for asked, answered in _EXCHANGES]
+    found = [[record[field] for field in form] for form in forms if all(field in record for field in form)]
+    return bool(found) and all(None in values for values in found)
 
 
 def _messages(record: Mapping[str, Any]) -> list[Message]:

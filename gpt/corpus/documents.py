@@ -1,7 +1,8 @@
 """A file of some format as a stream of strings.
 
 Each function here takes a file that is open at a place, decompressed, and yields the strings of its documents, with
-`mark`, the end-of-text mark or nothing, behind each document. A document without text is passed over.
+`mark`, the end-of-text mark or nothing, behind each document. A document without text is left out: `left_out` is called
+with the number of its record, or of its line in a table.
 """
 
 import codecs
@@ -9,7 +10,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -20,7 +21,7 @@ from gpt.system.reading import TEXT
 
 _LONGEST_FIELD = (1 << 31) - 1  # of a CSV, in characters; the library's own limit is 131,072
 _PART = 1 << 20  # characters of a JSON list that are read at a time
-_ROWS = 1024  # of a parquet file that become strings at a time
+_ROWS = 64  # of a parquet file that become strings at a time; each may be a book
 _MOST_NAMED = 12  # fields or columns that a message names
 _SEPARATORS = {",": "commas", "\t": "tabs"}  # of the cells of a table
 _FIRST, _NEXT = re.compile(r"\s*\[\s*(?=\{)"), re.compile(r"\s*,\s*(?=\{)")  # what stands before an object of a list
@@ -45,16 +46,20 @@ def plain(read: Callable[[], bytes], encoding: str, mark: str, is_whole: bool) -
 
 
 TextOf = Callable[[dict[str, Any]], str]
-"""The text in a JSON object or a row. Raises ValueError with what follows its number in a message, if there is none."""
+"""The text in a JSON object or a row, "" if that has a place for one, but none in it. Raises ValueError with what
+follows the record's number in a message, if there is no such place."""
+
+LeftOut = Callable[[int], object]
 
 
 def json_lines(
-    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, lines_before: Callable[[], int]
-) -> Iterator[str]:
+    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, left_out: LeftOut,
+    lines_before: Callable[[], int],
+) -> Iterator[str]:  # fmt: skip
     """The documents of a JSON Lines file: the text that `text_of` takes from each line. Empty lines are passed over.
 
     Raises UserError for a line from which none can be taken. The error names the line; `lines_before` counts those in
-    front of the first one that is read here.
+    front of the first one that is read here, which `left_out` is not told of.
     """
     for number, line in enumerate(lines(file, encoding, "\n"), 1):
         if line.isspace():
@@ -66,9 +71,13 @@ def json_lines(
         if text:
             yield text
             yield mark
+        else:
+            left_out(number)
 
 
-def json_list(file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str) -> Iterator[str]:
+def json_list(
+    file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: str, left_out: LeftOut
+) -> Iterator[str]:
     """The documents of a JSON file that is a list of objects: the text that `text_of` takes from each of them.
 
     Raises UserError, which names the object by its number, for one from which none can be taken.
@@ -81,6 +90,8 @@ def json_list(file: BinaryIO, path: Path, encoding: str, text_of: TextOf, mark: 
         if text:
             yield text
             yield mark
+        else:
+            left_out(number)
 
 
 def objects(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
@@ -125,13 +136,16 @@ def _record(line: str) -> dict[str, Any]:
 
 
 def text_field(field: str) -> TextOf:
-    """The function that takes the string in the field `field`."""
+    """The function that takes the string in the field `field`, as `_value` finds it; null is an empty one."""
 
     def text_of(record: dict[str, Any]) -> str:
-        if field not in record:
+        try:
+            text = _value(record, field)
+        except KeyError:
             conversations = f"; conversations need {FORMS}"
-            raise ValueError(f", {_no_field('field', field, record)}{conversations}")
-        text = record[field]
+            raise ValueError(f", {_no_field('field', field, record)}{conversations}") from None
+        if text is None:
+            return ""
         if not isinstance(text, str):
             advice = "name another with --text-field, or repair the line"
             value = shown(json.dumps(text, ensure_ascii=False), quoted=False)
@@ -143,7 +157,26 @@ def text_field(field: str) -> TextOf:
     return text_of
 
 
-def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, delimiter: str) -> Iterator[str]:
+def _value(record: Mapping[str, Any], field: str) -> Any:
+    """The value of a field; for a name such as "a.b" that no field has, of the field b of the object in the field a.
+
+    A null in the place of an object stands for all that could be in it. Raises KeyError if there is no such field.
+
+    >>> record = {"data": {"text": "the cat"}, "a.b": 1, "none": None}
+    >>> _value(record, "data.text"), _value(record, "a.b"), _value(record, "none.text")
+    ('the cat', 1, None)
+    """
+    if field in record:
+        return record[field]
+    outer, dot, inner = field.partition(".")
+    if not dot or not isinstance(within := record[outer], dict | None):
+        raise KeyError(field)
+    return None if within is None else _value(within, inner)
+
+
+def table(
+    file: BinaryIO, path: Path, encoding: str, field: str, mark: str, left_out: LeftOut, delimiter: str
+) -> Iterator[str]:
     """The documents of a CSV or TSV file: the cells of the column that is called `field` in the first row.
 
     Empty lines are passed over. Raises UserError, which names the line, for a row that is too short for this column,
@@ -169,6 +202,8 @@ def table(file: BinaryIO, path: Path, encoding: str, field: str, mark: str, deli
             if row[column]:
                 yield row[column]
                 yield mark
+            else:
+                left_out(reader.line_num)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}, is not a row of a table ({error}): repair it") from None
 
@@ -216,34 +251,44 @@ class Parquet:
         return starts
 
     def text_column(self, name: str) -> TextOf:
-        """The function that takes the text in a column. Raises UserError if there is no such column of texts."""
-        _raise_unless_one(self._path, name, self.columns)
-        kind: Any = self._schema.field(name).type
+        """The function that takes the text in a column, or, for a name such as "a.b", in a field of its structs.
+
+        Raises UserError if there is no such column of texts.
+        """
+        kind = self._kind(self._schema, name)
+        if kind is None or name in self.columns:
+            _raise_unless_one(self._path, name, self.columns)
         values = kind.value_type if self._arrow.types.is_dictionary(kind) else kind  # texts that repeat may be numbered
         if str(values) not in ("string", "large_string", "string_view"):
             raise UserError(f"{self._path}: the column {name!r} holds {kind}, not text: name another with --text-field")
 
-        def text_of(record: dict[str, Any]) -> str:
-            if name not in record:
-                raise ValueError(f": the column {name!r} has no text: leave the row out")
-            text: str = record[name]
-            return text
+        return lambda record: _value(record, name) or ""
 
-        return text_of
+    def _kind(self, fields: Iterable[Any], name: str) -> Any:
+        """The type of the column or field that `_value` would find among `fields`; None if there is none."""
+        kinds = {each.name: each.type for each in fields}
+        outer, dot, inner = name.partition(".")
+        if name in kinds or not dot or outer not in kinds or not self._arrow.types.is_struct(kinds[outer]):
+            return kinds.get(name)
+        return self._kind(kinds[outer], inner)
 
-    def documents(self, group: int, columns: Sequence[str], text_of: TextOf, mark: str) -> Iterator[str]:
-        """The documents of a row group: what `text_of` takes from the `columns` of each row that are not null.
+    def documents(
+        self, group: int, columns: Sequence[str], text_of: TextOf, mark: str, left_out: LeftOut
+    ) -> Iterator[str]:
+        """The documents of a row group: what `text_of` takes from the `columns` of each row.
 
-        Raises UserError, which names the row, if it can take none.
+        Rows are numbered through the whole file. Raises UserError, which names the row, if it can take none.
         """
         for row, record in enumerate(self._records(group, columns), self._rows_before(group) + 1):
             try:
-                text = text_of({name: value for name, value in record.items() if value is not None})
+                text = text_of(record)
             except ValueError as error:
                 raise UserError(f"{self._path}, row {row}{error}") from None
             if text:
                 yield text
                 yield mark
+            else:
+                left_out(row)
 
     def _rows_before(self, group: int) -> int:
         with self._damage_named():

@@ -3,7 +3,8 @@
 A name is that of a file, of a folder or a pattern such as "books/*.txt". A folder stands for all files in it, at any
 depth, and a pattern for the files that match. Their order is that of their whole paths, compared byte by byte. Files
 and folders whose names begin with a dot are passed over, as the shell does. So are the directories of runs, which lie
-in the folder of the texts if hipgpt is used there, and have JSON in them.
+in the folder of the texts if hipgpt is used there, and have JSON in them. A dataset that the package datasets has saved
+counts as one file that is not text (kinds.py), because its texts are in Arrow files, which other files describe.
 """
 
 import glob
@@ -17,6 +18,8 @@ from gpt.errors import UserError, cannot
 from gpt.run import is_run
 
 STANDARD_INPUT = "-"
+
+_DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")  # files of a saved dataset; the last of splits
 
 
 class Named(NamedTuple):
@@ -48,6 +51,8 @@ def named(name: str, option: str = "--data-path") -> Named:
         raise UserError(
             f"{option} is -, but only --data-path of train and tokenize copies standard input: write it to a file"
         )
+    if is_saved_dataset(path):
+        return Named([path], by_itself=True)
     if os.path.isdir(path):  # False if a folder above may not be read; whoever reads the file says so
         return Named(_ordered(_walk(str(path), set())), by_itself=False)
     if glob.has_magic(name) and not os.path.lexists(path):
@@ -57,6 +62,12 @@ def named(name: str, option: str = "--data-path") -> Named:
             raise UserError(f"{option} {name} matches no file: give the path of a file, of a folder or a pattern")
         return Named(_ordered(files), by_itself=False)
     return Named([path], by_itself=True)
+
+
+def is_saved_dataset(path: str | Path) -> bool:
+    """Whether `save_to_disk` of the package datasets has made this folder, for one dataset or for its splits."""
+    there = {name for name in _DESCRIPTIONS if os.path.exists(os.path.join(path, name))}
+    return "dataset_dict.json" in there or len(there) == 2
 
 
 def absolute(paths: Iterable[str | Path]) -> Iterator[str]:
@@ -81,6 +92,9 @@ def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
     with cannot(f"read {folder}"):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen or is_run(folder):
+            return
+        if is_saved_dataset(folder):
+            yield folder
             return
         seen.add((stat.st_dev, stat.st_ino))
         with os.scandir(folder) as entries:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from gpt.corpus import conversations, documents
+from gpt.corpus.finding import is_saved_dataset
 from gpt.errors import UserError, cannot
 from gpt.system.reading import irregular
 
@@ -297,6 +298,11 @@ def damage_named(path: Path, compression: str | None) -> Iterator[None]:
 
 
 def _raise_if_irregular(path: Path, state: os.stat_result) -> None:
+    if stat.S_ISDIR(state.st_mode) and is_saved_dataset(path):
+        raise NotTextError(
+            f"{path} is a dataset in Arrow files: write it as parquet, with datasets.load_from_disk({str(path)!r})"
+            ".to_parquet('FILE.parquet'), or each of its splits so"
+        )
     if not stat.S_ISREG(state.st_mode) and (what := irregular(path)):
         raise NotTextError(
             f"{path} is a directory: give the path of a text file" if what == "a directory" else

@@ -22,10 +22,10 @@ from typing import NamedTuple
 from gpt.arithmetic import ceil_div
 from gpt.corpus.finding import absolute, named
 from gpt.corpus.kinds import NotTextError
-from gpt.corpus.text_file import UTF_8, Source, Watch, feed, unwatched
+from gpt.corpus.text_file import UTF_8, LeftOut, Source, Watch, feed, uncounted, unwatched
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT
-from gpt.tokenizer.text import BLOCK_CHARS, blocks_of
+from gpt.tokenizer.text import BLOCK_CHARS, blocks_of, nowhere
 
 _STRETCH = 1 << 20  # bytes of a sample that stand together
 _MOST_NAMED = 5  # files that a message names
@@ -93,22 +93,23 @@ class Sources:
     def blocks(
         self, begin: Place = START, end: Place | None = None, watch: Watch = unwatched,
         watch_end: Callable[[], object] = lambda: None, block_chars: int = BLOCK_CHARS, mark: str = END_OF_TEXT,
+        left_out: LeftOut = uncounted, cut: Callable[[str], int] = nowhere,
     ) -> Iterator[str]:  # fmt: skip
         """The text between two places (None: the end) in blocks, as `gpt.tokenizer.text.blocks_of` cuts them.
 
-        `mark` is what ends a document, if documents have an end (`marks`).
-        `watch` is given the bytes that are read, and `watch_end` is called after the last byte of each file.
-        Raises UserError for a file that cannot be read.
+        `mark` is what ends a document, if documents have an end (`marks`). `cut` is `Tokenizer.last_cut`.
+        `watch` is given the bytes that are read, and `watch_end` is called after the last byte of each file. `left_out`
+        is told of documents without text. Raises UserError for a file that cannot be read.
         """
         mark = mark if self.marks else ""
-        return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end), block_chars)
+        return blocks_of(self._texts(begin, end or self.end, mark, watch, watch_end, left_out), block_chars, cut)
 
     @property
     def learned_size(self) -> int:
         """The bytes of the text that a tokenizer is to learn from."""
         return self.size if self.sample is None else min(self.sample, self.size)
 
-    def learned_blocks(self, watch: Watch = unwatched) -> Iterator[str]:
+    def learned_blocks(self, watch: Watch = unwatched, cut: Callable[[str], int] = nowhere) -> Iterator[str]:
         """The text that a tokenizer is to learn from, in blocks as those of `blocks`.
 
         A sample consists of stretches of about a MiB, evenly spread over the bytes of all files in their order. A file
@@ -116,7 +117,7 @@ class Sources:
         stretches in it.
         """
         if self.learned_size == self.size:
-            yield from self.blocks(watch=watch)
+            yield from self.blocks(watch=watch, cut=cut)
             return
         count = ceil_div(self.learned_size, _STRETCH)
         length, ends = self.learned_size // count, list(accumulate(source.size for source in self.files))
@@ -128,12 +129,12 @@ class Sources:
                 begin = max(last, source.cut_behind(place - 1) if place else 0)
                 last = source.cut_behind(max(begin, place) + length)
                 if begin == 0 and last == source.size:
-                    yield from self._beginning(number, length * len(within), watch)
+                    yield from self._beginning(number, length * len(within), watch, cut)
                     break
                 if begin < last:
-                    yield from self.blocks(Place(number, begin), Place(number, last), watch)
+                    yield from self.blocks(Place(number, begin), Place(number, last), watch, cut=cut)
 
-    def _beginning(self, number: int, size: int, watch: Watch) -> Iterator[str]:
+    def _beginning(self, number: int, size: int, watch: Watch, cut: Callable[[str], int]) -> Iterator[str]:
         """The first blocks of a file, of about `size` bytes as they are on the disk."""
         read = 0
 
@@ -142,16 +143,17 @@ class Sources:
             read += len(data)
             watch(data)
 
-        for block in self.blocks(Place(number, 0), Place(number + 1, 0), count, block_chars=min(BLOCK_CHARS, size)):
+        ends, block_chars = (Place(number, 0), Place(number + 1, 0)), min(BLOCK_CHARS, size)
+        for block in self.blocks(*ends, count, block_chars=block_chars, cut=cut):
             yield block
             if read >= size:
                 return
 
     def _texts(
-        self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object]
+        self, begin: Place, end: Place, mark: str, watch: Watch, watch_end: Callable[[], object], left_out: LeftOut
     ) -> Iterator[str]:
         for number, first, last in self._ranges(begin, end):
-            yield from self.files[number].texts(first, last, mark, watch)
+            yield from self.files[number].texts(first, last, mark, watch, left_out)
             if last is None:
                 watch_end()
 

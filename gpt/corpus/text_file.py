@@ -30,6 +30,16 @@ def unwatched(data: bytes) -> None:
     """A `Watch` that does nothing."""
 
 
+LeftOut = Callable[[Path, int, int], object]
+"""A function that is told of documents without text: the file, a byte in it, and the number of the record behind it.
+
+`Source.record` says which one that is."""
+
+
+def uncounted(path: Path, begin: int, number: int) -> None:
+    """A `LeftOut` that does nothing."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A file: its size and time when it was found, and how it is to be read (see `gpt.corpus.kinds.Kind`).
@@ -52,7 +62,9 @@ class Source:
         kind, state = kind_of(path, encoding, field is not None, in_folder)
         return cls(path, state.st_size, state.st_mtime_ns, **kind._asdict(), field=field or TEXT_FIELD)
 
-    def texts(self, begin: int, end: int | None, mark: str, watch: Watch = unwatched) -> Iterator[str]:
+    def texts(
+        self, begin: int, end: int | None, mark: str, watch: Watch = unwatched, left_out: LeftOut = uncounted
+    ) -> Iterator[str]:
         """The text between two bytes of the file (None: its end) in strings, with `mark` behind each document.
 
         Raises UserError for a file that is missing or unreadable, and for anything in it that cannot be read.
@@ -62,7 +74,7 @@ class Source:
             return
         try:
             with cannot(f"read {self.path}"), damage_named(self.path, self.compression):
-                yield from self._texts(begin, end, mark, watch)
+                yield from self._texts(begin, end, mark, watch, partial(left_out, self.path, begin))
         except FileNotFoundError:
             raise UserError(f"{self.path} does not exist: give the path of a text file") from None
         except UnicodeDecodeError:
@@ -70,9 +82,11 @@ class Source:
         except UnicodeError as error:  # of a decoder that names no byte: UTF-16's, if the byte order mark is missing
             raise UserError(f"{self.path} is not {self.encoding.upper()} ({reason(error)}): {_CONVERT}") from None
 
-    def _texts(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
+    def _texts(
+        self, begin: int, end: int | None, mark: str, watch: Watch, left_out: documents.LeftOut
+    ) -> Iterator[str]:
         if self.format == "parquet":
-            yield from self._row_groups(begin, end, mark, watch)
+            yield from self._row_groups(begin, end, mark, watch, left_out)
             return
         with open(self.path, "rb", buffering=0) as raw:
             raw.seek(begin)
@@ -85,13 +99,13 @@ class Source:
             if self.format == "plain":
                 yield from documents.plain(partial(file.read, _BUFFER), self.encoding, mark, is_whole=True)
             elif self.format == "json":
-                yield from documents.json_list(file, self.path, self.encoding, text_of, mark)
+                yield from documents.json_list(file, self.path, self.encoding, text_of, mark, left_out)
             elif self.format == "jsonl":
                 before = partial(self._lines_before, begin)
-                yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, before)
+                yield from documents.json_lines(file, self.path, self.encoding, text_of, mark, left_out, before)
             else:
                 delimiter = "\t" if self.format == "tsv" else ","
-                yield from documents.table(file, self.path, self.encoding, self.field, mark, delimiter)
+                yield from documents.table(file, self.path, self.encoding, self.field, mark, left_out, delimiter)
 
     @property
     def _is_small(self) -> bool:
@@ -111,7 +125,9 @@ class Source:
         watch(data)
         return text
 
-    def _row_groups(self, begin: int, end: int | None, mark: str, watch: Watch) -> Iterator[str]:
+    def _row_groups(
+        self, begin: int, end: int | None, mark: str, watch: Watch, left_out: documents.LeftOut
+    ) -> Iterator[str]:
         file = documents.Parquet(self.path)
         columns = (
             [name for name in file.columns if name in conversations.FIELDS] if self.conversations else [self.field]
@@ -120,7 +136,7 @@ class Source:
         starts = file.starts()
         for group, (first, last) in enumerate(zip(starts, [*starts[1:], None], strict=True)):
             if begin <= first and (end is None or first < end):
-                yield from file.documents(group, columns, text_of, mark)
+                yield from file.documents(group, columns, text_of, mark, left_out)
                 feed(self.path, first, last, watch)
 
     def cut_behind(self, place: int) -> int:
@@ -137,6 +153,12 @@ class Source:
             while (line := file.readline(_BUFFER)) and not line.endswith(b"\n"):
                 pass
             return min(file.tell(), self.size)
+
+    def record(self, begin: int, number: int) -> str:
+        """What messages call the record that a `LeftOut` was told of, such as "line 7"."""
+        if self.format == "jsonl":
+            return f"line {self._lines_before(begin) + number}"
+        return f"{ {'parquet': 'row', 'json': 'object'}.get(self.format, 'line') } {number}"
 
     def _lines_before(self, place: int) -> int:
         counts: list[int] = []

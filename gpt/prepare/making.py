@@ -252,6 +252,8 @@ class Maker:
                 f"{text.name} holds nothing that the tokenizer knows, so it has no tokens: give another text"
             )
         raise_if_lossy(text.name, made.lost.total(), made.characters)
+        if made.without_text.files:
+            self.report(f"Note: {made.without_text.words(text)}")
         for file in text.files:
             if provenance.stamp(file.path) != {"size": file.size, "mtime_ns": file.mtime_ns}:
                 raise UserError(f"{file.path} changed while it was being read: try again when nothing writes to it")
@@ -295,7 +297,7 @@ def _train(tokenizer: Tokenizer, text: Sources, progress: Progress) -> None:
                 nonlocal read
                 read += len(data)
 
-            for block in text.learned_blocks(count):
+            for block in text.learned_blocks(count, tokenizer.last_cut):
                 yield block
                 advance(min(read, size))
 

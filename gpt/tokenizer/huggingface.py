@@ -3,7 +3,8 @@
 A file of our own has the marks at the ids 0, 1 …, then the alphabet, then the merges' pieces in their order. The ids of
 a file from elsewhere stay as they are. What we cannot do is refused by name (`UnsupportedError`).
 
-GPT-2's own two files, vocab.json and merges.txt, are read as the tokenizer.json that says the same.
+GPT-2's own two files, vocab.json and merges.txt, are read as the tokenizer.json that says the same, and so is a
+vocabulary in tiktoken's form.
 """
 
 import operator
@@ -18,6 +19,7 @@ import numpy as np
 from gpt.errors import UserError, shown
 from gpt.system import reading
 from gpt.system.reading import TEXT, optional, or_null
+from gpt.tokenizer import tiktoken
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, overlap, unfit
 from gpt.tokenizer.merges import Merges
 from gpt.tokenizer.spelling import END_OF_WORD, ByteSpelling, CharSpelling, WordSpelling
@@ -136,11 +138,14 @@ def _decoder(split: str) -> dict[str, Any]:
 
 
 def read(path: Path, what: str, advice: str) -> dict[str, Any]:
-    """The document in a tokenizer.json, or in a directory that has one, or has GPT-2's two files.
+    """The document in a tokenizer.json, or in a directory that has one, or has GPT-2's two files; or of a vocabulary
+    in tiktoken's form.
 
     `what` and `advice` are for messages, as in `read_json`. Raises UserError, and FileNotFoundError.
     """
     if not path.is_dir():
+        if ranks := tiktoken.read(path):
+            return _of_tiktoken(ranks)
         return reading.read_json(path, {}, what, advice, reading.LARGE)
     if (path / "tokenizer.json").exists():
         return reading.read_json(path / "tokenizer.json", {}, what, advice, reading.LARGE)
@@ -187,6 +192,18 @@ def _of_gpt2(ids: dict[str, Any], merges: Path) -> dict[str, Any]:
         "pre_tokenizer": _BYTE_LEVEL,
         "decoder": _BYTE_LEVEL,
         "model": {"type": "BPE", "vocab": ids, "merges": [line for line in lines if line]},
+    }
+
+
+def _of_tiktoken(found: tiktoken.Ranks) -> dict[str, Any]:
+    marks = [{"id": id, "content": text, "special": True} for text, id in found.special.items()]
+    model = {"type": "BPE", "ignore_merges": True, "vocab": found.ids | found.special, "merges": found.merges}
+    return {
+        "added_tokens": marks,
+        "normalizer": {"type": "NFC"} if found.nfc else None,
+        "pre_tokenizer": _pre_tokenizer(found.split),
+        "decoder": _BYTE_LEVEL,
+        "model": model,
     }
 
 

@@ -32,13 +32,17 @@ class Mark(NamedTuple):
 
 
 class Marks:
-    """The marks of a tokenizer. A text is brought into Unicode's composed form between them if `nfc` is true."""
+    """The marks of a tokenizer. A text is brought into Unicode's composed form between them if `nfc` is true.
+
+    `pairs` has all neighboring characters of a mark.
+    """
 
     def __init__(self, marks: tuple[Mark, ...], nfc: bool = False) -> None:
         self._ids = {mark.text: mark.id for mark in marks}
         self._nfc = nfc
         longest_first = sorted(self._ids, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self.pairs = {text[place : place + 2] for text in self._ids for place in range(len(text) - 1)}
         self._beginnings = {text[:2] for text in self._ids}  # most texts have none of them, and need no slower search
 
     def __len__(self) -> int:

@@ -9,10 +9,13 @@ gpt/corpus/ reads the text. A seam is
   with something else, except for slashes;
 - before a line end or `<|endoftext|>`, if a letter or digit is before it: no pattern joins these with a line end or a
   sign behind them. (If `<|endoftext|>` is a mark, words end there anyway; if not, it begins with a sign.)
+
+Base64 and JSON may be written in one line of many megabytes that has no seam. All tokenizers but those of the kind
+`word`, whose words end at white space alone, cut within such a line as well (`last_cut`).
 """
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import cache
 from typing import Any, BinaryIO
 
@@ -36,17 +39,49 @@ def _seam(way: str) -> Any:
 
     Letters and digits are those of the tokenizers. \\s is White_Space in `regex`; `re` adds U+001C to U+001F.
     """
-    ranges = [each.partition("-") for each in f"{LETTERS} {NUMBERS}".split()]
-    letter = "".join(f"\\U{int(first, 16):08x}-\\U{int(last or first, 16):08x}" for first, _, last in ranges)
     mark = regex.escape(END_OF_TEXT)
-    return regex.compile(rf"{way}(?<=\S)[^\S\r\n]|(?<=\S[\r\n])[^\s/]|(?<=[{letter}])(?<!\s)(?:[\r\n]|{mark})")
+    return regex.compile(rf"{way}(?<=\S)[^\S\r\n]|(?<=\S[\r\n])[^\s/]|(?<=[{_letters()}])(?<!\s)(?:[\r\n]|{mark})")
 
 
-def blocks_of(texts: Iterable[str], block_chars: int) -> Iterator[str]:
+@cache
+def _letters() -> str:
+    """All letters and digits, as a set in a pattern has them."""
+    ranges = [each.partition("-") for each in f"{LETTERS} {NUMBERS}".split()]
+    return "".join(f"\\U{int(first, 16):08x}-\\U{int(last or first, 16):08x}" for first, _, last in ranges)
+
+
+@cache
+def _within() -> Any:
+    """The pattern that finds the last place at which patterns of words cut a line, whatever stands around it.
+
+    These are the places between one of ASCII's letters and one of its digits, and those between a letter or digit and
+    a sign that begins no contraction and joins no letter: no pattern has a word with two such neighbors in it.
+    """
+    return regex.compile(rf"(?r)(?<=[a-zA-Z])[0-9]|(?<=[0-9])[a-zA-Z]|(?<=[{_letters()}])[!-&(-/:-@\[-`{{-~、。！，？]")
+
+
+def last_cut(text: str, apart: Container[str]) -> int:
+    """The last place within a line at which all tokenizers but those of the kind `word` cut; 0 if there is none.
+
+    `apart` has the pairs of characters between which there is no such place, because a mark has them.
+
+    >>> last_cut("aGVsbG8gd29ybGQh", set()), last_cut("aGVsbG8gd29ybGQh", {"9y"}), last_cut("the cat", set())
+    (11, 9, 0)
+    """
+    places = (found.start() for found in _within().finditer(text))
+    return next((place for place in places if text[place - 1 : place + 1] not in apart), 0)
+
+
+def nowhere(text: str) -> int:
+    """The `last_cut` of a tokenizer that cuts at seams alone."""
+    return 0
+
+
+def blocks_of(texts: Iterable[str], block_chars: int, cut: Callable[[str], int] = nowhere) -> Iterator[str]:
     """A text that comes in strings, in blocks of about `block_chars` characters.
 
-    Every block but the last ends at a seam. A stretch of text without one comes in one block, however long. Joined,
-    the blocks are the text.
+    Every block but the last ends at a seam, or, in a long stretch without one, where `cut` says. Without such a place
+    the stretch comes in one block, however long. Joined, the blocks are the text.
 
     Example:
 
@@ -58,10 +93,10 @@ def blocks_of(texts: Iterable[str], block_chars: int) -> Iterator[str]:
     for text in _gathered(texts, block_chars):
         text = tail + text
         seam = _seam("(?r)").search(text)
-        if seam:
-            yield "".join(held) + text[: seam.start()]
+        if place := seam.start() if seam else cut(text):
+            yield "".join(held) + text[:place]
             held.clear()
-            text = text[seam.start() :]
+            text = text[place:]
         kept = max(0, len(text) - len(END_OF_TEXT))
         held.append(text[:kept])
         tail = text[kept:]

@@ -40,6 +40,7 @@ from gpt.tokenizer.bpe import learn
 from gpt.tokenizer.encoding import count_words
 from gpt.tokenizer.marks import END_OF_TEXT, Mark, Marks, unfit
 from gpt.tokenizer.spelling import SPELLINGS, ByteSpelling, Decoder
+from gpt.tokenizer.text import last_cut
 from gpt.tokenizer.vocabulary import DEFAULT_SPLITS, SPLITS, Vocabulary
 
 _MENTIONED = 10  # characters that a message names at most
@@ -233,6 +234,16 @@ class Tokenizer:
                 self.lost.update(self.unknown(block))
             yield ids
 
+    def last_cut(self, text: str) -> int:
+        """The last place at which a block may end in a text without a seam (gpt/tokenizer/text.py); 0 if there is none.
+
+        Example:
+
+        >>> Tokenizer(kind="byte").last_cut("aGVsbG8gd29ybGQh"), Tokenizer(kind="word").last_cut("aGVsbG8gd29ybGQh")
+        (11, 0)
+        """
+        return 0 if self.kind == "word" else last_cut(text, self._marks.pairs)
+
     @property
     def dropped(self) -> int:
         """The number of characters that encoding has left out."""
@@ -315,8 +326,9 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a tokenizer.json: one that `save` wrote, or one from elsewhere with byte-level BPE.
 
-        `path` may also be a directory that has it, or that has GPT-2's vocab.json and merges.txt. The ids stay those
-        of the file. Raises UserError if it is anything else, or asks for something that hipgpt does not do.
+        `path` may also be a directory that has it, or that has GPT-2's vocab.json and merges.txt, or a vocabulary in
+        tiktoken's form (gpt/tokenizer/tiktoken.py). The ids stay those of the file. Raises UserError if it is anything
+        else, or asks for something that hipgpt does not do.
 
         Example: `Tokenizer.load("checkpoints/tales/tokenizer.json").encode("Once upon a time")`.
         """

@@ -152,6 +152,15 @@ def test_a_text_is_read_with_the_encoding_and_the_field_that_the_command_names(r
     assert named == {**plain, "text": "documents.jsonl"}
 
 
+def test_documents_without_text_are_left_out_of_a_score_and_counted(run_eval):
+    Path("whole.jsonl").write_text(json.dumps({"text": TEXT}) + "\n", encoding="utf-8")
+    Path("gaps.jsonl").write_text('{"text": null}\n' + Path("whole.jsonl").read_text() + '{"text": ""}\n')
+    whole, gaps = run_eval("--data-path", "whole.jsonl"), run_eval("--data-path", "gaps.jsonl")
+    note = "Note: 2 documents have no text and are left out, the first in gaps.jsonl, line 1\n"
+    assert note in gaps
+    assert gaps.replace(note, "").replace("gaps", "whole") == whole
+
+
 def test_in_conversations_what_the_assistant_says_is_scored(model):
     tokenizer = Tokenizer(kind="byte", special_tokens=tuple(MARKERS.values()))
     ids = np.array(tokenizer.encode("<|user|>ab<|assistant|>cde<|endoftext|>xy"), np.int32)

@@ -191,7 +191,7 @@ def test_a_parquet_file_with_a_text_or_a_column_that_the_user_names_has_no_conve
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"completion": None}, "row 3: the conversation has no completion, but must have prompt and completion"),
+        ({"messages": [{"content": "a"}]}, "row 3: the conversation has the role None in message 1"),
         ({"messages": [{"role": "boss", "content": "a"}]}, "row 3: the conversation has the role 'boss' in message 1"),
     ],
 )

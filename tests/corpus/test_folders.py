@@ -177,6 +177,33 @@ def test_names_that_cannot_be_used_are_refused(books, names, message):
     assert message in str(error.value)
 
 
+SAVED = [
+    {"dataset_info.json": '{"features": {}}', "state.json": "{}", "data-00000-of-00001.arrow": "\xff\xff\xff\xff"},
+    {"dataset_dict.json": '{"splits": ["train"]}', "train/dataset_info.json": "{}", "train/state.json": "{}"},
+]
+
+
+@pytest.mark.parametrize("files", SAVED)
+def test_a_dataset_in_arrow_files_is_refused_and_its_descriptions_are_not_taken_for_texts(books, files):
+    for name, content in files.items():
+        (books / "saved" / name).parent.mkdir(parents=True, exist_ok=True)
+        (books / "saved" / name).write_text(content, encoding="latin-1")
+    with pytest.raises(UserError) as error:
+        find(["data/books/saved"])
+    assert str(error.value) == (
+        "data/books/saved is a dataset in Arrow files: write it as parquet, with "
+        "datasets.load_from_disk('data/books/saved').to_parquet('FILE.parquet'), or each of its splits so"
+    )
+    found = find(["data/books"])
+    assert "".join(found.sources.blocks()) == joined(books, *IN_ORDER)
+    assert Path("data/books/saved") in found.left_out
+
+
+def test_a_folder_of_parquet_with_a_description_is_a_folder_like_any_other(books):
+    (books / "dataset_info.json").write_text("{}")
+    assert text_of("data/books") == joined(books, *IN_ORDER, "dataset_info.json")
+
+
 # Runs
 
 

@@ -144,7 +144,7 @@ def test_documents_that_are_all_empty_are_refused(project):
             b'{"id": 1, "body": "a"}',
             "line 3, has no field 'text', only 'id', 'body': name the field of the text with --",
         ),
-        (b'{"text": null}', "line 3: the field 'text' is null, but must be text"),
+        (b'{"text": false}', "line 3: the field 'text' is false, but must be text"),
         (b'{"text": 5}', "line 3: the field 'text' is 5, but must be text"),
         (b'["text"]', "line 3, is not a JSON object, but must be one: repair it"),
         (b'{"text": "a"', "line 3, is not JSON ("),
@@ -237,7 +237,6 @@ def test_texts_in_a_parquet_file_may_have_any_of_arrows_kinds_of_strings(tmp_pat
     [
         ({"body": ["a"]}, "has no column 'text', only 'body': name the column of the text with --text-field"),
         ({"text": [1]}, "the column 'text' holds int64, not text"),
-        ({"text": ["a", None]}, "row 2: the column 'text' has no text"),
     ],
 )
 def test_a_parquet_file_without_texts_is_refused(tmp_path, columns, message):
@@ -329,3 +328,49 @@ def test_a_run_learns_from_records_in_a_folder_and_remembers_their_field(project
     corpus = project.prepare(reset=True)
     assert corpus.info["corpus"]["text_field"] == "body"
     assert "--text-field is text, but the tokens of run r were made with body" in project.refused(text_field="text")
+
+
+NESTED = [
+    ({"data": {"text": "a", "n": 1}, "id": 1}, "data.text"),
+    ({"data": {"meta": {"text": "a"}}, "text": "b"}, "data.meta.text"),
+    ({"data.text": "a", "data": {"text": "b"}}, "data.text"),
+    ({"data": {"meta.text": "a", "meta": {"text": "b"}}}, "data.meta.text"),
+]  # a record, and what names the text "a" in it
+
+
+@pytest.mark.parametrize(("record", "field"), NESTED)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_name_with_dots_leads_into_nested_objects_if_no_field_has_it(tmp_path, name, record, field):
+    path = tmp_path / name
+    if name == "a.parquet":
+        parquet_of(path, {key: [value] * 3 for key, value in record.items()})
+    else:
+        path.write_text(json.dumps([record] * 3) if name == "a.json" else (json.dumps(record) + "\n") * 3)
+    assert text_of(path, field=field) == marked("aaa")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_null_on_the_way_to_a_nested_text_is_one_in_its_place(tmp_path, name):
+    rows = [{"text": "a"}, None, {"text": None}, {"text": "b"}]
+    if name == "a.parquet":
+        parquet_of(tmp_path / name, {"data": rows})
+    else:
+        (tmp_path / name).write_text("".join(json.dumps({"data": row}) + "\n" for row in rows))
+    assert text_of(tmp_path / name, field="data.text") == marked("ab")
+
+
+@pytest.mark.parametrize("field", ["data.body", "data.text.more", "data.", ".text", "texts.text", "other.text"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_nested_field_that_is_not_there_is_named(tmp_path, name, field):
+    record = {"data": {"text": "a"}, "texts": [{"text": "a"}]}
+    if name == "a.parquet":
+        parquet_of(tmp_path / name, {key: [value] for key, value in record.items()})
+    else:
+        (tmp_path / name).write_text(json.dumps(record))
+    what = "column" if name == "a.parquet" else "field"
+    assert f"has no {what} '{field}', only 'data', 'texts': name the {what}" in refused(tmp_path / name, field=field)
+
+
+def test_a_nested_column_that_is_no_text_is_refused(tmp_path):
+    parquet_of(tmp_path / "a.parquet", {"data": [{"text": 1}]})
+    assert "the column 'data.text' holds int64, not text" in refused(tmp_path / "a.parquet", field="data.text")

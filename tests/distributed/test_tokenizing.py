@@ -157,6 +157,17 @@ def test_characters_that_the_vocabulary_lacks_are_counted_over_all_ranks(project
     assert project.notes[-1] == notes[-1]
 
 
+def test_documents_without_text_are_counted_over_all_ranks(project, tokenized, many_pieces):
+    lines = ['{"text": "the cat sat"}'] * 60 + ['{"text": null}', '{"text": "a mat"}'] * 20
+    project.text.with_suffix(".jsonl").write_text("\n".join(lines))
+    project.prepare(data_path="data/data.jsonl", kind="byte", vocab_limit=300)
+    said = "Note: 20 documents have no text and are left out, the first in data/data.jsonl, line 61"
+    assert said in project.notes
+    project.run.tokens_path.unlink()
+    tokenized(3)
+    assert said in project.notes
+
+
 def test_tokens_that_still_match_are_opened_by_all_ranks_and_not_made_again(project, tokenized):
     project.prepare()
     before = project.snapshot()

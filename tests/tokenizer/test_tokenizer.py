@@ -1,10 +1,13 @@
 """gpt/tokenizer/tokenizer.py: learning, encoding, decoding, and what is refused."""
 
+import base64
 import os
+import random
 import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from itertools import chain
 
 import numpy as np
@@ -16,6 +19,7 @@ import gpt.tokenizer.encoding
 from gpt.corpus import read_blocks
 from gpt.errors import UserError
 from gpt.tokenizer import END_OF_TEXT, Tokenizer
+from gpt.tokenizer.text import blocks_of
 from tests.support import ROOT
 from tests.tokenizer.samples import CORPUS, both_kinds, every_kind, of_each, texts, trained
 
@@ -99,6 +103,29 @@ def test_the_ids_of_a_file_do_not_depend_on_the_block_size(pairs, tmp_path_facto
     assert ids.tolist() == ours.encode(path.read_bytes().decode())
     if ours.kind == "byte":
         assert ours.decode(ids).encode() == path.read_bytes()
+
+
+LINES = st.lists(
+    st.sampled_from([*"aZé日ß19½-_'|<>/=+.。\u0301", "'s", "'RE", "12", "<user>", "<|user|>", "<|a1b|>", "\n"])
+)
+
+
+@every_kind
+@of_each
+@given(text=LINES.map("".join), block_chars=st.integers(1, 20))
+def test_the_ids_of_a_line_do_not_depend_on_where_it_is_cut(pairs, kind, text, block_chars):
+    ours = pairs[kind][0].with_special_tokens(["<|a1b|>"])
+    blocks = list(blocks_of([text], block_chars, ours.last_cut))
+    assert "".join(blocks) == text
+    assert [id for block in blocks for id in ours.encode(block)] == ours.encode(text)
+    assert [ours.unknown(text)] == [sum(map(ours.unknown, blocks), Counter())]
+
+
+@every_kind
+def test_a_line_of_base64_or_json_comes_in_blocks_but_one_word_in_one(pairs, kind):
+    for line in (base64.b64encode(random.Random(1).randbytes(3000)).decode(), '{"key":["value",""]},' * 200):
+        blocks = list(blocks_of([line], 100, pairs[kind][0].last_cut))
+        assert max(map(len, blocks)) < 300 if pairs[kind][0].kind != "word" else blocks == [line]
 
 
 @every_kind

@@ -192,6 +192,21 @@ def test_an_encoding_that_was_killed_goes_on_behind_its_last_whole_piece(
     assert not project.run.staged_path.exists()
 
 
+def test_an_encoding_that_goes_on_has_counted_the_documents_without_text_before(project, monkeypatch, small_pieces):
+    records = '{"text": "the cat"}\n' * 20 + '{"text": null}\n{"text": "sat"}\n' * 40
+    project.text.with_suffix(".jsonl").write_text(records)
+    named = {"data_path": "data/data.jsonl", "kind": "byte", "vocab_limit": 300}
+    if (child := os.fork()) == 0:
+        dying_in_piece(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        project.prepare(**named)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    project.prepare(**named)
+    assert any("were there from an interrupted command" in note for note in project.notes)
+    said = "Note: 40 documents have no text and are left out, the first in data/data.jsonl, line 21"
+    assert said in project.notes
+
+
 @pytest.mark.parametrize("change", ["text", "tokens", "journal"])
 def test_an_interrupted_encoding_is_of_no_use_to_another_text_or_when_it_is_damaged(
     project, monkeypatch, small_pieces, change
