@@ -146,6 +146,20 @@ def test_a_vector_at_an_unaligned_address_is_found():
     assert "s[1] is not at a multiple of 16 bytes" in failure(body)
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("SHARED(float, s, 64); if (t < 63) s[t] = 1; sync(); y[t] = s.vector(60).v[0];", "s[63] is read, but nobody"),
+        ("SHARED(float, s, 62); if (t < 62) s[t] = 1; sync(); y[t] = s.vector(60).v[0];", "s[62] is outside of its 62"),
+        ("SHARED(bf16, s, 64); if (t != 1) s[t] = bf16(); sync(); y[t] = s.word(0);", "s[1] is read, but nobody"),
+        ("SHARED(float, s, 64); if (t == 1) s[3] = 1; if (t == 2) s.set_vector(0, {});", "s[3] is written, but thread"),
+        ("SHARED(float, s, 62); if (t == 1) s.set_vector(60, {});", "s[62] is outside of its 62"),
+    ],
+)
+def test_every_element_of_a_vector_is_checked(body, message):
+    assert message in failure(f"int t = thread_id(); {body}")
+
+
 def test_a_barrier_that_not_all_threads_reach_is_found(order):
     assert "never reaches" in failure("if (thread_id() < 32) sync(); y[0] = 1;", order=order)
 

@@ -307,19 +307,33 @@ void sync() { block->wait(AT_BARRIER); }
 
 float shuffle(float v, int lane) { return block->shuffle(v, lane); }
 Operands& operands() { return block->exchange(); }
-void wait_for_operands() { block->wait(IN_PRODUCT); }
+
+// Here and not in the header, because the kernels are compiled with less optimization
+void add_products(float* first, float* last, const Operands& all, const int* rows, const int* columns, int elements,
+                  int edge) {
+  block->wait(IN_PRODUCT);
+  for (int i = 0; i < elements; i++) {
+    const float *a = all.a[rows[i]], *b = all.b[columns[i]];
+    for (int half = 0; half < 2; half++) {
+      float& out = (half ? last : first)[i];
+      float sum = out;
+      for (int k = edge / 2 * half; k < edge / 2 * (half + 1); k++) sum += a[k] * b[k];
+      out = sum;
+    }
+  }
+}
 
 Array* shared_array(const void* site, const char* name, int count, int element_bytes) {
   return block->array(site, name, count, element_bytes);
 }
 
-const void* read(Array* array, int i) {
-  block->read(*array, i);
+const void* read(Array* array, int i, int count) {
+  for (int e = i; e < i + count; e++) block->read(*array, e);
   return &array->bytes[(size_t)i * array->element_bytes];
 }
 
-void* write(Array* array, int i) {
-  block->write(*array, i);
+void* write(Array* array, int i, int count) {
+  for (int e = i; e < i + count; e++) block->write(*array, e);
   return &array->bytes[(size_t)i * array->element_bytes];
 }
 
