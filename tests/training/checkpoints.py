@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,4 +78,19 @@ def kill_at_rename(monkeypatch, work, rename, moment):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killing_replace)
+        assert in_a_child(work) == -signal.SIGKILL
+
+
+def kill_at_removal(monkeypatch, work, removals):
+    """Do some work in a child that is killed after so many removals, right before the next one."""
+    unlink, left = Path.unlink, [removals]
+
+    def killing_unlink(path, missing_ok=False):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killing_unlink)
         assert in_a_child(work) == -signal.SIGKILL

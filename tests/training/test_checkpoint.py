@@ -4,9 +4,7 @@ import json
 import os
 import resource
 import shutil
-import signal
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,18 @@ from gpt.errors import UserError
 from gpt.parameters import matrix_names, parameter_shapes
 from gpt.run import Run
 from tests.support.processes import in_a_child
-from tests.training.checkpoints import MODEL, TRAIN, complete, is_complete, kill_at_rename, names, run, save, state
+from tests.training.checkpoints import (
+    MODEL,
+    TRAIN,
+    complete,
+    is_complete,
+    kill_at_removal,
+    kill_at_rename,
+    names,
+    run,
+    save,
+    state,
+)
 
 __all__ = ["run"]  # a fixture
 
@@ -294,21 +303,6 @@ def test_pruning_breaks_neither_link_if_they_name_different_checkpoints(run):
     run.latest_weights_path.symlink_to(run.weights_path(10).name)
     checkpoint.prune(run, 1)
     assert names(run) == complete(run, 10, 30)
-
-
-def kill_at_removal(monkeypatch, work, removals):
-    """Do some work in a child that is killed after so many removals, right before the next one."""
-    unlink, left = Path.unlink, [removals]
-
-    def killing_unlink(path, missing_ok=False):
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        unlink(path, missing_ok)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", killing_unlink)
-        assert in_a_child(work) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("removals", range(3))
