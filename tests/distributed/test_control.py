@@ -16,6 +16,8 @@ if os.name == "nt":
 if not sys.platform.startswith("linux"):
     pytest.skip("the tests look for processes in /proc", allow_module_level=True)
 
+pytestmark = pytest.mark.slow  # each test starts several processes, and waits until they have ended
+
 HOST = re.escape(socket.gethostname())
 SIZE = 3
 AT_ONCE = 40  # seconds: enough on a busy machine, and less than the 60 s of silence after which a rank hangs

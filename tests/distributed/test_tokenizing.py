@@ -20,6 +20,8 @@ from tests.support.forked_ranks import OtherRankEndedError, on_ranks
 from tests.support.grids import pairs
 from tests.support.project import TEXT
 
+pytestmark = pytest.mark.slow  # each test starts several processes
+
 LETTERS = "abc é ß 日本語 😀 \u2003 \xa0 \r\n \x1c \u200b ' 12 ."  # of 1, 2, 3 and 4 bytes; some of them white space
 TEXTS = {
     "lines": TEXT,
